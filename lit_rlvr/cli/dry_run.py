@@ -62,13 +62,14 @@ def sizes(run: PlannedRun) -> dict[str, Any]:
     trainer, data, rollout = run.trainer, run.data, run.rollout
     iterations, every = run.iterations, rollout.validate_every_rollouts
     during = (iterations or 0) // every if every else 1  # by epochs counts as once, at the end
-    samples = [len(d.prompts["validation"]) * rollout.samples_of(d.name) for d in data.validated]
     return {
         "iterations": iterations,
         "prompts": data.prompts_per_rollout,
         "sequences": data.prompts_per_rollout * rollout.completions_of(run.module),
         "validations": 1 + during if trainer.limit_val_batches else 0,
-        "validation_completions": sum(samples),
+        "validation_completions": sum(
+            len(d.prompts["validation"]) * rollout.samples_of(d.name) for d in data.validated
+        ),
     }
 
 

@@ -148,14 +148,13 @@ def _problems(arguments: Sequence[str], names: IndexedNames) -> Iterator[str]:
         elif key in ("model", "data") and inner:
             group, dot, field = inner.removeprefix("init_args.").partition(".")
             path = names.path_of(key, classes[key])
-            arguments_of_class = names.arguments(path)
+            where, arguments_of_class = f"Parser key \"{key}\": class_path '{path}'", names.arguments(path)
             if dot and any(name.startswith(f"{group}.") for name in arguments_of_class):
                 field = field.partition(".")[0]
                 if f"{group}.{field}" not in arguments_of_class:
-                    unrecognized = f"Unrecognized arguments: --{group}.{field}"
-                    yield explain(f"Parser key \"{key}\": class_path '{path}': {unrecognized}", names)
+                    yield explain(f"{where}: Unrecognized arguments: --{group}.{field}", names)
             elif group not in arguments_of_class:
-                yield explain(f"Parser key \"{key}\": class_path '{path}': Option '{group}' is not accepted", names)
+                yield explain(f"{where}: Option '{group}' is not accepted", names)
         elif _parent(option, known) in names.groups | {""}:
             unknown.append(option)
         else:

@@ -280,8 +280,7 @@ def _nearest(key: str, known: Iterable[str]) -> str:
         return f"; did you mean {ours!r}?"
     siblings = [other.rpartition(".")[2] for other in names if other.rpartition(".")[0] == group] if dot else []
     near = nearest(name, siblings) if siblings else nearest(key, names)
-    prefix = f"{group}." if siblings else ""
-    return f"; did you mean {prefix + near!r}?" if near else ""
+    return f"; did you mean {(f'{group}.' if siblings else '') + near!r}?" if near else ""
 
 
 def options_of(parser: Any, command: str = "") -> set[str]:

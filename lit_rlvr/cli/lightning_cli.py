@@ -97,9 +97,7 @@ def settings_yaml(parser: LightningArgumentParser, config: Any) -> str:
 def keep_chosen_tokens(config: Any) -> None:
     """Replace `auto` in model.compute.tokens_per_microbatch by what the run that is resumed has chosen."""
     options, before = config.model.init_args.compute, _config_of(config.ckpt_path)
-    if not before.is_file():
-        return
-    if options.tokens_per_microbatch == "auto":
+    if options.tokens_per_microbatch == "auto" and before.is_file():
         settings = yaml.safe_load(before.read_text())["model"]["init_args"].get("compute", {})
         options.tokens_per_microbatch = settings.get("tokens_per_microbatch", "auto")
 
@@ -290,17 +288,10 @@ class ConfigCheck(RLVRCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = Namespace({"subcommand": self._arguments[0], self._arguments[0]: Namespace()})
 
-    def _set_seed(self) -> None:
-        """Do nothing: no run begins."""
+    def instantiate_classes(self, *_: str) -> None:
+        """Do nothing: `check` builds the objects, the configs come later, and no run begins."""
 
-    def before_instantiate_classes(self) -> None:
-        """Do nothing: the configs come later."""
-
-    def instantiate_classes(self) -> None:
-        """Do nothing: `check` builds the objects."""
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Do nothing: no run begins."""
+    _set_seed = before_instantiate_classes = _run_subcommand = instantiate_classes  # type: ignore[assignment]
 
     def check(self, config: dict[str, Any]) -> Any:
         """Raise the errors that `fit` would raise for a config before it builds its trainer; return the built
@@ -322,7 +313,7 @@ def _top_of_help(command: str) -> dict[str, str]:
     }
 
 
-def run(command: str, arguments: list[str]) -> int | None:
+def run(command: str, arguments: list[str]) -> None:
     """Run `lit-rlvr fit` or another command that takes a config."""
     if command == "fit":
         arguments = [re.sub(f"^{REPLAY}(?==|$)", "--rollout.replay.rollouts_from", argument) for argument in arguments]
@@ -330,4 +321,3 @@ def run(command: str, arguments: list[str]) -> int | None:
     given = [argument for argument in arguments if not (dry and argument == DRY_RUN)]
     with ExitStack() as stack, save_dir_not_required():
         RLVRCLI([command, *given, *(CPU_TRAINER if command == "plan" else ())], stack, dry)
-    return None

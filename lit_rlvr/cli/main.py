@@ -10,6 +10,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -106,7 +107,7 @@ def run(arguments: Sequence[str]) -> int:
     from lit_rlvr.run.rank_zero import leave, silence_other_packages
 
     try:
-        with results_as_json(as_json):
+        with results_as_json() if as_json else nullcontext():
             action = import_module(COMMANDS[command][0]).run if command in COMMANDS else load_part(others[command])
             if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
                 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -10,11 +10,9 @@ from typing import Any
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 
-from lit_rlvr.commands.filter import check_out
-from lit_rlvr.commands.tune import check_tuned
-from lit_rlvr.common.files import check_writable
+from lit_rlvr.common.files import check_new, check_writable
 from lit_rlvr.distributed.fsdp2 import FSDP2
-from lit_rlvr.errors import UserError, log
+from lit_rlvr.errors import UserError, check_within, log
 from lit_rlvr.options import DEFAULT_TOKENS
 from lit_rlvr.policy.precision import auto_precision
 from lit_rlvr.run.run import DEFAULT_FOLDER
@@ -43,9 +41,10 @@ def check_config(command: str, config: Namespace) -> None:
             "does not run on CPUs; use FSDP2 instead: --config configs/strategy/fsdp2.yaml"
         )
     if command == "filter":
-        check_out(Path(config.out))
+        check_new(Path(config.out), "--out", ".jsonl")
     if command == "tune":
-        check_tuned(Path(config.out), config.minutes)
+        check_new(Path(config.out), "--out", ".yaml", ".yml")
+        check_within("(0, inf)", "tune", minutes=config.minutes)
     if command == "preview" and config.out is not None:
         check_writable(Path(config.out), "--out")
     if command == "fit" and config.ckpt_path and config.overwrite:

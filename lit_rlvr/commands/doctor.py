@@ -84,16 +84,15 @@ def machine_findings() -> list[str]:
         if kind == "cuda"
         else f"CPU, {torch.get_num_threads()} threads"
     )
-    converted = (cache_folder() / "smollm2-135m-instruct").is_dir()
     lines = [
         f"Python {sys.version.split()[0]} on {platform.system()} {platform.machine()}",
         f"device: {device}; precision (auto): {'bf16-mixed' if fast_bf16(kind) else '32-true, bf16 is slow here'}",
         f"engine (auto): {_engine(kind)}",
-        f"model smollm2: {'converted' if converted else 'converted at first use'}, in {cache_folder()}",
+        f"model smollm2: converted{'' if (cache_folder() / 'smollm2-135m-instruct').is_dir() else ' at first use'}, in "
+        f"{cache_folder()}",
         f"OMP_WAIT_POLICY: {os.environ.get('OMP_WAIT_POLICY', 'not set')}",
     ]
-    misfits = [name for name in ("torchvision", "torchaudio", "torchcodec") if not _loads(name)]
-    if misfits:
+    if misfits := [name for name in ("torchvision", "torchaudio", "torchcodec") if not _loads(name)]:
         build = f"cu{torch.version.cuda.replace('.', '')}" if torch.version.cuda else "cpu"
         lines.append(
             f"not built for torch {torch.__version__}: {', '.join(misfits)}; pip install --force-reinstall --no-deps "

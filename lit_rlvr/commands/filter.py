@@ -51,7 +51,7 @@ def filter_prompts(
         raise UserError(f"--lowest {lowest} --highest {highest}: give 0 <= lowest <= highest <= 1")
     check_within(f"[1, {MAX_SIZE}]", "filter", samples=samples)
     check_within(f"[0, {MAX_SIZE}]", "filter", completions=completions)
-    check_out(out)
+    check_new(out, "--out", ".jsonl")
     if data.parts:
         raise UserError("data: rows of a Mixture do not fit into one file; filter each of its sets on its own")
     prompts = prompts_to_sample(module, data, rollout, split)
@@ -62,8 +62,7 @@ def filter_prompts(
         "environment": environment_fingerprint(rollout.environment),
     }  # fmt: skip
     records = Records(out.with_suffix(".samples"), settings)
-    missing = records.missing(split, prompts)
-    if missing:
+    if missing := records.missing(split, prompts):
         sampler = open_sampler(module, data, rollout, dtype, missing, sampling.max_tokens, split)
         with progress_bar(f"{split} prompts", len(missing), done=len(prompts) - len(missing)) as one_more:
 
@@ -125,17 +124,6 @@ def open_sampler(
         f"{data.name} {split}", prompts, longest, "rollout.sampling.max_tokens", min_prompt_tokens=grown
     )
     return start_sampler(module.model_folder, rollout.engine, module.tokenizer, dtype, [lengths], data.prepare)
-
-
-def check_out(out: Path) -> None:
-    """Refuse an output file that cannot be written.
-
-    Raises:
-        UserError: it is not a .jsonl file, it exists, or its folder cannot be written.
-    """
-    if out.suffix != ".jsonl":
-        raise UserError(f"--out: {out}: give a file that ends in .jsonl")
-    check_new(out, "--out")
 
 
 def pass_rate(group: list[RecordRow]) -> float | None:

@@ -36,8 +36,7 @@ def write_split(data: PromptDataModule, out: Path) -> list[Path]:
     from_file = any(location is not None for location in data.locations.values())
     written = []
     for split in SETS:
-        samples = data.load(split)
-        if samples:
+        if samples := data.load(split):
             path = out / f"{split}.jsonl"
             rows = [as_row(sample, from_file, out) for sample in samples]
             write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import comb, sqrt
-from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +16,8 @@ import yaml
 from jsonargparse import Namespace
 
 from lit_rlvr.commands.filter import open_sampler, pass_rate, prompts_to_sample
-from lit_rlvr.common.files import check_new
 from lit_rlvr.common.seeds import derive_seed
-from lit_rlvr.errors import UserError, check_within
+from lit_rlvr.errors import UserError
 from lit_rlvr.evaluation.records import RecordRow, group_rows
 from lit_rlvr.evaluation.sampler import Sampler
 from lit_rlvr.policy.loading import load_model_config
@@ -60,18 +58,6 @@ PAID, BARE = 0.9, 16
 at least this part of max_tokens long: on bare answers a model would unlearn to reason where it has room to."""
 
 MeasuredGroup = tuple[Prompt, list[RecordRow]]
-
-
-def check_tuned(out: Path, minutes: float) -> None:
-    """Refuse an output that exists or is no config, and a time that is none.
-
-    Raises:
-        UserError: names the option.
-    """
-    if out.suffix not in (".yaml", ".yml"):
-        raise UserError(f"--out: {out}: give a config that ends in .yaml")
-    check_new(out, "--out")
-    check_within("(0, inf)", "tune", minutes=minutes)
 
 
 @dataclass
@@ -271,8 +257,7 @@ class Tuner:
             + ", ".join(f"{share:.0%} with {other}" for other, share in tuned.sizes.items() if other != size) + ").",
             rollout__group_size=size,
         )  # fmt: skip
-        per_rollout = self._prompts_per_rollout(size)
-        if per_rollout != self.data.prompts_per_rollout:
+        if (per_rollout := self._prompts_per_rollout(size)) != self.data.prompts_per_rollout:
             tuned.choose(
                 f"prompts_per_rollout {per_rollout}: with {size} completions each, about as many as before.",
                 data__init_args__prompts_per_rollout=per_rollout,

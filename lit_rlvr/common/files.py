@@ -148,23 +148,19 @@ def check_writable(folder: Path, option: str) -> None:
         UserError: writing or creating it fails.
     """
     there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"{option}: {shown(there)} is a file; give a folder")
     try:
         with tempfile.TemporaryFile(dir=there) as file:
             file.write(b"x" * 4096)
     except OSError as error:
-        raise UserError(not_writable(folder, option, error)) from error
+        raise UserError(f"{option}: {shown(folder)} cannot be written: {error.strerror}") from error
 
 
-def not_writable(folder: Path, option: str, error: OSError) -> str:
-    """Return the message about a folder that cannot be written or created; it names `option`."""
-    file = next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None)
-    if file is not None:
-        return f"{option}: {shown(file)} is a file; give a folder"
-    return f"{option}: {shown(folder)} cannot be written: {error.strerror}"
-
-
-def check_new(path: Path, option: str) -> None:
-    """Refuse a file that exists, or whose folder cannot be written; the message names `option`."""
+def check_new(path: Path, option: str, *endings: str) -> None:
+    """Refuse a file that exists, whose folder cannot be written, or with another ending; the message names `option`."""
+    if endings and path.suffix not in endings:
+        raise UserError(f"{option}: {path}: give a file that ends in {endings[0]}")
     if path.exists():
         raise UserError(f"{option}: {path} exists; choose another name, or remove it first")
     check_writable(path.parent, option)

@@ -12,5 +12,5 @@ def is_first_process() -> bool:
     """Return whether this is the run's first process. Reads the environment, so it works before the process group
     exists."""
     node = os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0"))
-    ranks = [os.environ[key] for key in _RANKS if key in os.environ]
-    return ranks[:1] in ([], ["0"]) and node == "0"
+    rank = next((os.environ[key] for key in _RANKS if key in os.environ), "0")
+    return node == rank == "0"

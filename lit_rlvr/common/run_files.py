@@ -47,7 +47,7 @@ def checkpoint_folder(run: str | Path) -> Path:
 def list_checkpoints(run: str | Path) -> list[Path]:
     """Return a run's checkpoints, oldest first; a folder that this user may not read is an error, not an empty one."""
     folder = checkpoint_folder(run)  # `Path.glob` finds nothing in a folder that may not be read
-    found = [p for p in (folder.iterdir() if folder.is_dir() else ()) if re.fullmatch(r"step-\d+\.ckpt", p.name)]
+    found = (p for p in (folder.iterdir() if folder.is_dir() else ()) if re.fullmatch(r"step-\d+\.ckpt", p.name))
     return sorted(found, key=lambda path: int(path.stem.removeprefix("step-")))
 
 
@@ -65,8 +65,9 @@ def read_metrics(path: Path) -> dict[int, dict[str, float]]:
                 step = int(row.pop("step"))
                 rows[step] = {name: float(value) for name, value in row.items() if value != ""}
         except (ValueError, KeyError, TypeError, csv.Error) as error:
-            where = f"{shown(path)}, line {reader.line_num}"
-            raise UserError(f"{where}: not a row of a run; mend the file, or move it away") from error
+            raise UserError(
+                f"{shown(path)}, line {reader.line_num}: not a row of a run; mend the file, or move it away"
+            ) from error
     return rows
 
 
@@ -74,12 +75,17 @@ def thumbnail_path(run: str | Path, key: str) -> Path:
     return Path(run) / "images" / f"{key}.png"
 
 
-def read_live(run: Path) -> dict[str, Any] | None:
-    """Read a run folder's `live.json`; return None if it is missing or broken."""
+def read_json(path: Path) -> Any:
+    """Return what a JSON file holds; None if it is missing or broken."""
     try:
-        state = json.loads((run / LIVE).read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+
+
+def read_live(run: Path) -> dict[str, Any] | None:
+    """Read a run folder's `live.json`; return None if it is missing or broken."""
+    state = read_json(run / LIVE)
     return state if has_fields(state, STATE) else None
 
 

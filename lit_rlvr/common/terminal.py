@@ -110,11 +110,8 @@ class _Json:
 
 
 @contextmanager
-def results_as_json(wanted: bool) -> Iterator[None]:
-    """Send only the document of `show_result` to stdout, and all other output to stderr, if the user gave `--json`."""
-    if not wanted:
-        yield
-        return
+def results_as_json() -> Iterator[None]:
+    """Send only the document of `show_result` to stdout, and all other output to stderr."""
     _Json.stdout = sys.stdout
     try:
         with redirect_stdout(sys.stderr):

@@ -137,8 +137,7 @@ def call_by_name(function: Callable[..., Any], given: Mapping[str, Any], named: 
     parameters = list(inspect.signature(function).parameters.values())
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     others = positional[len(given) :] + [p for p in parameters if p.kind is p.KEYWORD_ONLY]
-    unknown = [p.name for p in others if p.name not in named and p.default is p.empty]
-    if unknown:
+    if unknown := [p.name for p in others if p.name not in named and p.default is p.empty]:
         raise UserError(
             f"{defined_at(function)} takes {', '.join(unknown)}; after its first {len(given)} arguments the kit has "
             f"only {', '.join(named)}"

@@ -252,8 +252,8 @@ def has_the_right_direction(prepare: PrepareStep, batch: Batch) -> Finding:
 def cut_finding(name: str, prepare: PrepareStep, batch: Batch, cuts: list[Cut], about: str, cause: str) -> Finding:
     """Compare the loss and gradient of a batch in one piece and in several."""
     base = replay_step(prepare(batch), batch)
-    worst = float(np.max([error(replay_step(prepare(batch), batch, cut), base) for cut in cuts]))
-    return Finding(name, worst, EXACT, about, cause)
+    errors = [error(replay_step(prepare(batch), batch, cut), base) for cut in cuts]
+    return Finding(name, float(np.max(errors)), EXACT, about, cause)
 
 
 def ignores_cuts(prepare: PrepareStep, batch: Batch) -> list[Finding]:
@@ -345,8 +345,10 @@ def survives_extreme_ratios(measure: Measure, batch: Batch) -> Finding:
 
 def ignores_precision(measure: Measure, batch: Batch) -> Finding:
     """Compare float32 with float64."""
-    worst = error(measure(to_float32(batch)), measure(batch))
-    return Finding("precision", worst, SINGLE, "float32 and float64", "a difference of large numbers")
+    return Finding(
+        "precision", error(measure(to_float32(batch)), measure(batch)), SINGLE,
+        "float32 and float64", "a difference of large numbers",
+    )  # fmt: skip
 
 
 # ---- properties of advantages ----------------------------------------------------------------------------------

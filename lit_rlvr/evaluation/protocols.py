@@ -119,8 +119,7 @@ class Protocol:
         if not (self.samples or self.greedy):
             raise UserError("samples: give a positive number, or 0 with greedy: true")
         check_within(f"[0, {MAX_SIZE}]", "protocol", samples=self.samples)
-        limits = {name: getattr(self, name) for name in ("max_tokens", *TURNS)}
-        check_within("[1, inf)", "protocol", **limits)
+        check_within("[1, inf)", "protocol", **{name: getattr(self, name) for name in ("max_tokens", *TURNS)})
         Sampling(self.temperature, self.top_p)  # refuses impossible ones
 
     def parts(self, limits: Sampling) -> dict[str, tuple[Sampling, int]]:
@@ -131,12 +130,9 @@ class Protocol:
         """
         own = {name: value for name in ("max_tokens", *TURNS) if (value := getattr(self, name)) is not None}
         limits = replace(limits, **own)
-        parts: dict[str, tuple[Sampling, int]] = {}
-        if self.samples:
-            parts["sampled"] = replace(limits, temperature=self.temperature, top_p=self.top_p), self.samples
-        if self.greedy:
-            parts["greedy"] = replace(limits, temperature=0.0), 1
-        return parts
+        sampled = replace(limits, temperature=self.temperature, top_p=self.top_p)
+        parts = {"sampled": (sampled, self.samples), "greedy": (replace(limits, temperature=0.0), int(self.greedy))}
+        return {part: (sampling, count) for part, (sampling, count) in parts.items() if count}
 
 
 def make_protocol(suite: str, own: Mapping[str, Any], given: Mapping[str, Any]) -> Protocol:

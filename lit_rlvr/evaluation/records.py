@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_rlvr.common.files import write_atomically
+from lit_rlvr.common.run_files import read_json
 from lit_rlvr.configs import changes
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Completion, Prompt, Sample
@@ -71,8 +72,7 @@ def match(given: CompletionsById, samples: list[Sample], part: str) -> list[Samp
         UserError: a completion belongs to no question, or questions have different numbers of completions.
     """
     ids = {sample.id for sample in samples}
-    unknown = [name for name in given if name not in ids]
-    if unknown:
+    if unknown := [name for name in given if name not in ids]:
         raise UserError(f"--completions: {part}: there is no question {unknown[0]!r}; ids are like {samples[0].id!r}")
     counts = {len(group) for group in given.values()}
     if len(counts) > 1:
@@ -114,7 +114,8 @@ class Records:
         settings_path = folder / "settings.json"
         self._groups: dict[tuple[str, str], list[RecordRow]] = {}
         settings = json.loads(json.dumps(settings | ({} if suites is None else {"suites": suites})))
-        before = self._settings(settings_path)
+        found = read_json(settings_path)
+        before = found if isinstance(found, dict) else None
         files = [path for path in (merged, *sorted(folder.glob(SHARES))) if path.is_file()]
         is_started = before is not None and bool(files)
         existing = [name for name in OUTPUT if (folder / name).exists()]
@@ -130,23 +131,12 @@ class Records:
         write_atomically(settings_path, json.dumps(settings, indent=2) + "\n")
 
     @staticmethod
-    def _settings(path: Path) -> dict[str, Any] | None:
-        """Read the settings of an earlier evaluation; return None if there are none."""
-        try:
-            found = json.loads(path.read_text())
-        except (OSError, ValueError):
-            return None
-        return found if isinstance(found, dict) else None
-
-    @staticmethod
     def _check(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
         old_suites, new_suites = before.get("suites"), now.get("suites")
         if isinstance(old_suites, dict) and isinstance(new_suites, dict):
             common = old_suites.keys() & new_suites.keys()  # the others are new, or not asked for this time
             before, now = ({**d, "suites": {name: d["suites"][name] for name in common}} for d in (before, now))
-        changed = list(changes(before, now))
-        if changed:
-            difference = "; ".join(f"{name} was {old}, is {new}" for name, old, new in changed)
+        if difference := "; ".join(f"{name} was {old}, is {new}" for name, old, new in changes(before, now)):
             raise UserError(f"--out: {folder} was begun with other settings ({difference}); choose another folder")
 
     def _read(self, files: Sequence[Path]) -> None:
@@ -165,8 +155,7 @@ class Records:
             write_atomically(
                 self.path, "".join(map(_record_line, (row for rows in self._groups.values() for row in rows)))
             )
-        for path in files:
-            if path != self.path and rewrite:
+            for path in {*files} - {self.path}:
                 path.unlink()
 
     def missing(self, part: str, prompts: Iterable[Prompt]) -> list[Prompt]:

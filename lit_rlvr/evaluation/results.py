@@ -72,19 +72,18 @@ def _mean(values: np.ndarray) -> float | None:
 def bootstrap_interval(values: np.ndarray) -> list[float]:
     """Return the 95 % percentile bootstrap interval of a mean over questions (Efron 1979), with fixed draws."""
     draws = np.random.default_rng(0).integers(0, len(values), (INTERVAL_RESAMPLES, len(values)))
-    low, high = np.percentile(values[draws].mean(1), [2.5, 97.5])
-    return [float(low), float(high)]
+    return [float(bound) for bound in np.percentile(values[draws].mean(1), [2.5, 97.5])]
 
 
 def by_category(samples: Sequence[Sample], scores: Mapping[str, np.ndarray]) -> dict[str, dict[str, float | None]]:
     """Return the mean scores of each category over its questions that have one; empty without categories."""
     places: dict[str, list[int]] = {}
     for i, sample in enumerate(samples):
-        if sample.category:
-            places.setdefault(sample.category, []).append(i)
+        places.setdefault(sample.category, []).append(i)
     return {
         name: {"questions": len(at)} | {score: _mean(values[at]) for score, values in scores.items()}
         for name, at in sorted(places.items())
+        if name
     }
 
 

@@ -155,8 +155,7 @@ class Sampler:
                 done(p, group)
         found = [future.result() for future in futures.values()]
         if all(bool(scores.failed.all()) for scores in found):
-            judged_first = found[0].details[0][0]
-            name, reason = next((n, r.detail) for n, r in judged_first.items() if r.status == "error")
+            name, reason = next((n, r.detail) for n, r in found[0].details[0][0].items() if r.status == "error")
             raise UserError(
                 f"reward {name!r} failed on all of {sum(scores.failed.numel() for scores in found)} completions; "
                 f"first: {reason}; mend it, and give a new --out"

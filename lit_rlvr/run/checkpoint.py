@@ -22,7 +22,7 @@ from lit_rlvr.distributed.collectives import lost_peer
 from lit_rlvr.distributed.fsdp2 import FSDP2
 from lit_rlvr.errors import ChecksArguments, UserError, check_within, first_line, log, shown
 from lit_rlvr.rollout.callback import rollout_of
-from lit_rlvr.run.folder import delete_backup, delete_failed
+from lit_rlvr.run.folder import FAILED_FOLDER, delete_backup, remove_folder
 from lit_rlvr.run.loggers import callbacks_of, metrics_file
 from lit_rlvr.run.monitor import is_own
 from lit_rlvr.run.outputs import validate_now
@@ -269,7 +269,7 @@ class RunCheckpoint(ChecksArguments, Checkpoint):
                 link(path, path.with_name("best.ckpt"))
         self._write_seconds = self.clock() - start
         delete_backup(run)
-        delete_failed(run)
+        remove_folder(run / FAILED_FOLDER)
         for old in [
             *list_checkpoints(run)[: -self.keep],
             *path.parent.glob("step-[0-9]*.tmp"),

@@ -176,8 +176,10 @@ def progress(metrics: Metrics) -> RunFinding | None:
 def _validation(row: Mapping[str, float]) -> tuple[float, float, float]:
     """Return the accuracy of a validation, its standard error (NaN = unknown), and the accuracy of a constant guess;
     means over sets."""
-    errors = [row[name] for name in row if name.startswith("val/") and name.endswith("/accuracy_error")]
-    guesses = [row[name] for name in row if name.startswith("val/") and name.endswith("/guess")]
+    errors, guesses = (
+        [row[name] for name in row if name.startswith("val/") and name.endswith(end)]
+        for end in ("/accuracy_error", "/guess")
+    )
     return row["val/accuracy"], math.hypot(*errors) / len(errors) if errors else math.nan, fmean(guesses or [0.0])
 
 
@@ -239,8 +241,8 @@ class Falls:
             row = metrics[step]
             if step > self._newest and {"rollout/accuracy", "rollout/judged_prompts"} <= {*row}:
                 self._steps.append(step)
-                noise = row.get("rollout/accuracy_error", 0.0), row["rollout/judged_prompts"]
-                if (fall := self._test.add(row["rollout/accuracy"], *noise)) is not None:
+                error, prompts = row.get("rollout/accuracy_error", 0.0), row["rollout/judged_prompts"]
+                if (fall := self._test.add(row["rollout/accuracy"], error, prompts)) is not None:
                     length, before, after = fall
                     first, good = self._steps[-length], [0, *self._steps][-length - 2]
                     yield _explained("rollout/accuracy", metrics, good, first, step, before, after)
@@ -252,10 +254,9 @@ class Falls:
                 looks.append(step)
                 was_fallen, self._fallen[name] = self._fallen.get(name), row[name] > threshold(len(looks))
                 if self._fallen[name] and not was_fallen:
-                    values = {earlier: metrics[earlier][metric] for earlier in metrics if metric in metrics[earlier]}
-                    good = max((earlier for earlier in values if earlier < step), default=0)
-                    best = max(value for earlier, value in values.items() if earlier < step)
-                    yield _explained(metric, metrics, good, step, step, best, values[step])
+                    earlier = {k: values[metric] for k, values in metrics.items() if k < step and metric in values}
+                    best = max(earlier.values())
+                    yield _explained(metric, metrics, max(earlier, default=0), step, step, best, row[metric])
 
 
 def _explained(metric: str, metrics: Metrics, good: int, first: int, last: int, before: float, after: float) -> RunFall:
@@ -341,9 +342,13 @@ def _likely_cause(metrics: Metrics, good: int, last: int, held_out: bool) -> tup
             "raise rollout.sampling.max_tokens, or reward short answers (Overlong)",
         ),
     )
-    samples = "look at the samples, at whether later prompts are harder, and at a smaller learning rate (model.lr)"
-    likely = ((f"likely cause: {cause}", remedy) for shows, cause, remedy in causes if shows)
-    return next(likely, ("no other metric shows a cause", samples))
+    return next(
+        ((f"likely cause: {cause}", remedy) for shows, cause, remedy in causes if shows),
+        (
+            "no other metric shows a cause",
+            "look at the samples, at whether later prompts are harder, and at a smaller learning rate (model.lr)",
+        ),
+    )
 
 
 def fallen(metrics: Metrics) -> Iterator[RunFinding]:
@@ -371,14 +376,12 @@ def _dead_groups(metrics: Metrics) -> Iterator[RunFinding]:
 
 
 def _unreadable(metrics: Metrics) -> Iterator[RunFinding]:
-    names = [name for name in _names(metrics) if name.endswith("/parse_fail")]
-    shares = {name.split("/")[1]: course(metrics, name) for name in names if not name.startswith("reward/status/")}
-    if unread := {name: share for name, share in shares.items() if share.values and share.last > HIGH_SHARE}:
+    names = [name for name in _names(metrics) if name.endswith("/parse_fail") and name != "reward/status/parse_fail"]
+    shares = ((name.split("/")[1], course(metrics, name)) for name in names)
+    if unread := [(name, share.last) for name, share in shares if share.values and share.last > HIGH_SHARE]:
         yield RunFinding(
             "Answers cannot be read",
-            "; ".join(
-                f"{name} found no answer in {share.last:.0%} of the completions" for name, share in unread.items()
-            ),
+            "; ".join(f"{name} found no answer in {share:.0%} of the completions" for name, share in unread),
             'look at completions.jsonl, "status": "parse_fail": ask for the form of answer that the reward reads (a '
             "system_prompt or template, a warm start), or raise rollout.sampling.max_tokens if answers are cut off",
         )

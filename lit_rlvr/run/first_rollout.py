@@ -51,10 +51,10 @@ class FirstRollout(Callback):
         if not words or words.total() < FEW * len(completions):
             return ""
         most = words.most_common(1)[0][0]
-        unended = sum(completion.truncated for completion in completions)
         return (
             f"; {words.total()} of {len(completions)} completions go on with a question of their own ({most!r}), and "
-            f"{unended} do not end: set rollout.sampling.stop: [{json.dumps(chr(10) + most)}]"
+            f"{sum(completion.truncated for completion in completions)} do not end: set "
+            f"rollout.sampling.stop: [{json.dumps(chr(10) + most)}]"
         )
 
     @staticmethod

@@ -112,7 +112,7 @@ def undo_interrupted_move(root: Path) -> None:
     partial = root / PARTIAL_BACKUP
     if partial.exists():
         _move([*partial.glob("*/*"), *(path for path in partial.iterdir() if path.is_file())], partial, root)
-        _remove(partial)
+        remove_folder(partial)
 
 
 def restore_earlier_run(root: Path) -> None:
@@ -130,12 +130,7 @@ def restore_earlier_run(root: Path) -> None:
 
 def delete_backup(root: str | Path) -> None:
     """Delete the backup of an earlier run, if there is one."""
-    _remove(Path(root, BACKUP))
-
-
-def delete_failed(root: str | Path) -> None:
-    """Delete the files of a run that ended before its first checkpoint, if there are any."""
-    _remove(Path(root, FAILED_FOLDER))
+    remove_folder(Path(root, BACKUP))
 
 
 def list_run_files(root: Path) -> list[Path]:
@@ -147,7 +142,7 @@ def move_to_failed(root: Path) -> bool:
     """Move the files of a failed run to `.failed`; return whether there were any."""
     files = list_run_files(root)
     if files:
-        _remove(root / FAILED_FOLDER)
+        remove_folder(root / FAILED_FOLDER)
         _move(files, root, root / FAILED_FOLDER)
     return bool(files)
 
@@ -176,7 +171,7 @@ def _device(folder: Path) -> int:
     return folder.stat().st_dev
 
 
-def _remove(folder: Path) -> None:
+def remove_folder(folder: Path) -> None:
     """Delete a folder, if it exists, and the folders on other disks that it links to."""
     for part in folder.glob("*"):
         if part.is_symlink():

@@ -8,7 +8,6 @@ import socket
 import threading
 import time
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -17,7 +16,7 @@ from lit_rlvr.common.files import write_atomically
 from lit_rlvr.common.run_files import LIVE
 from lit_rlvr.common.terminal import progress
 from lit_rlvr.rollout.callback import rollout_of
-from lit_rlvr.run.loggers import callback_of
+from lit_rlvr.run.loggers import callback_of, run_root
 from lit_rlvr.run.outputs import peak_memory_mb
 from lit_rlvr.run.progress import ProgressEstimator
 
@@ -67,16 +66,15 @@ class LiveFile(Callback):
         progress.begin("ended")
         self._write(trainer)
 
-    on_exception = teardown
+    on_exception = teardown  # type: ignore[assignment]
 
     def _run(self, trainer: Trainer) -> None:
         while not self._stop.wait(WRITE_SECONDS):
             self._write(trainer)
 
     def _write(self, trainer: Trainer) -> None:
-        path = Path(trainer.default_root_dir, LIVE)
         with suppress(OSError):  # a full disk ends the run where its results are written, with a message
-            write_atomically(path, json.dumps(self._state(trainer)) + "\n")
+            write_atomically(run_root(trainer) / LIVE, json.dumps(self._state(trainer)) + "\n")
 
     def _state(self, trainer: Trainer) -> dict[str, Any]:
         now, estimator = time.time(), callback_of(trainer, ProgressEstimator)

@@ -66,11 +66,6 @@ class CollapseMonitor(ChecksArguments, Callback):
         falls = [*self._falls.find(metric_rows(trainer))] if trainer.is_global_zero else []
         return falls if self.action == "warn" else trainer.strategy.broadcast(falls)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        self._act(trainer)
-
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
@@ -79,9 +74,10 @@ class CollapseMonitor(ChecksArguments, Callback):
             for logger in trainer.loggers if results else ():
                 logger.log_metrics(results, step=trainer.global_step)
                 logger.save()  # nothing else follows the last validation of a run that was stopped in it
-        self._act(trainer)
+        self.on_train_batch_end(trainer)
 
-    def _act(self, trainer: Trainer) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Report the falls that the newest metrics show, and end the run if it acts on them."""
         for fall in self._find(trainer):
             if trainer.is_global_zero:
                 log.warning("step %d: %s", trainer.global_step, fall.finding)
@@ -121,16 +117,18 @@ def why_stopped(trainer: Trainer, has_ended: bool) -> str | None:
         has_ended: whether the run has done all of its steps or epochs.
     """
     callbacks = callbacks_of(trainer)
-    collapse = next((c.reason for c in callbacks if isinstance(c, CollapseMonitor) and c.reason), None)
-    if collapse is not None:
+    if collapse := next((c.reason for c in callbacks if isinstance(c, CollapseMonitor) and c.reason), None):
         return f"{COLLAPSE}{collapse}"
     if has_ended or not trainer.should_stop or any(getattr(callback, "ends_run", False) for callback in callbacks):
         return None
     patience = (c.stopping_reason_message for c in callbacks if isinstance(c, EarlyStopping))
-    time_limits = [c for c in callbacks if isinstance(c, Timer) and c.time_remaining() is not None]
-    expired = ("trainer.max_time is over" for c in time_limits if (c.time_remaining() or 0) <= 0)
-    own = [dotted_path_of(type(c)) for c in callbacks if is_own(type(c))]
-    reason = next(filter(None, (*patience, *expired)), f"{' or '.join(own) or 'a callback'} set trainer.should_stop")
+    expired = (
+        "trainer.max_time is over"
+        for c in callbacks
+        if isinstance(c, Timer) and (left := c.time_remaining()) is not None and left <= 0
+    )
+    own = " or ".join(dotted_path_of(type(c)) for c in callbacks if is_own(type(c))) or "a callback"
+    reason = next(filter(None, (*patience, *expired)), f"{own} set trainer.should_stop")
     reason = reason.partition(" Signaling Trainer")[0]
     log.warning("step %d: stopped early: %s", trainer.global_step, reason)
     return f"{EARLY_STOP}{reason}"

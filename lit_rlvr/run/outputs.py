@@ -89,17 +89,14 @@ def plot_run(rows: Mapping[int, Mapping[str, float]], path: Path, title: str) ->
     """
     from matplotlib.figure import Figure
 
-    stale = any("train/staleness/mean" in row for row in rows.values())
-    judged = any("rollout/reward" in row for row in rows.values())
-    sampled = any("rollout/entropy" in row for row in rows.values())
-    first = PANELS[0] if judged else TEACHER_PANEL if sampled else LOSS_PANEL
-    panels = [first, *PANELS[1:], *(STALENESS_PANELS if stale else ())]
+    logged = {name for row in rows.values() for name in row}
+    first = PANELS[0] if "rollout/reward" in logged else TEACHER_PANEL if "rollout/entropy" in logged else LOSS_PANEL
+    panels = [first, *PANELS[1:], *(STALENESS_PANELS if "train/staleness/mean" in logged else ())]
     height = len(panels) // 2
     figure = Figure(figsize=(10, 3.25 * height), layout="constrained")
     for axis, (label, lines) in zip(figure.subplots(height, 2).flat, panels, strict=True):
         for metric, name in lines:
-            points = [(step, row[metric]) for step, row in sorted(rows.items()) if metric in row]
-            if points:
+            if points := [(step, row[metric]) for step, row in sorted(rows.items()) if metric in row]:
                 axis.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1.5, label=name)
         axis.set_title(label)
         axis.set_xlabel("step")
@@ -206,8 +203,8 @@ class RunFolder(ChecksArguments, Callback):
         self._validation_start = time.perf_counter() - rollout_of(trainer).engine.start_seconds
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
-        end = time.perf_counter() - rollout_of(trainer).engine.start_seconds
-        self.validation_seconds.append(end - self._validation_start)
+        started = self._validation_start + rollout_of(trainer).engine.start_seconds
+        self.validation_seconds.append(time.perf_counter() - started)
         results = pl_module.validation_results
         if not trainer.sanity_checking:
             self._last = (trainer.global_step, results.get("val/accuracy"))
@@ -247,8 +244,7 @@ class RunFolder(ChecksArguments, Callback):
     def _finish(self, trainer: Trainer, module: Any, stopped: str | None, is_local: bool = False) -> None:
         """Write the summary. With `is_local`, run no collectives, because the state of the other processes is
         unknown."""
-        unknown = is_local and module.device_mesh is not None
-        digest = None if unknown else weights_sha256(module.policy.model)
+        digest = None if is_local and module.device_mesh is not None else weights_sha256(module.policy.model)
         if not trainer.is_global_zero:
             return
         rows = metric_rows(trainer)
@@ -311,8 +307,7 @@ def write_metrics(trainer: Trainer) -> None:
     """
     values = {name: float(value) for name, value in trainer._logger_connector.metrics["log"].items()}
     step = int(values.pop("step"))
-    metrics = metrics_file(trainer)
-    if metrics is not None:
+    if (metrics := metrics_file(trainer)) is not None:
         metrics.log_metrics(values | {"epoch": float(trainer.current_epoch)}, step)
         metrics.save()
 
@@ -352,8 +347,9 @@ def show_rows(rows: list[dict[str, Any]], step: int) -> None:
         advantage = "" if row["advantage"] is None else f"{row['advantage']:+.2f}"
         reward = "" if row["status"] == "unjudged" else f"{row['reward']:.2f}"
         cells.append((_short(prompt), _short(row["completion"]), reward, advantage))
-    table = table_of(("prompt", "completion", "reward", "advantage"), cells, 2, title=f"Samples of step {step}")
-    Terminal(stderr=True, width=None if os.isatty(2) else 120).print(table)
+    Terminal(stderr=True, width=None if os.isatty(2) else 120).print(
+        table_of(("prompt", "completion", "reward", "advantage"), cells, 2, title=f"Samples of step {step}")
+    )
 
 
 def _short(text: str) -> str:
@@ -376,8 +372,9 @@ def _drop_after(path: Path, step: int) -> None:
             if json.loads(line)["step"] <= step:
                 kept.append(f"{line}\n")
         except (ValueError, KeyError, TypeError) as error:
-            where = f"{shown(path)}, line {number}"
-            raise UserError(f"{where}: not a record of a run; move the file away, or mend it") from error
+            raise UserError(
+                f"{shown(path)}, line {number}: not a record of a run; move the file away, or mend it"
+            ) from error
     write_atomically(path, "".join(kept))
 
 

@@ -44,8 +44,10 @@ class PlannedRun:
     @property
     def sizes_on_device(self) -> tuple[int, int, str, str]:
         """Prompts per rollout, processes, precision and device."""
-        device = self.trainer.strategy.root_device.type
-        return self.data.prompts_per_rollout, self.trainer.world_size, str(self.trainer.precision), device
+        return (
+            self.data.prompts_per_rollout, self.trainer.world_size, str(self.trainer.precision),
+            self.trainer.strategy.root_device.type,
+        )  # fmt: skip
 
     @property
     def steps(self) -> int | None:
@@ -58,9 +60,8 @@ class PlannedRun:
         counts = [] if self.steps is None else [math.ceil(self.steps / updates_of(self.module))]
         samples = self.limits.get("samples")
         if samples is not None:
-            policies = 2 if self.module.samples_reference else 1
-            per_rollout = self.data.prompts_per_rollout * self.rollout.completions_of(self.module) * policies
-            counts.append(math.ceil(samples / per_rollout))
+            per_rollout = self.data.prompts_per_rollout * self.rollout.completions_of(self.module)
+            counts.append(math.ceil(samples / (per_rollout * (2 if self.module.samples_reference else 1))))
         return min(counts, default=None)
 
     def prepare(self) -> None:

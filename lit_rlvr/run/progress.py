@@ -142,8 +142,8 @@ class RunProgress(ProgressBar):
         results = getattr(pl_module, "validation_results", {})
         if not (self._enabled and results):
             return
-        steps = getattr(pl_module, "updates", 0)  # in `validate` the trainer counts none
-        when = "before training" if trainer.sanity_checking else f"step {steps}"
+        # In `validate` the trainer counts no steps.
+        when = "before training" if trainer.sanity_checking else f"step {getattr(pl_module, 'updates', 0)}"
         text = "  ".join(f"{k.removeprefix('val/')} {v:.3f}" for k, v in results.items() if k.count("/") > 1)
         self._console.print(f"validation, {when}: {text}", soft_wrap=True)
 
@@ -152,7 +152,7 @@ class RunProgress(ProgressBar):
             self._bar.stop()
             self._bar = None
 
-    on_exception = on_train_end
+    on_exception = on_train_end  # type: ignore[assignment]
 
 
 class ProgressEstimator(Callback):

@@ -119,8 +119,7 @@ class RunStart(Callback):
         # Lightning would log hyperparameters, which opens the loggers, before it restores the checkpoint.
         self._logs_hyperparameters, trainer.enable_autolog_hparams = trainer.enable_autolog_hparams, False
         if stage == "fit":
-            checkpoint = self.run.checkpoint
-            done = 0 if checkpoint is None else checkpoint_step(checkpoint)
+            done = 0 if self.run.checkpoint is None else checkpoint_step(self.run.checkpoint)
             train_whole_rollouts(trainer, updates_of(pl_module), done)
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

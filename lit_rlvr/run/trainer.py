@@ -160,7 +160,7 @@ class Trainer(ChecksArguments, lightning.pytorch.Trainer):
             reward.connect()
         self.make_warm_start(model, datamodule)
         run.loggers = open_loggers(self._chosen_logger, run.folder, run.checkpoint)
-        others = [callback for callback in self.callbacks if not isinstance(callback, RunStart)]
+        others = (callback for callback in self.callbacks if not isinstance(callback, RunStart))
         self.callbacks = in_order([*others, RunStart(run)])
         super().fit(model, datamodule=datamodule, ckpt_path=run.checkpoint, weights_only=weights_only)
 
@@ -195,11 +195,11 @@ def check_parts(model: Any, data: Any) -> None:
     Raises:
         UserError: says what was given instead.
     """
-    example = 'such as TextMath(train=[{"question": "1+1?", "answer": "2"}])'
     for key, part, kind, remedy in (
         ("model", model, RLVRModule, "an algorithm, such as GRPO()"),
-        ("data", data, PromptDataModule, f"a data module, {example}"),
-    ):
+        ("data", data, PromptDataModule,
+         'a data module, such as TextMath(train=[{"question": "1+1?", "answer": "2"}])'),
+    ):  # fmt: skip
         if part is None:
             raise UserError(f"{key}: missing; give {remedy}")
         if not isinstance(part, kind):
@@ -208,12 +208,10 @@ def check_parts(model: Any, data: Any) -> None:
 
 def _with_files(data: PromptDataModule, folder: Path) -> list[GivenRows]:
     """Name the files of the run for the rows that were given in Python; return these rows."""
-    given_rows = []
-    for dataset in data.validated:
-        for split, rows in dataset.given.items():
-            rows.file = str(folder / "rows" / f"{dataset.name}_{split}.jsonl")
-            given_rows.append(rows)
-    return given_rows
+    named = {f"{dataset.name}_{split}": rows for dataset in data.validated for split, rows in dataset.given.items()}
+    for name, rows in named.items():
+        rows.file = str(folder / "rows" / f"{name}.jsonl")
+    return [*named.values()]
 
 
 REPLACEMENTS = {

@@ -10,6 +10,7 @@ import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -151,10 +152,10 @@ class WarmStart:
     def _too_long(self, prompts: list[Prompt], tokenizer: Any, sampling: Sampling) -> LongAnswers | None:
         """Return the solutions that do not fit into a completion of training."""
         texts = [prompt.sample for prompt in prompts if isinstance(prompt.sample.row.get(self.solution), str)]
-        lengths = completion_lengths(lambda sample: sample.row[self.solution], texts, tokenizer, sampling)
         return LongAnswers.among(
-            lengths, sampling.max_tokens, "rollout.sampling.max_tokens", f"solutions (column {self.solution!r})"
-        )
+            completion_lengths(lambda sample: sample.row[self.solution], texts, tokenizer, sampling),
+            sampling.max_tokens, "rollout.sampling.max_tokens", f"solutions (column {self.solution!r})",
+        )  # fmt: skip
 
     def _prompts(self, data: PromptDataModule) -> list[Prompt]:
         """Return the training prompts of `categories`."""
@@ -205,15 +206,14 @@ class WarmStart:
         demonstrations.check(prompts, refuses_long=False)
         random.Random(derive_seed("warm start", demonstrations.data.seed)).shuffle(prompts)
         held_out = self._held_out(len(prompts))
-        check = ExactMatch(self, demonstrations, prompts[:held_out])
         trainer = Trainer(
             max_steps=self.steps, max_epochs=-1, accelerator=device.type, strategy=SingleDeviceStrategy(device),
-            precision="bf16-mixed" if dtype == torch.bfloat16 else "32-true", callbacks=[check], limit_val_batches=0,
+            precision="bf16-mixed" if dtype == torch.bfloat16 else "32-true", limit_val_batches=0,
+            callbacks=[ExactMatch(self, demonstrations, prompts[:held_out])],
             logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
             default_root_dir=folder,
         )  # fmt: skip
-        data = demonstrations.data.on_prompts(prompts[held_out:], self.batch_size)
-        trainer.fit(learner, datamodule=data)
+        trainer.fit(learner, datamodule=demonstrations.data.on_prompts(prompts[held_out:], self.batch_size))
         shutil.rmtree(folder)  # save_model creates it again, atomically
         save_model(learner.policy.model, learner.model_folder, folder)
 
@@ -266,8 +266,7 @@ def exact_match(
         sampling = sampling.with_max_tokens(min(longest, sampling.max_tokens))
     greedy = replace(sampling, temperature=0.0, top_p=1.0, top_k=0, banned_token_ids=policy.placeholder_ids)
     generated = engine.generate([prompt for prompt, _ in pairs], greedy, [[0]] * len(pairs), turns=episodes)
-    solved = [_is_same(answer, solution) for (answer,), (_, solution) in zip(generated, pairs, strict=True)]
-    return sum(solved) / len(solved)
+    return fmean(_is_same(answer, solution) for (answer,), (_, solution) in zip(generated, pairs, strict=True))
 
 
 def _is_same(completion: Completion, solution: Completion) -> bool:

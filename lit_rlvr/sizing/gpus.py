@@ -31,15 +31,14 @@ class GPUs:
         Raises:
             UserError: the text does not have this form.
         """
-        if (named := re.fullmatch(r"([1-9]\d*)x(.+)", text)) and named[2] in MEMORY:
-            return cls(int(named[1]), MEMORY[named[2]])
-        match = re.fullmatch(r"(\d+)x(\d+(?:\.\d+)?)GB", text)
-        if not match or not int(match[1]) or not float(match[2]):
+        count, _, kind = text.partition("x")
+        gib = MEMORY.get(kind) or float(kind[:-2] if re.fullmatch(r"\d+(\.\d+)?GB", kind) else 0)
+        if not re.fullmatch(r"[1-9]\d*", count) or not gib:
             raise UserError(
                 f"--gpus: {text!r} is not a number of GPUs and the memory of each, such as 8x80GB, or their name: "
                 f"8xH100; known are {', '.join(MEMORY)}"
             )
-        return cls(int(match[1]), float(match[2]))
+        return cls(int(count), gib)
 
     @classmethod
     def of_trainer(cls, accelerator: str, devices: list[int] | str | int, num_nodes: int) -> GPUs | None:

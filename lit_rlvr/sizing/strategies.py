@@ -87,9 +87,8 @@ class Plan:
 
     @property
     def name(self) -> str:
-        strategy = "FSDP2" if self.strategy.sharded else "DDP" if self.gpus.count > 1 else "alone"
         return (
-            strategy
+            ("FSDP2" if self.strategy.sharded else "DDP" if self.gpus.count > 1 else "alone")
             + ", offload" * self.strategy.offload
             + ", LoRA" * self.strategy.lora
             + ", checkpointing" * self.strategy.checkpointing
@@ -146,8 +145,9 @@ class JobSizes:
 
     def load(self, gpus: GPUs, budget: int) -> Microbatch:
         """Return the largest micro-batch."""
-        prompts = self.prompts_on_each(gpus)
-        return largest_microbatch(budget, self.prompt, self.completion, self.group, prompts, self.shared_prefix)
+        return largest_microbatch(
+            budget, self.prompt, self.completion, self.group, self.prompts_on_each(gpus), self.shared_prefix
+        )
 
     def tokens_at_once(self, gpus: GPUs, most: int, shared: bool) -> float:
         """Return the tokens whose keys and values one GPU's engine holds at once.
@@ -186,8 +186,8 @@ class JobSizes:
             vllm: bytes that it has there.
         """
         room = (vllm - self._vllm_weights) / kv_bytes_per_token(self.whole, self.size)
-        most = min(GPU_SEQUENCES, self.prompts_on_each(gpus) * self.group)
-        return max(0, min(most, int(room / (self.prompt / self.group + self.completion))))
+        at_once = int(room / (self.prompt / self.group + self.completion))
+        return max(0, min(GPU_SEQUENCES, self.prompts_on_each(gpus) * self.group, at_once))
 
     @property
     def _vllm_weights(self) -> float:
@@ -217,8 +217,8 @@ class JobSizes:
 
         Prefer smaller micro-batches, then shards on the CPU, to adapters, because those change results.
         """
-        budgets, least = [self.budget], self.prompt + self.completion
-        while budgets[-1] // 2 >= least:
+        budgets = [self.budget]
+        while budgets[-1] // 2 >= self.prompt + self.completion:
             budgets.append(budgets[-1] // 2)
         plans = [plan for budget in budgets for plan in self.plans(gpus, budget) if plan.fits]
         best = min(plans, key=lambda plan: (plan.strategy.lora, plan.strategy.offload), default=None)
@@ -250,8 +250,7 @@ class JobSizes:
     def step_tokens(self, gpus: GPUs) -> int:
         """Return the input tokens of an optimizer step on one GPU, with everything at its maximum length."""
         prompts, inputs = math.ceil(self.prompts_on_each(gpus) / self.minibatches), self.completion - 1
-        copies = 1 if self.shared_prefix else self.group
-        return prompts * (copies * self.prompt + self.group * inputs)
+        return prompts * (self.prompt * (1 if self.shared_prefix else self.group) + self.group * inputs)
 
     def with_most_tokens(self, plan: Plan, most: int | None = None) -> Plan:
         """Return the plan with the most tokens in a micro-batch that fit: doubled up to those of a step.
@@ -279,10 +278,8 @@ class JobSizes:
         """Return one line that says what a plan needs, and what its faster alternatives would."""
         gpus = plan.gpus
         before = takewhile(lambda other: other != plan, self.plans(gpus))
-        alternatives = [f"{other.name} {other.needs / GIB:.0f}" for other in before if other.strategy.lora == self.lora]
-        faster = (
-            f"; faster, but too large or without memory for vLLM: {'; '.join(alternatives)}" if alternatives else ""
-        )
+        names = "; ".join(f"{one.name} {one.needs / GIB:.0f}" for one in before if one.strategy.lora == self.lora)
+        faster = f"; faster, but too large or without memory for vLLM: {names}" if names else ""
         advice = "" if plan.fits else "; IT WILL NOT FIT: `lit-rlvr plan` proposes smaller micro-batches or adapters"
         return (
             f"strategy: {plan.name}: about {plan.needs / GIB:.0f} of {gpus.gib:.0f} GiB on each of {gpus.count} GPU(s)"
@@ -395,9 +392,7 @@ def describe_run(trainer: Trainer, module: RLVRModule, data: PromptDataModule) -
     copies, offload = (1, False) if sharded is None else (sharded.replicas, sharded.offload)
     job = describe_job(module, data, rollout_of(trainer), str(trainer.precision))
     job = replace(job, prompts=max(1, job.prompts // copies))
-    chosen = Strategy(
-        sharded is not None, module.compute.gradient_checkpointing is True, module.lora is not None, offload
-    )
+    chosen = Strategy(sharded is not None, module.compute.gradient_checkpointing is True, job.lora, offload)
     return job, job.plan(chosen, GPUs(trainer.world_size // copies, device_memory(trainer) / GIB), job.budget)
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_runs import CLI
 
-CLI = Callable[..., Any]
 DRY = ("fit", "--config", "tiny.yaml", "--dry-run")
 
 

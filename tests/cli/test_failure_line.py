@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
-from tiny_runs import FIT
+from tiny_runs import CLI, FIT
 
 import lit_rlvr.rollout.source as rollout_source
 from lit_rlvr.cli.error_lines import TRACEBACK
 
-CLI = Callable[..., Any]
 MINE = """
 import torch
 from lit_rlvr.datamodules import PromptDataModule

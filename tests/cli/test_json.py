@@ -7,32 +7,28 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from tiny_runs import CONSOLE_SCRIPT, FIT, child_environment
+from tiny_runs import CLI, CONSOLE_SCRIPT, FIT, child_environment
 
 from lit_rlvr.commands.registry import COMMANDS, WITHOUT_RESULT
 from lit_rlvr.common.terminal import results_as_json, show_result
-
-CLI = Callable[..., Any]
 
 
 def test_a_result_is_printed_for_people_or_as_one_document(capsys: pytest.CaptureFixture[str]) -> None:
     result = {"a": [1, (2.5, float("nan"))], 3: Path("x"), "none": None, "yes": True, "text": "größer\n"}
     show_result(result, lambda: print("a table"))
     assert capsys.readouterr().out == "a table\n"
-    with results_as_json(True):
+    with results_as_json():
         print("on the way")
         show_result(result, lambda: print("a table"))
     out, err = capsys.readouterr()
     plain = {"a": [1, [2.5, None]], "3": "x", "none": None, "yes": True, "text": "größer\n"}
     assert json.loads(out) == plain and err == "on the way\n"
-    with results_as_json(False):
-        show_result(result, lambda: print("a table"))
+    show_result(result, lambda: print("a table"))
     assert capsys.readouterr().out == "a table\n"
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_runs import CLI
 from torch import Tensor
 
 from lit_rlvr import algorithms
@@ -20,7 +21,6 @@ from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import LossInputs, Stats, masked_sum, ratio
 
 SHIPPED = [name for name in algorithms.__all__ if name != "RLVRModule"]
-CLI = Callable[..., Any]
 
 
 def failed(findings: list[Finding]) -> list[str]:

@@ -6,12 +6,12 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_runs import CLI
 
 from lit_rlvr.commands.check.checkup import GOLD, Checkup, Rate, check_reward, read_golds, texts_of
 from lit_rlvr.commands.check.gold import may_answer, read_gold
@@ -21,7 +21,6 @@ from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import Choice, CodeTests, MathAnswer, OpenAnswer, Reward, SQLExecution
 from lit_rlvr.types import Completion, Sample
 
-CLI = Callable[..., Any]
 LONG = 1e6
 NUMBERS = ["7", "-3", "0.5", "12500", "2.75", "41", "1,234"]
 ROOT = Path(__file__).parents[2]

@@ -1,7 +1,6 @@
 """`lit-rlvr evaluate` by the command line, with a tiny model and with completions made elsewhere."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +8,12 @@ import pytest
 import torch
 import yaml
 from tiny_rewards import judged_as_is
-from tiny_runs import fit, to
+from tiny_runs import CLI, fit, to
 
 from lit_rlvr.commands.evaluate import suite_fingerprint
 from lit_rlvr.evaluation.protocols import find_dtype, find_max_tokens
 from lit_rlvr.types import Sampling
 
-CLI = Callable[..., Any]
 SUITE = {
     "data": {"class_path": "TextMath", "init_args": {"test": "data.jsonl"}},
     "rewards": [judged_as_is("first_token")],

@@ -1,18 +1,17 @@
 """`lit-rlvr filter` by the command line: which rows are kept, what is in them, and that it goes on after a stop."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_runs import CLI
 
 from lit_rlvr.commands.filter import right_completions
 from lit_rlvr.datamodules import LesionCount, TextMath
 from lit_rlvr.datamodules.reading.readers import as_row
 from lit_rlvr.types import Sample
 
-CLI = Callable[..., Any]
 FILTER = ("filter", "--config", "tiny.yaml", "--samples", 3, "--lowest", 0.01, "--highest", 0.99)
 
 

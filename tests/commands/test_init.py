@@ -4,17 +4,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from tiny_runs import launch
+from tiny_runs import CLI, launch
 
 from lit_rlvr.commands.init.command import KINDS, init
 
 ROOT = Path(__file__).parents[2]
-CLI = Callable[..., Any]
 
 
 FEW = ("--model.init_args.model", "tiny-llama", "--trainer.max_steps", 2, "--warm_start.steps", 1,
@@ -97,7 +94,7 @@ def test_nothing_of_a_user_s_is_overwritten(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "empty_one").mkdir()
     assert "full is not empty" in lit_rlvr("init", "full").err
     assert "file is a file" in lit_rlvr("init", "file").err
-    assert "there is no kind 'tsak'; kinds: task, algorithm" in lit_rlvr("init", "tea", "--kind", "tsak").err
+    assert "kind: give one of 'task', 'algorithm'" in lit_rlvr("init", "tea", "--kind", "tsak").err
     assert [p.name for p in (tmp_path / "full").iterdir()] == ["notes"]
     done = lit_rlvr("init", "empty_one", "--kind", "algorithm")
     assert done.status == 0 and "empty_one/empty_one.py" in done.out

@@ -1,7 +1,6 @@
 """`lit-rlvr plan`: sizes from a config alone, held against what a step really keeps, and what is proposed."""
 
 import importlib
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -11,7 +10,7 @@ import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from tiny_built import build_here
-from tiny_runs import FIT
+from tiny_runs import CLI, FIT
 from tiny_vlms import FAST, KINDS
 from transformers import (
     AutoConfig,
@@ -47,8 +46,6 @@ ROOT = Path(__file__).parents[2]
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(ROOT / "docs/scripts")
     from sizing_page import job, sizing
-
-CLI = Callable[..., Any]
 
 
 @pytest.mark.parametrize(

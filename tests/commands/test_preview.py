@@ -1,16 +1,14 @@
 """`lit-rlvr preview` shows what the model sees, and loads no weights."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
+from tiny_runs import CLI
 
 from lit_rlvr.datamodules import LesionCount
-
-CLI = Callable[..., Any]
 
 
 @pytest.fixture(autouse=True)

@@ -3,15 +3,14 @@
 import argparse
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_runs import CLI
 
 from lit_rlvr.engines import server_process as vllm_process
-
-CLI = Callable[..., Any]
 
 
 @pytest.fixture

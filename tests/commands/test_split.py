@@ -1,16 +1,13 @@
 """`lit-rlvr split`: the files hold the rows that training and validation see, and are read as they were."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
+from tiny_runs import CLI
 
 from lit_rlvr.commands.split import write_split
 from lit_rlvr.datamodules import MedicalVQA
-
-CLI = Callable[..., Any]
 
 
 def test_the_rows_of_each_set(run_folder: Path, lit_rlvr: CLI) -> None:

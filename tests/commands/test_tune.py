@@ -1,19 +1,18 @@
 """`lit-rlvr tune` by the command line: what it measures, what it chooses and why, and that a run takes its config."""
 
 import json
-from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from tiny_runs import CLI
 
 from lit_rlvr.commands import tune
 from lit_rlvr.commands.tune import mixed_share
 from lit_rlvr.training import loading
 
-CLI = Callable[..., Any]
 TUNE = ("tune", "--config", "tiny.yaml", "--minutes", 0.05)
 
 
@@ -103,7 +102,7 @@ def test_a_warm_start_comes_first(
 
 @pytest.mark.rest_slow
 @pytest.mark.parametrize(("more", "said"), [
-    (("--minutes", 0), "tune.minutes: 0"), (("--out", "t.json"), "--out: t.json: give a config that ends in .yaml"),
+    (("--minutes", 0), "tune.minutes: 0"), (("--out", "t.json"), "--out: t.json: give a file that ends in .yaml"),
     (("--out", "tiny.yaml"), "--out: tiny.yaml exists; choose another name"),
     (("--minute", 1), "did you mean"), (("--out", "/proc/no_such/t.yaml"), "cannot be written"),
 ])  # fmt: skip

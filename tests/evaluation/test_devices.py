@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 import yaml
 from tiny import make_prompt
 from tiny_rewards import judged_as_is
-from tiny_runs import child_environment
+from tiny_runs import CLI, child_environment
 
 from lit_rlvr.engines.hf import HFEngine
 from lit_rlvr.errors import UserError
@@ -22,7 +21,6 @@ from lit_rlvr.evaluation.records import Records
 from lit_rlvr.rewards.combine import Scores
 from lit_rlvr.types import Completion, RewardResult
 
-CLI = Callable[..., Any]
 PROMPTS = [make_prompt([1], name) for name in "abcde"]
 SUITE = {
     "data": {"class_path": "TextMath", "init_args": {"test": "data.jsonl"}},

@@ -23,6 +23,8 @@ from lit_rlvr.distributed.checkpoints import last_checkpoint, read_checkpoint
 
 TESTS = Path(__file__).parent
 CONSOLE_SCRIPT = Path(sys.executable).with_name("lit-rlvr")
+CLI = Callable[..., Any]
+"""Type of the fixture `lit_rlvr`, which runs a command line and returns its `Result`."""
 FIT = ("fit", "--config", "tiny.yaml")
 STRATEGIES = {name: ("--config", f"configs/strategy/{name}_cpu.yaml") for name in ("ddp", "fsdp2")}
 """Strategy -> the arguments that make two processes of a command."""

@@ -4,7 +4,6 @@ import importlib.util
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from tiny import save_adapter, save_model, tiny_llama
-from tiny_runs import assert_same_run, fit, metrics, to
+from tiny_runs import CLI, assert_same_run, fit, metrics, to
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_rlvr.commands.serve import server_line
@@ -27,7 +26,6 @@ from lit_rlvr.run.saved_model import export_run
 from lit_rlvr.sizing.memory import shape_of
 from lit_rlvr.training.validation import EvaluatingModule
 
-CLI = Callable[..., Any]
 LORA = ("--model.init_args.lora", "{rank: 4, alpha: 8}")
 
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Callable
 from itertools import accumulate
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,12 +9,11 @@ from typing import Any
 
 import pytest
 from tiny_rewards import judged_as_is
-from tiny_runs import FIT, completions, fit, metrics, summary, to
+from tiny_runs import CLI, FIT, completions, fit, metrics, summary, to
 
 from lit_rlvr.common.run_files import LIVE
 from lit_rlvr.run.progress import ProgressEstimator, RunProgress
 
-CLI = Callable[..., Any]
 ENDLESS = ("--trainer.max_steps", -1)
 
 

@@ -1,17 +1,14 @@
 """Checkpoints by time: the first iteration, then every so many minutes, and never most of the time."""
 
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from tiny import tiny_llama
-from tiny_runs import fit
+from tiny_runs import CLI, fit
 
 from lit_rlvr.run.checkpoint import RunCheckpoint
-
-CLI = Callable[..., Any]
 
 
 def saved_iterations(

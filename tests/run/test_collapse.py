@@ -1,22 +1,19 @@
 """When a run says that an accuracy fell, why it says so, and what it does then."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from math import sqrt
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any
 
 import numpy as np
 import pytest
-from tiny_runs import fit, metrics, summary, to
+from tiny_runs import CLI, fit, metrics, summary, to
 
 from lit_rlvr.commands.report.runs import read_run
 from lit_rlvr.common.run_files import is_complete
 from lit_rlvr.run.falls import FALSE_ALARMS, FallTest, certainty, paired_certainty, threshold
 from lit_rlvr.run.findings import Falls, findings
-
-CLI = Callable[..., Any]
 
 
 def rollouts(seed: int, course: list[float], prompts: int, group: int, spread: float) -> Iterator[tuple[float, ...]]:

@@ -2,19 +2,16 @@
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from tiny import make_rollout
 from tiny_rewards import judged_as_is
-from tiny_runs import assert_same_run, metrics
+from tiny_runs import CLI, assert_same_run, metrics
 
 from lit_rlvr.rollout.summaries import mixed_groups
 
-CLI = Callable[..., Any]
 FIT = ("fit", "--config", "tiny.yaml", "--model", "DAPO")
 RARE, DEAD = (("--rollout.rewards", json.dumps([judged_as_is(name)])) for name in ("rare", "dead"))
 

@@ -2,16 +2,14 @@
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_runs import fit, metrics, summary, to
+from tiny_runs import CLI, fit, metrics, summary, to
 
 from lit_rlvr.common.run_files import is_complete
 
-CLI = Callable[..., Any]
 OWN = """
 from lightning.pytorch import Callback
 

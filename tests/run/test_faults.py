@@ -5,15 +5,14 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 from forked import Forked
 from tiny_runs import (
+    CLI,
     FIT,
     assert_same_run,
     child_environment,
@@ -29,7 +28,6 @@ from lit_rlvr.distributed.checkpoints import last_checkpoint, read_rest
 from lit_rlvr.errors import START_AGAIN, UserError
 from lit_rlvr.run import ranks
 
-CLI = Callable[..., Any]
 FAULTY = ("--model", "tiny_faults.Faulty", "--model.init_args.compute.tokens_per_microbatch", "160")
 DDP = ("--trainer.strategy", "ddp", "--trainer.devices", "2")
 SHARDED = ("--config", "strategy/fsdp2_cpu")

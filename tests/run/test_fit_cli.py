@@ -2,7 +2,6 @@
 
 import csv
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytest
 import torch
 import yaml
 from tiny_runs import (
+    CLI,
     FIT,
     assert_same_run,
     completions,
@@ -22,7 +22,6 @@ from tiny_runs import (
 from lit_rlvr.configs import config_folder
 from lit_rlvr.distributed.checkpoints import last_checkpoint
 
-CLI = Callable[..., Any]
 SUMMARY_KEYS = {
     "accuracy_before", "accuracy_after", "steps", "resumed_from_step", "train_seconds", "engine", "algorithm",
     "weights_sha256", "startup_seconds", "engine_start_seconds", "validation_seconds",

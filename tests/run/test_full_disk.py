@@ -4,14 +4,12 @@ import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from tiny_runs import FIT, assert_same_run, fit, summary, to
+from tiny_runs import CLI, FIT, assert_same_run, fit, summary, to
 
 from lit_rlvr.run import live
 
-CLI = Callable[..., Any]
 CHECKPOINTS = 2 * 1092  # KiB: the last one stays until the next one is written
 
 

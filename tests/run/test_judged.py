@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from stub_judge import StubJudge, answer_in
 from tiny_rewards import judged_as_is
-from tiny_runs import fit, metrics, summary, to, write_config
+from tiny_runs import CLI, fit, metrics, summary, to, write_config
 
 from lit_rlvr.configs import config_folder, load_config
 
-CLI = Callable[..., Any]
 SHORT = ("--trainer.limit_val_batches", 0, "--trainer.num_sanity_val_steps", 0)
 
 

@@ -4,17 +4,15 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_runs import FIT, assert_same_run, fit, start, summary, to
+from tiny_runs import CLI, FIT, assert_same_run, fit, start, summary, to
 
 from lit_rlvr.run.outputs import _drop_after
 from lit_rlvr.training.validation import EvaluatingModule
 
-CLI = Callable[..., Any]
 EVERY_STEP = ("--checkpoint.every", "1")
 RESUME = ("--ckpt_path", "last")
 

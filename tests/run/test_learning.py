@@ -1,15 +1,12 @@
 """Three runs that learn: text, pictures, tools. benchmarks/learning.py runs every recipe and algorithm."""
 
 import json
-from collections.abc import Callable
 from math import sqrt
 from pathlib import Path
-from typing import Any
 
 import pytest
-from tiny_runs import metrics, summary
+from tiny_runs import CLI, metrics, summary
 
-CLI = Callable[..., Any]
 pytestmark = pytest.mark.slow
 
 

@@ -3,17 +3,15 @@
 import json
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_runs import CLI
 
 from lit_rlvr.commands.watch.follow import FollowedFolders
 from lit_rlvr.common.terminal import Activity
 from lit_rlvr.run import live
-
-CLI = Callable[..., Any]
 
 
 @pytest.mark.slow

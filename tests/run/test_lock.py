@@ -4,14 +4,11 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from tiny_runs import FIT, fit
+from tiny_runs import CLI, FIT, fit
 
-CLI = Callable[..., Any]
 HOLD = """
 import os, pathlib, sys, time
 from lit_rlvr.run.folder import locked

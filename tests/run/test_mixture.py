@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tiny_rewards import judged_as_is
-from tiny_runs import FIT, STRATEGIES, assert_same_run, fit, in_two_processes, metrics, to
+from tiny_runs import CLI, FIT, STRATEGIES, assert_same_run, fit, in_two_processes, metrics, to
 
 from lit_rlvr.distributed.checkpoints import last_checkpoint, read_checkpoint
 
-CLI = Callable[..., Any]
 SETS = [
     {
         "class_path": "Arithmetic",

@@ -1,14 +1,11 @@
 """Runs with an advantage or a loss of the user's own that changes what it is given."""
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from tiny_runs import completions, fit, metrics, summary, to
+from tiny_runs import CLI, completions, fit, metrics, summary, to
 
-CLI = Callable[..., Any]
 SHORT = ("--trainer.max_steps", 2, "--trainer.limit_val_batches", 0, "--trainer.num_sanity_val_steps", 0)
 SOURCE = """
 import torch

@@ -11,11 +11,10 @@ import torch
 import yaml
 from tiny import threads
 from tiny_rewards import judged_as_is
-from tiny_runs import FIT, completions, fit, metrics
+from tiny_runs import CLI, FIT, completions, fit, metrics
 
 from lit_rlvr.rewards import shared_pool
 
-CLI = Callable[..., Any]
 SHORT = ("--trainer.max_steps", 1, "--trainer.limit_val_batches", 0, "--trainer.num_sanity_val_steps", 0)
 SOURCE = """import os
 import sys

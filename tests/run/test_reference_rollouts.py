@@ -1,19 +1,17 @@
 """Completions of the reference: whose weights make them, what a pool keeps, and what a checkpoint holds."""
 
 import itertools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_runs import assert_same_run, metrics
+from tiny_runs import CLI, assert_same_run, metrics
 
 from lit_rlvr.distributed.checkpoints import last_checkpoint
 from lit_rlvr.rollout.reference_rewards import ReferenceRewards
 from lit_rlvr.rollout.source import SyncSource
 
-CLI = Callable[..., Any]
 FIT = ("fit", "--config", "tiny.yaml", "--model", "AAPO", "--model.init_args.lr", "0.01")
 ABOVE = """
 from lit_rlvr.advantages import Advantage, ReferenceCompletions

@@ -1,16 +1,14 @@
 """A command that is refused leaves the run folder as it was, and never in the way of the corrected one."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from tiny_runs import FIT, fit, summary, tiny_config, to, write_config
+from tiny_runs import CLI, FIT, fit, summary, tiny_config, to, write_config
 
 from lit_rlvr.common.run_files import LIVE
 
-CLI = Callable[..., Any]
 RESUME = ("--ckpt_path", "last")
 REPLACE = ("--overwrite", "true")
 

@@ -1,7 +1,6 @@
 """Runs that train on the rollouts that another run has recorded."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import pytest
 from tiny import save_model, tiny_llama
 from tiny_rewards import judged_as_is
 from tiny_runs import (
+    CLI,
     FIT,
     STRATEGIES,
     completions,
@@ -23,7 +23,6 @@ from tiny_runs import (
 
 from lit_rlvr.engines.hf import HFEngine
 
-CLI = Callable[..., Any]
 RARE = ("--rollout.rewards", json.dumps([judged_as_is("rare")]))
 STALE = ("--rollout.staleness", "1", "--rollout.engine", "tiny_engines.Copying")
 STREAMING = ("--rollout.staleness", "2", "--rollout.engine", "tiny_engines.Streaming")

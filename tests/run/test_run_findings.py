@@ -3,18 +3,14 @@
 import json
 import math
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tiny_fit import fit as fit_in_process
 from tiny_rewards import judged_as_is
-from tiny_runs import FIT, completions, metrics
+from tiny_runs import CLI, FIT, completions, metrics
 
 from lit_rlvr.run.monitor import LostWork
-
-CLI = Callable[..., Any]
 
 
 def said(shares: list[float], name: str) -> list[list[str]]:

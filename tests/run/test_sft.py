@@ -2,14 +2,14 @@
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tiny import save_model, tiny_llama
-from tiny_runs import FIT, STRATEGIES, assert_same_run, completions, in_two_processes, metrics, summary, to
+from tiny_runs import CLI, FIT, STRATEGIES, assert_same_run, completions, in_two_processes, metrics, summary, to
 from tiny_vlms import picture
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
@@ -20,7 +20,6 @@ from lit_rlvr.errors import UserError
 from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.rollout.demonstrations import Demonstrations
 
-CLI = Callable[..., Any]
 Talk = list[dict[str, Any]]
 DATA = ("--model", "SFT", "--data", "lit_rlvr.datamodules.PromptDataModule", "--data.columns", "{prompt: messages}")
 LOSS_ONLY = ("--rollout.evaluation", "{samples: 0}")

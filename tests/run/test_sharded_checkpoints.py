@@ -5,7 +5,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_runs import (
+    CLI,
     FIT,
     STRATEGIES,
     assert_same_run,
@@ -46,7 +47,6 @@ from lit_rlvr.errors import UserError
 from lit_rlvr.run.checkpoint import RunCheckpoint
 from lit_rlvr.training.teachers import Teachers
 
-CLI = Callable[..., Any]
 DDP, FSDP2 = STRATEGIES["ddp"], STRATEGIES["fsdp2"]
 OFFLOAD = ("--trainer.strategy", "{class_path: tiny_strategies.OffloadedHere}")
 LAST = ("--ckpt_path", "last")

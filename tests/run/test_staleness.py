@@ -1,19 +1,15 @@
 """Groups that are generated during training in this process: their weights, what is refused, and exact resume."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from tiny_engines import Copying
 from tiny_fit import fit
-from tiny_runs import FIT, STRATEGIES, completions, in_two_processes, metrics, summary, to
+from tiny_runs import CLI, FIT, STRATEGIES, completions, in_two_processes, metrics, summary, to
 from tiny_runs import fit as run
 
 from lit_rlvr.rollout.preflight.sizes import check_sizes
-
-CLI = Callable[..., Any]
 
 
 def test_each_rollout_is_sampled_one_iteration_early_and_corrected(tiny_model_folder: Path, tmp_path: Path) -> None:

@@ -5,13 +5,13 @@ import signal
 import sys
 import termios
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
 import pytest
 import tiny_rewards
 from tiny_runs import (
+    CLI,
     FIT,
     assert_same_run,
     fit,
@@ -23,7 +23,6 @@ from tiny_runs import (
 
 from lit_rlvr.run.stop import StopOnSignal
 
-CLI = Callable[..., Any]
 DDP = ("--trainer.strategy", "ddp", "--trainer.devices", "2")
 
 

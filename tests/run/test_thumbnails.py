@@ -1,20 +1,17 @@
 """Thumbnails: small, stored once, named in the sampled rows, removed with their run alone."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
-from tiny_runs import completions, pictures_config, write_config
+from tiny_runs import CLI, completions, pictures_config, write_config
 from tiny_vlms import picture, write_clip
 
 from lit_rlvr.common.run_files import THUMBNAILS, thumbnail_path
 from lit_rlvr.datamodules.reading.images import open_images
 from lit_rlvr.run.outputs import THUMBNAIL_PIXELS, save_thumbnails
-
-CLI = Callable[..., Any]
 
 
 def test_an_image_is_stored_once_and_small(tmp_path: Path) -> None:

@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 import yaml
-from tiny_runs import FIT, STRATEGIES, completions, fit, in_two_processes, pictures_config, summary, write_config
+from tiny_runs import CLI, FIT, STRATEGIES, completions, fit, in_two_processes, pictures_config, summary, write_config
 from tracker_records import Kept, Row, mlflow_store, tensorboard_rows, trackio_store, wandb_offline
 
 from lit_rlvr.cli.main import run as command_line
 from lit_rlvr.common.run_files import read_metrics
 
-CLI = Callable[..., Any]
 STOPPED, RESUMED, LAST = 4, 2, 6
 """Steps: where the first process ended, the checkpoint the second one went on from, and where that ended."""
 

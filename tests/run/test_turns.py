@@ -1,14 +1,13 @@
 """Runs of several turns from the command line: training, exact resume, evaluation, and what is shown of them."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_runs import CLI
 from tiny_runs import fit as run
 
-CLI = Callable[..., Any]
 TURNS = (
     "--rollout.environment", "tiny_environments.Echo", "--rollout.sampling.max_turns", 3,
     "--rollout.sampling.max_observation_tokens", 40, "--rollout.rewards", "null",

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from lightning.fabric.plugins.environments import LightningEnvironment
 from tiny import save_adapter, save_model, tiny_llama
 from tiny_rewards import judged_as_is
 from tiny_runs import (
+    CLI,
     FIT,
     STRATEGIES,
     assert_same_training,
@@ -30,7 +30,6 @@ from tiny_vlms import picture, write_clip
 from lit_rlvr.distributed.fsdp2 import FSDP2
 from lit_rlvr.errors import UserError
 
-CLI = Callable[..., Any]
 HSDP = (*STRATEGIES["fsdp2"], "--trainer.strategy.init_args.replicas", "2")
 OFFLOAD = (*STRATEGIES["fsdp2"], "--trainer.strategy", "{class_path: tiny_strategies.OffloadedHere}")
 

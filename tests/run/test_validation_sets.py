@@ -1,17 +1,15 @@
 """Several validation sets in one run, and the checkpoint that is best on one of them."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from tiny_runs import fit, metrics, questions, tiny_config, to
+from tiny_runs import CLI, fit, metrics, questions, tiny_config, to
 
 from lit_rlvr.common.run_files import list_checkpoints
 from lit_rlvr.distributed.checkpoints import checkpoint_step
 
-CLI = Callable[..., Any]
 OTHER = {
     "class_path": "Arithmetic",
     "init_args": {"name": "larger", "low": 7, "high": 10, "held_out": 7, "evaluation": {"prompts_per_batch": 4}},

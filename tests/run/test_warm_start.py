@@ -1,7 +1,6 @@
 """The supervised start: it learns, it is kept, and what it depends on makes it anew."""
 
 import logging
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_environments import Broken
-from tiny_runs import summary
+from tiny_runs import CLI, summary
 from transformers import AutoModelForImageTextToText
 
 from lit_rlvr.algorithms import GRPO
@@ -21,8 +20,6 @@ from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rollout.demonstrations import DemonstrationSource
 from lit_rlvr.run.warm_start import WarmStart, exact_match
 from lit_rlvr.types import Completion, Prompt, PromptBatch, Rollout, Sample, Sampling
-
-CLI = Callable[..., Any]
 
 
 @pytest.fixture

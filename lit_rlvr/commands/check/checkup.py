@@ -234,9 +234,13 @@ def is_paid(result: RewardResult, gold: RewardResult, floor: RewardResult) -> bo
 
 def reads_endings(reward: Reward, golds: Sequence[Gold]) -> bool:
     """Return True if a reward pays most of the answers that it pays without the mark around them, too."""
-    known = [gold for gold in golds if gold.answer and gold.kind in NUMERIC_KINDS]
     results = reward.score(
-        [(written(text), gold.sample) for gold in known for text in (gold.text, ENDINGS[0].format(gold.answer), "")]
+        [
+            (written(text), gold.sample)
+            for gold in golds
+            if gold.answer and gold.kind in NUMERIC_KINDS
+            for text in (gold.text, ENDINGS[0].format(gold.answer), "")
+        ]
     )
     groups = zip(results[::3], results[1::3], results[2::3], strict=True)
     paid = [(is_paid(best, best, floor), is_paid(end, best, floor)) for best, end, floor in groups]

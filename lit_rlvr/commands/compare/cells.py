@@ -21,9 +21,6 @@ from lit_rlvr.common.terminal import printable
 from lit_rlvr.errors import UserError
 from lit_rlvr.evaluation.processes import start_command, stop_commands, thread_environment
 
-JOBS_FOLDER = "jobs"
-"""Folder for submitit's scripts and logs, in the study's folder."""
-
 
 class ClusterCommand:
     """The next command of a cell, as a job runs it on one machine; the cluster queues a preempted job again.
@@ -99,17 +96,16 @@ class Cluster:
 
         if "timeout_min" not in options:
             raise UserError("--cluster: give timeout_min, the minutes after which a job is queued again")
-        self.root, parameters = root, dict(options)
+        self.root, parameters = root.absolute(), dict(options)
         try:
             cluster = str(parameters.pop("cluster", "slurm"))
-            self._executor = submitit.AutoExecutor(root.absolute() / JOBS_FOLDER, cluster=cluster)
+            self._executor = submitit.AutoExecutor(self.root / "jobs", cluster=cluster)
             self._executor.update_parameters(name="lit-rlvr", **parameters)
         except (RuntimeError, TypeError, ValueError, NameError, KeyError) as error:
             raise UserError(f"--cluster: {' '.join(str(error).split())}") from error
 
     def start(self, study: Study, cell: Cell, log: Path) -> ClusterJob:
-        root = self.root.absolute()
-        return ClusterJob(self._executor.submit(ClusterCommand(study, cell, root, log.absolute())), log)
+        return ClusterJob(self._executor.submit(ClusterCommand(study, cell, self.root, log.absolute())), log)
 
 
 class Progress:
@@ -140,8 +136,10 @@ class Progress:
         number, started = self._started[cell]
         now = time.monotonic()
         left = (now - self._began) / self._ended * (self.total - self.done - self._ended)
-        outcome = f"failed: {error}" if error else "done"
-        self._say(f"cell {number} of {self.total}: {outcome} ({now - started:.0f} s); {format_duration(left)} left")
+        self._say(
+            f"cell {number} of {self.total}: {f'failed: {error}' if error else 'done'} ({now - started:.0f} s); "
+            f"{format_duration(left)} left"
+        )
 
     @staticmethod
     def _say(text: str) -> None:
@@ -176,8 +174,7 @@ def run_cells(folder: StudyFolder, jobs: int, lock: int, cluster: Cluster | None
         with log.open("a") as file:
             print(f"{BEGIN}{command}", file=file, flush=True)
             if cluster is None:
-                environment = os.environ | thread_environment(jobs)
-                return start_command(command.arguments, file, environment, pass_fds=[lock])
+                return start_command(command.arguments, file, os.environ | thread_environment(jobs), pass_fds=[lock])
         return cluster.start(study, cell, log)
 
     try:
@@ -209,8 +206,7 @@ def run_cells(folder: StudyFolder, jobs: int, lock: int, cluster: Cluster | None
 def reason(log: Path, status: int) -> str:
     """Return why a run failed: its last reported error, else the signal that killed it, else its last line."""
     lines = log.read_text(errors="replace").rpartition(BEGIN)[2].splitlines()[1:]
-    errors = [line for line in lines if ERROR_LINE.match(line)]
-    if errors:
+    if errors := [line for line in lines if ERROR_LINE.match(line)]:
         return errors[-1].removeprefix("lit-rlvr: error: ")
     if status < 0:
         return f"killed by {signal.Signals(-status).name}"

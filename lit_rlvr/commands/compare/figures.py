@@ -142,8 +142,9 @@ def new_figure(title: str, x: str, count: int = 1) -> tuple[Any, Any]:
 
 def draw_line(axis: Any, name: str, colour: Any, x: np.ndarray, mean: np.ndarray, deviation: np.ndarray) -> None:
     """Draw means with their deviations as a band: (n,) each."""
-    marker = "o" if len(x) <= 20 else None
-    axis.plot(x, mean, label=name, color=colour, linewidth=1.6, marker=marker, markersize=3)
+    axis.plot(
+        x, mean, label=name, color=colour, linewidth=1.6, marker="o" if len(x) <= 20 else None, markersize=3
+    )  # fmt: skip
     axis.fill_between(x, mean - deviation, mean + deviation, color=colour, alpha=0.13, linewidth=0)
 
 

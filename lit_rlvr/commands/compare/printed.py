@@ -177,8 +177,8 @@ def with_printed(claim: PrintedClaim, tables: Sequence[PrintedTable]) -> Printed
         names = (claim.suite, None) if t.suite is not None else (None, claim.metric)
         if t.task != claim.task or (t.suite, t.metric) != names or column not in t.columns:
             continue
-        suites = [name for name in t.columns if name != AVERAGE] if claim.suite == AVERAGE else claim.suites
-        claim = replace(claim, suites=suites)
+        if claim.suite == AVERAGE:
+            claim = replace(claim, suites=[name for name in t.columns if name != AVERAGE])
         if claim.printed is None and {claim.more, claim.less} <= t.rows.keys():
             values = [t.rows[str(row)][t.columns.index(str(column))].value for row in (claim.more, claim.less)]
             difference = round(values[0] - values[1], 3) / 100

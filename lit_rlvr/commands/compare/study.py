@@ -102,8 +102,7 @@ def load_study(name: str) -> Study:
     """
     path = find_config(name, "STUDY")
     study = read_config(path, KEYS, "STUDY")
-    missing = [key for key in ("name", "cells", "baseline", "budget") if key not in study]
-    if missing:
+    if missing := [key for key in ("name", "cells", "baseline", "budget") if key not in study]:
         raise UserError(f"STUDY: {path}: `{missing[0]}` is missing")
     tasks = _named(study.get("tasks", {"task": {}}), "tasks", path)
     cells = _named(study["cells"], "cells", path)

@@ -121,8 +121,7 @@ def _check(root: Path, study: Study) -> None:
         before = json.loads(path.read_text())
         if before["name"] != study.name:
             raise UserError(f"--out: {root} holds the study {before['name']!r}, not {study.name!r}; choose another")
-        removed = {cell["run"] for cell in before["cells"]} - {str(cell.folder) for cell in study.cells}
-        if removed:
+        if removed := {cell["run"] for cell in before["cells"]} - {str(cell.folder) for cell in study.cells}:
             raise UserError(f"--out: {root} holds {min(removed)}, which the study no longer has; choose another")
     elif existing := [
         name for name in (*CELL_FILES, "results.json", "results.md", "figures") if (root / name).exists()

@@ -124,10 +124,13 @@ def _overall(study: Study, runs: Sequence[FinishedRun]) -> dict[str, Any]:
         ]
         for name in study.names
     }
-    base = by_cell[study.baseline]
     return {
         name: {"iqm": with_interval(interquartile_mean, tasks)}
-        | ({} if name == study.baseline else {"improvement": with_interval(probability_of_improvement, tasks, base)})
+        | (
+            {}
+            if name == study.baseline
+            else {"improvement": with_interval(probability_of_improvement, tasks, by_cell[study.baseline])}
+        )
         for name, tasks in by_cell.items()
     }
 
@@ -287,8 +290,7 @@ def pass_at_k_spreads(rows: Sequence[MetricRow]) -> dict[str, dict[str, Any]]:
     by_set: dict[str, dict[int, list[float]]] = {}
     for row in rows:
         for name, value in row.items():
-            match = re.fullmatch(r"val/(.+)/pass@(\d+)", name)
-            if match:
+            if match := re.fullmatch(r"val/(.+)/pass@(\d+)", name):
                 by_set.setdefault(match[1], {}).setdefault(int(match[2]), []).append(value)
     return {
         name: {str(k): spread(values) for k, values in sorted(by_k.items())} for name, by_k in sorted(by_set.items())

@@ -52,8 +52,7 @@ def suite_tables(study_suites: Mapping[str, Any], task: Mapping[str, Any]) -> It
         suites = list(next(iter(rows.values()))["suites"])
         keys = {suite: {key for row in rows.values() for key in row["suites"].get(suite, {})} for suite in suites}
         first = {suite: "pass@1" if "pass@1" in keys[suite] else "greedy" for suite in suites}
-        title = "pass@1" if "pass@1" in first.values() else "greedy"
-        yield _across(f"{group}: {title}", suites, first, rows)
+        yield _across(f"{group}: {'pass@1' if 'pass@1' in first.values() else 'greedy'}", suites, first, rows)
         largest = max((k for suite in suites for k in sampled_ks(keys[suite])), default=1)
         if largest > 1:
             measured = [suite for suite in suites if f"pass@{largest}" in keys[suite]]
@@ -86,8 +85,7 @@ def _across(title: str, suites: Sequence[str], keys: Mapping[str, str], rows: Ma
 
 def _by_category(suite: str, key: str, rows: Mapping[str, Any]) -> Iterator[str]:
     by_cell = {name: row["suites"].get(suite, {}).get("categories", {}) for name, row in rows.items()}
-    categories = list(dict.fromkeys(category for row in by_cell.values() for category in row))
-    if categories:
+    if categories := list(dict.fromkeys(category for row in by_cell.values() for category in row)):
         cells = {name: {c: values.get(key) for c, values in row.items()} for name, row in by_cell.items()}
         yield _table(f"{suite}: {key} by category", categories, cells)
 

@@ -19,11 +19,11 @@ MAX_MARKED_POINTS = 13
 """A curve with at most this many points shows each of them."""
 
 
-def chart(panel: Panel, numbers: Sequence[int]) -> dict[str, Any]:
+def chart(title: str, curves_of_groups: Sequence[Curve | None], numbers: Sequence[int]) -> dict[str, Any]:
     """Lay out a panel for `templates/charts.html`.
 
     Args:
-        panel: a panel with at least one curve.
+        curves_of_groups: the panel's curves, at least one of which is there.
         numbers: numbers of its groups on the page.
 
     Returns:
@@ -31,7 +31,7 @@ def chart(panel: Panel, numbers: Sequence[int]) -> dict[str, Any]:
         the number of its `group`, the `path` of the mean, the outline of the `band` ("" = none), and `points` with
         their numbers.
     """
-    curves = [(number, curve) for number, curve in zip(numbers, panel.curves, strict=True) if curve is not None]
+    curves = [(number, curve) for number, curve in zip(numbers, curves_of_groups, strict=True) if curve is not None]
     low, high = min(min(c.low) for _, c in curves), max(max(c.high) for _, c in curves)
     ticks = nice_ticks(0.0 if 0 <= low < 0.6 * high or 0 <= low == high else low, high)
     last = max(1, *(c.steps[-1] for _, c in curves))
@@ -40,7 +40,7 @@ def chart(panel: Panel, numbers: Sequence[int]) -> dict[str, Any]:
     steps = [step for step in nice_ticks(0, last, most=7) if step <= last and step == int(step)]
     ends = {(number_text(c.mean[0]), number_text(c.mean[-1])) for _, c in curves}
     return dict(
-        title=panel.title,
+        title=title,
         summary=" \N{RIGHTWARDS ARROW} ".join(next(iter(ends))) if len(curves) == 1 else "",
         x_ticks=[(x(step), tick_text(step)) for step in steps],
         y_ticks=[(y(tick), tick_text(tick)) for tick in ticks],
@@ -126,12 +126,8 @@ class Curve:
     high: list[float]
 
 
-@dataclass(frozen=True)
-class Panel:
-    """One chart: a curve per group, or None if no run of the group has the metric."""
-
-    title: str
-    curves: list[Curve | None]
+Panel = tuple[str, list[Curve | None]]
+"""One chart: its title, and a curve per group, or None if no run of the group has the metric."""
 
 
 def curve(runs: Sequence[RunRecord], metrics: Sequence[str]) -> Curve | None:
@@ -181,8 +177,8 @@ def more_panels(groups: Sequence[RunGroup]) -> list[Panel]:
 
 
 def _drawn(groups: Sequence[RunGroup], wanted: ChartMetrics) -> list[Panel]:
-    drawn = [Panel(title, [curve(group.runs, metrics) for group in groups]) for title, metrics in wanted]
-    return [panel for panel in drawn if any(panel.curves)]
+    drawn = ((title, [curve(group.runs, metrics) for group in groups]) for title, metrics in wanted)
+    return [(title, curves) for title, curves in drawn if any(curves)]
 
 
 def _validation_metrics(groups: Sequence[RunGroup]) -> list[str]:

@@ -66,7 +66,7 @@ def load_group(run: Path, step: int | None, prompt: str | None) -> tuple[int, st
             raise UserError(f"--prompt: {prompt!r} was not saved at step {chosen}; there are {', '.join(by_name)}")
         return chosen, algorithm, by_name[prompt]
     newest = next(saved)
-    return first_with_gradient(chain([newest], saved)) or (newest[0], newest[1], newest[2][0])
+    return first_with_gradient(chain([newest], saved)) or (*newest[:2], newest[2][0])
 
 
 def first_with_gradient(saved: Iterable[SavedGroups]) -> tuple[int, str, dict[str, Any]] | None:

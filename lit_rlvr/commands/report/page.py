@@ -83,10 +83,10 @@ def contents(groups: Sequence[RunGroup], more: bool = True) -> dict[str, Any]:
     Args:
         more: whether to draw the less important curves too.
     """
-    style_indices = {name: k for k, name in enumerate(dict.fromkeys(group.name for group in groups))}
+    names = list(dict.fromkeys(group.name for group in groups))
     tasks = list(dict.fromkeys(group.task for group in groups))
     labels = [group.name if len(tasks) == 1 else f"{group.name} on {group.task}" for group in groups]
-    styles = [f"s{k % COLOURS}" + " dashed" * (k >= COLOURS) for k in (style_indices[group.name] for group in groups)]
+    styles = [f"s{k % COLOURS}" + " dashed" * (k >= COLOURS) for k in (names.index(group.name) for group in groups)]
     legends = [
         {"number": k, "name": group.name, "label": labels[k], "style": styles[k]} for k, group in enumerate(groups)
     ]
@@ -118,7 +118,7 @@ def _task(name: str, groups: Sequence[RunGroup], legends: Sequence[dict[str, Any
     columns, rows = results_table(members)
     return dict(
         name=name, legends=chosen, columns=columns, results=rows,
-        charts=[chart(panel, numbers) for panel in panels(members)],
-        more=[chart(panel, numbers) for panel in more_panels(members)] if more else [],
+        charts=[chart(*panel, numbers) for panel in panels(members)],
+        more=[chart(*panel, numbers) for panel in more_panels(members)] if more else [],
         validation=validation_rows(members),
     )  # fmt: skip

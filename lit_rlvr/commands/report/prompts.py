@@ -200,7 +200,7 @@ def index_completions(run: RunRecord) -> Completions:
     return index
 
 
-def count_outcomes(index: Completions) -> dict[str, int]:
+def count_outcomes(index: Completions) -> dict[PromptOutcome, int]:
     """Return the number of prompts with each outcome."""
     return dict.fromkeys(OUTCOMES, 0) | Counter(prompt.outcome for prompt in index.prompts.values())
 

@@ -72,9 +72,6 @@ def main_settings(groups: Sequence[RunSettings]) -> list[tuple[str, str]]:
     return [(name, values.pop()) for name, values in shared if len(values) == 1]
 
 
-RunMetrics = dict[int, dict[str, float]]
-
-
 @dataclass
 class RunRecord:
     """The contents of a run folder.
@@ -91,7 +88,7 @@ class RunRecord:
     path: Path
     config: str = ""
     settings: RunSettings = field(default_factory=dict)
-    metrics: RunMetrics = field(default_factory=dict)
+    metrics: dict[int, dict[str, float]] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 

@@ -9,9 +9,6 @@ from typing import Any
 from lit_rlvr.commands.report.groups import RunGroup
 from lit_rlvr.commands.report.runs import MISSING, RunRecord, metric_names
 
-ARROW = "\N{RIGHTWARDS ARROW}"
-
-
 RESULT_COLUMNS = (
     "before", "after", "gain", "runs", "steps", "training (s)", "per iteration (s)", "memory (GiB)", "engine",
 )  # fmt: skip
@@ -103,7 +100,7 @@ def _before_after(runs: Sequence[RunRecord], metric: str) -> str:
     ends = [run.ends(metric) for run in runs]
     first, last = _known(before for before, _ in ends), _known(after for _, after in ends)
     form = ".1f" if metric.endswith("/length") else ".3f"
-    return f"{mean_std(first, form)} {ARROW} {mean_std(last, form)}" if first or last else MISSING
+    return f"{mean_std(first, form)} \N{RIGHTWARDS ARROW} {mean_std(last, form)}" if first or last else MISSING
 
 
 def _known(values: Iterable[float | None]) -> list[float]:

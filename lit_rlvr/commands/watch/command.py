@@ -53,9 +53,9 @@ def watch(folders: list[Path], host: str = "127.0.0.1", port: int = 7860) -> Non
 
     listener = open_socket(host, port)
     app = application(FollowedFolders(folders), token)
-    address = f"[{host}]" if ":" in host else host
     print(
-        f"Watching {', '.join(map(str, folders))} at http://{address}:{listener.getsockname()[1]}/"
+        f"Watching {', '.join(map(str, folders))} at http://{f'[{host}]' if ':' in host else host}:"
+        f"{listener.getsockname()[1]}/"
         f"{f'?token={token}' if token else ''} (Ctrl-C ends it; the runs go on)",
         flush=True,
     )

@@ -165,8 +165,8 @@ def find_runs(folder: Path) -> list[Path]:
     if _holds_run(folder):
         return [folder]
     below = [path for pattern in ("*", "*/*") for path in sorted(folder.glob(pattern)) if _holds_run(path)]
-    studies = [path for path in below if (path / "study.json").is_file()]
-    folders = [path for path in below if not any(study in path.parents for study in studies)]
+    studies = {path for path in below if (path / "study.json").is_file()}
+    folders = [path for path in below if not studies & {*path.parents}]
     if not folders:
         raise UserError(
             f"{folder} holds no run (config.yaml, metrics.csv, summary.json); give a folder that `lit-rlvr fit` or "

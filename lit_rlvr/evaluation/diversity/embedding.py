@@ -50,15 +50,18 @@ class SentenceEmbedder(Embedder):
         try:
             AutoConfig.from_pretrained(self.source, trust_remote_code=False)
         except (OSError, ValueError) as error:
-            what = f"embedding model {model}: {first_line(error)}"
-            raise UserError(f"{what}; give a sentence-embedding model's folder or hub id") from error
+            raise UserError(
+                f"embedding model {model}: {first_line(error)}; give a sentence-embedding model's folder or hub id"
+            ) from error
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         encoder = self.encoder
         lengths = map(len, encoder.tokenizer(list(texts))["input_ids"])
         if cut := sum(length > encoder.max_seq_length for length in lengths):
-            said = "%s reads %d tokens: %d of %d texts are longer, and only their beginnings are compared"
-            log.warning(said, self.model, encoder.max_seq_length, cut, len(texts))
+            log.warning(
+                "%s reads %d tokens: %d of %d texts are longer, and only their beginnings are compared",
+                self.model, encoder.max_seq_length, cut, len(texts),
+            )  # fmt: skip
         found = encoder.encode(
             [text or " " for text in texts],  # some models make no token at all of ""
             batch_size=self.batch_size, show_progress_bar=False, convert_to_tensor=True,

@@ -12,9 +12,8 @@ import psutil
 import pytest
 import yaml
 from tiny_rewards import judged_as_is
-from tiny_runs import TESTS, assert_same_run, fit, start, summary, to
+from tiny_runs import CLI, TESTS, assert_same_run, fit, start, summary, to
 
-CLI = Callable[..., Any]
 MISTAKE = {"data": {"init_args": {"prompts_per_rollout": 17}}}
 """More prompts than there are, which only shows when the data are read."""
 

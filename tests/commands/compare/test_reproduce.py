@@ -3,7 +3,6 @@
 import json
 import os
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from tiny_rewards import judged_as_is
+from tiny_runs import CLI
 
 from lit_rlvr.commands.compare.claims import AVERAGE, PrintedClaim
 from lit_rlvr.commands.compare.command import FailedCells, check_suites
@@ -23,7 +23,6 @@ from lit_rlvr.commands.compare.study_tables import BEFORE
 from lit_rlvr.configs import config_folder
 from lit_rlvr.errors import UserError
 
-CLI = Callable[..., Any]
 FOLDER = config_folder() / "printed"
 NAMES = sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in FOLDER.glob("*/*.yaml"))
 CONTRADICTIONS = {

@@ -3,7 +3,6 @@
 import base64
 import json
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +13,7 @@ import torch
 from made_runs import group, make_run, row
 from PIL import Image
 from tiny import make_rollout
+from tiny_runs import CLI
 
 from lit_rlvr.commands.report.explain import cells, group_page, load_group
 from lit_rlvr.commands.report.prompts import index_completions, verdict_text
@@ -23,8 +23,6 @@ from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import LossInputs
 from lit_rlvr.run.outputs import RunFolder, sample_rows
 from lit_rlvr.training.trace import Trace
-
-CLI = Callable[..., Any]
 
 
 def test_explain_shows_a_group_of_a_run(run_folder: Path, lit_rlvr: CLI) -> None:

@@ -10,7 +10,6 @@ from lit_rlvr.commands.report.charts import (
     RIGHT,
     TOP,
     Curve,
-    Panel,
     chart,
     nice_ticks,
 )
@@ -27,7 +26,7 @@ def test_ticks_enclose_the_values() -> None:
 
 
 def test_points_stand_where_they_should() -> None:
-    drawn = chart(Panel("Accuracy", [None, Curve([0, 10], [0.0, 0.5], [0.0, 0.25], [0.0, 1.0])]), [3, 7])
+    drawn = chart("Accuracy", [None, Curve([0, 10], [0.0, 0.5], [0.0, 0.25], [0.0, 1.0])], [3, 7])
     bottom, middle, right = CHART_HEIGHT - BOTTOM, (CHART_HEIGHT - BOTTOM + TOP) / 2, CHART_WIDTH - RIGHT
     quarter = bottom - (bottom - TOP) / 4
     assert (
@@ -48,5 +47,5 @@ def test_points_stand_where_they_should() -> None:
 
 
 def test_one_point_at_step_0_can_be_drawn() -> None:
-    drawn = chart(Panel("t", [Curve([0], [0.0], [0.0], [0.0]), Curve([0], [0.0], [0.0], [0.0])]), [0, 1])
+    drawn = chart("t", [Curve([0], [0.0], [0.0], [0.0]), Curve([0], [0.0], [0.0], [0.0])], [0, 1])
     assert len(drawn["lines"]) == 2 and drawn["summary"] == ""

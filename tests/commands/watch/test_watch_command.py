@@ -5,17 +5,14 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 from made_runs import METRICS, make_run
+from tiny_runs import CLI
 
 from lit_rlvr.commands.watch.command import open_socket
-
-CLI = Callable[..., Any]
 
 
 @pytest.mark.slow
