@@ -17,8 +17,7 @@ from urllib.parse import unquote
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from lit_rlvr.datamodules.reading.bad_row import BadRow
-from lit_rlvr.datamodules.reading.cells import is_blank, parse_text
+from lit_rlvr.datamodules.reading.cells import BadRow, is_blank, parse_text
 from lit_rlvr.datamodules.reading.conversations import NO_AUDIO, Messages, without_nulls
 from lit_rlvr.datamodules.reading.videos import check_packages, choose_frames, inspect_video, read_frames
 from lit_rlvr.errors import UserError, check_within, option_group
