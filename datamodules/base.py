@@ -285,7 +285,7 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
     @cached_property
     def image_processor(self) -> ImageProcessor:
         """The image processor of the trainer's model; set it to use the data without a trainer."""
-        return self._model("image_processor").image_processor  # type: ignore[no-any-return]
+        return self._model("image_processor").image_processor
 
     @property
     def demonstrates(self) -> bool:

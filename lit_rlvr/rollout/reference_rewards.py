@@ -81,4 +81,4 @@ class ReferenceRewards:
 
 def _values(scores: Scores | None) -> list[list[float]]:
     """Return rewards as lists; NaN where there is none."""
-    return [] if scores is None else scores.rewards.masked_fill(scores.masked, math.nan).tolist()
+    return [] if scores is None else scores.rewards.masked_fill(~scores.rewarded, math.nan).tolist()
