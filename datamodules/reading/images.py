@@ -305,7 +305,7 @@ def open_images(images: Sequence[Any], folder: Path, options: ImageOptions = Ima
             what = "not an image" if isinstance(error, UnidentifiedImageError) else what
             raise BadRow(f"{name} cannot be decoded ({what})", kind) from error
         opened.append((source, key, _padded(*fit(picture.size, options.min_pixels, options.max_pixels))))
-    sources, keys, sizes = zip(*opened, strict=True)
+    sources, keys, sizes = zip(*opened, strict=True) if opened else ((), (), ())
     return Images(sources, keys, sizes, options)
 
 
