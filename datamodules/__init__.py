@@ -6,12 +6,11 @@ from lit_rlvr.datamodules.geometry import Geometry
 from lit_rlvr.datamodules.medical_vqa import MedicalVQA
 from lit_rlvr.datamodules.mixture import Mixture
 from lit_rlvr.datamodules.multiple_choice import MultipleChoice
-from lit_rlvr.datamodules.reading.bad_row import BadRow
+from lit_rlvr.datamodules.reading.cells import BadRow
 from lit_rlvr.datamodules.text_math import TextMath
 from lit_rlvr.datamodules.text_to_sql import TextToSQL
 from lit_rlvr.datamodules.toys.arithmetic import Arithmetic, MultiStepArithmetic
-from lit_rlvr.datamodules.toys.drawn_geometry import CellArea
-from lit_rlvr.datamodules.toys.lesions import LesionCount, LesionPlace
+from lit_rlvr.datamodules.toys.drawn import CellArea, LesionCount, LesionPlace
 from lit_rlvr.datamodules.toys.synthetic_sql import SyntheticSQL
 
 __all__ = [

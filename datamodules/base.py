@@ -18,8 +18,7 @@ from lightning.pytorch import LightningDataModule
 from lit_rlvr.common.seeds import run_seed
 from lit_rlvr.common.settings import init_arguments, snake_case, with_class_defaults
 from lit_rlvr.datamodules.reading.assistant_turns import Part, TrainedTurns, split_turns
-from lit_rlvr.datamodules.reading.bad_row import BadRow
-from lit_rlvr.datamodules.reading.cells import as_answers, as_object, as_reward_weights, parse_text
+from lit_rlvr.datamodules.reading.cells import BadRow, as_answers, as_object, as_reward_weights, parse_text
 from lit_rlvr.datamodules.reading.chat import Chat, break_up, special_tokens
 from lit_rlvr.datamodules.reading.checks import (
     FIELDS,
@@ -289,7 +288,7 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
     @cached_property
     def image_processor(self) -> ImageProcessor:
         """The image processor of the trainer's model; set it to use the data without a trainer."""
-        return self._model("image_processor").image_processor  # type: ignore[no-any-return]
+        return self._model("image_processor").image_processor
 
     @property
     def demonstrates(self) -> bool:

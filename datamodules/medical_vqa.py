@@ -11,8 +11,7 @@ from typing import Any, Literal
 
 from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.datamodules.base import PromptDataModule, Split
-from lit_rlvr.datamodules.reading.bad_row import BadRow
-from lit_rlvr.datamodules.reading.cells import as_text, without_tags
+from lit_rlvr.datamodules.reading.cells import BadRow, as_text, without_tags
 from lit_rlvr.datamodules.reading.images import as_images
 from lit_rlvr.datamodules.reading.options import Options, find_label, find_letter, format_options, read_options
 from lit_rlvr.datamodules.reading.rows import DataRow

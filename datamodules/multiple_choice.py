@@ -6,8 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from lit_rlvr.datamodules.base import PromptDataModule
-from lit_rlvr.datamodules.reading.bad_row import BadRow
-from lit_rlvr.datamodules.reading.cells import lookup
+from lit_rlvr.datamodules.reading.cells import BadRow, lookup
 from lit_rlvr.datamodules.reading.chat import wrapped_prompt
 from lit_rlvr.datamodules.reading.options import format_options, options_in_columns, read_options, right_letter
 from lit_rlvr.datamodules.reading.readers import TEXT_TABLES

@@ -8,11 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 from lit_rlvr.datamodules.base import PromptDataModule
-from lit_rlvr.datamodules.reading.bad_row import BadRow
-from lit_rlvr.datamodules.reading.cells import as_text, lookup, parse_text
+from lit_rlvr.datamodules.reading.cells import BadRow, as_text, lookup, parse_text
+from lit_rlvr.datamodules.reading.conversations import sharegpt_to_messages
 from lit_rlvr.datamodules.reading.images import check_media
 from lit_rlvr.datamodules.reading.rows import FALLBACKS, DataRow, as_prompt, closing_answer, find_cell
-from lit_rlvr.datamodules.reading.sharegpt import sharegpt_to_messages
 from lit_rlvr.rewards.answers.find import last_boxed
 from lit_rlvr.types import Sample
 

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_rlvr.datamodules.base import PromptDataModule
-from lit_rlvr.datamodules.reading.bad_row import BadRow
-from lit_rlvr.datamodules.reading.cells import as_text, lookup
+from lit_rlvr.datamodules.reading.cells import BadRow, as_text, lookup
 from lit_rlvr.datamodules.reading.chat import Chat, wrapped_prompt
 from lit_rlvr.datamodules.reading.rows import map_columns
 from lit_rlvr.datamodules.reading.split import ReadingOptions

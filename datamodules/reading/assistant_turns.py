@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import groupby, takewhile
 from typing import Any, NamedTuple
 
-from lit_rlvr.datamodules.reading.bad_row import BadRow
+from lit_rlvr.datamodules.reading.cells import BadRow
 from lit_rlvr.datamodules.reading.chat import MODEL_TURN, Chat, shared_length
 from lit_rlvr.datamodules.reading.conversations import LOSS_KEYS, THOUGHT_KEYS, Messages, text_of
 from lit_rlvr.speech.thoughts import MARK, closes_thoughts, ends_in_thoughts

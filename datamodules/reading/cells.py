@@ -1,4 +1,5 @@
-"""The cells of rows as Python values: text, nested columns, lists and dicts in JSON text, reference answers."""
+"""The cells of rows as Python values: text, nested columns, lists and dicts in JSON text, reference answers; and
+`BadRow`, a row that cannot be used."""
 
 from __future__ import annotations
 
@@ -11,7 +12,23 @@ from datetime import date, time
 from decimal import Decimal
 from typing import Any, Literal
 
-from lit_rlvr.datamodules.reading.bad_row import BadRow
+
+class BadRow(Exception):
+    """A row that cannot be used. The DataModule skips and counts it, and refuses a file with more than `max_bad_rows`.
+
+    Args:
+        reason: what is wrong with the row, for the user.
+        field: the field concerned ("prompt", "answer", ...).
+        source: "file:row"; `PromptDataModule` fills it in.
+    """
+
+    def __init__(self, reason: str, field: str = "row", source: str = "") -> None:
+        super().__init__(reason)
+        self.reason, self.field, self.source = reason, field, source
+
+    def __str__(self) -> str:
+        return ": ".join(part for part in (self.source, self.field, self.reason) if part)
+
 
 Answers = Literal["any", "all", "object"]
 

@@ -17,8 +17,7 @@ from urllib.parse import unquote
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from lit_rlvr.datamodules.reading.bad_row import BadRow
-from lit_rlvr.datamodules.reading.cells import is_blank, parse_text
+from lit_rlvr.datamodules.reading.cells import BadRow, is_blank, parse_text
 from lit_rlvr.datamodules.reading.conversations import NO_AUDIO, Messages, without_nulls
 from lit_rlvr.datamodules.reading.videos import check_packages, choose_frames, inspect_video, read_frames
 from lit_rlvr.errors import UserError, check_within, option_group
@@ -306,7 +305,8 @@ def open_images(images: Sequence[Any], folder: Path, options: ImageOptions = Ima
             what = "not an image" if isinstance(error, UnidentifiedImageError) else what
             raise BadRow(f"{name} cannot be decoded ({what})", kind) from error
         opened.append((source, key, _padded(*fit(picture.size, options.min_pixels, options.max_pixels))))
-    return Images(*zip(*opened, strict=True), options)
+    sources, keys, sizes = zip(*opened, strict=True) if opened else ((), (), ())
+    return Images(sources, keys, sizes, options)
 
 
 def _locate_frames(video: Video, folder: Path) -> Video:

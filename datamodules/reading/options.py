@@ -9,8 +9,7 @@ from decimal import Decimal
 from string import ascii_uppercase
 from typing import Any, NamedTuple
 
-from lit_rlvr.datamodules.reading.bad_row import BadRow
-from lit_rlvr.datamodules.reading.cells import as_python, as_text, is_blank, parse_text, without_tags
+from lit_rlvr.datamodules.reading.cells import BadRow, as_python, as_text, is_blank, parse_text, without_tags
 
 KNOWN_FORMS = (
     'a list of texts, {"A": ...}, a list of {"label", "text"}, {"label": [...], "text": [...]}, JSON text of one of '

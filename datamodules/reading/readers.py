@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from lit_rlvr.common.files import write_atomically
-from lit_rlvr.datamodules.reading.bad_row import BadRow
+from lit_rlvr.datamodules.reading.cells import BadRow
 from lit_rlvr.errors import UserError, type_text, why_not_a_file
 from lit_rlvr.types import Sample, Video
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from lit_rlvr.datamodules.reading.bad_row import BadRow
 from lit_rlvr.datamodules.reading.cells import (
     Answers,
+    BadRow,
     as_answers,
     as_object,
     as_reward_weights,
@@ -22,10 +22,15 @@ from lit_rlvr.datamodules.reading.cells import (
     lookup,
     parse_text,
 )
-from lit_rlvr.datamodules.reading.conversations import Messages, as_conversation, text_of, without_closing_turns
+from lit_rlvr.datamodules.reading.conversations import (
+    Messages,
+    as_conversation,
+    sharegpt_to_messages,
+    text_of,
+    without_closing_turns,
+)
 from lit_rlvr.datamodules.reading.images import ImageOptions, as_images, as_videos, check_media, with_images
 from lit_rlvr.datamodules.reading.options import read_options
-from lit_rlvr.datamodules.reading.sharegpt import sharegpt_to_messages
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Sample
 

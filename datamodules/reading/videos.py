@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from lit_rlvr.common.packages import require
-from lit_rlvr.datamodules.reading.bad_row import BadRow
+from lit_rlvr.datamodules.reading.cells import BadRow
 from lit_rlvr.errors import UserError
 
 MIN_FRAMES = 4

@@ -11,7 +11,7 @@ from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.datamodules.base import Split
 from lit_rlvr.datamodules.reading.chat import Chat
 from lit_rlvr.datamodules.toys.generated import GeneratedDataModule
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import UserError, refuse_all
 from lit_rlvr.types import Sample
 
 
@@ -100,13 +100,13 @@ class MultiStepArithmetic(GeneratedDataModule):
         sizes: dict[Split, int] = {"validation": held_out, "train": problems, "test": tested}
         self.sets = [split for split, size in sizes.items() for _ in range(size)]
         self.lengths, self.high = lengths, high
-        for length, count in Counter(lengths).items():
-            most = high**length  # of two terms there are half as many again, so drawing them ends
-            if len(self.sets) * count > most * len(lengths):
-                raise UserError(
-                    f"problems={problems}, held_out={held_out}, tested={tested}: {length} numbers up to {high} make "
-                    f"too few different problems; at most {most} of this length in all"
-                )
+        refuse_all(
+            f"problems={problems}, held_out={held_out}, tested={tested}: {length} numbers up to {high} make too few "
+            f"different problems; at most {high**length} of this length in all"
+            for length, count in Counter(lengths).items()
+            # of two terms there are half as many again, so drawing them ends
+            if len(self.sets) * count > high**length * len(lengths)
+        )
 
     def rows(self, split: Split) -> Iterator[Sample]:
         """Yield the problems of a set; no two sets share a problem."""

@@ -15,7 +15,7 @@ import lit_rlvr.environments
 import lit_rlvr.rewards
 from lit_rlvr.configs import Parser, find_shipped, import_classes, merge, read_config, require_keys, shipped_files
 from lit_rlvr.datamodules import PromptDataModule, geometry, medical_vqa, text_math
-from lit_rlvr.datamodules.reading.bad_row import BadRow
+from lit_rlvr.datamodules.reading.cells import BadRow
 from lit_rlvr.datamodules.reading.readers import FORMATS, file_type, read_rows
 from lit_rlvr.environments import Environment, as_environment
 from lit_rlvr.environments.base import rewards_with

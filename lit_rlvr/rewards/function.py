@@ -15,7 +15,7 @@ from typing import Any
 
 from lit_rlvr.common.packages import import_path
 from lit_rlvr.common.settings import dotted_path_of
-from lit_rlvr.errors import UserError, defined_at, did_you_mean, refuse_all
+from lit_rlvr.errors import UserError, defined_at, did_you_mean, refuse_all, type_text
 from lit_rlvr.rewards.base import Reward, as_result, check_rewards
 from lit_rlvr.rewards.format import TAG
 from lit_rlvr.rewards.forms import (
@@ -232,10 +232,8 @@ def with_options(function: Any, options: Mapping[str, Any], path: str) -> tuple[
             f"makes a reward from `options: {{NAME: VALUE}}` it lacks options: {error}"
         ) from error
     made = function(**options)
-    if not callable(made):
-        raise UserError(f"{where}: it makes no reward function but {type(made).__name__}; the known forms are {KNOWN}")
-    if (form := form_of(made)) is None:
-        raise UserError(f"{where}: what it makes has none of the known forms, which are {KNOWN}")
+    if not callable(made) or (form := form_of(made)) is None:
+        raise UserError(f"{where}: it makes {type_text(made)} of none of the known forms, which are {KNOWN}")
     check_arguments(made, form, {}, where)
     return made, form
 

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lit_rlvr.datamodules.reading.assistant_turns import Part, split_turns
-from lit_rlvr.datamodules.reading.bad_row import BadRow
-from lit_rlvr.datamodules.reading.cells import lookup
+from lit_rlvr.datamodules.reading.cells import BadRow, lookup
 from lit_rlvr.datamodules.reading.conversations import as_conversation
 from lit_rlvr.datamodules.reading.rows import abbreviate, rank_zero_warn
 from lit_rlvr.distributed.collectives import all_sum

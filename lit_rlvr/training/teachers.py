@@ -64,8 +64,11 @@ class Demonstration(TeacherPrompt):
                 raise UserError(f"model.teacher.prompt.template: there is no {name} in {template!r}")
 
     def ask(self, sample: Sample) -> Sample:
-        from lit_rlvr.datamodules.reading.bad_row import BadRow  # they import every data set
-        from lit_rlvr.datamodules.reading.cells import as_text, lookup
+        from lit_rlvr.datamodules.reading.cells import (
+            BadRow,  # they import every data set
+            as_text,
+            lookup,
+        )
         from lit_rlvr.datamodules.reading.chat import break_up, find_tokens, wrapped_prompt
         from lit_rlvr.datamodules.reading.conversations import as_conversation, without_nulls
         from lit_rlvr.rewards.forms import as_messages
@@ -163,7 +166,7 @@ class Teachers(Term):
         Raises:
             UserError: names such rows, or what a server cannot score.
         """
-        from lit_rlvr.datamodules.reading.bad_row import BadRow  # imports every data set
+        from lit_rlvr.datamodules.reading.cells import BadRow  # imports every data set
         from lit_rlvr.datamodules.reading.rows import abbreviate
         from lit_rlvr.datamodules.reading.split import FAR_TOO_LONG
 

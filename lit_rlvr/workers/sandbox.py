@@ -25,8 +25,7 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -107,13 +106,12 @@ def run(program: str, text: str, limits: ProgramLimits, function: str = "") -> s
         return stdout.read().decode(errors="replace")
 
 
-@contextmanager
-def _memory(content: bytes = b"") -> Iterator[BinaryIO]:
+def _memory(content: bytes = b"") -> BinaryIO:
     """Open an in-memory file, positioned at its beginning."""
-    with open(os.memfd_create("sandbox"), "w+b", buffering=0) as file:
-        file.write(content)
-        file.seek(0)
-        yield file
+    file = open(os.memfd_create("sandbox"), "w+b", buffering=0)  # noqa: SIM115 (closed by `run`)
+    file.write(content)
+    file.seek(0)
+    return file
 
 
 def _wait(process: subprocess.Popen[bytes], seconds: float) -> str:

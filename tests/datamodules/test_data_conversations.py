@@ -18,7 +18,7 @@ from tiny_vlms import write_clip
 from transformers import AutoTokenizer
 
 from lit_rlvr.datamodules import Geometry, MultipleChoice, PromptDataModule, TextMath
-from lit_rlvr.datamodules.reading.bad_row import BadRow
+from lit_rlvr.datamodules.reading.cells import BadRow
 from lit_rlvr.datamodules.reading.chat import Chat
 from lit_rlvr.datamodules.reading.images import as_images
 from lit_rlvr.datamodules.reading.rows import as_prompt, map_columns

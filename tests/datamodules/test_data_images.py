@@ -15,7 +15,7 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 from lit_rlvr.datamodules import PromptDataModule
-from lit_rlvr.datamodules.reading.bad_row import BadRow
+from lit_rlvr.datamodules.reading.cells import BadRow
 from lit_rlvr.datamodules.reading.chat import Chat
 from lit_rlvr.datamodules.reading.images import (
     ImageOptions,

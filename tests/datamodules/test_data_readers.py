@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import csv
 
-from lit_rlvr.datamodules.reading.bad_row import BadRow
+from lit_rlvr.datamodules.reading.cells import BadRow
 from lit_rlvr.datamodules.reading.readers import SHIPPED, read_rows
 from lit_rlvr.errors import UserError
 

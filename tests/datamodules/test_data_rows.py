@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from lit_rlvr.datamodules import PromptDataModule
-from lit_rlvr.datamodules.reading.bad_row import BadRow
-from lit_rlvr.datamodules.reading.cells import as_answers, as_text, lookup
+from lit_rlvr.datamodules.reading.cells import BadRow, as_answers, as_text, lookup
 from lit_rlvr.datamodules.reading.checks import require_samples
 from lit_rlvr.datamodules.reading.rows import (
     as_prompt,

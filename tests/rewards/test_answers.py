@@ -85,31 +85,43 @@ def test_thoughts_that_never_end_hold_no_answer_unless_they_may() -> None:
     assert check_math("<think>\\boxed{7}", "7", open_thoughts=True)[0]
 
 
-def test_characters_that_change_the_meaning_are_not_dropped() -> None:
-    assert plain_characters("x²") == "x^{2}" and plain_characters("10⁻³") == "10^{-3}"
-    assert plain_characters("2⅓") == "2 1/3" and plain_characters("½") == "1/2"
-    assert plain_characters("x₁₂") == "x_{12}" and plain_characters("∛8") == "\\sqrt[3]{8}"
-    assert plain_characters("٣५７") == "357"
-    assert plain_characters("\u20135") == plain_characters("\u22125") == plain_characters("\ufe635") == "-5"
-    assert plain_characters("\u200b\ufeff5\u00a0") == "5 "
-    assert plain_characters("3或4、5") == "3 or 4, 5"
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        ("x²", "x^{2}"), ("10⁻³", "10^{-3}"), ("2⅓", "2 1/3"), ("½", "1/2"), ("x₁₂", "x_{12}"),
+        ("∛8", "\\sqrt[3]{8}"), ("٣५７", "357"), ("\u20135", "-5"), ("\u22125", "-5"), ("\ufe635", "-5"),
+        ("\u200b\ufeff5\u00a0", "5 "), ("3或4、5", "3 or 4, 5"),
+    ],
+)  # fmt: skip
+def test_characters_that_change_the_meaning_are_not_dropped(text: str, plain: str) -> None:
+    assert plain_characters(text) == plain
 
 
 def values_of(text: str) -> list[object]:
     return [value for value in parse(text) if not isinstance(value, Text)]
 
 
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("ABC", []),
+        ("no", []),
+        ("CO2", []),
+        ("3:30", [Parts("time", (3, 30, 0, ""))]),
+        ("3:2", [Parts("ratio", (3, 2))]),
+        ("50%", [Percentage(Number(sympy.Integer(50)), 2)]),
+        ("0.1666...", [Number(sympy.Rational(1, 6))]),
+        ("0.00050", [Number(sympy.Rational(1, 2000), 5)]),
+    ],
+)
+def test_a_text_is_read_by_its_type(text: str, values: list[object]) -> None:
+    assert values_of(text) == values
+
+
 def test_a_text_has_every_type_that_it_can_mean() -> None:
-    kinds = {type(value) for value in values_of("(2,3)")}
-    assert kinds == {Series, Region}
+    assert {type(value) for value in values_of("(2,3)")} == {Series, Region}
     assert {type(value) for value in values_of("1,234")} == {Number, Series}
     assert values_of("100, 200")[0] == Series((parse("100"), parse("200")))
-    assert values_of("ABC") == values_of("no") == values_of("CO2") == []
-    assert values_of("3:30") == [Parts("time", (3, 30, 0, ""))]
-    assert values_of("3:2") == [Parts("ratio", (3, 2))]
-    assert values_of("50%") == [Percentage(Number(sympy.Integer(50)), 2)]
-    assert values_of("0.1666...") == [Number(sympy.Rational(1, 6))]
-    assert values_of("0.00050") == [Number(sympy.Rational(1, 2000), 5)]
     (total,) = values_of("5 ft 3 in")
     assert isinstance(total, Quantity) and total.is_sum and total.number.value == sympy.Rational(63 * 127, 5000)
 
@@ -122,10 +134,13 @@ def test_units() -> None:
     assert read_unit("N") == read_unit("newtons")
 
 
-def test_numerals() -> None:
-    assert read_numeral("two hundred and five") == 205 and read_numeral("minus twenty-one") == -21
-    assert read_numeral("three quarters") == Fraction(3, 4) and read_numeral("a dozen") == 12
-    assert read_numeral("five apples") is None
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("two hundred and five", 205), ("minus twenty-one", -21), ("three quarters", Fraction(3, 4)), ("a dozen", 12),
+     ("five apples", None)],
+)  # fmt: skip
+def test_numerals(text: str, value: Fraction | None) -> None:
+    assert read_numeral(text) == value
 
 
 def test_decimals_mean_the_same_for_whole_numbers_and_decimals() -> None:

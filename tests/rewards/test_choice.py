@@ -49,17 +49,27 @@ def test_answers_that_name_several_or_none(answer: str) -> None:
     assert judge(f"\\boxed{{{answer}}}") == NONE
 
 
-def test_the_answer_is_found_where_it_stands() -> None:
-    assert judge("\\boxed{A} no, \\boxed{B}") == RIGHT
-    assert judge("\\boxed{B} no, \\boxed{A}") == WRONG
-    assert judge("<think>\\boxed{B}</think> \\boxed{A}") == WRONG
-    assert judge("<think>\\boxed{B}</think> I do not know") == NONE
-    assert judge("so <answer> B </answer>") == RIGHT
-    assert judge("<answer>\\boxed{B}</answer>") == RIGHT
-    assert judge("<answer>A</answer> and then <answer>B) Left lung</answer>") == RIGHT
-    assert judge("The answer is B.") == RIGHT == judge("**Answer: B**") == judge("I think\n(B)")
-    assert judge("The answer is B or A.") == NONE == judge("A mass is seen.") == judge("")
-    assert judge("\\boxed{B") == NONE
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("\\boxed{A} no, \\boxed{B}", RIGHT),
+        ("\\boxed{B} no, \\boxed{A}", WRONG),
+        ("<think>\\boxed{B}</think> \\boxed{A}", WRONG),
+        ("<think>\\boxed{B}</think> I do not know", NONE),
+        ("so <answer> B </answer>", RIGHT),
+        ("<answer>\\boxed{B}</answer>", RIGHT),
+        ("<answer>A</answer> and then <answer>B) Left lung</answer>", RIGHT),
+        ("The answer is B.", RIGHT),
+        ("**Answer: B**", RIGHT),
+        ("I think\n(B)", RIGHT),
+        ("The answer is B or A.", NONE),
+        ("A mass is seen.", NONE),
+        ("", NONE),
+        ("\\boxed{B", NONE),
+    ],
+)
+def test_the_answer_is_found_where_it_stands(text: str, found: tuple[float, bool | None, str]) -> None:
+    assert judge(text) == found
 
 
 PETS = Sample("a", "?", "B", options=("cat", "dog", "cow"))
@@ -183,11 +193,17 @@ def test_each_of_several_references_is_right() -> None:
         Choice().check_reference(Sample("a", "?", "B", options=("cat", "dog"), aliases=("horse",)))
 
 
-def test_boxed_only_takes_no_answer_outside_a_box() -> None:
-    assert judge("The answer is B", boxed_only=True) == NONE
-    assert judge("\\boxed{B}", boxed_only=True) == RIGHT
-    assert judge("\\boxed{B}", reason="length") == WRONG
-    assert judge("\\boxed{B}", reason="length", truncated_is_wrong=False) == RIGHT
+@pytest.mark.parametrize(
+    ("text", "options", "found"),
+    [
+        ("The answer is B", {"boxed_only": True}, NONE),
+        ("\\boxed{B}", {"boxed_only": True}, RIGHT),
+        ("\\boxed{B}", {"reason": "length"}, WRONG),
+        ("\\boxed{B}", {"reason": "length", "truncated_is_wrong": False}, RIGHT),
+    ],
+)
+def test_options_say_which_answers_count(text: str, options: dict[str, Any], found: tuple[float, bool, str]) -> None:
+    assert judge(text, **options) == found
 
 
 def test_the_reference_may_be_the_options_text() -> None:

@@ -96,19 +96,30 @@ def blocks(*programs: str) -> str:
     return "\nNext:\n".join(f"```python\n{program}```" for program in programs)
 
 
-def test_usage_is_no_program_and_definitions_belong_to_it() -> None:
-    assert extract_program(blocks(G, "print(g(2))\n"), "g") == G
-    assert extract_program(blocks("def g(x):\n    return 1\n", G, "assert 1\n"), "g") == G
-    helper, caller = "import math\ndef h(x):\n    return x\n", "def g(x):\n    return h(x)\n"
-    assert extract_program(blocks(helper, caller, "print(g(2))\n"), "g") == f"{helper}\n{caller}"
-    assert extract_program(blocks("g = lambda x: x\n", "print(g(2))\n"), "g") == "g = lambda x: x\n"
-    solve = "def solve():\n    print(int(input()))\nsolve()\n"
-    assert extract_program(blocks(solve, "solve()\n")) == solve
-    assert extract_program(blocks("import numpy as np\n", "print(np.pi)\n")) == "import numpy as np\n\nprint(np.pi)\n"
-    reads = "print(g(int(input())))\n"
-    assert extract_program(blocks(G, reads)) == f"{G}\n{reads}"
-    assert extract_program(blocks("print(1)\n", "print(2)\n")) == "print(2)\n"
-    assert extract_program(blocks("n = int(input())\n", "print(n)\n")) == "n = int(input())\n\nprint(n)\n"
+HELPER, CALLER = "import math\ndef h(x):\n    return x\n", "def g(x):\n    return h(x)\n"
+SOLVE, READS = "def solve():\n    print(int(input()))\nsolve()\n", "print(g(int(input())))\n"
+
+
+@pytest.mark.parametrize(
+    ("programs", "function", "chosen"),
+    [
+        ((G, "print(g(2))\n"), "g", (G,)),
+        (("def g(x):\n    return 1\n", G, "assert 1\n"), "g", (G,)),
+        ((HELPER, CALLER, "print(g(2))\n"), "g", (HELPER, CALLER)),
+        (("g = lambda x: x\n", "print(g(2))\n"), "g", ("g = lambda x: x\n",)),
+        ((SOLVE, "solve()\n"), "", (SOLVE,)),
+        (("import numpy as np\n", "print(np.pi)\n"), "", ("import numpy as np\n", "print(np.pi)\n")),
+        (("import os.path\n", "print(os.sep)\n"), "", ("import os.path\n", "print(os.sep)\n")),
+        ((HELPER, "def f(h):\n    return h\nprint(f(1))\n"), "", ("def f(h):\n    return h\nprint(f(1))\n",)),
+        ((G, READS), "", (G, READS)),
+        (("print(1)\n", "print(2)\n"), "", ("print(2)\n",)),
+        (("n = int(input())\n", "print(n)\n"), "", ("n = int(input())\n", "print(n)\n")),
+    ],
+)
+def test_usage_is_no_program_and_definitions_belong_to_it(
+    programs: tuple[str, ...], function: str, chosen: tuple[str, ...]
+) -> None:
+    assert extract_program(blocks(*programs), function) == "\n".join(chosen)
 
 
 def test_blocks_around_the_program_do_not_spoil_its_verdict() -> None:

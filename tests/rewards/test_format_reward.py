@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -19,28 +20,25 @@ def value(reward: Format, text: str) -> float:
     return result.value
 
 
-def test_pattern_is_searched_and_its_dot_matches_newlines() -> None:
-    reward = Format(pattern="<think>.*</think>")
-    assert value(reward, "so <think>a\nb</think> 7") == 1.0
-    assert value(reward, "<think>a\nb 7") == 0.0
-    assert value(Format(pattern="^7$"), "7 ") == 0.0
-
-
-def test_contains_is_literal() -> None:
-    assert value(Format(contains="\n</think>\n"), "a\n</think>\n7") == 1.0
-    assert value(Format(contains="\n</think>\n"), "a</think>7") == 0.0
-    assert value(Format(contains="."), "7") == 0.0
-
-
-def test_boxed_needs_a_box() -> None:
-    assert value(Format(boxed=True), r"so \boxed{7}") == 1.0
-    assert value(Format(boxed=True), "boxed{7}") == 0.0
-
-
-def test_all_given_conditions_must_hold() -> None:
-    reward = Format(pattern="^a", contains="b", boxed=True)
-    assert value(reward, r"a b \boxed{7}") == 1.0
-    assert [value(reward, text) for text in (r"b \boxed{}", r"a \boxed{}".replace("b", "c"), "a b")] == [0.0] * 3
+@pytest.mark.parametrize(
+    ("options", "text", "wanted"),
+    [
+        ({"pattern": "<think>.*</think>"}, "so <think>a\nb</think> 7", 1.0),  # searched, and its dot matches newlines
+        ({"pattern": "<think>.*</think>"}, "<think>a\nb 7", 0.0),
+        ({"pattern": "^7$"}, "7 ", 0.0),
+        ({"contains": "\n</think>\n"}, "a\n</think>\n7", 1.0),
+        ({"contains": "\n</think>\n"}, "a</think>7", 0.0),
+        ({"contains": "."}, "7", 0.0),  # literally
+        ({"boxed": True}, r"so \boxed{7}", 1.0),
+        ({"boxed": True}, "boxed{7}", 0.0),
+        *(
+            ({"pattern": "^a", "contains": "b", "boxed": True}, text, wanted)  # all that are given
+            for text, wanted in ((r"a b \boxed{7}", 1.0), (r"b \boxed{}", 0.0), (r"a \coxed{}", 0.0), ("a b", 0.0))
+        ),
+    ],
+)
+def test_a_text_meets_every_given_condition(options: dict[str, Any], text: str, wanted: float) -> None:
+    assert value(Format(**options), text) == wanted
 
 
 def test_bad_configurations_are_refused() -> None:

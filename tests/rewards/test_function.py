@@ -370,7 +370,7 @@ def test_a_failure_is_one_of_all_completions_and_a_wrong_answer_ends_the_run() -
         ("foreign.Longer", None, "Longer': .*lacks options: missing a required argument: 'size'"),
         ("trl.rewards.get_soft_overlong_punishment", None, "missing a required argument: 'max_completion_len'"),
         ("foreign.make", {"length": 3}, "unexpected keyword argument 'length'"),
-        ("foreign.unlike_any", {"first": 1, "second": 2}, "it makes no reward function but int"),
+        ("foreign.unlike_any", {"first": 1, "second": 2}, "it makes an int of none of the known forms"),
         ("foreign.slime_group", None, r"\(args, samples, \*\*kwargs\) are of no known form.*slime \(args, sample\)"),
         ("foreign.areal", None, r"\(prompt, completions, .* no known form"),
         (
@@ -381,7 +381,7 @@ def test_a_failure_is_one_of_all_completions_and_a_wrong_answer_ends_the_run() -
         ("foreign.unwrapped", None, "its parameters have no names"),
         ("foreign.nemo", None, r"\(prompts, responses, ground_truths\) are of no known form"),
         ("foreign.response_and_label", None, r"\(response, label\) are of no known form"),
-        ("foreign.Undecided", None, "what it makes has none of the known forms"),
+        ("foreign.Undecided", None, "Undecided of none of the known forms"),
         ("foreign.easyr1", {"weight": 1}, "it has no parameter weight"),
     ],
 )

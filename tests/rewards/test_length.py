@@ -20,16 +20,15 @@ def completion(text: str, tokens: int, cut: bool = False) -> Completion:
     return Completion(text, tuple(range(tokens)), "length" if cut else "stop")
 
 
-@pytest.mark.parametrize(("tokens", "value"), [(0, 0.0), (80, 0.0), (85, -0.25), (90, -0.5), (100, -1.0), (150, -1.0)])
-def test_overlong_is_daposs_ramp(tokens: int, value: float) -> None:
-    assert Overlong(max_tokens=100, cache_tokens=20)(completion("", tokens), SAMPLE) == pytest.approx(value)
-
-
-@pytest.mark.parametrize(("tokens", "value"), [(99, 0.0), (100, 0.0), (101, -1.0)])
-def test_overlong_without_a_slope_punishes_what_is_longer(tokens: int, value: float) -> None:
-    assert Overlong(max_tokens=100, cache_tokens=0)(completion("", tokens), SAMPLE) == value
-    theirs = get_soft_overlong_punishment(max_completion_len=100, soft_punish_cache=0)
-    assert theirs(completion_ids=[[0] * tokens]) == [value]
+@pytest.mark.parametrize(
+    ("cache", "tokens", "value"),
+    [(20, 0, 0.0), (20, 80, 0.0), (20, 85, -0.25), (20, 90, -0.5), (20, 100, -1.0), (20, 150, -1.0),
+     (0, 99, 0.0), (0, 100, 0.0), (0, 101, -1.0)],
+)  # fmt: skip
+def test_overlong_is_daposs_ramp_and_trls(cache: int, tokens: int, value: float) -> None:
+    assert Overlong(max_tokens=100, cache_tokens=cache)(completion("", tokens), SAMPLE) == pytest.approx(value)
+    theirs = get_soft_overlong_punishment(max_completion_len=100, soft_punish_cache=cache)
+    assert theirs(completion_ids=[[0] * tokens]) == pytest.approx([value])
 
 
 @pytest.mark.parametrize("cache", [-1, 101])
@@ -64,9 +63,10 @@ def test_cosine_scaled_takes_its_alphas() -> None:
     assert values == pytest.approx([2.0, 0.1, -3.0, -1.0])
 
 
-def test_a_cut_off_answer_is_wrong() -> None:
-    result = CosineScaled(max_length=100).score([(completion("7", 100, cut=True), SAMPLE)])[0]
-    assert (result.value, result.correct) == (pytest.approx(0.0), False)
+@pytest.mark.parametrize(("reward", "value"), [(CosineScaled(max_length=100), 0.0), (LCPO(90, alpha=0.01), -0.1)])
+def test_a_cut_off_answer_is_wrong(reward: MathAnswer, value: float) -> None:
+    result = reward.score([(completion("7", 100, cut=True), SAMPLE)])[0]
+    assert (result.value, result.correct) == (pytest.approx(value), False)
 
 
 def test_cosine_scaled_masks_a_reference_that_cannot_be_read() -> None:
@@ -108,10 +108,6 @@ def test_lcpo_gives_hand_computed_values(
 def test_lcpo_takes_each_prompts_target_and_the_papers_alpha() -> None:
     pairs = [(completion("7", 1000), asked(target)) for target in (1000, 2000, 4000)]
     assert [result.value for result in LCPO().score(pairs)] == pytest.approx([1.0, 0.7, 0.1])
-
-
-def test_lcpo_takes_an_answer_that_was_cut_off_for_wrong() -> None:
-    assert LCPO(90, alpha=0.01).score([(completion("7", 100, cut=True), SAMPLE)])[0].value == pytest.approx(-0.1)
 
 
 @pytest.mark.parametrize("row", [{}, *({"num_tokens": value} for value in (None, "many", math.nan, -1))])

@@ -202,12 +202,21 @@ def test_the_checker_itself_failing_is_an_error() -> None:
     assert "TypeError" in result.detail
 
 
-def test_boxes_with_separators_between_them_are_one_answer() -> None:
-    assert last_boxed(r"\boxed{1}, \boxed{2} \text{ for part (a) and } $\boxed 3$") == "1, 2, 3"
-    assert last_boxed(r"\boxed{1}. \boxed{2}, \boxed{3}.") == "2, 3"
-    assert last_boxed(r"\boxed{1} \boxed{2}") == "2", "nothing says that both are meant"
-    assert last_boxed(r"\boxed{1} and then \boxed{2}") == "2"
-    assert last_boxed(r"\boxed{15\frac{39}{40}}, or \boxed{\frac{639}{40}}") == r"15\frac{39}{40} or \frac{639}{40}"
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"\boxed{1}, \boxed{2} \text{ for part (a) and } $\boxed 3$", "1, 2, 3"),
+        (r"\boxed{1}. \boxed{2}, \boxed{3}.", "2, 3"),
+        (r"\boxed{1} \boxed{2}", "2"),  # nothing says that both are meant
+        (r"\boxed{1} and then \boxed{2}", "2"),
+        (r"\boxed{15\frac{39}{40}}, or \boxed{\frac{639}{40}}", r"15\frac{39}{40} or \frac{639}{40}"),
+    ],
+)
+def test_boxes_with_separators_between_them_are_one_answer(text: str, answer: str) -> None:
+    assert last_boxed(text) == answer
+
+
+def test_one_value_in_two_forms_is_one_answer_and_two_options_are_none() -> None:
     assert check_math(r"\boxed{\frac{639}{40}}", r"15\frac{39}{40} or \frac{639}{40}")[0], "one value in two forms"
     assert not check_math(r"\boxed{3}", r"3 or \frac{2}{5}")[0]
     (hedge,) = judge([r"\boxed{A}, \boxed{B}"], ["B"])

@@ -16,8 +16,8 @@ import pytest
 from tiny import CHATML
 
 from lit_rlvr.datamodules.reading.assistant_turns import split_turns
-from lit_rlvr.datamodules.reading.bad_row import BadRow
 from lit_rlvr.datamodules.reading.between_turns import BetweenTurns
+from lit_rlvr.datamodules.reading.cells import BadRow
 from lit_rlvr.datamodules.reading.chat import Chat
 from lit_rlvr.datamodules.reading.conversations import as_conversation
 from lit_rlvr.environments.built_in import Calculator

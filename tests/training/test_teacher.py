@@ -16,7 +16,7 @@ from tiny_runs import FIT
 from lit_rlvr.advantages import GPGAdvantage
 from lit_rlvr.algorithms import GRPO, GSPO, OPD
 from lit_rlvr.datamodules import PromptDataModule, TextMath
-from lit_rlvr.datamodules.reading.bad_row import BadRow
+from lit_rlvr.datamodules.reading.cells import BadRow
 from lit_rlvr.datamodules.reading.split import ReadingOptions
 from lit_rlvr.errors import UserError
 from lit_rlvr.options import Lora, Teacher

@@ -97,8 +97,8 @@ def _numbers(reference: Number, answer: Number, rules: Rules) -> bool:
         return True
     if any(_is_shortened(*pair, rules.decimals) for pair in ((r, a, answer.places), (a, r, reference.places))):
         return True
-    is_bound = rules.reference_places and reference.places is not None
-    return is_bound and abs(r - a) * 10**reference.places <= Fraction(1, 2)
+    places = reference.places if rules.reference_places else None
+    return places is not None and abs(r - a) * 10**places <= Fraction(1, 2)
 
 
 def _is_shortened(full: Fraction, short: Fraction, places: int | None, decimals: int) -> bool:
@@ -130,7 +130,7 @@ def _agree(r: Any, a: Any) -> bool:
     return bool(abs(left) <= size * sympy.Float(10) ** (-10 * EXACT_DIGITS))
 
 
-_TEMPERATURES = {
+_TEMPERATURES: dict[Any, tuple[Fraction, Fraction]] = {
     (("kelvin", 1),): (Fraction(1), Fraction(0)), (("celsius", 1),): (Fraction(1), Fraction("273.15")),
     (("fahrenheit", 1),): (Fraction(5, 9), Fraction("459.67")),
 }  # fmt: skip
@@ -139,8 +139,8 @@ _TEMPERATURES = {
 
 def _quantities(reference: Quantity, answer: Quantity, rules: Rules) -> bool:
     units = {(quantity.dimension, quantity.factor, quantity.is_sum) for quantity in (reference, answer)}
-    numbers = (quantity.number if len(units) == 1 else _in_base_units(quantity) for quantity in (reference, answer))
-    return _kind(reference) == _kind(answer) and _numbers(*numbers, rules)
+    r, a = (quantity.number if len(units) == 1 else _in_base_units(quantity) for quantity in (reference, answer))
+    return _kind(reference) == _kind(answer) and _numbers(r, a, rules)
 
 
 def _kind(quantity: Quantity) -> Any:

@@ -89,10 +89,8 @@ def read_formula(text: str) -> list[Reading]:
 def to_sympy(text: str) -> Any:
     """Return the sympy object of a LaTeX or plain formula; None if it is none."""
     text = trim(text)
-    if text.replace(" ", "") in ("\\infty", "+\\infty"):
-        return sympy.oo
-    if text.replace(" ", "") == "-\\infty":
-        return -sympy.oo
+    if infinite := re.fullmatch(r"([-+]?)\s*\\infty", text):
+        return -sympy.oo if infinite[1] == "-" else sympy.oo
     if (
         not text
         or _is_wordy(text)

@@ -164,8 +164,7 @@ def read_quantity(text: str) -> list[Reading]:
     """Read a number with a currency before it, or with magnitudes, a unit or other words behind it."""
     if total := _sum_of_units(text):
         return [total]
-    before = re.match(rf"([-+]?)\s*({CURRENCIES})(?![A-Za-z])\s*", text)
-    if before:
+    if before := re.match(rf"([-+]?)\s*({CURRENCIES})(?![A-Za-z])\s*", text):
         unit = read_unit("usd" if before[2] in ("$", "US$") else before[2].removesuffix("."))
         inside = _read_amount(before[1] + text[before.end() :])
         return [Quantity(v, *unit) if unit and isinstance(v, Number) else v for v in inside]
@@ -186,8 +185,7 @@ def _read_amount(text: str) -> list[Reading]:
                 scaled = Number(number.value * factor, None)
                 if not rest:
                     return [scaled]
-                unit = read_unit(rest.removeprefix("of").strip())
-                if unit:
+                if unit := read_unit(rest.removeprefix("of").strip()):
                     return [Quantity(scaled, *unit)]
                 if _LABEL.fullmatch(rest) or (deeper := MAGNITUDES.get(rest.split()[0], 0)) == 0:
                     return [scaled] if _LABEL.fullmatch(rest) else []

@@ -53,8 +53,7 @@ def parse(text: str) -> tuple[Reading, ...]:
         found.append(Text(re.sub(r"[_{}]", "", key)))
     if article := re.match(r"(?:the|an?) (?=[a-z]{3})", key):
         found.append(Text(key[article.end() :]))
-    cleaned = clean(text) if len(text) <= LONGEST else ""
-    if cleaned:
+    if cleaned := clean(text) if len(text) <= LONGEST else "":
         found += [Text(normalise(cleaned)), *_read(cleaned, 0)]
     return tuple(dict.fromkeys(found)) if not any(isinstance(v, Labelled | Matrix) for v in found) else tuple(found)
 
@@ -81,8 +80,7 @@ def _read(text: str, depth: int) -> list[Reading]:
     """Return what a cleaned text means besides its words."""
     if depth > 6 or not text:
         return []
-    option = _OPTION.fullmatch(text)
-    if option:
+    if option := _OPTION.fullmatch(text):
         return [Text((option[1] or option[3]).lower()), *_read(trim(option[2] or option[4]), depth + 1)]
     if re.fullmatch(r"-?\d+(?:\.\d+)?(?:\s+-?\d+(?:\.\d+)?)+", text):
         return []  # a row of numbers

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from lit_rlvr.common.packages import require
 from lit_rlvr.common.seeds import derive_seed
-from lit_rlvr.errors import UserError, check_within, first_line, option_group, shown
+from lit_rlvr.errors import UserError, check_within, first_line, option_group, refuse_all, shown
 from lit_rlvr.rewards.function import resolved
 from lit_rlvr.rewards.judges.prompts import Question
 
@@ -239,14 +239,17 @@ class Client:
         return reply.choices[0].message.content or "", reply.usage.prompt_tokens, reply.usage.completion_tokens
 
     def _check_budget(self) -> None:
-        used = self.spent()
-        for option, kind in (("max_calls", "calls"), ("max_total_tokens", "tokens")):
-            limit = getattr(self.server, option)
-            if limit is not None and used[kind] >= limit:
-                raise UserError(
-                    f"{WHERE}.{option}: the budget is used up ({used[kind]} of {limit}); raise it, and resume with "
-                    "--ckpt_path last: no answer is paid for twice"
-                )
+        used, server = self.spent(), self.server
+        budget = {
+            "max_calls": (used["calls"], server.max_calls),
+            "max_total_tokens": (used["tokens"], server.max_total_tokens),
+        }
+        refuse_all(
+            f"{WHERE}.{option}: the budget is used up ({spent} of {limit}); raise it, and resume with --ckpt_path "
+            "last: no answer is paid for twice"
+            for option, (spent, limit) in budget.items()
+            if limit is not None and spent >= limit
+        )
 
     def spent(self) -> dict[str, float]:
         """Return the calls, tokens and US dollars that were spent on the file of answers."""

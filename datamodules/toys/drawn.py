@@ -1,24 +1,108 @@
-"""Lesions to count and to locate in a tomogram-like phantom: the smoke tasks of medical images."""
+"""Drawn pictures: areas of filled cells, and lesions to count and to locate in a tomogram-like phantom."""
 
 from __future__ import annotations
 
 import math
 import random
+from abc import abstractmethod
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
+from lit_rlvr.common.seeds import derive_seed
+from lit_rlvr.datamodules.base import Split
 from lit_rlvr.datamodules.reading.options import format_options
-from lit_rlvr.datamodules.toys.generated import SIDE, DrawnPictures
+from lit_rlvr.datamodules.toys.generated import GeneratedDataModule
 from lit_rlvr.errors import UserError
+from lit_rlvr.types import Sample
+
+SIDE = 84
+"""Pixels of an image's side: 6 x 6 patches of Qwen2.5-VL's vision tower, 9 image tokens."""
+
+
+class DrawnPictures(GeneratedDataModule):
+    """Generated pictures; a subclass draws each one and returns its answer.
+
+    A row's `solution` is the target completion for warm starts.
+
+    Args:
+        pictures: number of training pictures.
+        held_out: number of other pictures, for validation.
+        question: the user's text.
+    """
+
+    options: tuple[str, ...] = ()
+    """Options of a multiple-choice question, whose answer is a letter."""
+
+    def __init__(self, pictures: int, held_out: int, question: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.counts = {"train": pictures, "validation": held_out, "test": 0}
+        self.question = question
+
+    @abstractmethod
+    def draw(self, rng: random.Random) -> tuple[Image.Image, str]:
+        """Draw an RGB picture with `rng` as the only source of randomness; return it with its answer."""
+
+    def rows(self, split: Split) -> Iterator[Sample]:
+        """Yield the training pictures or the held-out ones, which are never the same; there is no test set."""
+        held_out = {picture.tobytes() for picture, _ in self._draw("validation", self.counts["validation"])}
+        drawn = self._draw(split, self.counts[split])
+        for i, (picture, answer) in enumerate(drawn):
+            if split == "validation" or picture.tobytes() not in held_out:
+                row = {"answer": answer, "solution": f"\\boxed{{{answer}}}"}
+                yield Sample(f"{split}-{i}", self.question, answer, (picture,), row, options=self.options)
+
+    def _draw(self, split: Split, count: int) -> Iterator[tuple[Image.Image, str]]:
+        for i in range(count):
+            yield self.draw(random.Random(derive_seed("pictures", self.seed, split, i)))
+
+
+CELL_PIXELS = 14
+"""Pixels of a cell's side, one patch of Qwen2.5-VL's vision tower."""
+
+
+class CellArea(DrawnPictures):
+    """The area of a filled rectangle on a grid of 6 x 6 cells, with sides of 1 to 3 cells.
+
+    The rectangle's position, its colour and the background shade vary.
+
+    Args:
+        pictures: number of training pictures.
+        held_out: number of other pictures, for validation.
+        question: the user's text.
+    """
+
+    def __init__(
+        self,
+        pictures: int = 2048,
+        held_out: int = 128,
+        question: str = "How many cells are filled? Answer in \\boxed{}.",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(pictures, held_out, question, **kwargs)
+
+    def draw(self, rng: random.Random) -> tuple[Image.Image, str]:
+        wide, high = rng.randint(1, 3), rng.randint(1, 3)
+        left, top = rng.randint(0, SIDE // CELL_PIXELS - wide), rng.randint(0, SIDE // CELL_PIXELS - high)
+        paper = rng.randint(225, 255)
+        colour = tuple(rng.randint(0, 150) for _ in range(3))
+        picture = Image.new("RGB", (SIDE, SIDE), (paper, paper, paper))
+        draw = ImageDraw.Draw(picture)
+        right, bottom = (left + wide) * CELL_PIXELS - 1, (top + high) * CELL_PIXELS - 1
+        draw.rectangle((left * CELL_PIXELS, top * CELL_PIXELS, right, bottom), fill=colour)
+        for line in (*range(0, SIDE, CELL_PIXELS), SIDE - 1):
+            draw.line((line, 0, line, SIDE), fill=(190, 190, 190))
+            draw.line((0, line, SIDE, line), fill=(190, 190, 190))
+        return picture, str(wide * high)
+
 
 RADII = (6.0, 8.0)
 """Radii of the smallest and largest lesion, in pixels."""
 
 GAP = 4.0
 """Pixels between two lesions and between a lesion and the outer ring."""
-
 
 NOISE = 3.0
 """Standard deviation of the noise, of 255 grey levels."""
