@@ -357,7 +357,8 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         """Return the tokens of a sample's conversation, in parts that the model reads and writes alternately.
 
         Args:
-            turns: the messages after the sample's prompt. ends: the tokens that end a turn.
+            turns: the messages after the sample's prompt.
+            ends: the tokens that end a turn.
             trains_empty_thoughts: False = the model reads the empty thoughts at the beginning of a turn.
 
         Raises:

@@ -157,7 +157,8 @@ def _marked_parts(marked: Sequence[tuple[int, int]], ends: Sequence[int]) -> lis
     """Return runs of tokens that are or are not marked; the token that ends a turn belongs to it.
 
     Args:
-        marked: each token, and 1 if it is the assistant's. ends: the tokens that end a turn.
+        marked: each token, and 1 if it is the assistant's.
+        ends: the tokens that end a turn.
     """
     parts: list[Part] = [Part([], False)]
     for token, mark in marked:

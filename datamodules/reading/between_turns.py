@@ -7,19 +7,16 @@ matter that a chat template renders earlier turns otherwise when later ones foll
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from lit_rlvr.datamodules.reading.chat import MODEL_TURN, Chat, break_up, find_tokens, shared_length
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import UserError, log
 from lit_rlvr.policy.families.base import ImageProcessor
 from lit_rlvr.speech.thoughts import ends_in_thoughts
 from lit_rlvr.types import Pixels, ToolResult
-
-_log = logging.getLogger("lit_rlvr")
 
 _PROBE = "An observation."
 _TRUNCATED = "\n[... cut ...]\n"
@@ -272,7 +269,7 @@ class BetweenTurns:
     @cached_property
     def _as_user(self) -> BetweenTurns:
         """The renderer of images that the template does not show in role tool."""
-        _log.warning(
+        log.warning(
             "rollout.environment: %s shows no image in role tool, so an observation with images is given in role user",
             self._of_template,
         )  # fmt: skip

@@ -351,7 +351,8 @@ def locate(image: Any, folder: Path, kind: str = "image") -> Source:
     Args:
         image: {"bytes", "path"} as `datasets` stores it, {"url"}, bytes, base64 text, a path, also as file://, or a PIL
             image.
-        folder: folder that a relative path starts from. kind: `image` or `video`, for messages.
+        folder: folder that a relative path starts from.
+        kind: `image` or `video`, for messages.
 
     Raises:
         BadRow: it is none of these, or there is no such file.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -31,10 +30,8 @@ from lit_rlvr.datamodules.reading.conversations import (
 )
 from lit_rlvr.datamodules.reading.images import ImageOptions, as_images, as_videos, check_media, with_images
 from lit_rlvr.datamodules.reading.options import read_options
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import UserError, log
 from lit_rlvr.types import Sample
-
-log = logging.getLogger("lit_rlvr")
 
 MAX_NAMED = 3
 """Most bad rows or dropped prompts that a message names."""

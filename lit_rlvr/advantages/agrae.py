@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,9 +10,8 @@ from torch import Tensor
 
 from lit_rlvr.advantages.base import GroupBatch, impute, register
 from lit_rlvr.advantages.composed import Composed, inverse_sqrt, rescaled
-from lit_rlvr.errors import UserError, check_within
+from lit_rlvr.errors import UserError, check_within, log
 
-_log = logging.getLogger("lit_rlvr")
 _ROUNDING = 1e-6  # means of rewards in [0, 1] may leave the interval by this much
 
 
@@ -75,7 +73,7 @@ class AGRAE(Composed):
         if self.group_level:
             positive = advantages > 0
             if omega == 0 and bool(positive.any()) and not self._warned:
-                _log.warning(
+                log.warning(
                     "A-GRAE: omega is 0 (no completion is correct), so positive advantages vanish while negative "
                     "ones stay; set omega_floor to avoid this"
                 )

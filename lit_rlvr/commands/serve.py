@@ -114,7 +114,8 @@ def sequence_options(sequences: int | None, names: set[str]) -> list[str]:
     """Return vLLM's options of how many sequences it generates at once, and on a GPU captures CUDA graphs for.
 
     Args:
-        sequences: what the user asked for. names: of the other options given.
+        sequences: what the user asked for.
+        names: of the other options given.
     """
     is_free = torch.cuda.is_available() and not {name.partition(".")[0] for name in names} & {*GRAPH_OPTIONS}
     if sequences is None and is_free:

@@ -70,7 +70,8 @@ class Tuned:
         limits: (max_tokens, accuracy, share of truncated completions, share of prompts with a signal) of the first
             prompts.
         sizes: group size -> the share of prompts with a signal.
-        prompts: measured prompts. samples: completions of each.
+        prompts: measured prompts.
+        samples: completions of each.
         accuracy: the share of right answers.
     """
 

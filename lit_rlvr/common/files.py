@@ -108,7 +108,8 @@ def reading(what: str, folder: str) -> Iterator[None]:
     """Turn whatever another package raises on the files of a model into one line.
 
     Args:
-        what: the part of the model that is read. folder: the model's folder or hub id.
+        what: the part of the model that is read.
+        folder: the model's folder or hub id.
 
     Raises:
         UserError: it cannot be read.

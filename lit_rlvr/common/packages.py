@@ -135,7 +135,8 @@ def find_part(option: str, kind: str, name: str, ours: Collection[str], base: ty
     """Return the class under `base` that an installed package registers by a name which is not ours.
 
     Args:
-        option: the option that has the name. kind, ours: as in `registered_parts`.
+        option: the option that has the name.
+        kind, ours: as in `registered_parts`.
 
     Raises:
         UserError: there is none of this name, or it cannot be used.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import sys
 import zipfile
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from lit_rlvr.common.launch import is_first_process
 from lit_rlvr.common.run_files import checkpoint_folder, list_checkpoints
 from lit_rlvr.common.seeds import derive_seed
-from lit_rlvr.errors import UserError, first_line, is_user_code
+from lit_rlvr.errors import UserError, first_line, is_user_code, log
 
 REST = "meta.pt"
 WEIGHTS, MOMENTS, REFERENCE = "state_dict", "optimizer", "reference"
@@ -107,8 +106,6 @@ def named(state: dict[str, Any], names: list[str]) -> dict[str, Any]:
 CHECKPOINT_PARTS = ("rlvr", "optimizer_states", "lr_schedulers", "loops", "callbacks", "global_step", "epoch")
 """Entries that every checkpoint of ours has."""
 
-_log = logging.getLogger("lit_rlvr")
-
 
 class CheckpointFiles(TorchCheckpointIO):
     """Lets strategies that keep the full weights on every rank also resume from sharded checkpoints."""
@@ -148,7 +145,7 @@ def last_checkpoint(run: str | Path) -> Path:
             read_rest(path)
         except UserError as error:
             problem = str(error)
-            _log.warning("%s: passed over", problem)
+            log.warning("%s: passed over", problem)
         else:
             return path
     raise UserError(problem)
@@ -256,10 +253,10 @@ def warn_of_changes(then: Mapping[str, dict[str, Any]], now: Mapping[str, dict[s
         before, after = then.get(kind, {}), now[kind]
         if changed := sorted(name for name, value in before.items() if after.get(name, value) != value):
             names = ", ".join(changed)
-            _log.warning("resumed with changed %s: %s; earlier and later numbers may not compare", what, names)
+            log.warning("resumed with changed %s: %s; earlier and later numbers may not compare", what, names)
     before, after = then.get("threads", {}), now["threads"]
     if before and after and before != after:
-        _log.warning(
+        log.warning(
             "resumed with a different number of torch's threads: %d -> %d; sums are rounded in another order, so "
             "weights may differ in their last bits; OMP_NUM_THREADS=%d keeps them",
             before["torch"], after["torch"], before["torch"],

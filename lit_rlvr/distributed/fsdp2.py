@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, wait
@@ -41,7 +40,7 @@ from lit_rlvr.distributed.checkpoints import (
 )
 from lit_rlvr.distributed.collectives import DEFAULT_GROUP_LOCK, all_max
 from lit_rlvr.distributed.sharding import live_parts, local_bytes, storages, with_copies
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import UserError, log
 
 BACKEND = "cpu:gloo,cuda:nccl"
 """Backends of a run on GPUs: what is in the CPU's memory, such as completions, does not pass through theirs."""
@@ -50,7 +49,6 @@ PROCESS_GROUP_TIMEOUT = timedelta(hours=6)
 
 LONG_WAIT_SECONDS = 5.0
 """Seconds after which a process prints that it waits for the save in flight."""
-_log = logging.getLogger("lit_rlvr")
 
 
 def prepare_groups(strategy: Strategy) -> None:
@@ -187,7 +185,7 @@ class FSDP2(ModelParallelStrategy):
         needed = local_bytes(tensors) * self.num_processes
         fits = not all_max(int(needed > 0.9 * available_memory()), torch.device("cpu"))
         if not fits and self._saves_in_background and self.is_global_zero:
-            _log.warning(
+            log.warning(
                 "a copy of the shards, %.1f GB on this machine, does not fit into the free memory of every machine; "
                 "training waits while checkpoints are written", needed / 1e9,
             )  # fmt: skip
@@ -221,7 +219,7 @@ class FSDP2(ModelParallelStrategy):
         saving, self.saving = self.saving, None
         if wait([saving], timeout=LONG_WAIT_SECONDS).not_done:
             if self.is_global_zero:
-                _log.info("waiting until the checkpoint in flight is written")
+                log.info("waiting until the checkpoint in flight is written")
             wait([saving])
         saving.result()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import os
 import socket
 import threading
@@ -16,7 +15,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from lit_rlvr.errors import UserError, first_line
+from lit_rlvr.errors import UserError, first_line, log
 from lit_rlvr.policy.sources import ADAPTER_CONFIG
 
 if TYPE_CHECKING:
@@ -29,7 +28,6 @@ HEALTH_SECONDS = 5.0
 """Seconds between two health checks of a server, and that one may take."""
 WAIT_POLL = 0.5
 """Seconds between two looks at a server that something is waited for."""
-_log = logging.getLogger("lit_rlvr")
 
 
 @dataclass(frozen=True)
@@ -323,7 +321,7 @@ def wait_for(servers: Sequence[VLLMServer], least: int) -> list[VLLMServer]:
                 f"{START_HINT}"
             )
         if not waiting:
-            _log.info("waiting for the vLLM server %s", silent.url)
+            log.info("waiting for the vLLM server %s", silent.url)
             waiting = True
         time.sleep(WAIT_POLL)
 

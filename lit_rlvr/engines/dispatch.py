@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import resource
 import time
@@ -13,9 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lit_rlvr.engines.client import HEALTH_SECONDS, ServerError, VLLMServer
-from lit_rlvr.errors import UserError, first_line
-
-_log = logging.getLogger("lit_rlvr")
+from lit_rlvr.errors import UserError, first_line, log
 
 MAX_DESCRIPTORS = 65_536
 """Open files and sockets that a process asks for."""
@@ -209,7 +206,7 @@ class Dispatch:
             return
         replica.failure = reason
         if self._freest() is not None:
-            _log.warning("%s; the other servers take over its completions", reason)
+            log.warning("%s; the other servers take over its completions", reason)
         for request in replica.requests:
             request.cancel()
         self._admit()
@@ -248,11 +245,11 @@ class Dispatch:
         except Exception as error:  # of any kind: it is not back
             reason = str(error) if isinstance(error, UserError) else first_line(error)
             if replica.failure != reason:
-                _log.warning("%s cannot be used again: %s", replica.server.url, reason)
+                log.warning("%s cannot be used again: %s", replica.server.url, reason)
             replica.failure = reason
             return
         replica.failure = None
-        _log.info("%s is back", replica.server.url)
+        log.info("%s is back", replica.server.url)
         self._admit()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
-import logging
 import threading
 import time
 import uuid
@@ -44,13 +43,11 @@ from lit_rlvr.engines.vllm import (
     with_single_placeholders,
     with_tied_head,
 )
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import UserError, log
 from lit_rlvr.policy.adapters import changing_weights
 from lit_rlvr.policy.loading import load_model_config
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.types import Completion, Prompt, Sampling
-
-_log = logging.getLogger("lit_rlvr")
 
 SIZE_ENDINGS = ("_size", "_layers", "_heads", "_dim", "experts")
 """Ends of the names under which configs have the sizes of a model's weights."""
@@ -162,9 +159,9 @@ class VLLMServerEngine(RolloutEngine):
         if streams:  # what runs keeps the adapters that it began with
             reason = ", because completions go on with new weights (rollout.staleness)"
         if less or streams or not self.transfer.sends_adapters:
-            _log.info("engine vllmserver: each sync sends weights with the adapters merged in%s", reason)
+            log.info("engine vllmserver: each sync sends weights with the adapters merged in%s", reason)
             return None
-        _log.info("engine vllmserver: the first sync sends all weights, and later ones only the adapters")
+        log.info("engine vllmserver: the first sync sends all weights, and later ones only the adapters")
         return adapter
 
     def _check(self, server: VLLMServer, context: EngineContext) -> None:
@@ -198,7 +195,7 @@ class VLLMServerEngine(RolloutEngine):
                 "`lit-rlvr serve --deterministic ...`"
             )
         if self._dtype != context.dtype:
-            _log.warning(
+            log.warning(
                 "%s computes in %s and the trainer in %s, so their log-probabilities differ by more than they need to: "
                 "start it with --dtype %s",
                 server.url,
@@ -238,7 +235,7 @@ class VLLMServerEngine(RolloutEngine):
         failures: list[str] = []
         for _ in range(1 if self.transfer.restores_alone else 1 + len(self.servers)):
             if failures:
-                _log.warning("a weight update failed: %s; trying again with the servers that answer", failures[0])
+                log.warning("a weight update failed: %s; trying again with the servers that answer", failures[0])
             servers = self._answering()
             failure = catch_crash(
                 lambda: self.transfer.send(servers, weights, self._dtype, self.label, frozen, adapter)  # noqa: B023
@@ -468,7 +465,7 @@ def check_model(url: str, served: str, ours: Any) -> None:
         theirs = model_sizes(load_model_config(served))
     except UserError:
         if served != ours.name_or_path:
-            _log.warning("%s serves %s, which cannot be read here: it must be %s", url, served, ours.name_or_path)
+            log.warning("%s serves %s, which cannot be read here: it must be %s", url, served, ours.name_or_path)
         return
     wanted = model_sizes(ours)
     differing = [name for name in wanted if name in theirs and theirs[name] != wanted[name]][:3]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import re
 import time
@@ -18,13 +17,11 @@ from lit_rlvr.distributed.collectives import gather_objects, lost_peer, rank
 from lit_rlvr.distributed.sharding import has_shards
 from lit_rlvr.engines.base import EngineContext, RolloutEngine
 from lit_rlvr.engines.turns import Done, Turns
-from lit_rlvr.errors import ResumableError, UserError, check_within, comes_from_library, first_line, option_group
+from lit_rlvr.errors import ResumableError, UserError, check_within, comes_from_library, first_line, log, option_group
 from lit_rlvr.policy.architecture import has_experts, layer_configs
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import training_autocast
 from lit_rlvr.types import Completion, Prompt, Rollout, Sampling
-
-_log = logging.getLogger("lit_rlvr")
 
 PROBE_TOKENS = 16
 """Tokens of a probe's completion."""
@@ -331,7 +328,7 @@ class SyncedEngine:
     def _close_engine(self) -> None:
         unclosed = catch_crash(self.engine.close)
         if unclosed is not None:
-            _log.warning("engine %s could not be closed: %s", self.engine.name, unclosed)
+            log.warning("engine %s could not be closed: %s", self.engine.name, unclosed)
 
     def _restart_after(self, crash: str | None) -> None:
         """Restart the engine until it runs; do nothing if `crash` is None.
@@ -359,7 +356,7 @@ class SyncedEngine:
                     f"(rollout.safeguards.max_engine_restarts) the run ends; {self._resume}"
                 )
             self._restarts, self._is_probed = self._restarts + 1, False
-            _log.warning(
+            log.warning(
                 "engine %s crashed: %s; restart %d of %d",
                 self.engine.name,
                 crash,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import logging
 import os
 import shutil
 import socket
@@ -31,7 +30,7 @@ from torch import Tensor
 from lit_rlvr.common.files import available_memory, flush_to_disk
 from lit_rlvr.distributed.collectives import gather_objects, rank, world_size
 from lit_rlvr.engines.client import ServerError, VLLMServer
-from lit_rlvr.errors import UserError, first_line
+from lit_rlvr.errors import UserError, first_line, log
 from lit_rlvr.policy.sources import ADAPTER_CONFIG
 
 Weights = Callable[[bool], Iterable[tuple[str, Tensor]]]
@@ -42,7 +41,6 @@ Settings = dict[str, Any]
 """The settings of adapters, as peft saves them."""
 
 _T = TypeVar("_T")
-_log = logging.getLogger("lit_rlvr")
 
 FILE_BYTES = 4 << 30
 MEMORY = Path("/dev/shm")
@@ -192,7 +190,7 @@ class FileTransfer(WeightTransfer):
             self._own.remove()
             self._own = own
             raise error from failure
-        _log.warning(
+        log.warning(
             "weights go through %s, because a server could not load them from memory (%s); if it cannot read that "
             "either, give FileTransfer.folder",
             *(self._own.path, error),
@@ -312,7 +310,7 @@ class OwnFolder:
             with suppress(OSError):  # it cannot be written
                 return cls(MEMORY)
         own = cls(Path(tempfile.gettempdir()))
-        _log.warning(
+        log.warning(
             "weights go through %s, because %s has no room for %.1f GB", own.path, MEMORY, VERSIONS * size / 1e9
         )
         return own

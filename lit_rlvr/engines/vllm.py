@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import logging
 import os
 import platform
 import shutil
@@ -32,14 +31,12 @@ from lit_rlvr.engines.turns import (
     read_completion,
     within_budget,
 )
-from lit_rlvr.errors import ResumableError, UserError, first_line, refuse_all
+from lit_rlvr.errors import ResumableError, UserError, first_line, log, refuse_all
 from lit_rlvr.policy.adapters import changing_weights
 from lit_rlvr.policy.architecture import head_sizes, layer_configs
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.routes import routers, small
 from lit_rlvr.types import Completion, Prompt, Sampling, kinds_of
-
-_log = logging.getLogger("lit_rlvr")
 
 _RESERVE_BYTES = 6 << 30
 """Bytes of GPU memory left free for CUDA contexts, communication, activations and fragmentation."""
@@ -270,15 +267,15 @@ class VLLMEngine(RolloutEngine):
         most = LORA_RANKS[-1]
         if adapter is None:
             if self.adapters:
-                _log.warning("VLLMEngine.adapters: true has no effect: the model has no adapters that vLLM could add")
+                log.warning("VLLMEngine.adapters: true has no effect: the model has no adapters that vLLM could add")
             return None
         by_default = torch.cuda.is_available() and not self.sleep_mode and not self.quantized
         wanted = by_default if self.adapters is None else self.adapters
         if wanted and adapter["r"] <= most:
-            _log.info("engine vllm: the first sync loads all weights, and later ones only the adapters")
+            log.info("engine vllm: the first sync loads all weights, and later ones only the adapters")
             return adapter
         reason = f": vLLM takes adapters of rank {most} at most, and these have {adapter['r']}" if wanted else ""
-        _log.info("engine vllm: each sync loads weights with the adapters merged in%s", reason)
+        log.info("engine vllm: each sync loads weights with the adapters merged in%s", reason)
         return None
 
     def _may_compile(self, context: EngineContext) -> bool:
@@ -291,7 +288,7 @@ class VLLMEngine(RolloutEngine):
         if missing is not None and self.enforce_eager is False:
             raise UserError(f"VLLMEngine.enforce_eager: false compiles, but {missing}; leave the option out")
         if missing is not None and self.enforce_eager is None:
-            _log.info("engine vllm: %s, so nothing is compiled and generation is slower", missing)
+            log.info("engine vllm: %s, so nothing is compiled and generation is slower", missing)
         if self.enforce_eager is not None:
             return not self.enforce_eager
         return torch.cuda.is_available() or (missing is None and not 0 < context.tokens < WORTH_COMPILING)
@@ -337,7 +334,7 @@ class VLLMEngine(RolloutEngine):
                 save_smaller_sizes(self._context.run, engine=self._memory_share)
             less = f"it starts again with {self._memory_share:.2f} of it; to start so, set gpu_memory_utilization"
             if not self._asleep:
-                _log.warning("engine vllm: out of GPU memory; %s", less)
+                log.warning("engine vllm: out of GPU memory; %s", less)
                 raise
             raise ResumableError(
                 f"engine vllm: out of GPU memory when it woke up; {less}: resume with --ckpt_path last"

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import UserError, log
 from lit_rlvr.rewards.base import Reward
 from lit_rlvr.rewards.forms import parameters_of
 from lit_rlvr.rewards.function import FunctionReward, as_rewards
@@ -146,9 +145,6 @@ def pickled(environment: Environment) -> bytes:
     )
 
 
-_log = logging.getLogger("lit_rlvr")
-
-
 class EnvironmentReward(Reward):
     """The result of `Environment.reward` at the end of the episode.
 
@@ -198,7 +194,7 @@ def rewards_with(environment: Environment | None, rewards: Sequence[Reward | str
     has_reward = environment is not None and environment.has_reward
     if rewards is None:
         if environment is not None and not has_reward:
-            _log.warning(
+            log.warning(
                 "rollout.rewards: %s does not judge its episodes (it has no reward), so MathAnswer compares the last "
                 "turn with the answer; give the rewards that you mean", environment.title,
             )  # fmt: skip

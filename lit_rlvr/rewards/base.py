@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,12 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from lit_rlvr.common.settings import dotted_path_of, init_arguments, snake_case
-from lit_rlvr.errors import ChecksArguments, UserError, check_calls_super, first_line, first_line_of, user_line
+from lit_rlvr.errors import ChecksArguments, UserError, check_calls_super, first_line, first_line_of, log, user_line
 from lit_rlvr.types import Completion, Pair, Prompt, RewardResult, Sample
 from lit_rlvr.workers.pool import Waiting, shared_pool
 from lit_rlvr.workers.process import Function, Isolation, Outcome, pickle_for_worker
-
-_log = logging.getLogger("lit_rlvr")
 
 
 class Reward(ChecksArguments, ABC):
@@ -298,7 +295,7 @@ def check_prefills(rewards: Sequence[Reward], prompts: Iterable[Prompt]) -> None
 def report_rewards_in_process(rewards: Sequence[Reward]) -> None:
     """Report which user-defined rewards run in this process, because they can hang or end it."""
     if own := [r.dotted_path for r in rewards if not (r.isolation or r.dotted_path.startswith("lit_rlvr."))]:
-        _log.info(
+        log.info(
             "%s: runs in this process and can hang or end it; set `isolate: true` on a reward to use worker processes",
             ", ".join(own),
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import threading
 from collections.abc import Hashable, Sequence
@@ -20,11 +19,9 @@ import torch
 from torch import Tensor
 
 from lit_rlvr.distributed.collectives import gather_objects
-from lit_rlvr.errors import UserError, shown
+from lit_rlvr.errors import UserError, log, shown
 from lit_rlvr.rewards.base import Reward, check_rewards, own_weights, row_weights
 from lit_rlvr.types import Completion, Pair, Prompt, RewardResult, Sample, Status
-
-_log = logging.getLogger("lit_rlvr")
 
 Judgements = dict[str, list[RewardResult]]  # a reward's name -> its results, one per completion
 SEVERITY: tuple[Status, ...] = ("unjudged", "ok", "parse_fail", "timeout", "error")
@@ -176,7 +173,8 @@ def _correct(row: dict[str, RewardResult], judging: str, status: Status) -> bool
     """Return whether an answer is right: as the reward `judging` says, else the first other one that judges it.
 
     Args:
-        row: each reward's result for the completion. status: the worst of them.
+        row: each reward's result for the completion.
+        status: the worst of them.
     """
     if status == "error":
         return None
@@ -210,7 +208,7 @@ def _reported(result: RewardResult) -> RewardResult:
 
 @lru_cache
 def _say_rule(name: str) -> None:
-    _log.info(
+    log.info(
         "reward %r reports no `correct` (accuracy, pass@k): its value 1 counts as correct; "
         "for another rule, set `correct_from: true` on the reward that decides, or let it return True or False, or "
         "RewardResult(value, correct=...)", name,
@@ -219,7 +217,10 @@ def _say_rule(name: str) -> None:
 
 def logged_metrics(rewards: Sequence[Reward]) -> dict[str, float]:
     """Return the means of what rewards logged in a rollout, as `reward/<name>`; NaN for what they logged only before,
-    since Lightning would repeat its last value. Collective: call it on every rank."""
+    since Lightning would repeat its last value.
+
+    Collective: call it on every rank.
+    """
     mine: dict[str, list[float]] = {}
     for reward in rewards:
         for name, values in reward.metrics.items():

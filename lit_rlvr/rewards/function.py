@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import logging
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +14,7 @@ from typing import Any
 
 from lit_rlvr.common.packages import import_path
 from lit_rlvr.common.settings import dotted_path_of
-from lit_rlvr.errors import UserError, defined_at, did_you_mean, refuse_all, type_text
+from lit_rlvr.errors import UserError, defined_at, did_you_mean, log, refuse_all, type_text
 from lit_rlvr.rewards.base import Reward, as_result, check_rewards
 from lit_rlvr.rewards.format import TAG
 from lit_rlvr.rewards.forms import (
@@ -36,8 +35,6 @@ from lit_rlvr.rewards.forms import (
 )
 from lit_rlvr.types import Completion, Pair, RewardResult, Sample
 from lit_rlvr.workers.pool import Waiting
-
-_log = logging.getLogger("lit_rlvr")
 
 NO_COMPLETION, NO_SAMPLE = Completion("", (), "stop"), Sample("", "", "")
 """What shows the names of a form's arguments."""
@@ -177,7 +174,7 @@ class FunctionReward(Reward):
         except (OSError, TypeError):  # it has no file, or is an object
             return
         if tag := next((tag for tag in TAG.findall(prefill) if tag in source), None):
-            _log.warning(
+            log.warning(
                 "reward %r: its code names %s, which the chat template or the data's prefill writes (%r) and so no "
                 "completion has; set data.init_args.chat.score_prefill: true if it looks for that in the text",
                 self.name, tag, prefill,

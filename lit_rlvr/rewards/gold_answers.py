@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import chdir
@@ -11,12 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lit_rlvr.errors import UserError, refuse_all
+from lit_rlvr.errors import UserError, log, refuse_all
 from lit_rlvr.rewards.base import REWARD_COLUMNS, Reward, own_weights, row_weights
 from lit_rlvr.rewards.combine import score_rollout
 from lit_rlvr.types import Completion, Prompt, Sample, Sampling
-
-_log = logging.getLogger("lit_rlvr")
 
 GOLD_SAMPLES = 32
 """Most samples whose references are judged as answers."""
@@ -58,9 +55,9 @@ def check_references(rewards: Sequence[Reward], samples: Sequence[Sample]) -> No
     judging = [(sample, row_weights(sample, weights)) for sample in samples]
     counts = Counter(name for _, own in judging for name in own)
     if unused := [name for name in weights if judging and not counts[name]]:
-        _log.warning("rollout.rewards: no row has the reward %s, so it judges nothing", ", ".join(unused))
+        log.warning("rollout.rewards: no row has the reward %s, so it judges nothing", ", ".join(unused))
     if any(matches for _, _, matches in chosen):
-        _log.info("rows choose their reward by the column data_source or dataset: %s", dict(counts))
+        log.info("rows choose their reward by the column data_source or dataset: %s", dict(counts))
     refuse_all(
         problem
         for reward in rewards
@@ -92,7 +89,7 @@ def warn_of_gold_answers(rewards: Sequence[Reward], samples: Sequence[Sample]) -
         wrong = [pair for pair, result in results if result.correct is False or result.status in ("unjudged", "error")]
         if wrong:
             completion, sample = wrong[0]
-            _log.warning(
+            log.warning(
                 "reward %s: %d of %d references are not right when they are given as the answer; first, %s: %r; no "
                 "completion may be right there", reward.name, len(wrong), len(pairs), sample.source or sample.id,
                 completion.text[:200],
@@ -107,7 +104,7 @@ def warn_of_other_lengths(rewards: Sequence[Reward], most: int) -> None:
     """
     for reward in rewards:
         if reward.longest is not None and reward.longest != most:
-            _log.warning(
+            log.warning(
                 "reward %s: it is set to completions of up to %d tokens, and those of training have up to %d "
                 "(rollout.sampling.max_tokens); give both the same length", reward.name, reward.longest, most,
             )  # fmt: skip
@@ -126,9 +123,11 @@ class LongAnswers:
     """Gold answers of a set that are longer than a completion can be.
 
     Args:
-        count: how many there are. rows: how many gold answers were measured.
+        count: how many there are.
+        rows: how many gold answers were measured.
         needed: tokens of the longest one, EOS included.
-        limit: the most tokens of a completion. option: the option that sets it.
+        limit: the most tokens of a completion.
+        option: the option that sets it.
         is_hopeless: nearly all are too long, and the rewards pay nothing for their beginnings.
         kind: what the texts are.
     """
@@ -162,7 +161,8 @@ def long_answers(
     """Measure the gold answers of prompts, in the shortest form of completion that the rewards pay.
 
     Args:
-        sampling: the settings of the completions. option: the option of its `max_tokens`.
+        sampling: the settings of the completions.
+        option: the option of its `max_tokens`.
 
     Returns:
         None: all gold answers fit, or the rewards pay no known form.

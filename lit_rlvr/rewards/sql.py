@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import re
 from collections import Counter
@@ -11,7 +10,7 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any, Literal
 
-from lit_rlvr.errors import UserError, check_within
+from lit_rlvr.errors import UserError, check_within, log
 from lit_rlvr.rewards.base import CheckedReward, verdict
 from lit_rlvr.rewards.fences import Block, fenced_blocks
 from lit_rlvr.rewards.sql_query import QueryLimits, QueryResult, SQLRow, run_query
@@ -19,8 +18,6 @@ from lit_rlvr.speech.thoughts import without_thoughts
 from lit_rlvr.types import ExecutionFailed, Pair, RewardResult, Sample, Status
 from lit_rlvr.workers.pool import shared_pool
 from lit_rlvr.workers.process import Outcome
-
-_log = logging.getLogger("lit_rlvr")
 
 
 class SQLExecution(CheckedReward):
@@ -78,7 +75,7 @@ class SQLExecution(CheckedReward):
         if empty and not self._has_warned:
             self._has_warned = True
             found, first = {pairs[k][1].id for k in empty}, pairs[empty[0]][1]
-            _log.warning(
+            log.warning(
                 "reward %s: the references of %d of %d prompts have no rows (first, %s), so %s", self.name, len(found),
                 len({sample.id for _, sample in pairs}), first.source or first.id,
                 "any query without rows is right there; correct them, or set allow_empty: false" if self.allow_empty
@@ -301,7 +298,8 @@ def _match(wanted: list[SQLRow], found: list[SQLRow], left: list[SQLRow], right:
     """Return True if some order of the found columns makes the rows equal the wanted ones.
 
     Args:
-        wanted, found: columns still to match. left, right: the rows of the columns matched so far.
+        wanted, found: columns still to match.
+        left, right: the rows of the columns matched so far.
     """
     if not wanted:
         return True

@@ -6,7 +6,6 @@ docstring maps both halves.
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Mapping
@@ -20,7 +19,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lit_rlvr.common.seeds import run_seed
 from lit_rlvr.distributed.checkpoints import user_code, warn_of_changes
 from lit_rlvr.engines.base import EngineContext, most_images
-from lit_rlvr.errors import UserError, check_all
+from lit_rlvr.errors import UserError, check_all, log
 from lit_rlvr.policy.precision import compute_dtype, use_deterministic_kernels
 from lit_rlvr.rewards import shared_pool
 from lit_rlvr.rewards.combine import logged_metrics
@@ -41,9 +40,6 @@ from lit_rlvr.types import PromptBatch, Rollout, Sampling
 
 if TYPE_CHECKING:
     from lit_rlvr.datamodules import PromptDataModule
-
-
-_log = logging.getLogger("lit_rlvr")
 
 
 class RolloutCallback(RolloutSettings, Callback):
@@ -151,7 +147,7 @@ class RolloutCallback(RolloutSettings, Callback):
         self.ends_run = isinstance(self.source, ReplaySource) and iteration >= self.source.iterations
         if self.ends_run and not trainer.should_stop:
             if trainer.is_global_zero:
-                _log.warning(
+                log.warning(
                     "rollout.replay.rollouts_from: the record ends after iteration %d, and so does this run", iteration
                 )
             trainer.should_stop = True  # Lightning then validates before it ends the run
@@ -286,7 +282,7 @@ class RolloutCallback(RolloutSettings, Callback):
         turns = max(self.sampling.max_turns, self.eval_sampling.max_turns)  # an image may follow each but the last
         sees = module.policy.family is None or any(images.values()) or self.environment is not None
         if not (sees or module.freeze_vision or module.lora):
-            _log.info("no prompt has an image; model.freeze_vision: true spares the vision tower's memory and syncs")
+            log.info("no prompt has an image; model.freeze_vision: true spares the vision tower's memory and syncs")
         return EngineContext(
             folder=module.model_folder,
             policy=module.policy,

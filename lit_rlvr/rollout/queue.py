@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import statistics
 import threading
@@ -20,15 +19,13 @@ from torch import Tensor
 from lit_rlvr.common.terminal import progress
 from lit_rlvr.distributed.collectives import gather_objects, rank, world_size
 from lit_rlvr.engines.synced import catch_crash
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import UserError, log
 from lit_rlvr.rewards.combine import BackgroundScoring, Scores
 from lit_rlvr.rollout.generate import completion_seeds
 from lit_rlvr.rollout.source import STAGE_TEXTS, SyncSource
 from lit_rlvr.rollout.summaries import Summaries, count_repeats, count_successes, mixed_groups
 from lit_rlvr.training.optimizer import updates_of
 from lit_rlvr.types import Completion, Prompt, PromptBatch, Rollout
-
-_log = logging.getLogger("lit_rlvr")
 
 POLL = 0.05
 """Seconds between two looks at the groups of all ranks."""
@@ -254,7 +251,7 @@ class QueueSource(SyncSource):
         for group in [*self._groups]:
             drop = group.drop  # which another thread may remove
             if group.completions is None and drop is not None and now - group.begun > self.max_group_seconds:
-                _log.warning(
+                log.warning(
                     "rollout.safeguards.max_group_seconds: the completions of %s have not ended after %.0f s; they are "
                     "dropped",
                     group.prompt.sample.id, now - group.begun,

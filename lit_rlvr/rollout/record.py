@@ -7,7 +7,6 @@ bit for bit, and other losses can be trained on the same rollouts.
 from __future__ import annotations
 
 import json
-import logging
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ from lit_rlvr.common.files import flush_to_disk, write_atomically
 from lit_rlvr.distributed.collectives import gather_objects, rank, world_size
 from lit_rlvr.distributed.sharding import weights_sha256
 from lit_rlvr.engines.turns import read_completion
-from lit_rlvr.errors import UserError, check_within, first_line, option_group, shown
+from lit_rlvr.errors import UserError, check_within, first_line, log, option_group, shown
 from lit_rlvr.rollout.assemble import GROUP_FIELDS, TOKEN_FIELDS, tokens_in_loss
 from lit_rlvr.rollout.source import RolloutSource
 from lit_rlvr.training.module import RLVRModule
@@ -33,7 +32,6 @@ from lit_rlvr.types import Prompt, PromptBatch, Rollout, Sampling
 if TYPE_CHECKING:
     from lit_rlvr.datamodules import PromptDataModule
 
-_log = logging.getLogger("lit_rlvr")
 
 FORMAT = 1
 """Version of the files."""
@@ -138,7 +136,7 @@ class Record:
     def _end(self, iteration: int, reason: str) -> None:
         self._is_open = False
         if rank() == 0:
-            _log.warning("%s ends before iteration %d: %s", shown(self.folder), iteration, reason)
+            log.warning("%s ends before iteration %d: %s", shown(self.folder), iteration, reason)
 
     def check(self, terms: dict[str, Any]) -> None:
         """Refuse a record that does not agree with these terms of this run.

@@ -200,10 +200,11 @@ class RunCheckpoint(ChecksArguments, Checkpoint):
         self.best_value = state_dict["best_value"]
 
     def save(self, trainer: Trainer) -> Path:
-        """Write a checkpoint of this step, unless it exists, and delete the oldest; return its path. Collective: call
-        it on every rank.
+        """Write a checkpoint of this step, unless it exists, and delete the oldest; return its path.
 
         A sharded checkpoint may still be in flight afterwards; see `finish`.
+
+        Collective: call it on every rank.
         """
         folder = checkpoint_folder(trainer.default_root_dir)
         path = folder / f"step-{trainer.global_step:06d}.ckpt"
@@ -244,7 +245,10 @@ class RunCheckpoint(ChecksArguments, Checkpoint):
                 trainer.strategy.finish_saving()
 
     def _finish_everywhere(self, trainer: Trainer) -> None:
-        """Wait until the save in flight is done and its checkpoint has its name. Collective: call it on every rank."""
+        """Wait until the save in flight is done and its checkpoint has its name.
+
+        Collective: call it on every rank.
+        """
         self.finish(trainer)
         trainer.strategy.barrier()
 

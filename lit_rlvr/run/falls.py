@@ -22,7 +22,9 @@ def certainty(fall: float, error: float, df: float) -> float:
     """Return a t statistic as a quantile of the standard normal distribution (Wallace 1959).
 
     Args:
-        fall: the estimate. error: its standard error. df: the degrees of freedom of the error.
+        fall: the estimate.
+        error: its standard error.
+        df: the degrees of freedom of the error.
     """
     return sqrt(df * log1p((fall / error) ** 2 / df)) * (8 * df + 1) / (8 * df + 3) if fall > 0 else 0.0
 
@@ -33,7 +35,8 @@ def threshold(look: int, tests: int = 1) -> float:
     Look k spends FALSE_ALARMS / (k (k + 1)), which adds up to FALSE_ALARMS over a run of any length.
 
     Args:
-        look: the number of the look, from 1. tests: how many tests share what it spends.
+        look: the number of the look, from 1.
+        tests: how many tests share what it spends.
     """
     return NormalDist().inv_cdf(1 - FALSE_ALARMS / (look * (look + 1) * tests))
 
@@ -42,7 +45,8 @@ def paired_certainty(before: Mapping[str, float], now: Mapping[str, float]) -> f
     """Return how certain it is that the same questions are answered worse, with one more that did not change.
 
     Args:
-        before: question -> share of right completions. now: the same, later.
+        before: question -> share of right completions.
+        now: the same, later.
     """
     falls = [(1 - MARGIN) * share - now[question] for question, share in before.items() if question in now]
     falls.append(0.0)
@@ -68,7 +72,8 @@ class FallTest:
         """Record an iteration; return the most certain fall, or None.
 
         Args:
-            accuracy: its mean. error: its standard error by the spread of the prompts' accuracies; 0 = unknown.
+            accuracy: its mean.
+            error: its standard error by the spread of the prompts' accuracies; 0 = unknown.
             prompts: the number of prompts.
 
         Returns:

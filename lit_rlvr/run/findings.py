@@ -69,7 +69,9 @@ class RunFinding:
     """A reason to look at a run.
 
     Args:
-        title: what is wrong. evidence: the numbers. remedy: what to try; "" = nothing needs mending.
+        title: what is wrong.
+        evidence: the numbers.
+        remedy: what to try; "" = nothing needs mending.
     """
 
     title: str
@@ -218,7 +220,8 @@ class RunFall:
     """An accuracy that fell during a run.
 
     Args:
-        finding: what happened. metric: the accuracy.
+        finding: what happened.
+        metric: the accuracy.
         before: the accuracy at its best.
     """
 
@@ -271,7 +274,8 @@ def _likely_cause(metrics: Metrics, good: int, last: int, held_out: bool) -> tup
     """Return the likely cause of a fall, and what helps.
 
     Args:
-        good: the last good step. last: the last one to look at.
+        good: the last good step.
+        last: the last one to look at.
     """
     steps = [step for step in course(metrics, "rollout/accuracy").steps if step <= last]
     known = sum(step <= good for step in steps) + 1  # the rollout after the last good step was sampled by its weights

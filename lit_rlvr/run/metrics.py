@@ -15,7 +15,9 @@ class Metric(NamedTuple):
 
     Args:
         name: its column in metrics.csv; `<...>` stands for a name that the run decides.
-        meaning: what it is. range: the values that it can have. advice: what to do when it moves.
+        meaning: what it is.
+        range: the values that it can have.
+        advice: what to do when it moves.
         trl, verl: the metric of TRL 1.16 and of verl 0.9.0 that is nearest; "-" = they have none.
     """
 

@@ -61,8 +61,10 @@ class CollapseMonitor(ChecksArguments, Callback):
         self._find(trainer)
 
     def _find(self, trainer: Trainer) -> list[RunFall]:
-        """Return the falls that the newest metrics show; on all ranks, if the run acts on them. Collective: call it on
-        every rank."""
+        """Return the falls that the newest metrics show; on all ranks, if the run acts on them.
+
+        Collective: call it on every rank.
+        """
         falls = [*self._falls.find(metric_rows(trainer))] if trainer.is_global_zero else []
         return falls if self.action == "warn" else trainer.strategy.broadcast(falls)
 

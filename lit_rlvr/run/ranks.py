@@ -32,7 +32,9 @@ class RankSetUp(Callback):
 
 
 def check_same_checkpoint(path: str | Path | None) -> None:
-    """Check that all processes resume from the same checkpoint, or none does. Collective.
+    """Check that all processes resume from the same checkpoint, or none does.
+
+    Collective: call it on every rank.
 
     Raises:
         UserError: they do not; the folder of a run is on a machine's own disk, for example.

@@ -87,7 +87,8 @@ class WarmStart:
         Args:
             environment: the environment that answers the turns of the solutions.
             sampling: training's settings, with the limits of an episode.
-            dtype: in which the run computes. device: on which it trains.
+            dtype: in which the run computes.
+            device: on which it trains.
         """
         if not self.steps:
             return
@@ -223,7 +224,8 @@ class ExactMatch(Callback):
 
     Args:
         start: says when to check, and how many have to be exact.
-        demonstrations: the solutions. held_out: the prompts to check.
+        demonstrations: the solutions.
+        held_out: the prompts to check.
     """
 
     def __init__(self, start: WarmStart, demonstrations: Demonstrations, held_out: list[Prompt]) -> None:

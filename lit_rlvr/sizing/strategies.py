@@ -111,7 +111,8 @@ class JobSizes:
         fitted: vLLM's share is the smallest in which all sequences are generated at once, if the memory allows.
         quantized: whether vLLM keeps its layers in 8 bits.
         vllm_sleeps: whether vLLM frees its memory during training.
-        reference: whether there is a reference model. teachers: those that are loaded.
+        reference: whether there is a reference model.
+        teachers: those that are loaded.
         compared: the teacher whose divergence over the vocabulary the loss has; None = there is none.
         lora: whether the config trains adapters.
         shared_prefix: whether a prompt is computed once for its whole group.

@@ -62,7 +62,8 @@ class Parts(NamedTuple):
     """The parts of a text.
 
     Args:
-        thoughts: what is in thoughts that end. unfinished: what is in thoughts that never end.
+        thoughts: what is in thoughts that end.
+        unfinished: what is in thoughts that never end.
         answer: everything else, without the marks; pieces with a mark between them are lines.
         closing: the mark that would end the unfinished thoughts; "" if there are none.
     """

@@ -7,7 +7,6 @@ writes the smaller token budget to the run folder and ends the run, whose next s
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Sequence
 from functools import partial, wraps
 from pathlib import Path
@@ -19,12 +18,10 @@ from torch import Tensor
 from lit_rlvr.common.files import save_smaller_sizes, smaller_sizes, write_atomically
 from lit_rlvr.distributed.collectives import all_max, rank
 from lit_rlvr.distributed.sharding import whole
-from lit_rlvr.errors import ResumableError, UserError, first_line, shown
+from lit_rlvr.errors import ResumableError, UserError, first_line, log, shown
 from lit_rlvr.options import DEFAULT_TOKENS
 from lit_rlvr.training.step import PreparedRollout, StepPlan
 from lit_rlvr.types import Rollout
-
-_log = logging.getLogger("lit_rlvr")
 
 MicrobatchGradients = Callable[[StepPlan, int], tuple[Tensor, Sequence[Tensor | None]]]
 
@@ -60,7 +57,7 @@ class SkippedSteps:
                 f"{problem}, after {self.limit} skipped in a row (model.optim.max_skipped_steps); its batch is in "
                 f"{shown(saved)}; lower model.lr or model.optim.max_grad_norm, and resume with --ckpt_path last"
             )
-        _log.warning("%s: the step is skipped, its batch is in %s", problem, shown(saved))
+        log.warning("%s: the step is skipped, its batch is in %s", problem, shown(saved))
 
     def check_end(self, steps: int) -> None:
         """Refuse a run that ends with most of its steps skipped in a row: its model is broken.
@@ -112,7 +109,7 @@ class UnjudgedRollouts:
         if self.in_a_row > self.limit:
             self._end()
         if rank() == 0:
-            _log.warning("%s: it is skipped (None leaves a completion out)", self._said)
+            log.warning("%s: it is skipped (None leaves a completion out)", self._said)
 
     def add_judged(self) -> None:
         self.in_a_row, self.has_judged = 0, True
@@ -242,7 +239,7 @@ class TokenBudget:
         """Take a smaller budget from now on, and say so."""
         self.tokens = left
         if rank() == 0:
-            _log.warning(
+            log.warning(
                 "%s: at most %d tokens at once from now on; to try more, change model.compute.tokens_per_microbatch",
                 reason, left,
             )  # fmt: skip

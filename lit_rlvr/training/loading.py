@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from lit_rlvr.common.terminal import progress
 from lit_rlvr.distributed.collectives import broadcast_first, leave_out_of_buckets, rank, world_size
 from lit_rlvr.distributed.fsdp2 import FSDP2
 from lit_rlvr.distributed.sharding import shard
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import UserError, log
 from lit_rlvr.options import KL, Compute, Lora, Loss, is_url
 from lit_rlvr.policy.adapters import add_adapters, round_frozen
 from lit_rlvr.policy.families import family_of, freeze_vision_tower, vision_modules
@@ -29,8 +28,6 @@ from lit_rlvr.training.reference import Reference
 from lit_rlvr.training.teachers import Teachers, teacher_folder
 from lit_rlvr.training.terms import Term
 from lit_rlvr.training.validation import EvaluatingModule
-
-_log = logging.getLogger("lit_rlvr")
 
 
 class LoadedModule(EvaluatingModule):
@@ -256,7 +253,7 @@ class LoadedModule(EvaluatingModule):
         except UserError as error:
             if not automatic:
                 raise
-            _log.warning("%s: auto leaves it off", error)
+            log.warning("%s: auto leaves it off", error)
             uncompile_layers(self.policy.model)
             return
         if self.reference.policy is not None:

@@ -11,7 +11,6 @@ Training (`training/module.py`) and the replay of a frozen batch (`commands/chec
 
 from __future__ import annotations
 
-import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -31,7 +30,7 @@ from lit_rlvr.common.returned import (
     require_loss,
     require_metrics,
 )
-from lit_rlvr.errors import UserError, check_takes, defined_at
+from lit_rlvr.errors import UserError, check_takes, defined_at, log
 from lit_rlvr.objectives import (
     LossInputs,
     Stats,
@@ -41,8 +40,6 @@ from lit_rlvr.objectives import (
 )
 from lit_rlvr.options import KL, Loss
 from lit_rlvr.training.terms import EntropyBonus, ExpertBalance, KLTerm, Need, PositiveNLL, RolloutLogprobs, Term, costs
-
-_log = logging.getLogger("lit_rlvr")
 
 
 class LossModule(ABC):
@@ -185,7 +182,7 @@ class LossModule(ABC):
         changed = changed_fields(group, copied)
         if changed and not self._warned_of_change:
             self._warned_of_change = True
-            _log.warning(
+            log.warning(
                 "%s: %s changes its input (%s); it has a copy, so metrics and completions.jsonl keep the values as "
                 "they were", option, defined_at(function), ", ".join(changed),
             )  # fmt: skip

@@ -31,7 +31,6 @@ needed to follow the loop. For each batch, Lightning calls `RolloutCallback.on_t
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from contextlib import nullcontext
@@ -75,8 +74,6 @@ from lit_rlvr.training.trace import Trace
 from lit_rlvr.training.update import Updater
 from lit_rlvr.training.validation import EvaluatingModule
 from lit_rlvr.types import GroupSelection, PromptBatch, Rollout
-
-_log = logging.getLogger("lit_rlvr")
 
 
 class RLVRModule(ChecksArguments, LossModule, SavedModule):

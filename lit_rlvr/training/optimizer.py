@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from math import cos, exp, inf, isnan, nan, pi, sqrt
 from typing import Any
@@ -14,10 +13,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lit_rlvr.distributed.collectives import all_sum
 from lit_rlvr.distributed.sharding import has_shards, own_shard
-from lit_rlvr.errors import UserError, check_within, first_line, type_text
+from lit_rlvr.errors import UserError, check_within, first_line, log, type_text
 from lit_rlvr.options import AutoLR, Optim
-
-_log = logging.getLogger("lit_rlvr")
 
 
 def check_lr(lr: float | AutoLR, optim: Optim) -> None:
@@ -121,12 +118,12 @@ def warn_of_rate(lr: float | AutoLR, optim: Optim, steps: int | None) -> None:
         steps: optimizer steps of the whole run; None = unknown in advance.
     """
     if optim.optimizer is None and not isinstance(lr, AutoLR) and lr > HIGH_RATE:
-        _log.warning(
+        log.warning(
             "model.lr: %g: AdamW moves each weight by about this much in a step, and weights are about 0.02; "
             "take 1e-7 to 1e-3", lr,
         )  # fmt: skip
     if steps and optim.warmup_steps >= steps:
-        _log.warning(
+        log.warning(
             "model.optim.warmup_steps: %d, but the run has %d optimizer steps: the learning rate reaches %.3g of "
             "model.lr=%s at most; lower warmup_steps", optim.warmup_steps, steps, (steps - 1) / optim.warmup_steps, lr,
         )  # fmt: skip
@@ -248,7 +245,7 @@ def train_whole_rollouts(trainer: Any, updates: int, done: int = 0) -> None:
     max_steps = int(trainer.max_steps)
     rounded = done + -(-(max_steps - done) // updates) * updates
     if max_steps > done and rounded != max_steps:
-        _log.warning(
+        log.warning(
             "trainer.max_steps: %d ends within a rollout, which takes %d optimizer steps (model.updates_per_rollout x "
             "epochs_per_rollout): it counts as %d", max_steps, updates, rounded,
         )  # fmt: skip
@@ -288,7 +285,7 @@ def apply_options(optimizer: Any, scheduler: Any, lr: float, saved: dict[str, An
         group |= changed
     set_lr(optimizer, scheduler, lr)
     if saved and started == lr and (now := optimizer.param_groups[0]["lr"]) > 1.01 * rate:
-        _log.warning(
+        log.warning(
             "model.optim.lr_schedule: the learning rate rises from the checkpoint's %.3g to %.3g, because it now "
             "decays over more steps; for a decay that goes on, keep trainer.max_steps and max_epochs",
             rate, now,

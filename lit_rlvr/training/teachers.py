@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from lit_rlvr.distributed.collectives import to_device
 from lit_rlvr.engines.client import VLLMServer, run_coroutine, wait_for
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import UserError, log
 from lit_rlvr.options import Teacher, TeacherPrompt, is_url
 from lit_rlvr.policy.logprobs import TeacherHead
 from lit_rlvr.policy.policy import Policy
@@ -29,8 +28,6 @@ SERVER_SECONDS = 600.0
 """Seconds to wait for a server to start, and for its answers."""
 KEY = "VLLM_API_KEY"
 """The environment variable with the key of teachers' servers, as vLLM names it."""
-
-_log = logging.getLogger("lit_rlvr")
 
 
 class Demonstration(TeacherPrompt):
@@ -211,7 +208,7 @@ class Teachers(Term):
                 "the same tokens, or a chat template without this one"
             )
         if differing:
-            _log.warning(
+            log.warning(
                 "model.teacher.model: %d added tokens have other names (%s); no prompt has one",
                 len(differing), next(iter(differing.values())),
             )  # fmt: skip

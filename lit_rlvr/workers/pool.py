@@ -7,7 +7,6 @@ when a run is repeated or resumed.
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
@@ -23,10 +22,8 @@ from types import TracebackType
 from typing import Any
 
 from lit_rlvr.common.terminal import progress
-from lit_rlvr.errors import UserError, check_within
+from lit_rlvr.errors import UserError, check_within, log
 from lit_rlvr.workers.process import Function, Isolation, Outcome, WorkerProcess
-
-_log = logging.getLogger("lit_rlvr")
 
 SLOW_REWARD_SECONDS = 30.0
 """Seconds before a slow reward is first logged, and between later log lines."""
@@ -79,7 +76,7 @@ class Waiting:
             row = "".join(f", now row {self._rows[number]}" for number in list(self._begun)[:1])
             counts = (len(self._done), len(self._rows))
             seconds = f"{times * SLOW_REWARD_SECONDS:g} s{' of scoring' if since < begun else ''}"
-            _log.warning("waiting for %s, %s: %d of %d judged%s", self._reward, seconds, *counts, row)
+            log.warning("waiting for %s, %s: %d of %d judged%s", self._reward, seconds, *counts, row)
             times += 1
 
 

@@ -44,8 +44,11 @@ class Visit:
     """A prompt's group of completions in one rollout: the place of its lines in the file, and their totals.
 
     Args:
-        id: the prompt's. step: optimizer step at the end of the iteration. start, end: bytes of the file.
-        right: correct completions of the `judged` ones; count: all. reward: the sum of all rewards.
+        id: the prompt's.
+        step: optimizer step at the end of the iteration.
+        start, end: bytes of the file.
+        right: correct completions of the `judged` ones; count: all.
+        reward: the sum of all rewards.
         has_gradient: whether any advantage is not 0.
     """
 

@@ -125,7 +125,8 @@ class _Reader:
     """The patterns of one question's options.
 
     Args:
-        texts: the options. has_letters: their letters name them, too.
+        texts: the options.
+        has_letters: their letters name them, too.
     """
 
     def __init__(self, texts: tuple[str, ...], has_letters: bool) -> None:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lit_rlvr.errors import log
 from lit_rlvr.rewards.base import CheckedReward
 from lit_rlvr.rewards.judges.prompts import Question, Reply
 from lit_rlvr.rewards.judges.server import Client, JudgeServer
 from lit_rlvr.types import Pair
 from lit_rlvr.workers.pool import Waiting
-
-_log = logging.getLogger("lit_rlvr")
 
 SAME = 200
 """Number of answers after which the run warns of a judge that always said the same."""
@@ -83,7 +81,7 @@ class Judge(CheckedReward):
         before, self._asked = self._asked, self._asked + len(answers)
         self._said.update(map(str, replies.values()))
         if before < SAME <= self._asked and len(self._said) == 1:
-            _log.warning(
+            log.warning(
                 "reward %s: the judge says %s to all of %d questions, which teaches nothing; change `task`, the rubric "
                 "or the judge", self.name, *self._said, self._asked,
             )  # fmt: skip

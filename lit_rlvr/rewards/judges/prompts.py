@@ -32,7 +32,8 @@ class Question:
     """A question to a judge.
 
     Args:
-        rules: what to judge and how, the system's message. text: the material, the user's message.
+        rules: what to judge and how, the system's message.
+        text: the material, the user's message.
         fields: name and possible values of each field that the judge fills in.
         has_reason: it first writes why.
     """

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
 
-from lit_rlvr.errors import UserError, check_all, refuse_all
+from lit_rlvr.errors import UserError, check_all, log, refuse_all
 from lit_rlvr.rewards.base import check_prefills, report_rewards_in_process
 from lit_rlvr.rewards.gold_answers import (
     LongAnswers,
@@ -23,9 +22,6 @@ from lit_rlvr.types import Sample
 
 if TYPE_CHECKING:
     from lit_rlvr.datamodules import PromptDataModule
-
-
-_log = logging.getLogger("lit_rlvr")
 
 
 def check_data(rollout: RolloutSettings, module: RLVRModule, data: PromptDataModule) -> None:
@@ -119,9 +115,9 @@ def warn_of_answers(rollout: RolloutSettings, data: PromptDataModule) -> None:
     if not data.demonstrates:
         warn_of_other_lengths(rollout.rewards, rollout.sampling.max_completion_tokens)
     for answers in find_long_answers(rollout, data):
-        _log.warning("%s", answers)
+        log.warning("%s", answers)
     if rollout.rewards and (unread := data.chat.unread_thoughts(data.tokenizer)):
-        _log.warning(
+        log.warning(
             "model: its chat template writes thoughts in a form that is not known, so an answer in them counts: %s",
             unread[:100],
         )

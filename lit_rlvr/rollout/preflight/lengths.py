@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import UserError, log
 from lit_rlvr.policy.loading import load_model_config
 from lit_rlvr.rollout.episodes import begins
 from lit_rlvr.rollout.settings import RolloutSettings
@@ -15,9 +14,6 @@ from lit_rlvr.types import Prompt
 
 if TYPE_CHECKING:
     from lit_rlvr.datamodules import PromptDataModule
-
-
-_log = logging.getLogger("lit_rlvr")
 
 
 @dataclass(frozen=True)
@@ -114,7 +110,7 @@ def within_context(model_folder: str, sets: Sequence[LengthRequirement]) -> int:
             )
         cut = sum(len(prompt.token_ids) + requirement.max_tokens > context for prompt in requirement.prompts)
         if cut:
-            _log.warning(
+            log.warning(
                 "%s: %d of %d prompts and %d new tokens do not fit into the model's context of %d tokens; their "
                 "completions end there, after %d tokens at the least",
                 requirement.name, cut, len(requirement.prompts), requirement.max_tokens, context, context - tokens,

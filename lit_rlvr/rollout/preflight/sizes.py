@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from lit_rlvr.engines.base import RolloutEngine
-from lit_rlvr.errors import MAX_SIZE, UserError, check_all, refuse_all
+from lit_rlvr.errors import MAX_SIZE, UserError, check_all, log, refuse_all
 from lit_rlvr.policy.architecture import has_experts, layer_configs
 from lit_rlvr.policy.loading import load_model_config
 from lit_rlvr.policy.precision import PRECISIONS, bf16_slowdown, compute_dtype
@@ -19,9 +18,6 @@ from lit_rlvr.types import Sampling
 
 if TYPE_CHECKING:
     from lit_rlvr.datamodules import PromptDataModule
-
-
-_log = logging.getLogger("lit_rlvr")
 
 
 def check_routes(module: RLVRModule, engine: RolloutEngine, sampling: Sampling, device: str) -> None:
@@ -128,17 +124,17 @@ def log_sizes(
     trained = [] if data is None else length_requirements(rollout, data)[:1]
     longest = max((requirement.max_sequence_tokens for requirement in trained), default=0)
     if precision == "bf16-mixed" and device == "cpu" and (factor := bf16_slowdown()) > SLOW:
-        _log.warning(
+        log.warning(
             "this CPU multiplies in bfloat16 %.0f times slower than in float32; use --trainer.precision 32-true", factor
         )
     name, updates = type(module).__name__, updates_of(module)
     if updates > 1 and not module.has_ratio:
-        _log.warning("%s has no ratio: only the first of %d updates per rollout is on-policy", name, updates)
+        log.warning("%s has no ratio: only the first of %d updates per rollout is on-policy", name, updates)
     if updates == 1 and module.needs_updates:
-        _log.info("%s: with one update per rollout its gradient is GRPO's; use more updates_per_rollout", name)
+        log.info("%s: with one update per rollout its gradient is GRPO's; use more updates_per_rollout", name)
     correction = module.choose_correction(engine.is_exact(compute_dtype(precision))).mode
     if engine.quantized and correction == "none" and not module.uses_rollout:
-        _log.warning(
+        log.warning(
             "engine %s computes in 8 bits, so it does not sample from the trained policy: use "
             "model.importance.correction: token_truncate", engine.name,
         )  # fmt: skip
@@ -148,7 +144,7 @@ def log_sizes(
             " (the longest prompt with its completion alone, so more than "
             f"model.compute.tokens_per_microbatch={budget})"
         )
-    _log.info(
+    log.info(
         "%d prompts x %d completions = %d sequences per rollout: %d rank(s) x %d minibatch(es) of %d group(s), "
         "%d pass(es), at most %d tokens at once%s; engine %s, importance correction %s",
         prompts, group_size, prompts * group_size, ranks, module.updates_per_rollout,

@@ -106,7 +106,9 @@ class Feed:
     `trackers/runs.json` in the run folder holds each tracker's run id and last step.
 
     Args:
-        tracker: the tracker. trainer: the run's. settings: the run's, as YAML.
+        tracker: the tracker.
+        trainer: the run's.
+        settings: the run's, as YAML.
 
     Raises:
         UserError: the tracker fails.
