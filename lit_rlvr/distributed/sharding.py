@@ -117,7 +117,7 @@ def device_of(module: nn.Module) -> torch.device:
     return torch.device(kind, torch.get_device_module(kind).current_device())
 
 
-def whole(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+def full_tensor(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Return the full tensor, on every rank and on the device that computes.
 
     Note: Collective; call it on every rank.
@@ -206,7 +206,7 @@ def weights_sha256(model: nn.Module) -> str:
     """
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
-        values = whole(parameter.detach())
+        values = full_tensor(parameter.detach())
         if rank() == 0:
             digest.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
             digest.update(values.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lit_rlvr.common.settings import init_arguments
 from lit_rlvr.distributed.collectives import gather_objects, rank, world_size
-from lit_rlvr.engines.base import EngineContext, GroupStarted, RolloutEngine
+from lit_rlvr.engines.base import EngineContext, OnGroupStarted, RolloutEngine
 from lit_rlvr.engines.client import (
     START_HINT,
     WAIT_POLL,
@@ -35,7 +35,7 @@ from lit_rlvr.engines.client import (
 from lit_rlvr.engines.dispatch import Dispatch, Placement, Replica, is_cancelled
 from lit_rlvr.engines.synced import catch_crash
 from lit_rlvr.engines.transfer import Settings, WeightTransfer, on_each, raise_on_all_ranks, weights_or_exit
-from lit_rlvr.engines.turns import Continuation, Done, Row, Turns, read_completion, within_budget
+from lit_rlvr.engines.turns import Continuation, OnGroupDone, Row, Turns, read_completion, within_budget
 from lit_rlvr.engines.vllm import (
     FP8,
     check_images,
@@ -321,7 +321,7 @@ class VLLMServerEngine(RolloutEngine):
         prompts: Sequence[Prompt],
         sampling: Sampling,
         seeds: Sequence[Sequence[int]],
-        done: Done | None = None,
+        done: OnGroupDone | None = None,
         turns: Turns | None = None,
     ) -> list[list[Completion]]:
         return self._loop.run(self._generate(prompts, sampling, seeds, done, turns))
@@ -331,15 +331,15 @@ class VLLMServerEngine(RolloutEngine):
         prompts: Sequence[Prompt],
         sampling: Sampling,
         seeds: Sequence[Sequence[int]],
-        started: GroupStarted,
-        done: Done,
+        started: OnGroupStarted,
+        done: OnGroupDone,
         turns: Turns | None = None,
     ) -> None:
         self._loop.run(self._generate(prompts, sampling, seeds, done, turns, started))
 
     async def _generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]], done: Done | None,
-        turns: Turns | None, started: GroupStarted | None = None,
+        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]], done: OnGroupDone | None,
+        turns: Turns | None, started: OnGroupStarted | None = None,
     ) -> list[list[Completion]]:  # fmt: skip
         if sampling.stop:
             raise UserError("rollout.sampling.stop: a vLLM server ends turns at EOS tokens only; leave it empty")
@@ -351,8 +351,8 @@ class VLLMServerEngine(RolloutEngine):
         )
 
     async def _group(
-        self, p: int, prompt: Prompt, sampling: Sampling, seeds: Sequence[int], done: Done | None,
-        pending: _PendingTurns, started: GroupStarted | None,
+        self, p: int, prompt: Prompt, sampling: Sampling, seeds: Sequence[int], done: OnGroupDone | None,
+        pending: _PendingTurns, started: OnGroupStarted | None,
     ) -> list[Completion]:  # fmt: skip
         dispatch = self._dispatch
         limit = self._context.limit(sampling.max_tokens, len(prompt.token_ids))

@@ -17,7 +17,7 @@ from lit_rlvr.common.seeds import derive_seed, run_seed
 from lit_rlvr.distributed.collectives import gather_objects, lost_peer, rank
 from lit_rlvr.distributed.sharding import has_shards
 from lit_rlvr.engines.base import EngineContext, RolloutEngine
-from lit_rlvr.engines.turns import Done, Turns
+from lit_rlvr.engines.turns import OnGroupDone, Turns
 from lit_rlvr.errors import ResumableError, UserError, check_within, comes_from_library, first_line, option_group
 from lit_rlvr.policy.architecture import has_experts, layer_configs
 from lit_rlvr.policy.policy import Policy
@@ -272,7 +272,7 @@ class SyncedEngine:
         prompts: Sequence[Prompt],
         sampling: Sampling,
         seeds: Sequence[Sequence[int]],
-        done: Done | None = None,
+        done: OnGroupDone | None = None,
         turns: Turns | None = None,
     ) -> list[list[Completion]]:
         """Generate as `RolloutEngine.generate` does, with its arguments, and restart the engine when it crashes.

@@ -26,7 +26,8 @@ class Continuation:
     pixels: Pixels | None = None
 
 
-Done = Callable[[int, list[Completion]], None]
+OnGroupDone = Callable[[int, list[Completion]], None]
+"""Called with a prompt's index and its completions."""
 
 Answer = tuple[int, int, Continuation | Completion]
 """Prompt p, number g, and how completion g of prompt p goes on, or the whole completion if it is over."""
@@ -135,7 +136,7 @@ _R = TypeVar("_R", bound=Row)
 
 
 def next_turns(
-    groups: Sequence[Sequence[_R]], turns: Turns, least: int, done: Done | None
+    groups: Sequence[Sequence[_R]], turns: Turns, least: int, done: OnGroupDone | None
 ) -> list[tuple[_R, Continuation]]:
     """Return the rows that go on, with how, and keep the completions that are over.
 

@@ -18,13 +18,13 @@ from torch import Tensor
 
 from lit_rlvr.common.files import save_smaller_sizes, smaller_sizes
 from lit_rlvr.common.packages import missing_compiler
-from lit_rlvr.distributed.sharding import whole
+from lit_rlvr.distributed.sharding import full_tensor
 from lit_rlvr.engines.base import EngineContext, RolloutEngine
 from lit_rlvr.engines.process_group import executor_on, separate_cache, vllm_world
 from lit_rlvr.engines.transfer import OwnFolder, Settings, write_weights
 from lit_rlvr.engines.turns import (
     Continuation,
-    Done,
+    OnGroupDone,
     Row,
     Turns,
     ends_with_stop,
@@ -398,7 +398,7 @@ class VLLMEngine(RolloutEngine):
         prompts: Sequence[Prompt],
         sampling: Sampling,
         seeds: Sequence[Sequence[int]],
-        done: Done | None = None,
+        done: OnGroupDone | None = None,
         turns: Turns | None = None,
     ) -> list[list[Completion]]:
         engine, tokenizer = self._llm.llm_engine, self._context.tokenizer
@@ -558,7 +558,7 @@ def with_tied_head(
         seen |= name == "lm_head.weight"
         yield name, parameter.detach()
     if not seen and (only is None or "lm_head.weight" in only):
-        yield "lm_head.weight", whole(model.get_output_embeddings().weight.detach(), dtype)
+        yield "lm_head.weight", full_tensor(model.get_output_embeddings().weight.detach(), dtype)
 
 
 def lora_rank(rank: int) -> int:

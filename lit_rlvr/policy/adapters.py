@@ -379,24 +379,24 @@ def adapter_config(model: Any, view: str | None = ADAPTER) -> dict[str, Any] | N
 
 
 def adapter_weights(
-    model: nn.Module, view: str | None = ADAPTER, whole: Callable[[Tensor], Tensor] = Tensor.detach
+    model: nn.Module, view: str | None = ADAPTER, full_tensor: Callable[[Tensor], Tensor] = Tensor.detach
 ) -> Iterator[tuple[str, Tensor]]:
     """Return the matrices of a model's adapters by names under which peft and transformers read them.
 
     Args:
         model: the model.
         view: see `used_adapters`.
-        whole: returns all of a weight, which may be sharded.
+        full_tensor: returns all of a weight, which may be sharded.
     """
     layers: Any = [(name, layer) for name, layer in model.named_modules() if hasattr(layer, "base_layer")]
     for path, layer in layers:
         if names := used_adapters(layer, view):
             saved, scale = f"base_model.model.{path}.lora_", layer.scaling[names[0]]
-            yield f"{saved}A.weight", torch.cat([whole(layer.lora_A[n].weight) for n in names])
-            scaled = [whole(layer.lora_B[n].weight) * (layer.scaling[n] / scale) for n in names]
+            yield f"{saved}A.weight", torch.cat([full_tensor(layer.lora_A[n].weight) for n in names])
+            scaled = [full_tensor(layer.lora_B[n].weight) * (layer.scaling[n] / scale) for n in names]
             yield f"{saved}B.weight", torch.cat(scaled, dim=1)
             for name in {*names} & {*layer.lora_magnitude_vector}:
-                yield f"{saved}magnitude_vector.weight", whole(layer.lora_magnitude_vector[name].weight)
+                yield f"{saved}magnitude_vector.weight", full_tensor(layer.lora_magnitude_vector[name].weight)
 
 
 def save_adapter(model: nn.Module, config: Any, base: str, folder: Path) -> None:
