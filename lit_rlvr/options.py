@@ -288,13 +288,13 @@ class Lora:
     def __post_init__(self) -> None:
         check_within("[1, inf)", "model.lora", rank=self.rank, alpha=self.alpha)
         check_within("[0, 1)", "model.lora", dropout=self.dropout)
-        given = [field.name for field in fields(self) if getattr(self, field.name) != field.default]
-        if self.adapter == "continue" and (wrong := {*given} - {"adapter", "quantize", "dropout"}):
+        changed = [field.name for field in fields(self) if getattr(self, field.name) != field.default]
+        if self.adapter == "continue" and (wrong := {*changed} - {"adapter", "quantize", "dropout"}):
             raise UserError(
                 f"model.lora: with `adapter: continue`, {', '.join(sorted(wrong))} is the adapter's own; leave it out"
             )
         for one, other in EXCLUSIVE:
-            if {one, other} <= {*given}:
+            if {one, other} <= {*changed}:
                 value = f"{one}: {getattr(self, one)}"
                 raise UserError(f"model.lora.{other}: it does not work with `{value}`; leave one of them out")
 

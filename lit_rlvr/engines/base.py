@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 
 OnGroupStarted = Callable[[int, Callable[[], object] | None], None]
+"""Called with a prompt's index, and a function that drops its group; None = it cannot be dropped."""
 
 
 @dataclass(frozen=True)

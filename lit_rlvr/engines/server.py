@@ -227,12 +227,12 @@ class VLLMServerEngine(RolloutEngine):
 
         def weights(everything: bool) -> Iterable[tuple[str, Tensor]]:
             if self._adapter is None:
-                found = with_tied_head(policy, None if everything else self._changing, self._dtype)
+                named = with_tied_head(policy, None if everything else self._changing, self._dtype)
             elif everything:
-                found = with_tied_head(policy.owner.without_adapters(), None, self._dtype)
+                named = with_tied_head(policy.owner.without_adapters(), None, self._dtype)
             else:
-                found = policy.adapter_weights(self._dtype)
-            return weights_or_exit(found)
+                named = policy.adapter_weights(self._dtype)
+            return weights_or_exit(named)
 
         frozen = self._changing is not None
         failures: list[str] = []
@@ -483,11 +483,11 @@ def check_model(url: str, served: str, ours: Any) -> None:
 def model_sizes(config: Any) -> dict[str, Any]:
     """Return the kind of a model and its parts, their sizes, and the rotary embedding, by the config's names."""
     parts = {"": config.get_text_config(), "vision_config.": getattr(config, "vision_config", None)}
-    found: dict[str, Any] = {"model_type": config.model_type}
+    sizes: dict[str, Any] = {"model_type": config.model_type}
     for prefix, part in parts.items():
         values = {} if part is None else part.to_dict()
-        found |= {f"{prefix}{k}": v for k, v in values.items() if k.endswith(SIZE_ENDINGS) and isinstance(v, int)}
-    return found | {"rope_parameters": getattr(config.get_text_config(), "rope_parameters", None)}
+        sizes |= {f"{prefix}{k}": v for k, v in values.items() if k.endswith(SIZE_ENDINGS) and isinstance(v, int)}
+    return sizes | {"rope_parameters": getattr(config.get_text_config(), "rope_parameters", None)}
 
 
 class _PendingTurns:
@@ -501,11 +501,11 @@ class _PendingTurns:
     async def answer(self, p: int, g: int, turn: Completion) -> Continuation | Completion:
         """Return what follows a turn of completion g of prompt p."""
         self.turns.stopped(p, g, turn)
-        self._awaited[p, g] = found = asyncio.get_running_loop().create_future()
+        self._awaited[p, g] = answer = asyncio.get_running_loop().create_future()
         self._hand_out()
-        if not found.done() and (self._poll is None or self._poll.done()):
+        if not answer.done() and (self._poll is None or self._poll.done()):
             self._poll = asyncio.create_task(self._look())
-        return await found
+        return await answer
 
     async def _look(self) -> None:
         """Hand out answers until nothing is awaited; one task does so for all completions."""

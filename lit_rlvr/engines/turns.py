@@ -232,10 +232,10 @@ class ThoughtBudget(Turns):
         return len(self._over) + self._turns.waiting
 
     def answers(self, least: int) -> list[Answer]:
-        own = super().answers(0)
-        return own + [
+        answers = super().answers(0)
+        return answers + [
             (p, g, answer if isinstance(answer, Completion) else self._begun(p, g, answer, self._turns.opened))
-            for p, g, answer in self._turns.answers(max(0, least - len(own)))
+            for p, g, answer in self._turns.answers(max(0, least - len(answers)))
         ]
 
     def _begun(self, p: int, g: int, how: Continuation, opened: str) -> Continuation:

@@ -517,10 +517,10 @@ class _Row(Row):
         """Add tokens from vLLM; returns whether a stop text ended the turn while vLLM would go on."""
         if self.finish_reason is not None:  # a token more than the stop text
             return False
-        ids, found = list(output.token_ids), output.logprobs  # of the sampled token at each position
-        assert found.token_ids == ids, "vLLM returned log-probabilities of tokens that it did not sample"
+        ids, logprobs = list(output.token_ids), output.logprobs  # of the sampled token at each position
+        assert logprobs.token_ids == ids, "vLLM returned log-probabilities of tokens that it did not sample"
         self.tokens += ids
-        self.logprobs += found.logprobs
+        self.logprobs += logprobs.logprobs
         self.finish_reason = output.finish_reason
         if ends_with_stop(tokenizer, self, stop):
             self.finish_reason = "stop"

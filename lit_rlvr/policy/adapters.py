@@ -37,14 +37,14 @@ def quantize_layers(model: nn.Module, names: Sequence[str], compute_dtype: torch
     for name in names:
         linear: Any = model.get_submodule(name)
         device = linear.weight.device
-        made: Any = Linear4bit(
+        quantized: Any = Linear4bit(
             linear.in_features, linear.out_features, linear.bias is not None, compute_dtype, quant_type="nf4",
             device="meta",
         )  # fmt: skip
-        made.weight = Params4bit(linear.weight.data, requires_grad=False, quant_type="nf4")
-        made.bias = linear.bias
-        made.support_avx512bf16_for_cpu = False  # it would change the weights' layout when no gradient is needed
-        model.set_submodule(name, made.to(device))  # moving it quantises it
+        quantized.weight = Params4bit(linear.weight.data, requires_grad=False, quant_type="nf4")
+        quantized.bias = linear.bias
+        quantized.support_avx512bf16_for_cpu = False  # it would change the weights' layout when no gradient is needed
+        model.set_submodule(name, quantized.to(device))  # moving it quantises it
 
 
 def is_quantized(module: nn.Module) -> bool:

@@ -253,10 +253,10 @@ class Policy(nn.Module):
         Those of the output layer stay whole after sharded weights are released.
         """
         head: Any = self.model.get_output_embeddings()  # type: ignore[operator]
-        own = (None if x is None else x.detach() for x in (head.weight, head.bias))
+        layer = (None if x is None else x.detach() for x in (head.weight, head.bias))
         if isinstance(self, FSDPModule):
-            own = (None if x is None else x.clone() for x in own)
-        return self._hidden(rows, pixels), *own, logit_transform(self.model.config)  # type: ignore[return-value]
+            layer = (None if x is None else x.clone() for x in layer)
+        return self._hidden(rows, pixels), *layer, logit_transform(self.model.config)  # type: ignore[return-value]
 
     def _hidden(self, rows: Rows, pixels: Sequence[Pixels]) -> Tensor:
         """Return the hidden states (N, H) of the targets before the output layer."""

@@ -99,8 +99,8 @@ class Streaming(Copying):
             self._syncs += 1
 
     def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]], done: OnGroupDone | None = None,
-        turns: Turns | None = None,
+        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]],
+        done: OnGroupDone | None = None, turns: Turns | None = None,
     ) -> list[list[Completion]]:  # fmt: skip
         with self._turn:
             groups = HFEngine.generate(self, prompts, sampling, seeds, None, turns)
