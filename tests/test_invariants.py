@@ -238,7 +238,7 @@ def test_an_iteration_without_signal_steps_with_zero_gradients(
 
     monkeypatch.setattr(tiny_rewards, "first_iteration_only", first_iteration_only, raising=False)
     module, seen = fit(tiny_model_folder, tmp_path, steps=3, rewards=["tiny_rewards.first_iteration_only"], lr=1e-3)
-    assert len(seen.gradients) == 3 and module.trainer.global_step == 3 and module.updates == 3
+    assert (len(seen.gradients), module.trainer.global_step, module.updates) == (3, 3, 3)
     assert all(float(g.abs().max()) == 0 for g in seen.gradients[1].values())
 
     model = tiny_llama()

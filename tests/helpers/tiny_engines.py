@@ -291,7 +291,7 @@ def check_thought_budget(
             if completion.sampled:
                 cut += 1
                 written = [id for id, own in zip(completion.token_ids, completion.sampled, strict=True) if not own]
-                assert written == mark and completion.sampled[:5] == (True,) * 5 and not completion.sampled[5]
+                assert (written, completion.sampled[:5], not completion.sampled[5]) == (mark, (True,) * 5, True)
                 assert completion.text.count("</think>") == 1 and replace(completion, prefill="<think>\n").answer
     assert cut
     others = [completion for group in engine.generate(unopened, sampling, seeds) for completion in group]
