@@ -22,8 +22,8 @@ class FIPO(DAPO):
     `f = stopgrad(clip(exp(F), influence_low, influence_high))` with `F_t = sum_{k >= t} 2^((t - k) / half_life) log
     w_k`. It is above 1 where the rest of the completion has become more likely, and 1 on-policy.
 
-    F leaves out tokens with `w > dual_clip`. Where A < 0 and `w > safe_ratio`, f is kept between 0.8 and 1. A completion
-    with A < 0 and two or more tokens with `w > dual_clip` has no gradient.
+    F leaves out tokens with `w > dual_clip`. Where A < 0 and `w > safe_ratio`, f is kept between 0.8 and 1. A
+    completion with A < 0 and two or more tokens with `w > dual_clip` has no gradient.
 
     Source: Ma et al. 2026 (FIPO, arXiv 2603.19835), as in the authors' code and ms-swift.
 
