@@ -21,17 +21,20 @@ def value(reward: Format, text: str) -> float:
 
 def test_pattern_is_searched_and_its_dot_matches_newlines() -> None:
     reward = Format(pattern="<think>.*</think>")
-    assert (value(reward, "so <think>a\nb</think> 7"), value(reward, "<think>a\nb 7")) == (1.0, 0.0)
+    assert value(reward, "so <think>a\nb</think> 7") == 1.0
+    assert value(reward, "<think>a\nb 7") == 0.0
     assert value(Format(pattern="^7$"), "7 ") == 0.0
 
 
 def test_contains_is_literal() -> None:
     assert value(Format(contains="\n</think>\n"), "a\n</think>\n7") == 1.0
-    assert (value(Format(contains="\n</think>\n"), "a</think>7"), value(Format(contains="."), "7")) == (0.0, 0.0)
+    assert value(Format(contains="\n</think>\n"), "a</think>7") == 0.0
+    assert value(Format(contains="."), "7") == 0.0
 
 
 def test_boxed_needs_a_box() -> None:
-    assert (value(Format(boxed=True), r"so \boxed{7}"), value(Format(boxed=True), "boxed{7}")) == (1.0, 0.0)
+    assert value(Format(boxed=True), r"so \boxed{7}") == 1.0
+    assert value(Format(boxed=True), "boxed{7}") == 0.0
 
 
 def test_all_given_conditions_must_hold() -> None:
