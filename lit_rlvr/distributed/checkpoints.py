@@ -21,8 +21,6 @@ from lit_rlvr.common.run_files import checkpoint_folder, list_checkpoints
 from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.errors import UserError, first_line, is_user_code
 
-_log = logging.getLogger("lit_rlvr")
-
 REST = "meta.pt"
 WEIGHTS, MOMENTS, REFERENCE = "state_dict", "optimizer", "reference"
 """Parts of a checkpoint's shards; `REFERENCE` only if the reference was replaced by a later policy. An averaged teacher
@@ -107,6 +105,8 @@ def named(state: dict[str, Any], names: list[str]) -> dict[str, Any]:
 
 CHECKPOINT_PARTS = ("rlvr", "optimizer_states", "lr_schedulers", "loops", "callbacks", "global_step", "epoch")
 """Entries that every checkpoint of ours has."""
+
+_log = logging.getLogger("lit_rlvr")
 
 
 class CheckpointFiles(TorchCheckpointIO):

@@ -43,8 +43,6 @@ from lit_rlvr.distributed.collectives import DEFAULT_GROUP_LOCK, all_max
 from lit_rlvr.distributed.sharding import live_parts, local_bytes, storages, with_copies
 from lit_rlvr.errors import UserError
 
-_log = logging.getLogger("lit_rlvr")
-
 BACKEND = "cpu:gloo,cuda:nccl"
 """Backends of a run on GPUs: what is in the CPU's memory, such as completions, does not pass through theirs."""
 PROCESS_GROUP_TIMEOUT = timedelta(hours=6)
@@ -52,6 +50,7 @@ PROCESS_GROUP_TIMEOUT = timedelta(hours=6)
 
 LONG_WAIT_SECONDS = 5.0
 """Seconds after which a process prints that it waits for the save in flight."""
+_log = logging.getLogger("lit_rlvr")
 
 
 def prepare_groups(strategy: Strategy) -> None:
