@@ -28,6 +28,7 @@ ImportanceCorrection = Literal[
     "geometric_reject",
 ]
 Stats = dict[str, Tensor]
+"""Metric name -> sum over tokens, logged as a mean."""
 
 
 @dataclass
@@ -71,8 +72,8 @@ class LossInputs:
     divergence: Tensor | None = None
     balance: Tensor | None = None
 
-    def weighed(self, factor: Tensor) -> LossInputs:
-        """Return the inputs with each token's share (B, T) in the loss multiplied by a constant factor."""
+    def scale_tokens(self, factor: Tensor) -> LossInputs:
+        """Return the inputs with each token's share in the loss multiplied by a constant factor (B, T)."""
         return replace(self, token_weight=self.token_weight * factor)
 
 
@@ -107,8 +108,10 @@ class StepTokens:
 
 
 def covariances(step: StepTokens) -> Tensor:
-    """Return each token's part (N,) of the covariance of log-probability and advantage, by which a step changes the
-    entropy. Source: Cui et al. 2025 (the entropy mechanism, arXiv 2505.22617), section 4."""
+    """Return each token's part (N,) of the covariance of log-probability and advantage.
+
+    A step changes the entropy by it. Source: Cui et al. 2025 (the entropy mechanism, arXiv 2505.22617), section 4.
+    """
     advantages = step.advantages - step.advantages.mean()
     if step.advantages.max() == step.advantages.min():
         advantages = torch.zeros_like(advantages)  # not the rounding error of the mean
@@ -123,9 +126,13 @@ alike, and their equal values differ by rounding, which depends on micro-batches
 def largest(values: Tensor, count: int, chance: Tensor | None = None) -> Tensor:
     """Return (N,) bool, True for the `count` largest values, at least one.
 
+    The threshold is the smallest of these; values that differ from it by rounding are tied with it.
+
     Args:
-        chance: (N,) in [0, 1], which of the values that equal the smallest of these it takes: those of the largest
-            chance; None = all, so more than `count`.
+        values: (N,).
+        count: how many to take.
+        chance: (N,) in [0, 1): among values tied with the threshold, those with the largest chance are taken, so that
+            exactly `count` are; None = all tied ones are taken.
     """
     count = min(max(count, 1), len(values))
     last = values.topk(count).values[-1]
@@ -158,6 +165,10 @@ def clipped_surrogate(
 
     Args:
         w: (B, T) ratios of tokens, or (B, 1) of sequences.
+        x: the rows.
+        clip_low: the ratio is clipped at 1 - clip_low.
+        clip_high: the ratio is clipped at 1 + clip_high.
+        dual_clip: c; None = no such bound.
 
     Returns:
         The surrogate, and the numbers of tokens that the lower and the upper bound clip.
@@ -177,6 +188,7 @@ def clipped_log_ratio(
     space, without forming the ratio.
 
     Args:
+        x: the rows.
         low, high: the bounds in log space, numbers or (B, 1).
         dual_clip: as in `clipped_surrogate`.
     """
@@ -189,17 +201,27 @@ def clipped_log_ratio(
 
 
 def clip_counts(w: Tensor, x: LossInputs, low: float | Tensor, high: float | Tensor) -> Stats:
-    """Count the tokens without a gradient because `w` (B, T) or (B, 1) is clipped to [low, high]."""
+    """Count the tokens that have no gradient because their ratio is clipped.
+
+    Args:
+        w: (B, T) ratios of tokens, or (B, 1) of sequences; or their logarithms.
+        x: the rows.
+        low, high: the bounds of w, numbers or (B, 1).
+    """
     below = (w < low) & (x.advantages < 0) & x.mask
     above = (w > high) & (x.advantages > 0) & x.mask
     return {"clip_low": below.sum(), "clip_high": above.sum()}
 
 
-def divergence_from(logp: Tensor, rollout_logp: Tensor, mask: Tensor, kind: Divergence) -> tuple[Tensor, Tensor]:
+def trust_region_divergence(
+    logp: Tensor, rollout_logp: Tensor, mask: Tensor, kind: Divergence
+) -> tuple[Tensor, Tensor]:
     """Return `pi - mu` and the divergence of two distributions over "this token or another one"; 0 where masked.
 
     Args:
         logp, rollout_logp: (B, T) log pi and log mu of the sampled tokens.
+        mask: (B, T) bool.
+        kind: `tv` (total variation) or `kl` (`KL(mu || pi)`).
     """
     logp, rollout_logp = (torch.where(mask, values, 0.0) for values in (logp, rollout_logp))
     pi, mu = logp.exp(), rollout_logp.exp()
@@ -218,16 +240,17 @@ def policy_gradient(x: LossInputs) -> tuple[Tensor, Stats]:
 
 
 def vocabulary_divergence(student: Tensor, teacher: Tensor, beta: float, top_k: int | None = None) -> Tensor:
-    """Return the divergence (N,) of two distributions S and T over the vocabulary, in nats: GKD's generalised
-    Jensen-Shannon, `beta KL(T || M) + (1 - beta) KL(S || M)` with `M = beta T + (1 - beta) S`.
+    """Return the divergence (N,) of two distributions S and T over the vocabulary, in nats.
 
+    It is GKD's generalised Jensen-Shannon, `beta KL(T || M) + (1 - beta) KL(S || M)` with `M = beta T + (1 - beta) S`.
     At its ends, where that is 0, it is the limit of its quotient by beta or 1 - beta: `KL(T || S)` (forward) at 0,
     `KL(S || T)` (reverse) at 1. Source: Agarwal et al. 2023 (GKD, arXiv 2306.13649), eq. 1; TRL's
     `generalized_jsd_loss`.
 
     Args:
         student, teacher: (N, V) logits, -inf for tokens that both leave out. Output embeddings may be padded
-            differently: V is then the smaller one, without which no token is.
+            differently: V is then the smaller one, which covers all tokens.
+        beta: weight of the teacher in M, in [0, 1].
         top_k: compare the probabilities of the student's k likeliest tokens and of all others together, which is at
             most the divergence over all; None = of every token.
     """
@@ -264,6 +287,7 @@ def log_power_mean(log_values: Tensor, mask: Tensor, power: Tensor) -> Tensor:
 
     Args:
         log_values: (B, T) log v.
+        mask: (B, T) bool.
         power: (B,) p, constant.
     """
     p = torch.where(power == 0, 1.0, power)  # (B,)
@@ -284,6 +308,12 @@ def kl_estimate(logp: Tensor, ref_logp: Tensor, mask: Tensor, estimator: KLEstim
     With `d = ref_logp - logp`: `k1` is `-d`, `k2` is `d^2 / 2`, `k3` is `exp(d) - d - 1`. k1 and k3 are unbiased as
     numbers. As a term of the loss, k2 has the gradient of the KL divergence, that of k1 is 0 on average, and that of k3
     is the forward divergence's. Source: Schulman 2020 (Approximating KL divergence); k3 in DeepSeekMath (GRPO), eq. 4.
+
+    Args:
+        logp: (B, T) log-probabilities under the policy.
+        ref_logp: (B, T) log-probabilities under the reference.
+        mask: (B, T) bool.
+        estimator: `k1`, `k2` or `k3`.
     """
     d = log_ratio(ref_logp, logp, mask)
     if estimator == "k1":
@@ -292,9 +322,11 @@ def kl_estimate(logp: Tensor, ref_logp: Tensor, mask: Tensor, estimator: KLEstim
 
 
 def discounted_sum(values: Tensor, factor: float, block: int = 64) -> Tensor:
-    """Return `sum_{k >= t} factor^(k - t) values_k` (B, T), with 0 <= factor <= 1.
+    """Return `sum_{k >= t} factor^(k - t) values_k` (B, T).
 
     Args:
+        values: (B, T).
+        factor: in [0, 1].
         block: positions that are summed at once, in memory of B x block^2.
     """
     steps = torch.arange(block, device=values.device, dtype=values.dtype)
@@ -324,6 +356,7 @@ def aggregation_weights(
 
     Args:
         mask: (B, T) bool of whole groups, row = p * group_size + g.
+        group_size: completions of each prompt.
         aggregation: `sequence_mean` 1/(B n_i); `token_mean` 1/N; `group_token_mean` 1/(P sum_g n);
             `constant` 1/(B T_max); `token_sum` 1/B.
         sequences: B over all ranks and micro-batches of this optimizer step.
@@ -350,12 +383,11 @@ def resolve_correction(requested: ImportanceCorrection | None, exact: bool) -> I
 
 
 def loglinear_old(logp: Tensor, rollout_logp: Tensor, age: Tensor, updates: int) -> Tensor:
-    """Return an approximation (B, T) of the old log-probabilities that needs no forward pass: `b + alpha (logp - b)`
-    with `b = rollout_logp` and `alpha = (v_old - v_b) / (v_logp - v_b)`.
+    """Return an approximation (B, T) of the old log-probabilities that needs no forward pass.
 
-    Source: AReaL's `prox_logp_method: loglinear` (areal/trainer/ppo/actor.py, `compute_prox_logp_approximations`). v
-    counts optimizer steps here. AReaL counts syncs with the engine, and takes v_old = v_logp - 1 in all steps of an
-    iteration.
+    It is `b + alpha (logp - b)` with `b = rollout_logp` and `alpha = (v_old - v_b) / (v_logp - v_b)`. Source: AReaL's
+    `prox_logp_method: loglinear` (areal/trainer/ppo/actor.py, `compute_prox_logp_approximations`). v counts optimizer
+    steps here. AReaL counts syncs with the engine, and takes v_old = v_logp - 1 in all steps of an iteration.
 
     Args:
         logp: (B, T) log-probabilities under the current policy, without a gradient.
@@ -371,18 +403,20 @@ def lower_bound(correction: str, cap: float | None, floor: float | None) -> floa
     return 1 / cap if floor is None and cap is not None and correction.endswith("reject") else floor
 
 
-def bounded_weights(log_ratio: Tensor, kind: str, cap: float | None, floor: float | None) -> Tensor:
-    """Return the weights (B, T) or (B,) for log-ratios of that shape.
+def bounded_weights(log_ratios: Tensor, kind: str, cap: float | None, floor: float | None) -> Tensor:
+    """Return the weights for log-ratios, in their shape.
 
     Args:
+        log_ratios: (B, T) of tokens, or (B,) of sequences.
         kind: `truncate` clips the ratio to its bounds; `mis` gives 0 outside them; `reject` gives 0 outside, else 1.
+        cap, floor: see `Importance`.
     """
     lower = lower_bound(kind, cap, floor)
     low, high = math.log(lower) if lower else -math.inf, math.inf if cap is None else math.log(cap)
     if kind == "truncate":
-        return log_ratio.clamp(low, high).exp()
-    within = (log_ratio >= low) & (log_ratio <= high)
-    return torch.where(within, log_ratio.exp(), 0.0) if kind == "mis" else within.to(log_ratio.dtype)
+        return log_ratios.clamp(low, high).exp()
+    within = (log_ratios >= low) & (log_ratios <= high)
+    return torch.where(within, log_ratios.exp(), 0.0) if kind == "mis" else within.to(log_ratios.dtype)
 
 
 def importance_weights(
@@ -399,6 +433,7 @@ def importance_weights(
     Args:
         old_logp: (B, T) the trainer's log-probabilities of the sampled tokens.
         rollout_logp: (B, T) the engine's log-probabilities of them, each under the weights that sampled it.
+        mask: (B, T) bool.
         correction, cap, floor, veto: see `Importance`.
 
     Returns:
@@ -415,8 +450,8 @@ def importance_weights(
         rows = bounded_weights(mean, "mis" if kind == "mis" else "truncate", cap, floor)
     else:
         bound = 0.5 * math.log(torch.finfo(d.dtype).max)
-        whole = mean if level == "geometric" else d.sum(1).clamp(-bound, bound)
-        rows = bounded_weights(whole, kind, cap, floor)
+        sequences = mean if level == "geometric" else d.sum(1).clamp(-bound, bound)  # (B,)
+        rows = bounded_weights(sequences, kind, cap, floor)
         tokens = rows[:, None].expand_as(d)
     if veto is None:
         return tokens, rows

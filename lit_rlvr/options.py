@@ -27,8 +27,8 @@ class AutoLR:
         start: where to look first; null = 1e-2 / the model's hidden size (1.7e-5 for SmolLM2-135M, 2.8e-6 for a 7B
             model), and ten times that with `model.lora`. The first step takes a tenth of it, because AdamW's first step
             moves every weight by the whole rate.
-        max_kl: the largest mean divergence of the policy over the steps of a rollout, in nats per token; a fiftieth of
-            it is the smallest.
+        max_kl: bound on the mean divergence of the policy over the steps of a rollout, in nats per token: the rate is
+            lowered above it, and raised below a fiftieth of it.
     """
 
     start: float | None = None
@@ -142,10 +142,8 @@ class KL:
 class Importance:
     """The correction for completions that were not sampled from the policy in the loss.
 
-    `w = exp(old_logp - rollout_logp)` is a token's ratio, and a sequence's is the product over its tokens
-    (`sequence_...`) or their geometric mean (`geometric_...`). Sources: Yao et al. 2025 (truncated importance
-    sampling), Ling Team 2025 (IcePop, masked importance sampling), DeepSeek-V3.2, eq. 9 (`off_policy_threshold`),
-    verl's rollout correction.
+    Sources: Yao et al. 2025 (truncated importance sampling), Ling Team 2025 (IcePop, masked importance sampling),
+    DeepSeek-V3.2, eq. 9 (`off_policy_threshold`), verl's rollout correction.
 
     `rollout_logp` is the log-probability that a token was sampled with, so the tokens of one completion may come from
     several versions of the weights. With an objective that clips `exp(logp - old_logp)`, this is decoupled PPO (Fu et
@@ -154,11 +152,11 @@ class Importance:
 
     Args:
         correction: correction for engines whose log-probabilities differ from the trainer's; by default
-            `token_truncate`, or `none` for the Hugging Face engine at precision 32-true, which is exact. A ratio w of
-            the trainer's to the engine's probability, of a token or of the product of a sequence's tokens, becomes a
-            weight: `..._truncate` clips w to the bounds; `..._mis` keeps w within the bounds and gives 0 outside (TRL's
-            `..._mask`); `..._reject` gives 1 within and 0 outside; `geometric_reject` compares the geometric mean of a
-            sequence's ratios.
+            `token_truncate`, or `none` for the Hugging Face engine at precision 32-true, which is exact. A ratio
+            `w = exp(old_logp - rollout_logp)` of the trainer's to the engine's probability becomes a weight: that of
+            each token (`token_...`), the product over a sequence (`sequence_...`) or their geometric mean
+            (`geometric_...`). `..._truncate` clips w to the bounds; `..._mis` keeps w within the bounds and gives 0
+            outside (TRL's `..._mask`); `..._reject` gives 1 within and 0 outside.
         cap: upper bound of the ratios; null = none. With `..._reject` and no floor it must be above 1.
         floor: lower bound of the ratios; null = none, and for `..._reject` 1 / cap.
         veto: drop a sequence with a token whose ratio is below this, which is below 1; null = off.
@@ -188,8 +186,9 @@ class Importance:
                 f"model.importance.cap: {self.cap} leaves nothing, because {self.mode} takes 1 / cap = "
                 f"{lower:g} for its lower bound; set it above 1, or set model.importance.floor below it"
             )
-        by_token = self.mode in ("token_mis", "token_reject", "geometric_reject")
-        if by_token and self.cap is not None and self.veto is not None and self.veto > self.cap:
+        # Whatever these keep has a token with a ratio of at most the cap, which a larger veto drops.
+        keeps_below_cap = self.mode in ("token_mis", "token_reject", "geometric_reject")
+        if keeps_below_cap and self.cap is not None and self.veto is not None and self.veto > self.cap:
             raise UserError(f"model.importance.veto: {self.veto} must not lie above cap={self.cap}")
 
     @property
@@ -247,6 +246,10 @@ class Compute:
                 )
 
 
+EXCLUSIVE = (("init", "quantize"), ("init", "dora"), ("init", "experts"), ("experts", "dora"), ("experts", "dropout"))
+"""Pairs of options of `Lora` of which one alone may differ from its default: peft has no such layers."""
+
+
 @checks_arguments("lora")
 @dataclass(frozen=True)
 class Lora:
@@ -285,19 +288,15 @@ class Lora:
     def __post_init__(self) -> None:
         check_within("[1, inf)", "model.lora", rank=self.rank, alpha=self.alpha)
         check_within("[0, 1)", "model.lora", dropout=self.dropout)
-        given = [field.name for field in fields(self) if getattr(self, field.name) != field.default]
-        if self.adapter == "continue" and (wrong := {*given} - {"adapter", "quantize", "dropout"}):
+        changed = [field.name for field in fields(self) if getattr(self, field.name) != field.default]
+        if self.adapter == "continue" and (wrong := {*changed} - {"adapter", "quantize", "dropout"}):
             raise UserError(
                 f"model.lora: with `adapter: continue`, {', '.join(sorted(wrong))} is the adapter's own; leave it out"
             )
         for one, other in EXCLUSIVE:
-            if {one, other} <= {*given}:
+            if {one, other} <= {*changed}:
                 value = f"{one}: {getattr(self, one)}"
                 raise UserError(f"model.lora.{other}: it does not work with `{value}`; leave one of them out")
-
-
-EXCLUSIVE = (("init", "quantize"), ("init", "dora"), ("init", "experts"), ("experts", "dora"), ("experts", "dropout"))
-"""Pairs of options of `Lora` of which one alone may differ from its default: peft has no such layers."""
 
 
 class TeacherPrompt(ABC):

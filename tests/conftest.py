@@ -153,7 +153,8 @@ def lit_rlvr(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Resul
         with warnings.catch_warnings():
             found = run([str(argument) for argument in arguments])
         out, err = capsys.readouterr()
-        assert status in (None, found) and says in err and not (status == 2 and "Traceback" in err), f"{found}: {err}"
+        assert status in (None, found) and says in err, f"{found}: {err}"
+        assert status != 2 or "Traceback" not in err, err
         return Result(found, out, err)
 
     yield call

@@ -42,8 +42,8 @@ def test_a_claim_over_several_tasks_needs_one_sign_in_all(findings: ModuleType) 
     measure = findings.Measure("", lambda run: run["last"]["val/multi_step_arithmetic/pass@1"])
     claims = [findings.Claim("", "", measure, cell, "grpo", None) for cell in ("both", "one")]
     both, one = findings.find(claims, {"tasks": {"first": first, "second": second}})
-    assert both.verdict == "seen" and both.n == 20 and one.by_task == pytest.approx([0.15, -0.01])
-    assert one.difference == pytest.approx(0.07) and one.adjusted < 0.05 and one.verdict == "cannot tell"
+    assert (both.verdict, both.n, one.by_task) == ("seen", 20, pytest.approx([0.15, -0.01]))
+    assert (one.difference, one.adjusted < 0.05, one.verdict) == (pytest.approx(0.07), True, "cannot tell")
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from lit_rlvr.advantages.base import standardised
 from lit_rlvr.algorithms import DPPO, GRPO, GSPO, M2PO, ClipCov, KLCov, RLVRModule
 from lit_rlvr.datamodules.reading.stream import Cursor, PromptStream
 from lit_rlvr.engines.hf import HFEngine
-from lit_rlvr.engines.turns import Done
+from lit_rlvr.engines.turns import OnGroupDone
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Completion, Prompt, Rollout, Sampling
 
@@ -78,7 +78,11 @@ class ScaledEngine(HFEngine):
     probe_tolerance = 10.0
 
     def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]], done: Done | None = None
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        seeds: Sequence[Sequence[int]],
+        done: OnGroupDone | None = None,
     ) -> list[list[Completion]]:
         groups = super().generate(prompts, sampling, seeds, done)
         return [[replace(c, logprobs=tuple(1.1 * v for v in c.logprobs)) for c in group] for group in groups]
@@ -234,7 +238,7 @@ def test_an_iteration_without_signal_steps_with_zero_gradients(
 
     monkeypatch.setattr(tiny_rewards, "first_iteration_only", first_iteration_only, raising=False)
     module, seen = fit(tiny_model_folder, tmp_path, steps=3, rewards=["tiny_rewards.first_iteration_only"], lr=1e-3)
-    assert len(seen.gradients) == 3 and module.trainer.global_step == 3 and module.updates == 3
+    assert (len(seen.gradients), module.trainer.global_step, module.updates) == (3, 3, 3)
     assert all(float(g.abs().max()) == 0 for g in seen.gradients[1].values())
 
     model = tiny_llama()
@@ -288,7 +292,11 @@ class OffEngine(HFEngine):
     probe_tolerance = 10.0
 
     def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]], done: Done | None = None
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        seeds: Sequence[Sequence[int]],
+        done: OnGroupDone | None = None,
     ) -> list[list[Completion]]:
         def off(completion: Completion) -> Completion:
             shifted = [v + 1.5 * ((7 * t) % 11 / 5 - 1) for t, v in enumerate(completion.logprobs)]

@@ -349,7 +349,7 @@ def check_memory(recipe: str, cli: Built, settings: Settings) -> None:
 def check_rewards(recipe: str, rollout: RolloutCallback) -> None:
     if recipe.startswith("aapo/deepseek"):
         form, cosine = rollout.rewards
-        assert isinstance(form, Format) and form.contains == "\n</think>\n" and form.pattern is None
+        assert (isinstance(form, Format), form.contains, form.pattern) == (True, "\n</think>\n", None)
         assert isinstance(cosine, CosineScaled) and (form.weight, cosine.weight) == (1.0, 2.0)
         assert cosine.ends == {True: (1.0, 0.5), False: (-0.5, 0.0)} and cosine.max_length == 3584
     elif recipe.startswith("agrae/qwen2.5-vl"):
@@ -392,7 +392,8 @@ def check_loss(module: RLVRModule, settings: Settings) -> None:
     objective, _ = module.objective(x)
     loss, _ = module.loss(x)
     loss.backward()
-    assert logp.grad is not None and logp.grad.isfinite().all() and bool((logp.grad != 0).any())
+    assert logp.grad.isfinite().all()
+    assert bool((logp.grad != 0).any())
     assert loss.isfinite() and (loss > objective if module.kl.coef else loss == objective)
 
 

@@ -50,7 +50,7 @@ def test_bars_still_move_the_cursor_and_their_text_does_not() -> None:
     console = Terminal(file=file, width=120, force_terminal=True, legacy_windows=False)
     with Progress(TextColumn("{task.description}", markup=False), console=console) as bar:
         bar.add_task(EVIL)
-    assert "\x1b[?25l" in file.getvalue() and SHOWN[:12] in file.getvalue() and "\x1b[2J" not in file.getvalue()
+    assert [text in file.getvalue() for text in ("\x1b[?25l", SHOWN[:12], "\x1b[2J")] == [True, True, False]
 
 
 def test_messages_are_text() -> None:

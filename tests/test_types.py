@@ -41,5 +41,4 @@ def test_a_rollout_knows_its_lengths_and_truncation() -> None:
     rollout = make_rollout([[5], [5]], [[[6, 7], []], [[6], [6, 7, 8]]])
     rollout.completions[1][1] = replace(rollout.completions[1][1], finish_reason="length")
     assert rollout.lengths.tolist() == [[2.0, 0.0], [1.0, 3.0]]
-    assert rollout.truncated.tolist() == [[0.0, 0.0], [0.0, 1.0]]
-    assert rollout.group_size == 2
+    assert (rollout.truncated.tolist(), rollout.group_size) == ([[0.0, 0.0], [0.0, 1.0]], 2)

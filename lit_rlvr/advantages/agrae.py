@@ -20,8 +20,9 @@ _ROUNDING = 1e-6  # means of rewards in [0, 1] may leave the interval by this mu
 class AGRAE(Composed):
     """`A1 = omega/2 A/sqrt(p) + (1 - omega)/2 A/sqrt(1 - p)`, times `min(1, omega/alpha)` where positive.
 
-    omega is the policy's proficiency. A1 is the sample level, which shifts weight from easy to hard groups and leaves A
-    unchanged where p is 0 or 1. The factor is the group level, which dampens correct answers early on.
+    A is the base estimator's advantage and omega the policy's proficiency. A1 is the sample level, which shifts weight
+    from easy to hard groups and leaves A unchanged where p is 0 or 1. The factor is the group level, which dampens
+    correct answers early on.
 
     Source: Yu et al. 2026 (A-GRAE, arXiv 2602.05548), eqs. 11-13.
 
@@ -35,8 +36,8 @@ class AGRAE(Composed):
 
     Args:
         alpha: proficiency from which positive advantages count in full (1 for MATH, 0.5 for Geo3K and medical).
-        sample_level: apply A1.
-        group_level: apply A2.
+        sample_level: weigh A by omega/2 / sqrt(p) + (1 - omega)/2 / sqrt(1 - p).
+        group_level: multiply positive advantages by min(1, omega/alpha).
         omega_from: omega is the batch's mean of `correct`, or of the `reward` (eq. 11 read literally), over the
             completions that have one; a batch without any leaves it as it was.
         p_from: p is the group's mean of `correct`, or of the `reward`.

@@ -90,33 +90,32 @@ class Advantage(ChecksArguments, ABC):
 
     Training calls it once per rollout, on every rank with the same numbers. An estimator that keeps state between
     rollouts returns it in `state_dict`, which checkpoints store.
+
+    Attributes:
+        min_group: smallest group size that the estimator works with.
+        needs_parts: True = it uses `parts`, each reward by itself.
+        needs_tokens: True = it uses `mask` and `turns`, and may return (B, T).
+        registered_name: the short name, for messages; "" if the class is not registered.
+        zero_for_equal_rewards: True = a group whose rewards are all equal gets advantages of 0, whatever else differs.
+            Ranks then share the work by the tokens of the other groups.
+        min_valid_fraction: share of mixed groups (whose rewards differ) that an iteration needs; further prompts are
+            sampled until there are that many. None = no minimum.
     """
 
     config_key = "model.advantage"
+    min_group: int = 1
+    needs_parts: bool = False
+    needs_tokens: bool = False
+    registered_name: str = ""
+    zero_for_equal_rewards: bool = False
+    min_valid_fraction: float | None = None
 
     @abstractmethod
     def __call__(self, group: GroupBatch) -> Tensor:
-        """Return the advantages (P, G) of the groups, in the dtype of the rewards; with `needs_tokens`, (B, T) gives
-        each token its own."""
+        """Return the advantages (P, G) of the groups, in the dtype of the rewards.
 
-    min_group: int = 1
-    """Smallest group size that the estimator works with."""
-
-    needs_parts: bool = False
-    """True if the estimator uses `parts`, each reward by itself."""
-
-    needs_tokens: bool = False
-    """True if the estimator uses `mask` and `turns`; it may then return (B, T)."""
-
-    registered_name: str = ""
-    """The short name, for messages; "" if the class is not registered."""
-
-    zero_for_equal_rewards: bool = False
-    """True if a group whose rewards are all equal gets advantages of 0, whatever else differs. Ranks then share
-    the work by the tokens of the other groups."""
-
-    min_valid_fraction: float | None = None
-    """Share of groups with both right and wrong completions that a batch needs before training; None = no minimum."""
+        With `needs_tokens`, (B, T) gives each token its own.
+        """
 
     @property
     def reference_completions(self) -> ReferenceCompletions | None:
@@ -136,7 +135,7 @@ class Advantage(ChecksArguments, ABC):
         """Restore the result of `state_dict`."""
 
 
-class Compared(Advantage):
+class GroupRelative(Advantage):
     """An estimator that compares the completions of one prompt."""
 
     zero_for_equal_rewards = True
@@ -199,8 +198,14 @@ def resolve_advantage(advantage: AdvantageFunction | str) -> Advantage:
 
 
 def impute(values: Tensor, missing: Tensor) -> Tensor:
-    """Return `values` (P, G) with missing ones replaced by the mean of the rest of their group (0 if all are
-    missing), so that the group's mean is that of the rest."""
+    """Return `values` (P, G) with missing ones replaced by the mean of the rest of their group.
+
+    So the group's mean is that of the rest. If all are missing, they become 0.
+
+    Args:
+        values: (P, G).
+        missing: (P, G) bool.
+    """
     if not missing.any():
         return values  # itself: a copy with other strides may be summed in another order
     count = (~missing).sum(1, keepdim=True).to(values.dtype)
@@ -212,7 +217,9 @@ def group_std(rewards: Tensor, known: Tensor, unbiased: bool = False) -> Tensor:
     """Return each group's population standard deviation (P, 1), or, with `unbiased`, the sample one of TRL and verl.
 
     Args:
+        rewards: (P, G).
         known: (P, G) bool, the rewards that count.
+        unbiased: divide by one less than their number.
     """
     correction = int(unbiased)
     std = impute(rewards, ~known).std(dim=1, correction=correction, keepdim=True)  # (P, 1)
@@ -242,6 +249,7 @@ def centered(rewards: Tensor, known: Tensor, weights: Tensor | None = None) -> T
     """Return `r - mu` (P, G), exactly 0 in degenerate groups (never a rounding residue) and where not known.
 
     Args:
+        rewards: (P, G).
         known: (P, G) bool, the rewards that count.
         weights: (P, G) of the rewards in mu; None = equal ones. mu is 0 in a group without any weight.
 
@@ -266,7 +274,10 @@ def standardised(rewards: Tensor, known: Tensor, eps: float, unbiased: bool = Fa
     """Return `(r - mu) / (sd + eps)` (P, G), exactly 0 in degenerate groups, even with eps = 0, and where not known.
 
     Args:
+        rewards: (P, G).
         known: (P, G) bool, the rewards that count.
+        eps: added to sd.
+        unbiased: sd is the sample deviation.
         scale: sd is that of the `group`, or of the whole `batch`; `none` does not divide.
     """
     if scale == "none":

@@ -1,4 +1,4 @@
-"""Estimators that use only the rewards within a group."""
+"""Estimators with a formula of their own, most of which compare the rewards within a group."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 from lit_rlvr.advantages.base import (
     DEGENERATE,
     Advantage,
-    Compared,
     GroupBatch,
+    GroupRelative,
     Scale,
     centered,
     degenerate,
@@ -26,7 +26,7 @@ from lit_rlvr.errors import UserError, check_within
 
 @register("grpo")
 @dataclass
-class GRPOAdvantage(Compared):
+class GRPOAdvantage(GroupRelative):
     """`(r - mu) / (sd + eps)`. Source: DeepSeekMath (GRPO), section 4.1.2; A-GRAE, eq. 3.
 
     Example:
@@ -108,7 +108,7 @@ class GDPOAdvantage(Advantage):
 
 @register("dr_grpo")
 @dataclass
-class DrGRPOAdvantage(Compared):
+class DrGRPOAdvantage(GroupRelative):
     """`r - mu`. Source: Liu et al. 2025 (Dr. GRPO), section 3.2.
 
     Example:
@@ -125,7 +125,7 @@ class DrGRPOAdvantage(Compared):
 
 @register("gpg")
 @dataclass
-class GPGAdvantage(Compared):
+class GPGAdvantage(GroupRelative):
     """`alpha (r - mu) / F` with `alpha = P / P_valid`, `P_valid` counting the groups whose rewards differ.
 
     Source: Chu et al. 2025 (GPG, arXiv 2504.02546); AAPO, eq. 3, which leaves `alpha` out.
@@ -164,7 +164,7 @@ class GPGAdvantage(Compared):
 
 @register("rloo")
 @dataclass
-class RLOOAdvantage(Compared):
+class RLOOAdvantage(GroupRelative):
     """`r` minus the mean of the group's other rewards, which is `(r - mu) n / (n - 1)` with n rewards (usually G).
 
     Source: Ahmadian et al. 2024 (RLOO, arXiv 2402.14740).
@@ -185,7 +185,7 @@ class RLOOAdvantage(Compared):
 
 @register("maxrl")
 @dataclass
-class MaxRLAdvantage(Compared):
+class MaxRLAdvantage(GroupRelative):
     """`(r - mu) / mu`, 0 in groups with mu <= 0, for rewards that are not negative.
 
     With 0/1 rewards a right answer's advantage is `(1 - p) / p`, p the success rate, and a wrong one's -1. The gradient
@@ -207,7 +207,7 @@ class MaxRLAdvantage(Compared):
 
 @register("opo")
 @dataclass
-class OPOAdvantage(Compared):
+class OPOAdvantage(GroupRelative):
     """`r - sum(l r) / sum(l)`, l the lengths of the group's completions in tokens.
 
     The baseline has the least variance if the squared norm of a completion's gradient is proportional to its length.
@@ -245,10 +245,10 @@ class NoAdvantage(Advantage):
 @register("reinforce")
 @dataclass
 class ReinforceAdvantage(Advantage):
-    """`+positive_weight` where correct, `-negative_weight` where wrong, 0 where no reward says which: W-REINFORCE;
-    (1, 0) is PSR, (0, 1) NSR.
+    """`+positive_weight` where correct, `-negative_weight` where wrong, 0 where no reward says which.
 
-    Source: Zhu et al. 2025 (the effectiveness of negative reinforcement, arXiv 2506.01347).
+    The weights (0.1, 1) are W-REINFORCE, (1, 0) PSR, (0, 1) NSR. Source: Zhu et al. 2025 (the effectiveness of negative
+    reinforcement, arXiv 2506.01347).
 
     Example:
         ```yaml
@@ -278,7 +278,7 @@ class ReinforceAdvantage(Advantage):
 
 @register("grpo_lead")
 @dataclass
-class GRPOLeadAdvantage(Compared):
+class GRPOLeadAdvantage(GroupRelative):
     """GRPO on a length-shaped reward, weighted by difficulty.
 
     Reward: `exp(-alpha z)` where correct, `z` the length standardised over the group's correct completions; -1

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lit_rlvr.advantages.base import Advantage, Compared, GroupBatch, centered, degenerate, group_std, register
+from lit_rlvr.advantages.base import Advantage, GroupBatch, GroupRelative, centered, degenerate, group_std, register
 from lit_rlvr.errors import check_within
 
 
@@ -53,7 +53,7 @@ class PassAtKAdvantage(Advantage):
 
 @register("grpo_passk")
 @dataclass
-class GRPOPassKAdvantage(Compared):
+class GRPOPassKAdvantage(GroupRelative):
     """The best reward of the group minus its second best for the best completion, 0 for all others.
 
     This is the group's best reward minus its best one without the completion, so that pass@G is maximised.

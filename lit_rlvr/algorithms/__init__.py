@@ -1,5 +1,7 @@
-"""One LightningModule per algorithm; each file is one loss. `__all__` has ours that learn from the model's own
-completions: all but `SFT`, and `Objective` for a function of one's own."""
+"""One LightningModule per algorithm; each file is one loss.
+
+`__all__` has ours that learn from the model's own completions: all but `SFT`, and `Objective` for a function of a user.
+"""
 
 from lit_rlvr.algorithms.aapo import AAPO
 from lit_rlvr.algorithms.apmpo import APMPO

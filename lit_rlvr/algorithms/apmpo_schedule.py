@@ -76,7 +76,14 @@ def reward_statistics(
 def adaptive_power(
     mean: Tensor, gamma: float, schedule: Literal["exp", "linear"], fixed: float | None = None
 ) -> Tensor:
-    """Return `p = exp(-gamma mu)`, or linear `1 - gamma mu` (P,), or a fixed p. Source: APMPO, eqs. 4 and 11."""
+    """Return `p = exp(-gamma mu)` (P,), or another schedule of it. Source: APMPO, eqs. 4 and 11.
+
+    Args:
+        mean: (P,) mu.
+        gamma: how fast p falls with mu.
+        schedule: `exp`, or `linear`: `1 - gamma mu`.
+        fixed: p itself; None = by the schedule.
+    """
     if fixed is not None:
         return torch.full_like(mean, fixed)
     return torch.exp(-gamma * mean) if schedule == "exp" else 1 - gamma * mean
@@ -88,6 +95,12 @@ def feedback_stability(
     """Return the feedback stability score `mu / (sigma + delta)` (P,), its numerator or its inverse denominator.
 
     Source: APMPO, eq. 5, section 5.2.3.
+
+    Args:
+        mean: (P,) mu.
+        std: (P,) sigma.
+        delta: added to sigma.
+        kind: the whole score (`ratio`), its numerator (`mean`), or its inverse denominator (`inverse_std`).
     """
     if kind == "mean":
         return mean
@@ -97,7 +110,10 @@ def feedback_stability(
 def adaptive_clip(fss: Tensor, eps_min: float, eps_max: float, squash: Literal["tanh", "none"]) -> Tensor:
     """Return `eps_ada = eps_min + (eps_max - eps_min) tanh(FSS)` (P,). Source: APMPO, eq. 6.
 
-    Without tanh, as in Algorithm 1, line 18, the score is capped at 1.
+    Args:
+        fss: (P,) the feedback stability score.
+        eps_min, eps_max: the range of the result.
+        squash: `none` caps the score at 1 instead of tanh (Algorithm 1, line 18).
     """
     return eps_min + (eps_max - eps_min) * (fss.tanh() if squash == "tanh" else fss.clamp(0, 1))
 

@@ -62,5 +62,5 @@ class ClipCov(GRPO):
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
         assert x.selected is not None
-        loss, stats = super().objective(x.weighed(~x.selected))
+        loss, stats = super().objective(x.scale_tokens(~x.selected))
         return loss, stats | {"clip_cov": x.selected.sum()}

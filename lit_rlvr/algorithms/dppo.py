@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lit_rlvr.advantages import Advantage
 from lit_rlvr.errors import check_within
-from lit_rlvr.objectives import Divergence, LossInputs, Stats, divergence_from, log_ratio, masked_sum
+from lit_rlvr.objectives import Divergence, LossInputs, Stats, log_ratio, masked_sum, trust_region_divergence
 from lit_rlvr.options import Loss
 from lit_rlvr.training.module import RLVRModule
 
@@ -61,7 +61,7 @@ class DPPO(RLVRModule):
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
         d = log_ratio(x.logp, x.rollout_logp, x.mask)  # (B, T)
-        moved, distance = divergence_from(x.logp.detach(), x.rollout_logp, x.mask, self.divergence)
+        moved, distance = trust_region_divergence(x.logp.detach(), x.rollout_logp, x.mask, self.divergence)
         below = (x.advantages < 0) & (moved < 0) & (distance > self.delta_low)
         above = (x.advantages > 0) & (moved > 0) & (distance > self.delta_high)
         loss = -masked_sum(d.exp() * x.advantages * ~(below | above), x.token_weight, x.mask)

@@ -20,9 +20,10 @@ class FIPO(DAPO):
     """`-(1/N) sum_i sum_t f min(w A, clip(w, 1 - clip_low, 1 + clip_high) A)`: DAPO with a weight f for each token.
 
     `f = stopgrad(clip(exp(F), influence_low, influence_high))` with `F_t = sum_{k >= t} 2^((t - k) / half_life) log
-    w_k`. It is above 1 where the policy now makes the rest of the completion more likely; on-policy it is 1. F leaves
-    out tokens with `w > dual_clip`. Where A < 0 and `w > safe_ratio`, f is kept within 0.8 and 1. A completion with A <
-    0 and two or more tokens with `w > dual_clip` has no gradient.
+    w_k`. It is above 1 where the rest of the completion has become more likely, and 1 on-policy.
+
+    F leaves out tokens with `w > dual_clip`. Where A < 0 and `w > safe_ratio`, f is kept between 0.8 and 1. A
+    completion with A < 0 and two or more tokens with `w > dual_clip` has no gradient.
 
     Source: Ma et al. 2026 (FIPO, arXiv 2603.19835), as in the authors' code and ms-swift.
 

@@ -14,7 +14,9 @@ from lit_rlvr.training.module import RLVRModule
 
 
 class GRPO(RLVRModule):
-    """`-(1/B) sum_i (1/n_i) sum_t min(w A, clip(w, 1 - clip_low, 1 + clip_high) A)`, plus the KL term.
+    """`-(1/B) sum_i (1/n_i) sum_t min(w A, clip(w, 1 - clip_low, 1 + clip_high) A)`.
+
+    If `kl.coef` is above 0, the KL term is added.
 
     Source: Shao et al. 2024 (DeepSeekMath, arXiv 2402.03300), eq. 3; Yu et al. 2026 (A-GRAE), eq. 1.
 

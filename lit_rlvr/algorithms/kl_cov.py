@@ -14,8 +14,9 @@ from lit_rlvr.training.module import RLVRModule
 
 
 class KLCov(RLVRModule):
-    """`-(1/N) sum_i sum_t (w A - penalty_coef |log w|)`, the second term only for the tokens that would reduce the
-    entropy most; no clip.
+    """`-(1/N) sum_i sum_t (w A - penalty_coef |log w|)`, without a clip.
+
+    The second term counts only for the tokens that would reduce the entropy most.
 
     These are the `penalty_share` of the step's tokens with the largest covariance `(A - mean A) (logp - mean logp)`,
     under the policy at the beginning of the iteration, on which w is the ratio.

@@ -13,8 +13,9 @@ from lit_rlvr.objectives import LossInputs, Stats
 
 
 class LUSPO(GSPO):
-    """`-(1/B) sum_i n_i min(s A, clip(s, 1 - clip_low, 1 + clip_high) A)`: GSPO with each sequence weighed by its
-    number of tokens.
+    """`-(1/B) sum_i n_i min(s A, clip(s, 1 - clip_low, 1 + clip_high) A)`.
+
+    This is GSPO with each sequence weighed by its number of tokens.
 
     Source: LUSPO (arXiv 2602.05261), with the bounds of its section 5.1, as in TRL. The KL and entropy terms are
     sequence means.

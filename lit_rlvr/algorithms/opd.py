@@ -10,8 +10,9 @@ from lit_rlvr.errors import UserError
 
 
 class OPD(Reinforce):
-    """`-(1/N) sum_i sum_t (log pi_T - log pi_old) logp`: the gradient of the reverse KL divergence from the teacher,
-    sampled on the policy's own completions.
+    """`-(1/N) sum_i sum_t (log pi_T - log pi_old) logp`.
+
+    Its gradient is that of the reverse KL divergence from the teacher, sampled on the policy's own completions.
 
     `advantage` adds that of rewards, which alone are measured by default. Every other loss on tokens takes a teacher
     too. With `teacher.beta` the teacher's term is the divergence over the vocabulary instead: on-policy GKD.

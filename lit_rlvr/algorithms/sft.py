@@ -70,10 +70,10 @@ class SFT(RLVRModule):
 
     def validation_step(self, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         assert batch.demonstrations is not None, "the RolloutCallback fills the batch before it is measured"
-        given = batch.demonstrations
-        rows = list(range(len(given.prompts))) if len(batch) else []
-        logp, _ = logprobs_in_microbatches(self.policy, given, rows, self.budget.tokens, self.sharded)
-        sums = torch.stack([-logp.double().sum(), given.mask[rows].sum().to(logp.device).double()])
+        demonstrations = batch.demonstrations
+        rows = list(range(len(demonstrations.prompts))) if len(batch) else []
+        logp, _ = logprobs_in_microbatches(self.policy, demonstrations, rows, self.budget.tokens, self.sharded)
+        sums = torch.stack([-logp.double().sum(), demonstrations.mask[rows].sum().to(logp.device).double()])
         self._nll[batch.name] = self._nll.get(batch.name, 0) + sums
         if batch.rollout is not None:
             super().validation_step(batch, batch_idx, dataloader_idx)

@@ -180,7 +180,7 @@ class FSDP2(ModelParallelStrategy):
     def _has_memory_for_copy(self, tensors: dict[str, Any]) -> bool:
         """Return whether every machine has memory for a copy of its ranks' shards; print once if not.
 
-        Note: Collective; call it on every rank.
+        Collective: call it on every rank.
         """
         needed = local_bytes(tensors) * self.num_processes
         fits = not all_max(int(needed > 0.9 * available_memory()), torch.device("cpu"))

@@ -117,10 +117,10 @@ def device_of(module: nn.Module) -> torch.device:
     return torch.device(kind, torch.get_device_module(kind).current_device())
 
 
-def whole(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+def full_tensor(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Return the full tensor, on every rank and on the device that computes.
 
-    Note: Collective; call it on every rank.
+    Collective: call it on every rank.
 
     Args:
         tensor: sharded or not.
@@ -136,7 +136,7 @@ def whole(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 def whole_weights(module: nn.Module) -> dict[str, Any]:
     """Return a module's full state on the CPU: on the first rank only, {} on the others.
 
-    Note: Collective; call it on every rank.
+    Collective: call it on every rank.
     """
     return get_model_state_dict(module, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
 
@@ -144,7 +144,7 @@ def whole_weights(module: nn.Module) -> dict[str, Any]:
 def weights_to_save(module: nn.Module) -> dict[str, Any]:
     """Return this rank's shards of a module's weights; without shards, `whole_weights`.
 
-    Note: Collective; call it on every rank.
+    Collective: call it on every rank.
     """
     return get_model_state_dict(module) if has_shards(module.parameters()) else whole_weights(module)
 
@@ -206,7 +206,7 @@ def weights_sha256(model: nn.Module) -> str:
     """
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
-        values = whole(parameter.detach())
+        values = full_tensor(parameter.detach())
         if rank() == 0:
             digest.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
             digest.update(values.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())

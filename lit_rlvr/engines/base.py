@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lit_rlvr.engines.turns import Done, Turns, within_budget
+from lit_rlvr.engines.turns import OnGroupDone, Turns, within_budget
 from lit_rlvr.errors import ChecksArguments, UserError
 from lit_rlvr.types import Completion, Prompt, Sampling, kinds_of
 
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from lit_rlvr.policy.policy import Policy
 
 
-GroupStarted = Callable[[int, Callable[[], object] | None], None]
+OnGroupStarted = Callable[[int, Callable[[], object] | None], None]
+"""Called with a prompt's index, and a function that drops its group; None = it cannot be dropped."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ class RolloutEngine(ChecksArguments, ABC):
         prompts: Sequence[Prompt],
         sampling: Sampling,
         seeds: Sequence[Sequence[int]],
-        done: Done | None = None,
+        done: OnGroupDone | None = None,
         turns: Turns | None = None,
     ) -> list[list[Completion]]:
         """Sample `len(seeds[p])` completions of each prompt p; completion g depends only on `seeds[p][g]`.
@@ -177,8 +178,8 @@ class RolloutEngine(ChecksArguments, ABC):
         prompts: Sequence[Prompt],
         sampling: Sampling,
         seeds: Sequence[Sequence[int]],
-        started: GroupStarted,
-        done: Done,
+        started: OnGroupStarted,
+        done: OnGroupDone,
         turns: Turns | None = None,
     ) -> None:
         """Generate as `generate` does, in a thread during training; what `generate` asks for goes first.
@@ -277,7 +278,7 @@ class InPlaceEngine(RolloutEngine):
         prompts: Sequence[Prompt],
         sampling: Sampling,
         seeds: Sequence[Sequence[int]],
-        done: Done | None = None,
+        done: OnGroupDone | None = None,
         turns: Turns | None = None,
     ) -> list[list[Completion]]:
         turns = within_budget(sampling, self.context.tokenizer, self.context.limit, turns)
@@ -293,7 +294,7 @@ class InPlaceEngine(RolloutEngine):
         prompts: Sequence[Prompt],
         sampling: Sampling,
         seeds: Sequence[Sequence[int]],
-        done: Done | None,
+        done: OnGroupDone | None,
         turns: Turns,
     ) -> list[list[Completion]]:
         """Do what `generate` promises with `policy.model`, which has the weights of the policy while this runs.

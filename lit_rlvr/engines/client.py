@@ -85,18 +85,18 @@ class VLLMServer:
             UserError: the server does not allow changing its weights, or has a cache that outlives them.
         """
         refusal = f"{self.url} does not accept weights: it runs without VLLM_SERVER_DEV_MODE=1; {START_HINT}"
-        found = self.get("/server_info?config_format=json", refusal)
-        config = found["vllm_config"]
+        answer = self.get("/server_info?config_format=json", refusal)
+        config = answer["vllm_config"]
         if (config.get("kv_transfer_config") or {}).get("kv_connector"):
             raise UserError(
                 f"{self.url}: it keeps keys and values of older weights in a KV connector; start it without "
                 "--kv-transfer-config"
             )
         sequences = config["scheduler_config"]["max_num_seqs"] * config["parallel_config"]["data_parallel_size"]
-        invariant = bool(found["vllm_env"].get("VLLM_BATCH_INVARIANT"))
+        invariant = bool(answer["vllm_env"].get("VLLM_BATCH_INVARIANT"))
         # An adapter that one of several processes for requests loads is unknown to the others.
         alone = config["parallel_config"].get("_api_process_count", 1) == 1
-        loads = alone and found["vllm_env"].get("VLLM_ALLOW_RUNTIME_LORA_UPDATING")
+        loads = alone and answer["vllm_env"].get("VLLM_ALLOW_RUNTIME_LORA_UPDATING")
         lora = (config.get("lora_config") if loads else None) or {"max_lora_rank": 0}
         layers = lora.get("target_modules")
         limits = AdapterLimits(lora["max_lora_rank"], None if layers is None else tuple(layers))
@@ -122,10 +122,10 @@ class VLLMServer:
 
         Replicas in one server give several if they differ.
         """
-        found: dict[str, set[str]] = {}
+        digests: dict[str, set[str]] = {}
         for name, digest in self.post("/weight_checker", {"action": "checksum"})["checksums"].items():
-            found.setdefault(name.partition(":")[2], set()).add(digest)  # without the number of the replica
-        return found
+            digests.setdefault(name.partition(":")[2], set()).add(digest)  # without the number of the replica
+        return digests
 
     def forget_weights(self) -> None:
         """Overwrite the weights with zeros, so that a weight that is not updated cannot go unnoticed."""

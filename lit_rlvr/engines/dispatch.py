@@ -105,10 +105,10 @@ class Dispatch:
             completions: of the group.
             later: groups that come without this word go first.
         """
-        found: asyncio.Future[Replica] = asyncio.get_running_loop().create_future()
-        self._waiting[later].append((completions, found))
+        replica: asyncio.Future[Replica] = asyncio.get_running_loop().create_future()
+        self._waiting[later].append((completions, replica))
         self._admit()
-        return Placement(await found, completions)
+        return Placement(await replica, completions)
 
     async def complete(self, place: Placement, request: dict[str, Any]) -> dict[str, Any]:
         """Return the completion that the group's server generates, or another one if that dies.
@@ -148,14 +148,14 @@ class Dispatch:
             replica = self._freest()
             if replica is not None and replica.free <= 0:
                 return
-            completions, found = queue.popleft()
-            if found.done():  # cancelled
+            completions, place = queue.popleft()
+            if place.done():  # cancelled
                 continue
             if replica is None:
-                found.set_exception(self._nobody())
+                place.set_exception(self._nobody())
             else:
                 replica.running += completions
-                found.set_result(replica)
+                place.set_result(replica)
 
     def _move(self, place: Placement) -> None:
         """Continue a group on another server, full or not.

@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 
 from lit_rlvr.distributed.collectives import index, to_device
 from lit_rlvr.engines.base import EngineContext, InPlaceEngine
-from lit_rlvr.engines.turns import Continuation, Done, Row, Turns, ends_with_stop, next_turns, read_completion
+from lit_rlvr.engines.turns import Continuation, OnGroupDone, Row, Turns, ends_with_stop, next_turns, read_completion
 from lit_rlvr.errors import UserError, check_within
 from lit_rlvr.policy.logprobs import shape_logits
 from lit_rlvr.policy.policy import Policy
@@ -56,7 +56,7 @@ class HFEngine(InPlaceEngine):
         """Allow `rollout.replay_routes`."""
 
     def sample(
-        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]], done: Done | None,
+        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]], done: OnGroupDone | None,
         turns: Turns,
     ) -> list[list[Completion]]:  # fmt: skip
         limits = [self.context.limit(sampling.max_tokens, len(prompt.token_ids)) for prompt in prompts]

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lit_rlvr.common.settings import init_arguments
 from lit_rlvr.distributed.collectives import gather_objects, rank, world_size
-from lit_rlvr.engines.base import EngineContext, GroupStarted, RolloutEngine
+from lit_rlvr.engines.base import EngineContext, OnGroupStarted, RolloutEngine
 from lit_rlvr.engines.client import (
     START_HINT,
     WAIT_POLL,
@@ -34,7 +34,7 @@ from lit_rlvr.engines.client import (
 from lit_rlvr.engines.dispatch import Dispatch, Placement, Replica, is_cancelled
 from lit_rlvr.engines.synced import catch_crash
 from lit_rlvr.engines.transfer import Settings, WeightTransfer, on_each, raise_on_all_ranks, weights_or_exit
-from lit_rlvr.engines.turns import Continuation, Done, Row, Turns, read_completion, within_budget
+from lit_rlvr.engines.turns import Continuation, OnGroupDone, Row, Turns, read_completion, within_budget
 from lit_rlvr.engines.vllm import (
     FP8,
     check_images,
@@ -224,12 +224,12 @@ class VLLMServerEngine(RolloutEngine):
 
         def weights(everything: bool) -> Iterable[tuple[str, Tensor]]:
             if self._adapter is None:
-                found = with_tied_head(policy, None if everything else self._changing, self._dtype)
+                named = with_tied_head(policy, None if everything else self._changing, self._dtype)
             elif everything:
-                found = with_tied_head(policy.owner.without_adapters(), None, self._dtype)
+                named = with_tied_head(policy.owner.without_adapters(), None, self._dtype)
             else:
-                found = policy.adapter_weights(self._dtype)
-            return weights_or_exit(found)
+                named = policy.adapter_weights(self._dtype)
+            return weights_or_exit(named)
 
         frozen = self._changing is not None
         failures: list[str] = []
@@ -269,7 +269,7 @@ class VLLMServerEngine(RolloutEngine):
     def _answering(self) -> list[VLLMServer]:
         """Return the servers that answer the first rank; the others get no weights.
 
-        Note: Collective; call it on every rank.
+        Collective: call it on every rank.
 
         Raises:
             ServerError: none does.
@@ -318,7 +318,7 @@ class VLLMServerEngine(RolloutEngine):
         prompts: Sequence[Prompt],
         sampling: Sampling,
         seeds: Sequence[Sequence[int]],
-        done: Done | None = None,
+        done: OnGroupDone | None = None,
         turns: Turns | None = None,
     ) -> list[list[Completion]]:
         return self._loop.run(self._generate(prompts, sampling, seeds, done, turns))
@@ -328,15 +328,15 @@ class VLLMServerEngine(RolloutEngine):
         prompts: Sequence[Prompt],
         sampling: Sampling,
         seeds: Sequence[Sequence[int]],
-        started: GroupStarted,
-        done: Done,
+        started: OnGroupStarted,
+        done: OnGroupDone,
         turns: Turns | None = None,
     ) -> None:
         self._loop.run(self._generate(prompts, sampling, seeds, done, turns, started))
 
     async def _generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]], done: Done | None,
-        turns: Turns | None, started: GroupStarted | None = None,
+        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]], done: OnGroupDone | None,
+        turns: Turns | None, started: OnGroupStarted | None = None,
     ) -> list[list[Completion]]:  # fmt: skip
         if sampling.stop:
             raise UserError("rollout.sampling.stop: a vLLM server ends turns at EOS tokens only; leave it empty")
@@ -348,8 +348,8 @@ class VLLMServerEngine(RolloutEngine):
         )
 
     async def _group(
-        self, p: int, prompt: Prompt, sampling: Sampling, seeds: Sequence[int], done: Done | None,
-        pending: _PendingTurns, started: GroupStarted | None,
+        self, p: int, prompt: Prompt, sampling: Sampling, seeds: Sequence[int], done: OnGroupDone | None,
+        pending: _PendingTurns, started: OnGroupStarted | None,
     ) -> list[Completion]:  # fmt: skip
         dispatch = self._dispatch
         limit = self._context.limit(sampling.max_tokens, len(prompt.token_ids))
@@ -480,11 +480,11 @@ def check_model(url: str, served: str, ours: Any) -> None:
 def model_sizes(config: Any) -> dict[str, Any]:
     """Return the kind of a model and its parts, their sizes, and the rotary embedding, by the config's names."""
     parts = {"": config.get_text_config(), "vision_config.": getattr(config, "vision_config", None)}
-    found: dict[str, Any] = {"model_type": config.model_type}
+    sizes: dict[str, Any] = {"model_type": config.model_type}
     for prefix, part in parts.items():
         values = {} if part is None else part.to_dict()
-        found |= {f"{prefix}{k}": v for k, v in values.items() if k.endswith(SIZE_ENDINGS) and isinstance(v, int)}
-    return found | {"rope_parameters": getattr(config.get_text_config(), "rope_parameters", None)}
+        sizes |= {f"{prefix}{k}": v for k, v in values.items() if k.endswith(SIZE_ENDINGS) and isinstance(v, int)}
+    return sizes | {"rope_parameters": getattr(config.get_text_config(), "rope_parameters", None)}
 
 
 class _PendingTurns:
@@ -498,11 +498,11 @@ class _PendingTurns:
     async def answer(self, p: int, g: int, turn: Completion) -> Continuation | Completion:
         """Return what follows a turn of completion g of prompt p."""
         self.turns.stopped(p, g, turn)
-        self._awaited[p, g] = found = asyncio.get_running_loop().create_future()
+        self._awaited[p, g] = answer = asyncio.get_running_loop().create_future()
         self._hand_out()
-        if not found.done() and (self._poll is None or self._poll.done()):
+        if not answer.done() and (self._poll is None or self._poll.done()):
             self._poll = asyncio.create_task(self._look())
-        return await found
+        return await answer
 
     async def _look(self) -> None:
         """Hand out answers until nothing is awaited; one task does so for all completions."""

@@ -16,7 +16,7 @@ from lit_rlvr.common.seeds import derive_seed, run_seed
 from lit_rlvr.distributed.collectives import gather_objects, lost_peer, rank
 from lit_rlvr.distributed.sharding import has_shards
 from lit_rlvr.engines.base import EngineContext, RolloutEngine
-from lit_rlvr.engines.turns import Done, Turns
+from lit_rlvr.engines.turns import OnGroupDone, Turns
 from lit_rlvr.errors import ResumableError, UserError, check_within, comes_from_library, first_line, log, option_group
 from lit_rlvr.policy.architecture import has_experts, layer_configs
 from lit_rlvr.policy.policy import Policy
@@ -56,13 +56,13 @@ def probe_prompts(prompts: Sequence[Prompt], together: bool = True) -> list[Prom
         prompts: this rank's.
         together: choose from the prompts of all ranks, and return the same ones on each; then call it on every rank.
     """
-    gather, mine = (gather_objects, rank()) if together else (lambda own: [own], 0)
-    everyone = gather([len(prompt.token_ids) for prompt in prompts])
-    places = sorted((length, r, k) for r, found in enumerate(everyone) for k, length in enumerate(found))
-    chosen = dict.fromkeys((places[len(places) // 2], places[-1], places[0]))  # without repeats
-    own = {place: prompts[place[2]] for place in chosen if place[1] == mine}
-    found = {place: prompt for part in gather(own) for place, prompt in part.items()}
-    return [found[place] for place in chosen]
+    gather, this_rank = (gather_objects, rank()) if together else (lambda own: [own], 0)
+    by_rank = gather([len(prompt.token_ids) for prompt in prompts])
+    sizes = sorted((length, r, k) for r, lengths in enumerate(by_rank) for k, length in enumerate(lengths))
+    chosen = dict.fromkeys((sizes[len(sizes) // 2], sizes[-1], sizes[0]))  # without repeats
+    of_rank = {size: prompts[size[2]] for size in chosen if size[1] == this_rank}
+    gathered = {size: prompt for part in gather(of_rank) for size, prompt in part.items()}
+    return [gathered[size] for size in chosen]
 
 
 def check_engine(
@@ -101,17 +101,17 @@ def check_engine(
     completions = [completion for group in groups for completion in group]
     for completion, logprobs in zip(completions, ours, strict=True):
         differences = (logprobs - torch.tensor(completion.logprobs)).abs()
-        found = float(differences.max() if exact else middle(differences))
+        difference = float(differences.max() if exact else middle(differences))
         # A mean of fewer tokens varies more.
         allowed = engine.probe_tolerance * (1 if exact else math.sqrt(PROBE_TOKENS / len(differences)))
-        if not found <= allowed:
+        if not difference <= allowed:
             raise UserError(
                 f"engine {engine.name}: its log-probabilities differ from the trainer's by "
-                f"{'up to' if exact else f'a {middle.__name__} of'} {found:.3g} nats (tolerance {allowed:.3g}) after a "
-                "weight sync, so it samples from stale or wrong weights; "
+                f"{'up to' if exact else f'a {middle.__name__} of'} {difference:.3g} nats (tolerance {allowed:.3g}) "
+                "after a weight sync, so it samples from stale or wrong weights; "
                 f"{'' if engine.name == 'hf' else 'use `rollout.engine: hf`, or '}report the model's name"
             )
-        worst = max(worst, found)
+        worst = max(worst, difference)
     return worst
 
 
@@ -222,7 +222,7 @@ class SyncedEngine:
     ) -> None:  # fmt: skip
         """Sync the engine to this version of a policy's weights, unless it has it.
 
-        Note: Collective; call it on every rank.
+        Collective: call it on every rank.
 
         Args:
             policy: the policy.
@@ -269,7 +269,7 @@ class SyncedEngine:
         prompts: Sequence[Prompt],
         sampling: Sampling,
         seeds: Sequence[Sequence[int]],
-        done: Done | None = None,
+        done: OnGroupDone | None = None,
         turns: Turns | None = None,
     ) -> list[list[Completion]]:
         """Generate as `RolloutEngine.generate` does, with its arguments, and restart the engine when it crashes.
@@ -277,30 +277,30 @@ class SyncedEngine:
         Raises:
             UserError: the engine has crashed too often, or a probe failed.
         """
-        found: dict[int, list[Completion]] = {}
+        groups_by_prompt: dict[int, list[Completion]] = {}
 
         def keep(p: int, group: list[Completion]) -> None:
             self.check_labels(group)
-            if p not in found:
-                found[p] = group
+            if p not in groups_by_prompt:
+                groups_by_prompt[p] = group
                 if done is not None:
                     done(p, group)
 
         def attempt() -> None:
             self._probe_after_restart(prompts, sampling)
-            before = dict(found)
+            before = dict(groups_by_prompt)
             more: dict[str, Any] = {} if turns is None else {"turns": turns}  # an engine may know single turns only
             groups = self.engine.generate(prompts, sampling, seeds, keep, **more)
             for group in groups:  # an engine need not report them before
                 self.check_labels(group)
-            found.update(dict(enumerate(groups)) | before)
+            groups_by_prompt.update(dict(enumerate(groups)) | before)
             self._has_generated |= bool(groups)
 
         while (crash := catch_crash(attempt)) is not None:
             self._restart_after(crash)
         if prompts:
             self._restarts = 0
-        return [found[p] for p in range(len(prompts))]
+        return [groups_by_prompt[p] for p in range(len(prompts))]
 
     def check_labels(self, group: list[Completion]) -> None:
         """Refuse tokens that other weights than the last sync's sampled.

@@ -79,7 +79,7 @@ class WeightTransfer(ABC):
     ) -> None:  # fmt: skip
         """Send weights to all servers from the first rank.
 
-        Note: Collective; call it on every rank.
+        Collective: call it on every rank.
 
         Args:
             servers: all servers.
@@ -177,7 +177,7 @@ class FileTransfer(WeightTransfer):
             self._leave_memory(self._own, error)
             on_each(servers, load)
 
-    def _leave_memory(self, own: OwnFolder, error: ServerError) -> None:
+    def _leave_memory(self, folder: OwnFolder, error: ServerError) -> None:
         """Move the first version to the temporary folder: a server in another container has its own /dev/shm.
 
         Raises:
@@ -188,14 +188,14 @@ class FileTransfer(WeightTransfer):
             self._written = [Path(shutil.move(path, self._own.path)) for path in self._written]
         except OSError as failure:
             self._own.remove()
-            self._own = own
+            self._own = folder
             raise error from failure
         log.warning(
             "weights go through %s, because a server could not load them from memory (%s); if it cannot read that "
             "either, give FileTransfer.folder",
             *(self._own.path, error),
         )
-        own.remove()
+        folder.remove()
 
     def restore(self, server: VLLMServer, version: str) -> None:
         for path in self._written:
@@ -309,11 +309,11 @@ class OwnFolder:
         if free_memory() >= VERSIONS * size:
             with suppress(OSError):  # it cannot be written
                 return cls(MEMORY)
-        own = cls(Path(tempfile.gettempdir()))
+        folder = cls(Path(tempfile.gettempdir()))
         log.warning(
-            "weights go through %s, because %s has no room for %.1f GB", own.path, MEMORY, VERSIONS * size / 1e9
+            "weights go through %s, because %s has no room for %.1f GB", folder.path, MEMORY, VERSIONS * size / 1e9
         )
-        return own
+        return folder
 
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
@@ -418,7 +418,7 @@ class NCCLTransfer(WeightTransfer):
     def _connect(self, servers: Sequence[VLLMServer]) -> None:
         """Connect the first rank to all servers, or no rank to any.
 
-        Note: Collective; call it on every rank.
+        Collective: call it on every rank.
         """
         self._sender = raise_on_all_ranks(lambda: self._make_sender(servers))
 
@@ -578,7 +578,7 @@ def call_within(client: UpdateClient, action: Callable[[], Any], abort: Callable
 def raise_on_all_ranks(action: Callable[[], Any]) -> Any:
     """Return what `action` returns, and tell all ranks whether it worked on each.
 
-    Note: Collective; call it on every rank.
+    Collective: call it on every rank.
 
     Raises:
         ServerError: it failed on another rank; where it failed, the error is raised as it was.
@@ -590,11 +590,11 @@ def raise_on_all_ranks(action: Callable[[], Any]) -> Any:
         raise
     except Exception as error:  # of any kind: the other ranks would wait for this one
         failed = error
-    said = [text for text in gather_objects(None if failed is None else str(failed)) if text is not None]
+    messages = [text for text in gather_objects(None if failed is None else str(failed)) if text is not None]
     if failed is not None:
         raise failed
-    if said:
-        raise ServerError(said[0])
+    if messages:
+        raise ServerError(messages[0])
     return result
 
 
@@ -638,12 +638,12 @@ def is_this_machine(url: str) -> bool:
     return theirs == mine or ip_address(theirs).is_loopback
 
 
-def own_address(url: str, given: str | None = None) -> str:
+def own_address(url: str, chosen: str | None = None) -> str:
     """Return the address at which a server can reach this machine.
 
     Args:
         url: the server's.
-        given: the address that the user chose; None = the one from which this machine reaches the server.
+        chosen: the address that the user chose; None = the one from which this machine reaches the server.
 
     Raises:
         UserError: an address cannot be resolved, or the server is on another machine and would look for this one on
@@ -652,17 +652,17 @@ def own_address(url: str, given: str | None = None) -> str:
     where = urlsplit(url)
     try:
         mine, theirs = route_to(where.hostname or "", where.port or 80)
-        found = ip_address(_look_up(given, 0)[1][0] if given else mine)
+        address = ip_address(_look_up(chosen, 0)[1][0] if chosen else mine)
     except OSError as error:
         raise UserError(
-            f"NCCLTransfer.address: {given or 'none'}, for {url}: {error.strerror or error}; give the address at which "
-            "the servers reach this machine"
+            f"NCCLTransfer.address: {chosen or 'none'}, for {url}: {error.strerror or error}; give the address at "
+            "which the servers reach this machine"
         ) from error
-    if found.is_loopback and theirs != mine and not ip_address(theirs).is_loopback:
+    if address.is_loopback and theirs != mine and not ip_address(theirs).is_loopback:
         raise UserError(
-            f"NCCLTransfer.address: {given} is {found}, where {url} would find itself; leave it out, or use {mine}"
+            f"NCCLTransfer.address: {chosen} is {address}, where {url} would find itself; leave it out, or use {mine}"
         )
-    return given or mine
+    return chosen or mine
 
 
 def weights_or_exit(weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:

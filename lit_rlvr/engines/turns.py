@@ -26,7 +26,8 @@ class Continuation:
     pixels: Pixels | None = None
 
 
-Done = Callable[[int, list[Completion]], None]
+OnGroupDone = Callable[[int, list[Completion]], None]
+"""Called with a prompt's index and its completions."""
 
 Answer = tuple[int, int, Continuation | Completion]
 """Prompt p, number g, and how completion g of prompt p goes on, or the whole completion if it is over."""
@@ -135,7 +136,7 @@ _R = TypeVar("_R", bound=Row)
 
 
 def next_turns(
-    groups: Sequence[Sequence[_R]], turns: Turns, least: int, done: Done | None
+    groups: Sequence[Sequence[_R]], turns: Turns, least: int, done: OnGroupDone | None
 ) -> list[tuple[_R, Continuation]]:
     """Return the rows that go on, with how, and keep the completions that are over.
 
@@ -231,10 +232,10 @@ class ThoughtBudget(Turns):
         return len(self._over) + self._turns.waiting
 
     def answers(self, least: int) -> list[Answer]:
-        own = super().answers(0)
-        return own + [
+        answers = super().answers(0)
+        return answers + [
             (p, g, answer if isinstance(answer, Completion) else self._begun(p, g, answer, self._turns.opened))
-            for p, g, answer in self._turns.answers(max(0, least - len(own)))
+            for p, g, answer in self._turns.answers(max(0, least - len(answers)))
         ]
 
     def _begun(self, p: int, g: int, how: Continuation, opened: str) -> Continuation:

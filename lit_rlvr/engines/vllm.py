@@ -17,13 +17,13 @@ from torch import Tensor
 
 from lit_rlvr.common.files import save_smaller_sizes, smaller_sizes
 from lit_rlvr.common.packages import missing_compiler
-from lit_rlvr.distributed.sharding import whole
+from lit_rlvr.distributed.sharding import full_tensor
 from lit_rlvr.engines.base import EngineContext, RolloutEngine
 from lit_rlvr.engines.process_group import executor_on, separate_cache, vllm_world
 from lit_rlvr.engines.transfer import OwnFolder, Settings, write_weights
 from lit_rlvr.engines.turns import (
     Continuation,
-    Done,
+    OnGroupDone,
     Row,
     Turns,
     ends_with_stop,
@@ -395,7 +395,7 @@ class VLLMEngine(RolloutEngine):
         prompts: Sequence[Prompt],
         sampling: Sampling,
         seeds: Sequence[Sequence[int]],
-        done: Done | None = None,
+        done: OnGroupDone | None = None,
         turns: Turns | None = None,
     ) -> list[list[Completion]]:
         engine, tokenizer = self._llm.llm_engine, self._context.tokenizer
@@ -514,10 +514,10 @@ class _Row(Row):
         """Add tokens from vLLM; returns whether a stop text ended the turn while vLLM would go on."""
         if self.finish_reason is not None:  # a token more than the stop text
             return False
-        ids, found = list(output.token_ids), output.logprobs  # of the sampled token at each position
-        assert found.token_ids == ids, "vLLM returned log-probabilities of tokens that it did not sample"
+        ids, logprobs = list(output.token_ids), output.logprobs  # of the sampled token at each position
+        assert logprobs.token_ids == ids, "vLLM returned log-probabilities of tokens that it did not sample"
         self.tokens += ids
-        self.logprobs += found.logprobs
+        self.logprobs += logprobs.logprobs
         self.finish_reason = output.finish_reason
         if ends_with_stop(tokenizer, self, stop):
             self.finish_reason = "stop"
@@ -555,7 +555,7 @@ def with_tied_head(
         seen |= name == "lm_head.weight"
         yield name, parameter.detach()
     if not seen and (only is None or "lm_head.weight" in only):
-        yield "lm_head.weight", whole(model.get_output_embeddings().weight.detach(), dtype)
+        yield "lm_head.weight", full_tensor(model.get_output_embeddings().weight.detach(), dtype)
 
 
 def lora_rank(rank: int) -> int:

@@ -37,14 +37,14 @@ def quantize_layers(model: nn.Module, names: Sequence[str], compute_dtype: torch
     for name in names:
         linear: Any = model.get_submodule(name)
         device = linear.weight.device
-        made: Any = Linear4bit(
+        quantized: Any = Linear4bit(
             linear.in_features, linear.out_features, linear.bias is not None, compute_dtype, quant_type="nf4",
             device="meta",
         )  # fmt: skip
-        made.weight = Params4bit(linear.weight.data, requires_grad=False, quant_type="nf4")
-        made.bias = linear.bias
-        made.support_avx512bf16_for_cpu = False  # it would change the weights' layout when no gradient is needed
-        model.set_submodule(name, made.to(device))  # moving it quantises it
+        quantized.weight = Params4bit(linear.weight.data, requires_grad=False, quant_type="nf4")
+        quantized.bias = linear.bias
+        quantized.support_avx512bf16_for_cpu = False  # it would change the weights' layout when no gradient is needed
+        model.set_submodule(name, quantized.to(device))  # moving it quantises it
 
 
 def is_quantized(module: nn.Module) -> bool:
@@ -379,24 +379,24 @@ def adapter_config(model: Any, view: str | None = ADAPTER) -> dict[str, Any] | N
 
 
 def adapter_weights(
-    model: nn.Module, view: str | None = ADAPTER, whole: Callable[[Tensor], Tensor] = Tensor.detach
+    model: nn.Module, view: str | None = ADAPTER, full_tensor: Callable[[Tensor], Tensor] = Tensor.detach
 ) -> Iterator[tuple[str, Tensor]]:
     """Return the matrices of a model's adapters by names under which peft and transformers read them.
 
     Args:
         model: the model.
         view: see `used_adapters`.
-        whole: returns all of a weight, which may be sharded.
+        full_tensor: returns all of a weight, which may be sharded.
     """
     layers: Any = [(name, layer) for name, layer in model.named_modules() if hasattr(layer, "base_layer")]
     for path, layer in layers:
         if names := used_adapters(layer, view):
             saved, scale = f"base_model.model.{path}.lora_", layer.scaling[names[0]]
-            yield f"{saved}A.weight", torch.cat([whole(layer.lora_A[n].weight) for n in names])
-            scaled = [whole(layer.lora_B[n].weight) * (layer.scaling[n] / scale) for n in names]
+            yield f"{saved}A.weight", torch.cat([full_tensor(layer.lora_A[n].weight) for n in names])
+            scaled = [full_tensor(layer.lora_B[n].weight) * (layer.scaling[n] / scale) for n in names]
             yield f"{saved}B.weight", torch.cat(scaled, dim=1)
             for name in {*names} & {*layer.lora_magnitude_vector}:
-                yield f"{saved}magnitude_vector.weight", whole(layer.lora_magnitude_vector[name].weight)
+                yield f"{saved}magnitude_vector.weight", full_tensor(layer.lora_magnitude_vector[name].weight)
 
 
 def save_adapter(model: nn.Module, config: Any, base: str, folder: Path) -> None:

@@ -269,13 +269,13 @@ def eos_token_ids(model: Any) -> tuple[int, ...]:
     Raises:
         UserError: the model names none, so every completion would be cut off; or they are not integers.
     """
-    given = model.generation_config.eos_token_id
-    given = model.config.eos_token_id if given is None else given
-    if given is None:
+    configured = model.generation_config.eos_token_id
+    configured = model.config.eos_token_id if configured is None else configured
+    if configured is None:
         raise UserError("model: neither generation_config.json nor config.json names an eos_token_id; add one")
-    ids = tuple(given) if isinstance(given, list | tuple) else (given,)
+    ids = tuple(configured) if isinstance(configured, list | tuple) else (configured,)
     if not ids or not all(isinstance(token, int) for token in ids):
-        raise UserError(f"model: eos_token_id is {given!r}; give a token's number or a list of such numbers")
+        raise UserError(f"model: eos_token_id is {configured!r}; give a token's number or a list of such numbers")
     return ids
 
 

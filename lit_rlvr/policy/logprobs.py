@@ -98,10 +98,10 @@ def score_tokens(
         teacher: also return the divergence from its distribution, with a gradient.
     """
     keep = torch.is_grad_enabled()
-    logp, spread, apart = _Score.apply(
+    logp, entropies, divergence = _Score.apply(
         hidden, weight, bias, target, sampling, entropy, entropy_gradient, keep, transform, teacher
     )
-    return PolicyOutput(logp, spread if entropy else None, None if teacher is None else apart)
+    return PolicyOutput(logp, entropies if entropy else None, None if teacher is None else divergence)
 
 
 class _Score(torch.autograd.Function):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from lit_rlvr.distributed.collectives import world_size
-from lit_rlvr.distributed.sharding import device_of, gathered, whole
+from lit_rlvr.distributed.sharding import device_of, full_tensor, gathered
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy import attention
 from lit_rlvr.policy.adapters import (
@@ -149,7 +149,7 @@ class Policy(nn.Module):
             dtype: what to round them to, before they are gathered; None = leave them as they are.
         """
         weights = chain(merged_parameters(self.model, self._view), _saved_buffers(self.model))
-        return ((name, whole(weight, dtype)) for name, weight in weights if only is None or name in only)
+        return ((name, full_tensor(weight, dtype)) for name, weight in weights if only is None or name in only)
 
     @property
     def adapter_config(self) -> dict[str, Any] | None:
@@ -164,7 +164,7 @@ class Policy(nn.Module):
 
         Note: Collective if the weights are sharded; iterate on every rank.
         """
-        return adapter_weights(self.model, self._view, lambda weight: whole(weight, dtype).detach())
+        return adapter_weights(self.model, self._view, lambda weight: full_tensor(weight, dtype).detach())
 
     def has_zero_adapters(self) -> bool:
         """Return whether there are adapters that change nothing yet.
@@ -172,7 +172,7 @@ class Policy(nn.Module):
         Note: Collective if they are sharded; call it on every rank.
         """
         untrained = untrained_matrices(self.model) if self.owner is self else []
-        return bool(untrained) and not any(whole(matrix.detach() - start).any() for matrix, start in untrained)
+        return bool(untrained) and not any(full_tensor(matrix.detach() - start).any() for matrix, start in untrained)
 
     @contextmanager
     def nonzero_adapters(self) -> Iterator[None]:
@@ -253,10 +253,10 @@ class Policy(nn.Module):
         Those of the output layer stay whole after sharded weights are released.
         """
         head: Any = self.model.get_output_embeddings()  # type: ignore[operator]
-        own = (None if x is None else x.detach() for x in (head.weight, head.bias))
+        layer = (None if x is None else x.detach() for x in (head.weight, head.bias))
         if isinstance(self, FSDPModule):
-            own = (None if x is None else x.clone() for x in own)
-        return self._hidden(rows, pixels), *own, logit_transform(self.model.config)  # type: ignore[return-value]
+            layer = (None if x is None else x.clone() for x in layer)
+        return self._hidden(rows, pixels), *layer, logit_transform(self.model.config)  # type: ignore[return-value]
 
     def _hidden(self, rows: Rows, pixels: Sequence[Pixels]) -> Tensor:
         """Return the hidden states (N, H) of the targets before the output layer."""

@@ -54,9 +54,9 @@ class Routing:
     def balance(self, at: Tensor, sequence: Tensor) -> Tensor:
         """Return for some tokens (n,) the loss `E sum_e f_e p_e` that keeps the use of E experts even.
 
-        It is averaged over layers: 1 = even, E / k = always the same. p_e is the router's probability of expert e, with
-        a gradient, and f_e the share of the choices in the token's sequence that fall on e. Source: DeepSeek-V3 (arXiv
-        2412.19437), eq. 17-20.
+        It is averaged over layers: 1 = even, E / k = always the same. p_e is the router's probability of expert e,
+        which has a gradient, and f_e the share of the choices in the token's sequence that fall on e. Source:
+        DeepSeek-V3 (arXiv 2412.19437), eq. 17-20.
 
         Args:
             at: (n,) which of the N tokens.

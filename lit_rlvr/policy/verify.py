@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
 
-from lit_rlvr.distributed.sharding import whole
+from lit_rlvr.distributed.sharding import full_tensor
 from lit_rlvr.errors import UserError, log
 from lit_rlvr.policy import attention
 from lit_rlvr.policy.architecture import has_recurrent_layers
@@ -181,6 +181,6 @@ def _trained_once(policy: Policy, dtype: torch.dtype, method: attention.Method |
     logp.sum().backward()
     layers = ([p.grad for p in layer.parameters() if p.grad is not None] for layer in decoder_layers(policy.model))
     gradients = next(filter(None, layers))
-    flat = torch.cat([whole(gradient).flatten().float() for gradient in gradients])
+    flat = torch.cat([full_tensor(gradient).flatten().float() for gradient in gradients])
     policy.zero_grad()
     return logp.detach().float(), flat

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from lit_rlvr.common.seeds import derive_seed, run_seed
 from lit_rlvr.common.terminal import progress
-from lit_rlvr.engines.base import EngineContext, GroupStarted
+from lit_rlvr.engines.base import EngineContext, OnGroupStarted
 from lit_rlvr.engines.synced import SyncedEngine
-from lit_rlvr.engines.turns import Done
+from lit_rlvr.engines.turns import OnGroupDone
 from lit_rlvr.environments import Environment
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rewards import Reward
@@ -140,7 +140,7 @@ class GroupSampler:
 
     def sample_stream(
         self, prompts: list[Prompt], seeds: list[list[int]], sampling: Sampling, data: PromptDataModule,
-        opened: Callable[[list[Prompt]], None], started: GroupStarted, done: Done,
+        opened: Callable[[list[Prompt]], None], started: OnGroupStarted, done: OnGroupDone,
     ) -> None:  # fmt: skip
         """Generate groups during training; several threads may do so at once. See `RolloutEngine.generate_stream`.
 

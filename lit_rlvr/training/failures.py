@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lit_rlvr.common.files import save_smaller_sizes, smaller_sizes, write_atomically
 from lit_rlvr.distributed.collectives import all_max, rank
-from lit_rlvr.distributed.sharding import whole
+from lit_rlvr.distributed.sharding import full_tensor
 from lit_rlvr.errors import ResumableError, UserError, first_line, log, shown
 from lit_rlvr.options import DEFAULT_TOKENS
 from lit_rlvr.training.step import PreparedRollout, StepPlan
@@ -173,7 +173,7 @@ def save_step(
 
 
 def _is_finite(value: Tensor | None) -> bool:
-    return value is None or bool(whole(torch.isfinite(value).all()))
+    return value is None or bool(full_tensor(torch.isfinite(value).all()))
 
 
 def _microbatch(plan: StepPlan, k: int, loss: Tensor, gradients: Sequence[Tensor | None]) -> dict[str, Any]:

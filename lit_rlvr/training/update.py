@@ -16,7 +16,7 @@ from torch import Tensor
 from lit_rlvr.common.seeds import derive_seed, run_seed
 from lit_rlvr.common.terminal import progress
 from lit_rlvr.distributed.collectives import average_gradients, index, rank, to_device, world_size
-from lit_rlvr.distributed.sharding import has_shards, reduce_over_copies, whole
+from lit_rlvr.distributed.sharding import full_tensor, has_shards, reduce_over_copies
 from lit_rlvr.objectives import Stats
 from lit_rlvr.options import Optim
 from lit_rlvr.policy.adapters import adapter_dropout
@@ -287,7 +287,7 @@ class Updater:
         if world_size() > 1 and not self.sharded:
             average_gradients(parameters)
         limit = self.optim.max_grad_norm if self.optim.max_grad_norm > 0 else float("inf")
-        return whole(torch.nn.utils.clip_grad_norm_(parameters, limit))
+        return full_tensor(torch.nn.utils.clip_grad_norm_(parameters, limit))
 
     def microbatch_gradients(self, plan: StepPlan, k: int) -> tuple[Tensor, list[Tensor | None]]:
         """Return the loss and gradients of micro-batch k by itself."""

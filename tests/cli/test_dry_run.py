@@ -46,9 +46,9 @@ def test_it_says_what_the_run_would_be(lit_rlvr: CLI) -> None:
         "data: arithmetic train: 16 prompts of ", "validation: arithmetic validation: 20 prompts of ",
     ):  # fmt: skip
         assert f"{line}" in done.out, line
-    assert "<|im_start|>user\nWhat is " in done.out and "memory: " in done.out and "parameters" in done.out
-    assert (
-        "error" not in done.err and "model.lr" not in done.err and "at most 4096 tokens at once; engine hf" in done.err
+    assert [text for text in ("<|im_start|>user\nWhat is ", "memory: ", "parameters") if text not in done.out] == []
+    assert "at most 4096 tokens at once; engine hf" in done.err and not any(
+        word in done.err for word in ("error", "model.lr")
     )
 
 
@@ -92,7 +92,7 @@ def test_the_first_limit_ends_the_run(lit_rlvr: CLI, options: list[str], iterati
 )
 def test_a_warmup_that_outlasts_the_run_is_said(lit_rlvr: CLI, options: list[Any], said: str | None) -> None:
     done = lit_rlvr(*DRY, "--model.init_args.optim.warmup_steps", *options)
-    assert done.status == 0 and ("warmup_steps" in done.err) == (said is not None) and (said or "") in done.err
+    assert (done.status, "warmup_steps" in done.err, (said or "") in done.err) == (0, said is not None, True)
 
 
 def test_a_learning_rate_that_destroys_the_policy_is_said(lit_rlvr: CLI) -> None:
@@ -103,8 +103,7 @@ def test_a_learning_rate_that_destroys_the_policy_is_said(lit_rlvr: CLI) -> None
 
 def test_its_json_holds_the_same(lit_rlvr: CLI) -> None:
     found = json.loads(lit_rlvr(*DRY, "--json", "--warm_start.steps", 10, "--warm_start.checked", 4).out)
-    assert found["run"]["warm start"] == "at most 10 supervised steps"
-    assert len(found["prompts"]["prompts"]) == 2
+    assert (found["run"]["warm start"], len(found["prompts"]["prompts"])) == ("at most 10 supervised steps", 2)
     memory = found["memory"]
     assert memory["fits"] and memory["parameters"] == memory["trained"] > 50_000
     assert 0 < memory["needs"] <= sum(memory["terms"].values()) < memory["of"]

@@ -35,7 +35,7 @@ def test_a_result_is_printed_for_people_or_as_one_document(capsys: pytest.Captur
 @pytest.mark.parametrize("command", WITHOUT_RESULT)
 def test_a_command_without_a_result_refuses_it(lit_rlvr: CLI, command: str) -> None:
     done = lit_rlvr(command, "--json")
-    assert done.status == 2 and f"--json: {command} has no result" in done.err and not done.out
+    assert (done.status, f"--json: {command} has no result" in done.err, done.out) == (2, True, "")
     assert command in COMMANDS
 
 

@@ -82,7 +82,7 @@ def test_a_name_that_cannot_be_imported_is_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     done = lit_rlvr("init", folder)
-    assert done.status == 2 and said in done.err and done.err.count("\n") == 1
+    assert (done.status, said in done.err, done.err.count("\n")) == (2, True, 1)
     assert not list(tmp_path.iterdir())
 
 

@@ -146,13 +146,13 @@ def test_auto_is_the_fastest_that_fits_and_leaves_results_alone() -> None:
     planned = job("Qwen2.5-7B")
     eight = GPUs(8, 80)
     chosen = planned.choice(eight, None, None)
-    assert chosen.name == "FSDP2, checkpointing" and chosen.fits and chosen.budget == planned.budget
+    assert (chosen.name, chosen.fits, chosen.budget) == ("FSDP2, checkpointing", True, planned.budget)
     assert "FSDP2, checkpointing: about" in planned.reason(chosen) and "DDP 229" in planned.reason(chosen)
     assert planned.choice(GPUs(8, 999), None, None).name == "DDP"
     assert planned.choice(eight, (False, False), None).name == "DDP, checkpointing", "the config says DDP"
     assert planned.choice(eight, None, False).name == "FSDP2, offload", "the config says no checkpointing"
     small = planned.choice(GPUs(8, 16), None, None)
-    assert not small.fits and not small.strategy.lora and "WILL NOT FIT" in planned.reason(small)
+    assert (not small.fits, not small.strategy.lora, "WILL NOT FIT" in planned.reason(small)) == (True, True, True)
     assert replace(planned, lora=True).choice(eight, None, None).strategy.lora
     vision, one = replace(job("Qwen2.5-VL-3B"), fitted=True), GPUs(1, 80)
     chosen = vision.choice(one, None, None)
@@ -196,7 +196,11 @@ def test_automatic_micro_batches_fill_the_memory_up_to_an_optimizer_step() -> No
         plan = small.plan(Strategy(False, True), GPUs(8, gib), small.budget)
         full = small.with_most_tokens(plan)
         twice = small.plan(full.strategy, full.gpus, 2 * full.budget)
-        assert full.fits and not twice.fits and full.strategy == plan.strategy and full.budget % FEWEST_TOKENS == 0
+        assert (full.fits, twice.fits, full.strategy) == (
+            True,
+            False,
+            plan.strategy,
+        ) and full.budget % FEWEST_TOKENS == 0
         budgets.append(full.budget)
     assert budgets == sorted(set(budgets)) and len(budgets) == 3
     nothing = small.plan(Strategy(False, True), GPUs(8, 8), small.budget)
@@ -285,7 +289,7 @@ def test_a_plan_has_room_for_sixteen_sequences_or_does_not_fit() -> None:
     weights = 2 * long.whole.parameters + 2 * GIB
     assert plan.sequences == int((plan.terms["vLLM"] - weights) / token / (8192 + 1024 / 8)) and not plan.fits
     short = job("Qwen2.5-7B").proposal(eight)
-    assert short is not None and short.sequences is not None and short.sequences >= 16
+    assert short.sequences >= 16
     assert job("Qwen2.5-7B", share=0.0).plans(eight)[0].sequences is None, "servers generate"
 
 

@@ -124,4 +124,4 @@ def test_what_vllm_refuses_is_one_line(
     with pytest.raises(SystemExit, match="2"):
         vllm_process.main()
     line = capsys.readouterr().err
-    assert line.startswith(f"lit-rlvr: error: vLLM: {said}") and line.count("\n") == 1 and len(line) < 600
+    assert (line.startswith(f"lit-rlvr: error: vLLM: {said}"), line.count("\n"), len(line) < 600) == (True, 1, True)

@@ -51,7 +51,7 @@ def test_a_run_takes_the_config_that_it_writes(run_folder: Path, lit_rlvr: CLI) 
     result = lit_rlvr(*TUNE, "--json", status=0)
     settings, reasons = chosen(run_folder)
     found = json.loads(result.out)
-    assert found["file"] == "tuned.yaml" and found["sizes"].keys() == {"4", "8", "16"} and found["prompts"] >= 8
+    assert (found["file"], found["sizes"].keys(), found["prompts"] >= 8) == ("tuned.yaml", {"4", "8", "16"}, True)
     assert settings["model"]["init_args"]["lr"] == "auto" and settings["rollout"]["group_size"] == 4
     assert f"group_size 4: {found['sizes']['4']:.0%} of the prompts give a signal" in reasons
     assert "warm_start" not in settings and "data" not in settings
@@ -111,4 +111,4 @@ def test_bad_input_is_refused_in_one_line_before_weights_load(
 ) -> None:
     monkeypatch.setattr(loading, "load_policy", lambda *_, **__: pytest.fail("loads weights"))
     result = lit_rlvr(*TUNE, *more)
-    assert result.status == 2 and said in result.err and len(result.err.splitlines()) == 1, result.err
+    assert (result.status, said in result.err, len(result.err.splitlines())) == (2, True, 1), result.err

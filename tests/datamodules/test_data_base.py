@@ -139,7 +139,7 @@ def test_limits_are_drawn_by_seed_in_file_order(jsonl):
     whole = PromptDataModule(train=path, validation_split=20)
     for split, count in (("train", 10), ("validation", 5)):
         few, all_of_it = ids(data.load(split)), ids(whole.load(split))
-        assert len(few) == count and few == [i for i in all_of_it if i in few] and few != all_of_it[:count]
+        assert (len(few), few, few != all_of_it[:count]) == (count, [i for i in all_of_it if i in few], True)
     assert ids(PromptDataModule(train=path, reading=ReadingOptions(limit=10)).load("train")) != ids(
         PromptDataModule(train=path, reading=ReadingOptions(limit=10), seed=1).load("train")
     )
@@ -169,7 +169,7 @@ def test_validation_on_nothing_but_training_questions_is_refused(ready, jsonl, c
         UserError, match=rf"^prompt_data_module: all {count} validation questions also stand in"
     ) as error:
         ready(validation=path)
-    assert "also_validate" in str(error.value) and f"{path}:1 (" in str(error.value) and "\n" not in str(error.value)
+    assert [text in str(error.value) for text in ("also_validate", f"{path}:1 (", "\n")] == [True, True, False]
 
 
 def test_of_a_question_with_several_answers_the_same_one_counts(ready, jsonl, caplog):

@@ -113,8 +113,7 @@ def test_problems_are_taken_by_the_day_of_their_contest(jsonl: Any) -> None:
     def taken(since: str | None, until: str | None) -> str:
         return "".join(s.id for s in CodeProblems(train=path, since=since, until=until).load("train"))
 
-    assert taken("2024-01-01", "2024-02-29") == "12"
-    assert taken("2024-01-02", "2024-06-01") == "23"
+    assert (taken("2024-01-01", "2024-02-29"), taken("2024-01-02", "2024-06-01")) == ("12", "23")
     assert taken(None, "2024-01-01") == "01"
     with pytest.raises(UserError, match="1 of 2 rows cannot be used"):
         taken("2024-03-01", None)

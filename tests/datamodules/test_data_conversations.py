@@ -318,7 +318,7 @@ def test_images_of_parts_and_of_the_column_fill_their_places_in_order(
         ])
     )  # fmt: skip
     first, second = seen(data, vlm_folder)
-    assert first.startswith("I then I<|im_end|>") and first.endswith("and I") and second == "I?"
+    assert (first.startswith("I then I<|im_end|>"), first.endswith("and I"), second) == (True, True, "I?")
     samples = data.load("train")
     assert [image.getpixel((3, 3)) for image in samples[0].images] == [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
     assert len(samples[1].images) == 1

@@ -73,7 +73,7 @@ def test_geometry3k_is_read(tmp_path: Path) -> None:
     degrees = [GEO3K | {"answer": answer} for answer in ("48^\\circ", "48°", "48 degrees", "2 \\sqrt { 221 }")]
     first, *others = load(tmp_path, [GEO3K, *degrees])
     assert (first.prompt, first.answer, first.category) == ("<image>Find $m\\angle 1$.", "48", "")
-    assert first.options == () and first.images.sizes == ((8, 4),) and first.images[0].mode == "RGB"
+    assert (first.options, first.images.sizes, first.images[0].mode) == ((), ((8, 4),), "RGB")
     assert [s.answer for s in others] == ["48", "48", "48", "2 \\sqrt { 221 }"]
     assert len({s.id for s in others}) == 4
 

@@ -87,7 +87,7 @@ def test_exif_rotation_is_applied() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # turn it a quarter clockwise to see it upright
     shown = decode(encoded(picture, exif=exif))
-    assert shown.size == (1, 2) and shown.getpixel((0, 0)) == WHITE and shown.getpixel((0, 1)) == RED
+    assert (shown.size, shown.getpixel((0, 0)), shown.getpixel((0, 1))) == ((1, 2), WHITE, RED)
 
 
 # where images come from
@@ -162,7 +162,7 @@ def test_pixels_stay_within_the_bounds() -> None:
 def test_long_images_get_white_margins() -> None:
     """1 x 1000 is longer than 200 : 1, which the processor refuses; five pixels across are enough."""
     shown = resize(red(1, 1000), None, None)
-    assert shown.size == (5, 1000) and shown.getpixel((2, 500)) == RED and shown.getpixel((0, 500)) == WHITE
+    assert (shown.size, shown.getpixel((2, 500)), shown.getpixel((0, 500))) == ((5, 1000), RED, WHITE)
     assert resize(red(1000, 2), None, 500).size == (500, 3)
     assert resize(red(200, 1), None, None).size == (200, 1)
 
@@ -253,7 +253,7 @@ def test_images_of_datasets_features_are_read(tmp_path: Path, how: str) -> None:
         made.save_to_disk(str(path))
         path = next(path.glob("*.arrow")) if how == "arrow" else path
     two, none = PromptDataModule(train=str(path)).load("train")
-    assert two.images.sizes == ((8, 4), (2, 2)) and two.images[1].getpixel((0, 0)) == RED and not none.images
+    assert (two.images.sizes, two.images[1].getpixel((0, 0)), not none.images) == (((8, 4), (2, 2)), RED, True)
 
 
 def test_other_images_are_another_training_set(own_data: Path, vlm_folder: Path) -> None:

@@ -57,7 +57,7 @@ def test_huatuo_is_read(tmp_path: Path) -> None:
     first, second, third = load_json(tmp_path, [HUATUO, as_text, two])
     assert first.prompt == "Which organ is shown?\nA) Liver\nB) Heart\nC) Spleen\nD) Lung"
     assert (first.answer, first.category, first.options) == ("C", "MRI", ("Liver", "Heart", "Spleen", "Lung"))
-    assert first.images.sizes == ((8, 8),) and first.images[0].mode == "RGB" and len(third.images) == 2
+    assert (first.images.sizes, first.images[0].mode, len(third.images)) == (((8, 8),), "RGB", 2)
     assert (second.answer, second.options, second.category) == ("B", ("No", "Yes"), "SLAKE")
 
 
@@ -150,7 +150,7 @@ def test_the_split_by_modality_has_nothing_in_common(pool: Path) -> None:
     train, validation = data.load("train"), data.load("validation")
     assert Counter(s.category for s in train) == {"MRI": 30}
     assert Counter(s.category for s in validation) == {"MRI": 15, "CT": 15, "X-ray": 15}
-    assert shared(train, validation) == (0, 0) and data.load("test") == [] and data.bad_rows["train"] == []
+    assert (shared(train, validation), data.load("test"), data.bad_rows["train"]) == ((0, 0), [], [])
 
 
 def test_a_split_by_images_may_share_questions(pool: Path) -> None:
@@ -179,7 +179,7 @@ def test_a_test_file_of_its_own_keeps_its_rows_out_of_training(pool: Path, tmp_p
     (tmp_path / "own.json").write_text(json.dumps(own))
     data = MedicalVQA(train=str(pool), validation=str(tmp_path / "own.json"), train_modalities={"MRI": 60})
     train, validation = data.load("train"), data.load("validation")
-    assert len(validation) == 2 and shared(train, validation) == (0, 0) and len(train) == 60
+    assert (len(validation), shared(train, validation), len(train)) == (2, (0, 0), 60)
     assert "Question 0?" in {s.row["question"] for s in train} and "Question 6?" not in {
         s.row["question"] for s in train
     }

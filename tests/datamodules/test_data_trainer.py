@@ -75,6 +75,6 @@ def test_ranks_come_from_the_trainer(chat_tokenizer):
         return [p.sample.id for p in train.prompts], [p.sample.id for p in val.prompts]
 
     (train, val), (train0, val0), (train1, val1) = batches(0, 1), batches(0, 2), batches(1, 2)
-    assert train0 + train1 == train and sorted(val0 + val1) == sorted(val) and val0 == val[::2]
+    assert (train0 + train1, sorted(val0 + val1), val0) == (train, sorted(val), val[::2])
     with pytest.raises(UserError, match="prompts_per_rollout=8 is not divisible by the 3 processes"):
         batches(0, 3)

@@ -23,7 +23,7 @@ from lit_rlvr.distributed.collectives import (
     gather_rows,
     leave_out_of_buckets,
 )
-from lit_rlvr.distributed.sharding import reduce_over_copies, shard, whole
+from lit_rlvr.distributed.sharding import full_tensor, reduce_over_copies, shard
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def _rank_checks_copies(rank: int) -> None:
                 reduce_over_copies(model, now=k == 2 or not deferred)
                 model(torch.full((1, 3), float(rank + k + 1))).square().sum().backward()
         counts.append(len(reduced))
-        gradients.append([whole(parameter.grad) for parameter in model.parameters()])  # type: ignore[arg-type]
+        gradients.append([full_tensor(parameter.grad) for parameter in model.parameters()])  # type: ignore[arg-type]
     assert counts[1] > 0 and counts[0] == 3 * counts[1], counts
     for now, later in zip(*gradients, strict=True):
         torch.testing.assert_close(now, later)

@@ -54,7 +54,7 @@ def test_finish_reasons_and_the_end_token_is_part_of_the_completion() -> None:
     found = [c for group in hf_engine().generate(PROMPTS, SAMPLING, SEEDS) for c in group]
     stopped = [c for c in found if c.finish_reason == "stop"]
     cut = [c for c in found if c.finish_reason == "length"]
-    assert stopped and cut and len(stopped) + len(cut) == len(found)
+    assert (bool(stopped), bool(cut), len(stopped) + len(cut)) == (True, True, len(found))
     assert all(c.token_ids[-1] in ENDS and not set(c.token_ids[:-1]) & set(ENDS) for c in stopped)
     assert all(len(c.token_ids) == SAMPLING.max_tokens and not set(c.token_ids) & set(ENDS) for c in cut)
     assert all(len(c.logprobs) == len(c.token_ids) for c in found)

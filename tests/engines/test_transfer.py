@@ -190,7 +190,7 @@ def _rank_loads_nowhere(rank: int, memory: Path, disk: Path) -> None:
     with pytest.raises(ServerError, match="it has died"):
         sending.send([Dead()], weights, torch.float32, "v1")
     (version,) = sending._written
-    assert version.is_relative_to(disk) and version.is_dir() and gather_objects(rank) == [0, 1]
+    assert (version.is_relative_to(disk), version.is_dir(), gather_objects(rank)) == (True, True, [0, 1])
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ def test_a_region_is_enlarged() -> None:
     assert (seen.text, seen.calls, seen.errors, shown.size) == ("", 1, 0, (80, 40))
     assert shown.getcolors() == [(3200, (255, 0, 0))]
     wrong = glass.step(Turn("<call>crop(0.5, 0, 0.4, 1)</call>"))
-    assert wrong.errors == 1 and not wrong.images and "0 <= left < right <= 1" in wrong.text
+    assert (wrong.errors, not wrong.images, "0 <= left < right <= 1" in wrong.text) == (1, True, True)
     assert glass.step(Turn("It is red.")).done
 
 

@@ -65,8 +65,7 @@ def test_a_group_that_was_cut_off_is_sampled_again(tmp_path: Path, cut: int) -> 
     records.add("x", PROMPTS[1], COMPLETIONS, scores())
     records.path.write_bytes(records.path.read_bytes()[:-cut])
     again = Records(tmp_path, {})
-    assert again.missing("x", PROMPTS) == PROMPTS[1:]
-    assert again.path.read_bytes() == whole
+    assert (again.missing("x", PROMPTS), again.path.read_bytes()) == (PROMPTS[1:], whole)
 
 
 def test_other_settings_are_refused_and_named(tmp_path: Path) -> None:

@@ -16,12 +16,12 @@ from tiny import ENDS, byte_tokenizer, plain_logprobs, start_engine, tiny_llama
 from torch import nn
 from transformers import PreTrainedModel
 
-from lit_rlvr.engines.base import EngineContext, GroupStarted, RolloutEngine
+from lit_rlvr.engines.base import EngineContext, OnGroupStarted, RolloutEngine
 from lit_rlvr.engines.client import VLLMServer
 from lit_rlvr.engines.hf import HFEngine
 from lit_rlvr.engines.synced import probe_seeds
 from lit_rlvr.engines.transfer import FileTransfer
-from lit_rlvr.engines.turns import Done, Row, Turns
+from lit_rlvr.engines.turns import OnGroupDone, Row, Turns
 from lit_rlvr.options import Lora
 from lit_rlvr.policy.adapters import add_adapters
 from lit_rlvr.policy.loading import load_policy
@@ -58,7 +58,11 @@ class Copying(HFEngine):
         super().sync(self.copy)
 
     def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]], done: Done | None = None
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        seeds: Sequence[Sequence[int]],
+        done: OnGroupDone | None = None,
     ) -> list[list[Completion]]:
         if not is_probe(seeds):
             self.sampled_with.append(next(self.copy.parameters()).detach().clone())
@@ -95,8 +99,8 @@ class Streaming(Copying):
             self._syncs += 1
 
     def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]], done: Done | None = None,
-        turns: Turns | None = None,
+        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]],
+        done: OnGroupDone | None = None, turns: Turns | None = None,
     ) -> list[list[Completion]]:  # fmt: skip
         with self._turn:
             groups = HFEngine.generate(self, prompts, sampling, seeds, None, turns)
@@ -104,7 +108,7 @@ class Streaming(Copying):
 
     def generate_stream(
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]],
-        started: GroupStarted, done: Done, turns: Turns | None = None,
+        started: OnGroupStarted, done: OnGroupDone, turns: Turns | None = None,
     ) -> None:  # fmt: skip
         def one(p: int) -> None:
             with self._turn:
@@ -137,7 +141,7 @@ class Scripted(HFEngine):
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]],
-        done: Done | None = None, turns: Turns | None = None,
+        done: OnGroupDone | None = None, turns: Turns | None = None,
     ) -> list[list[Completion]]:  # fmt: skip
         if turns is None:
             return super().generate(prompts, sampling, seeds, done)
@@ -192,7 +196,11 @@ class Crashing(Copying):
         super().sync(policy)
 
     def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]], done: Done | None = None
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        seeds: Sequence[Sequence[int]],
+        done: OnGroupDone | None = None,
     ) -> list[list[Completion]]:
         if not self._crashes("generate", str(len(prompts))):
             return super().generate(prompts, sampling, seeds, done)
@@ -283,7 +291,7 @@ def check_thought_budget(
             if completion.sampled:
                 cut += 1
                 written = [id for id, own in zip(completion.token_ids, completion.sampled, strict=True) if not own]
-                assert written == mark and completion.sampled[:5] == (True,) * 5 and not completion.sampled[5]
+                assert (written, completion.sampled[:5], not completion.sampled[5]) == (mark, (True,) * 5, True)
                 assert completion.text.count("</think>") == 1 and replace(completion, prefill="<think>\n").answer
     assert cut
     others = [completion for group in engine.generate(unopened, sampling, seeds) for completion in group]

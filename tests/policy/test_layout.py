@@ -36,8 +36,7 @@ def sees(rows: Rows) -> list[list[int]]:
 def test_a_completion_sees_its_prompt_and_itself() -> None:
     rows = build_rows([group([5, 6], [[7, 8, 9], [10, 11]])], True, CPU)
     # the last token of a completion is never an input: [5 6 | 7 8 | 10]
-    assert rows.input_ids.tolist() == [[5, 6, 7, 8, 10]]
-    assert rows.position_ids.tolist() == [[0, 1, 2, 3, 2]]
+    assert (rows.input_ids.tolist(), rows.position_ids.tolist()) == ([[5, 6, 7, 8, 10]], [[0, 1, 2, 3, 2]])
     assert sees(rows) == [
         [1, 0, 0, 0, 0],
         [1, 1, 0, 0, 0],
@@ -45,17 +44,14 @@ def test_a_completion_sees_its_prompt_and_itself() -> None:
         [1, 1, 1, 1, 0],
         [1, 1, 0, 0, 1],
     ]
-    assert rows.target.tolist() == [7, 8, 9, 10, 11]
-    assert rows.row.tolist() == [0] * 5
-    assert rows.column.tolist() == [1, 2, 3, 1, 4]
-    assert rows.sequence.tolist() == [0, 0, 0, 1, 1]
+    assert (rows.target.tolist(), rows.row.tolist()) == ([7, 8, 9, 10, 11], [0] * 5)
+    assert (rows.column.tolist(), rows.sequence.tolist()) == ([1, 2, 3, 1, 4], [0, 0, 0, 1, 1])
     assert rows.position.tolist() == [0, 1, 2, 0, 1]
 
 
 def test_groups_share_a_row_without_seeing_each_other_or_padding() -> None:
     rows = build_rows([group([5, 6], [[7, 8, 9], [1]]), group([4], [[3, 2]])], True, CPU)
-    assert rows.input_ids.tolist() == [[5, 6, 4, 7, 8, 3]]
-    assert rows.position_ids.tolist() == [[0, 1, 0, 2, 3, 1]]
+    assert (rows.input_ids.tolist(), rows.position_ids.tolist()) == ([[5, 6, 4, 7, 8, 3]], [[0, 1, 0, 2, 3, 1]])
     assert sees(rows) == [
         [1, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0],
@@ -91,8 +87,7 @@ def test_positions_of_three_dimensions_go_on_behind_the_largest(shared: bool) ->
 @pytest.mark.parametrize(("shared", "ids"), [(True, [[5, 6, 8]]), (False, [[5, 0]] * 3 + [[6, 0], [6, 8], [6, 0]])])
 def test_empty_completions_have_no_target_but_keep_their_number(shared: bool, ids: list[list[int]]) -> None:
     rows = build_rows([group([5], [[], [7], []]), group([6], [[], [8, 9], []])], shared, CPU)
-    assert rows.input_ids.tolist() == ids
-    assert rows.target.tolist() == [7, 8, 9]
+    assert (rows.input_ids.tolist(), rows.target.tolist()) == (ids, [7, 8, 9])
     assert rows.sequence.tolist() == [1, 4, 4]
 
 

@@ -106,7 +106,7 @@ def test_a_frozen_head_still_passes_the_gradient_on() -> None:
 
 def test_under_autocast_the_matrices_are_half_and_the_softmax_is_not() -> None:
     hidden, weight, _, target = (x if x is None or x.dtype == torch.long else x.float() for x in numbers(False))
-    assert hidden is not None and weight is not None and target is not None
+    assert None not in (hidden, weight, target)
     with torch.autocast("cpu", torch.bfloat16):
         logp = score_tokens(hidden, weight, None, target, Sampling()).logp
         half = torch.nn.functional.linear(hidden, weight)

@@ -190,7 +190,7 @@ def test_end_tokens_come_from_the_generation_config_first() -> None:
 @pytest.mark.parametrize("folder", ["tiny_model_folder", "untied_model_folder"])
 def test_a_loaded_policy_is_fp32_without_dropout_and_checked(folder: str, request: pytest.FixtureRequest) -> None:
     policy = load_policy(str(request.getfixturevalue(folder)))
-    assert policy.shared_prefix and policy.eos_token_ids == ENDS and not policy.model.training
+    assert (policy.shared_prefix, policy.eos_token_ids, not policy.model.training) == (True, ENDS, True)
     assert {p.dtype for p in policy.parameters()} == {torch.float32}
 
 

@@ -183,7 +183,7 @@ def test_the_hugging_face_engine_returns_the_experts_of_each_input(name: str, mo
             with routing() as seen:
                 policy.model(torch.tensor([[*prompt, *completion.token_ids[:-1]]]))
             wanted = seen.packed()
-            assert wanted is not None and completion.routes is not None and wanted.dtype == torch.uint8
+            assert (completion.routes is not None, wanted.dtype) == (True, torch.uint8)
             assert completion.routes.sort(-1).values.equal(wanted.sort(-1).values)
             assert not wanted.sort(-1).values.roll(1, 0).equal(wanted.sort(-1).values) or len(wanted) == 1
 
@@ -200,7 +200,7 @@ def test_what_vllm_reports_is_of_all_layers_and_of_their_numbers() -> None:
     engine._context = EngineContext("", policy, test_models.tiny.byte_tokenizer(), 512, 64, 0)
     reported = torch.randint(4, (7, 2, 2)).to(torch.uint8)
     found = engine._routes(CompletionOutput(0, "", [5, 6], None, None, routed_experts=reported.numpy()))
-    assert found is not None and found.dtype == torch.uint8 and found.equal(reported[:, 1:])
+    assert (found.dtype, found.equal(reported[:, 1:])) == (torch.uint8, True)
     large = CompletionOutput(0, "", [5], None, None, routed_experts=reported.numpy().astype("uint16") + 300)
     assert engine._routes(large).equal(reported[:, 1:].short() + 300)  # type: ignore[union-attr]
 

@@ -45,7 +45,7 @@ def test_what_is_no_model_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.
     ):
         with pytest.raises(UserError) as error:
             resolve_model(name)
-        assert said in str(error.value) and name in str(error.value) and "\n" not in str(error.value)
+        assert [text in str(error.value) for text in (said, name, "\n")] == [True, True, False]
 
 
 def save_adapters(base: Path, folder: Path) -> Any:

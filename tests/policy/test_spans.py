@@ -104,7 +104,7 @@ def test_both_methods_are_compared_where_a_policy_trains(device: torch.device, m
 def test_no_block_of_queries_is_said_to_have_one_at_most() -> None:
     """A GPU's kernel would then take all blocks to have one."""
     spans = lay_out_spans(*row(GROUPS["one token and none"])[:2])
-    assert spans.shared is not None and spans.shared.queries == [0, 1] and spans.shared.longest == (2, 4)
+    assert (spans.shared.queries, spans.shared.longest) == ([0, 1], (2, 4))
 
 
 def test_a_model_scores_alike_by_both(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,7 +96,7 @@ def test_gold_answers_that_do_not_score_are_reported_in_a_line(caplog: Any) -> N
 def test_gold_answers_of_a_bounded_sample_are_judged_spread_over_the_set() -> None:
     reward = Counted()
     warn_of_gold_answers([reward], samples(*["a"] * 1000))
-    assert len(reward.seen) == GOLD_SAMPLES and reward.seen[:2] == ["0", "31"] and int(reward.seen[-1]) > 900
+    assert (len(reward.seen), reward.seen[:2], int(reward.seen[-1]) > 900) == (GOLD_SAMPLES, ["0", "31"], True)
 
 
 def test_fit_judges_the_gold_answers_once_at_its_start(

@@ -41,7 +41,7 @@ def test_case_punctuation_and_articles_do_not_count(answer: str) -> None:
 )
 def test_f1_counts_words(answer: str, score: float) -> None:
     result = judge(f"\\boxed{{{answer}}}")
-    assert result.value == pytest.approx(score) and result.correct is False and result.status == "ok"
+    assert (result.value, result.correct, result.status) == (pytest.approx(score), False, "ok")
     assert judge(f"\\boxed{{{answer}}}", exact=True).value == 0.0
 
 

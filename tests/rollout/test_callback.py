@@ -17,7 +17,7 @@ from two_ranks import in_two_ranks
 from lit_rlvr.engines.base import EngineContext
 from lit_rlvr.engines.hf import HFEngine
 from lit_rlvr.engines.synced import check_engine, probe_prompts, probe_seeds, trainer_logprobs
-from lit_rlvr.engines.turns import Done
+from lit_rlvr.engines.turns import OnGroupDone
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy import policy as policy_module
 from lit_rlvr.policy.layout import Group
@@ -41,7 +41,11 @@ class CountingEngine(HFEngine):
         self.calls.append("sync")
 
     def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]], done: Done | None = None
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        seeds: Sequence[Sequence[int]],
+        done: OnGroupDone | None = None,
     ) -> list[list[Completion]]:
         self.calls.append(str(sum(len(s) for s in seeds)))
         return super().generate(prompts, sampling, seeds, done)
@@ -67,7 +71,11 @@ class StaleEngine(CountingEngine):
     """Ignores all weights after the first sync."""
 
     def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]], done: Done | None = None
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        seeds: Sequence[Sequence[int]],
+        done: OnGroupDone | None = None,
     ) -> list[list[Completion]]:
         found = super().generate(prompts, sampling, seeds, done)
         if self.calls.count("sync") < 2:

@@ -153,7 +153,7 @@ def test_a_long_observation_is_cut_in_the_middle_and_says_so() -> None:
     cut = between("tool").tokens("".join(f"{k} " for k in range(200_000)), END, 100)
     text, ids = cut.text, cut.token_ids
     assert len(ids) <= 100
-    assert text.startswith("0 1 2 ") and text.endswith("199999 ") and "\n[... cut ...]\n" in text
+    assert (text.startswith("0 1 2 "), text.endswith("199999 "), "\n[... cut ...]\n" in text) == (True, True, True)
     assert between("tool").tokens("short", END, 100).text == "short"
 
 
@@ -225,7 +225,7 @@ def test_an_episode_that_cannot_begin_has_failed(episodes: Any) -> None:
     plain = hf_engine().generate(PROMPTS, replace(SAMPLING, max_turns=1), SEEDS)
     assert flat(found) == flat(again) == flat(plain)
     for one, other in zip((c for g in again for c in g), (c for g in plain for c in g), strict=True):
-        assert one.outcome is not None and one.outcome.status == "error" and "no way in" in one.outcome.detail
+        assert (one.outcome.status, "no way in" in one.outcome.detail) == ("error", True)
         assert one.finish_reason == other.finish_reason
 
 

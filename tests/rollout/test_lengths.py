@@ -13,7 +13,7 @@ from tiny_runs import FIT, tiny_config, write_config
 from transformers import Gemma3TextConfig, LlamaConfig, MambaConfig, Qwen2_5_VLConfig, Qwen3Config
 
 from lit_rlvr.engines.base import EngineContext
-from lit_rlvr.engines.turns import Done
+from lit_rlvr.engines.turns import OnGroupDone
 from lit_rlvr.errors import UserError
 from lit_rlvr.rollout.preflight.lengths import LengthRequirement, check_lengths, context_length
 from lit_rlvr.types import Completion, Prompt, Sampling
@@ -99,7 +99,11 @@ class Sized(Copying):
         self.sizes.append(context.max_tokens)
 
     def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]], done: Done | None = None
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        seeds: Sequence[Sequence[int]],
+        done: OnGroupDone | None = None,
     ) -> list[list[Completion]]:
         assert max(len(prompt.token_ids) for prompt in prompts) + sampling.max_tokens <= self.sizes[-1]
         return super().generate(prompts, sampling, seeds, done)

@@ -26,8 +26,7 @@ WAITS = float("inf")
 def test_the_first_finished_are_taken_and_of_these_the_oldest() -> None:
     old, new, waits = GroupState(1, 4, 0, True), GroupState(2, 3, 0, True), GroupState(WAITS, 5, 0, False)
     runs = GroupState(1, 2, 0, False)
-    assert choose([new, waits, runs, old], 1) == [old]
-    assert choose([new, waits, runs, old], 2) == [old, new]
+    assert (choose([new, waits, runs, old], 1), choose([new, waits, runs, old], 2)) == ([old], [old, new])
     assert choose([new, waits, runs, old], 3) is None
 
 
@@ -174,7 +173,7 @@ def test_no_token_is_older_than_allowed_and_each_group_is_trained_on_once(
     assert int(found.min()) == 0 and int(found.max()) == staleness
     names = [prompt.sample.id for rollout in seen.rollouts for prompt in rollout.prompts]
     begun = [name for _, name in engine.begun]
-    assert len(names) == len({*names}) and {*names} <= {*begun} and len(begun) == len({*begun})
+    assert (len(names), {*names} <= {*begun}, len(begun)) == (len({*names}), True, len({*begun}))
     assert late in [prompt.sample.id for prompt in seen.rollouts[2].prompts], "as late as it may"
     assert seen.metrics[2]["train/staleness/wait"] > 0 == seen.metrics[1]["train/staleness/wait"]
     first = min(int(label.rpartition("-")[2]) for label, _ in engine.begun)

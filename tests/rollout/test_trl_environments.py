@@ -159,9 +159,12 @@ class Single:
 
 def test_environments_without_tools_and_by_name() -> None:
     single = as_environment(Single)
-    assert isinstance(single, WrappedTools) and not single.needs_turns and not single.tools and single.has_reward
+    assert isinstance(single, WrappedTools)
+    assert not single.needs_turns
+    assert not single.tools
+    assert single.has_reward
     both = as_environment({"one": Single, "count": "trl_environments.Target"})
-    assert both is not None and both.needs_turns and both.title == "Single or Target"
+    assert (both.needs_turns, both.title) == (True, "Single or Target")
     data = PromptDataModule()
     data.use_environment(both)
     assert data.optional == {"prompt", "answer"}

@@ -69,8 +69,7 @@ def test_mixed_groups_go_by_the_reward_unless_told_otherwise() -> None:
     rollout = make_rollout([[1], [2], [3]], [[[4], [5]]] * 3, rewards=[[0.0, 1.0], [1.0, 1.0], [0.3, 0.4]])
     rollout.correct = torch.tensor([[1.0, 1.0], [0.0, 1.0], [0.0, 0.0]])
     rollout.parts = {"short": torch.tensor([[0.5, 0.5], [0.5, math.nan], [0.0, 0.5]])}
-    assert mixed_groups(rollout) == [0, 2]
-    assert mixed_groups(rollout, "correct") == [1]
+    assert (mixed_groups(rollout), mixed_groups(rollout, "correct")) == ([0, 2], [1])
     assert mixed_groups(rollout, "short") == [2], "what a reward does not judge has no value"
     rollout.statuses = [["ok", "ok"], ["ok", "ok"], ["error", "ok"]]
     rollout.judged[1, 0] = False

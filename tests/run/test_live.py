@@ -55,7 +55,7 @@ def test_it_follows_a_run_from_its_start_to_its_end(
     assert {state["total"] for state in generating} == {state["total"] for state in generating if state["total"] > 1}
     last = json.loads((run_folder / "run" / live.LIVE).read_text())
     assert (last["stage"], last["part"], last["waiting"]) == ("ended", "", {})
-    assert last["step"] == last["steps"] > 0 and last["seconds_left"] == 0 and last["engine"] == "hf"
+    assert (last["step"] == last["steps"] > 0, last["seconds_left"], last["engine"]) == (True, 0, "hf")
     assert next(iter(FollowedFolders([run_folder / "run"]).runs.values())).status.state == "finished"
 
 

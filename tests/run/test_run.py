@@ -104,8 +104,7 @@ def test_callbacks_are_ordered_by_what_they_are() -> None:
     own = names.index("Own")
     assert names[0] == "StopOnSignal" and names[own - 1] == "LiveFile"
     after = ["RunFolder", "RolloutCallback", "Budget", "CollapseMonitor", "FirstRollout", "LostWork", "Timer"]
-    assert names[own + 1 : own + 8] == after
-    assert names[-2:] == ["RunCheckpoint", "ModelCheckpoint"]
+    assert (names[own + 1 : own + 8], names[-2:]) == (after, ["RunCheckpoint", "ModelCheckpoint"])
     assert [type(one) for one in in_order([Own(), RunStart(None), StopOnSignal()])] == [StopOnSignal, RunStart, Own]  # type: ignore[arg-type]
 
 

@@ -136,8 +136,7 @@ def test_a_tracker_that_fails_gets_what_it_missed_at_the_end(run_folder: Path, l
 def test_a_tracker_added_on_resume_gets_the_whole_run(run_folder: Path, lit_rlvr: CLI) -> None:
     fit(lit_rlvr, "--trainer.max_steps", 3)
     fit(lit_rlvr, *own(), "--ckpt_path", "last")
-    assert said(run_folder, "started") == [None]
-    assert said(run_folder, "step") == [0, 1, 2, 3, 4, 5, 6]
+    assert (said(run_folder, "started"), said(run_folder, "step")) == ([None], [0, 1, 2, 3, 4, 5, 6])
     fit(lit_rlvr, *own(), "--ckpt_path", "last", "--trainer.max_steps", 7)
     fit(lit_rlvr, *own(), "--ckpt_path", "last", "--trainer.max_steps", 7)  # nothing left to train
     assert said(run_folder, "started") == [None, "note-1"] and said(run_folder, "step")[7:] == [7]

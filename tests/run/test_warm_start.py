@@ -191,7 +191,7 @@ def test_the_solutions_of_episodes_are_played(tiny_model_folder: Path, cache: Pa
     assert len(seen) == 12
     for completion in seen:
         call, answer = completion.turns
-        assert call.observation == answer.text and call.calls == 1 and call.errors == 0
+        assert (call.observation, call.calls, call.errors) == (answer.text, 1, 0)
         sampled = [t for t, own in zip(completion.token_ids, completion.sampled, strict=True) if own]
         assert data.tokenizer.decode(sampled, skip_special_tokens=True) == call.text + answer.text
     for wrong, played, said in (

@@ -19,7 +19,7 @@ from torch import Tensor
 from lit_rlvr.algorithms import AAPO, GRPO
 from lit_rlvr.datamodules import LesionCount, PromptDataModule
 from lit_rlvr.engines.hf import HFEngine
-from lit_rlvr.engines.turns import Done, Turns
+from lit_rlvr.engines.turns import OnGroupDone, Turns
 from lit_rlvr.objectives import Stats
 from lit_rlvr.options import Lora
 from lit_rlvr.policy import attention, verify, vision_attention
@@ -98,7 +98,7 @@ class Replaying(HFEngine):
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]],
-        done: Done | None = None, turns: Turns | None = None,
+        done: OnGroupDone | None = None, turns: Turns | None = None,
     ) -> list[list[Completion]]:  # fmt: skip
         sampled = super().generate(prompts, sampling, seeds, None, turns)
         groups = [self.given[prompt.sample.id] for prompt in prompts]

@@ -164,7 +164,9 @@ def test_rounding_is_no_divergence_where_bfloat16_measures_it(
     assert recorder.metrics[0]["train/kl_step"] == pytest.approx(max(mean_kl(before, after) - rounding, 0), rel=1e-5)
     ours = torch.cat([p.detach().flatten() for p in module.policy.parameters() if p.requires_grad])
     apart = ((flipped - left) / left).abs()
-    assert torch.equal(ours, left) and float(apart.min()) >= 2**-12 and float(apart.max()) <= 2**-11
+    assert torch.equal(ours, left)
+    assert float(apart.min()) >= 2**-12
+    assert float(apart.max()) <= 2**-11
 
 
 def test_a_measurement_that_runs_out_of_memory_leaves_training_its_micro_batches(

@@ -92,15 +92,15 @@ class QwenImageProcessor(ImageProcessor):
         Raises:
             UserError: one side is more than 200 times as long as the other.
         """
-        own, (width, height) = self._own.video_processor, size
+        processor, (width, height) = self._own.video_processor, size
         shape = torch.empty(1, frames, 3, height, width, device="meta")
-        factors = {"factor": self._unit, "temporal_factor": own.temporal_patch_size, "cap_pixels_per_frame": True}
+        factors = {"factor": self._unit, "temporal_factor": processor.temporal_patch_size, "cap_pixels_per_frame": True}
         try:
-            *_, high, wide = own.resize(shape, own.size, own.resample, **factors).shape
+            *_, high, wide = processor.resize(shape, processor.size, processor.resample, **factors).shape
         except ValueError as error:
             raise UserError(f"a video of {width} x {height} pixels: {error}") from error
         patch = self._unit // self._merge
-        return -(-frames // own.temporal_patch_size), high // patch, wide // patch
+        return -(-frames // processor.temporal_patch_size), high // patch, wide // patch
 
     def video_placeholders(self, size: tuple[int, int], video: Video) -> tuple[int, ...]:
         return self._video_tokens(torch.tensor([self.video_grid(size, len(video.indices))]), video)
@@ -137,10 +137,10 @@ class QwenImageProcessor(ImageProcessor):
 
     def _cut_video(self, video: Video) -> tuple[dict[str, Tensor], tuple[int, ...]]:
         """Return the inputs of a video, by the names of an image's, with the seconds between its temporal patches."""
-        own = self._own.video_processor
+        processor = self._own.video_processor
         options = {"do_resize": False, "do_sample_frames": False, "cap_pixels_per_frame": True}
-        made = own(videos=[video.array], return_tensors="pt", **options)
-        seconds = own.temporal_patch_size * video.total / len(video.indices) / video.fps
+        made = processor(videos=[video.array], return_tensors="pt", **options)
+        seconds = processor.temporal_patch_size * video.total / len(video.indices) / video.fps
         patches, grid = made["pixel_values_videos"], made["video_grid_thw"]
         inputs = {"pixel_values": patches, "image_grid_thw": grid, "second_per_grid_ts": torch.tensor([seconds])}
         return inputs, self._video_tokens(grid, video)

@@ -59,7 +59,7 @@ def test_the_four_verdicts_are_hand_computed() -> None:
     decided = decide(FOUR, results(CELLS))
     assert [d.verdict for d in decided] == ["seen", "not seen", "cannot tell", "smaller than printed"]
     better, worse, same, smaller = (d.result for d in decided)
-    assert better is not None and worse is not None and same is not None and smaller is not None
+    assert None not in (better, worse, same, smaller)
     assert (better.p, better.adjusted) == pytest.approx((2 / 1024, 8 / 1024)) and better.below is None
     assert better.difference == pytest.approx(0.059) and better.n == 10
     assert better.interval == pytest.approx([0.059 - 0.00626, 0.059 + 0.00626], abs=1e-4), "2.262 s / sqrt(10)"
@@ -88,7 +88,7 @@ def test_too_few_seeds_are_one_line() -> None:
     ]
     assert lacking_pairs(few)[0] in claims_section(few) and few[0].verdict == "cannot tell"
     enough = decide(FOUR, results(CELLS, 8))
-    assert lacking_pairs(enough) == [] and "Too few" not in claims_section(enough) and enough[0].verdict == "seen"
+    assert (lacking_pairs(enough), "Too few" in claims_section(enough), enough[0].verdict) == ([], False, "seen")
     assert lacking_pairs(decide([claim("better", primary=False)], results(CELLS, 1))) == []
 
 
@@ -101,7 +101,7 @@ def test_too_few_pairs_show_nothing_and_make_nothing_smaller() -> None:
         (7, SMALLER_THAN_PRINTED, True),
     ):
         first, second, _ = decide(three, results(CELLS, pairs))
-        assert first.result is not None and first.result.below is not None and first.result.below < 0.05
+        assert first.result.below < 0.05
         assert first.verdict == verdict and second.verdict == "cannot tell"
         assert ("(could show 0.0" in second.row()[-1]) == shows == (second.as_data()["could_show"] is not None)
 
@@ -114,7 +114,7 @@ def test_nan_is_no_difference() -> None:
 def test_what_no_run_has_is_not_too_few_seeds() -> None:
     """It counts in the correction all the same: with ten seeds, two claims have enough."""
     none = decide([claim("better", metric="pass@4"), claim("better")], results(CELLS))
-    assert none[0].result is None and none[0].verdict == "cannot tell" and none[0].as_data()["n"] == 0
+    assert (none[0].result, none[0].verdict, none[0].as_data()["n"]) == (None, "cannot tell", 0)
     assert lacking_pairs(none) == ["better: no pair of runs has pass@4, a."]
     assert len(lacking_pairs(decide([claim("better", metric="pass@4"), claim("better")], results(CELLS, 6)))) == 2
     assert lacking_pairs(decide([claim("better", metric="pass@4", primary=False)], results(CELLS))) != []
@@ -124,7 +124,7 @@ def test_what_no_run_has_is_not_too_few_seeds() -> None:
 def test_the_fewest_pairs_are_those_that_sign_flips_need(comparisons: int, pairs: int) -> None:
     assert least_pairs(comparisons) == pairs
     enough, few = (sign_flip_test([1.0 + k for k in range(n)]) for n in (pairs, pairs - 1))
-    assert enough is not None and few is not None and comparisons * enough <= 0.05 < comparisons * few
+    assert comparisons * enough <= 0.05 < comparisons * few
 
 
 def test_equal_differences_are_larger_or_smaller_than_a_size() -> None:

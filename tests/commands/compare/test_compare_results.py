@@ -79,7 +79,7 @@ def test_a_run_folder_is_read(tmp_path: Path) -> None:
 def test_results_are_hand_computed_values() -> None:
     """Differences 0.1, 0.2, 0.3: see test_compare_significance."""
     found = study_results(*made_up())
-    assert found["metric"] == "val/accuracy" and found["budget"] == {"steps": 32} and found["seeds"] == [0, 1, 2]
+    assert (found["metric"], found["budget"], found["seeds"]) == ("val/accuracy", {"steps": 32}, [0, 1, 2])
     task = found["tasks"]["task"]
     assert task["before"] == {"mean": pytest.approx(0.1), "std": 0, "n": 6}
     base, other = task["cells"]["base"], task["cells"]["other"]
@@ -106,7 +106,7 @@ def test_the_course_of_each_seed_is_in_the_results() -> None:
     runs[0] = replace(runs[0], rows=runs[0].rows | more, summary=SUMMARY | {"stopped": "collapsed at step 3"})
     cell = study_results(study, runs)["tasks"]["task"]["cells"]["base"]
     alone = cell["by_seed"]["0"]
-    assert alone["quarters"]["train/loss"] == [5.5, 7.5, 9.5, 11.5] and cell["collapsed"] == 1 and alone["collapsed"]
+    assert (alone["quarters"]["train/loss"], cell["collapsed"]) == ([5.5, 7.5, 9.5, 11.5], 1) and alone["collapsed"]
     assert alone["loss_variance"] == cell["loss_variance"]["mean"] == 6.0 and cell["loss_variance"]["n"] == 1
     assert cell["by_seed"]["1"]["loss_variance"] is None and cell["peak_memory_mb"]["mean"] == 100
     assert cell["by_seed"]["1"]["best"] == 0.3 and cell["by_seed"]["1"]["last"]["val/s/pass@2"] == 0.6

@@ -182,7 +182,7 @@ DECIDING = {
 def test_a_study_varies_what_its_paper_varies(name: str) -> None:
     study: Study = STUDIES[name]
     seeds = list(range(10 if name in DECIDING else 3))
-    assert study.name == name and study.seeds == seeds and study.metric == "val/accuracy"
+    assert (study.name, study.seeds, study.metric) == (name, seeds, "val/accuracy")
     assert {cell.name for cell in study.cells} == VARIED[name].keys()
     if name != "smoke":
         assert study.budget == of(ENDS, name)

@@ -35,7 +35,7 @@ def test_explain_shows_a_group_of_a_run(run_folder: Path, lit_rlvr: CLI) -> None
     result = lit_rlvr("explain", "run", "--step", "6", "--prompt", str(live), status=0)
     assert "From reward to weight" in result.out and "GRPO, step 6" in result.out
     text = (run_folder / "run/explain.html").read_text()
-    assert 'class="up"' in text and 'class="down"' in text and "ratio" in text and "<script" not in text
+    assert [part in text for part in ('class="up"', 'class="down"', "ratio", "<script")] == [True, True, True, False]
     for completion in saved["groups"][live]["completions"]:
         assert len(completion["weight"]) == len(completion["ratio"]) == len(completion["tokens"])
         signs = {weight > 0 for weight in completion["weight"] if weight}

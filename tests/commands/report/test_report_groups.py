@@ -55,7 +55,7 @@ def test_a_study_is_grouped_by_cell_and_task(tmp_path: Path) -> None:
 
 def test_a_cell_that_is_done_but_gone_is_noted(tmp_path: Path) -> None:
     _, groups = read_groups([make_study(tmp_path, [{"name": "grpo", "run": "runs/gone"}])])
-    assert groups[0].runs == [] and groups[0].wanted == 1 and "runs/gone holds no run" in groups[0].problems[0]
+    assert (groups[0].runs, groups[0].wanted, "runs/gone holds no run" in groups[0].problems[0]) == ([], 1, True)
 
 
 def test_a_broken_study_is_refused(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ def test_a_whole_run(tmp_path: Path) -> None:
     index = index_completions(run)
     assert index.read_group(index.prompts["1+1"].visits[0]) == rows
     assert run.metrics == METRICS and run.notes == []
-    assert run.is_finished and run.seed == "0" and run.settings["model"] == "GRPO"
-    assert run.accuracies == (0.25, 0.75) and run.number("steps") == 4 and run.seconds_per_iteration == 3.25
+    assert (run.is_finished, run.seed, run.settings["model"]) == (True, "0", "GRPO")
+    assert (run.accuracies, run.number("steps"), run.seconds_per_iteration) == ((0.25, 0.75), 4, 3.25)
     assert run.ends("val/accuracy") == (0.25, 0.75) and run.ends("rollout/reward") == (None, 0.75)
 
 

@@ -96,7 +96,10 @@ def test_the_report_fits_and_shows_something(study: Path, tmp_path: Path) -> Non
     found, picture = browse(study.read_text(encoding="utf-8"), width, height, tmp_path)
     assert found["viewport"] == width
     assert found["closed"] <= width and found["opened"] <= width
-    assert found["lines"] >= 9 * 5 and found["small"] == 0 and found["strangers"] == 0
-    assert found["before"] and not found["after"] and found["others"], "a group's switch hides its curves alone"
+    assert (found["lines"] >= 9 * 5, found["small"], found["strangers"]) == (True, 0, 0)
+    assert found["before"], "a group's switch hides its curves alone"
+    assert not found["after"], "a group's switch hides its curves alone"
+    assert found["others"], "a group's switch hides its curves alone"
     colours = picture.getcolors(width * height)
-    assert colours is not None and len(colours) > 100 and max(count for count, _ in colours) < 0.95 * width * height
+    assert len(colours) > 100
+    assert max(count for count, _ in colours) < 0.95 * width * height

@@ -34,9 +34,9 @@ def test_results_are_means_over_seeds(groups: list[RunGroup]) -> None:
     }  # fmt: skip
     assert (a["before"], a["after"]) == (0.25, pytest.approx(0.6))
     row = dict(zip(columns, b["cells"], strict=True))
-    assert row["runs"] == "1 of 2 finished" and row["after"] == "0.900" and row["against a"] == "+0.300"
-    assert row["before"] == "0.250 ± 0.000" and row["gain"] == "+0.650" and row["training (s)"] == "60"
-    assert c["cells"].count(MISSING) == len(columns) - 1 and c["before"] is None and c["after"] is None
+    assert (row["runs"], row["after"], row["against a"]) == ("1 of 2 finished", "0.900", "+0.300")
+    assert (row["before"], row["gain"], row["training (s)"]) == ("0.250 ± 0.000", "+0.650", "60")
+    assert (c["cells"].count(MISSING), c["before"], c["after"]) == (len(columns) - 1, None, None)
     assert "against a" not in results_table(groups[1:])[0]
 
 

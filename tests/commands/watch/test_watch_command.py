@@ -51,7 +51,7 @@ def test_bad_input_is_one_line(
         if arguments[:1] == ["run"]:
             make_run(tmp_path / "run")
         result = lit_rlvr("watch", *(word.format(taken=taken.getsockname()[1]) for word in arguments))
-    assert result.status == 2 and message in result.err and result.err.count("\n") == 1
+    assert (result.status, message in result.err, result.err.count("\n")) == (2, True, 1)
 
 
 def test_programs_get_the_same(tmp_path: Path, lit_rlvr: CLI) -> None:

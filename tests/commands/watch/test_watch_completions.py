@@ -47,7 +47,7 @@ def test_it_follows_a_file_while_it_grows_in_any_pieces(tmp_path: Path) -> None:
         index.follow(60)
     once = Completions(path)
     once.follow(60)
-    assert index.prompts == once.prompts and index.unreadable == 0 and index.rows == len(ROWS)
+    assert (index.prompts, index.unreadable, index.rows) == (once.prompts, 0, len(ROWS))
 
 
 def test_a_resumed_run_replaces_the_file(tmp_path: Path) -> None:

@@ -57,14 +57,14 @@ def test_the_overview_shows_results_curves_and_what_the_run_does(pages: tuple[Te
 def test_a_prompt_shows_its_group_now_and_before(pages: tuple[TestClient, str]) -> None:
     asked, run = pages
     last = asked.get("/prompt", params={"run": run, "id": "1+1"}).text
-    assert "Step 4: 2 of 2 correct" in last and "said 1 at 4" in last and "said 1 at 2" not in last
+    assert [text in last for text in ("Step 4: 2 of 2 correct", "said 1 at 4", "said 1 at 2")] == [True, True, False]
     first = asked.get("/prompt", params={"run": run, "id": "1+1", "step": 2}).text
-    assert "Step 2: 1 of 2 correct" in first and "said 1 at 2" in first and "advantage -1" in first
+    assert [text for text in ("Step 2: 1 of 2 correct", "said 1 at 2", "advantage -1") if text not in first] == []
     assert "4<br>2/2 *" in first, "step 4 is marked as traced"
-    assert 'class="down"' in last and "weight -0.25, ratio 1.0000" in last and "seen" in last
+    assert [text for text in ('class="down"', "weight -0.25, ratio 1.0000", "seen") if text not in last] == []
     assert 'class="down"' not in first and "Not saved: only the tokens of every run.trace_every-th" in first
     hostile = asked.get("/prompt", params={"run": run, "id": HOSTILE}).text
-    assert "data:image/png;base64," in hostile and "look it up" in hostile and "it is 2" in hostile
+    assert [text for text in ("data:image/png;base64,", "look it up", "it is 2") if text not in hostile] == []
     assert 'class="text observed"' in hostile
 
 
@@ -109,7 +109,11 @@ def test_pages_may_run_our_script_only(pages: tuple[TestClient, str]) -> None:
     for path in ("/", "/now", "/nothing", "/watch.js"):
         headers = pages[0].get(path).headers
         policy = headers["content-security-policy"]
-        assert "default-src 'none'" in policy and "script-src 'self';" in policy and "frame-ancestors 'none'" in policy
+        assert [
+            text
+            for text in ("default-src 'none'", "script-src 'self';", "frame-ancestors 'none'")
+            if text not in policy
+        ] == []
         assert headers["x-content-type-options"] == "nosniff"
 
 
@@ -127,5 +131,8 @@ def test_other_machines_need_the_token(run: Path) -> None:
         first = asked.get("/", params={"token": "secret"})
         assert first.status_code == 303 and "secret" not in first.headers["location"]
         cookie = first.headers["set-cookie"].lower()
-        assert cookie.startswith(COOKIE) and "httponly" in cookie and "samesite=strict" in cookie
+        assert (
+            cookie.startswith(COOKIE),
+            [text for text in ("httponly", "samesite=strict") if text not in cookie],
+        ) == (True, [])
         assert "GRPO" in asked.get("/", headers={"host": "machine.example"}).text, "the cookie is enough from now on"
