@@ -57,7 +57,7 @@ def test_the_deepest_line_of_the_users_is_named(folder: Path, monkeypatch: pytes
 def test_ours_and_installed_code_are_not_the_users(folder: Path) -> None:
     assert user_line(KeyError("never raised")) == ""
     assert (user_line(raised(json.loads, "{")), user_line(raised(yaml.safe_load, "{"))) == ("", "")
-    assert user_line(raised(import_module("lit_rlvr.rewards").__getattr__, "Nonsense")) == ""
+    assert user_line(raised(import_module("lit_rlvr").__getattr__, "Nonsense")) == ""
     assert user_line(raised(eval, "1 / 0")) == ""
 
 
