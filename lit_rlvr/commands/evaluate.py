@@ -150,6 +150,9 @@ def sample_suites(
     """Sample and judge; return the records and each suite's questions.
 
     Args:
+        suites: the suites.
+        config: the parsed options.
+        out: folder of the evaluation.
         arguments: the arguments of the command line, for further processes.
     """
     share = Share.of_this_process()
@@ -226,8 +229,10 @@ def sample_suites(
 
 
 def resolve_dtype_and_length(config: Namespace, module: EvaluatingModule) -> int:
-    """Fill in the data type from the run or the model, and log it; return the completion length that holds where no
-    protocol sets one."""
+    """Fill in the data type from the run or the model; return the default completion length.
+
+    The data type is logged. The length holds where no protocol sets one.
+    """
     like = config.like or config.model
     dtype, why = find_dtype(config.dtype, like, module.model_folder)
     max_tokens, limit = find_max_tokens(config.max_tokens, like)

@@ -34,14 +34,21 @@ def filter_prompts(
     module: RLVRModule, data: PromptDataModule, rollout: RolloutCallback, dtype: torch.dtype, out: Path,
     samples: int, lowest: float, highest: float, split: Split, completions: int = 0,
 ) -> Path:  # fmt: skip
-    """Sample every prompt with training's sampling and rewards, and write the rows whose share of right completions is
-    in [lowest, highest].
+    """Sample every prompt as in training, and write the rows with a pass rate in [lowest, highest].
 
-    The completions go to a folder next to `out`; an interrupted run continues from them.
+    The pass rate is the share of right completions. The completions go to a folder next to `out`; an interrupted run
+    continues from them.
 
     Args:
+        module: the algorithm with the model to sample from.
+        data: the prompts.
+        rollout: the engine, the sampling settings and the rewards.
         dtype: the engine's data type.
         out: new JSONL file for the rows of the data, each with `pass_rate` and `samples`.
+        samples: completions per prompt.
+        lowest: the lowest share of right completions.
+        highest: the highest share of right completions.
+        split: the set to filter.
         completions: write a row for each of at most this many right completions; 0 = each row once.
 
     Raises:
@@ -133,10 +140,12 @@ def pass_rate(group: list[RecordRow]) -> float | None:
 
 
 def right_completions(group: list[RecordRow], most: int) -> list[Any]:
-    """Return the texts of right completions that ended, the highest rewards first, none twice; of an episode a list of
-    its turns.
+    """Return the texts of right completions that ended, the highest rewards first, each once.
+
+    The text of an episode is a list of its turns.
 
     Args:
+        group: the recorded completions of one prompt.
         most: how many at most.
     """
     ended = (row for row in group if row["correct"] and row["finish_reason"] == "stop")

@@ -32,14 +32,18 @@ IMAGE_SOFTWARE = "lit-rlvr preview"
 def describe_prompts(
     data: PromptDataModule, split: Split, count: int, folder: Path | None, module: RLVRModule, rollout: RolloutCallback
 ) -> dict[str, Any]:
-    """Return the first prompts of a set with their token counts and answers, and a summary of the set; and of the
-    training set what a teacher sees, and the completions that `SFT` trains on: all parts after the first prompt, those
-    of further sequences of a conversation with their number.
+    """Return the first prompts of a set with their token counts and answers, and a summary of the set.
+
+    For the training set, it also returns what a teacher sees, and the completions that `SFT` trains on: all parts after
+    the first prompt. Those of further sequences of a conversation have their number.
 
     Args:
         data: set up, and checked by the module's teachers.
+        split: the set.
         count: number of prompts.
         folder: folder for their images, created if there are any; None = save none.
+        module: the algorithm, which may have teachers.
+        rollout: the sampling settings and the rewards.
 
     Raises:
         UserError: there is no such set, or rows lack what `SFT` trains on.
@@ -131,8 +135,10 @@ def print_prompts(found: dict[str, Any]) -> None:
 
 
 def describe_image(data: PromptDataModule, prompt: Prompt, number: int, folder: Path | None) -> dict[str, Any]:
-    """Return the size of an image of a prompt as the model sees it, and the file in `folder` that it is saved to; of a
-    video, also the number of frames, some of which are saved in a row."""
+    """Save an image of a prompt to `folder`; return its size as the model sees it, and the file.
+
+    Of a video it saves some frames in a row, and also returns the number of frames.
+    """
     pixels = data.prepare(prompt).pixels
     assert pixels is not None, "the prompt has images"
     image = pixels.images[number]

@@ -104,8 +104,10 @@ def run(command: str, arguments: list[str]) -> None:
 
 
 def _hyphenated(word: str) -> str:
-    """Return an argument with its option's name as listed: vLLM takes --max_model_len for --max-model-len, too. Keys
-    after a dot, as in --lora-config.max_lora_rank, stay."""
+    """Return an argument with its option's name as vLLM lists it.
+
+    vLLM takes --max_model_len for --max-model-len, too. Keys after a dot, as in --lora-config.max_lora_rank, stay.
+    """
     name = re.match(r"--[^.=]*", word)
     return word if name is None else name[0].replace("_", "-") + word[name.end() :]
 

@@ -126,8 +126,10 @@ class Tuner:
         self.tuned = Tuned(samples=self.samples)
 
     def run(self) -> Tuned:
-        """Measure, and choose. If the model does not answer yet and the data show right answers, choose a warm start
-        too, and measure after it."""
+        """Measure the model, and choose the settings.
+
+        If the model does not answer yet and the data show right answers, choose a warm start too, and measure after it.
+        """
         limit, groups = self._measured()
         may_start = self.rollout.environment is None and self.module.adapter != "continue" and len(self.prompts) >= 4
         if may_start and not self.warm_start.steps and self._guesses(groups):

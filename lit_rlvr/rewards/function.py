@@ -100,9 +100,9 @@ class FunctionReward(Reward):
             raise value
         return value
 
-    def score_here(self, pairs: Sequence[Pair]) -> list[RewardResult]:
+    def score_in_process(self, pairs: Sequence[Pair]) -> list[RewardResult]:
         if not pairs or not (self.form.is_batch or self.is_async):
-            return super().score_here(pairs)
+            return super().score_in_process(pairs)
         with Waiting(self.dotted_path, [sample.id for _, sample in pairs]) as waiting, waiting.judging(0):
             try:
                 values = self.values(pairs)
@@ -110,7 +110,7 @@ class FunctionReward(Reward):
                 raise
             except BaseException as error:
                 values = [error] * len(pairs)
-        return [self.judged(value, completion) for value, (completion, _) in zip(values, pairs, strict=True)]
+        return [self.result_of(value, completion) for value, (completion, _) in zip(values, pairs, strict=True)]
 
     def values(self, pairs: Sequence[Pair]) -> list[Any]:
         """Call the function; return a value, or the exception of an asynchronous call, for each completion.

@@ -100,13 +100,14 @@ def warn_of_other_lengths(rewards: Sequence[Reward], most: int) -> None:
     """Warn of rewards whose settings are for completions of another length than those of training.
 
     Args:
+        rewards: the rewards of the run.
         most: tokens of the longest completion.
     """
     for reward in rewards:
-        if reward.longest is not None and reward.longest != most:
+        if (assumed := reward.assumed_max_tokens) is not None and assumed != most:
             log.warning(
                 "reward %s: it is set to completions of up to %d tokens, and those of training have up to %d "
-                "(rollout.sampling.max_tokens); give both the same length", reward.name, reward.longest, most,
+                "(rollout.sampling.max_tokens); give both the same length", reward.name, assumed, most,
             )  # fmt: skip
 
 

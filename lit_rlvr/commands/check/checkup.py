@@ -175,6 +175,8 @@ def check_reward(reward: Reward, samples: Sequence[Sample], seconds: float) -> C
     """Judge rewritten gold answers and short texts of some samples.
 
     Args:
+        reward: the reward to check.
+        samples: samples with reference answers.
         seconds: begin no further batch of rows after this time.
 
     Raises:
@@ -224,8 +226,9 @@ def is_paid(result: RewardResult, gold: RewardResult, floor: RewardResult) -> bo
     """Return True if a reward calls a text right or, where it does not report that, if it pays as for the gold one.
 
     Args:
+        result: the result of the text.
         gold: the result of the gold completion.
-        floor: that of an empty text.
+        floor: the result of an empty text.
     """
     if result.correct is not None:
         return result.correct
@@ -251,6 +254,8 @@ def texts_of(gold: Gold, frequent: Sequence[str], in_endings: bool = False) -> l
     """Return the texts of a row, each once: those of the rewrites, then the short texts.
 
     Args:
+        gold: the row's reference answer.
+        frequent: the most frequent answers of the data.
         in_endings: whether answers also stand in `ENDINGS`.
     """
     rewrites = [rewrite for rewrite in REWRITES if gold.kind in rewrite.kinds] if gold.answer else []

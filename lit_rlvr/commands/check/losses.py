@@ -89,8 +89,10 @@ def _without_terms(algorithm: RLVRModule) -> RLVRModule:
 
 
 def _zero_advantages(algorithm: RLVRModule, batch: FrozenBatch) -> float:
-    """Compare the gradient of rows with advantage 0 with 0, without the terms; 0 for a class that says
-    that it runs such rows."""
+    """Compare the gradient of rows with advantage 0 with 0, without the terms.
+
+    A class may declare that it runs such rows; then the result is 0.
+    """
     own = _without_terms(algorithm)
     if own.trains_all_rows:
         return 0.0

@@ -71,6 +71,8 @@ def algorithm_step(batch: FrozenBatch, algorithm: RLVRModule, advantages: Tensor
     """Return the optimizer step of an algorithm on a batch.
 
     Args:
+        batch: the frozen batch.
+        algorithm: the algorithm to measure.
         advantages: (P, G) or (B, T); None = the algorithm estimates them, and takes note of the rewards.
     """
     algorithm = copy(algorithm)
@@ -100,8 +102,10 @@ def frozen_inputs(batch: FrozenBatch, algorithm: RLVRModule, logp: Tensor, advan
     """Build the loss inputs of the whole batch, as one optimizer step.
 
     Args:
-        logp: (B, T), with a gradient.
-        advantages: (P, G) or (B, T).
+        batch: the frozen batch.
+        algorithm: the algorithm to measure.
+        logp: (B, T) log-probabilities, with a gradient.
+        advantages: (P, G) or (B, T) advantages.
     """
     size = batch.rewards.shape[1]
     lengths = batch.mask.sum(1)  # (B,)

@@ -26,6 +26,9 @@ class ClusterCommand:
     """The next command of a cell, as a job runs it on one machine; the cluster queues a preempted job again.
 
     Args:
+        study: the study.
+        cell: the cell to run.
+        root: the study's folder.
         log: receives the command's output.
     """
 
@@ -73,6 +76,7 @@ class ClusterJob:
     kill = terminate
 
     def wait(self) -> int:
+        """Wait for the end of the job; return its exit status."""
         while self.poll() is None:
             time.sleep(1)
         return int(self.returncode or 0)
@@ -105,6 +109,7 @@ class Cluster:
             raise UserError(f"--cluster: {' '.join(str(error).split())}") from error
 
     def start(self, study: Study, cell: Cell, log: Path) -> ClusterJob:
+        """Submit the next command of a cell."""
         return ClusterJob(self._executor.submit(ClusterCommand(study, cell, self.root, log.absolute())), log)
 
 
@@ -124,6 +129,7 @@ class Progress:
             self._say(f"{self.done} of {self.total} cells are done already")
 
     def started(self, cell: Cell) -> None:
+        """Record that a cell runs, and print it."""
         self.folder.set_status(cell, "running")
         number = self.done + len(self._started) + 1
         self._started[cell] = (number, time.monotonic())
@@ -162,6 +168,8 @@ def run_cells(folder: StudyFolder, jobs: int, lock: int, cluster: Cluster | None
     When this process is interrupted or killed, the running cells save and exit with it.
 
     Args:
+        folder: the study's folder, which records each cell's progress.
+        jobs: cells that run at the same time.
         lock: descriptor that the processes keep open.
         cluster: where to run them; None = as processes of this machine.
     """

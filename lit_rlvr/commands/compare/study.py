@@ -32,6 +32,9 @@ class Cell:
     """One run of a study.
 
     Args:
+        task: name of the task.
+        name: name of the cell, as in the tables.
+        seed: seed of the run.
         config: the config of `fit`, without the run folder.
     """
 
@@ -54,6 +57,7 @@ class Study:
     """A comparison.
 
     Args:
+        name: name of the study.
         cells: all cells, ordered by seed, so that the first seed covers every task and algorithm.
         baseline: name of the cell to compare the others with.
         budget: steps, samples or tokens, and how many.
@@ -74,6 +78,7 @@ class Study:
 
     @property
     def tasks(self) -> list[str]:
+        """The names of the tasks, in the order of the cells."""
         return list(dict.fromkeys(cell.task for cell in self.cells))
 
     @property
@@ -88,6 +93,7 @@ class Study:
 
     @property
     def seeds(self) -> list[int]:
+        """The seeds, in the order of the cells."""
         return list(dict.fromkeys(cell.seed for cell in self.cells))
 
 

@@ -19,6 +19,8 @@ def _table(title: str, columns: Sequence[str], rows: Mapping[str, Mapping[str, S
     """Return a Markdown table of percentages under its title, with the best printed values of each column in bold.
 
     Args:
+        title: title of the table.
+        columns: names of the columns.
         rows: name -> column -> spread.
     """
     cells = zip(*([percent(row.get(column)) for column in columns] for row in rows.values()), strict=True)
@@ -99,8 +101,10 @@ def report(study: Study, results: Mapping[str, Any], figures: Mapping[str, list[
     """Return the page of results.
 
     Args:
+        study: the study.
         results: the content of results.json.
         figures: task -> figures, in the study's folder.
+        failed: cells that failed.
     """
     unit, count = study.budget
     parts = [

@@ -53,10 +53,12 @@ class PairedDifference:
 
     @property
     def n(self) -> int:
+        """The number of pairs."""
         return len(self.differences)
 
     @property
     def difference(self) -> float:
+        """The mean difference over the pairs."""
         return mean(self.differences)
 
     @property
@@ -66,21 +68,25 @@ class PairedDifference:
 
     @property
     def could_show(self) -> float | None:
-        """The difference that as many pairs show with probability `POWER` in a single t-test, before the correction;
-        None with fewer pairs than needed."""
+        """The smallest difference that as many pairs show with probability `POWER`.
+
+        It holds for a single t-test, before the correction; None with fewer pairs than needed.
+        """
         return detectable(self.n) * stdev(self.differences) if self.n >= self.needed else None
 
     @property
     def verdict(self) -> str:
-        """Return the verdict by sign flips alone."""
+        """The verdict by sign flips alone."""
         if self.adjusted >= LEVEL:
             return "cannot tell"
         return "seen" if self.difference > 0 else "not seen"
 
     @property
     def reading(self) -> str:
-        """Return the verdict, with the t-test against the printed difference where sign flips cannot tell though they
-        have enough pairs."""
+        """Verdict as the tables print it.
+
+        Where sign flips cannot tell though they have enough pairs, the t-test against the printed difference decides.
+        """
         is_smaller = self.below is not None and self.below < LEVEL and self.n >= self.needed
         return SMALLER_THAN_PRINTED if is_smaller and self.verdict == "cannot tell" else self.verdict
 

@@ -23,6 +23,7 @@ def chart(title: str, curves_of_groups: Sequence[Curve | None], numbers: Sequenc
     """Lay out a panel for `templates/charts.html`.
 
     Args:
+        title: title of the panel.
         curves_of_groups: the panel's curves, at least one of which is there.
         numbers: numbers of its groups on the page.
 
@@ -162,8 +163,10 @@ def thin(long: Curve) -> Curve:
 
 
 def panels(groups: Sequence[RunGroup]) -> list[Panel]:
-    """Return the main charts of some groups, with accuracy and pass@k of each validation set after the validation
-    accuracy."""
+    """Return the main charts of some groups.
+
+    Accuracy and pass@k of each validation set come after the validation accuracy.
+    """
     names = ((name, name.removeprefix("val/").rpartition("/")) for name in _validation_metrics(groups))
     of_sets = [(f"{metric} on {part}", (name,)) for name, (part, _, metric) in names]
     return _drawn(groups, [*BEFORE_SETS, *of_sets, *AFTER_SETS])

@@ -81,6 +81,7 @@ def contents(groups: Sequence[RunGroup], more: bool = True) -> dict[str, Any]:
     """Return the values for `templates/sections.html`: results, curves, validation and settings of groups of runs.
 
     Args:
+        groups: the groups of runs on the page.
         more: whether to draw the less important curves too.
     """
     names = list(dict.fromkeys(group.name for group in groups))

@@ -135,8 +135,10 @@ class FollowedFolders:
                 self.versions["metrics"] += 1
 
     def read_completions(self) -> None:
-        """Read the new lines of every completions.jsonl, in small pieces, so that the server can render pages in
-        between."""
+        """Read the new lines of every completions.jsonl.
+
+        It reads small pieces, so that the server can render pages in between.
+        """
         for run in list(self.runs.values()):
             done = False
             while not done:

@@ -57,8 +57,10 @@ def prompts(folders: FollowedFolders, query: Mapping[str, str]) -> str:
 
 
 def prompt(folders: FollowedFolders, query: Mapping[str, str]) -> str:
-    """Render the group of the prompt with the `id` of a `run` at a `step`, by default the last, with its tokens if they
-    were traced, and with links to its other visits."""
+    """Render the group of a prompt at a step of a run, by default at its last.
+
+    The page has the group's tokens if they were traced, and links to the prompt's other visits.
+    """
     run, name, step = query.get("run", ""), query.get("id", ""), query.get("step")
     followed = _find_run(folders, run)
     tracked = followed.completions.prompts.get(name)
