@@ -41,8 +41,10 @@ _CALLERS_OF_LIBRARIES = {"main.py", "lightning_cli.py", "trainer.py", "configs.p
 
 
 def failure_line(error: Exception) -> str | None:
-    """Return one line about a problem with the input, the user's code, a library's option or the disk; return None for
-    a bug in lit-rlvr, which keeps its traceback."""
+    """Return one line about an error; None for a bug in lit-rlvr, which keeps its traceback.
+
+    Errors with a line are problems with the input, the user's code, a library's option or the disk.
+    """
     cause = user_error_in(error)  # the parser wraps what an option's class raises
     if cause is not None and not isinstance(error, ArgumentError):
         return str(cause)

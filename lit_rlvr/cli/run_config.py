@@ -70,7 +70,10 @@ def choose_strategy(command: str, config: Namespace, module: Any, data: Any) -> 
     """Replace `auto` in trainer.strategy and model.compute.gradient_checkpointing by what should fit on the GPUs.
 
     Args:
+        command: the command, such as `fit`.
         config: with the classes that it names built.
+        module: the algorithm.
+        data: the data.
     """
     trainer = config.trainer
     given, checkpointing = trainer.strategy, module.compute.gradient_checkpointing
@@ -94,10 +97,10 @@ def choose_strategy(command: str, config: Namespace, module: Any, data: Any) -> 
 
 
 def choose_tokens(trainer: Trainer, module: Any, data: Any) -> int:
-    """Replace `auto` in model.compute.tokens_per_microbatch by the most tokens that should fit on each device; return
-    them.
+    """Replace `auto` in model.compute.tokens_per_microbatch; return the tokens.
 
-    A CPU gets at most the default, because its memory is not the run's alone.
+    They are the most that should fit on each device. A CPU gets at most the default, because its memory is not the
+    run's alone.
     """
     job, plan = describe_run(trainer, module, data)
     most = DEFAULT_TOKENS if trainer.strategy.root_device.type == "cpu" else None

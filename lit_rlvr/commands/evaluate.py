@@ -244,7 +244,14 @@ def resolve_dtype_and_length(config: Namespace, module: EvaluatingModule) -> int
 def suite_summary(
     records: Records, name: str, prompts: list[Prompt], measures: Sequence[DiversityMeasure]
 ) -> dict[str, Any]:
-    """Return the results of a completely recorded suite."""
+    """Return the results of a completely recorded suite.
+
+    Args:
+        records: the records of the evaluation.
+        name: the suite's name.
+        prompts: its questions.
+        measures: measures of the completions' diversity.
+    """
     samples = [prompt.sample for prompt in prompts]
     sampled, greedy = (records.groups(f"{name}/{part}", prompts) for part in ("sampled", "greedy"))
     results = suite_results(samples, sampled, greedy)
@@ -281,7 +288,15 @@ def score_given(suites: list[Suite], config: Namespace, out: Path) -> tuple[Reco
 
 
 def judge_completions(records: Records, suite: Suite, name: str, prompts: list[Prompt], given: CompletionsById) -> None:
-    """Score and record the completions of the given questions, several questions at once."""
+    """Score and record the completions of the given questions, several questions at once.
+
+    Args:
+        records: receives the judged completions.
+        suite: the suite of the questions.
+        name: the suite's name in the records.
+        prompts: its questions.
+        given: question id -> its completions.
+    """
     with progress_bar(name, len(prompts)) as advance:
         for first in range(0, len(prompts), QUESTIONS_PER_BATCH):
             batch = prompts[first : first + QUESTIONS_PER_BATCH]

@@ -138,6 +138,12 @@ def describe_image(data: PromptDataModule, prompt: Prompt, number: int, folder: 
     """Save an image of a prompt to `folder`; return its size as the model sees it, and the file.
 
     Of a video it saves some frames in a row, and also returns the number of frames.
+
+    Args:
+        data: the DataModule of the prompt.
+        prompt: a prompt with images.
+        number: number of the image in the prompt, from 0.
+        folder: receives the image; None = save none.
     """
     pixels = data.prepare(prompt).pixels
     assert pixels is not None, "the prompt has images"

@@ -131,6 +131,13 @@ def server_line(
 ) -> list[str]:
     """Return the command line of the server process, after loading the model's files once to check them.
 
+    Args:
+        model: folder of the model.
+        dtype: data type of the weights.
+        nccl: whether weights arrive by NCCL.
+        others: further options of vLLM, as the user gave them.
+        overrides: options of vLLM that replace those of the model's config.
+
     Raises:
         UserError: vLLM could not load them.
     """

@@ -31,7 +31,9 @@ def start_command(
     the current folder has modules of the same names.
 
     Args:
+        arguments: the arguments of `lit-rlvr`.
         log: file for the command's output.
+        environment: environment variables of the command.
         pass_fds: descriptors that the command keeps open.
     """
     return subprocess.Popen(
@@ -95,6 +97,8 @@ def check_devices(devices: int, engine: RolloutEngine, samples: bool) -> None:
     """Refuse a number of processes that cannot work.
 
     Args:
+        devices: the number of processes.
+        engine: the engine that samples.
         samples: whether the command samples completions, instead of only judging them.
 
     Raises:
@@ -115,6 +119,8 @@ def run_shares(arguments: Sequence[str], devices: int, out: Path, answered: Call
     """Run `lit-rlvr evaluate` with these arguments in `devices` processes, which end with this one.
 
     Args:
+        arguments: the arguments of `evaluate`.
+        devices: the number of processes.
         out: the evaluation's folder; each process's output goes to a log file there until all are done.
         answered: called once per answered question.
 

@@ -163,7 +163,15 @@ class Records:
         return [prompt for prompt in prompts if (part, prompt.sample.id) not in self._groups]
 
     def add(self, part: str, prompt: Prompt, completions: list[Completion], scores: Scores, p: int = 0) -> None:
-        """Record group `p` of the scores in one write."""
+        """Record group `p` of the scores in one write.
+
+        Args:
+            part: the suite or part of it that the prompt belongs to.
+            prompt: the prompt.
+            completions: its completions.
+            scores: the scores of one or several groups.
+            p: the number of the prompt's group in `scores`.
+        """
         rows = group_rows(part, prompt, completions, scores, p)
         with self.path.open("a") as file:
             file.write("".join(map(_record_line, rows)))
@@ -175,8 +183,17 @@ class Records:
 
 
 def group_rows(part: str, prompt: Prompt, completions: list[Completion], scores: Scores, p: int) -> list[RecordRow]:
-    """Return a judged group of one prompt as rows; `correct` is null if the check failed or no reward judges the
-    answer."""
+    """Return a judged group of one prompt as rows.
+
+    `correct` is null if the check failed or no reward judges the answer.
+
+    Args:
+        part: the suite or part of it that the prompt belongs to.
+        prompt: the prompt.
+        completions: its completions.
+        scores: the scores of one or several groups.
+        p: the number of the prompt's group in `scores`.
+    """
     return [
         {
             "part": part,

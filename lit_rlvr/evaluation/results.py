@@ -127,8 +127,10 @@ def sampled_ks(names: Iterable[str]) -> list[int]:
 
 
 def averages(suites: Collection[Mapping[str, Any]], names: Iterable[str]) -> dict[str, float]:
-    """Return the unweighted mean of each result over the suites that have it, as the papers print pass@1 and
-    pass@16."""
+    """Return the unweighted mean of each result over the suites that have it.
+
+    The papers print pass@1 and pass@16 in this way.
+    """
     found = {name: [suite[name] for suite in suites if suite.get(name) is not None] for name in names}
     return {name: fmean(values) for name, values in found.items() if values}
 

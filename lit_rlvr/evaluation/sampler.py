@@ -37,6 +37,10 @@ def load_prompts(
 
     Args:
         module: the model, as in `PromptDataModule.use_model`.
+        data: the set's DataModule.
+        rewards: rewards that check the reference answers.
+        environment: the environment that the prompts belong to, if there is one.
+        split: the set.
         option: the option that names the set, for the message.
 
     Raises:
@@ -59,6 +63,11 @@ def start_sampler(
     """Start a model in an engine that can hold the longest sequence of some sets, up to the model's context.
 
     Args:
+        folder: folder of the model.
+        engine: the engine.
+        tokenizer: the model's tokenizer.
+        dtype: the engine's data type.
+        sets: the lengths of each set's prompts and completions.
         prepare: adds the pixels to the prompt with which the engine is checked.
 
     Raises:
@@ -107,8 +116,12 @@ class Sampler:
         """Sample completions for the prompts and judge them.
 
         Args:
+            prompts: the prompts.
+            sampling: the sampling settings.
             samples: completions per prompt. Each has its own seed, derived from (run seed, `use`, prompt id, number),
                 so that no completion depends on the other ones.
+            rewards: the rewards that judge the completions.
+            use: what the completions are for; part of their seeds.
             data: the prompts' DataModule.
             on_scored: called with each group from a separate thread, one at a time, in any order.
             environment: the environment that answers the model between its turns.

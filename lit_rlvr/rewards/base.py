@@ -277,6 +277,7 @@ def row_weights(sample: Sample, weights: Mapping[str, float]) -> dict[str, float
     all.
 
     Args:
+        sample: the row.
         weights: all rewards -> their own weights.
     """
     named = sample.rewards

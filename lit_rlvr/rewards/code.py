@@ -224,6 +224,7 @@ def extract_program(text: str, function: str = "") -> str:
     the input and print: then it only shows their usage. Blocks under the heading "Output" or "Input" do not count.
 
     Args:
+        text: the completion.
         function: the function that the tests call; "" = none.
     """
     found = [block for block in fenced_blocks(without_thoughts(text)) if block.content.strip()]
@@ -272,6 +273,8 @@ def same_output(expected: str, found: str, tolerance: float = 0.0) -> bool:
     Lines that differ as text still match if their words are equal numbers: "1.0 2" and "1 2.00".
 
     Args:
+        expected: the output that the test asks for.
+        found: the output of the program.
         tolerance: the largest error of a number with a fraction; above 0, numbers may stand between equal words.
     """
     wanted, lines = expected.strip().split("\n"), found.strip().split("\n")
@@ -282,6 +285,8 @@ def same_value(expected: str, found: str, tolerance: float = 0.0) -> bool:
     """Return True if two JSON texts have equal values; integers may be of any length.
 
     Args:
+        expected: the value that the test asks for, as JSON.
+        found: the value that the program returned, as JSON.
         tolerance: the largest error of a number with a fraction.
     """
     wanted = json.loads(expected, parse_int=Decimal)

@@ -71,8 +71,10 @@ TAG = re.compile(r"</?[^<>/\s]+>|\[/?[A-Z_]+\]|```\w+")
 
 
 def required_text(parsed: Any, tag: str) -> str:
-    """Return the literal texts that every match of a parsed regular expression has, NUL between what is apart; of
-    alternatives only the tag, if all have it."""
+    """Return the literal texts that every match of a parsed regular expression has.
+
+    NUL stands between what is apart; of alternatives, only the tag counts, if all have it.
+    """
     found = ""
     for operation, value in parsed:
         match str(operation):

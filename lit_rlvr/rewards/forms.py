@@ -49,6 +49,7 @@ class Form:
 
 
 def own_arguments(pairs: Sequence[Pair], function: Any) -> Arguments:
+    """Return the arguments of our own form, (completion, sample)."""
     return dict(zip(("completion", "sample"), pairs[0], strict=True))
 
 
@@ -73,8 +74,10 @@ def trl_arguments(pairs: Sequence[Pair], function: Any) -> Arguments:
 
 
 def verl_arguments(pairs: Sequence[Pair], function: Any) -> Arguments:
-    """Return the arguments that verl gives to `compute_score`; without its columns, the reference is the answer, an
-    object if `data.reading.answers` says so."""
+    """Return the arguments that verl gives to `compute_score`.
+
+    Without verl's columns, the reference is the answer, an object if `data.reading.answers` says so.
+    """
     completion, sample = pairs[0]
     truth = mapping_in(sample, "reward_model").get("ground_truth") if sample.answer_object is None else None
     return {
@@ -115,6 +118,7 @@ def easyr1_arguments(pairs: Sequence[Pair], function: Any) -> Arguments:
 
 
 def easyr1_batch_arguments(pairs: Sequence[Pair], function: Any) -> Arguments:
+    """Return the arguments that EasyR1 gives to a function of a batch."""
     return {"reward_inputs": [easyr1_arguments([pair], function)["reward_input"] for pair in pairs]}
 
 

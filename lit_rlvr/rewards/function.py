@@ -238,6 +238,12 @@ def with_options(function: Any, options: Mapping[str, Any], path: str) -> tuple[
 def check_arguments(function: Any, form: Form, options: Mapping[str, Any], where: str) -> None:
     """Refuse a function that takes more than its library and the options give, or does not take the options.
 
+    Args:
+        function: the user's function.
+        form: the library whose arguments it takes.
+        options: further arguments from the config.
+        where: the function's place, for messages.
+
     Raises:
         UserError: names the arguments.
     """

@@ -143,7 +143,14 @@ class LongAnswers:
 
     @classmethod
     def among(cls, lengths: Sequence[int], limit: int, option: str, kind: str = "answers") -> LongAnswers | None:
-        """Return the texts that are too long by their tokens, hopeless if they are nearly all; None if all fit."""
+        """Return the texts that are too long by their tokens, hopeless if they are nearly all; None if all fit.
+
+        Args:
+            lengths: tokens of each text.
+            limit: the most tokens of a completion.
+            option: the option that sets the limit.
+            kind: what the texts are, for messages.
+        """
         count = sum(length > limit for length in lengths)
         is_hopeless = len(lengths) - count <= NEARLY_NONE * len(lengths)
         return cls(count, len(lengths), max(lengths), limit, option, is_hopeless, kind) if count else None
@@ -162,6 +169,9 @@ def long_answers(
     """Measure the gold answers of prompts, in the shortest form of completion that the rewards pay.
 
     Args:
+        rewards: the rewards of the run.
+        prompts: the prompts of a set.
+        tokenizer: the model's tokenizer.
         sampling: the settings of the completions.
         option: the option of its `max_tokens`.
 
@@ -204,7 +214,14 @@ def _beginning(form: AnswerForm, tokenizer: Any, tokens: int, sample: Sample) ->
 def completion_lengths(
     form: Callable[[Sample], str | None], samples: Sequence[Sample], tokenizer: Any, sampling: Sampling
 ) -> list[int]:
-    """Return the tokens of each sample's completion in a form, with EOS where no `stop` text ends it."""
+    """Return the tokens of each sample's completion in a form, with EOS where no `stop` text ends it.
+
+    Args:
+        form: writes a sample's completion; None if it knows none.
+        samples: the samples.
+        tokenizer: the model's tokenizer.
+        sampling: the settings of the completions.
+    """
     texts = [text for sample in samples if (text := form(sample))]
     encoded = tokenizer(texts, add_special_tokens=False).input_ids if texts else []
     return [len(ids) + (not text.endswith(sampling.stop)) for ids, text in zip(encoded, texts, strict=True)]

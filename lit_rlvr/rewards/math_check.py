@@ -46,8 +46,12 @@ def check_math(
     answers 7.
 
     Args:
-        boxed_only, open_thoughts: see `find_answer`.
-        decimals, reference_precision: see `Rules`.
+        text: the completion.
+        answer: the reference, or several.
+        boxed_only: see `find_answer`.
+        decimals: see `Rules`.
+        reference_precision: see `Rules`.
+        open_thoughts: see `find_answer`.
 
     Returns:
         (correct, "ok" or, if there is no answer, "parse_fail", the extracted answer).

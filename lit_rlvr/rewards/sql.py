@@ -100,6 +100,7 @@ def databases_of(sample: Sample, reader: str) -> tuple[str, ...]:
     """Return the SQLite files of a sample.
 
     Args:
+        sample: the sample, whose row names the files.
         reader: the class that needs them, for the error.
 
     Raises:
@@ -162,7 +163,10 @@ def check_sql(
 
     Args:
         text: a completion; None = only check whether the reference runs.
+        reference: the reference query.
         databases: SQLite files, at least one.
+        comparison: the benchmark's rule, "bird" or "spider".
+        limits: limits on each query.
         float_tolerance: the largest error of a number with a fraction, absolute or relative.
 
     Returns:
@@ -268,6 +272,8 @@ def with_equal_numbers(
     """Return two results with one number in place of all that are equal up to a tolerance.
 
     Args:
+        wanted: rows of the reference's result.
+        found: rows of the completion's result.
         tolerance: the largest error of a number with a fraction, absolute or relative; whole numbers are exact.
     """
     values = {value for rows in (wanted, found) for row in rows for value in row if isinstance(value, int | float)}
@@ -283,7 +289,14 @@ def with_equal_numbers(
 
 
 def same_result(wanted: list[SQLRow], found: list[SQLRow], comparison: Comparison, ordered: bool) -> bool:
-    """Return True if two results are equal under a benchmark's rule."""
+    """Return True if two results are equal under a benchmark's rule.
+
+    Args:
+        wanted: rows of the reference's result.
+        found: rows of the completion's result.
+        comparison: the benchmark's rule, "bird" or "spider".
+        ordered: whether the order of the rows counts.
+    """
     if comparison == "bird":
         return set(wanted) == set(found)
     if not wanted or not found:
@@ -300,6 +313,7 @@ def _match(wanted: list[SQLRow], found: list[SQLRow], left: list[SQLRow], right:
     Args:
         wanted, found: columns still to match.
         left, right: the rows of the columns matched so far.
+        ordered: whether the order of the rows counts.
     """
     if not wanted:
         return True

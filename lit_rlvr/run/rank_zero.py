@@ -117,8 +117,10 @@ def status_of_failed() -> int | None:
 
 
 def run_store() -> Any:
-    """Return the store that all processes of the run share; None for a run of one process, or if torch is not
-    imported."""
+    """Return the store that all processes of the run share.
+
+    None for a run of one process, or if torch is not imported.
+    """
     dist = sys.modules.get("torch.distributed")
     if dist is None or not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
         return None

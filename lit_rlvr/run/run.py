@@ -48,6 +48,12 @@ class Run:
         folder: the run folder.
         checkpoint: the checkpoint that the run resumes from; None = it begins.
         overwrite: whether the run replaces the one in the folder.
+
+    Attributes:
+        settings: the resolved settings as YAML: the text of `config.yaml`.
+        given: the data that were given in Python, whose files the settings name.
+        loggers: loggers that are opened when the run begins, so that a run which fails earlier leaves the folder
+            unchanged.
     """
 
     folder: Path
@@ -68,6 +74,9 @@ class Run:
         restarts runs by the same command, the first start has `last`, too.
 
         Args:
+            folder: the run folder.
+            ckpt_path: a checkpoint, `last`, or None to begin.
+            overwrite: whether to replace the run in the folder.
             was_locked: there was a lock file in the folder before this process locked it.
 
         Raises:
@@ -102,11 +111,11 @@ class Run:
 
 
 class RunStart(Callback):
-    """Rounds `max_steps` up to whole rollouts; empties the run folder, opens loggers and trackers, and writes
-    `config.yaml`.
+    """The beginning of a run in its folder.
 
-    It empties the folder once, right before the first validation or iteration. A run that fails earlier leaves the
-    folder unchanged, and so does a resumed run with nothing left to train.
+    It rounds `max_steps` up to whole rollouts, empties the run folder, opens loggers and trackers, and writes
+    `config.yaml`. It empties the folder once, right before the first validation or iteration. A run that fails earlier
+    leaves the folder unchanged, and so does a resumed run with nothing left to train.
     """
 
     def __init__(self, run: Run) -> None:

@@ -85,6 +85,8 @@ class WarmStart:
         """Let `module` start from the warm-started folder; create it if it is not cached.
 
         Args:
+            module: the algorithm, whose model is replaced.
+            data: the training prompts with their solutions.
             environment: the environment that answers the turns of the solutions.
             sampling: training's settings, with the limits of an episode.
             dtype: in which the run computes.
@@ -123,6 +125,8 @@ class WarmStart:
         """Refuse data without solutions, with too few prompts or with solutions that are too long; load no weights.
 
         Args:
+            module: the algorithm.
+            data: the training prompts with their solutions.
             environment: answers the turns of the solutions.
             sampling: training's settings.
 
@@ -259,8 +263,15 @@ def exact_match(
     policy: Policy, pairs: list[Pair], tokenizer: Any, episodes: Episodes | None = None,
     sampling: Sampling = Sampling(),  # noqa: B008  # frozen
 ) -> float:  # fmt: skip
-    """Return the share of prompts that greedy decoding answers exactly like their solutions, in every turn, within the
-    limits of `sampling`."""
+    """Return the share of prompts that greedy decoding answers exactly like their solutions, in every turn.
+
+    Args:
+        policy: the trained policy.
+        pairs: prompts, each with its solution.
+        tokenizer: the model's tokenizer.
+        episodes: plays the episodes of prompts with an environment; None without one.
+        sampling: the limits of a completion; decoding is greedy.
+    """
     engine = HFEngine()
     engine.start(EngineContext.in_place(policy, tokenizer, len(pairs)))
     if episodes is None:

@@ -147,7 +147,16 @@ def new_figure(title: str, x: str, count: int = 1) -> tuple[Any, Any]:
 
 
 def draw_line(axis: Any, name: str, colour: Any, x: np.ndarray, mean: np.ndarray, deviation: np.ndarray) -> None:
-    """Draw means with their deviations as a band: (n,) each."""
+    """Draw means with their deviations as a band: (n,) each.
+
+    Args:
+        axis: the axes to draw on.
+        name: the line's name in the legend.
+        colour: its colour.
+        x: (n,) places on the x axis.
+        mean: (n,) means.
+        deviation: (n,) standard deviations; the band reaches one to each side.
+    """
     axis.plot(
         x, mean, label=name, color=colour, linewidth=1.6, marker="o" if len(x) <= 20 else None, markersize=3
     )  # fmt: skip

@@ -93,6 +93,12 @@ def reproduce(name: str, out: Path, jobs: int = 1, cluster: Mapping[str, Any] | 
     The page has our values next to the printed ones, and the verdicts on the paper's claims. If some cells failed,
     it has the others and names the failed ones; then this raises the error of `compare`.
 
+    Args:
+        name: name of the paper's file of printed tables.
+        out: the study's folder.
+        jobs: cells that run at the same time.
+        cluster: options of `Cluster`, to run them as jobs of a cluster.
+
     Raises:
         UserError: as `compare` and `load_printed`.
     """

@@ -119,7 +119,14 @@ AFTER_SETS: ChartMetrics = (
 
 @dataclass(frozen=True)
 class Curve:
-    """A group's values at each step: the mean, lowest and highest over the runs that have one."""
+    """A group's values at each step: the mean, lowest and highest over the runs that have one.
+
+    Args:
+        steps: optimizer steps with a value.
+        mean: mean over the runs, for each step.
+        low: lowest value of a run, for each step.
+        high: highest value of a run, for each step.
+    """
 
     steps: list[int]
     mean: list[float]

@@ -195,5 +195,12 @@ def _token_view(text: str, weight: float, clipped: bool, numbers: str, scale: fl
 
 
 def group_page(step: int, algorithm: str, group: dict[str, Any], uris: Sequence[str] = ()) -> str:
-    """Return the group as one self-contained HTML page, with its prompt's images, given as data URIs."""
+    """Return the group as one self-contained HTML page, with its prompt's images, given as data URIs.
+
+    Args:
+        step: the step of the traced rollout.
+        algorithm: name of the algorithm.
+        group: the group, as `view` returns it.
+        uris: the images of its prompt as data URIs.
+    """
     return render("explain.html", title=f"{algorithm}, step {step}, prompt {group['id']}", group=view(group), uris=uris)

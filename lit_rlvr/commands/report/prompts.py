@@ -77,7 +77,14 @@ class Visit:
 
 @dataclass
 class TrackedPrompt:
-    """A prompt and its visits in order; `text` and `answer` are cut for the tables."""
+    """A prompt and its visits in order.
+
+    Args:
+        id: the prompt's id.
+        text: the prompt, cut for the tables.
+        answer: its reference answer, cut for the tables.
+        visits: its groups, one for each rollout that has it.
+    """
 
     id: str
     text: str

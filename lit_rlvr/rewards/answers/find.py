@@ -61,6 +61,7 @@ def find_answer(text: str, boxed_only: bool = False, open_thoughts: bool = False
     never closes takes back the boxes before it.
 
     Args:
+        text: the completion.
         boxed_only: only boxes count.
         open_thoughts: thoughts that never end may hold the answer.
     """
@@ -68,12 +69,13 @@ def find_answer(text: str, boxed_only: bool = False, open_thoughts: bool = False
 
 
 def answer_region(text: str, boxed_only: bool = False, open_thoughts: bool = False) -> str:
-    """Return the part of a completion in which its answer is: behind its thoughts, and before a question that it
-    invents, if it has answered by then.
+    """Return the part of a completion in which its answer is.
 
-    It has if a box, tag or phrase says so, or if a number ends the paragraph before the question.
+    This is behind its thoughts, and before a question that it invents, if it has answered by then. It has if a box, tag
+    or phrase says so, or if a number ends the paragraph before the question.
 
     Args:
+        text: the completion.
         boxed_only, open_thoughts: as for `find_answer`.
     """
     text = without_thoughts(text, open_thoughts)
@@ -86,9 +88,9 @@ def answer_region(text: str, boxed_only: bool = False, open_thoughts: bool = Fal
 
 
 def next_question(text: str) -> tuple[int, str]:
-    """Return where a text goes on with a question ("Question:", "Human:", "Q:", a line "user") behind other words, and
-    how this begins; its length and "" if it does not.
+    """Return where a text goes on with a question behind other words, and how the question begins.
 
+    Questions begin with "Question:", "Human:", "Q:" or a line "user". Without one, it returns the text's length and "".
     A base model, and one whose turns nothing ends, continues its prompts in this way. Code in a fence has no questions.
     """
     begin, fences, place = len(text) - len(text.lstrip()), 0, 0
@@ -138,8 +140,10 @@ def last_boxed(text: str) -> str | None:
 
 @dataclass
 class _Boxes:
-    """The last boxes that may be one answer, what stands between them, where they end, and whether a later one never
-    closes."""
+    """The last boxes that may be one answer.
+
+    Next to their contents, it holds what stands between them, where they end, and whether a later one never closes.
+    """
 
     contents: list[str]
     joiner: Literal["", "and", "or", "line"] = ""

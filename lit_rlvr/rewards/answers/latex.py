@@ -113,6 +113,7 @@ def _inward(match: re.Match[str]) -> str:
 
 
 def trim(text: str) -> str:
+    """Return LaTeX without outer space and signs that end a sentence, each space inside once."""
     text = re.sub(r"\s+", " ", text).strip(_ENDS[:4])
     return text.rstrip(_ENDS + "\\").strip() if not text.endswith("\\dots") else text
 

@@ -37,6 +37,7 @@ _NUMERAL = re.compile(
 
 
 def read_parts(text: str) -> list[Reading]:
+    """Read a text with several numbers, such as a time, a date or a ratio; return its readings."""
     if match := _TIME.fullmatch(text):
         hour, half = int(match[1] or match[5]), (match[4] or match[6] or "").lower()
         if hour < 24 and int(match[2] or 0) < 60:

@@ -76,6 +76,7 @@ def named_options(completion: str, boxed_only: bool, texts: tuple[str, ...], has
     They are several only for options with the same text. An answer that names two options names none.
 
     Args:
+        completion: the text of the completion.
         boxed_only: only boxes hold an answer.
         texts: the options; () = only letters are known.
         has_letters: False if only the texts name an option.
@@ -179,8 +180,10 @@ class _Reader:
         return self.named(answer) or frozenset()
 
     def named(self, phrase: str) -> frozenset[int] | None:
-        """Return the options that a phrase names: none if they contradict each other or are negated, None if it
-        mentions no option."""
+        """Return the options that a phrase names; None if it mentions no option.
+
+        Options that contradict each other or are negated are none.
+        """
         if exact := self.exact(phrase):
             return exact
         if self.is_yes_no and (said := self._yes_or_no(phrase)):

@@ -81,7 +81,10 @@ def ask_about(
     bracket in it that may begin a special token of a chat template.
 
     Args:
+        task: what the judge is to do.
         material: title -> text.
+        fields: field of the reply -> the values that it may have.
+        has_reason: whether the judge gives a reason first.
     """
     mark = hashlib.sha256(json.dumps([*material.items()]).encode()).hexdigest()[:16]
     parts = [

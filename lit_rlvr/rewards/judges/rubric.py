@@ -22,10 +22,10 @@ TEXTS, WEIGHTS = ("criterion", "description", "rubric_str", "text"), ("weight", 
 
 
 class RubricJudge(Judge):
-    """The weighted criteria of a rubric that a judge finds met: sum(weight * score) / sum(weights above 0), within 0
-    and 1.
+    """The weighted share of a rubric's criteria that a judge finds met.
 
-    `correct` means that the value reaches `threshold`.
+    The value is sum(weight * score) / sum(weights above 0), within 0 and 1. `correct` means that the value reaches
+    `threshold`.
 
     Args:
         rubric: criterion -> weight, for all rows; meeting a criterion with a weight below 0 costs as much. null: each

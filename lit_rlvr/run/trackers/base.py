@@ -61,6 +61,11 @@ class Tracker(ABC):
     Args:
         name: the run's name; by default the path of its folder, without a leading `runs/`.
         samples_every: iterations between tables of samples; 0 = never.
+
+    Attributes:
+        key: name of the tracker in `trackers` and in messages, and of the extra that installs it.
+        module: the module that the tracker imports; "" = none but ours.
+        packages: the packages that provide the module, if their names differ from it.
     """
 
     key: ClassVar[str]

@@ -165,8 +165,10 @@ class Feed:
 
 
 def run_name(root: Path) -> str:
-    """Return a run's name for trackers: the path of its folder without a leading `runs/`; outside the current directory
-    only the last part."""
+    """Return a run's name for trackers: the path of its folder without a leading `runs/`.
+
+    Outside the current directory, it is only the last part.
+    """
     root, here = root.resolve(), Path.cwd()
     parts = root.relative_to(here).parts if root.is_relative_to(here) else ()
     return "/".join(parts[1:] if len(parts) > 1 and parts[0] == "runs" else parts) or root.name
