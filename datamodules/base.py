@@ -132,19 +132,21 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         evaluation: how the set is validated and tested on.
         seed: seed of the split, of `limit` and, together with seed_everything, of the order of prompts.
         name: the set's name in metrics (`val/<name>/...`); the class name in snake case by default.
+
+    Attributes:
+        fields: the fields that `columns` can map.
+        layouts: the layouts that are read without `columns`; a reader returns the fields of a `Sample` in a dict.
+        parts: the DataModules that it mixes.
+        weights_option: the option that `weights` come from.
+        has_answer_lists: True = rows may have lists of answers, which `reading.answers` interprets.
     """
 
     config_key = "data"
     fields: Sequence[str] = FIELDS
-    """The fields that `columns` can map."""
     layouts: Sequence[FileLayout] = ()
-    """The layouts that are read without `columns`; a reader returns the fields of a `Sample` in a dict."""
     parts: Sequence[PromptDataModule] = ()
-    """The DataModules that it mixes."""
     weights_option = "data.train"
-    """The option that `weights` come from."""
     has_answer_lists = True
-    """Rows may have lists of answers, which `reading.answers` interprets."""
 
     def __init__(
         self,
@@ -309,10 +311,12 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
     # what the model sees
 
     def use_environment(self, environment: Environment | None, needs_answers: bool = True) -> None:
-        """Offer the environment's tools in every prompt, here and in the sets of `also_validate`, and let rows lack
-        what it supplies; call it before `setup`.
+        """Offer the environment's tools in every prompt, and let rows lack what it supplies.
+
+        This holds here and in the sets of `also_validate`. Call it before `setup`.
 
         Args:
+            environment: the run's environment, if it has one.
             needs_answers: whether rewards judge every row.
         """
         asks = environment is not None and environment.begins
@@ -334,8 +338,10 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         return chat.text(chat.messages(self._with_plain_prompt(sample)), self.tokenizer, sample.source)
 
     def _chat_of(self, sample: Sample) -> Chat:
-        """Return the format of a sample's prompt, which offers the tools of the environment; if completions come from
-        the data, those of the row's column `tools`."""
+        """Return the format of a sample's prompt, which offers the tools of the environment.
+
+        If completions come from the data, it offers those of the row's column `tools`.
+        """
         chat = self.chat.for_row(sample)
         if self.environment is not None:
             if chat is not self.chat:
@@ -357,6 +363,7 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         """Return the tokens of a sample's conversation, in parts that the model reads and writes alternately.
 
         Args:
+            sample: the sample.
             turns: the messages after the sample's prompt.
             ends: the tokens that end a turn.
             trains_empty_thoughts: False = the model reads the empty thoughts at the beginning of a turn.
@@ -387,8 +394,10 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
 
     @property
     def opening(self) -> str:
-        """The beginning of an answer that stands in the prompt, after the header of the model's turn, where a row does
-        not say otherwise."""
+        """The beginning of an answer that stands in the prompt, after the header of the model's turn.
+
+        A row may say otherwise.
+        """
         return self._opening_of(self.chat)
 
     def _opening_of(self, chat: Chat) -> str:
@@ -405,6 +414,8 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         """Return a text or messages of a sample with the special tokens in them as text, unless the option is `keep`.
 
         Args:
+            value: the text or the messages.
+            sample: the sample that they belong to.
             where: what it is of the sample, for the message.
         """
         if not self._has_special_tokens(value):
@@ -619,7 +630,8 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         """Record that training has consumed everything before `cursor`; checkpoints store this position.
 
         Args:
-            successes: of the iteration, over all ranks; the curriculum learns from them.
+            cursor: the position behind the last prompt that training consumed.
+            successes: sample id -> successes of the iteration, over all ranks; the curriculum learns from them.
         """
         self.cursor = dict(cursor)
         if self.success is not None:

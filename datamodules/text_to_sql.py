@@ -82,6 +82,8 @@ class TextToSQL(PromptDataModule):
             data file, called `train_databases`, `dev_databases`, `databases`, `database` or `test_database`. Queries
             are also judged on every other .sqlite file next to `NAME/NAME.sqlite`.
         example_rows: show this many rows of each table below its schema.
+        reading: which rows are used, and how; prompts of up to 4,096 tokens by default.
+        chat: the text that the model sees, by default with the template `sql`.
     """
 
     fields: Sequence[str] = ("prompt", "answer", "database", "evidence", "id", "category")

@@ -53,6 +53,8 @@ def split_turns(
 
     Args:
         messages: the conversation, in the form of `Chat.messages`.
+        chat: the format of the prompts.
+        tokenizer: the model's tokenizer.
         opening: the beginning of every turn that stands in the prompt; a text that repeats it loses it.
         ends: the tokens that end a turn; the first ends a turn that the template leaves open.
         source: "file:row".
@@ -137,6 +139,7 @@ def _trained_parts(parts: list[Part], trained: Sequence[bool]) -> list[Part]:
     """Return the parts with the turns that are not trained as ones that the model reads, up to the last trained turn.
 
     Args:
+        parts: the parts of a conversation.
         trained: for each turn of the assistant, whether it is in the loss.
     """
     if all(trained):

@@ -69,6 +69,7 @@ class BetweenTurns:
         It breaks up special tokens in the text, so that an observation cannot end its own message or begin another.
 
         Args:
+            text: the text of the observation.
             last: the last token of the model's turn; if it is an end token, the template's is left out.
             max_tokens: longest result in tokens. A longer text loses its middle. If the images do not fit, the text
                 says so instead.

@@ -88,7 +88,9 @@ def wrapped(content: Any, template: str, **more: str) -> Any:
     """Return a message's text, or the last text part of a list of parts, with a template around it.
 
     Args:
-        template: `{prompt}` stands for the text. more: what other names in braces stand for.
+        content: the text, or the list of parts.
+        template: the template, in which `{prompt}` stands for the text.
+        more: texts that other names in braces stand for.
     """
     if isinstance(content, str):
         return fill_in(template, prompt=content, **more)
@@ -127,6 +129,7 @@ def break_up(value: Any, tokens: re.Pattern[str]) -> Any:
     """Put a zero-width space into each token in a text, or in all texts of messages.
 
     Args:
+        value: the text or the messages.
         tokens: the result of `find_tokens`.
     """
     if isinstance(value, str):
@@ -182,6 +185,9 @@ class Chat:
         special_tokens: what happens to special tokens of the model, such as `<|im_end|>`, in a row or in what an
             environment says first: `break` puts a zero-width space into each, so that it is plain text; `refuse` stops
             with an error; `keep` leaves the control tokens.
+
+    Attributes:
+        tools: JSON schemas of the tools that every prompt offers; an environment has them.
     """
 
     system_prompt: str | None = None
@@ -192,7 +198,6 @@ class Chat:
     plain_template: str = "{system}{prompt}\n"
     special_tokens: Literal["break", "refuse", "keep"] = "break"
     tools: tuple[dict[str, Any], ...] = field(default=(), init=False)
-    """JSON schemas of the tools that every prompt offers; an environment has them."""
 
     def __post_init__(self) -> None:
         _ = self.system_text  # refuses a misspelt name
@@ -303,9 +308,9 @@ class Chat:
                 raise UserError(f"{source}: the model's chat template does not show {what}; use another template")
 
     def opening(self, tokenizer: Any) -> str:
-        """Return the beginning of every answer that stands in the prompt: what the chat template writes after the
-        header of the model's turn, such as "<think>\\n", and the prefill.
+        """Return the beginning of every answer that stands in the prompt.
 
+        It is what the chat template writes after the header of the model's turn, such as "<think>\\n", and the prefill.
         The header is what the template writes before an earlier turn of the model, up to thoughts, which may be empty
         there.
         """
@@ -343,6 +348,9 @@ class Chat:
         A template that refuses the arguments of tool calls as dicts gets them as JSON text.
 
         Args:
+            messages: the conversation.
+            tokenizer: the model's tokenizer.
+            source: "file:row", for messages.
             prompt: end with the beginning of the model's next turn.
             offer: pass the tools to the template.
         """

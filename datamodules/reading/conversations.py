@@ -176,6 +176,7 @@ def sharegpt_to_messages(value: Any, system: Any = None) -> Any:
     """Convert a ShareGPT conversation, or its JSON text, to messages {"role", "content"}; return any other cell as is.
 
     Args:
+        value: the cell.
         system: the row's system prompt, for a conversation without one.
 
     Raises:

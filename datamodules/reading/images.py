@@ -68,6 +68,7 @@ def check_media(row: Mapping[str, Any], read: Container[str], images: bool = Tru
     """Refuse a row with media that would not reach the model.
 
     Args:
+        row: the row.
         read: columns that are read.
         images: also look for images, and for videos in columns of other names.
 

@@ -158,6 +158,8 @@ def right_letter(answer: Any, options: Options, is_typed: bool = True) -> str:
     ("B) liver"), or its number from 0. A text that is a number is an option's text if one has it.
 
     Args:
+        answer: the cell with the answer.
+        options: the options of the question.
         is_typed: the answer's type tells a text from a number; False for the cells of CSV files.
 
     Raises:

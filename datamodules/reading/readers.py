@@ -368,6 +368,7 @@ def as_row(sample: Sample, from_file: bool, folder: Path) -> dict[str, Any]:
     """Return a sample as a row of JSON.
 
     Args:
+        sample: the sample.
         from_file: True for a sample from a file: return that file's row again, for the same DataModule and options,
             with images as base64 text. Any other sample gets the columns prompt, answer, image, video, id, category and
             options, which every DataModule reads with `columns`.

@@ -36,8 +36,10 @@ def available_memory(group: Path = Path("/sys/fs/cgroup")) -> int:
 
 
 def cache_folder() -> Path:
-    """Return where converted models and generated databases are kept: $LIT_RLVR_CACHE, else $XDG_CACHE_HOME/lit-rlvr
-    or ~/.cache/lit-rlvr."""
+    """Return where converted models and generated databases are kept.
+
+    This is $LIT_RLVR_CACHE, else $XDG_CACHE_HOME/lit-rlvr or ~/.cache/lit-rlvr.
+    """
     default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "lit-rlvr"
     return Path(os.environ.get("LIT_RLVR_CACHE", default)).expanduser()
 
@@ -127,6 +129,7 @@ def scratch_folder(target: Path, what: str, hint: str = "") -> Path:
     """Create an empty folder next to `target`, which it is renamed to when it is complete.
 
     Args:
+        target: the folder to make.
         what, hint: as for `writing`.
 
     Raises:
@@ -143,6 +146,7 @@ def check_writable(folder: Path, option: str) -> None:
     """Refuse a folder that cannot be written or created; leave nothing behind.
 
     Args:
+        folder: the folder.
         option: the option that the message names.
 
     Raises:

@@ -95,6 +95,7 @@ def import_path(option: str, path: str) -> Any:
 
     Args:
         option: the option that has the path, for messages.
+        path: the dotted path.
 
     Raises:
         UserError: it cannot be imported; the message says why, and where in the user's code.
@@ -137,6 +138,8 @@ def find_part(option: str, kind: str, name: str, ours: Collection[str], base: ty
     Args:
         option: the option that has the name.
         kind, ours: as in `registered_parts`.
+        name: the name.
+        base: the class that the part derives from.
 
     Raises:
         UserError: there is none of this name, or it cannot be used.

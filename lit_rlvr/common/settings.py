@@ -38,10 +38,12 @@ def class_default(cls: type, name: str) -> Any:
 
 
 def with_class_defaults(cls: type, **groups: Any) -> dict[str, Any]:
-    """Return groups of options of a class, where the class's own defaults stand in for the fields that were not given:
+    """Return groups of options, where a class's own defaults stand in for fields that were not given.
+
     `DAPO(loss=Loss(entropy_coef=0.1))` keeps DAPO's aggregation.
 
     Args:
+        cls: the class.
         groups: argument of the class -> the group, or a mapping of its fields.
     """
     found = {}

@@ -94,6 +94,7 @@ def map_batch(
     """Apply functions to the tensors of a batch; by default they leave them unchanged.
 
     Args:
+        batch: the batch.
         tokens: (B, T) -> (B, T'), for log-probabilities, entropies and masks.
         groups: (P, G) -> (P, G), for rewards, lengths and advantages.
     """

@@ -119,6 +119,7 @@ def has_published_values(prepare: PrepareStep, expect: str, name: str) -> Findin
 
 
 def values_finding(expect: str, name: str, measured: float) -> Finding:
+    """Return the finding on values that are compared with published ones."""
     return Finding(
         f"values: {name}", measured, PUBLISHED_TOLERANCE, f"those of {expect} on the batch {name!r}",
         "another normaliser, clip range, standard deviation or epsilon than the published formula",
@@ -129,7 +130,9 @@ def call_by_name(function: Callable[..., Any], given: Mapping[str, Any], named: 
     """Call a function with positional arguments and those of `named` that its signature has.
 
     Args:
+        function: the user's function.
         given: the positional arguments, by the names that the documentation calls them.
+        named: further arguments by name.
 
     Raises:
         UserError: it needs an argument that is not there, or does not take the positional ones.

@@ -46,6 +46,7 @@ class Finding:
     """One measured property.
 
     Args:
+        name: name of the property.
         measured: the largest error, relative to the largest value; or a number of values that are not finite.
         tolerance: the largest value of `measured` that passes.
         about: a description of the comparison.
@@ -60,6 +61,7 @@ class Finding:
 
     @property
     def ok(self) -> bool:
+        """True if the measured value passes; never for NaN."""
         return self.measured <= self.tolerance  # never for NaN
 
     def __str__(self) -> str:
@@ -101,6 +103,8 @@ def loss_and_gradient(
     """Compute the loss () and its gradient (B, T) with respect to `logp`, summed over micro-batches.
 
     Args:
+        step: the optimizer step to run.
+        batch: the batch, whose `logp` gets the gradient.
         cut: the micro-batches; None = one.
         advantages: (P, G) in place of the step's own.
     """
@@ -148,6 +152,8 @@ def loss_findings(prepare: PrepareStep, batch: Batch, stops_gradient: bool) -> l
     """Measure every property of a loss.
 
     Args:
+        prepare: returns the optimizer step of the loss on a batch.
+        batch: the batch.
         stops_gradient: the loss detaches values on purpose.
     """
 
@@ -171,6 +177,8 @@ def has_its_gradient(prepare: PrepareStep, batch: Batch, stops_gradient: bool) -
     """Compare the gradient with finite differences; measure infinity for a gradient of 0, which would prove nothing.
 
     Args:
+        prepare: returns the optimizer step of the loss on a batch.
+        batch: the batch.
         stops_gradient: the loss detaches values on purpose; they keep their values from the batch itself.
     """
     step = prepare(batch)
@@ -250,7 +258,16 @@ def has_the_right_direction(prepare: PrepareStep, batch: Batch) -> Finding:
 
 
 def cut_finding(name: str, prepare: PrepareStep, batch: Batch, cuts: list[Cut], about: str, cause: str) -> Finding:
-    """Compare the loss and gradient of a batch in one piece and in several."""
+    """Compare the loss and gradient of a batch in one piece and in several.
+
+    Args:
+        name: name of the property.
+        prepare: returns the optimizer step of the loss on a batch.
+        batch: the batch.
+        cuts: ways to cut it into micro-batches.
+        about: a description of the comparison.
+        cause: what usually breaks the property.
+    """
     base = replay_step(prepare(batch), batch)
     errors = [error(replay_step(prepare(batch), batch, cut), base) for cut in cuts]
     return Finding(name, float(np.max(errors)), EXACT, about, cause)

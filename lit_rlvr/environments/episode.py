@@ -46,6 +46,7 @@ class Player:
             seed: the episode's seed; Python's `random` is seeded with it and the number of the call, and for `reset`
                 with the sample's id.
             call: `RESET`, the number of a `step`, or `REWARD`, which ends the episode.
+            sample: the sample that the episode belongs to.
             turn: the model's turn, for a step.
 
         Returns:
@@ -184,6 +185,7 @@ class EpisodeWorkers:
         Args:
             number: names the episode until `forget`.
             seed: the seed of its random numbers.
+            sample: the sample that the episode belongs to.
             turns: all its turns so far.
             judge: end the episode here, even if the environment would go on.
         """

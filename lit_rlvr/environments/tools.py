@@ -31,12 +31,14 @@ class Tools(Environment):
 
     Raises:
         UserError: there is no public method, or one lacks types or a docstring.
+
+    Attributes:
+        needs_tools: True if it makes no sense without a tool.
     """
 
     needs_turns = True
     role = "tool"
     needs_tools = True
-    """True if it makes no sense without a tool."""
 
     def __init__(self, offer: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)

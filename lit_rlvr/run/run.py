@@ -60,11 +60,8 @@ class Run:
     checkpoint: str | Path | None = None
     overwrite: bool = False
     settings: str = ""
-    """The resolved settings as YAML: the text of `config.yaml`."""
     given: list[GivenRows] = field(default_factory=list)
-    """The data that were given in Python, whose files the settings name."""
     loggers: list[Logger] = field(default_factory=list)
-    """Opened when the run begins, so that a run which fails earlier leaves the folder unchanged."""
 
     @classmethod
     def find(cls, folder: Path, ckpt_path: str | Path | None, overwrite: bool, was_locked: bool = False) -> Run:

@@ -97,8 +97,10 @@ def split_calls(text: str) -> tuple[str, list[Call]]:
 
 
 def _is_mentioned(before: str, behind: str) -> bool:
-    """Return whether a mark of calls, behind which there is none, is only spoken of: in quotation marks, or as a word
-    within a line, without any bracket behind it."""
+    """Return whether a mark of calls, behind which there is none, is only spoken of.
+
+    It is in quotation marks, or a word within a line without any bracket behind it.
+    """
     line = before.rpartition("\n")[2]
     behind = behind[: further.start()] if (further := _OPENING.search(behind)) else behind
     is_word = re.match(r"[\s.,;:]|\Z", behind) and not re.search(r"[{(\[]|<[^/]", behind)
@@ -121,10 +123,10 @@ def _read_calls(form: str, text: str, start: int) -> tuple[list[Call], int]:
 
 
 def _bare_calls(text: str) -> tuple[str, list[Call]]:
-    """Return the text before, and the calls of a turn that are JSON objects with a name and arguments, from the first
-    line that begins with one, or the one call that is a turn of a line with the name and an object; [] for other JSON.
+    """Return the text before the JSON calls of a turn, and the calls; [] for other JSON.
 
-    JSON that has the keys of a call and cannot be read is a call with a problem.
+    Calls are JSON objects with a name and arguments, from the first line that begins with one. A turn of one line with
+    the name and an object is one call. JSON that has the keys of a call and cannot be read is a call with a problem.
     """
     for match in islice(_JSON_LINE.finditer(text), MAX_ENDINGS):
         calls, end = _json_calls(text, match.end())
@@ -217,7 +219,8 @@ def _written_calls(text: str, read: Callable[[Any], list[Call]] = _as_calls) -> 
     """Read calls as JSON, which may be fenced.
 
     Args:
-        read: reads the value.
+        text: the JSON.
+        read: makes calls of the value.
     """
     try:
         value = _DECODER.decode(_without_fence(text))
@@ -286,8 +289,11 @@ def _harmony_calls(text: str) -> list[Call]:
 
 
 def _named_calls(separator: str, text: str) -> list[Call]:
-    """Read a name and its arguments as JSON, with a separator between: `functions.f:0` and `f[CALL_ID]abc` are `f`;
-    where the head is `function`, the name is the first line behind the separator."""
+    """Read a name and its arguments as JSON, with a separator between.
+
+    `functions.f:0` and `f[CALL_ID]abc` are `f`; where the head is `function`, the name is the first line behind the
+    separator.
+    """
     head, found, arguments = text.partition(separator)
     if not found:
         return _written_calls(text)

@@ -69,11 +69,8 @@ class Tracker(ABC):
     """
 
     key: ClassVar[str]
-    """Name of the tracker in `trackers` and in messages, and of the extra that installs it."""
     module: ClassVar[str] = ""
-    """The module that the tracker imports; "" = none but ours."""
     packages: ClassVar[tuple[str, ...]] = ()
-    """The packages that provide the module, if their names differ from it."""
 
     def __init__(self, name: str | None = None, samples_every: int = 10) -> None:
         self.name, self.samples_every = name, samples_every
