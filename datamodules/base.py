@@ -373,24 +373,24 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         """
         chat = self._chat_of(sample)
         whole = self._with_plain_prompt(replace(sample, prompt=[*as_messages(sample.prompt), *turns]))
-        found = split_turns(
+        trained = split_turns(
             chat.messages(whole), chat, self.tokenizer, self._opening_of(chat), ends, sample.source,
             trains_empty_thoughts,
         )  # fmt: skip
-        return found._replace(sequences=[self._with_images(parts, sample) for parts in found.sequences])
+        return trained._replace(sequences=[self._with_images(parts, sample) for parts in trained.sequences])
 
     def _with_images(self, parts: list[Part], sample: Sample) -> list[Part]:
         """Return the parts of a sequence with as many placeholders of each image as it has features."""
         if not sample.images:
             return parts
         placeholders = self.image_processor.placeholders_of(sample.images)
-        found = []
+        with_counts = []
         for part in parts:
             count = sum(map(part.token_ids.count, self.image_processor.family.prompt_token_ids))
             token_ids = self.image_processor.expand(part.token_ids, placeholders[:count])
-            found.append(Part(token_ids, part.is_written, count))
+            with_counts.append(Part(token_ids, part.is_written, count))
             placeholders = placeholders[count:]
-        return found
+        return with_counts
 
     @property
     def opening(self) -> str:
@@ -434,11 +434,11 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         Raises:
             UserError: the option is `refuse`.
         """
-        found = f"{name}: special tokens of the model in {where} ({abbreviate([s.source or s.id for s in samples])})"
+        report = f"{name}: special tokens of the model in {where} ({abbreviate([s.source or s.id for s in samples])})"
         if self.chat.special_tokens == "refuse":
-            raise UserError(f"{found}. Remove them, or choose `data.chat.special_tokens: break`")
+            raise UserError(f"{report}. Remove them, or choose `data.chat.special_tokens: break`")
         does = "stay control tokens" if self.chat.special_tokens == "keep" else "are broken up with a zero-width space"
-        rank_zero_warn(f"{found} {does} (data.chat.special_tokens: {self.chat.special_tokens})")
+        rank_zero_warn(f"{report} {does} (data.chat.special_tokens: {self.chat.special_tokens})")
         self._reports_special_tokens = False
 
     def encode(self, sample: Sample) -> Prompt:

@@ -84,31 +84,31 @@ def fill_in(template: str, **values: str) -> str:
     return re.sub(r"\{(\w+)\}", lambda found: values.get(found[1], found[0]), template)
 
 
-def wrapped(content: Any, template: str, **more: str) -> Any:
+def wrapped(content: Any, template: str, **fillers: str) -> Any:
     """Return a message's text, or the last text part of a list of parts, with a template around it.
 
     Args:
         content: the text, or the list of parts.
         template: the template, in which `{prompt}` stands for the text.
-        more: texts that other names in braces stand for.
+        fillers: texts that other names in braces stand for.
     """
     if isinstance(content, str):
-        return fill_in(template, prompt=content, **more)
+        return fill_in(template, prompt=content, **fillers)
     parts = [dict(part) for part in content]
     texts = [part for part in parts if part.get("type") == "text"]
     if not texts:  # an image alone
         texts.append({"type": "text", "text": ""})
         parts += texts
-    texts[-1]["text"] = fill_in(template, prompt=texts[-1]["text"], **more)
+    texts[-1]["text"] = fill_in(template, prompt=texts[-1]["text"], **fillers)
     return parts
 
 
-def wrapped_prompt(prompt: str | list[dict[str, Any]], template: str, **more: str) -> str | list[dict[str, Any]]:
+def wrapped_prompt(prompt: str | list[dict[str, Any]], template: str, **fillers: str) -> str | list[dict[str, Any]]:
     """Return a prompt with a template around its text or, of messages, around the last one of the user."""
     if isinstance(prompt, str):
-        return fill_in(template, prompt=prompt, **more)
+        return fill_in(template, prompt=prompt, **fillers)
     last = max(i for i, message in enumerate(prompt) if message["role"] == "user")
-    content = wrapped(prompt[last]["content"], template, **more)
+    content = wrapped(prompt[last]["content"], template, **fillers)
     return [*prompt[:last], {**prompt[last], "content": content}, *prompt[last + 1 :]]
 
 
@@ -231,12 +231,14 @@ class Chat:
         Raises:
             UserError: the column holds no dict, or what an option cannot.
         """
-        more = parse_text(sample.row.get("chat_template_kwargs"))
-        if not more:
+        row_kwargs = parse_text(sample.row.get("chat_template_kwargs"))
+        if not row_kwargs:
             return self
-        if not isinstance(more, Mapping):
-            raise UserError(f"{sample.source}: chat_template_kwargs: {given_text(more)} is no dict, nor JSON of one")
-        return replace(self, chat_template_kwargs={**(self.chat_template_kwargs or {}), **without_nulls(more)})
+        if not isinstance(row_kwargs, Mapping):
+            raise UserError(
+                f"{sample.source}: chat_template_kwargs: {given_text(row_kwargs)} is no dict, nor JSON of one"
+            )
+        return replace(self, chat_template_kwargs={**(self.chat_template_kwargs or {}), **without_nulls(row_kwargs)})
 
     def with_tools(self, tools: Sequence[dict[str, Any]]) -> Chat:
         """Return a copy that offers tools in every prompt."""

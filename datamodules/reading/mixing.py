@@ -99,15 +99,15 @@ class MixedStream(PromptStream):
 
     def take(self, count: int, cursor: Cursor) -> tuple[list[Prompt], Cursor]:
         number = cursor["epoch"] * len(self) + cursor["position"]
-        after, taken = dict(cursor), []
+        after, prompts_taken = dict(cursor), []
         for n in range(number, number + count):
             draw = random.Random(derive_seed(self.run_seed, "mixture", self.seed, n))
             (name,) = draw.choices([*self.weights], [*self.weights.values()])
             prompts, place = self.streams[name].take(1, self.place(name, after))
             after[f"set/{name}"] = place["epoch"] * len(self.streams[name]) + place["position"]
-            taken += prompts
+            prompts_taken += prompts
         epoch, position = divmod(number + count, len(self))
-        return taken, after | {"epoch": epoch, "position": position}
+        return prompts_taken, after | {"epoch": epoch, "position": position}
 
     def place(self, name: str, cursor: Cursor) -> Cursor:
         """Return the cursor of a set's own stream."""

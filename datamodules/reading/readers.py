@@ -187,14 +187,14 @@ def _read_folder(folder: Path, split: str) -> Iterator[SourceRow]:
         file for file in sorted(folder.rglob("*"))
         if file_type(file) in FORMATS and not file.name.startswith((".", "dataset_info"))
     ]  # fmt: skip
-    own = [file for file in files if _split_of(file, folder) == split]
-    if not own:
+    files_of_split = [file for file in files if _split_of(file, folder) == split]
+    if not files_of_split:
         others = sorted({_split_of(file, folder) for file in files} - {""})
         if not files:
             raise UserError(f"{folder}: no {', '.join(FORMATS)} file in this folder")
         if others:
             raise UserError(f"{folder}: no file for the split {split!r}, only for {', '.join(others)}")
-    for file in own or files:
+    for file in files_of_split or files:
         yield from _read_file(file)
 
 

@@ -308,13 +308,13 @@ class ConfigCheck(RLVRCLI):
 
 
 def _top_of_help(command: str) -> dict[str, str]:
-    more = {
+    notes = {
         "fit": f" {DRY_RUN} shows all of it, the memory and the first prompts, and does not train. "
         f"{REPLAY} RUN trains on the rollouts that RUN recorded.",
     }.get(command, "")
     return {
         "usage": f"lit-rlvr {command} --config NAME_OR_FILE [--GROUP.OPTION VALUE ...]",
-        "description": f"{COMMANDS[command][1].capitalize()}. {HELP}{more}",
+        "description": f"{COMMANDS[command][1].capitalize()}. {HELP}{notes}",
     }
 
 

@@ -76,8 +76,8 @@ def choose_strategy(command: str, config: Namespace, module: Any, data: Any) -> 
         data: the data.
     """
     trainer = config.trainer
-    given, checkpointing = trainer.strategy, module.compute.gradient_checkpointing
-    if "auto" not in (given, checkpointing):
+    strategy, checkpointing = trainer.strategy, module.compute.gradient_checkpointing
+    if "auto" not in (strategy, checkpointing):
         return
     gpus = None
     if command in ("fit", "validate", "test"):
@@ -86,10 +86,10 @@ def choose_strategy(command: str, config: Namespace, module: Any, data: Any) -> 
         module.compute = replace(module.compute, gradient_checkpointing=checkpointing is True)
         return
     job = describe_job(module, data, config.rollout, trainer.precision)
-    placement = None if given == "auto" else (isinstance(given, FSDP2), bool(getattr(given, "offload", False)))
+    placement = None if strategy == "auto" else (isinstance(strategy, FSDP2), bool(getattr(strategy, "offload", False)))
     plan = job.choice(gpus, placement, None if checkpointing == "auto" else checkpointing)
     module.compute = replace(module.compute, gradient_checkpointing=plan.strategy.checkpointing)
-    if given == "auto":
+    if strategy == "auto":
         several = "ddp" if gpus.count > 1 else "auto"
         copies = trainer.num_nodes if job.fits_each_machine(plan, trainer.num_nodes) else 1
         trainer.strategy = FSDP2(replicas=copies, offload=plan.strategy.offload) if plan.strategy.sharded else several

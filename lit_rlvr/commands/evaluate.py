@@ -264,14 +264,16 @@ def suite_summary(
 def score_given(suites: list[Suite], config: Namespace, out: Path) -> tuple[Records, dict[str, list[Prompt]]]:
     """Judge existing completions; return the records and the questions that they answer."""
     path = Path(config.completions)
-    given = read_completions(path, [suite.name for suite in suites])
+    completions = read_completions(path, [suite.name for suite in suites])
     settings = {"completions": hashlib.sha256(path.read_bytes()).hexdigest()[:16], "suite": config.suite}
     records = Records(out, settings)
     answered: dict[str, list[Prompt]] = {}
     for suite in suites:
         samples = suite.data.load("test")
-        parts = [part for part in ("sampled", "greedy") if f"{suite.name}/{part}" in given]
-        questions = {sample.id for part in parts for sample in match(given[f"{suite.name}/{part}"], samples, part)}
+        parts = [part for part in ("sampled", "greedy") if f"{suite.name}/{part}" in completions]
+        questions = {
+            sample.id for part in parts for sample in match(completions[f"{suite.name}/{part}"], samples, part)
+        }
         prompts = [
             Prompt(sample, [], prefill=suite.data.chat.prefill, score_prefill=suite.data.chat.score_prefill)
             for sample in samples
@@ -281,13 +283,15 @@ def score_given(suites: list[Suite], config: Namespace, out: Path) -> tuple[Reco
             log.warning("%s: %d of %d questions have completions", suite.name, len(prompts), len(samples))
         for part in parts:
             name = f"{suite.name}/{part}"
-            judge_completions(records, suite, name, records.missing(name, prompts), given[name])
+            judge_completions(records, suite, name, records.missing(name, prompts), completions[name])
         answered[suite.name] = prompts
     shared_pool().close()
     return records, answered
 
 
-def judge_completions(records: Records, suite: Suite, name: str, prompts: list[Prompt], given: CompletionsById) -> None:
+def judge_completions(
+    records: Records, suite: Suite, name: str, prompts: list[Prompt], completions: CompletionsById
+) -> None:
     """Score and record the completions of the given questions, several questions at once.
 
     Args:
@@ -295,12 +299,12 @@ def judge_completions(records: Records, suite: Suite, name: str, prompts: list[P
         suite: the suite of the questions.
         name: the suite's name in the records.
         prompts: its questions.
-        given: question id -> its completions.
+        completions: question id -> its completions.
     """
     with progress_bar(name, len(prompts)) as advance:
         for first in range(0, len(prompts), QUESTIONS_PER_BATCH):
             batch = prompts[first : first + QUESTIONS_PER_BATCH]
-            groups = [given[prompt.sample.id] for prompt in batch]
+            groups = [completions[prompt.sample.id] for prompt in batch]
             batch = [replace(p, prefill=group[0].prefill or p.prefill) for p, group in zip(batch, groups, strict=True)]
             judged = [prompt.for_rewards(group) for prompt, group in zip(batch, groups, strict=True)]
             scores = score_rollout(suite.rewards, judged, [prompt.sample for prompt in batch])

@@ -51,15 +51,16 @@ def describe_prompts(
     prompts = data.prompts[split]
     if not prompts:
         raise UserError(f"--split: there is no {split} set")
-    shown = [_describe_prompt(data, prompt, folder) for prompt in prompts[:count]]
+    descriptions = [_describe_prompt(data, prompt, folder) for prompt in prompts[:count]]
     if split == "train" and module.demonstrates:
         check_demonstrations(rollout, module, data)
         demonstrations = rollout.demonstrations[data.name]
-        for found, prompt in zip(shown, prompts, strict=False):
+        for description, prompt in zip(descriptions, prompts, strict=False):
             (start, completion), *others = demonstrations.pairs([prompt])
-            found["completion"] = describe_completion(completion, data.tokenizer)
-            if len(start.token_ids) != found["tokens"]:  # earlier turns are in the loss, or it ends with empty thoughts
-                found |= {"text": data.tokenizer.decode(start.token_ids), "tokens": len(start.token_ids)}
+            description["completion"] = describe_completion(completion, data.tokenizer)
+            # Earlier turns are in the loss, or the prompt ends with empty thoughts.
+            if len(start.token_ids) != description["tokens"]:
+                description |= {"text": data.tokenizer.decode(start.token_ids), "tokens": len(start.token_ids)}
             for number, (start, completion) in enumerate(others, 2):
                 read = {
                     "in_loss": False,
@@ -67,15 +68,15 @@ def describe_prompts(
                     "text": data.tokenizer.decode(start.token_ids),
                 }
                 parts = [read, *describe_completion(completion, data.tokenizer)]
-                found["completion"] += [part | {"sequence": number} for part in parts]
+                description["completion"] += [part | {"sequence": number} for part in parts]
         demonstrations.close()
     if split == "train" and module.teachers.options is not None and module.teachers.options.prompt is not None:
-        for found, asked in zip(shown, map(module.teachers.asked, prompts), strict=False):
-            found["teacher"] = {"text": data.render(asked.sample), "tokens": len(asked.token_ids)}
+        for description, asked in zip(descriptions, map(module.teachers.asked, prompts), strict=False):
+            description["teacher"] = {"text": data.render(asked.sample), "tokens": len(asked.token_ids)}
     return {
         "set": f"{data.name} {split}",
         "count": len(prompts),
-        "prompts": shown,
+        "prompts": descriptions,
         "summary": describe_set(data, split),
     }
 
@@ -102,12 +103,12 @@ def describe_completion(completion: Completion, tokenizer: Any) -> list[dict[str
     return [{"in_loss": kept, "tokens": len(ids), "text": tokenizer.decode(ids)} for kept, ids in tokens]
 
 
-def print_prompts(found: dict[str, Any]) -> None:
+def print_prompts(preview: dict[str, Any]) -> None:
     """Print the result of `describe_prompts`."""
     console = Terminal()
-    split = found["set"].rpartition(" ")[2]
-    for number, prompt in enumerate(found["prompts"], 1):
-        console.print(Rule(f"{split} {number} of {found['count']}: {prompt['id']}", align="left", characters="-"))
+    split = preview["set"].rpartition(" ")[2]
+    for number, prompt in enumerate(preview["prompts"], 1):
+        console.print(Rule(f"{split} {number} of {preview['count']}: {prompt['id']}", align="left", characters="-"))
         console.print(prompt["text"], soft_wrap=True)
         console.print(Rule(characters="-"))
         facts = [
@@ -131,7 +132,7 @@ def print_prompts(found: dict[str, Any]) -> None:
         if teacher := prompt.get("teacher"):
             console.print(Rule(f"the teacher sees {teacher['tokens']} tokens", align="left", characters="-"))
             console.print(teacher["text"], soft_wrap=True)
-    console.print(found["summary"], soft_wrap=True)
+    console.print(preview["summary"], soft_wrap=True)
 
 
 def describe_image(data: PromptDataModule, prompt: Prompt, number: int, folder: Path | None) -> dict[str, Any]:

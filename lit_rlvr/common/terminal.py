@@ -162,13 +162,13 @@ def progress_bar(what: str, left: int, done: int = 0) -> Iterator[Callable[[], N
     """
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=Terminal(stderr=True)) as bar:
-        task, said = bar.add_task(what, total=done + left, completed=done), -math.inf
+        task, printed_at = bar.add_task(what, total=done + left, completed=done), -math.inf
 
         def one_more(count: int = 1) -> None:
-            nonlocal said
+            nonlocal printed_at
             bar.advance(task, count)
-            if not bar.console.is_terminal and time.monotonic() - said > LINE_SECONDS:
-                said = time.monotonic()
+            if not bar.console.is_terminal and time.monotonic() - printed_at > LINE_SECONDS:
+                printed_at = time.monotonic()
                 bar.console.print(f"{what}: {bar.tasks[task].completed:g} of {done + left}", soft_wrap=True)
 
         one_more(0)

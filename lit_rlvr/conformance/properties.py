@@ -108,11 +108,11 @@ def loss_and_gradient(
         cut: the micro-batches; None = one.
         advantages: (P, G) in place of the step's own.
     """
-    given = step.advantages if advantages is None else advantages
+    used_advantages = step.advantages if advantages is None else advantages
     with torch.enable_grad():
         logp = batch.logp.clone().requires_grad_(True)
         ranks = cut or [[range(len(logp))]]
-        parts = [step.loss(logp, given, list(rows), len(rank), len(ranks)) for rank in ranks for rows in rank]
+        parts = [step.loss(logp, used_advantages, list(rows), len(rank), len(ranks)) for rank in ranks for rows in rank]
         loss = torch.stack(parts).sum()
         gradient = torch.autograd.grad(loss, logp, allow_unused=True)[0] if loss.requires_grad else None
     if gradient is None:
@@ -126,7 +126,7 @@ def replay_step(step: Step, batch: Batch, cut: Cut | None = None) -> ComparedTen
     return {"loss": loss, "advantages": step.advantages, "dlogp": gradient}
 
 
-def error(found: ComparedTensors, expected: ComparedTensors) -> float:
+def error(measured: ComparedTensors, expected: ComparedTensors) -> float:
     """Return the largest difference, relative to the largest value of the same tensor.
 
     For a loss, which may cancel to 0, it is relative to the sum of its gradient.
@@ -136,7 +136,7 @@ def error(found: ComparedTensors, expected: ComparedTensors) -> float:
         scale = value.abs().max()
         if name == "loss" and "dlogp" in expected:
             scale = torch.maximum(scale, expected["dlogp"].abs().sum())
-        worst.append(float((found[name].to(value.dtype) - value).abs().max() / scale.clamp(min=1e-300)))
+        worst.append(float((measured[name].to(value.dtype) - value).abs().max() / scale.clamp(min=1e-300)))
     return float(np.max(worst))
 
 

@@ -205,8 +205,8 @@ def rewards_with(environment: Environment | None, rewards: Sequence[Reward | str
     is_listed = any(isinstance(reward, EnvironmentReward) for reward in rewards)
     if is_listed and not has_reward:
         raise UserError("rollout.rewards: EnvironmentReward needs a rollout.environment that has a reward")
-    made = as_rewards([*rewards, EnvironmentReward()] if has_reward and not is_listed else rewards)
-    functions = [reward for reward in made if isinstance(reward, FunctionReward)]
+    built = as_rewards([*rewards, EnvironmentReward()] if has_reward and not is_listed else rewards)
+    functions = [reward for reward in built if isinstance(reward, FunctionReward)]
     asking = [reward for reward in functions if "environments" in parameters_of(reward.function)]
     if asking and environment is None:
         raise UserError(
@@ -214,4 +214,4 @@ def rewards_with(environment: Environment | None, rewards: Sequence[Reward | str
         )
     if environment is not None:
         environment.reward_functions = {reward.name: reward.function for reward in asking}
-    return [EnvironmentFunction(reward) if reward in asking else reward for reward in made]
+    return [EnvironmentFunction(reward) if reward in asking else reward for reward in built]

@@ -82,12 +82,12 @@ class Player:
 
 def messages_of(turn: Turn, seen: Observation, role: str) -> list[dict[str, Any]]:
     """Return a turn and its answer as chat messages."""
-    said = [turn_message(turn)]
+    messages = [turn_message(turn)]
     if seen.done:
-        return said
+        return messages
     if seen.results:
-        return said + [{"role": "tool", "name": result.name, "content": result.text} for result in seen.results]
-    return [*said, {"role": role, "content": seen.text}]
+        return messages + [{"role": "tool", "name": result.name, "content": result.text} for result in seen.results]
+    return [*messages, {"role": role, "content": seen.text}]
 
 
 def judge_episode(environment: Environment, messages: list[dict[str, Any]], sample: Sample) -> dict[str, RewardResult]:
@@ -95,7 +95,7 @@ def judge_episode(environment: Environment, messages: list[dict[str, Any]], samp
 
     A function gets lists of one: the environment, the prompt, the completion as messages, and the row's columns.
     """
-    found = {}
+    results = {}
     for name, function in environment.reward_functions.items():
         columns = {
             **{column: [value] for column, value in sample.row.items()},
@@ -103,12 +103,12 @@ def judge_episode(environment: Environment, messages: list[dict[str, Any]], samp
         }  # fmt: skip
         try:
             (value,) = resolved(function(**accepted_arguments(function, columns)))
-            found[name] = as_result(value)
+            results[name] = as_result(value)
         except MemoryError:
             raise
         except Exception as error:
-            found[name] = RewardResult(0.0, None, "error", first_line(error))
-    return found
+            results[name] = RewardResult(0.0, None, "error", first_line(error))
+    return results
 
 
 def _opening(begun: Any) -> Opening:

@@ -106,13 +106,13 @@ def check_devices(devices: int, engine: RolloutEngine, samples: bool) -> None:
     """
     import torch
 
-    found = torch.cuda.device_count()
+    gpus = torch.cuda.device_count()
     if devices > 1 and not samples:
         raise UserError("--devices: judging given --completions uses no GPU; leave it at 1")
     if devices > 1 and not engine.in_process:
         raise UserError(f"--devices: {engine.name} runs on its own GPUs; leave it at 1")
-    if found and devices > found:
-        raise UserError(f"--devices: {devices}, but this machine has {found} GPU(s)")
+    if gpus and devices > gpus:
+        raise UserError(f"--devices: {devices}, but this machine has {gpus} GPU(s)")
 
 
 def run_shares(arguments: Sequence[str], devices: int, out: Path, answered: Callable[[], None]) -> None:

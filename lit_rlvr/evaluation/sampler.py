@@ -166,11 +166,11 @@ class Sampler:
 
             for p, group in enumerate(self.engine.generate(prompts, sampling, seeds, done, episodes)):
                 done(p, group)
-        found = [future.result() for future in futures.values()]
-        if all(bool(scores.failed.all()) for scores in found):
-            name, reason = next((n, r.detail) for n, r in found[0].details[0][0].items() if r.status == "error")
+        scored = [future.result() for future in futures.values()]
+        if all(bool(scores.failed.all()) for scores in scored):
+            name, reason = next((n, r.detail) for n, r in scored[0].details[0][0].items() if r.status == "error")
             raise UserError(
-                f"reward {name!r} failed on all of {sum(scores.failed.numel() for scores in found)} completions; "
+                f"reward {name!r} failed on all of {sum(scores.failed.numel() for scores in scored)} completions; "
                 f"first: {reason}; mend it, and give a new --out"
             )
 

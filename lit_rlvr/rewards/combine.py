@@ -106,7 +106,7 @@ def judge(rewards: Sequence[Reward], pairs: Sequence[Pair], whole_rollout: bool 
     failures = {k: outcome for k, outcome in outcomes.items() if outcome and outcome.status in ("timeout", "error")}
     weights = own_weights(rewards)
     of_rows = {id(sample): row_weights(sample, weights) for _, sample in pairs}
-    found: Judgements = {}
+    judgements: Judgements = {}
     for reward in rewards:
         if whole_rollout not in (None, reward.whole_rollout):
             continue
@@ -118,8 +118,8 @@ def judge(rewards: Sequence[Reward], pairs: Sequence[Pair], whole_rollout: bool 
                 f"reward {reward.dotted_path} changed torch.{changed[0]}(), which training uses; restore the setting "
                 "before it returns"
             )
-        found[reward.name] = [results.get(k) or failures.get(k) or NOT_JUDGED for k in range(len(pairs))]
-    return found
+        judgements[reward.name] = [results.get(k) or failures.get(k) or NOT_JUDGED for k in range(len(pairs))]
+    return judgements
 
 
 def combine(rewards: Sequence[Reward], results: Judgements, samples: Sequence[Sample], width: int) -> Scores:
@@ -147,7 +147,7 @@ def combine(rewards: Sequence[Reward], results: Judgements, samples: Sequence[Sa
     of_rows = [row_weights(sample, weights) for sample in samples]  # P
     results = {name: [*column] for name, column in results.items()}
     judging = [rewards[0].name] * groups * width  # B, the reward that says whether a completion is right
-    for names in {tuple(own) for own in of_rows if own}:
+    for names in {tuple(named) for named in of_rows if named}:
         own_rows = [b for b in range(len(judging)) if tuple(of_rows[b // width]) == names]
         columns = {name: [results[name][b] for b in own_rows] for name in names}
         source = _correct_source([reward for reward in rewards if reward.name in names], columns)
@@ -162,7 +162,7 @@ def combine(rewards: Sequence[Reward], results: Judgements, samples: Sequence[Sa
 
     parts = {name: table([VALUES.get(r.status, r.value) for r in column]) for name, column in results.items()}
     weighted = (
-        torch.tensor([own.get(name, 0.0) for own in of_rows]).reshape(groups, 1) * parts[name].nan_to_num()
+        torch.tensor([named.get(name, 0.0) for named in of_rows]).reshape(groups, 1) * parts[name].nan_to_num()
         for name in weights
     )
     correct = [_correct(*of_row) for of_row in zip(rows, judging, worst, strict=True)]  # B

@@ -136,11 +136,11 @@ def openrlhf_arguments(pairs: Sequence[Pair], function: Any) -> Arguments:
 def slime_arguments(pairs: Sequence[Pair], function: Any) -> Arguments:
     """Return the argument that slime gives besides `args`: the fields of its `Sample` that reward functions read."""
     completion, sample = pairs[0]
-    made = SimpleNamespace(
+    slime_sample = SimpleNamespace(
         prompt=sample.prompt, response=completion.text, response_length=completion.length, label=sample.label,
         status="truncated" if completion.truncated else "completed", metadata=mapping_in(sample, "metadata"),
     )  # fmt: skip
-    return {"sample": made}
+    return {"sample": slime_sample}
 
 
 OWN = Form("lit-rlvr", ("completion", "sample"), frozenset({"completion sample"}), own_arguments)
@@ -237,12 +237,12 @@ def turn_message(turn: Turn) -> dict[str, Any]:
     """Return a turn as TRL's functions with tools get it: its text, thoughts (`reasoning_content`) and calls apart."""
     content, calls = split_calls(turn.raw or turn.text)
     read = as_dicts(calls)
-    more = {
+    parts = {
         "reasoning_content": thoughts_in(turn.raw or turn.text).strip(),
         "tool_calls": [{"type": "function", "function": call} for call in read],
     }
     content = content if read else without_thoughts(turn.text)
-    return {"role": "assistant", "content": content} | {name: part for name, part in more.items() if part}
+    return {"role": "assistant", "content": content} | {name: part for name, part in parts.items() if part}
 
 
 def read_result(value: Any) -> Any:

@@ -194,12 +194,12 @@ def load_function(path: str) -> Any:
         remedy = " ".join(filter(None, (hint, "give a class of lit-rlvr, or module.function")))
         raise UserError(f"rollout.rewards: there is no reward {path!r}; {remedy}")
     where = f"rewards.FunctionReward.path {path!r}"
-    found = import_path("rewards.FunctionReward.path", path)
-    if inspect.isabstract(found):
-        raise UserError(f"{where}: it lacks {', '.join(sorted(found.__abstractmethods__))}; define it in the class")
-    if not callable(found):
+    function = import_path("rewards.FunctionReward.path", path)
+    if inspect.isabstract(function):
+        raise UserError(f"{where}: it lacks {', '.join(sorted(function.__abstractmethods__))}; define it in the class")
+    if not callable(function):
         raise UserError(f"{where} is not callable")
-    return found
+    return function
 
 
 def with_options(function: Any, options: Mapping[str, Any], path: str) -> tuple[Any, Form]:
@@ -228,11 +228,11 @@ def with_options(function: Any, options: Mapping[str, Any], path: str) -> tuple[
             f"{where}: its parameters {signature} are of no known form, which are {KNOWN}; and as a function that "
             f"makes a reward from `options: {{NAME: VALUE}}` it lacks options: {error}"
         ) from error
-    made = function(**options)
-    if not callable(made) or (form := form_of(made)) is None:
-        raise UserError(f"{where}: it makes {type_text(made)} of none of the known forms, which are {KNOWN}")
-    check_arguments(made, form, {}, where)
-    return made, form
+    scorer = function(**options)
+    if not callable(scorer) or (form := form_of(scorer)) is None:
+        raise UserError(f"{where}: it makes {type_text(scorer)} of none of the known forms, which are {KNOWN}")
+    check_arguments(scorer, form, {}, where)
+    return scorer, form
 
 
 def check_arguments(function: Any, form: Form, options: Mapping[str, Any], where: str) -> None:
@@ -326,9 +326,9 @@ def as_rewards(rewards: Sequence[Reward | str]) -> list[Reward]:
     Raises:
         UserError: the rewards cannot be used together, or one cannot be isolated as requested.
     """
-    made = [FunctionReward(reward) if isinstance(reward, str) else reward for reward in rewards]
-    check_rewards(made)
-    for reward in made:
+    built = [FunctionReward(reward) if isinstance(reward, str) else reward for reward in rewards]
+    check_rewards(built)
+    for reward in built:
         if reward.isolation is not None:
             _ = reward.for_workers
-    return made
+    return built

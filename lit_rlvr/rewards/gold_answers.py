@@ -53,7 +53,7 @@ def check_references(rewards: Sequence[Reward], samples: Sequence[Sample]) -> No
         if not matches and (dataset, column, True) in chosen
     )
     judging = [(sample, row_weights(sample, weights)) for sample in samples]
-    counts = Counter(name for _, own in judging for name in own)
+    counts = Counter(name for _, names in judging for name in names)
     if unused := [name for name in weights if judging and not counts[name]]:
         log.warning("rollout.rewards: no row has the reward %s, so it judges nothing", ", ".join(unused))
     if any(matches for _, _, matches in chosen):
@@ -61,7 +61,7 @@ def check_references(rewards: Sequence[Reward], samples: Sequence[Sample]) -> No
     refuse_all(
         problem
         for reward in rewards
-        if (problem := _unreadable(reward, [sample for sample, own in judging if reward.name in own]))
+        if (problem := _unreadable(reward, [sample for sample, names in judging if reward.name in names]))
     )
 
 
@@ -191,11 +191,11 @@ def long_answers(
     for form, lengths in sorted([first, *measured(framed), *own], key=lambda pair: sum(pair[1])):
         if not earns_reward(rewards, form, chosen):
             continue
-        found = LongAnswers.among(lengths, limit, option)
-        if found is None or not found.is_hopeless:
-            return found
+        too_long = LongAnswers.among(lengths, limit, option)
+        if too_long is None or not too_long.is_hopeless:
+            return too_long
         is_part_paid = earns_reward(rewards, partial(_beginning, form, tokenizer, limit - 1), chosen)
-        return replace(found, is_hopeless=not is_part_paid)
+        return replace(too_long, is_hopeless=not is_part_paid)
     return None
 
 

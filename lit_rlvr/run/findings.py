@@ -48,11 +48,11 @@ def signal_advice(accuracy: float, constant: float | None = None) -> str:
         accuracy: the share of right completions.
         constant: the reward of the completions of all prompts; None if they differ.
     """
-    more = "more completions (rollout.group_size)"
+    more_completions = "more completions (rollout.group_size)"
     if accuracy > 0.5:
-        advice = f"try harder prompts (lit-rlvr filter), or {more}"
+        advice = f"try harder prompts (lit-rlvr filter), or {more_completions}"
     else:
-        advice = f"try easier prompts (lit-rlvr filter), {more}, or a warm start (warm_start.steps)"
+        advice = f"try easier prompts (lit-rlvr filter), {more_completions}, or a warm start (warm_start.steps)"
     if constant is None:
         return advice
     return (

@@ -203,18 +203,20 @@ def in_order(callbacks: Sequence[Callback]) -> list[Callback]:
     return sorted(callbacks, key=place)
 
 
-def with_defaults(given: Sequence[Callback], shows_progress: bool) -> list[Callback]:
+def with_defaults(callbacks: Sequence[Callback], shows_progress: bool) -> list[Callback]:
     """Return the given callbacks, and those of every run that are not among them.
 
     Raises:
         UserError: two of them are of one kind of which a run has one.
     """
     for key, kind in CONFIGURABLE.items():
-        if (count := sum(isinstance(instance, kind) for instance in given)) > 1:
+        if (count := sum(isinstance(instance, kind) for instance in callbacks)) > 1:
             raise UserError(f"{key}: give one {kind.__name__} among the callbacks, not {count}")
-    made = [
-        kind() for kind in (*CONFIGURABLE.values(), *FIXED) if not any(isinstance(instance, kind) for instance in given)
+    defaults = [
+        kind()
+        for kind in (*CONFIGURABLE.values(), *FIXED)
+        if not any(isinstance(instance, kind) for instance in callbacks)
     ]
-    if shows_progress and not any(isinstance(callback, ProgressBar) for callback in given):
-        made.append(RunProgress())
-    return [*given, *made]
+    if shows_progress and not any(isinstance(callback, ProgressBar) for callback in callbacks):
+        defaults.append(RunProgress())
+    return [*callbacks, *defaults]

@@ -167,11 +167,11 @@ class WarmStart:
         prompts = list(data.stream.prompts)
         if self.categories is None:
             return prompts
-        there = {prompt.sample.category for prompt in prompts}
-        if missing := [category for category in self.categories if category not in there]:
+        categories = {prompt.sample.category for prompt in prompts}
+        if missing := [category for category in self.categories if category not in categories]:
             raise UserError(
                 f"warm_start.categories: no training prompt has the category {missing[0]!r}; the data has "
-                + (", ".join(map(repr, sorted(there - {""}))) or "none")
+                + (", ".join(map(repr, sorted(categories - {""}))) or "none")
             )
         return [prompt for prompt in prompts if prompt.sample.category in self.categories]
 

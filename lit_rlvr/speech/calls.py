@@ -174,12 +174,12 @@ def _is_call(value: Any) -> bool:
 
 def _tagged_calls(text: str) -> list[Call]:
     """Read what is between `<tool_call>` tags: XML with a function, a name with keys and values, or JSON."""
-    if found := _FUNCTION.match(text):
-        if found[2].lstrip().startswith("{"):
-            return [_with_arguments(found[1].strip(), found[2])]
-        return [_bare_text_call(found[1].strip(), _PARAMETER, found[2])]
-    if found := _KEYED.match(text):
-        return [_bare_text_call(found[1], _KEY_VALUE, found[2])]
+    if match := _FUNCTION.match(text):
+        if match[2].lstrip().startswith("{"):
+            return [_with_arguments(match[1].strip(), match[2])]
+        return [_bare_text_call(match[1].strip(), _PARAMETER, match[2])]
+    if match := _KEYED.match(text):
+        return [_bare_text_call(match[1], _KEY_VALUE, match[2])]
     return _written_calls(text)
 
 
@@ -272,14 +272,14 @@ def _python_call(node: ast.AST | None) -> Call:
 
 def _gemma_calls(text: str) -> list[Call]:
     """Read `call:name{key:value}`, which is JSON with bare keys and `<|"|>` as quotation marks."""
-    found = _GEMMA.match(text)
-    if not found:
+    call_match = _GEMMA.match(text)
+    if not call_match:
         return [Call(problem="a call is written as call:name{key:value}")]
 
     def quoted(match: re.Match[str]) -> str:
         return json.dumps(match["key"] if match["text"] is None else match["text"])
 
-    return [_with_arguments(found[1], _GEMMA_PART.sub(quoted, found[2]))]
+    return [_with_arguments(call_match[1], _GEMMA_PART.sub(quoted, call_match[2]))]
 
 
 def _harmony_calls(text: str) -> list[Call]:

@@ -113,20 +113,20 @@ def frozen_inputs(batch: FrozenBatch, algorithm: RLVRModule, logp: Tensor, advan
     weight = aggregation_weights(
         batch.mask, size, algorithm.loss_options.aggregation, rows, int(lengths.sum()), batch.max_tokens
     ).to(logp.dtype)
-    given = advantages.to(logp.dtype)
-    given = given.reshape(-1, 1) if advantages.shape == batch.rewards.shape else given  # (B, 1) or (B, T)
+    per_row = advantages.to(logp.dtype)
+    per_row = per_row.reshape(-1, 1) if advantages.shape == batch.rewards.shape else per_row  # (B, 1) or (B, T)
     rollout = batch.old_logp if batch.rollout_logp is None else batch.rollout_logp
     tokens, sequences = correction_weights(
-        logp, batch.old_logp, rollout, batch.mask, given, algorithm.choose_correction(batch.rollout_logp is None)
+        logp, batch.old_logp, rollout, batch.mask, per_row, algorithm.choose_correction(batch.rollout_logp is None)
     )
     if batch.objective_mask is not None:
         tokens = tokens * batch.objective_mask
-    counted, selected = _chosen_tokens(batch, algorithm, given, rollout)
+    counted, selected = _chosen_tokens(batch, algorithm, per_row, rollout)
     return LossInputs(
         logp=logp,
         old_logp=batch.old_logp,
         mask=batch.mask,
-        advantages=given,
+        advantages=per_row,
         token_weight=weight * tokens if counted is None else weight * tokens * counted,
         row_weight=sequences / rows,
         prompt=torch.arange(len(lengths)) // size,

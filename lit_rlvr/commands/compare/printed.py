@@ -134,12 +134,12 @@ class Paper:
 def _check_known(
     study: Study, task: str, cells: Iterable[str], columns: Iterable[str], known: Collection[str]
 ) -> None:  # fmt: skip
-    for kind, names, there in (
+    for kind, names, existing in (
         ("task", [task], study.tasks), ("cell", cells, [*study.names, BEFORE]), ("suite or column", columns, known),
     ):  # fmt: skip
         for name in names:
-            if name not in there:
-                raise UserError(f"{study.name} has no {kind} {name!r}; it has {', '.join(there) or 'none'}")
+            if name not in existing:
+                raise UserError(f"{study.name} has no {kind} {name!r}; it has {', '.join(existing) or 'none'}")
 
 
 def load_printed(name: str) -> Paper:

@@ -103,7 +103,7 @@ def paired_differences(
     Returns:
         None for a claim without pairs, which counts in the correction all the same.
     """
-    differences = [[more - less for more, less in values] for values in pairs]
+    differences = [[higher - lower for higher, lower in values] for values in pairs]
     assert not any(isnan(difference) for values in differences for difference in values), "NaN would give p = 0"
     raw = [sign_flip_test(values) for values in differences]
     adjusted = holm([1.0 if p is None else p for p in raw])
@@ -113,7 +113,7 @@ def paired_differences(
         None
         if p is None
         else PairedDifference(
-            mean(more for more, _ in values), mean(less for _, less in values), differences[k], p, adjusted[k],
+            mean(higher for higher, _ in values), mean(lower for _, lower in values), differences[k], p, adjusted[k],
             below.get(k), least_pairs(len(pairs)),
         )
         for k, (values, p) in enumerate(zip(pairs, raw, strict=True))

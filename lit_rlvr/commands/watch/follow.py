@@ -117,8 +117,8 @@ class FollowedFolders:
         """Re-read changed files, except completions.jsonl, of the folders that are still there."""
         changed = False
         runs: dict[str, FollowedRun] = {}
-        there = [folder for folder in self._given if not self.runs or folder.is_dir()]
-        if not there:
+        folders = [folder for folder in self._given if not self.runs or folder.is_dir()]
+        if not folders:
             return
 
         def read(path: Path) -> RunRecord:
@@ -128,7 +128,7 @@ class FollowedFolders:
             changed |= followed.refresh()
             return followed.run
 
-        title, groups = read_groups([run for folder in there for run in find_runs(folder)], read)
+        title, groups = read_groups([run for folder in folders for run in find_runs(folder)], read)
         if changed or title != self.title or list(runs) != list(self.runs):
             with self.lock:
                 self.title, self.groups, self.runs = title, groups, runs

@@ -24,10 +24,10 @@ class NotFound(Exception):
     """Raised if there is no such run, prompt or step."""
 
 
-def overview(folders: FollowedFolders, more: bool) -> str:
-    """Render findings, results, curves and settings of all runs; `more` adds curves of all other metrics."""
+def overview(folders: FollowedFolders, all_curves: bool) -> str:
+    """Render findings, results, curves and settings of all runs; `all_curves` adds curves of all other metrics."""
     parts = (
-        contents(folders.groups, more)
+        contents(folders.groups, all_curves)
         | _frame(folders)
         | {
             "follows": "metrics",
@@ -37,7 +37,7 @@ def overview(folders: FollowedFolders, more: bool) -> str:
             ],  # the frame shows how a run ended
         }
     )
-    return render("watch_overview.html", title=folders.title, more=more, **parts)
+    return render("watch_overview.html", title=folders.title, more=all_curves, **parts)
 
 
 def now(folders: FollowedFolders) -> str:

@@ -158,7 +158,7 @@ class _Boxes:
 
 def _last_boxes(text: str) -> _Boxes:
     opened: list[tuple[int, int] | None] = []  # where a box and its content start; None for other braces
-    found = _Boxes([])
+    boxes = _Boxes([])
     start = -1  # where the last box's content starts
     for match in _BOX_OR_BRACE.finditer(text):
         if match[1]:
@@ -171,14 +171,14 @@ def _last_boxes(text: str) -> _Boxes:
         else:
             continue
         if closed[1] > start:  # else it is around the last one
-            joiner = _joiner(text, found.end, closed[0]) if found.contents else ""
-            if not joiner or (found.joiner and joiner != found.joiner):
-                found.contents.clear()
-            found.joiner = joiner
-            found.contents.append(_without_full_stop(text[closed[1] : closed[2]].strip()))
-            start, found.end = closed[1], match.end()
-    found.is_open = any(box is not None and box[0] >= found.end for box in opened)
-    return found
+            joiner = _joiner(text, boxes.end, closed[0]) if boxes.contents else ""
+            if not joiner or (boxes.joiner and joiner != boxes.joiner):
+                boxes.contents.clear()
+            boxes.joiner = joiner
+            boxes.contents.append(_without_full_stop(text[closed[1] : closed[2]].strip()))
+            start, boxes.end = closed[1], match.end()
+    boxes.is_open = any(box is not None and box[0] >= boxes.end for box in opened)
+    return boxes
 
 
 def _joiner(text: str, start: int, end: int) -> Literal["", "and", "or", "line"]:

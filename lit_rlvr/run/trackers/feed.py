@@ -31,12 +31,12 @@ def choose_trackers(chosen: Chosen) -> list[Tracker]:
     Raises:
         UserError: one is unknown, has a wrong option, or needs a package that is not installed.
     """
-    given: Sequence[Tracker | str] = [] if chosen is None else chosen if isinstance(chosen, list) else [chosen]
+    entries: Sequence[Tracker | str] = [] if chosen is None else chosen if isinstance(chosen, list) else [chosen]
     trackers = [
         entry
         if isinstance(entry, Tracker)
         else (TRACKER_NAMES.get(entry) or find_part("trackers", "trackers", entry, TRACKER_NAMES, Tracker))()
-        for entry in given
+        for entry in entries
     ]
     for tracker in trackers:
         if tracker.module:
