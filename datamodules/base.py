@@ -217,7 +217,7 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         self.environment: Environment | None = None
         self.optional: frozenset[str] = frozenset()  # fields of prompt and answer that rows may lack
 
-    # a subclass overrides these
+    # ---- what subclasses override -------------------------------------------------------------------------
 
     def rows(self, split: Split) -> Iterable[Sample | BadRow]:
         """Yield the samples of a split; by default read them from the file that the option names.
@@ -280,7 +280,7 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         check_media(row, (), images=False)
         return read(row)
 
-    # the model
+    # ---- the model ----------------------------------------------------------------------------------------
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -308,7 +308,7 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
             raise RuntimeError(f"no {name}: attach a trainer, or set `data.{name}`")
         return module
 
-    # what the model sees
+    # ---- what the model sees ------------------------------------------------------------------------------
 
     def use_environment(self, environment: Environment | None, needs_answers: bool = True) -> None:
         """Offer the environment's tools in every prompt, and let rows lack what it supplies.
@@ -483,6 +483,8 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
             raise UserError(f"{prompt.sample.source}: {error}") from error
         return replace(prompt, pixels=pixels)
 
+    # ---- reading the sets ---------------------------------------------------------------------------------
+
     def setup(self, stage: str) -> None:
         """Read, check and tokenise the sets of a stage, so that bad data fails before the weights load."""
         for callback in () if self.trainer is None else self.trainer.callbacks:  # type: ignore[attr-defined]
@@ -578,6 +580,31 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
             samples = exchange_images(samples, self.seed)
         return subsample(samples, self.evaluation.limit, self.seed)
 
+    def _read(self, split: Split) -> list[Sample]:
+        """Read all usable rows of a split; later calls return the same list."""
+        if split not in self._samples:
+            name = f"{self.name} {split}"
+            good, self.bad_rows[split] = filter_rows(
+                require_samples(self.rows(split), self.rows), name, self.reading.max_bad_rows, self.optional,
+                self.images, not self.demonstrates,
+            )  # fmt: skip
+            good = [
+                replace(s, dataset=s.dataset or self.name, rewards=self._rewards if s.rewards is None else s.rewards)
+                for s in good
+            ]
+            found = {sample.dataset for sample in good}
+            unused = [file for name, file in self.files.items() if split == "train" and name not in found]
+            if empty := unused or [location for location in (self.locations[split],) if location and not good]:
+                raise UserError(f"{empty[0]}: no usable row in it")
+            if not good and split == "train":
+                raise UserError(f"{defined_at(self.rows)} must give Samples for the split 'train', it gave none")
+            good = with_distinct_ids(good)
+            check_ids(good)
+            self._samples[split] = good
+        return self._samples[split]
+
+    # ---- loaders ------------------------------------------------------------------------------------------
+
     def train_dataloader(self) -> TrainLoader:
         return TrainLoader(
             self.stream, self.prompts_per_rollout, lambda: self.cursor, *self._ranks(), self.name, self.prepare,
@@ -626,6 +653,12 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         other.cursor, other._stream, other.success = dict(START_CURSOR), PromptStream(prompts, self.seed), None
         return other
 
+    def _ranks(self) -> tuple[int, int]:
+        """Return (rank, world size)."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+
+    # ---- position and checkpoints -------------------------------------------------------------------------
+
     def commit(self, cursor: Cursor, successes: Successes = MappingProxyType({})) -> None:
         """Record that training has consumed everything before `cursor`; checkpoints store this position.
 
@@ -652,30 +685,3 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
             self.success.known = dict(state_dict.get("success", {}))
         self._restored = state_dict["fingerprint"]
         check_fingerprint(self._restored, self._fingerprint)
-
-    def _read(self, split: Split) -> list[Sample]:
-        """Read all usable rows of a split; later calls return the same list."""
-        if split not in self._samples:
-            name = f"{self.name} {split}"
-            good, self.bad_rows[split] = filter_rows(
-                require_samples(self.rows(split), self.rows), name, self.reading.max_bad_rows, self.optional,
-                self.images, not self.demonstrates,
-            )  # fmt: skip
-            good = [
-                replace(s, dataset=s.dataset or self.name, rewards=self._rewards if s.rewards is None else s.rewards)
-                for s in good
-            ]
-            found = {sample.dataset for sample in good}
-            unused = [file for name, file in self.files.items() if split == "train" and name not in found]
-            if empty := unused or [location for location in (self.locations[split],) if location and not good]:
-                raise UserError(f"{empty[0]}: no usable row in it")
-            if not good and split == "train":
-                raise UserError(f"{defined_at(self.rows)} must give Samples for the split 'train', it gave none")
-            good = with_distinct_ids(good)
-            check_ids(good)
-            self._samples[split] = good
-        return self._samples[split]
-
-    def _ranks(self) -> tuple[int, int]:
-        """Return (rank, world size)."""
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)

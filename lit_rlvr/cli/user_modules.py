@@ -36,7 +36,7 @@ def add_user_modules() -> None:
 
 
 class _DataModules(MetaPathFinder, Loader):
-    """Imports `datamodules` and its modules from the user's folder, or else from ours."""
+    """An importer of `datamodules` and its modules from the user's folder, or else from ours."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None

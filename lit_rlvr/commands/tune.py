@@ -102,10 +102,13 @@ class Tuned:
 
 
 class Tuner:
-    """Samples prompts of a config with its engine, sampling and rewards.
+    """A sampler of prompts of a config, with its engine, sampling and rewards.
 
     Args:
-        module, data, rollout, warm_start: of the config.
+        module: the algorithm of the config.
+        data: its training prompts.
+        rollout: its engine, sampling settings and rewards.
+        warm_start: the warm start to try, where one is needed.
         dtype: the engine's data type.
         ranks: processes of a run.
         minutes: the most time for sampling; a batch under way ends later.

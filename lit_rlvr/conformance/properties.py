@@ -94,7 +94,7 @@ Estimate = Callable[[Any], Tensor]
 """The advantages (P, G) of a batch."""
 
 
-# ---- measurements ----------------------------------------------------------------------------------------------
+# ---- measurements -----------------------------------------------------------------------------------------
 
 
 def loss_and_gradient(
@@ -145,7 +145,7 @@ def nonfinite(found: ComparedTensors) -> float:
     return float(sum(int((~value.isfinite()).sum()) for value in found.values()))
 
 
-# ---- properties of losses --------------------------------------------------------------------------------------
+# ---- properties of losses ---------------------------------------------------------------------------------
 
 
 def loss_findings(prepare: PrepareStep, batch: Batch, stops_gradient: bool) -> list[Finding]:
@@ -368,7 +368,7 @@ def ignores_precision(measure: Measure, batch: Batch) -> Finding:
     )  # fmt: skip
 
 
-# ---- properties of advantages ----------------------------------------------------------------------------------
+# ---- properties of advantages -----------------------------------------------------------------------------
 
 
 def estimator_findings(estimate: Estimate, batch: Batch) -> list[Finding]:

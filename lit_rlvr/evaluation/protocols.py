@@ -101,7 +101,9 @@ class Protocol:
         temperature: temperature of the sampled completions.
         top_p: nucleus of the sampled completions.
         max_tokens: longest completion, in tokens; None = as in the model's run, or the default.
-        max_turns, max_observation_tokens, max_episode_tokens: limits of an episode; None = as in the model's run.
+        max_turns: the most turns of an episode; None = as in the model's run.
+        max_observation_tokens: longest observation, in tokens; None = as in the model's run.
+        max_episode_tokens: longest episode, in tokens; None = as in the model's run.
         prompts: options of the DataModule that replace the suite's.
     """
 

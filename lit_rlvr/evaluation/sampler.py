@@ -84,7 +84,7 @@ SEQUENCES = 2048
 
 
 class Sampler:
-    """Samples groups of completions from a model, and judges each group as soon as it is complete.
+    """A sampler of groups of completions, which judges each group as soon as it is complete.
 
     Args:
         folder: model folder or hub id.

@@ -238,7 +238,7 @@ def _reward_number(value: object) -> float:
 
 
 class NoReward(Reward):
-    """Judges nothing: the reward of a run with `rollout.rewards: []`, which learns from a teacher alone."""
+    """The reward of a run with `rollout.rewards: []`, which learns from a teacher alone; it judges nothing."""
 
     def __call__(self, completion: Completion, sample: Sample) -> None:
         return None

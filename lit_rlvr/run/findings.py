@@ -239,7 +239,7 @@ class RunFall:
 
 
 class Falls:
-    """Finds falls of the accuracies in a run's metrics; a later call looks at later metrics only."""
+    """The falls of the accuracies in a run's metrics; a later call looks at later metrics only."""
 
     def __init__(self) -> None:
         self._test, self._newest = FallTest(), 0

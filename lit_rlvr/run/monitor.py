@@ -39,10 +39,10 @@ from lit_rlvr.types import GroupSelection
 
 
 class CollapseMonitor(ChecksArguments, Callback):
-    """Says when the accuracy of rollouts or of a validation set falls by more than its noise allows, and why.
+    """A warning when the accuracy of rollouts or of a validation set falls by more than its noise allows.
 
-    Rollouts: a test of the prompts' accuracies against the best 8 iterations of the run. Validation: a paired test of
-    the same questions against the best validation. A loss of a tenth is no fall.
+    It says why. Rollouts: a test of the prompts' accuracies against the best 8 iterations of the run. Validation: a
+    paired test of the same questions against the best validation. A loss of a tenth is no fall.
 
     Args:
         action: `warn`; or `stop` the run after the iteration.

@@ -111,7 +111,7 @@ def plot_run(rows: Mapping[int, Mapping[str, float]], path: Path, title: str) ->
 
 
 class RunFolder(ChecksArguments, Callback):
-    """Writes the results of a run to `trainer.default_root_dir`, in addition to checkpoints and logs.
+    """The results of a run in `trainer.default_root_dir`, in addition to checkpoints and logs.
 
     They are `completions.jsonl` (sampled groups), `validation.jsonl` (correct completions of each question), `images/`
     (thumbnails), `rollouts/` (numbers of each token, for `explain`), `curves.png`, and `summary.json`, which a run also

@@ -20,7 +20,7 @@ from lit_rlvr.training.optimizer import updates_of
 
 
 class Budget(ChecksArguments, Callback):
-    """Ends training with the iteration that uses up a number of completions or tokens.
+    """A limit that ends training with the iteration that uses up a number of completions or tokens.
 
     Everything generated for training counts, including further rounds of dynamic sampling and a reference model's
     completions; validation does not. `trainer.max_steps` counts optimizer steps; the first limit reached ends the run.

@@ -43,7 +43,10 @@ EXPECTED_WARNINGS = (
 
 
 class RankZeroFilter(logging.Filter):
-    """Lets only rank 0 print during set-up, when all processes print the same; afterwards every process prints."""
+    """A filter that lets only rank 0 print during set-up, when all processes print the same.
+
+    Afterwards every process prints.
+    """
 
     set_up = True
 

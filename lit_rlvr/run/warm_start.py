@@ -224,7 +224,7 @@ class WarmStart:
 
 
 class ExactMatch(Callback):
-    """Trains on the solutions, and ends the warm start once greedy decoding reproduces enough of those held out.
+    """Training on the solutions until greedy decoding reproduces enough of those held out.
 
     Args:
         start: says when to check, and how many have to be exact.

@@ -255,7 +255,7 @@ _JSON_NAMES = {"true": True, "false": False, "null": None}
 
 
 class _JSONNames(ast.NodeTransformer):
-    """Replaces `true`, `false` and `null`, which LFM2 writes in calls as in Python."""
+    """A replacement of `true`, `false` and `null`, which LFM2 writes in calls as in Python."""
 
     def visit_Name(self, node: ast.Name) -> ast.expr:
         return ast.Constant(_JSON_NAMES[node.id]) if node.id in _JSON_NAMES else node

@@ -110,10 +110,10 @@ def limited(cpu_seconds: float, memory_mb: int) -> Iterator[None]:
 
 
 class UnlimitedImports:
-    """Keeps imports in the body of a call out of its CPU and memory limits: only a worker's first call pays for them.
+    """An importer that keeps imports in the body of a call out of its CPU and memory limits.
 
-    An import that never ends is stopped by the wall clock. importlib calls `_find_and_load` for modules that are not
-    imported yet, also from C.
+    Only a worker's first call pays for them. An import that never ends is stopped by the wall clock. importlib calls
+    `_find_and_load` for modules that are not imported yet, also from C.
 
     Attributes:
         memory_mb: address space that such imports have taken.

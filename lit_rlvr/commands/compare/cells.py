@@ -83,7 +83,7 @@ class ClusterJob:
 
 
 class Cluster:
-    """Submits commands as jobs.
+    """A cluster that runs commands as its jobs.
 
     Args:
         root: the study's folder, which all machines can access.
@@ -114,7 +114,7 @@ class Cluster:
 
 
 class Progress:
-    """Records in the study's folder when a cell starts and ends, and prints a line on stderr each time.
+    """The progress of a study: each start and end of a cell, in its folder and as a line on stderr.
 
     Args:
         folder: the study's folder.

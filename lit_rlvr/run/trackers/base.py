@@ -53,7 +53,7 @@ class TrackedRun:
 
 
 class Tracker(ABC):
-    """Sends the metrics and samples of a run to one tracker; only rank 0 has one.
+    """A sender of the metrics and samples of a run to one tracker; only rank 0 has one.
 
     Any method may raise an exception of the tracker's package: `Trackers` makes it an error at the start, and a warning
     later.

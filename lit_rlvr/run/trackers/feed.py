@@ -45,11 +45,12 @@ def choose_trackers(chosen: Chosen) -> list[Tracker]:
 
 
 class Trackers(Callback):
-    """Sends each row of metrics.csv to every tracker when the next iteration begins, because it is complete then.
+    """The trackers of a run.
 
-    A tracker gets the rows after the last step it has. So a resumed run sends nothing twice, and sends what an earlier
-    process could not send. A tracker that fails does not end the run: it gets the missing rows at the run's end, or
-    when that is resumed. A tracker that the user adds to a resumed run gets the run from its beginning.
+    Each row of metrics.csv goes to every tracker when the next iteration begins, because it is complete then. A tracker
+    gets the rows after the last step it has. So a resumed run sends nothing twice, and sends what an earlier process
+    could not send. A tracker that fails does not end the run: it gets the missing rows at the run's end, or when that
+    is resumed. A tracker that the user adds to a resumed run gets the run from its beginning.
 
     Args:
         trackers: at most one of each kind; only the first process uses them.
