@@ -194,6 +194,14 @@ def _turn(
 
     It writes what the template adds to this prompt or, where the template changes the prompt, to the conversation's
     first. If this is not the whole text, as in templates that drop thoughts, it writes the text itself.
+
+    Args:
+        messages: the conversation up to the turn.
+        chat: the format of the prompts.
+        tokenizer: the model's tokenizer.
+        opening: the beginning of every turn that stands in the prompt.
+        ends: the tokens that end a turn.
+        source: "file:row", for messages.
     """
     *before, turn = messages
     content, name = turn["content"], f"of the assistant's message {len(messages)}"
@@ -238,6 +246,12 @@ def _turn(
 
 def _added(messages: Messages, chat: Chat, tokenizer: Any, source: str) -> tuple[str, str, bool]:
     """Return what the last of the messages adds to the prompt before it, or to the conversation's first prompt.
+
+    Args:
+        messages: the conversation up to the turn.
+        chat: the format of the prompts.
+        tokenizer: the model's tokenizer.
+        source: "file:row", for messages.
 
     Returns:
         The turn's header if it is added too, as after a tool's result; the rest of what is added; whether it follows

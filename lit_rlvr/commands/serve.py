@@ -117,7 +117,7 @@ def sequence_options(sequences: int | None, names: set[str]) -> list[str]:
 
     Args:
         sequences: what the user asked for.
-        names: of the other options given.
+        names: names of the other options given.
     """
     is_free = torch.cuda.is_available() and not {name.partition(".")[0] for name in names} & {*GRAPH_OPTIONS}
     if sequences is None and is_free:

@@ -112,7 +112,7 @@ class Tuner:
         dtype: the engine's data type.
         ranks: processes of a run.
         minutes: the most time for sampling; a batch under way ends later.
-        device: on which a warm start trains.
+        device: the device on which a warm start trains.
     """
 
     def __init__(

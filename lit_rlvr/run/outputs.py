@@ -246,6 +246,12 @@ class RunFolder(ChecksArguments, Callback):
         """Write the summary.
 
         With `is_local`, run no collectives, because the state of the other processes is unknown.
+
+        Args:
+            trainer: the trainer of the run.
+            module: the algorithm.
+            stopped: why the run ended early; None = it did not.
+            is_local: whether this process ends alone.
         """
         digest = None if is_local and module.device_mesh is not None else weights_sha256(module.policy.model)
         if not trainer.is_global_zero:

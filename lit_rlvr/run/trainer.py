@@ -139,7 +139,7 @@ class Trainer(ChecksArguments, lightning.pytorch.Trainer):
             datamodule: the data.
             ckpt_path: resume from this checkpoint, or from the folder's `last`; with `last`, a run that ended before
                 its first checkpoint starts over.
-            weights_only: as in Lightning's `fit`: how the checkpoint is unpickled.
+            weights_only: how the checkpoint is unpickled, as in Lightning's `fit`.
             overwrite: replace the run in the folder, if there is one.
 
         Raises:

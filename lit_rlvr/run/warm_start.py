@@ -89,8 +89,8 @@ class WarmStart:
             data: the training prompts with their solutions.
             environment: the environment that answers the turns of the solutions.
             sampling: training's settings, with the limits of an episode.
-            dtype: in which the run computes.
-            device: on which it trains.
+            dtype: the data type in which the run computes.
+            device: the device on which it trains.
         """
         if not self.steps:
             return

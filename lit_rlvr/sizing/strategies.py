@@ -118,7 +118,7 @@ class JobSizes:
         quantized: whether vLLM keeps its layers in 8 bits.
         vllm_sleeps: whether vLLM frees its memory during training.
         reference: whether there is a reference model.
-        teachers: those that are loaded.
+        teachers: the teachers that are loaded.
         compared: the teacher whose divergence over the vocabulary the loss has; None = there is none.
         lora: whether the config trains adapters.
         shared_prefix: whether a prompt is computed once for its whole group.

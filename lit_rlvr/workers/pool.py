@@ -162,7 +162,7 @@ class WorkerPool:
             function: the function, or its name "module:name".
             arguments: the arguments of each call, picklable, like the values.
             waiting: logs calls that take long.
-            limits: those of `Isolation` that differ from the pool's.
+            limits: the limits of `Isolation` that differ from the pool's.
 
         Raises:
             UserError: a worker could not start or load the function, or the function raised it.

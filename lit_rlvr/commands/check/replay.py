@@ -141,7 +141,14 @@ def frozen_inputs(batch: FrozenBatch, algorithm: RLVRModule, logp: Tensor, advan
 def _chosen_tokens(
     batch: FrozenBatch, algorithm: RLVRModule, advantages: Tensor, rollout: Tensor
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return the results (B, T) of `select_tokens` on the whole batch; None = it is not asked."""
+    """Return the results (B, T) of `select_tokens` on the whole batch; None = it is not asked.
+
+    Args:
+        batch: the frozen batch.
+        algorithm: the algorithm to measure.
+        advantages: (B, 1) or (B, T) advantages.
+        rollout: (B, T) log-probabilities at sampling time.
+    """
     if not algorithm.needs_step_tokens:
         return None, None
     if batch.entropy is None and algorithm.loss_options.top_entropy_quantile < 1:

@@ -203,7 +203,15 @@ def start_folder(task: str) -> Path:
 
 
 def _evaluate(study: Study, cell: Cell, run: Path, model: str, out: Path) -> CellCommand | None:
-    """Return the command that evaluates a model on the study's suites as in the cell's run, or None if that is done."""
+    """Return the command that evaluates a model on the study's suites as in the cell's run, or None if that is done.
+
+    Args:
+        study: the study.
+        cell: the cell.
+        run: the cell's run folder, whose settings the evaluation uses.
+        model: the model to evaluate.
+        out: folder of the evaluation.
+    """
     engine = (cell.config.get("rollout") or {}).get("engine")
     trainer = cell.config.get("trainer") or {}
     devices = trainer.get("devices") if trainer.get("accelerator") == "gpu" else None

@@ -42,7 +42,7 @@ def suite_tables(study_suites: Mapping[str, Any], task: Mapping[str, Any]) -> It
 
     Args:
         study_suites: the study's tables of suites.
-        task: as in results.json.
+        task: the task's results, as in results.json.
     """
     for group in study_suites:
         rows = {name: cell["suites"][group] for name, cell in task["cells"].items() if group in cell["suites"]}

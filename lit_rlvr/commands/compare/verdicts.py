@@ -36,7 +36,7 @@ class PairedDifference:
         more: mean of the cell that is claimed to have more, over seeds.
         less: mean of the other.
         differences: one per seed.
-        p: of the sign-flip test.
+        p: p-value of the sign-flip test.
         adjusted: p after Holm's correction over all differences that are tested together.
         below: one-sided p-value of the true difference being at least the printed one, after Holm's correction over
             those with a printed difference; None without one, or with a single seed.

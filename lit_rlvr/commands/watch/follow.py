@@ -99,7 +99,7 @@ class FollowedFolders:
     """Folders of runs and studies, and folders that contain runs; later ones are found when they appear.
 
     Args:
-        folders: as given by the user.
+        folders: the folders as the user gave them.
 
     Raises:
         UserError: a folder is not there, or holds no run.

@@ -68,7 +68,7 @@ def result_of(points: Sequence[float], failures: Sequence[str]) -> RewardResult:
     """Return the result of a completion: the mean of its points, if at most half of its comparisons failed.
 
     Args:
-        points: of each opponent, over both orders.
+        points: the points against each opponent, over both orders.
         failures: why others could not be compared.
     """
     if len(failures) > len(points):

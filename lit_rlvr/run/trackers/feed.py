@@ -108,8 +108,8 @@ class Feed:
 
     Args:
         tracker: the tracker.
-        trainer: the run's.
-        settings: the run's, as YAML.
+        trainer: the run's trainer.
+        settings: the run's settings as YAML.
 
     Raises:
         UserError: the tracker fails.
