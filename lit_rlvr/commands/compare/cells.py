@@ -87,8 +87,8 @@ class Cluster:
 
     Args:
         root: the study's folder, which all machines can access.
-        options: options of submitit's `AutoExecutor`, such as {slurm_partition: gpu, gpus_per_node: 8, timeout_min: 720},
-            and `cluster` (slurm by default; local runs the jobs on this machine, for a test).
+        options: options of submitit's `AutoExecutor`, such as {slurm_partition: gpu, gpus_per_node: 8, timeout_min:
+            720}, and `cluster` (slurm by default; local runs the jobs on this machine, for a test).
 
     Raises:
         UserError: submitit or Slurm is not installed, an option is unknown, or `timeout_min` is missing.
