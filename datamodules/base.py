@@ -132,19 +132,21 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         evaluation: how the set is validated and tested on.
         seed: seed of the split, of `limit` and, together with seed_everything, of the order of prompts.
         name: the set's name in metrics (`val/<name>/...`); the class name in snake case by default.
+
+    Attributes:
+        fields: the fields that `columns` can map.
+        layouts: the layouts that are read without `columns`; a reader returns the fields of a `Sample` in a dict.
+        parts: the DataModules that it mixes.
+        weights_option: the option that `weights` come from.
+        has_answer_lists: True = rows may have lists of answers, which `reading.answers` interprets.
     """
 
     config_key = "data"
     fields: Sequence[str] = FIELDS
-    """The fields that `columns` can map."""
     layouts: Sequence[FileLayout] = ()
-    """The layouts that are read without `columns`; a reader returns the fields of a `Sample` in a dict."""
     parts: Sequence[PromptDataModule] = ()
-    """The DataModules that it mixes."""
     weights_option = "data.train"
-    """The option that `weights` come from."""
     has_answer_lists = True
-    """Rows may have lists of answers, which `reading.answers` interprets."""
 
     def __init__(
         self,
@@ -215,7 +217,7 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         self.environment: Environment | None = None
         self.optional: frozenset[str] = frozenset()  # fields of prompt and answer that rows may lack
 
-    # a subclass overrides these
+    # ---- what subclasses override -------------------------------------------------------------------------
 
     def rows(self, split: Split) -> Iterable[Sample | BadRow]:
         """Yield the samples of a split; by default read them from the file that the option names.
@@ -278,7 +280,7 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         check_media(row, (), images=False)
         return read(row)
 
-    # the model
+    # ---- the model ----------------------------------------------------------------------------------------
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -306,13 +308,15 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
             raise RuntimeError(f"no {name}: attach a trainer, or set `data.{name}`")
         return module
 
-    # what the model sees
+    # ---- what the model sees ------------------------------------------------------------------------------
 
     def use_environment(self, environment: Environment | None, needs_answers: bool = True) -> None:
-        """Offer the environment's tools in every prompt, here and in the sets of `also_validate`, and let rows lack
-        what it supplies; call it before `setup`.
+        """Offer the environment's tools in every prompt, and let rows lack what it supplies.
+
+        This holds here and in the sets of `also_validate`. Call it before `setup`.
 
         Args:
+            environment: the run's environment, if it has one.
             needs_answers: whether rewards judge every row.
         """
         asks = environment is not None and environment.begins
@@ -334,8 +338,10 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         return chat.text(chat.messages(self._with_plain_prompt(sample)), self.tokenizer, sample.source)
 
     def _chat_of(self, sample: Sample) -> Chat:
-        """Return the format of a sample's prompt, which offers the tools of the environment; if completions come from
-        the data, those of the row's column `tools`."""
+        """Return the format of a sample's prompt, which offers the tools of the environment.
+
+        If completions come from the data, it offers those of the row's column `tools`.
+        """
         chat = self.chat.for_row(sample)
         if self.environment is not None:
             if chat is not self.chat:
@@ -357,6 +363,7 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         """Return the tokens of a sample's conversation, in parts that the model reads and writes alternately.
 
         Args:
+            sample: the sample.
             turns: the messages after the sample's prompt.
             ends: the tokens that end a turn.
             trains_empty_thoughts: False = the model reads the empty thoughts at the beginning of a turn.
@@ -366,29 +373,31 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         """
         chat = self._chat_of(sample)
         whole = self._with_plain_prompt(replace(sample, prompt=[*as_messages(sample.prompt), *turns]))
-        found = split_turns(
+        trained = split_turns(
             chat.messages(whole), chat, self.tokenizer, self._opening_of(chat), ends, sample.source,
             trains_empty_thoughts,
         )  # fmt: skip
-        return found._replace(sequences=[self._with_images(parts, sample) for parts in found.sequences])
+        return trained._replace(sequences=[self._with_images(parts, sample) for parts in trained.sequences])
 
     def _with_images(self, parts: list[Part], sample: Sample) -> list[Part]:
         """Return the parts of a sequence with as many placeholders of each image as it has features."""
         if not sample.images:
             return parts
         placeholders = self.image_processor.placeholders_of(sample.images)
-        found = []
+        with_counts = []
         for part in parts:
             count = sum(map(part.token_ids.count, self.image_processor.family.prompt_token_ids))
             token_ids = self.image_processor.expand(part.token_ids, placeholders[:count])
-            found.append(Part(token_ids, part.is_written, count))
+            with_counts.append(Part(token_ids, part.is_written, count))
             placeholders = placeholders[count:]
-        return found
+        return with_counts
 
     @property
     def opening(self) -> str:
-        """The beginning of an answer that stands in the prompt, after the header of the model's turn, where a row does
-        not say otherwise."""
+        """The beginning of an answer that stands in the prompt, after the header of the model's turn.
+
+        A row may say otherwise.
+        """
         return self._opening_of(self.chat)
 
     def _opening_of(self, chat: Chat) -> str:
@@ -405,6 +414,8 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         """Return a text or messages of a sample with the special tokens in them as text, unless the option is `keep`.
 
         Args:
+            value: the text or the messages.
+            sample: the sample that they belong to.
             where: what it is of the sample, for the message.
         """
         if not self._has_special_tokens(value):
@@ -423,11 +434,11 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         Raises:
             UserError: the option is `refuse`.
         """
-        found = f"{name}: special tokens of the model in {where} ({abbreviate([s.source or s.id for s in samples])})"
+        report = f"{name}: special tokens of the model in {where} ({abbreviate([s.source or s.id for s in samples])})"
         if self.chat.special_tokens == "refuse":
-            raise UserError(f"{found}. Remove them, or choose `data.chat.special_tokens: break`")
+            raise UserError(f"{report}. Remove them, or choose `data.chat.special_tokens: break`")
         does = "stay control tokens" if self.chat.special_tokens == "keep" else "are broken up with a zero-width space"
-        rank_zero_warn(f"{found} {does} (data.chat.special_tokens: {self.chat.special_tokens})")
+        rank_zero_warn(f"{report} {does} (data.chat.special_tokens: {self.chat.special_tokens})")
         self._reports_special_tokens = False
 
     def encode(self, sample: Sample) -> Prompt:
@@ -471,6 +482,8 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         except UserError as error:
             raise UserError(f"{prompt.sample.source}: {error}") from error
         return replace(prompt, pixels=pixels)
+
+    # ---- reading the sets ---------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
         """Read, check and tokenise the sets of a stage, so that bad data fails before the weights load."""
@@ -567,6 +580,31 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
             samples = exchange_images(samples, self.seed)
         return subsample(samples, self.evaluation.limit, self.seed)
 
+    def _read(self, split: Split) -> list[Sample]:
+        """Read all usable rows of a split; later calls return the same list."""
+        if split not in self._samples:
+            name = f"{self.name} {split}"
+            good, self.bad_rows[split] = filter_rows(
+                require_samples(self.rows(split), self.rows), name, self.reading.max_bad_rows, self.optional,
+                self.images, not self.demonstrates,
+            )  # fmt: skip
+            good = [
+                replace(s, dataset=s.dataset or self.name, rewards=self._rewards if s.rewards is None else s.rewards)
+                for s in good
+            ]
+            found = {sample.dataset for sample in good}
+            unused = [file for name, file in self.files.items() if split == "train" and name not in found]
+            if empty := unused or [location for location in (self.locations[split],) if location and not good]:
+                raise UserError(f"{empty[0]}: no usable row in it")
+            if not good and split == "train":
+                raise UserError(f"{defined_at(self.rows)} must give Samples for the split 'train', it gave none")
+            good = with_distinct_ids(good)
+            check_ids(good)
+            self._samples[split] = good
+        return self._samples[split]
+
+    # ---- loaders ------------------------------------------------------------------------------------------
+
     def train_dataloader(self) -> TrainLoader:
         return TrainLoader(
             self.stream, self.prompts_per_rollout, lambda: self.cursor, *self._ranks(), self.name, self.prepare,
@@ -615,11 +653,18 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         other.cursor, other._stream, other.success = dict(START_CURSOR), PromptStream(prompts, self.seed), None
         return other
 
+    def _ranks(self) -> tuple[int, int]:
+        """Return (rank, world size)."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+
+    # ---- position and checkpoints -------------------------------------------------------------------------
+
     def commit(self, cursor: Cursor, successes: Successes = MappingProxyType({})) -> None:
         """Record that training has consumed everything before `cursor`; checkpoints store this position.
 
         Args:
-            successes: of the iteration, over all ranks; the curriculum learns from them.
+            cursor: the position behind the last prompt that training consumed.
+            successes: sample id -> successes of the iteration, over all ranks; the curriculum learns from them.
         """
         self.cursor = dict(cursor)
         if self.success is not None:
@@ -640,30 +685,3 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
             self.success.known = dict(state_dict.get("success", {}))
         self._restored = state_dict["fingerprint"]
         check_fingerprint(self._restored, self._fingerprint)
-
-    def _read(self, split: Split) -> list[Sample]:
-        """Read all usable rows of a split; later calls return the same list."""
-        if split not in self._samples:
-            name = f"{self.name} {split}"
-            good, self.bad_rows[split] = filter_rows(
-                require_samples(self.rows(split), self.rows), name, self.reading.max_bad_rows, self.optional,
-                self.images, not self.demonstrates,
-            )  # fmt: skip
-            good = [
-                replace(s, dataset=s.dataset or self.name, rewards=self._rewards if s.rewards is None else s.rewards)
-                for s in good
-            ]
-            found = {sample.dataset for sample in good}
-            unused = [file for name, file in self.files.items() if split == "train" and name not in found]
-            if empty := unused or [location for location in (self.locations[split],) if location and not good]:
-                raise UserError(f"{empty[0]}: no usable row in it")
-            if not good and split == "train":
-                raise UserError(f"{defined_at(self.rows)} must give Samples for the split 'train', it gave none")
-            good = with_distinct_ids(good)
-            check_ids(good)
-            self._samples[split] = good
-        return self._samples[split]
-
-    def _ranks(self) -> tuple[int, int]:
-        """Return (rank, world size)."""
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)

@@ -70,6 +70,7 @@ class CodeProblems(PromptDataModule):
             APPS, MBPP and HumanEval.
         since: leave out problems of contests before this date, such as 2024-08-01.
         until: leave out problems of contests after this date.
+        reading: which rows are used, and how; prompts of up to 4,096 tokens by default.
     """
 
     fields: Sequence[str] = tuple(field for field, _ in LIVECODEBENCH_COLUMNS)

@@ -38,6 +38,12 @@ Disjoint = Literal["image", "question"]
 def draw_counts(samples: Sequence[Sample], counts: Counts | None, seed: int, option: str) -> list[Sample]:
     """Draw `counts[category]` samples of each category by seed, in file order; return all samples without counts.
 
+    Args:
+        samples: the samples.
+        counts: category -> number of samples; None = all samples.
+        seed: the seed of the draw.
+        option: the option that the counts come from.
+
     Raises:
         UserError: a category has too few samples.
     """
@@ -57,6 +63,12 @@ def evaluation_pool(samples: Sequence[Sample], evaluation: Counts, training: Cou
 
     Whole questions, in an order drawn by seed, join the pool until it has enough rows of each modality. If a modality
     is also trained on, the pool gets evaluation's share of it. Questions that training cannot use join first.
+
+    Args:
+        samples: the samples.
+        evaluation: modality -> number of rows for evaluation.
+        training: modality -> number of rows for training.
+        seed: the seed of the order.
     """
     total = Counter(sample.category for sample in samples)
     needed = {
@@ -174,12 +186,13 @@ MEDICAL_LAYOUTS = (
 
 
 class MedicalVQA(PromptDataModule):
-    """Medical images with closed and open questions: HuatuoGPT-Vision's evaluation data, MedVLM-R1, OmniMedVQA,
-    VQA-RAD, PathVQA, SLAKE (its English questions), PMC-VQA.
+    """Medical images with closed and open questions.
 
-    Each file's layout is recognised by the columns of the first row that fits a known one; for any other file give
-    `columns`. The category is the modality, if the data name one. The answer of a multiple-choice question is its
-    letter: the reward `Choice` judges letters, "yes" and "no", and `OpenAnswer` judges the rest.
+    The known layouts are HuatuoGPT-Vision's evaluation data, MedVLM-R1, OmniMedVQA, VQA-RAD, PathVQA, SLAKE (its
+    English questions) and PMC-VQA. Each file's layout is recognised by the columns of the first row that fits a known
+    one; for any other file give `columns`. The category is the modality, if the data name one. The answer of a
+    multiple-choice question is its letter: the reward `Choice` judges letters, "yes" and "no", and `OpenAnswer` judges
+    the rest.
 
     Args:
         train_modalities: number of training rows per modality, such as {MRI: 600}, drawn by `seed`; None = all.

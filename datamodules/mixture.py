@@ -123,14 +123,14 @@ class Mixture(PromptDataModule):
         if split == "validation":  # each set validates on its own
             self.bad_rows[split], self.too_long[split] = [], []
             return []
-        found = {part.name: part._tokenised(split) for part in self.parts}
+        prompts_by_part = {part.name: part._tokenised(split) for part in self.parts}
         for part in self.parts:
-            for dataset in {prompt.sample.dataset for prompt in found[part.name]}:
+            for dataset in {prompt.sample.dataset for prompt in prompts_by_part[part.name]}:
                 if self._owners.setdefault(dataset, part) is not part:
                     raise UserError(f"data.sets: two sets have rows of {dataset}; rename one of the files")
         self.bad_rows[split] = [row for part in self.parts for row in part.bad_rows[split]]
         self.too_long[split] = [name for part in self.parts for name in part.too_long[split]]
-        prompts = [prompt for prompts in found.values() for prompt in prompts]
+        prompts = [prompt for prompts in prompts_by_part.values() for prompt in prompts]
         samples = with_distinct_ids([prompt.sample for prompt in prompts])
         check_ids(samples)
         if split == "train" and self.temperature is not None:

@@ -158,13 +158,13 @@ def without_thousands(text: str) -> str:
 
 
 class TextMath(PromptDataModule):
-    """Problems with a final answer: GSM8K, MATH, MATH-500, SVAMP, math12k, SimpleRL, open-rs, TRL's and
-    verl's columns, OlympiadBench.
+    """Problems with a final answer.
 
-    Each file's layout is recognised by the columns of the first row that fits a known one; for any other file give
-    `columns`. An answer column may then hold a whole solution: the reference is what follows `####`, else the last
-    `\\boxed{...}`, else the whole text. Any answer of a list is right, unless `answers` is `all`; OlympiadBench's final
-    answers are all required.
+    The known layouts are GSM8K, MATH, MATH-500, SVAMP, math12k, SimpleRL, open-rs, TRL's and verl's columns, and
+    OlympiadBench. Each file's layout is recognised by the columns of the first row that fits a known one; for any other
+    file give `columns`. An answer column may then hold a whole solution: the reference is what follows `####`, else the
+    last `\\boxed{...}`, else the whole text. Any answer of a list is right, unless `answers` is `all`; OlympiadBench's
+    final answers are all required.
     """
 
     layouts = MATH_LAYOUTS

@@ -33,14 +33,15 @@ def schema_text(path: Path, example_rows: int = 0) -> str:
         sqlite3.Error: the file cannot be read, or holds no table.
     """
     with closing(connect(path)) as database:
-        found = database.execute(
+        statements = database.execute(
             "SELECT name, sql FROM sqlite_master WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite~_%' "
             "ESCAPE '~' ORDER BY rowid"
         ).fetchall()
-        if not found:
+        if not statements:
             raise sqlite3.DatabaseError("it holds no table")
         text = "\n".join(
-            f"{sql.strip()};" + (_examples(database, name, example_rows) if example_rows else "") for name, sql in found
+            f"{sql.strip()};" + (_examples(database, name, example_rows) if example_rows else "")
+            for name, sql in statements
         )
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
@@ -82,6 +83,8 @@ class TextToSQL(PromptDataModule):
             data file, called `train_databases`, `dev_databases`, `databases`, `database` or `test_database`. Queries
             are also judged on every other .sqlite file next to `NAME/NAME.sqlite`.
         example_rows: show this many rows of each table below its schema.
+        reading: which rows are used, and how; prompts of up to 4,096 tokens by default.
+        chat: the text that the model sees, by default with the template `sql`.
     """
 
     fields: Sequence[str] = ("prompt", "answer", "database", "evidence", "id", "category")

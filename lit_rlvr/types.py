@@ -348,6 +348,7 @@ class Completion:
 
     @property
     def truncated(self) -> bool:
+        """True if the completion was cut off at its limit of tokens."""
         return self.finish_reason == "length"
 
 
@@ -449,6 +450,7 @@ class Prompt:
     """One prompt as the model sees it: tokens, chat template included, and images.
 
     Args:
+        sample: the row that the prompt comes from.
         token_ids: the tokens, with one placeholder per image feature.
         pixels: the images, present while the prompt is in a batch; None without images.
         prefill: the beginning of every answer, which stands at the end of `token_ids`.
@@ -486,6 +488,7 @@ class PromptBatch:
         cursor: the loader's position after this batch ({"epoch", "position"}); training commits it, so checkpoints
             always name the next unseen prompt.
         name: the data set's name in metrics (`val/<name>/...`).
+        rollout: the scored completions; None before the callback fills it.
         greedy: in validation, one greedy completion of each prompt, if the settings ask for it.
         demonstrations: in validation of a module that trains on the data's own completions, these; a rank without
             prompts has one of another prompt, because scoring with sharded weights needs all ranks.
@@ -533,6 +536,7 @@ class Rollout:
     Row p * G + g of a (B, T) tensor is completion g of prompt p; completions are right-padded.
 
     Args:
+        prompts: the P prompts.
         completions: P lists of G.
         token_ids: (B, T) long, padded with 0.
         mask: (B, T) bool, True = in the loss (EOS is in; padding, observations and failed checks are not).
@@ -548,9 +552,9 @@ class Rollout:
         reference_rewards: (P, G) float, rewards of the reference model's completions, NaN where it has none; None
             without them.
         advantages: (P, G) float, which the algorithm fills in.
+        kept: the groups to train on, numbered over all ranks, if dynamic sampling dropped some; None = all.
         weights: name -> the weight of each of `parts`, where a row does not give another.
         details: P lists of G, name -> that reward's result; [] = they are unknown (a replay).
-        kept: the groups to train on, numbered over all ranks, if dynamic sampling dropped some; None = all.
         repeats: how often each prompt occurred earlier in the iteration.
         versions: (B, T) long, the version of the weights (optimizer steps taken) that sampled each token; None without
             training.
@@ -598,7 +602,10 @@ class Rollout:
         """Return a rollout without rewards, for callers that need only log-probabilities.
 
         Args:
+            prompts: the P prompts.
             completions: P lists of `group_size`; P may be 0.
+            sampling: the sampling settings.
+            group_size: G, the completions of each prompt.
         """
         import torch
 
@@ -620,6 +627,7 @@ class Rollout:
 
     @property
     def group_size(self) -> int:
+        """G, the completions of each prompt."""
         return int(self.rewards.shape[1])
 
     @property

@@ -53,6 +53,8 @@ def split_turns(
 
     Args:
         messages: the conversation, in the form of `Chat.messages`.
+        chat: the format of the prompts.
+        tokenizer: the model's tokenizer.
         opening: the beginning of every turn that stands in the prompt; a text that repeats it loses it.
         ends: the tokens that end a turn; the first ends a turn that the template leaves open.
         source: "file:row".
@@ -77,20 +79,20 @@ def split_turns(
     if MODEL_TURN in chat.text([*messages[: turns[0]], answer], tokenizer, source, prompt=False):
         messages = [_with_thoughts_apart(message) for message in messages]
     sequences: list[list[str]] = []  # of texts that the model reads and writes alternately
-    found, last, so_far = 0, 0, ""
+    empty_thoughts, last, so_far = 0, 0, ""
     for i in (i for i, is_trained in zip(turns, trained, strict=True) if is_trained):
-        prompt, said = _turn(messages[: i + 1], chat, tokenizer, opening, ends, source)
+        prompt, written = _turn(messages[: i + 1], chat, tokenizer, opening, ends, source)
         if so_far and not tokenizer.chat_template:
             probe = [*messages[:last], {"role": "assistant", "content": MODEL_TURN}, *messages[last + 1 : i]]
             prompt = so_far + chat.text(probe, tokenizer, source).rpartition(MODEL_TURN)[2]
-        count = _empty_thoughts(said)
-        read, found, last = count * (not trains_empty_thoughts), found + bool(count), i
+        count = _empty_thoughts(written)
+        read, empty_thoughts, last = count * (not trains_empty_thoughts), empty_thoughts + bool(count), i
         if not so_far or not prompt.startswith(so_far):
             sequences.append([])
             so_far = ""
-        sequences[-1] += [prompt.removeprefix(so_far) + said[:read], said[read:]]
-        so_far = prompt + said
-    return TrainedTurns([_parts(texts, tokenizer, ends) for texts in sequences], found)
+        sequences[-1] += [prompt.removeprefix(so_far) + written[:read], written[read:]]
+        so_far = prompt + written
+    return TrainedTurns([_parts(texts, tokenizer, ends) for texts in sequences], empty_thoughts)
 
 
 def _empty_thoughts(text: str) -> int:
@@ -104,11 +106,11 @@ def _empty_thoughts(text: str) -> int:
 def _with_thoughts_apart(message: dict[str, Any]) -> dict[str, Any]:
     """Return a message whose text begins with thoughts with these under `THOUGHT_KEYS`."""
     content = message["content"]
-    found = _THOUGHTFUL.fullmatch(content) if message["role"] == "assistant" and isinstance(content, str) else None
-    if found is None or any(key in message for key in THOUGHT_KEYS):
+    match = _THOUGHTFUL.fullmatch(content) if message["role"] == "assistant" and isinstance(content, str) else None
+    if match is None or any(key in message for key in THOUGHT_KEYS):
         return message
-    thoughts = dict.fromkeys(THOUGHT_KEYS, found[1].strip()) if found[1].strip() else {}
-    return message | {"content": found[2]} | thoughts
+    thoughts = dict.fromkeys(THOUGHT_KEYS, match[1].strip()) if match[1].strip() else {}
+    return message | {"content": match[2]} | thoughts
 
 
 def _parts(texts: Sequence[str], tokenizer: Any, ends: Sequence[int]) -> list[Part]:
@@ -124,19 +126,20 @@ def _parts(texts: Sequence[str], tokenizer: Any, ends: Sequence[int]) -> list[Pa
 
 def _is_trained(message: dict[str, Any], number: int) -> bool:
     """Return False if the message leaves itself out of the loss."""
-    found = {key: message[key] for key in LOSS_KEYS if key in message}
-    for key, value in found.items():
+    marks = {key: message[key] for key in LOSS_KEYS if key in message}
+    for key, value in marks.items():
         if value not in (0, 1):
             raise BadRow(
                 f"{key} of message {number} is {value!r}; give 1 (true), or 0 (false) to leave it out", "prompt"
             )
-    return all(found.values())
+    return all(marks.values())
 
 
 def _trained_parts(parts: list[Part], trained: Sequence[bool]) -> list[Part]:
     """Return the parts with the turns that are not trained as ones that the model reads, up to the last trained turn.
 
     Args:
+        parts: the parts of a conversation.
         trained: for each turn of the assistant, whether it is in the loss.
     """
     if all(trained):
@@ -173,15 +176,15 @@ def _marked_parts(marked: Sequence[tuple[int, int]], ends: Sequence[int]) -> lis
 
 def _without_empty_thoughts(parts: list[Part], tokenizer: Any, trains: bool) -> TrainedTurns:
     """Return the parts as one sequence, in which the model reads empty thoughts unless it trains on them."""
-    found = 0
+    turns = 0
     for read, written in zip(parts[::2], parts[1::2], strict=True):
         if count := _empty_thoughts(str(tokenizer.decode(written.token_ids))):
-            found += 1
+            turns += 1
             lengths = (len(tokenizer.decode(written.token_ids[:n])) for n in range(1, len(written.token_ids) + 1))
             tokens = 0 if trains else 1 + len([*takewhile(lambda length: length < count, lengths)])
             read.token_ids.extend(written.token_ids[:tokens])
             del written.token_ids[:tokens]
-    return TrainedTurns([parts], found)
+    return TrainedTurns([parts], turns)
 
 
 def _turn(
@@ -191,6 +194,14 @@ def _turn(
 
     It writes what the template adds to this prompt or, where the template changes the prompt, to the conversation's
     first. If this is not the whole text, as in templates that drop thoughts, it writes the text itself.
+
+    Args:
+        messages: the conversation up to the turn.
+        chat: the format of the prompts.
+        tokenizer: the model's tokenizer.
+        opening: the beginning of every turn that stands in the prompt.
+        ends: the tokens that end a turn.
+        source: "file:row", for messages.
     """
     *before, turn = messages
     content, name = turn["content"], f"of the assistant's message {len(messages)}"
@@ -207,18 +218,20 @@ def _turn(
             "(enable_thinking: true), or leave them out", "prompt",
         )  # fmt: skip
     prompt = chat.text(before, tokenizer, source)
-    header, said, is_shown = _added(messages, chat, tokenizer, source)
+    header, written, is_shown = _added(messages, chat, tokenizer, source)
     added, words = tokenizer.get_added_vocab(), [word for word in (*pieces, *calls) if word]
     end_texts = [text for text in (str(tokenizer.decode([end])) for end in ends) if text in added]
-    if end := min((text for text in end_texts if text in said), key=said.find, default=""):
-        said = said.partition(end)[0]
+    if end := min((text for text in end_texts if text in written), key=written.find, default=""):
+        written = written.partition(end)[0]
     elif tokenizer.chat_template:  # the next role's token is the end
         role = {"role": "tool", "name": calls[0]} if calls else {"role": "user"}
         after = chat.text([*messages, role | {"content": MODEL_TURN}], tokenizer, source, prompt=False)
         after = after.rpartition(MODEL_TURN)[0].rpartition(words[-1] if words else MODEL_TURN)[2]
         end = max((text for text in end_texts if text in after), key=after.rfind, default="")
     wanted = {"tool calls": calls, "thoughts": [thoughts.strip()], "text": pieces}
-    missing = [what for what, words in wanted.items() if not all(is_shown and word in said for word in words if word)]
+    missing = [
+        what for what, words in wanted.items() if not all(is_shown and word in written for word in words if word)
+    ]
     if missing and is_text and (not thoughts or ends_in_thoughts(opening)):
         own = f"{thoughts}\n</think>\n\n" * bool(thoughts) + text.removeprefix(opening)
         return prompt + header, (own.partition(end)[0] if end else own) + end
@@ -228,11 +241,17 @@ def _turn(
             f"the chat template does not show the {missing[0]} {name}{beside} after the prompt before it; use a "
             "template that does, or leave them out", "prompt",
         )  # fmt: skip
-    return prompt + header, said + end
+    return prompt + header, written + end
 
 
 def _added(messages: Messages, chat: Chat, tokenizer: Any, source: str) -> tuple[str, str, bool]:
     """Return what the last of the messages adds to the prompt before it, or to the conversation's first prompt.
+
+    Args:
+        messages: the conversation up to the turn.
+        chat: the format of the prompts.
+        tokenizer: the model's tokenizer.
+        source: "file:row", for messages.
 
     Returns:
         The turn's header if it is added too, as after a tool's result; the rest of what is added; whether it follows
@@ -240,13 +259,13 @@ def _added(messages: Messages, chat: Chat, tokenizer: Any, source: str) -> tuple
     """
     *before, turn = messages
     first = messages[: next(i for i, message in enumerate(messages) if message["role"] == "assistant")]
-    said, is_shown = "", False
+    added, is_shown = "", False
     for talk in (before, first) if tokenizer.chat_template else ():
         prompt, whole = chat.text(talk, tokenizer, source), chat.text([*talk, turn], tokenizer, source, prompt=False)
         shared = shared_length(prompt, whole)
-        said, is_shown = whole[shared:], not prompt[shared:].removesuffix(chat.prefill).strip()
+        added, is_shown = whole[shared:], not prompt[shared:].removesuffix(chat.prefill).strip()
         if is_shown:
             break
     header = chat.text(first, tokenizer, source).removeprefix(chat.text(first, tokenizer, source, prompt=False))
-    rest = said.removeprefix(header)
-    return said.removesuffix(rest), rest, is_shown
+    rest = added.removeprefix(header)
+    return added.removesuffix(rest), rest, is_shown

@@ -69,6 +69,7 @@ class BetweenTurns:
         It breaks up special tokens in the text, so that an observation cannot end its own message or begin another.
 
         Args:
+            text: the text of the observation.
             last: the last token of the model's turn; if it is an end token, the template's is left out.
             max_tokens: longest result in tokens. A longer text loses its middle. If the images do not fit, the text
                 says so instead.
@@ -109,17 +110,17 @@ class BetweenTurns:
                 text = f"{text[: 16 * max_tokens]}{_TRUNCATED}{text[-16 * max_tokens :]}"
             return self._as_text(text)
 
-        shown = [replace(result, text=cut(result.text)) for result in results]
-        kept = [list(self._tokenizer(result.text, add_special_tokens=False).input_ids) for result in shown]
-        ids = self._encode(shown, last, pixels)
+        truncated = [replace(result, text=cut(result.text)) for result in results]
+        kept = [list(self._tokenizer(result.text, add_special_tokens=False).input_ids) for result in truncated]
+        ids = self._encode(truncated, last, pixels)
         while len(ids) > max_tokens and any(kept):
             k = max(range(len(kept)), key=lambda i: len(kept[i]))
             keep = max(len(kept[k]) - (len(ids) - max_tokens) - 8, 0)  # 8: about the tokens of the note
             kept[k] = kept[k][: keep // 2] + kept[k][len(kept[k]) - keep // 2 :] if keep > 1 else []
             head, tail = (self._tokenizer.decode(part) for part in (kept[k][: keep // 2], kept[k][keep // 2 :]))
-            shown[k] = replace(shown[k], text=self._as_text(f"{head}{_TRUNCATED}{tail}"))
-            ids = self._encode(shown, last, pixels)
-        return RenderedObservation("\n".join(result.text for result in shown), tuple(ids), pixels)
+            truncated[k] = replace(truncated[k], text=self._as_text(f"{head}{_TRUNCATED}{tail}"))
+            ids = self._encode(truncated, last, pixels)
+        return RenderedObservation("\n".join(result.text for result in truncated), tuple(ids), pixels)
 
     def _encode(self, results: Sequence[ToolResult], last: int, pixels: Pixels | None) -> list[int]:
         end, after = self._render_after_turn(results)

@@ -151,6 +151,7 @@ def as_answers(value: Any, how: Answers = "any", field: str = "answer") -> tuple
     `ANSWER_KEYS` and perhaps `ALIAS_KEYS`. A text in <answer> tags loses them.
 
     Args:
+        value: the cell.
         how: "all": a list is one answer, its items joined by ", ", and a text is never a list; "object": the answer is
             the JSON text of a cell that holds a list or a dict.
         field: the field's name in errors.

@@ -84,29 +84,31 @@ def fill_in(template: str, **values: str) -> str:
     return re.sub(r"\{(\w+)\}", lambda found: values.get(found[1], found[0]), template)
 
 
-def wrapped(content: Any, template: str, **more: str) -> Any:
+def wrapped(content: Any, template: str, **fillers: str) -> Any:
     """Return a message's text, or the last text part of a list of parts, with a template around it.
 
     Args:
-        template: `{prompt}` stands for the text. more: what other names in braces stand for.
+        content: the text, or the list of parts.
+        template: the template, in which `{prompt}` stands for the text.
+        fillers: texts that other names in braces stand for.
     """
     if isinstance(content, str):
-        return fill_in(template, prompt=content, **more)
+        return fill_in(template, prompt=content, **fillers)
     parts = [dict(part) for part in content]
     texts = [part for part in parts if part.get("type") == "text"]
     if not texts:  # an image alone
         texts.append({"type": "text", "text": ""})
         parts += texts
-    texts[-1]["text"] = fill_in(template, prompt=texts[-1]["text"], **more)
+    texts[-1]["text"] = fill_in(template, prompt=texts[-1]["text"], **fillers)
     return parts
 
 
-def wrapped_prompt(prompt: str | list[dict[str, Any]], template: str, **more: str) -> str | list[dict[str, Any]]:
+def wrapped_prompt(prompt: str | list[dict[str, Any]], template: str, **fillers: str) -> str | list[dict[str, Any]]:
     """Return a prompt with a template around its text or, of messages, around the last one of the user."""
     if isinstance(prompt, str):
-        return fill_in(template, prompt=prompt, **more)
+        return fill_in(template, prompt=prompt, **fillers)
     last = max(i for i, message in enumerate(prompt) if message["role"] == "user")
-    content = wrapped(prompt[last]["content"], template, **more)
+    content = wrapped(prompt[last]["content"], template, **fillers)
     return [*prompt[:last], {**prompt[last], "content": content}, *prompt[last + 1 :]]
 
 
@@ -127,6 +129,7 @@ def break_up(value: Any, tokens: re.Pattern[str]) -> Any:
     """Put a zero-width space into each token in a text, or in all texts of messages.
 
     Args:
+        value: the text or the messages.
         tokens: the result of `find_tokens`.
     """
     if isinstance(value, str):
@@ -182,6 +185,9 @@ class Chat:
         special_tokens: what happens to special tokens of the model, such as `<|im_end|>`, in a row or in what an
             environment says first: `break` puts a zero-width space into each, so that it is plain text; `refuse` stops
             with an error; `keep` leaves the control tokens.
+
+    Attributes:
+        tools: JSON schemas of the tools that every prompt offers; an environment has them.
     """
 
     system_prompt: str | None = None
@@ -192,7 +198,6 @@ class Chat:
     plain_template: str = "{system}{prompt}\n"
     special_tokens: Literal["break", "refuse", "keep"] = "break"
     tools: tuple[dict[str, Any], ...] = field(default=(), init=False)
-    """JSON schemas of the tools that every prompt offers; an environment has them."""
 
     def __post_init__(self) -> None:
         _ = self.system_text  # refuses a misspelt name
@@ -226,12 +231,14 @@ class Chat:
         Raises:
             UserError: the column holds no dict, or what an option cannot.
         """
-        more = parse_text(sample.row.get("chat_template_kwargs"))
-        if not more:
+        row_kwargs = parse_text(sample.row.get("chat_template_kwargs"))
+        if not row_kwargs:
             return self
-        if not isinstance(more, Mapping):
-            raise UserError(f"{sample.source}: chat_template_kwargs: {given_text(more)} is no dict, nor JSON of one")
-        return replace(self, chat_template_kwargs={**(self.chat_template_kwargs or {}), **without_nulls(more)})
+        if not isinstance(row_kwargs, Mapping):
+            raise UserError(
+                f"{sample.source}: chat_template_kwargs: {given_text(row_kwargs)} is no dict, nor JSON of one"
+            )
+        return replace(self, chat_template_kwargs={**(self.chat_template_kwargs or {}), **without_nulls(row_kwargs)})
 
     def with_tools(self, tools: Sequence[dict[str, Any]]) -> Chat:
         """Return a copy that offers tools in every prompt."""
@@ -303,9 +310,9 @@ class Chat:
                 raise UserError(f"{source}: the model's chat template does not show {what}; use another template")
 
     def opening(self, tokenizer: Any) -> str:
-        """Return the beginning of every answer that stands in the prompt: what the chat template writes after the
-        header of the model's turn, such as "<think>\\n", and the prefill.
+        """Return the beginning of every answer that stands in the prompt.
 
+        It is what the chat template writes after the header of the model's turn, such as "<think>\\n", and the prefill.
         The header is what the template writes before an earlier turn of the model, up to thoughts, which may be empty
         there.
         """
@@ -343,6 +350,9 @@ class Chat:
         A template that refuses the arguments of tool calls as dicts gets them as JSON text.
 
         Args:
+            messages: the conversation.
+            tokenizer: the model's tokenizer.
+            source: "file:row", for messages.
             prompt: end with the beginning of the model's next turn.
             offer: pass the tools to the template.
         """

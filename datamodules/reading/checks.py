@@ -42,7 +42,8 @@ def require_sample(value: Any, function: Callable[..., Any], item: str) -> Sampl
     """Return the value if it is a valid sample or a bad row.
 
     Args:
-        function: the user's function that returned `value`.
+        value: what the function returned.
+        function: the user's function.
         item: the item's name in the message.
 
     Raises:

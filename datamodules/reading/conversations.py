@@ -113,14 +113,14 @@ def _tool_calls(calls: Any) -> list[dict[str, Any]]:
     calls = parse_text(calls)
     if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
         raise BadRow("tool_calls: expected a list of {'function': {'name', 'arguments'}}", "prompt")
-    made = []
+    tool_calls = []
     for call in calls:
         function = call.get("function", call)
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise BadRow("tool_calls: a call without the name of its function", "prompt")
         function = function | {"arguments": parse_text(function.get("arguments", {}))}
-        made.append(call | {"function": function} if "function" in call else function)
-    return made
+        tool_calls.append(call | {"function": function} if "function" in call else function)
+    return tool_calls
 
 
 def _part(value: Any) -> dict[str, Any]:
@@ -176,6 +176,7 @@ def sharegpt_to_messages(value: Any, system: Any = None) -> Any:
     """Convert a ShareGPT conversation, or its JSON text, to messages {"role", "content"}; return any other cell as is.
 
     Args:
+        value: the cell.
         system: the row's system prompt, for a conversation without one.
 
     Raises:

@@ -14,8 +14,9 @@ Successes = Mapping[str, tuple[int, int]]
 @checks_arguments("data.curriculum")
 @dataclass(frozen=True)
 class Curriculum:
-    """An online curriculum: a prompt is retired while its running success, the share of right completions, is outside
-    a band.
+    """An online curriculum, which retires prompts that are too easy or too hard.
+
+    A prompt is retired while its running success, the share of right completions, is outside a band.
 
     Args:
         band: the lowest and the highest success of the prompts to train on.
@@ -62,6 +63,7 @@ class RunningSuccess:
         """Add the completions of an iteration.
 
         Args:
+            successes: sample id -> its right completions, and those that count in accuracies.
             epoch_of: returns the current epoch of a prompt's set.
         """
         for sample_id, (correct, counted) in successes.items():

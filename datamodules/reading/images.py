@@ -68,6 +68,7 @@ def check_media(row: Mapping[str, Any], read: Container[str], images: bool = Tru
     """Refuse a row with media that would not reach the model.
 
     Args:
+        row: the row.
         read: columns that are read.
         images: also look for images, and for videos in columns of other names.
 
@@ -120,16 +121,16 @@ def place_images(sample: Sample) -> Sample:
     parts = _places([{"content": content} for content in contents])
     if not parts:
         return sample
-    own = [part[part["type"]] for part in parts if part["type"] in part]
-    given = [] if own and _are_same(own, sample.images) else list(sample.images)
-    count, places = Counter(kinds_of(given)), Counter(part["type"] for part in parts if part["type"] not in part)
+    own_parts = [part[part["type"]] for part in parts if part["type"] in part]
+    listed = [] if own_parts and _are_same(own_parts, sample.images) else list(sample.images)
+    count, places = Counter(kinds_of(listed)), Counter(part["type"] for part in parts if part["type"] not in part)
     for kind in ("image", "video"):
         if count[kind] != places[kind]:
-            more = f", next to {len(own)} in the messages' own parts" if own else ""
+            more = f", next to {len(own_parts)} in the messages' own parts" if own_parts else ""
             raise BadRow(f"{places[kind]} <{kind}> placeholders for {count[kind]} {kind}s{more}", kind)
-    rest = {kind: iter([x for x, k in zip(given, kinds_of(given), strict=True) if k == kind]) for kind in count}
+    rest = {kind: iter([x for x, k in zip(listed, kinds_of(listed), strict=True) if k == kind]) for kind in count}
     images = tuple(part[part["type"]] if part["type"] in part else next(rest[part["type"]]) for part in parts)
-    if not own:
+    if not own_parts:
         return replace(sample, images=images)
     messages = [
         message if isinstance(message["content"], str)
@@ -139,11 +140,11 @@ def place_images(sample: Sample) -> Sample:
     return replace(sample, prompt=messages, images=images)
 
 
-def _are_same(own: Sequence[Any], others: Sequence[Any]) -> bool:
+def _are_same(parts: Sequence[Any], others: Sequence[Any]) -> bool:
     """Return True if both are the same paths, encoded images or videos; `others` are images before videos."""
-    own, kinds = sorted(own, key=lambda x: isinstance(x, Video)), (str, bytes, Mapping, Video)
-    return len(own) == len(others) and all(
-        isinstance(a, kinds) and isinstance(b, kinds) and a == b for a, b in zip(own, others, strict=True)
+    parts, kinds = sorted(parts, key=lambda x: isinstance(x, Video)), (str, bytes, Mapping, Video)
+    return len(parts) == len(others) and all(
+        isinstance(a, kinds) and isinstance(b, kinds) and a == b for a, b in zip(parts, others, strict=True)
     )
 
 

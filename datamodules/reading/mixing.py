@@ -16,10 +16,10 @@ from lit_rlvr.types import Prompt
 
 
 def named_files(train: Any) -> tuple[dict[str, str], dict[str, float]]:
-    """Return the files that a list of them, or {file: weight}, names, and their weights if it has some, both by the
-    names of the sets; nothing for any other value.
+    """Return the files and weights that a list of files, or {file: weight}, names, both by the names of the sets.
 
-    A set is called like its file, without folder and ending: `math` of `data/math.jsonl.gz`.
+    A list has no weights; other values have no files either. A set is called like its file, without folder and ending:
+    `math` of `data/math.jsonl.gz`.
 
     Raises:
         UserError: two files have the same name.
@@ -38,7 +38,14 @@ def named_files(train: Any) -> tuple[dict[str, str], dict[str, float]]:
 
 
 def refuse_twice(names: Sequence[str], option: str, what: str, remedy: str) -> None:
-    """Refuse two parts of the same name."""
+    """Refuse two parts of the same name.
+
+    Args:
+        names: names of the parts.
+        option: the option that has them.
+        what: what the parts are, for the message.
+        remedy: what to do, for the message.
+    """
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"{option}: two {what} called {twice}; {remedy}")
 
@@ -47,7 +54,9 @@ def check_weights(weights: Mapping[str, float], known: Sequence[str], option: st
     """Refuse weights that are negative or all 0, that name no set, or that leave out a set.
 
     Args:
+        weights: name of a set -> its weight.
         known: the names of the sets.
+        option: the option that the weights come from.
     """
     check_within("[0, inf)", option, **weights)
     refuse_all(
@@ -71,7 +80,10 @@ class MixedStream(PromptStream):
 
     Args:
         weights: name of a set -> how often it is drawn, in relation to the others.
-        prompts, seed, run_seed, keys, is_retired: as for `PromptStream`, in all sets.
+        prompts: the prompts of all sets.
+        seed: the data's seed.
+        run_seed: the run's seed.
+        options: further arguments of `PromptStream`, for all sets.
     """
 
     def __init__(
@@ -87,15 +99,15 @@ class MixedStream(PromptStream):
 
     def take(self, count: int, cursor: Cursor) -> tuple[list[Prompt], Cursor]:
         number = cursor["epoch"] * len(self) + cursor["position"]
-        after, taken = dict(cursor), []
+        after, prompts_taken = dict(cursor), []
         for n in range(number, number + count):
             draw = random.Random(derive_seed(self.run_seed, "mixture", self.seed, n))
             (name,) = draw.choices([*self.weights], [*self.weights.values()])
             prompts, place = self.streams[name].take(1, self.place(name, after))
             after[f"set/{name}"] = place["epoch"] * len(self.streams[name]) + place["position"]
-            taken += prompts
+            prompts_taken += prompts
         epoch, position = divmod(number + count, len(self))
-        return taken, after | {"epoch": epoch, "position": position}
+        return prompts_taken, after | {"epoch": epoch, "position": position}
 
     def place(self, name: str, cursor: Cursor) -> Cursor:
         """Return the cursor of a set's own stream."""

@@ -158,6 +158,8 @@ def right_letter(answer: Any, options: Options, is_typed: bool = True) -> str:
     ("B) liver"), or its number from 0. A text that is a number is an option's text if one has it.
 
     Args:
+        answer: the cell with the answer.
+        options: the options of the question.
         is_typed: the answer's type tells a text from a number; False for the cells of CSV files.
 
     Raises:
@@ -175,14 +177,14 @@ def right_letter(answer: Any, options: Options, is_typed: bool = True) -> str:
     text = without_tags(as_text(answer, "answer"), "answer").strip()
     number = ascii_uppercase[int(text)] if text.isdecimal() and int(text) < len(texts) else None
     if isinstance(answer, bool):
-        found = {find_letter(text, texts) or find_letter("yes" if answer else "no", texts)}
+        candidates = {find_letter(text, texts) or find_letter("yes" if answer else "no", texts)}
     elif isinstance(answer, int | float | Decimal):
-        found = {find_label(text, options) if text in options.labels else number}
+        candidates = {find_label(text, options) if text in options.labels else number}
     else:
-        found = {find_letter(text, texts), find_label(text, options)} - {None}
-        if not found or (not is_typed and text not in options.labels):
-            found.add(number)
-    named = sorted(letter for letter in found if letter)
+        candidates = {find_letter(text, texts), find_label(text, options)} - {None}
+        if not candidates or (not is_typed and text not in options.labels):
+            candidates.add(number)
+    named = sorted(letter for letter in candidates if letter)
     if len(named) == 1:
         return named[0]
     if named:

@@ -187,14 +187,14 @@ def _read_folder(folder: Path, split: str) -> Iterator[SourceRow]:
         file for file in sorted(folder.rglob("*"))
         if file_type(file) in FORMATS and not file.name.startswith((".", "dataset_info"))
     ]  # fmt: skip
-    own = [file for file in files if _split_of(file, folder) == split]
-    if not own:
+    files_of_split = [file for file in files if _split_of(file, folder) == split]
+    if not files_of_split:
         others = sorted({_split_of(file, folder) for file in files} - {""})
         if not files:
             raise UserError(f"{folder}: no {', '.join(FORMATS)} file in this folder")
         if others:
             raise UserError(f"{folder}: no file for the split {split!r}, only for {', '.join(others)}")
-    for file in own or files:
+    for file in files_of_split or files:
         yield from _read_file(file)
 
 
@@ -368,6 +368,7 @@ def as_row(sample: Sample, from_file: bool, folder: Path) -> dict[str, Any]:
     """Return a sample as a row of JSON.
 
     Args:
+        sample: the sample.
         from_file: True for a sample from a file: return that file's row again, for the same DataModule and options,
             with images as base64 text. Any other sample gets the columns prompt, answer, image, video, id, category and
             options, which every DataModule reads with `columns`.

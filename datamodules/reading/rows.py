@@ -53,6 +53,7 @@ def as_prompt(value: Any, is_optional: bool = False) -> str | list[dict[str, Any
     """Read a cell as a prompt: text, or chat messages in a form that `as_conversation` reads.
 
     Args:
+        value: the cell.
         is_optional: an environment says something first, so the prompt may be missing or empty.
 
     Raises:
@@ -139,8 +140,10 @@ def find_cell(row: Mapping[str, Any], columns: Iterable[str]) -> Any:
 
 
 def closing_answer(row: Mapping[str, Any], prompt: str | Messages, source: str | None) -> str | None:
-    """Return the assistant's turn that ends a conversation if no column gives the answer; report it for the file of the
-    source, if there is one."""
+    """Return the assistant's turn that ends a conversation if no column gives the answer.
+
+    It is reported for the file of the source, if there is one.
+    """
     last: dict[str, Any] = {} if isinstance(prompt, str) else prompt[-1]
     if last.get("role") != "assistant" or find_cell(row, ("answer", *FALLBACKS["answer"])) is not None:
         return None
@@ -161,6 +164,7 @@ def check_sample(sample: Sample, optional: frozenset[str] = frozenset()) -> None
     """Refuse a sample, also one of a user's own `rows`, that training cannot use.
 
     Args:
+        sample: the sample.
         optional: fields that may be empty, of prompt and answer.
 
     Raises:
@@ -190,6 +194,7 @@ def with_prompt(sample: Sample, optional: frozenset[str] = frozenset()) -> Sampl
     Where an environment says something first, they stay: its message follows.
 
     Args:
+        sample: the sample.
         optional: fields that may be empty, of prompt and answer.
     """
     prompt = as_prompt(sample.prompt, "prompt" in optional)
@@ -203,8 +208,9 @@ def filter_rows(
     rows: Iterable[Sample | BadRow], what: str, max_bad_rows: float, optional: frozenset[str] = frozenset(),
     images: ImageOptions = ImageOptions(), reports: bool = True,  # noqa: B008  # frozen
 ) -> tuple[list[Sample], list[BadRow]]:  # fmt: skip
-    """Return the usable rows, with prompts read and images opened, and the bad ones; report the bad ones and, once for
-    each file, dropped turns of the assistant, and refuse a file with too many bad rows.
+    """Return the usable rows, with prompts read and images opened, and the bad ones.
+
+    Report the bad ones and, once for each file, dropped turns of the assistant; refuse a file with too many bad rows.
 
     Args:
         rows: samples and bad rows.

@@ -116,8 +116,10 @@ def drop_long(prompts: list[Prompt], max_tokens: int, what: str) -> tuple[list[P
 
 
 def question(prompt: Prompt, whole_row: bool) -> bytes:
-    """Return a hash of the tokens and images, which are all that the model sees; with `whole_row`, of the row too, of
-    which an environment may use any column."""
+    """Return a hash of the tokens and images, which are all that the model sees.
+
+    With `whole_row`, it is of the row too, of which an environment may use any column.
+    """
     seen = hashlib.sha256(array("q", prompt.token_ids).tobytes())
     seen.update(" ".join(getattr(prompt.sample.images, "keys", ())).encode())
     if whole_row:
@@ -130,8 +132,10 @@ Questions = dict[bytes, dict[str, Prompt]]
 
 
 def index_questions(prompts: Iterable[Prompt], whole_row: bool) -> Questions:
-    """Index the questions of a set by `question`. A set may have several answers to a question if they depend on
-    something hidden from the model."""
+    """Index the questions of a set by `question`.
+
+    A set may have several answers to a question if they depend on something hidden from the model.
+    """
     questions: Questions = {}
     for prompt in prompts:
         known, references = questions.setdefault(question(prompt, whole_row), {}), prompt.sample.references
@@ -150,6 +154,8 @@ def check_held_out(train: Questions, validation: Sequence[Prompt], name: str, wh
     """Report validation questions that are also in the training set.
 
     Args:
+        train: the questions of the training set.
+        validation: the prompts of the validation set.
         name: the validation set's name.
         whole_row: compare whole rows, as for `train`.
         refuse: raise an error if the training set has all of them.

@@ -61,14 +61,14 @@ class PromptStream:
         If all prompts are retired, epochs pass until the first comes back.
         """
         epoch, position = cursor["epoch"], cursor["position"]
-        taken: list[Prompt] = []
-        while len(taken) < count:
+        prompts: list[Prompt] = []
+        while len(prompts) < count:
             prompt = self.prompts[self.order(epoch)[position]]
-            taken += [prompt] * (not self.is_retired(prompt.sample.id, epoch))
+            prompts += [prompt] * (not self.is_retired(prompt.sample.id, epoch))
             position += 1
             if position >= len(self.prompts):
                 epoch, position = epoch + 1, 0
-        return taken, {"epoch": epoch, "position": position}
+        return prompts, {"epoch": epoch, "position": position}
 
     def epoch_of(self, sample_id: str, cursor: Cursor) -> int:
         """Return the epoch of a prompt's set at a cursor."""

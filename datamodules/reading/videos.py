@@ -73,20 +73,20 @@ def read_frames(file: bytes | str, indices: Sequence[int]) -> list[Image.Image]:
     """
     import av
 
-    found: dict[int, Image.Image] = {}
+    frames: dict[int, Image.Image] = {}
     numbers: Sequence[int] = indices
     try:
         numbers = _nearest_in_time(file, indices)
         with _stream_of(file) as (container, stream):
             for number, frame in enumerate(container.decode(stream)):
                 if number in numbers:
-                    found[number] = _upright(frame)
+                    frames[number] = _upright(frame)
                 if number == numbers[-1]:
-                    return [found[number] for number in numbers]
+                    return [frames[number] for number in numbers]
         reason = "the file ends before it"
     except av.InvalidDataError as error:
         reason = str(error)
-    missing = next(number for number in numbers if number not in found)
+    missing = next(number for number in numbers if number not in frames)
     raise UserError(f"video: frame {missing} cannot be decoded ({reason}); encode the file again")
 
 

@@ -28,6 +28,7 @@ class Arithmetic(GeneratedDataModule):
         question: the user's text, with `{a}` and `{b}` for the numbers.
         solution: the target completion for warm starts, with `{a}`, `{b}` and `{answer}`; with an environment a list,
             one text per turn of the model.
+        chat: the text that the model sees, by default with a system prompt.
     """
 
     def __init__(

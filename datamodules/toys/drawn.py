@@ -31,10 +31,12 @@ class DrawnPictures(GeneratedDataModule):
         pictures: number of training pictures.
         held_out: number of other pictures, for validation.
         question: the user's text.
+
+    Attributes:
+        options: options of a multiple-choice question, whose answer is a letter.
     """
 
     options: tuple[str, ...] = ()
-    """Options of a multiple-choice question, whose answer is a letter."""
 
     def __init__(self, pictures: int, held_out: int, question: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -174,7 +176,9 @@ def phantom(rng: random.Random, half_axes: tuple[float, float], lesions: list[Le
     """Draw a noisy grey ellipse with a bright ring around it and lesions inside.
 
     Args:
+        rng: draws the noise.
         half_axes: horizontal and vertical half-axis of the ellipse, in pixels.
+        lesions: the lesions to draw.
     """
     noise = np.random.default_rng(rng.getrandbits(64))
     y, x = np.mgrid[:SIDE, :SIDE] - (SIDE - 1) / 2  # (H, W), pixels from the centre

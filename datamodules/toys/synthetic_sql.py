@@ -70,6 +70,7 @@ class SyntheticSQL(GeneratedDataModule, TextToSQL):
         tables: number of tables; each has eleven questions.
         held_out: how many of the tables form the validation set, drawn by `seed`.
         folder: where the databases are written; by default in the user's cache folder.
+        reading: which rows are used, and how; no bad row is tolerated by default.
     """
 
     def __init__(

@@ -99,13 +99,13 @@ def dry_run(run: PlannedRun) -> None:
     warn_of_answers(run.rollout, run.data)
     steps = None if run.iterations is None else run.iterations * updates_of(run.module)
     warn_of_rate(run.module.lr, run.module.optim, steps)
-    found = {
+    report = {
         "run": settings(run),
         "sizes": sizes(run),
         "memory": memory(run),
         "prompts": describe_prompts(run.data, "train", PROMPTS, None, run.module, run.rollout),
     }
-    show_result(found, lambda: print_run(found))
+    show_result(report, lambda: print_run(report))
 
 
 RULE_OF_CORRECT = (
@@ -121,14 +121,14 @@ def _advantage_name(advantage: object) -> str:
     return registered or str(getattr(advantage, "__name__", type(advantage).__name__))
 
 
-def print_run(found: Mapping[str, Any]) -> None:
+def print_run(report: Mapping[str, Any]) -> None:
     """Print a dry run as readable text."""
     console = Terminal()
-    for name, value in found["run"].items():
+    for name, value in report["run"].items():
         for line in value if isinstance(value, list) else [value]:
             if line is not None:
                 console.print(f"{name}: {line}", soft_wrap=True)
-    used = found["memory"]
+    used = report["memory"]
     too_much = ", WHICH IS TOO MUCH (`lit-rlvr plan` proposes a strategy or adapters that fit)"
     terms = ", ".join(f"{name} {value:.2f}" for name, value in used["terms"].items())
     console.print(
@@ -136,4 +136,4 @@ def print_run(found: Mapping[str, Any]) -> None:
         f"{used['needs']:.2f} of {used['of']:.1f} GiB on each device{'' if used['fits'] else too_much}: {terms}",
         soft_wrap=True,
     )
-    print_prompts(found["prompts"])
+    print_prompts(report["prompts"])

@@ -58,11 +58,11 @@ class IndexedNames(KnownNames):
         self.groups = {option for option in parents & self.own if f"{option}.help" not in self.own}
 
     def options(self) -> set[str]:
-        found = self.own | NOT_PARSED.get(self.command, set()) | {"--json"}
+        options = self.own | NOT_PARSED.get(self.command, set()) | {"--json"}
         for key, classes in self.index["classes"].items():
             if f"--{key}.help" in self.own:
-                found |= {f"--{key}.init_args.{option}" for names in classes.values() for option in names.split()}
-        return {option for option in found if option.startswith("--")}
+                options |= {f"--{key}.init_args.{option}" for names in classes.values() for option in names.split()}
+        return {option for option in options if option.startswith("--")}
 
     def classes(self) -> set[str]:
         return {*self.index["names"].split()}
@@ -116,9 +116,9 @@ def _problems(arguments: Sequence[str], names: IndexedNames) -> Iterator[str]:
     known = names.own
     unknown: list[str] = []
     classes: dict[str, str] = {}
-    found: set[str] = set()
-    given = iter(arguments)
-    for argument in given:
+    keys: set[str] = set()
+    words = iter(arguments)
+    for argument in words:
         option, equals, value = argument.partition("=")
         option = option.removesuffix("+")
         if unknown and not argument.startswith("-"):  # its value
@@ -127,11 +127,11 @@ def _problems(arguments: Sequence[str], names: IndexedNames) -> Iterator[str]:
             raise _UnsureError
         key, _, inner = option.removeprefix("--").partition(".")
         if option in known or (key in ("model", "data") and inner):
-            value = value if equals else next(given, "--")
+            value = value if equals else next(words, "--")
             if not equals and value.startswith("--"):
                 raise _UnsureError
             _check_ours(loaded := load_yaml(value))
-            found.add(key)
+            keys.add(key)
         if option in ("--config", "-c"):
             config = loaded if isinstance(loaded, dict) else read_config(Path(value))  # merged over its base, or a file
             _check_ours(config)
@@ -161,7 +161,7 @@ def _problems(arguments: Sequence[str], names: IndexedNames) -> Iterator[str]:
             raise _UnsureError
     if unknown:
         yield explain(f"Unrecognized arguments: {unknown[0]}", names)
-    for missing in (names.required - found, {f"{names.command}.{key}" for key in {"data", "model"} - {*classes}}):
+    for missing in (names.required - keys, {f"{names.command}.{key}" for key in {"data", "model"} - {*classes}}):
         if missing:
             yield explain(f"arguments are required: {', '.join(sorted(missing))}", names)
 

@@ -41,8 +41,10 @@ _CALLERS_OF_LIBRARIES = {"main.py", "lightning_cli.py", "trainer.py", "configs.p
 
 
 def failure_line(error: Exception) -> str | None:
-    """Return one line about a problem with the input, the user's code, a library's option or the disk; return None for
-    a bug in lit-rlvr, which keeps its traceback."""
+    """Return one line about an error; None for a bug in lit-rlvr, which keeps its traceback.
+
+    Errors with a line are problems with the input, the user's code, a library's option or the disk.
+    """
     cause = user_error_in(error)  # the parser wraps what an option's class raises
     if cause is not None and not isinstance(error, ArgumentError):
         return str(cause)
@@ -190,55 +192,55 @@ class KnownNames:
 
 def explain(text: str, names: KnownNames) -> str:
     """Return our line for the text of a parse error."""
-    keys = [(found.start(), found[1]) for found in re.finditer(r'Parser key "([^"]+)"', text)]
+    keys = [(match.start(), match[1]) for match in re.finditer(r'Parser key "([^"]+)"', text)]
     for pattern, message in PARSE_ERRORS:
-        found = re.search(pattern, text)
-        if not found:
+        match = re.search(pattern, text)
+        if not match:
             continue
-        where = ".".join(key for place, key in keys if place < found.start()) or (keys[0][1] if keys else "config")
-        parts = {name: _shorten(part) if name == "given" else part for name, part in found.groupdict().items()}
+        where = ".".join(key for place, key in keys if place < match.start()) or (keys[0][1] if keys else "config")
+        parts = {name: _shorten(part) if name == "given" else part for name, part in match.groupdict().items()}
         if "mismatch" in parts:
-            inner = found["mismatch"]
+            inner = match["mismatch"]
             if "class_path '" in inner or ("dot import path" in inner and not [*_expected_kinds(inner)]):  # of a class
-                return explain(f'Parser key "{where}.{found["inner"]}": {found["mismatch"]}', names)
-            parts["why"] = _mismatch(found["mismatch"])
-        return message.format(where=where, **parts) + _hint(found.groupdict() | {"where": where}, names)
+                return explain(f'Parser key "{where}.{match["inner"]}": {match["mismatch"]}', names)
+            parts["why"] = _mismatch(match["mismatch"])
+        return message.format(where=where, **parts) + _hint(match.groupdict() | {"where": where}, names)
     return f"{keys[0][1]}: {_mismatch(text)}" if keys else text
 
 
-def _hint(found: Mapping[str, str], names: KnownNames) -> str:
+def _hint(groups: Mapping[str, str], names: KnownNames) -> str:
     """Return the nearest name for an unknown class, option of a class, or option of the parser."""
-    if "cls" in found:
-        return _nearest(found["cls"], sorted(names.classes()))
-    if "member" in found:
-        return _nearest(found["member"], vars(import_module(found["module"])))
-    if "abstract" in found:
-        return _lacking(found["abstract"])
-    if "field" in found:
-        return _nearest(f"{found['group']}.{found['field']}", names.arguments(found["name"]))
-    if "own" in found:
-        ours = option_instead(found["own"], TOP_KEYS)  # if neither the class has it nor a similar one
-        known = names.arguments(found["name"])
+    if "cls" in groups:
+        return _nearest(groups["cls"], sorted(names.classes()))
+    if "member" in groups:
+        return _nearest(groups["member"], vars(import_module(groups["module"])))
+    if "abstract" in groups:
+        return _lacking(groups["abstract"])
+    if "field" in groups:
+        return _nearest(f"{groups['group']}.{groups['field']}", names.arguments(groups["name"]))
+    if "own" in groups:
+        ours = option_instead(groups["own"], TOP_KEYS)  # if neither the class has it nor a similar one
+        known = names.arguments(groups["name"])
         fields = {name.rpartition(".")[2]: name for name in known}  # also of groups
-        near = ours or fields.get(nearest(found["own"], fields) or "")
-        return _nearest(found["own"], known) or (f"; did you mean {near!r}?" if near else "")
-    if "key" in found:
-        return counted_hint(found["key"]) or _nearest(
-            found["key"], {option.removeprefix("--") for option in names.options()}
+        near = ours or fields.get(nearest(groups["own"], fields) or "")
+        return _nearest(groups["own"], known) or (f"; did you mean {near!r}?" if near else "")
+    if "key" in groups:
+        return counted_hint(groups["key"]) or _nearest(
+            groups["key"], {option.removeprefix("--") for option in names.options()}
         )
-    if "option" in found:
-        return counted_hint(found["option"].lstrip("-")) or _nearest(found["option"], names.options())
+    if "option" in groups:
+        return counted_hint(groups["option"].lstrip("-")) or _nearest(groups["option"], names.options())
     return ""
 
 
-def _lacking(given: str) -> str:
+def _lacking(class_text: str) -> str:
     """Say what an abstract class lacks.
 
     Args:
-        given: its path or short name, alone or in the text of a mapping.
+        class_text: its path or short name, alone or in the text of a mapping.
     """
-    found = re.search(r"'class_path': '([^']+)'", given)
-    path = found[1] if found else given
+    match = re.search(r"'class_path': '([^']+)'", class_text)
+    path = match[1] if match else class_text
     module, _, name = path.rpartition(".")
     known = {cls.__name__: cls for classes in known_classes().values() for cls in classes}
     cls = getattr(import_module(module), name) if module else known.get(name)
@@ -285,15 +287,15 @@ def _nearest(key: str, known: Iterable[str]) -> str:
 
 def options_of(parser: Any, command: str = "") -> set[str]:
     """Return the options that a parser takes on the command line, with those of the classes that it can build."""
-    found = {option for option in parser._option_string_actions if option.startswith("--") and option[-1] != "+"}
-    found |= NOT_PARSED.get(command, set()) | {"--json"}
+    options = {option for option in parser._option_string_actions if option.startswith("--") and option[-1] != "+"}
+    options |= NOT_PARSED.get(command, set()) | {"--json"}
     for key, classes in known_classes().items():
-        if f"--{key}.help" in found:
-            found |= {f"--{key}.init_args.{option}" for cls in classes for option in class_arguments(cls)}
+        if f"--{key}.help" in options:
+            options |= {f"--{key}.init_args.{option}" for cls in classes for option in class_arguments(cls)}
     if parser._subcommands_action is not None:
         for name, sub in parser._subcommands_action._name_parser_map.items():
-            found |= options_of(sub, name)
-    return found
+            options |= options_of(sub, name)
+    return options
 
 
 def known_classes() -> dict[str, list[type]]:

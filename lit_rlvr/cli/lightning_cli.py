@@ -145,8 +145,10 @@ class RLVRCLI(LightningCLI):
         return {self._arguments[0]: SUBCOMMANDS[self._arguments[0]]}
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        """Put the name of each group into the help, and our groups before the Trainer's, which is longer than all of
-        ours."""
+        """Put the name of each group into the help.
+
+        Our groups stand before the Trainer's, which is longer than all of ours.
+        """
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         order = ["model", "data", "rollout", *CONFIGURABLE, "warm_start", "trainer"]
         places: dict[int, int] = {}
@@ -214,8 +216,10 @@ class RLVRCLI(LightningCLI):
         set_save_dir(config.trainer.logger, folder.absolute())
 
     def _open_run(self, config: Namespace, folder: Path) -> None:
-        """Open the run of `fit`, or for a dry run find it; the settings keep the folder as given, so that it can
-        move."""
+        """Open the run of `fit`, or find it for a dry run.
+
+        The settings keep the folder as given, so that it can move.
+        """
         if self._is_dry_run:
             self._run = Run.find(folder, config.ckpt_path, config.overwrite)
             check_run_folder(folder.absolute(), self._run.checkpoint is not None, self._run.overwrite)
@@ -279,8 +283,10 @@ class RLVRCLI(LightningCLI):
 
 
 class ConfigCheck(RLVRCLI):
-    """Parses configs like `fit` or another command and builds the objects they name, without loading weights or
-    training."""
+    """A parser of configs that builds the objects they name, as `fit` or another command does.
+
+    It neither loads weights nor trains.
+    """
 
     def __init__(self, command: str = "fit") -> None:
         super().__init__([command], ExitStack())
@@ -294,8 +300,7 @@ class ConfigCheck(RLVRCLI):
     _set_seed = before_instantiate_classes = _run_subcommand = instantiate_classes  # type: ignore[assignment]
 
     def check(self, config: dict[str, Any]) -> Any:
-        """Raise the errors that `fit` would raise for a config before it builds its trainer; return the built
-        objects."""
+        """Build the objects of a config as `fit` does before its trainer, with the same errors; return them."""
         self.config = self.parser.parse_object({"subcommand": "fit", "fit": config})
         self.reset_null_groups()
         refuse_nulls(self.config.fit, NEVER_NULL)
@@ -303,13 +308,13 @@ class ConfigCheck(RLVRCLI):
 
 
 def _top_of_help(command: str) -> dict[str, str]:
-    more = {
+    notes = {
         "fit": f" {DRY_RUN} shows all of it, the memory and the first prompts, and does not train. "
         f"{REPLAY} RUN trains on the rollouts that RUN recorded.",
     }.get(command, "")
     return {
         "usage": f"lit-rlvr {command} --config NAME_OR_FILE [--GROUP.OPTION VALUE ...]",
-        "description": f"{COMMANDS[command][1].capitalize()}. {HELP}{more}",
+        "description": f"{COMMANDS[command][1].capitalize()}. {HELP}{notes}",
     }
 
 

@@ -70,11 +70,14 @@ def choose_strategy(command: str, config: Namespace, module: Any, data: Any) -> 
     """Replace `auto` in trainer.strategy and model.compute.gradient_checkpointing by what should fit on the GPUs.
 
     Args:
+        command: the command, such as `fit`.
         config: with the classes that it names built.
+        module: the algorithm.
+        data: the data.
     """
     trainer = config.trainer
-    given, checkpointing = trainer.strategy, module.compute.gradient_checkpointing
-    if "auto" not in (given, checkpointing):
+    strategy, checkpointing = trainer.strategy, module.compute.gradient_checkpointing
+    if "auto" not in (strategy, checkpointing):
         return
     gpus = None
     if command in ("fit", "validate", "test"):
@@ -83,10 +86,10 @@ def choose_strategy(command: str, config: Namespace, module: Any, data: Any) -> 
         module.compute = replace(module.compute, gradient_checkpointing=checkpointing is True)
         return
     job = describe_job(module, data, config.rollout, trainer.precision)
-    placement = None if given == "auto" else (isinstance(given, FSDP2), bool(getattr(given, "offload", False)))
+    placement = None if strategy == "auto" else (isinstance(strategy, FSDP2), bool(getattr(strategy, "offload", False)))
     plan = job.choice(gpus, placement, None if checkpointing == "auto" else checkpointing)
     module.compute = replace(module.compute, gradient_checkpointing=plan.strategy.checkpointing)
-    if given == "auto":
+    if strategy == "auto":
         several = "ddp" if gpus.count > 1 else "auto"
         copies = trainer.num_nodes if job.fits_each_machine(plan, trainer.num_nodes) else 1
         trainer.strategy = FSDP2(replicas=copies, offload=plan.strategy.offload) if plan.strategy.sharded else several
@@ -94,10 +97,10 @@ def choose_strategy(command: str, config: Namespace, module: Any, data: Any) -> 
 
 
 def choose_tokens(trainer: Trainer, module: Any, data: Any) -> int:
-    """Replace `auto` in model.compute.tokens_per_microbatch by the most tokens that should fit on each device; return
-    them.
+    """Replace `auto` in model.compute.tokens_per_microbatch; return the tokens.
 
-    A CPU gets at most the default, because its memory is not the run's alone.
+    They are the most that should fit on each device. A CPU gets at most the default, because its memory is not the
+    run's alone.
     """
     job, plan = describe_run(trainer, module, data)
     most = DEFAULT_TOKENS if trainer.strategy.root_device.type == "cpu" else None

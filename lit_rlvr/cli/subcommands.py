@@ -48,11 +48,11 @@ class RLVRTrainer(Trainer):
         datamodule.use_model(model)
         datamodule.setup("test" if split == "test" else "fit")
         model.teachers.check(datamodule, rollout.sampling)
-        found = describe_prompts(datamodule, split, prompts, None if out is None else Path(out), model, rollout)
+        description = describe_prompts(datamodule, split, prompts, None if out is None else Path(out), model, rollout)
         check_references(rollout.rewards, scored_samples(rollout, datamodule))
         warn_of_answers(rollout, datamodule)
-        show_result(found, lambda: print_prompts(found))
-        if out is None and any(prompt["images"] for prompt in found["prompts"]):
+        show_result(description, lambda: print_prompts(description))
+        if out is None and any(prompt["images"] for prompt in description["prompts"]):
             log.info("To look at the images as the model sees them, add --out FOLDER")
 
     def filter(

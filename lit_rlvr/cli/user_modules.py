@@ -36,7 +36,7 @@ def add_user_modules() -> None:
 
 
 class _DataModules(MetaPathFinder, Loader):
-    """Imports `datamodules` and its modules from the user's folder, or else from ours."""
+    """An importer of `datamodules` and its modules from the user's folder, or else from ours."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -55,11 +55,11 @@ class _DataModules(MetaPathFinder, Loader):
         if users_spec is None:
             sys.modules[spec.name] = import_module(f"lit_rlvr.{spec.name}")
             return
-        found = sys.modules[spec.name] = module_from_spec(users_spec)
+        users_module = sys.modules[spec.name] = module_from_spec(users_spec)
         if users_spec.loader is not None:
-            users_spec.loader.exec_module(found)
-        if spec.name == PACKAGE and not hasattr(found, "__getattr__"):
-            found.__getattr__ = _our_data_set  # type: ignore[method-assign]
+            users_spec.loader.exec_module(users_module)
+        if spec.name == PACKAGE and not hasattr(users_module, "__getattr__"):
+            users_module.__getattr__ = _our_data_set  # type: ignore[method-assign]
 
 
 def _find_users_module(fullname: str, path: Sequence[str] | None) -> ModuleSpec | None:

@@ -102,8 +102,10 @@ def machine_findings() -> list[str]:
 
 
 def _loads(name: str) -> bool:
-    """Return whether a package can be imported, or is not installed. torchvision, whose import takes seconds, need only
-    ask for the torch that is installed."""
+    """Return True if a package can be imported or is not installed.
+
+    The import of torchvision takes seconds; it counts as loadable if it asks for the torch that is installed.
+    """
     try:
         if name == "torchvision" and is_installed(name):
             return all(

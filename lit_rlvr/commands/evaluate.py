@@ -150,6 +150,9 @@ def sample_suites(
     """Sample and judge; return the records and each suite's questions.
 
     Args:
+        suites: the suites.
+        config: the parsed options.
+        out: folder of the evaluation.
         arguments: the arguments of the command line, for further processes.
     """
     share = Share.of_this_process()
@@ -226,8 +229,10 @@ def sample_suites(
 
 
 def resolve_dtype_and_length(config: Namespace, module: EvaluatingModule) -> int:
-    """Fill in the data type from the run or the model, and log it; return the completion length that holds where no
-    protocol sets one."""
+    """Fill in the data type from the run or the model; return the default completion length.
+
+    The data type is logged. The length holds where no protocol sets one.
+    """
     like = config.like or config.model
     dtype, why = find_dtype(config.dtype, like, module.model_folder)
     max_tokens, limit = find_max_tokens(config.max_tokens, like)
@@ -239,7 +244,14 @@ def resolve_dtype_and_length(config: Namespace, module: EvaluatingModule) -> int
 def suite_summary(
     records: Records, name: str, prompts: list[Prompt], measures: Sequence[DiversityMeasure]
 ) -> dict[str, Any]:
-    """Return the results of a completely recorded suite."""
+    """Return the results of a completely recorded suite.
+
+    Args:
+        records: the records of the evaluation.
+        name: the suite's name.
+        prompts: its questions.
+        measures: measures of the completions' diversity.
+    """
     samples = [prompt.sample for prompt in prompts]
     sampled, greedy = (records.groups(f"{name}/{part}", prompts) for part in ("sampled", "greedy"))
     results = suite_results(samples, sampled, greedy)
@@ -252,14 +264,16 @@ def suite_summary(
 def score_given(suites: list[Suite], config: Namespace, out: Path) -> tuple[Records, dict[str, list[Prompt]]]:
     """Judge existing completions; return the records and the questions that they answer."""
     path = Path(config.completions)
-    given = read_completions(path, [suite.name for suite in suites])
+    completions = read_completions(path, [suite.name for suite in suites])
     settings = {"completions": hashlib.sha256(path.read_bytes()).hexdigest()[:16], "suite": config.suite}
     records = Records(out, settings)
     answered: dict[str, list[Prompt]] = {}
     for suite in suites:
         samples = suite.data.load("test")
-        parts = [part for part in ("sampled", "greedy") if f"{suite.name}/{part}" in given]
-        questions = {sample.id for part in parts for sample in match(given[f"{suite.name}/{part}"], samples, part)}
+        parts = [part for part in ("sampled", "greedy") if f"{suite.name}/{part}" in completions]
+        questions = {
+            sample.id for part in parts for sample in match(completions[f"{suite.name}/{part}"], samples, part)
+        }
         prompts = [
             Prompt(sample, [], prefill=suite.data.chat.prefill, score_prefill=suite.data.chat.score_prefill)
             for sample in samples
@@ -269,18 +283,28 @@ def score_given(suites: list[Suite], config: Namespace, out: Path) -> tuple[Reco
             log.warning("%s: %d of %d questions have completions", suite.name, len(prompts), len(samples))
         for part in parts:
             name = f"{suite.name}/{part}"
-            judge_completions(records, suite, name, records.missing(name, prompts), given[name])
+            judge_completions(records, suite, name, records.missing(name, prompts), completions[name])
         answered[suite.name] = prompts
     shared_pool().close()
     return records, answered
 
 
-def judge_completions(records: Records, suite: Suite, name: str, prompts: list[Prompt], given: CompletionsById) -> None:
-    """Score and record the completions of the given questions, several questions at once."""
+def judge_completions(
+    records: Records, suite: Suite, name: str, prompts: list[Prompt], completions: CompletionsById
+) -> None:
+    """Score and record the completions of the given questions, several questions at once.
+
+    Args:
+        records: receives the judged completions.
+        suite: the suite of the questions.
+        name: the suite's name in the records.
+        prompts: its questions.
+        completions: question id -> its completions.
+    """
     with progress_bar(name, len(prompts)) as advance:
         for first in range(0, len(prompts), QUESTIONS_PER_BATCH):
             batch = prompts[first : first + QUESTIONS_PER_BATCH]
-            groups = [given[prompt.sample.id] for prompt in batch]
+            groups = [completions[prompt.sample.id] for prompt in batch]
             batch = [replace(p, prefill=group[0].prefill or p.prefill) for p, group in zip(batch, groups, strict=True)]
             judged = [prompt.for_rewards(group) for prompt, group in zip(batch, groups, strict=True)]
             scores = score_rollout(suite.rewards, judged, [prompt.sample for prompt in batch])

@@ -34,14 +34,21 @@ def filter_prompts(
     module: RLVRModule, data: PromptDataModule, rollout: RolloutCallback, dtype: torch.dtype, out: Path,
     samples: int, lowest: float, highest: float, split: Split, completions: int = 0,
 ) -> Path:  # fmt: skip
-    """Sample every prompt with training's sampling and rewards, and write the rows whose share of right completions is
-    in [lowest, highest].
+    """Sample every prompt as in training, and write the rows with a pass rate in [lowest, highest].
 
-    The completions go to a folder next to `out`; an interrupted run continues from them.
+    The pass rate is the share of right completions. The completions go to a folder next to `out`; an interrupted run
+    continues from them.
 
     Args:
+        module: the algorithm with the model to sample from.
+        data: the prompts.
+        rollout: the engine, the sampling settings and the rewards.
         dtype: the engine's data type.
         out: new JSONL file for the rows of the data, each with `pass_rate` and `samples`.
+        samples: completions per prompt.
+        lowest: the lowest share of right completions.
+        highest: the highest share of right completions.
+        split: the set to filter.
         completions: write a row for each of at most this many right completions; 0 = each row once.
 
     Raises:
@@ -103,6 +110,12 @@ def prompts_to_sample(
 ) -> list[Prompt]:  # fmt: skip
     """Read the data of a config, check them against its rewards, and return the prompts of a set.
 
+    Args:
+        module: the algorithm.
+        data: the data of the config.
+        rollout: the rewards and the environment.
+        split: the set.
+
     Raises:
         UserError: there are none, or a reward refuses the data, or there is no reward.
     """
@@ -117,7 +130,17 @@ def open_sampler(
     module: RLVRModule, data: PromptDataModule, rollout: RolloutCallback, dtype: torch.dtype,
     prompts: Sequence[Prompt], max_tokens: int, split: Split = "train",
 ) -> Sampler:  # fmt: skip
-    """Start the engine of a config on its model, for completions of at most `max_tokens` of these prompts."""
+    """Start the engine of a config on its model, for completions of at most `max_tokens` of these prompts.
+
+    Args:
+        module: the algorithm with the model to sample from.
+        data: the DataModule of the prompts.
+        rollout: the engine and the sampling settings.
+        dtype: the engine's data type.
+        prompts: the prompts to sample.
+        max_tokens: the most tokens of a completion.
+        split: the set of the prompts, for messages.
+    """
     grown = data.reading.max_prompt_tokens if begins(rollout.environment) else 0
     longest = replace(rollout.sampling, max_tokens=max_tokens).max_completion_tokens
     lengths = LengthRequirement(
@@ -133,10 +156,12 @@ def pass_rate(group: list[RecordRow]) -> float | None:
 
 
 def right_completions(group: list[RecordRow], most: int) -> list[Any]:
-    """Return the texts of right completions that ended, the highest rewards first, none twice; of an episode a list of
-    its turns.
+    """Return the texts of right completions that ended, the highest rewards first, each once.
+
+    The text of an episode is a list of its turns.
 
     Args:
+        group: the recorded completions of one prompt.
         most: how many at most.
     """
     ended = (row for row in group if row["correct"] and row["finish_reason"] == "stop")
@@ -146,7 +171,14 @@ def right_completions(group: list[RecordRow], most: int) -> list[Any]:
 
 
 def rate_histogram(rates: list[float | None], kept: int, lowest: float, highest: float) -> str:
-    """Return a histogram of the prompts' pass rates in tenths, as text."""
+    """Return a histogram of the prompts' pass rates in tenths, as text.
+
+    Args:
+        rates: pass rate of each prompt; None if no completion of it was judged.
+        kept: number of prompts that are kept.
+        lowest: the lowest pass rate that is kept.
+        highest: the highest pass rate that is kept.
+    """
     tenths = Counter(min(int(rate * 10), 9) for rate in rates if rate is not None)
     never, always = (sum(rate == bound for rate in rates) for bound in (0.0, 1.0))
     bars = ", ".join(f"{k / 10:.1f}-{(k + 1) / 10:.1f}: {tenths[k]}" for k in range(10) if tenths[k])

@@ -32,14 +32,18 @@ IMAGE_SOFTWARE = "lit-rlvr preview"
 def describe_prompts(
     data: PromptDataModule, split: Split, count: int, folder: Path | None, module: RLVRModule, rollout: RolloutCallback
 ) -> dict[str, Any]:
-    """Return the first prompts of a set with their token counts and answers, and a summary of the set; and of the
-    training set what a teacher sees, and the completions that `SFT` trains on: all parts after the first prompt, those
-    of further sequences of a conversation with their number.
+    """Return the first prompts of a set with their token counts and answers, and a summary of the set.
+
+    For the training set, it also returns what a teacher sees, and the completions that `SFT` trains on: all parts after
+    the first prompt. Those of further sequences of a conversation have their number.
 
     Args:
         data: set up, and checked by the module's teachers.
+        split: the set.
         count: number of prompts.
         folder: folder for their images, created if there are any; None = save none.
+        module: the algorithm, which may have teachers.
+        rollout: the sampling settings and the rewards.
 
     Raises:
         UserError: there is no such set, or rows lack what `SFT` trains on.
@@ -47,15 +51,16 @@ def describe_prompts(
     prompts = data.prompts[split]
     if not prompts:
         raise UserError(f"--split: there is no {split} set")
-    shown = [_describe_prompt(data, prompt, folder) for prompt in prompts[:count]]
+    descriptions = [_describe_prompt(data, prompt, folder) for prompt in prompts[:count]]
     if split == "train" and module.demonstrates:
         check_demonstrations(rollout, module, data)
         demonstrations = rollout.demonstrations[data.name]
-        for found, prompt in zip(shown, prompts, strict=False):
+        for description, prompt in zip(descriptions, prompts, strict=False):
             (start, completion), *others = demonstrations.pairs([prompt])
-            found["completion"] = describe_completion(completion, data.tokenizer)
-            if len(start.token_ids) != found["tokens"]:  # earlier turns are in the loss, or it ends with empty thoughts
-                found |= {"text": data.tokenizer.decode(start.token_ids), "tokens": len(start.token_ids)}
+            description["completion"] = describe_completion(completion, data.tokenizer)
+            # Earlier turns are in the loss, or the prompt ends with empty thoughts.
+            if len(start.token_ids) != description["tokens"]:
+                description |= {"text": data.tokenizer.decode(start.token_ids), "tokens": len(start.token_ids)}
             for number, (start, completion) in enumerate(others, 2):
                 read = {
                     "in_loss": False,
@@ -63,15 +68,15 @@ def describe_prompts(
                     "text": data.tokenizer.decode(start.token_ids),
                 }
                 parts = [read, *describe_completion(completion, data.tokenizer)]
-                found["completion"] += [part | {"sequence": number} for part in parts]
+                description["completion"] += [part | {"sequence": number} for part in parts]
         demonstrations.close()
     if split == "train" and module.teachers.options is not None and module.teachers.options.prompt is not None:
-        for found, asked in zip(shown, map(module.teachers.asked, prompts), strict=False):
-            found["teacher"] = {"text": data.render(asked.sample), "tokens": len(asked.token_ids)}
+        for description, asked in zip(descriptions, map(module.teachers.asked, prompts), strict=False):
+            description["teacher"] = {"text": data.render(asked.sample), "tokens": len(asked.token_ids)}
     return {
         "set": f"{data.name} {split}",
         "count": len(prompts),
-        "prompts": shown,
+        "prompts": descriptions,
         "summary": describe_set(data, split),
     }
 
@@ -98,12 +103,12 @@ def describe_completion(completion: Completion, tokenizer: Any) -> list[dict[str
     return [{"in_loss": kept, "tokens": len(ids), "text": tokenizer.decode(ids)} for kept, ids in tokens]
 
 
-def print_prompts(found: dict[str, Any]) -> None:
+def print_prompts(preview: dict[str, Any]) -> None:
     """Print the result of `describe_prompts`."""
     console = Terminal()
-    split = found["set"].rpartition(" ")[2]
-    for number, prompt in enumerate(found["prompts"], 1):
-        console.print(Rule(f"{split} {number} of {found['count']}: {prompt['id']}", align="left", characters="-"))
+    split = preview["set"].rpartition(" ")[2]
+    for number, prompt in enumerate(preview["prompts"], 1):
+        console.print(Rule(f"{split} {number} of {preview['count']}: {prompt['id']}", align="left", characters="-"))
         console.print(prompt["text"], soft_wrap=True)
         console.print(Rule(characters="-"))
         facts = [
@@ -127,12 +132,20 @@ def print_prompts(found: dict[str, Any]) -> None:
         if teacher := prompt.get("teacher"):
             console.print(Rule(f"the teacher sees {teacher['tokens']} tokens", align="left", characters="-"))
             console.print(teacher["text"], soft_wrap=True)
-    console.print(found["summary"], soft_wrap=True)
+    console.print(preview["summary"], soft_wrap=True)
 
 
 def describe_image(data: PromptDataModule, prompt: Prompt, number: int, folder: Path | None) -> dict[str, Any]:
-    """Return the size of an image of a prompt as the model sees it, and the file in `folder` that it is saved to; of a
-    video, also the number of frames, some of which are saved in a row."""
+    """Save an image of a prompt to `folder`; return its size as the model sees it, and the file.
+
+    Of a video it saves some frames in a row, and also returns the number of frames.
+
+    Args:
+        data: the DataModule of the prompt.
+        prompt: a prompt with images.
+        number: number of the image in the prompt, from 0.
+        folder: receives the image; None = save none.
+    """
     pixels = data.prepare(prompt).pixels
     assert pixels is not None, "the prompt has images"
     image = pixels.images[number]

@@ -104,8 +104,10 @@ def run(command: str, arguments: list[str]) -> None:
 
 
 def _hyphenated(word: str) -> str:
-    """Return an argument with its option's name as listed: vLLM takes --max_model_len for --max-model-len, too. Keys
-    after a dot, as in --lora-config.max_lora_rank, stay."""
+    """Return an argument with its option's name as vLLM lists it.
+
+    vLLM takes --max_model_len for --max-model-len, too. Keys after a dot, as in --lora-config.max_lora_rank, stay.
+    """
     name = re.match(r"--[^.=]*", word)
     return word if name is None else name[0].replace("_", "-") + word[name.end() :]
 
@@ -115,7 +117,7 @@ def sequence_options(sequences: int | None, names: set[str]) -> list[str]:
 
     Args:
         sequences: what the user asked for.
-        names: of the other options given.
+        names: names of the other options given.
     """
     is_free = torch.cuda.is_available() and not {name.partition(".")[0] for name in names} & {*GRAPH_OPTIONS}
     if sequences is None and is_free:
@@ -128,6 +130,13 @@ def server_line(
     model: str, dtype: str, nccl: bool, others: list[str], overrides: dict[str, Any] | None = None
 ) -> list[str]:
     """Return the command line of the server process, after loading the model's files once to check them.
+
+    Args:
+        model: folder of the model.
+        dtype: data type of the weights.
+        nccl: whether weights arrive by NCCL.
+        others: further options of vLLM, as the user gave them.
+        overrides: options of vLLM that replace those of the model's config.
 
     Raises:
         UserError: vLLM could not load them.

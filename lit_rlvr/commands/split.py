@@ -21,6 +21,7 @@ def write_split(data: PromptDataModule, out: Path) -> list[Path]:
     """Write the rows of each set to a file, including rows that training drops for their length.
 
     Args:
+        data: the sets.
         out: folder for `train.jsonl`, `validation.jsonl` and `test.jsonl`.
 
     Returns:

@@ -102,14 +102,17 @@ class Tuned:
 
 
 class Tuner:
-    """Samples prompts of a config with its engine, sampling and rewards.
+    """A sampler of prompts of a config, with its engine, sampling and rewards.
 
     Args:
-        module, data, rollout, warm_start: of the config.
+        module: the algorithm of the config.
+        data: its training prompts.
+        rollout: its engine, sampling settings and rewards.
+        warm_start: the warm start to try, where one is needed.
         dtype: the engine's data type.
         ranks: processes of a run.
         minutes: the most time for sampling; a batch under way ends later.
-        device: on which a warm start trains.
+        device: the device on which a warm start trains.
     """
 
     def __init__(
@@ -126,8 +129,10 @@ class Tuner:
         self.tuned = Tuned(samples=self.samples)
 
     def run(self) -> Tuned:
-        """Measure, and choose. If the model does not answer yet and the data show right answers, choose a warm start
-        too, and measure after it."""
+        """Measure the model, and choose the settings.
+
+        If the model does not answer yet and the data show right answers, choose a warm start too, and measure after it.
+        """
         limit, groups = self._measured()
         may_start = self.rollout.environment is None and self.module.adapter != "continue" and len(self.prompts) >= 4
         if may_start and not self.warm_start.steps and self._guesses(groups):

@@ -25,19 +25,21 @@ MEMORY_FILE = "memory.json"
 
 def available_memory(group: Path = Path("/sys/fs/cgroup")) -> int:
     """Return how many bytes of memory are free: the limits are the machine's and the container's (its `group`)."""
-    found = []
+    amounts = []
     with suppress(OSError, ValueError):  # no such file, or no limit ("max")
         lines = Path("/proc/meminfo").read_text().splitlines()
-        found += [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")]
+        amounts += [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")]
         limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
         stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        found.append(limit - used + int(stat["inactive_file"]))  # the kernel drops this cache of files when it must
-    return min(found, default=0)
+        amounts.append(limit - used + int(stat["inactive_file"]))  # the kernel drops this cache of files when it must
+    return min(amounts, default=0)
 
 
 def cache_folder() -> Path:
-    """Return where converted models and generated databases are kept: $LIT_RLVR_CACHE, else $XDG_CACHE_HOME/lit-rlvr
-    or ~/.cache/lit-rlvr."""
+    """Return where converted models and generated databases are kept.
+
+    This is $LIT_RLVR_CACHE, else $XDG_CACHE_HOME/lit-rlvr or ~/.cache/lit-rlvr.
+    """
     default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "lit-rlvr"
     return Path(os.environ.get("LIT_RLVR_CACHE", default)).expanduser()
 
@@ -127,6 +129,7 @@ def scratch_folder(target: Path, what: str, hint: str = "") -> Path:
     """Create an empty folder next to `target`, which it is renamed to when it is complete.
 
     Args:
+        target: the folder to make.
         what, hint: as for `writing`.
 
     Raises:
@@ -143,16 +146,17 @@ def check_writable(folder: Path, option: str) -> None:
     """Refuse a folder that cannot be written or created; leave nothing behind.
 
     Args:
+        folder: the folder.
         option: the option that the message names.
 
     Raises:
         UserError: writing or creating it fails.
     """
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    if not there.is_dir():
-        raise UserError(f"{option}: {shown(there)} is a file; give a folder")
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    if not nearest.is_dir():
+        raise UserError(f"{option}: {shown(nearest)} is a file; give a folder")
     try:
-        with tempfile.TemporaryFile(dir=there) as file:
+        with tempfile.TemporaryFile(dir=nearest) as file:
             file.write(b"x" * 4096)
     except OSError as error:
         raise UserError(f"{option}: {shown(folder)} cannot be written: {error.strerror}") from error

@@ -9,8 +9,10 @@ _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 
 
 def is_first_process() -> bool:
-    """Return whether this is the run's first process. Reads the environment, so it works before the process group
-    exists."""
+    """Return whether this is the run's first process.
+
+    It reads the environment, so it works before the process group exists.
+    """
     node = os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0"))
     rank = next((os.environ[key] for key in _RANKS if key in os.environ), "0")
     return node == rank == "0"

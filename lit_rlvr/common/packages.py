@@ -78,16 +78,16 @@ def registered_parts(kind: str, ours: Collection[str]) -> dict[str, EntryPoint]:
     Raises:
         UserError: two packages register the same name, or one registers a name of ours.
     """
-    found: dict[str, EntryPoint] = {}
+    parts: dict[str, EntryPoint] = {}
     for point in entry_points(group=f"lit_rlvr.{kind}"):
-        if point.name in ours or point.name in found:
-            other = "lit-rlvr" if point.name in ours else _package_of(found[point.name])
+        if point.name in ours or point.name in parts:
+            other = "lit-rlvr" if point.name in ours else _package_of(parts[point.name])
             raise UserError(
                 f"{point.group}: {_package_of(point)} and {other} both have {point.name!r}; uninstall one of them, or "
                 "rename its entry point"
             )
-        found[point.name] = point
-    return found
+        parts[point.name] = point
+    return parts
 
 
 def import_path(option: str, path: str) -> Any:
@@ -95,6 +95,7 @@ def import_path(option: str, path: str) -> Any:
 
     Args:
         option: the option that has the path, for messages.
+        path: the dotted path.
 
     Raises:
         UserError: it cannot be imported; the message says why, and where in the user's code.
@@ -119,16 +120,16 @@ def load_part(point: EntryPoint, base: type | None = None) -> Any:
     """
     where = f"{point.group}: {point.name} = {point.value} of the package {_package_of(point)}"
     try:
-        found = point.load()
+        part = point.load()
     except Exception as error:
         raise UserError(
             f"{where} cannot be imported ({first_line(error)}); mend the package, or uninstall it"
         ) from error
-    if not (callable(found) if base is None else isinstance(found, type) and issubclass(found, base)):
+    if not (callable(part) if base is None else isinstance(part, type) and issubclass(part, base)):
         raise UserError(f"{where} is no {base.__name__ if base else 'function'}; mend the package, or uninstall it")
-    if inspect.isabstract(found):
-        raise UserError(f"{where} is abstract, it lacks {', '.join(sorted(found.__abstractmethods__))}")
-    return found
+    if inspect.isabstract(part):
+        raise UserError(f"{where} is abstract, it lacks {', '.join(sorted(part.__abstractmethods__))}")
+    return part
 
 
 def find_part(option: str, kind: str, name: str, ours: Collection[str], base: type) -> Any:
@@ -137,6 +138,8 @@ def find_part(option: str, kind: str, name: str, ours: Collection[str], base: ty
     Args:
         option: the option that has the name.
         kind, ours: as in `registered_parts`.
+        name: the name.
+        base: the class that the part derives from.
 
     Raises:
         UserError: there is none of this name, or it cannot be used.

@@ -21,8 +21,10 @@ def require_advantages(
     """Return the advantages of an estimator if they are valid: (P, G), or (B, T) if it may give them to tokens.
 
     Args:
-        rewards: (P, G).
-        mask: (B, T); None = the estimator does not ask for tokens.
+        advantage: the estimator, for the message.
+        value: what it returned.
+        rewards: (P, G) rewards.
+        mask: (B, T) mask of the tokens in the loss; None = the estimator does not ask for tokens.
 
     Raises:
         UserError: `value` is not a finite floating-point tensor of such a shape on the rewards' device.
@@ -104,8 +106,9 @@ def inputs_stay(function: Callable[..., Any], inputs: Any, name: str) -> Iterato
     """Refuse a function of a loss that changes a tensor of its input in place: the rest of the loss needs it.
 
     Args:
+        function: the function that gets the inputs.
         inputs: a dataclass with tensors.
-        name: of the parameter.
+        name: name of the parameter.
 
     Raises:
         UserError: names the function and the tensors, once it has returned.

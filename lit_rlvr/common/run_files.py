@@ -41,6 +41,7 @@ def is_complete(run: Path) -> bool:
 
 
 def checkpoint_folder(run: str | Path) -> Path:
+    """Return the folder of a run's checkpoints."""
     return Path(run) / "checkpoints"
 
 
@@ -72,6 +73,7 @@ def read_metrics(path: Path) -> dict[int, dict[str, float]]:
 
 
 def thumbnail_path(run: str | Path, key: str) -> Path:
+    """Return the file of an image's thumbnail in a run."""
     return Path(run) / "images" / f"{key}.png"
 
 
@@ -90,6 +92,7 @@ def read_live(run: Path) -> dict[str, Any] | None:
 
 
 def trace_folder(run: str | Path) -> Path:
+    """Return the folder of a run's traced rollouts."""
     return Path(run) / "rollouts"
 
 

@@ -22,12 +22,12 @@ def init_arguments() -> dict[str, Any]:
     frame: FrameType | None = inspect.currentframe()
     frame = None if frame is None else frame.f_back
     built = None if frame is None else frame.f_locals["self"]
-    found: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     while frame is not None and frame.f_code.co_name == "__init__" and frame.f_locals.get("self") is built:
         names, _, _, values = inspect.getargvalues(frame)
-        found |= {name: values[name] for name in names if name != "self"}
+        arguments |= {name: values[name] for name in names if name != "self"}
         frame = frame.f_back
-    return found
+    return arguments
 
 
 def class_default(cls: type, name: str) -> Any:
@@ -38,17 +38,19 @@ def class_default(cls: type, name: str) -> Any:
 
 
 def with_class_defaults(cls: type, **groups: Any) -> dict[str, Any]:
-    """Return groups of options of a class, where the class's own defaults stand in for the fields that were not given:
+    """Return groups of options, where a class's own defaults stand in for fields that were not given.
+
     `DAPO(loss=Loss(entropy_coef=0.1))` keeps DAPO's aggregation.
 
     Args:
+        cls: the class.
         groups: argument of the class -> the group, or a mapping of its fields.
     """
-    found = {}
+    completed = {}
     for name, group in groups.items():
-        given = group if isinstance(group, Mapping) else {field: getattr(group, field) for field in group.given}
-        found[name] = replace(class_default(cls, name), **given)
-    return found
+        options = group if isinstance(group, Mapping) else {field: getattr(group, field) for field in group.given}
+        completed[name] = replace(class_default(cls, name), **options)
+    return completed
 
 
 def snake_case(class_name: str) -> str:

@@ -85,6 +85,8 @@ def table_of(columns: Sequence[str], rows: Iterable[Sequence[str]], left: int = 
     """Return a table of text.
 
     Args:
+        columns: names of the columns.
+        rows: rows of cells.
         left: how many columns are flush left; the others hold numbers.
         options: options of rich's table.
     """
@@ -130,6 +132,7 @@ def show_result(result: Any, print_readable: Callable[[], object]) -> None:
 
     Args:
         result: mappings, lists, texts and numbers; other values become text, and numbers that are not finite null.
+        print_readable: prints the result as readable text.
     """
     if _Json.stdout is None:
         print_readable()
@@ -159,13 +162,13 @@ def progress_bar(what: str, left: int, done: int = 0) -> Iterator[Callable[[], N
     """
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=Terminal(stderr=True)) as bar:
-        task, said = bar.add_task(what, total=done + left, completed=done), -math.inf
+        task, printed_at = bar.add_task(what, total=done + left, completed=done), -math.inf
 
         def one_more(count: int = 1) -> None:
-            nonlocal said
+            nonlocal printed_at
             bar.advance(task, count)
-            if not bar.console.is_terminal and time.monotonic() - said > LINE_SECONDS:
-                said = time.monotonic()
+            if not bar.console.is_terminal and time.monotonic() - printed_at > LINE_SECONDS:
+                printed_at = time.monotonic()
                 bar.console.print(f"{what}: {bar.tasks[task].completed:g} of {done + left}", soft_wrap=True)
 
         one_more(0)
@@ -180,8 +183,9 @@ class Activity:
         stage: what is going on, such as "generating".
         part: what it is part of, such as "validation sums"; "" = training.
         since: when the stage began, in seconds since 1970.
-        done: how much of `total` is done; a total of 0 = not counted.
-        tokens: generated since the stage began.
+        done: how much of `total` is done.
+        total: how much there is to do; 0 = not counted.
+        tokens: tokens generated since the stage began.
         waiting: what holds the stage up, such as a reward, and since when.
     """
 

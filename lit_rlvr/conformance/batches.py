@@ -31,14 +31,16 @@ class Batch:
     """The arrays of a batch as tensors of one float type: row p * G + g is completion g of prompt p.
 
     Args:
-        logp, old_logp, ref_logp: (B, T) log-probabilities under the current policy, the policy at the beginning of the
-            iteration and the reference policy; `ref_logp` is None if the batch has none.
+        logp: (B, T) log-probabilities under the current policy.
+        old_logp: (B, T) log-probabilities under the policy at the beginning of the iteration.
+        ref_logp: (B, T) log-probabilities under the reference policy; None if the batch has none.
         mask: (B, T) bool, True = in the loss.
-        rewards, correct: (P, G).
+        rewards: (P, G) rewards.
+        correct: (P, G) float in {0, 1}, whether the answer is right.
         reference_rewards: (P, G) rewards of the reference model's completions; None if the batch has none.
         lengths: (P, G) sampled tokens.
         max_tokens: T_max, the configured longest completion.
-        entropy: (B, T) of the policy at each position; None if the batch has none.
+        entropy: (B, T) entropies of the policy at each position; None if the batch has none.
         rollout_logp: (B, T) log-probabilities at sampling time; None if the batch has none: those of `old_logp`.
         objective_mask: (B, T) bool, the tokens whose objective counts; None = all in the loss.
         turns: (B, T) long, the turn of each token, -1 where masked; None if the batch has none.
@@ -94,6 +96,7 @@ def map_batch(
     """Apply functions to the tensors of a batch; by default they leave them unchanged.
 
     Args:
+        batch: the batch.
         tokens: (B, T) -> (B, T'), for log-probabilities, entropies and masks.
         groups: (P, G) -> (P, G), for rewards, lengths and advantages.
     """

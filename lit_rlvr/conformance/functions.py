@@ -100,12 +100,12 @@ def plain_step(function: Callable[..., Tensor], batch: Batch) -> Step:
         }
         named: dict[str, Any] = {name: value[rows] for name, value in tokens.items() if value is not None}
         named |= counts | {"num_microbatches": num_microbatches, "world_size": world_size}
-        given = {
+        arguments = {
             "logp": logp[rows], "old_logp": batch.old_logp[rows], "advantages": advantages.reshape(-1, 1)[rows],
             "mask": batch.mask[rows],
         }  # fmt: skip
-        found = require_shape(function, call_by_name(function, given, named), torch.Size())
-        return found / world_size if averages else found
+        loss_value = require_shape(function, call_by_name(function, arguments, named), torch.Size())
+        return loss_value / world_size if averages else loss_value
 
     return Step(batch.advantages, loss, function)
 
@@ -119,42 +119,45 @@ def has_published_values(prepare: PrepareStep, expect: str, name: str) -> Findin
 
 
 def values_finding(expect: str, name: str, measured: float) -> Finding:
+    """Return the finding on values that are compared with published ones."""
     return Finding(
         f"values: {name}", measured, PUBLISHED_TOLERANCE, f"those of {expect} on the batch {name!r}",
         "another normaliser, clip range, standard deviation or epsilon than the published formula",
     )  # fmt: skip
 
 
-def call_by_name(function: Callable[..., Any], given: Mapping[str, Any], named: Mapping[str, Any]) -> Any:
+def call_by_name(function: Callable[..., Any], arguments: Mapping[str, Any], named: Mapping[str, Any]) -> Any:
     """Call a function with positional arguments and those of `named` that its signature has.
 
     Args:
-        given: the positional arguments, by the names that the documentation calls them.
+        function: the user's function.
+        arguments: the positional arguments, by the names that the documentation calls them.
+        named: further arguments by name.
 
     Raises:
         UserError: it needs an argument that is not there, or does not take the positional ones.
     """
     parameters = list(inspect.signature(function).parameters.values())
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    others = positional[len(given) :] + [p for p in parameters if p.kind is p.KEYWORD_ONLY]
+    others = positional[len(arguments) :] + [p for p in parameters if p.kind is p.KEYWORD_ONLY]
     if unknown := [p.name for p in others if p.name not in named and p.default is p.empty]:
         raise UserError(
-            f"{defined_at(function)} takes {', '.join(unknown)}; after its first {len(given)} arguments the kit has "
-            f"only {', '.join(named)}"
+            f"{defined_at(function)} takes {', '.join(unknown)}; after its first {len(arguments)} arguments the kit "
+            f"has only {', '.join(named)}"
         )
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
     asked = named if takes_all else {p.name: named[p.name] for p in others if p.name in named}
-    check_takes(function, *given, **asked)
-    return function(*given.values(), **asked)
+    check_takes(function, *arguments, **asked)
+    return function(*arguments.values(), **asked)
 
 
-def require_shape(function: Callable[..., Any], found: Any, shape: torch.Size) -> Tensor:
+def require_shape(function: Callable[..., Any], value: Any, shape: torch.Size) -> Tensor:
     """Return what a function gave, if it is a tensor of that shape on the CPU.
 
     Raises:
         UserError: it is not.
     """
-    if not isinstance(found, Tensor) or found.shape != shape or found.device.type != "cpu":
-        got = f"shape {tuple(found.shape)} on {found.device}" if isinstance(found, Tensor) else type(found).__name__
+    if not isinstance(value, Tensor) or value.shape != shape or value.device.type != "cpu":
+        got = f"shape {tuple(value.shape)} on {value.device}" if isinstance(value, Tensor) else type(value).__name__
         raise UserError(f"{defined_at(function)} must return a tensor of shape {tuple(shape)} on cpu, not {got}")
-    return found
+    return value

@@ -46,6 +46,7 @@ class Finding:
     """One measured property.
 
     Args:
+        name: name of the property.
         measured: the largest error, relative to the largest value; or a number of values that are not finite.
         tolerance: the largest value of `measured` that passes.
         about: a description of the comparison.
@@ -60,6 +61,7 @@ class Finding:
 
     @property
     def ok(self) -> bool:
+        """True if the measured value passes; never for NaN."""
         return self.measured <= self.tolerance  # never for NaN
 
     def __str__(self) -> str:
@@ -92,7 +94,7 @@ Estimate = Callable[[Any], Tensor]
 """The advantages (P, G) of a batch."""
 
 
-# ---- measurements ----------------------------------------------------------------------------------------------
+# ---- measurements -----------------------------------------------------------------------------------------
 
 
 def loss_and_gradient(
@@ -101,14 +103,16 @@ def loss_and_gradient(
     """Compute the loss () and its gradient (B, T) with respect to `logp`, summed over micro-batches.
 
     Args:
+        step: the optimizer step to run.
+        batch: the batch, whose `logp` gets the gradient.
         cut: the micro-batches; None = one.
         advantages: (P, G) in place of the step's own.
     """
-    given = step.advantages if advantages is None else advantages
+    used_advantages = step.advantages if advantages is None else advantages
     with torch.enable_grad():
         logp = batch.logp.clone().requires_grad_(True)
         ranks = cut or [[range(len(logp))]]
-        parts = [step.loss(logp, given, list(rows), len(rank), len(ranks)) for rank in ranks for rows in rank]
+        parts = [step.loss(logp, used_advantages, list(rows), len(rank), len(ranks)) for rank in ranks for rows in rank]
         loss = torch.stack(parts).sum()
         gradient = torch.autograd.grad(loss, logp, allow_unused=True)[0] if loss.requires_grad else None
     if gradient is None:
@@ -122,7 +126,7 @@ def replay_step(step: Step, batch: Batch, cut: Cut | None = None) -> ComparedTen
     return {"loss": loss, "advantages": step.advantages, "dlogp": gradient}
 
 
-def error(found: ComparedTensors, expected: ComparedTensors) -> float:
+def error(measured: ComparedTensors, expected: ComparedTensors) -> float:
     """Return the largest difference, relative to the largest value of the same tensor.
 
     For a loss, which may cancel to 0, it is relative to the sum of its gradient.
@@ -132,7 +136,7 @@ def error(found: ComparedTensors, expected: ComparedTensors) -> float:
         scale = value.abs().max()
         if name == "loss" and "dlogp" in expected:
             scale = torch.maximum(scale, expected["dlogp"].abs().sum())
-        worst.append(float((found[name].to(value.dtype) - value).abs().max() / scale.clamp(min=1e-300)))
+        worst.append(float((measured[name].to(value.dtype) - value).abs().max() / scale.clamp(min=1e-300)))
     return float(np.max(worst))
 
 
@@ -141,13 +145,15 @@ def nonfinite(found: ComparedTensors) -> float:
     return float(sum(int((~value.isfinite()).sum()) for value in found.values()))
 
 
-# ---- properties of losses --------------------------------------------------------------------------------------
+# ---- properties of losses ---------------------------------------------------------------------------------
 
 
 def loss_findings(prepare: PrepareStep, batch: Batch, stops_gradient: bool) -> list[Finding]:
     """Measure every property of a loss.
 
     Args:
+        prepare: returns the optimizer step of the loss on a batch.
+        batch: the batch.
         stops_gradient: the loss detaches values on purpose.
     """
 
@@ -171,6 +177,8 @@ def has_its_gradient(prepare: PrepareStep, batch: Batch, stops_gradient: bool) -
     """Compare the gradient with finite differences; measure infinity for a gradient of 0, which would prove nothing.
 
     Args:
+        prepare: returns the optimizer step of the loss on a batch.
+        batch: the batch.
         stops_gradient: the loss detaches values on purpose; they keep their values from the batch itself.
     """
     step = prepare(batch)
@@ -250,7 +258,16 @@ def has_the_right_direction(prepare: PrepareStep, batch: Batch) -> Finding:
 
 
 def cut_finding(name: str, prepare: PrepareStep, batch: Batch, cuts: list[Cut], about: str, cause: str) -> Finding:
-    """Compare the loss and gradient of a batch in one piece and in several."""
+    """Compare the loss and gradient of a batch in one piece and in several.
+
+    Args:
+        name: name of the property.
+        prepare: returns the optimizer step of the loss on a batch.
+        batch: the batch.
+        cuts: ways to cut it into micro-batches.
+        about: a description of the comparison.
+        cause: what usually breaks the property.
+    """
     base = replay_step(prepare(batch), batch)
     errors = [error(replay_step(prepare(batch), batch, cut), base) for cut in cuts]
     return Finding(name, float(np.max(errors)), EXACT, about, cause)
@@ -351,7 +368,7 @@ def ignores_precision(measure: Measure, batch: Batch) -> Finding:
     )  # fmt: skip
 
 
-# ---- properties of advantages ----------------------------------------------------------------------------------
+# ---- properties of advantages -----------------------------------------------------------------------------
 
 
 def estimator_findings(estimate: Estimate, batch: Batch) -> list[Finding]:

@@ -40,10 +40,13 @@ def compute_loss(
     """Return TRL's loss () of some rows.
 
     Args:
-        logp, old_logp, entropy: (b, T).
-        advantages: (b, 1) or (b,).
-        mask: (b, T) bool.
+        logp: (b, T) log-probabilities of the policy.
+        old_logp: (b, T) log-probabilities before the step.
+        advantages: (b, 1) or (b,) advantages.
+        mask: (b, T) bool, True = in the loss.
         num_tokens: tokens in the loss, over all micro-batches and ranks.
+        world_size: number of ranks.
+        entropy: (b, T) entropies; None = not given.
         others: further inputs of `_compute_loss`, by its names for them.
         settings: attributes of the trainer or of its `args` that differ from `SETTINGS` and `ARGS`.
     """
@@ -72,7 +75,22 @@ def grpo(
     world_size: int, max_tokens: int, loss_type: str = "grpo", importance_sampling_level: str = "token",
     epsilon_low: float = 0.2, epsilon_high: float = 0.2,
 ) -> Tensor:  # fmt: skip
-    """Return TRL's loss () of some rows, in an optimizer step that is a whole generation batch."""
+    """Return TRL's loss () of some rows, in an optimizer step that is a whole generation batch.
+
+    Args:
+        logp: (b, T) log-probabilities of the policy.
+        old_logp: (b, T) log-probabilities before the step.
+        advantages: (b, 1) or (b,) advantages.
+        mask: (b, T) bool, True = in the loss.
+        num_tokens: tokens in the loss, over all micro-batches and ranks.
+        num_microbatches: micro-batches of the step on one rank.
+        world_size: number of ranks.
+        max_tokens: the configured longest completion.
+        loss_type: TRL's option of this name.
+        importance_sampling_level: TRL's option of this name.
+        epsilon_low: TRL's `epsilon`.
+        epsilon_high: TRL's option of this name.
+    """
     return compute_loss(
         logp, old_logp, advantages, mask, num_tokens, world_size,
         current_gradient_accumulation_steps=num_microbatches, steps_per_generation=num_microbatches,

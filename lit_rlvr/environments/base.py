@@ -55,14 +55,18 @@ class Environment(ABC):
 
     Args:
         limits: limits on one call of `reset`, `step` or `reward`.
+
+    Attributes:
+        tools: JSON schemas of the tools that the prompt offers.
+        needs_turns: True if an episode makes no sense with a single turn.
+        role: the chat role of its observations; `tool` for results of tool calls.
+        source_classes: further classes whose code is part of its behaviour.
+        reward_functions: functions by name that judge the episode at its end: see `environment_functions`.
     """
 
     tools: Sequence[dict[str, Any]] = ()
-    """JSON schemas of the tools that the prompt offers."""
     needs_turns: bool = False
-    """True if an episode makes no sense with a single turn."""
     role: Literal["user", "tool"] = "user"
-    """The chat role of its observations; `tool` for results of tool calls."""
 
     limits = Isolation()
 
@@ -70,10 +74,8 @@ class Environment(ABC):
         self.limits = limits
 
     source_classes: Sequence[type] = ()
-    """Further classes whose code is part of its behaviour."""
 
     reward_functions: Mapping[str, Callable[..., Any]] = {}
-    """Functions by name that judge the episode at its end: see `environment_functions`."""
 
     @property
     def title(self) -> str:
@@ -189,7 +191,8 @@ def rewards_with(environment: Environment | None, rewards: Sequence[Reward | str
     Functions that get `environments` are left with the environment, whose worker calls them.
 
     Args:
-        rewards: None = only the environment's, or `MathAnswer` if it has none.
+        environment: the run's environment, if it has one.
+        rewards: rewards and their names; None = only the environment's, or `MathAnswer` if it has none.
     """
     has_reward = environment is not None and environment.has_reward
     if rewards is None:
@@ -202,8 +205,8 @@ def rewards_with(environment: Environment | None, rewards: Sequence[Reward | str
     is_listed = any(isinstance(reward, EnvironmentReward) for reward in rewards)
     if is_listed and not has_reward:
         raise UserError("rollout.rewards: EnvironmentReward needs a rollout.environment that has a reward")
-    made = as_rewards([*rewards, EnvironmentReward()] if has_reward and not is_listed else rewards)
-    functions = [reward for reward in made if isinstance(reward, FunctionReward)]
+    built = as_rewards([*rewards, EnvironmentReward()] if has_reward and not is_listed else rewards)
+    functions = [reward for reward in built if isinstance(reward, FunctionReward)]
     asking = [reward for reward in functions if "environments" in parameters_of(reward.function)]
     if asking and environment is None:
         raise UserError(
@@ -211,4 +214,4 @@ def rewards_with(environment: Environment | None, rewards: Sequence[Reward | str
         )
     if environment is not None:
         environment.reward_functions = {reward.name: reward.function for reward in asking}
-    return [EnvironmentFunction(reward) if reward in asking else reward for reward in made]
+    return [EnvironmentFunction(reward) if reward in asking else reward for reward in built]

@@ -46,6 +46,7 @@ class Player:
             seed: the episode's seed; Python's `random` is seeded with it and the number of the call, and for `reset`
                 with the sample's id.
             call: `RESET`, the number of a `step`, or `REWARD`, which ends the episode.
+            sample: the sample that the episode belongs to.
             turn: the model's turn, for a step.
 
         Returns:
@@ -81,12 +82,12 @@ class Player:
 
 def messages_of(turn: Turn, seen: Observation, role: str) -> list[dict[str, Any]]:
     """Return a turn and its answer as chat messages."""
-    said = [turn_message(turn)]
+    messages = [turn_message(turn)]
     if seen.done:
-        return said
+        return messages
     if seen.results:
-        return said + [{"role": "tool", "name": result.name, "content": result.text} for result in seen.results]
-    return [*said, {"role": role, "content": seen.text}]
+        return messages + [{"role": "tool", "name": result.name, "content": result.text} for result in seen.results]
+    return [*messages, {"role": role, "content": seen.text}]
 
 
 def judge_episode(environment: Environment, messages: list[dict[str, Any]], sample: Sample) -> dict[str, RewardResult]:
@@ -94,7 +95,7 @@ def judge_episode(environment: Environment, messages: list[dict[str, Any]], samp
 
     A function gets lists of one: the environment, the prompt, the completion as messages, and the row's columns.
     """
-    found = {}
+    results = {}
     for name, function in environment.reward_functions.items():
         columns = {
             **{column: [value] for column, value in sample.row.items()},
@@ -102,12 +103,12 @@ def judge_episode(environment: Environment, messages: list[dict[str, Any]], samp
         }  # fmt: skip
         try:
             (value,) = resolved(function(**accepted_arguments(function, columns)))
-            found[name] = as_result(value)
+            results[name] = as_result(value)
         except MemoryError:
             raise
         except Exception as error:
-            found[name] = RewardResult(0.0, None, "error", first_line(error))
-    return found
+            results[name] = RewardResult(0.0, None, "error", first_line(error))
+    return results
 
 
 def _opening(begun: Any) -> Opening:
@@ -184,6 +185,7 @@ class EpisodeWorkers:
         Args:
             number: names the episode until `forget`.
             seed: the seed of its random numbers.
+            sample: the sample that the episode belongs to.
             turns: all its turns so far.
             judge: end the episode here, even if the environment would go on.
         """

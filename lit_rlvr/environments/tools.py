@@ -31,12 +31,14 @@ class Tools(Environment):
 
     Raises:
         UserError: there is no public method, or one lacks types or a docstring.
+
+    Attributes:
+        needs_tools: True if it makes no sense without a tool.
     """
 
     needs_turns = True
     role = "tool"
     needs_tools = True
-    """True if it makes no sense without a tool."""
 
     def __init__(self, offer: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -153,21 +155,21 @@ class EnvironmentChoice(Environment):
 
     def __init__(self, environments: Mapping[str, Environment]) -> None:
         self._environments = dict(environments)
-        given = [environment for environment in environments.values() if not isinstance(environment, SingleTurn)]
-        roles = {environment.role for environment in given}
+        playing = [environment for environment in environments.values() if not isinstance(environment, SingleTurn)]
+        roles = {environment.role for environment in playing}
         if len(roles) != 1:
             raise UserError(
                 "rollout.environment: give at least one environment"
                 if not roles
                 else "rollout.environment: environments with and without tools cannot be mixed; give tools to all"
             )
-        limits = [asdict(environment.limits) for environment in given]
+        limits = [asdict(environment.limits) for environment in playing]
         super().__init__(Isolation(**{name: max(one[name] for one in limits) for name in limits[0]}))
         (self.role,) = roles
-        self._chosen = given[0]
-        self.needs_turns = any(environment.needs_turns for environment in given)
-        self.source_classes = [cls for other in given for cls in (type(other), *other.source_classes)]
-        self.tools = tuple({tool["function"]["name"]: tool for other in given for tool in other.tools}.values())
+        self._chosen = playing[0]
+        self.needs_turns = any(environment.needs_turns for environment in playing)
+        self.source_classes = [cls for other in playing for cls in (type(other), *other.source_classes)]
+        self.tools = tuple({tool["function"]["name"]: tool for other in playing for tool in other.tools}.values())
 
     @property
     def title(self) -> str:

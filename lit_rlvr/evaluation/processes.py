@@ -31,7 +31,9 @@ def start_command(
     the current folder has modules of the same names.
 
     Args:
+        arguments: the arguments of `lit-rlvr`.
         log: file for the command's output.
+        environment: environment variables of the command.
         pass_fds: descriptors that the command keeps open.
     """
     return subprocess.Popen(
@@ -95,6 +97,8 @@ def check_devices(devices: int, engine: RolloutEngine, samples: bool) -> None:
     """Refuse a number of processes that cannot work.
 
     Args:
+        devices: the number of processes.
+        engine: the engine that samples.
         samples: whether the command samples completions, instead of only judging them.
 
     Raises:
@@ -102,19 +106,21 @@ def check_devices(devices: int, engine: RolloutEngine, samples: bool) -> None:
     """
     import torch
 
-    found = torch.cuda.device_count()
+    gpus = torch.cuda.device_count()
     if devices > 1 and not samples:
         raise UserError("--devices: judging given --completions uses no GPU; leave it at 1")
     if devices > 1 and not engine.in_process:
         raise UserError(f"--devices: {engine.name} runs on its own GPUs; leave it at 1")
-    if found and devices > found:
-        raise UserError(f"--devices: {devices}, but this machine has {found} GPU(s)")
+    if gpus and devices > gpus:
+        raise UserError(f"--devices: {devices}, but this machine has {gpus} GPU(s)")
 
 
 def run_shares(arguments: Sequence[str], devices: int, out: Path, answered: Callable[[], None]) -> None:
     """Run `lit-rlvr evaluate` with these arguments in `devices` processes, which end with this one.
 
     Args:
+        arguments: the arguments of `evaluate`.
+        devices: the number of processes.
         out: the evaluation's folder; each process's output goes to a log file there until all are done.
         answered: called once per answered question.
 

@@ -101,7 +101,9 @@ class Protocol:
         temperature: temperature of the sampled completions.
         top_p: nucleus of the sampled completions.
         max_tokens: longest completion, in tokens; None = as in the model's run, or the default.
-        max_turns, max_observation_tokens, max_episode_tokens: limits of an episode; None = as in the model's run.
+        max_turns: the most turns of an episode; None = as in the model's run.
+        max_observation_tokens: longest observation, in tokens; None = as in the model's run.
+        max_episode_tokens: longest episode, in tokens; None = as in the model's run.
         prompts: options of the DataModule that replace the suite's.
     """
 
@@ -135,7 +137,7 @@ class Protocol:
         return {part: (sampling, count) for part, (sampling, count) in parts.items() if count}
 
 
-def make_protocol(suite: str, own: Mapping[str, Any], given: Mapping[str, Any]) -> Protocol:
+def make_protocol(suite: str, of_suite: Mapping[str, Any], of_all: Mapping[str, Any]) -> Protocol:
     """Build the protocol of one suite.
 
     The first of these that has a setting decides it: the suite, the suite's protocol, the command line, the protocol of
@@ -143,16 +145,16 @@ def make_protocol(suite: str, own: Mapping[str, Any], given: Mapping[str, Any]) 
 
     Args:
         suite: the suite's name; a protocol may have other settings for some suites.
-        own: settings of this suite, which may include `protocol`.
-        given: settings of all suites from the command line, in the same form; None = not given.
+        of_suite: settings of this suite, which may include `protocol`.
+        of_all: settings of all suites from the command line, in the same form; None = not given.
     """
-    found: dict[str, Any] = dict(SAMPLING)
-    for settings in (given, own):
+    resolved: dict[str, Any] = dict(SAMPLING)
+    for settings in (of_all, of_suite):
         if name := settings.get("protocol"):
-            found |= read_protocol(name, suite)
-        found |= {key: settings[key] for key in (*SAMPLING, *PROMPT_SETTINGS) if settings.get(key) is not None}
-    prompts = {key: found.pop(key) for key in PROMPT_SETTINGS if key in found}
-    return Protocol(**found, prompts=prompts)
+            resolved |= read_protocol(name, suite)
+        resolved |= {key: settings[key] for key in (*SAMPLING, *PROMPT_SETTINGS) if settings.get(key) is not None}
+    prompts = {key: resolved.pop(key) for key in PROMPT_SETTINGS if key in resolved}
+    return Protocol(**resolved, prompts=prompts)
 
 
 def read_protocol(name: str, suite: str) -> dict[str, Any]:

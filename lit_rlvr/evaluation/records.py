@@ -34,7 +34,7 @@ def read_completions(path: Path, suites: list[str]) -> dict[str, CompletionsById
     Raises:
         UserError: a line does not have this form; the message gives its number.
     """
-    found: dict[str, CompletionsById] = defaultdict(lambda: defaultdict(list))
+    completions: dict[str, CompletionsById] = defaultdict(lambda: defaultdict(list))
     try:
         lines = path.read_text().split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -42,10 +42,10 @@ def read_completions(path: Path, suites: list[str]) -> dict[str, CompletionsById
     for number, line in enumerate(lines, 1):
         if line.strip():
             part, question, completion = _parse_record(line, f"--completions: {path}:{number}", suites)
-            found[part][question].append(completion)
-    if not found:
+            completions[part][question].append(completion)
+    if not completions:
         raise UserError(f"--completions: {path} is empty")
-    return found
+    return completions
 
 
 def _parse_record(line: str, where: str, suites: list[str]) -> tuple[str, str, Completion]:
@@ -65,19 +65,19 @@ def _parse_record(line: str, where: str, suites: list[str]) -> tuple[str, str, C
     return f"{suite}/{kind}", row["id"], replace(completion, prefill=str(row.get("prefill") or ""))
 
 
-def match(given: CompletionsById, samples: list[Sample], part: str) -> list[Sample]:
+def match(completions: CompletionsById, samples: list[Sample], part: str) -> list[Sample]:
     """Return the questions that have completions, and check that all have equally many.
 
     Raises:
         UserError: a completion belongs to no question, or questions have different numbers of completions.
     """
     ids = {sample.id for sample in samples}
-    if unknown := [name for name in given if name not in ids]:
+    if unknown := [name for name in completions if name not in ids]:
         raise UserError(f"--completions: {part}: there is no question {unknown[0]!r}; ids are like {samples[0].id!r}")
-    counts = {len(group) for group in given.values()}
+    counts = {len(group) for group in completions.values()}
     if len(counts) > 1:
         raise UserError(f"--completions: {part}: some questions have {min(counts)} completions, others {max(counts)}")
-    return [sample for sample in samples if sample.id in given]
+    return [sample for sample in samples if sample.id in completions]
 
 
 RecordRow = dict[str, Any]
@@ -143,13 +143,13 @@ class Records:
         """Read complete groups, merge several files into the first, and drop a last group that a kill cut off."""
         rewrite = files[1:] != []
         for path in files:
-            found: dict[tuple[str, str], list[RecordRow]] = defaultdict(list)
+            groups: dict[tuple[str, str], list[RecordRow]] = defaultdict(list)
             *lines, torn = path.read_text().split("\n")
             for line in lines:
                 row = json.loads(line)
-                found[row["part"], row["id"]].append(row)
-            complete = {key: rows for key, rows in found.items() if len(rows) >= rows[0]["samples"]}
-            rewrite |= bool(torn) or len(complete) < len(found)
+                groups[row["part"], row["id"]].append(row)
+            complete = {key: rows for key, rows in groups.items() if len(rows) >= rows[0]["samples"]}
+            rewrite |= bool(torn) or len(complete) < len(groups)
             self._groups = complete | self._groups
         if rewrite:
             write_atomically(
@@ -163,7 +163,15 @@ class Records:
         return [prompt for prompt in prompts if (part, prompt.sample.id) not in self._groups]
 
     def add(self, part: str, prompt: Prompt, completions: list[Completion], scores: Scores, p: int = 0) -> None:
-        """Record group `p` of the scores in one write."""
+        """Record group `p` of the scores in one write.
+
+        Args:
+            part: the suite or part of it that the prompt belongs to.
+            prompt: the prompt.
+            completions: its completions.
+            scores: the scores of one or several groups.
+            p: the number of the prompt's group in `scores`.
+        """
         rows = group_rows(part, prompt, completions, scores, p)
         with self.path.open("a") as file:
             file.write("".join(map(_record_line, rows)))
@@ -175,8 +183,17 @@ class Records:
 
 
 def group_rows(part: str, prompt: Prompt, completions: list[Completion], scores: Scores, p: int) -> list[RecordRow]:
-    """Return a judged group of one prompt as rows; `correct` is null if the check failed or no reward judges the
-    answer."""
+    """Return a judged group of one prompt as rows.
+
+    `correct` is null if the check failed or no reward judges the answer.
+
+    Args:
+        part: the suite or part of it that the prompt belongs to.
+        prompt: the prompt.
+        completions: its completions.
+        scores: the scores of one or several groups.
+        p: the number of the prompt's group in `scores`.
+    """
     return [
         {
             "part": part,

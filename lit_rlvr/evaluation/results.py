@@ -101,23 +101,23 @@ def markdown(results: Mapping[str, Mapping[str, Any]], title: str) -> str:
     rows = [
         [
             name,
-            found["questions"],
-            found["n"],
-            *(_with_interval(found, column) for column in columns),
-            *(_metric_text(found.get(column)) for column in extra),
+            result["questions"],
+            result["n"],
+            *(_with_interval(result, column) for column in columns),
+            *(_metric_text(result.get(column)) for column in extra),
         ]
-        for name, found in results.items()
+        for name, result in results.items()
     ]
     rows.append(["**Avg.**", "", "", *(_metric_text(means.get(column)) for column in [*columns, *extra])])
     parts = [f"# {title}", markdown_table(head, rows)]
     for name, r in results.items():
         if r["categories"]:
-            shown = [c for c in ("pass@1", "greedy") if c in r]
+            measures = [c for c in ("pass@1", "greedy") if c in r]
             lines = [
-                [category, part["questions"], *(_metric_text(part[c]) for c in shown)]
+                [category, part["questions"], *(_metric_text(part[c]) for c in measures)]
                 for category, part in r["categories"].items()
             ]
-            parts += [f"## {name}", markdown_table(["category", "questions", *shown], lines)]
+            parts += [f"## {name}", markdown_table(["category", "questions", *measures], lines)]
     return "\n\n".join([*parts, "Intervals: 95 %, bootstrap over questions.\n"])
 
 
@@ -127,8 +127,10 @@ def sampled_ks(names: Iterable[str]) -> list[int]:
 
 
 def averages(suites: Collection[Mapping[str, Any]], names: Iterable[str]) -> dict[str, float]:
-    """Return the unweighted mean of each result over the suites that have it, as the papers print pass@1 and
-    pass@16."""
+    """Return the unweighted mean of each result over the suites that have it.
+
+    The papers print pass@1 and pass@16 in this way.
+    """
     found = {name: [suite[name] for suite in suites if suite.get(name) is not None] for name in names}
     return {name: fmean(values) for name, values in found.items() if values}
 

@@ -37,6 +37,10 @@ def load_prompts(
 
     Args:
         module: the model, as in `PromptDataModule.use_model`.
+        data: the set's DataModule.
+        rewards: rewards that check the reference answers.
+        environment: the environment that the prompts belong to, if there is one.
+        split: the set.
         option: the option that names the set, for the message.
 
     Raises:
@@ -59,6 +63,11 @@ def start_sampler(
     """Start a model in an engine that can hold the longest sequence of some sets, up to the model's context.
 
     Args:
+        folder: folder of the model.
+        engine: the engine.
+        tokenizer: the model's tokenizer.
+        dtype: the engine's data type.
+        sets: the lengths of each set's prompts and completions.
         prepare: adds the pixels to the prompt with which the engine is checked.
 
     Raises:
@@ -75,7 +84,7 @@ SEQUENCES = 2048
 
 
 class Sampler:
-    """Samples groups of completions from a model, and judges each group as soon as it is complete.
+    """A sampler of groups of completions, which judges each group as soon as it is complete.
 
     Args:
         folder: model folder or hub id.
@@ -107,8 +116,12 @@ class Sampler:
         """Sample completions for the prompts and judge them.
 
         Args:
+            prompts: the prompts.
+            sampling: the sampling settings.
             samples: completions per prompt. Each has its own seed, derived from (run seed, `use`, prompt id, number),
                 so that no completion depends on the other ones.
+            rewards: the rewards that judge the completions.
+            use: what the completions are for; part of their seeds.
             data: the prompts' DataModule.
             on_scored: called with each group from a separate thread, one at a time, in any order.
             environment: the environment that answers the model between its turns.
@@ -153,11 +166,11 @@ class Sampler:
 
             for p, group in enumerate(self.engine.generate(prompts, sampling, seeds, done, episodes)):
                 done(p, group)
-        found = [future.result() for future in futures.values()]
-        if all(bool(scores.failed.all()) for scores in found):
-            name, reason = next((n, r.detail) for n, r in found[0].details[0][0].items() if r.status == "error")
+        scored = [future.result() for future in futures.values()]
+        if all(bool(scores.failed.all()) for scores in scored):
+            name, reason = next((n, r.detail) for n, r in scored[0].details[0][0].items() if r.status == "error")
             raise UserError(
-                f"reward {name!r} failed on all of {sum(scores.failed.numel() for scores in found)} completions; "
+                f"reward {name!r} failed on all of {sum(scores.failed.numel() for scores in scored)} completions; "
                 f"first: {reason}; mend it, and give a new --out"
             )
 

@@ -57,9 +57,10 @@ SUITE_LAYOUTS: Sequence[tuple[Sequence[set[str]], dict[str, Any], dict[str, Any]
 
 @dataclass(frozen=True)
 class Suite:
-    """A set of questions by its name in the results.
+    """A set of questions.
 
     Args:
+        name: the suite's name in the results.
         data: DataModule with the questions as its test set.
         rewards: the rewards that judge an answer.
         protocol: the sampling and prompts of its questions.
@@ -82,7 +83,7 @@ SUITE_SETTINGS = ("suite", "protocol", "columns", *SAMPLING, *PROMPT_SETTINGS)
 def find_suites(
     argument: SuiteArgument,
     options: Mapping[str, Any],
-    given: Mapping[str, Any],
+    of_all: Mapping[str, Any],
     environment: Environment | None = None,
 ) -> Iterator[Suite]:
     """Yield the suites that `--suite` names.
@@ -92,7 +93,7 @@ def find_suites(
             with `data` and `rewards`; files with a known layout, optionally with a name (`mine=test.jsonl`). A mapping
             holds one of these as `suite`, with its own `columns`, `protocol` and settings.
         options: options of the DataModules of all suites.
-        given: protocol and settings of all suites, as in `make_protocol`.
+        of_all: protocol and settings of all suites, as in `make_protocol`.
         environment: the environment of suites that name none.
 
     Raises:
@@ -105,7 +106,7 @@ def find_suites(
             raise UserError(f"--suite: two suites are called {name}; rename one of the files")
         seen.add(name)
         try:
-            protocol = make_protocol(name, item, given)
+            protocol = make_protocol(name, item, of_all)
         except UserError as error:
             raise UserError(f"--suite: {name}: {error}") from error
         columns = {"columns": item["columns"]} if "columns" in item else {}
@@ -145,6 +146,7 @@ def find_suite(item: str, has_columns: bool = False) -> tuple[str, dict[str, Any
     """Return one suite's name and settings.
 
     Args:
+        item: a shipped suite's name, a file or a hub name, as given to `--suite`.
         has_columns: whether the user names the columns; then a file of any layout holds mathematical questions.
     """
     name, _, location = item.partition("=")
@@ -172,6 +174,7 @@ def suite_from_columns(
     """Return the suite for a file with the columns of its first usable row.
 
     Args:
+        location: the file or the hub name.
         name: the suite's name.
         has_columns: whether the user names the columns; then a file of unknown layout holds mathematical questions.
         option: the option that messages name.
@@ -206,6 +209,9 @@ def build_suite(name: str, values: dict[str, Any], protocol: Protocol, environme
     """Build a suite from its settings.
 
     Args:
+        name: the suite's name.
+        values: the settings: `data`, `rewards` and perhaps `environment`.
+        protocol: the sampling and prompts of its questions.
         environment: the environment if the settings name none.
     """
     parser = Parser()

@@ -18,7 +18,9 @@ from lit_rlvr.workers.process import Function, Isolation, Outcome, pickle_for_wo
 
 
 class Reward(ChecksArguments, ABC):
-    """A judge of completions; subclasses pass their `**kwargs` to it.
+    """Base class of rewards: scores completions.
+
+    Subclasses pass their `**kwargs` to it.
 
     Args:
         weight: factor of this reward in the weighted sum.
@@ -37,14 +39,14 @@ class Reward(ChecksArguments, ABC):
         whole_rollout: True = `score` gets all completions of a rollout at once, after the last of them is generated;
             False = groups of them as they come.
         reports_correct: False = it never says whether an answer is right.
-        longest: the length in tokens of the longest completion that its settings assume; None = any.
+        assumed_max_tokens: the `max_tokens` of completions that its settings assume; None = any.
         metrics: numbers of the current rollout to log as `reward/<name>`: their means; [] = none this time.
     """
 
     config_key = "rewards.{}"
     whole_rollout = False
     reports_correct = True
-    longest: int | None = None
+    assumed_max_tokens: int | None = None
 
     def __init__(
         self,
@@ -79,11 +81,15 @@ class Reward(ChecksArguments, ABC):
         """
 
     def begin_run(self, folder: Path) -> None:
-        """Take note of the run's folder, once it is ready for the run's files."""
+        """Take note of the run's folder, which is ready for the run's files; may be called more than once."""
 
     def begin_rollout(self, step: int, max_steps: int) -> None:
-        """Take note of a rollout of training that begins after `step` of the run's `max_steps` optimizer steps; forget
-        the metrics of the one before."""
+        """Take note that a rollout of training begins; forget the metrics of the one before.
+
+        Args:
+            step: optimizer steps that the run has taken.
+            max_steps: optimizer steps of the whole run.
+        """
         self.metrics = {name: [] for name in self.metrics}
 
     def check_reference(self, sample: Sample) -> None:
@@ -126,9 +132,9 @@ class Reward(ChecksArguments, ABC):
         An exception in the checker becomes status "error" for that completion alone, which masks it out of the loss. A
         `UserError` is about the configuration, so it ends the run.
         """
-        return self._score_isolated(pairs, self.isolation) if self.isolation else self.score_here(pairs)
+        return self._score_isolated(pairs, self.isolation) if self.isolation else self.score_in_process(pairs)
 
-    def score_here(self, pairs: Sequence[Pair]) -> list[RewardResult]:
+    def score_in_process(self, pairs: Sequence[Pair]) -> list[RewardResult]:
         """Judge a batch in this process, in order."""
         results = []
         with Waiting(self.dotted_path, [sample.id for _, sample in pairs]) as waiting:
@@ -157,23 +163,23 @@ class Reward(ChecksArguments, ABC):
         self, completion: Completion, sample: Sample, passed_on: type[BaseException] = KeyboardInterrupt
     ) -> RewardResult:
         try:
-            return self._checked(self(completion, sample), completion)
+            return self._result_if_truncated(self(completion, sample), completion)
         except (UserError, passed_on):
             raise
         except BaseException as error:  # SystemExit too: a reward must not end the run
-            return self._failed(error)
+            return self._error_result(error)
 
-    def judged(self, value: Any, completion: Completion) -> RewardResult:
+    def result_of(self, value: Any, completion: Completion) -> RewardResult:
         """Return the result for a value that judges a completion, or for the exception in its place."""
         if isinstance(value, BaseException):
-            return self._failed(value)
+            return self._error_result(value)
         try:
-            return self._checked(value, completion)
+            return self._result_if_truncated(value, completion)
         except (TypeError, ValueError) as error:  # it is no number
-            return self._failed(error)
+            return self._error_result(error)
 
-    def _checked(self, value: Any, completion: Completion) -> RewardResult:
-        """Return a value as a result, which of a truncated completion is not right if `truncated_is_wrong`."""
+    def _result_if_truncated(self, value: Any, completion: Completion) -> RewardResult:
+        """Return a value as a result; with `truncated_is_wrong`, that of a truncated completion is not right."""
         result = as_result(value)
         if not (self.truncated_is_wrong and completion.truncated) or result.status in ("error", "unjudged"):
             return result
@@ -190,7 +196,7 @@ class Reward(ChecksArguments, ABC):
         judge = partial(self._judge, passed_on=MemoryError)  # a worker itself handles running out of memory
         return Function(self.dotted_path, pickle_for_worker(judge, f"rewards: {self.dotted_path}", remedy))
 
-    def _failed(self, error: BaseException) -> RewardResult:
+    def _error_result(self, error: BaseException) -> RewardResult:
         place = user_line(error) or first_line_of(getattr(self, "function", type(self).__call__))
         return RewardResult(0.0, None, "error", ": ".join(filter(None, (place, first_line(error)))))
 
@@ -203,8 +209,9 @@ LARGEST = 1e15
 
 
 def as_result(value: object) -> RewardResult:
-    """Make a reward's return value a RewardResult; True and False, including numpy's and torch's, report `correct`,
-    and None has status "unjudged".
+    """Make a reward's return value a RewardResult.
+
+    True and False, including numpy's and torch's, report `correct`; None has status "unjudged".
 
     Raises:
         TypeError: it is neither a number nor a RewardResult.
@@ -231,7 +238,7 @@ def _reward_number(value: object) -> float:
 
 
 class NoReward(Reward):
-    """Judges nothing: the reward of a run with `rollout.rewards: []`, which learns from a teacher alone."""
+    """The reward of a run with `rollout.rewards: []`, which learns from a teacher alone; it judges nothing."""
 
     def __call__(self, completion: Completion, sample: Sample) -> None:
         return None
@@ -270,6 +277,7 @@ def row_weights(sample: Sample, weights: Mapping[str, float]) -> dict[str, float
     all.
 
     Args:
+        sample: the row.
         weights: all rewards -> their own weights.
     """
     named = sample.rewards
@@ -282,8 +290,11 @@ def row_weights(sample: Sample, weights: Mapping[str, float]) -> dict[str, float
 
 
 def check_prefills(rewards: Sequence[Reward], prompts: Iterable[Prompt]) -> None:
-    """Let each reward look at everything that begins an answer in a prompt that it judges, and is not part of its
-    text."""
+    """Let each reward check the prefills that it does not see: those of prompts that it judges without their prefill.
+
+    Raises:
+        UserError: a reward looks for the prefill in the text.
+    """
     weights = own_weights(rewards)
     begun = (prompt for prompt in prompts if prompt.prefill and not prompt.score_prefill)
     seen = dict.fromkeys((name, prompt.prefill) for prompt in begun for name in row_weights(prompt.sample, weights))
@@ -302,8 +313,13 @@ def report_rewards_in_process(rewards: Sequence[Reward]) -> None:
 
 
 class CheckedReward(Reward):
-    """A reward that checks a batch at once; with `truncated_is_wrong`, it does not check truncated completions, unless
-    it `may_be_negative`: then they are checked and earn at most 0."""
+    """A reward that checks a batch at once.
+
+    With `truncated_is_wrong`, it does not check truncated completions, unless it `may_be_negative`.
+
+    Attributes:
+        may_be_negative: True = truncated completions are checked as well, and earn at most 0.
+    """
 
     may_be_negative = False
 
@@ -319,11 +335,11 @@ class CheckedReward(Reward):
         skips = self.truncated_is_wrong and not self.may_be_negative
         judged = [i for i, (c, _) in enumerate(pairs) if not (skips and c.truncated)]
         for i, result in zip(judged, self.check([pairs[i] for i in judged]), strict=True):
-            results[i] = self.judged(result, pairs[i][0])
+            results[i] = self.result_of(result, pairs[i][0])
         return results
 
 
 def verdict(outcome: Outcome) -> RewardResult:
-    """Return the result of a check that returns (correct, status, detail): 1 or 0, no verdict if the check failed."""
+    """Return the result of a check that returns (correct, status, detail): 1 or 0; no verdict if the check failed."""
     correct, status, detail = outcome.value if outcome.status == "ok" else (False, outcome.status, outcome.detail)
     return RewardResult(float(correct), None if status == "error" else correct, status, detail)

@@ -224,6 +224,7 @@ def extract_program(text: str, function: str = "") -> str:
     the input and print: then it only shows their usage. Blocks under the heading "Output" or "Input" do not count.
 
     Args:
+        text: the completion.
         function: the function that the tests call; "" = none.
     """
     found = [block for block in fenced_blocks(without_thoughts(text)) if block.content.strip()]
@@ -266,27 +267,31 @@ def _names(program: str) -> tuple[set[str], set[str]]:
     return bound, {symbol.get_name() for symbol in symbols if symbol.is_referenced()} - bound
 
 
-def same_output(expected: str, found: str, tolerance: float = 0.0) -> bool:
+def same_output(expected: str, output: str, tolerance: float = 0.0) -> bool:
     """Return True if two outputs have the same lines, ignoring space around each line and around the whole.
 
     Lines that differ as text still match if their words are equal numbers: "1.0 2" and "1 2.00".
 
     Args:
+        expected: the output that the test asks for.
+        output: the output of the program.
         tolerance: the largest error of a number with a fraction; above 0, numbers may stand between equal words.
     """
-    wanted, lines = expected.strip().split("\n"), found.strip().split("\n")
+    wanted, lines = expected.strip().split("\n"), output.strip().split("\n")
     return len(wanted) == len(lines) and all(_same_line(*pair, tolerance) for pair in zip(wanted, lines, strict=True))
 
 
-def same_value(expected: str, found: str, tolerance: float = 0.0) -> bool:
+def same_value(expected: str, returned: str, tolerance: float = 0.0) -> bool:
     """Return True if two JSON texts have equal values; integers may be of any length.
 
     Args:
+        expected: the value that the test asks for, as JSON.
+        returned: the value that the program returned, as JSON.
         tolerance: the largest error of a number with a fraction.
     """
     wanted = json.loads(expected, parse_int=Decimal)
     try:
-        value = json.loads(found, parse_int=Decimal)
+        value = json.loads(returned, parse_int=Decimal)
         return bool(wanted == value) or (tolerance > 0 and _close_values(wanted, value, tolerance))
     except (ValueError, RecursionError):  # the program ended without a value
         return False
@@ -316,14 +321,14 @@ def _same_line(expected: str, found: str, tolerance: float) -> bool:
     return tolerance > 0 and len(wanted) == len(words) and all(map(_close_words, wanted, words, repeat(tolerance)))
 
 
-def _close_words(expected: str, found: str, tolerance: float) -> bool:
-    if expected == found:
+def _close_words(expected: str, word: str, tolerance: float) -> bool:
+    if expected == word:
         return True
     try:
-        wanted, value = Decimal(expected), Decimal(found)
+        wanted, value = Decimal(expected), Decimal(word)
     except InvalidOperation:  # not a number
         return False
-    if not (wanted.is_finite() and value.is_finite() and any(mark in expected + found for mark in ".eE")):
+    if not (wanted.is_finite() and value.is_finite() and any(mark in expected + word for mark in ".eE")):
         return False
     return math.isclose(wanted, value, rel_tol=tolerance, abs_tol=tolerance)
 

@@ -63,8 +63,10 @@ class Scores:
 
     @property
     def rewarded(self) -> Tensor:
-        """(P, G) bool, False = a check failed or no reward judges the completion: it must be masked out of the loss and
-        of its group's statistics."""
+        """(P, G) bool, False = a check failed or no reward judges the completion.
+
+        Such a completion must be masked out of the loss and of its group's statistics.
+        """
         judged = [[status != "unjudged" for status in group] for group in self.statuses]
         return ~self.failed & torch.tensor(judged, dtype=torch.bool).reshape(self.failed.shape)
 
@@ -93,6 +95,8 @@ def judge(rewards: Sequence[Reward], pairs: Sequence[Pair], whole_rollout: bool 
     completion's row (`row_weights`) does not judge it.
 
     Args:
+        rewards: the rewards.
+        pairs: completions, each with its sample.
         whole_rollout: only the rewards that judge whole rollouts (True), or only the others; None = all.
 
     Raises:
@@ -102,7 +106,7 @@ def judge(rewards: Sequence[Reward], pairs: Sequence[Pair], whole_rollout: bool 
     failures = {k: outcome for k, outcome in outcomes.items() if outcome and outcome.status in ("timeout", "error")}
     weights = own_weights(rewards)
     of_rows = {id(sample): row_weights(sample, weights) for _, sample in pairs}
-    found: Judgements = {}
+    judgements: Judgements = {}
     for reward in rewards:
         if whole_rollout not in (None, reward.whole_rollout):
             continue
@@ -114,8 +118,8 @@ def judge(rewards: Sequence[Reward], pairs: Sequence[Pair], whole_rollout: bool 
                 f"reward {reward.dotted_path} changed torch.{changed[0]}(), which training uses; restore the setting "
                 "before it returns"
             )
-        found[reward.name] = [results.get(k) or failures.get(k) or NOT_JUDGED for k in range(len(pairs))]
-    return found
+        judgements[reward.name] = [results.get(k) or failures.get(k) or NOT_JUDGED for k in range(len(pairs))]
+    return judgements
 
 
 def combine(rewards: Sequence[Reward], results: Judgements, samples: Sequence[Sample], width: int) -> Scores:
@@ -125,6 +129,12 @@ def combine(rewards: Sequence[Reward], results: Judgements, samples: Sequence[Sa
     else from the first. If that reward reports it for some completions only, it counts as failed on the others (status
     "error"); if it reports it for none, its value 1 is correct. Of a completion that it does not judge (status
     "unjudged"), `correct` comes from the first reward that reports it there.
+
+    Args:
+        rewards: the rewards.
+        results: reward's name -> its P * G results, group by group.
+        samples: the P samples.
+        width: G, the completions of each sample.
 
     Raises:
         UserError: no reward, two of the same name, or two marked `correct_from`.
@@ -137,7 +147,7 @@ def combine(rewards: Sequence[Reward], results: Judgements, samples: Sequence[Sa
     of_rows = [row_weights(sample, weights) for sample in samples]  # P
     results = {name: [*column] for name, column in results.items()}
     judging = [rewards[0].name] * groups * width  # B, the reward that says whether a completion is right
-    for names in {tuple(own) for own in of_rows if own}:
+    for names in {tuple(named) for named in of_rows if named}:
         own_rows = [b for b in range(len(judging)) if tuple(of_rows[b // width]) == names]
         columns = {name: [results[name][b] for b in own_rows] for name in names}
         source = _correct_source([reward for reward in rewards if reward.name in names], columns)
@@ -152,7 +162,7 @@ def combine(rewards: Sequence[Reward], results: Judgements, samples: Sequence[Sa
 
     parts = {name: table([VALUES.get(r.status, r.value) for r in column]) for name, column in results.items()}
     weighted = (
-        torch.tensor([own.get(name, 0.0) for own in of_rows]).reshape(groups, 1) * parts[name].nan_to_num()
+        torch.tensor([named.get(name, 0.0) for named in of_rows]).reshape(groups, 1) * parts[name].nan_to_num()
         for name in weights
     )
     correct = [_correct(*of_row) for of_row in zip(rows, judging, worst, strict=True)]  # B
@@ -174,6 +184,7 @@ def _correct(row: dict[str, RewardResult], judging: str, status: Status) -> bool
 
     Args:
         row: each reward's result for the completion.
+        judging: name of the reward that `correct` comes from.
         status: the worst of them.
     """
     if status == "error":
@@ -216,8 +227,9 @@ def _say_rule(name: str) -> None:
 
 
 def logged_metrics(rewards: Sequence[Reward]) -> dict[str, float]:
-    """Return the means of what rewards logged in a rollout, as `reward/<name>`; NaN for what they logged only before,
-    since Lightning would repeat its last value.
+    """Return the means of what rewards logged in a rollout, as `reward/<name>`.
+
+    What they logged only before is NaN, since Lightning would repeat its last value.
 
     Collective: call it on every rank.
     """
@@ -239,12 +251,17 @@ def stop_on_failures(
     run: Path,
     together: bool,
 ) -> None:
-    """End the run if more than a share `limit` of checks failed or were stopped by a limit before they judged, or if
-    more than half of an iteration's checks were stopped.
+    """End the run if too many checks failed.
 
-    Before that, save the completions whose checks failed to `failed_rewards.jsonl` in `run`.
+    That is more than a share `limit` of checks that failed or were stopped by a limit before they judged, or more than
+    half of an iteration's checks that were stopped. Before that, save the completions whose checks failed to
+    `failed_rewards.jsonl` in `run`.
 
     Args:
+        prompts: the P prompts.
+        completions: P lists of G.
+        scores: their scores.
+        limit: the largest share of failed checks, in [0, 1].
         run: the run's folder.
         together: an iteration, counted over all ranks; then collective: call it on every rank.
 
@@ -314,6 +331,9 @@ class BackgroundScoring:
         """Score a group, completions of `sample`, once; return False if `key`, which names it, was added before.
 
         Args:
+            key: the group's name.
+            group: its completions.
+            sample: the sample that they answer.
             result: what another rank's rewards said of it; None = score it here.
         """
         if key in self._pairs:

@@ -71,25 +71,27 @@ TAG = re.compile(r"</?[^<>/\s]+>|\[/?[A-Z_]+\]|```\w+")
 
 
 def required_text(parsed: Any, tag: str) -> str:
-    """Return the literal texts that every match of a parsed regular expression has, NUL between what is apart; of
-    alternatives only the tag, if all have it."""
-    found = ""
+    """Return the literal texts that every match of a parsed regular expression has.
+
+    NUL stands between what is apart; of alternatives, only the tag counts, if all have it.
+    """
+    text = ""
     for operation, value in parsed:
         match str(operation):
             case "LITERAL":
-                found += chr(value)
+                text += chr(value)
             case "AT":
                 pass  # a place, such as the start
             case "SUBPATTERN":
-                found += required_text(value[-1], tag)
+                text += required_text(value[-1], tag)
             case "ATOMIC_GROUP":
-                found += required_text(value, tag)
+                text += required_text(value, tag)
             case "MAX_REPEAT" | "MIN_REPEAT" | "POSSESSIVE_REPEAT" if value[0]:
-                found += f"\0{required_text(value[2], tag)}\0"
+                text += f"\0{required_text(value[2], tag)}\0"
             case "ASSERT":
-                found += f"\0{required_text(value[1], tag)}\0"
+                text += f"\0{required_text(value[1], tag)}\0"
             case "BRANCH":
-                found += f"\0{tag if all(tag in required_text(branch, tag) for branch in value[1]) else ''}\0"
+                text += f"\0{tag if all(tag in required_text(branch, tag) for branch in value[1]) else ''}\0"
             case _:
-                found += "\0"
-    return found
+                text += "\0"
+    return text

@@ -49,6 +49,7 @@ class Form:
 
 
 def own_arguments(pairs: Sequence[Pair], function: Any) -> Arguments:
+    """Return the arguments of our own form, (completion, sample)."""
     return dict(zip(("completion", "sample"), pairs[0], strict=True))
 
 
@@ -73,8 +74,10 @@ def trl_arguments(pairs: Sequence[Pair], function: Any) -> Arguments:
 
 
 def verl_arguments(pairs: Sequence[Pair], function: Any) -> Arguments:
-    """Return the arguments that verl gives to `compute_score`; without its columns, the reference is the answer, an
-    object if `data.reading.answers` says so."""
+    """Return the arguments that verl gives to `compute_score`.
+
+    Without verl's columns, the reference is the answer, an object if `data.reading.answers` says so.
+    """
     completion, sample = pairs[0]
     truth = mapping_in(sample, "reward_model").get("ground_truth") if sample.answer_object is None else None
     return {
@@ -115,6 +118,7 @@ def easyr1_arguments(pairs: Sequence[Pair], function: Any) -> Arguments:
 
 
 def easyr1_batch_arguments(pairs: Sequence[Pair], function: Any) -> Arguments:
+    """Return the arguments that EasyR1 gives to a function of a batch."""
     return {"reward_inputs": [easyr1_arguments([pair], function)["reward_input"] for pair in pairs]}
 
 
@@ -132,11 +136,11 @@ def openrlhf_arguments(pairs: Sequence[Pair], function: Any) -> Arguments:
 def slime_arguments(pairs: Sequence[Pair], function: Any) -> Arguments:
     """Return the argument that slime gives besides `args`: the fields of its `Sample` that reward functions read."""
     completion, sample = pairs[0]
-    made = SimpleNamespace(
+    slime_sample = SimpleNamespace(
         prompt=sample.prompt, response=completion.text, response_length=completion.length, label=sample.label,
         status="truncated" if completion.truncated else "completed", metadata=mapping_in(sample, "metadata"),
     )  # fmt: skip
-    return {"sample": made}
+    return {"sample": slime_sample}
 
 
 OWN = Form("lit-rlvr", ("completion", "sample"), frozenset({"completion sample"}), own_arguments)
@@ -233,12 +237,12 @@ def turn_message(turn: Turn) -> dict[str, Any]:
     """Return a turn as TRL's functions with tools get it: its text, thoughts (`reasoning_content`) and calls apart."""
     content, calls = split_calls(turn.raw or turn.text)
     read = as_dicts(calls)
-    more = {
+    parts = {
         "reasoning_content": thoughts_in(turn.raw or turn.text).strip(),
         "tool_calls": [{"type": "function", "function": call} for call in read],
     }
     content = content if read else without_thoughts(turn.text)
-    return {"role": "assistant", "content": content} | {name: part for name, part in more.items() if part}
+    return {"role": "assistant", "content": content} | {name: part for name, part in parts.items() if part}
 
 
 def read_result(value: Any) -> Any:

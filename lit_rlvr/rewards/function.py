@@ -100,9 +100,9 @@ class FunctionReward(Reward):
             raise value
         return value
 
-    def score_here(self, pairs: Sequence[Pair]) -> list[RewardResult]:
+    def score_in_process(self, pairs: Sequence[Pair]) -> list[RewardResult]:
         if not pairs or not (self.form.is_batch or self.is_async):
-            return super().score_here(pairs)
+            return super().score_in_process(pairs)
         with Waiting(self.dotted_path, [sample.id for _, sample in pairs]) as waiting, waiting.judging(0):
             try:
                 values = self.values(pairs)
@@ -110,7 +110,7 @@ class FunctionReward(Reward):
                 raise
             except BaseException as error:
                 values = [error] * len(pairs)
-        return [self.judged(value, completion) for value, (completion, _) in zip(values, pairs, strict=True)]
+        return [self.result_of(value, completion) for value, (completion, _) in zip(values, pairs, strict=True)]
 
     def values(self, pairs: Sequence[Pair]) -> list[Any]:
         """Call the function; return a value, or the exception of an asynchronous call, for each completion.
@@ -194,12 +194,12 @@ def load_function(path: str) -> Any:
         remedy = " ".join(filter(None, (hint, "give a class of lit-rlvr, or module.function")))
         raise UserError(f"rollout.rewards: there is no reward {path!r}; {remedy}")
     where = f"rewards.FunctionReward.path {path!r}"
-    found = import_path("rewards.FunctionReward.path", path)
-    if inspect.isabstract(found):
-        raise UserError(f"{where}: it lacks {', '.join(sorted(found.__abstractmethods__))}; define it in the class")
-    if not callable(found):
+    function = import_path("rewards.FunctionReward.path", path)
+    if inspect.isabstract(function):
+        raise UserError(f"{where}: it lacks {', '.join(sorted(function.__abstractmethods__))}; define it in the class")
+    if not callable(function):
         raise UserError(f"{where} is not callable")
-    return found
+    return function
 
 
 def with_options(function: Any, options: Mapping[str, Any], path: str) -> tuple[Any, Form]:
@@ -228,15 +228,21 @@ def with_options(function: Any, options: Mapping[str, Any], path: str) -> tuple[
             f"{where}: its parameters {signature} are of no known form, which are {KNOWN}; and as a function that "
             f"makes a reward from `options: {{NAME: VALUE}}` it lacks options: {error}"
         ) from error
-    made = function(**options)
-    if not callable(made) or (form := form_of(made)) is None:
-        raise UserError(f"{where}: it makes {type_text(made)} of none of the known forms, which are {KNOWN}")
-    check_arguments(made, form, {}, where)
-    return made, form
+    scorer = function(**options)
+    if not callable(scorer) or (form := form_of(scorer)) is None:
+        raise UserError(f"{where}: it makes {type_text(scorer)} of none of the known forms, which are {KNOWN}")
+    check_arguments(scorer, form, {}, where)
+    return scorer, form
 
 
 def check_arguments(function: Any, form: Form, options: Mapping[str, Any], where: str) -> None:
     """Refuse a function that takes more than its library and the options give, or does not take the options.
+
+    Args:
+        function: the user's function.
+        form: the library whose arguments it takes.
+        options: further arguments from the config.
+        where: the function's place, for messages.
 
     Raises:
         UserError: names the arguments.
@@ -320,9 +326,9 @@ def as_rewards(rewards: Sequence[Reward | str]) -> list[Reward]:
     Raises:
         UserError: the rewards cannot be used together, or one cannot be isolated as requested.
     """
-    made = [FunctionReward(reward) if isinstance(reward, str) else reward for reward in rewards]
-    check_rewards(made)
-    for reward in made:
+    built = [FunctionReward(reward) if isinstance(reward, str) else reward for reward in rewards]
+    check_rewards(built)
+    for reward in built:
         if reward.isolation is not None:
             _ = reward.for_workers
-    return made
+    return built

@@ -53,7 +53,7 @@ def check_references(rewards: Sequence[Reward], samples: Sequence[Sample]) -> No
         if not matches and (dataset, column, True) in chosen
     )
     judging = [(sample, row_weights(sample, weights)) for sample in samples]
-    counts = Counter(name for _, own in judging for name in own)
+    counts = Counter(name for _, names in judging for name in names)
     if unused := [name for name in weights if judging and not counts[name]]:
         log.warning("rollout.rewards: no row has the reward %s, so it judges nothing", ", ".join(unused))
     if any(matches for _, _, matches in chosen):
@@ -61,7 +61,7 @@ def check_references(rewards: Sequence[Reward], samples: Sequence[Sample]) -> No
     refuse_all(
         problem
         for reward in rewards
-        if (problem := _unreadable(reward, [sample for sample, own in judging if reward.name in own]))
+        if (problem := _unreadable(reward, [sample for sample, names in judging if reward.name in names]))
     )
 
 
@@ -100,13 +100,14 @@ def warn_of_other_lengths(rewards: Sequence[Reward], most: int) -> None:
     """Warn of rewards whose settings are for completions of another length than those of training.
 
     Args:
+        rewards: the rewards of the run.
         most: tokens of the longest completion.
     """
     for reward in rewards:
-        if reward.longest is not None and reward.longest != most:
+        if (assumed := reward.assumed_max_tokens) is not None and assumed != most:
             log.warning(
                 "reward %s: it is set to completions of up to %d tokens, and those of training have up to %d "
-                "(rollout.sampling.max_tokens); give both the same length", reward.name, reward.longest, most,
+                "(rollout.sampling.max_tokens); give both the same length", reward.name, assumed, most,
             )  # fmt: skip
 
 
@@ -142,7 +143,14 @@ class LongAnswers:
 
     @classmethod
     def among(cls, lengths: Sequence[int], limit: int, option: str, kind: str = "answers") -> LongAnswers | None:
-        """Return the texts that are too long by their tokens, hopeless if they are nearly all; None if all fit."""
+        """Return the texts that are too long by their tokens, hopeless if they are nearly all; None if all fit.
+
+        Args:
+            lengths: tokens of each text.
+            limit: the most tokens of a completion.
+            option: the option that sets the limit.
+            kind: what the texts are, for messages.
+        """
         count = sum(length > limit for length in lengths)
         is_hopeless = len(lengths) - count <= NEARLY_NONE * len(lengths)
         return cls(count, len(lengths), max(lengths), limit, option, is_hopeless, kind) if count else None
@@ -161,6 +169,9 @@ def long_answers(
     """Measure the gold answers of prompts, in the shortest form of completion that the rewards pay.
 
     Args:
+        rewards: the rewards of the run.
+        prompts: the prompts of a set.
+        tokenizer: the model's tokenizer.
         sampling: the settings of the completions.
         option: the option of its `max_tokens`.
 
@@ -180,11 +191,11 @@ def long_answers(
     for form, lengths in sorted([first, *measured(framed), *own], key=lambda pair: sum(pair[1])):
         if not earns_reward(rewards, form, chosen):
             continue
-        found = LongAnswers.among(lengths, limit, option)
-        if found is None or not found.is_hopeless:
-            return found
+        too_long = LongAnswers.among(lengths, limit, option)
+        if too_long is None or not too_long.is_hopeless:
+            return too_long
         is_part_paid = earns_reward(rewards, partial(_beginning, form, tokenizer, limit - 1), chosen)
-        return replace(found, is_hopeless=not is_part_paid)
+        return replace(too_long, is_hopeless=not is_part_paid)
     return None
 
 
@@ -203,7 +214,14 @@ def _beginning(form: AnswerForm, tokenizer: Any, tokens: int, sample: Sample) ->
 def completion_lengths(
     form: Callable[[Sample], str | None], samples: Sequence[Sample], tokenizer: Any, sampling: Sampling
 ) -> list[int]:
-    """Return the tokens of each sample's completion in a form, with EOS where no `stop` text ends it."""
+    """Return the tokens of each sample's completion in a form, with EOS where no `stop` text ends it.
+
+    Args:
+        form: writes a sample's completion; None if it knows none.
+        samples: the samples.
+        tokenizer: the model's tokenizer.
+        sampling: the settings of the completions.
+    """
     texts = [text for sample in samples if (text := form(sample))]
     encoded = tokenizer(texts, add_special_tokens=False).input_ids if texts else []
     return [len(ids) + (not text.endswith(sampling.stop)) for ids, text in zip(encoded, texts, strict=True)]

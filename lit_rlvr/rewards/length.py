@@ -34,7 +34,7 @@ class Overlong(Reward):
         if not 0 <= cache_tokens <= max_tokens:
             raise UserError(f"rewards.Overlong.cache_tokens: {cache_tokens} must lie in [0, max_tokens={max_tokens}]")
         self.max_tokens, self.cache_tokens = max_tokens, cache_tokens
-        self.longest = max_tokens
+        self.assumed_max_tokens = max_tokens
 
     def __call__(self, completion: Completion, sample: Sample) -> float:
         over = completion.length - (self.max_tokens - self.cache_tokens)
@@ -69,7 +69,7 @@ class CosineScaled(MathAnswer):
     ) -> None:
         super().__init__(**kwargs)
         check_within("[1, inf)", "rewards.CosineScaled", max_length=max_length)
-        self.max_length = self.longest = max_length
+        self.max_length = self.assumed_max_tokens = max_length
         self.ends = {True: (max_correct, min_correct), False: (min_wrong, max_wrong)}
 
     def score(self, pairs: Sequence[Pair]) -> list[RewardResult]:

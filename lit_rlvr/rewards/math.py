@@ -12,11 +12,10 @@ from lit_rlvr.workers.process import Outcome
 
 
 class MathAnswer(CheckedReward):
-    """A reward of 1 for a completion whose final answer equals one of the sample's references, else 0; it reports
-    `correct`.
+    """A reward of 1 for a completion whose final answer equals one of the sample's references, else 0.
 
-    The page on answers says which answer is the final one and when two are equal. Status "parse_fail" means that there
-    is no answer, and "timeout" that the check hit its limits: both are wrong.
+    It reports `correct`. The page on answers says which answer is the final one and when two are equal. Status
+    "parse_fail" means that there is no answer, and "timeout" that the check hit its limits: both are wrong.
 
     Args:
         boxed_only: only the last `\\boxed{}` counts as an answer.

@@ -46,8 +46,12 @@ def check_math(
     answers 7.
 
     Args:
-        boxed_only, open_thoughts: see `find_answer`.
-        decimals, reference_precision: see `Rules`.
+        text: the completion.
+        answer: the reference, or several.
+        boxed_only: see `find_answer`.
+        decimals: see `Rules`.
+        reference_precision: see `Rules`.
+        open_thoughts: see `find_answer`.
 
     Returns:
         (correct, "ok" or, if there is no answer, "parse_fail", the extracted answer).
@@ -59,15 +63,15 @@ def check_math(
     return next((result for result in results if result[0]), results[0])
 
 
-def _judge(found: Found, answer: str, rules: Rules) -> tuple[bool, str, str]:
+def _judge(predicted: Found, answer: str, rules: Rules) -> tuple[bool, str, str]:
     golds = _reference(answer)
-    if found.boxes:
-        each = [_judge(Found(text, "box"), answer, rules) for text in found.boxes]
-        if all(correct for correct, _, _ in (each if found.joiner == "or" else each[-1:])):
+    if predicted.boxes:
+        each = [_judge(Found(text, "box"), answer, rules) for text in predicted.boxes]
+        if all(correct for correct, _, _ in (each if predicted.joiner == "or" else each[-1:])):
             return each[-1]
-        together = _judge(Found(", ".join(dict.fromkeys(found.boxes)), "box"), answer, rules)
+        together = _judge(Found(", ".join(dict.fromkeys(predicted.boxes)), "box"), answer, rules)
         return together if together[0] else (False, *each[-1][1:])
-    for candidate in candidates(found, text_keys(golds)):
+    for candidate in candidates(predicted, text_keys(golds)):
         values = parse(candidate)
         if not text_keys(golds).isdisjoint(text_keys(values)):
             return True, "ok", candidate
@@ -80,13 +84,15 @@ def _judge(found: Found, answer: str, rules: Rules) -> tuple[bool, str, str]:
         if any(not isinstance(value, Text) for value in values):
             if same(golds, values, rules):
                 return True, "ok", candidate
-            is_derivation = candidate == found.text and (
-                in_prose(candidate) or (found.where == "box" and last_step(candidate))
+            is_derivation = candidate == predicted.text and (
+                in_prose(candidate) or (predicted.where == "box" and last_step(candidate))
             )
             if not (is_derivation or _VERDICT.match(candidate)):
                 return False, "ok", candidate
-    is_read = found.where in ("box", "tag") and bool(found.text) and all(isinstance(value, Text) for value in golds)
-    return False, "ok" if is_read else "parse_fail", found.text
+    is_read = (
+        predicted.where in ("box", "tag") and bool(predicted.text) and all(isinstance(value, Text) for value in golds)
+    )
+    return False, "ok" if is_read else "parse_fail", predicted.text
 
 
 def is_restated(text: str) -> bool:
@@ -98,11 +104,11 @@ def explain_check(text: str, answer: str | Sequence[str], *options: Any) -> list
     """Return (stage, result) of each stage of `check_math` with the same arguments."""
     correct, status, extracted = check_math(text, answer, *options)
     references = (answer,) if isinstance(answer, str) else tuple(answer)
-    found = find_answer(text, *options[:1], *options[3:])
+    predicted = find_answer(text, *options[:1], *options[3:])
     verdict = "equal" if correct else "an unevaluated sum or product" if is_restated(extracted) else "not equal"
     return [
-        ("found", f"{found.text!r} ({_PLACES[found.where]})" if found.text else "no answer"),
-        *([("taken of it", repr(extracted))] if extracted != found.text else []),
+        ("found", f"{predicted.text!r} ({_PLACES[predicted.where]})" if predicted.text else "no answer"),
+        *([("taken of it", repr(extracted))] if extracted != predicted.text else []),
         ("characters", repr(clean(extracted))),
         ("the answer is", _listed(parse(extracted))),
         *(("the reference is", f"{reference!r}: {_listed(_reference(reference))}") for reference in references),

@@ -46,11 +46,11 @@ class OpenAnswer(Reward):
 
     def __call__(self, completion: Completion, sample: Sample) -> RewardResult:
         self.check_reference(sample)
-        found = find_answer(completion.full_text, self.boxed_only).text
-        predicted, references = words(found), [words(answer) for answer in sample.references]
+        text = find_answer(completion.full_text, self.boxed_only).text
+        predicted, references = words(text), [words(answer) for answer in sample.references]
         correct = any(same_words(predicted, expected) for expected in references)
         value = 1.0 if correct else 0.0 if self.exact else max(f1(predicted, expected) for expected in references)
-        return RewardResult(value, correct, "ok" if predicted else "parse_fail", found)
+        return RewardResult(value, correct, "ok" if predicted else "parse_fail", text)
 
 
 class Word(NamedTuple):

@@ -100,6 +100,7 @@ def databases_of(sample: Sample, reader: str) -> tuple[str, ...]:
     """Return the SQLite files of a sample.
 
     Args:
+        sample: the sample, whose row names the files.
         reader: the class that needs them, for the error.
 
     Raises:
@@ -162,7 +163,10 @@ def check_sql(
 
     Args:
         text: a completion; None = only check whether the reference runs.
+        reference: the reference query.
         databases: SQLite files, at least one.
+        comparison: the benchmark's rule, "bird" or "spider".
+        limits: limits on each query.
         float_tolerance: the largest error of a number with a fraction, absolute or relative.
 
     Returns:
@@ -263,51 +267,62 @@ def is_ordered(sql: str) -> bool:
 
 
 def with_equal_numbers(
-    wanted: list[SQLRow], found: list[SQLRow], tolerance: float
+    wanted: list[SQLRow], rows_found: list[SQLRow], tolerance: float
 ) -> tuple[list[SQLRow], list[SQLRow]]:
     """Return two results with one number in place of all that are equal up to a tolerance.
 
     Args:
+        wanted: rows of the reference's result.
+        rows_found: rows of the completion's result.
         tolerance: the largest error of a number with a fraction, absolute or relative; whole numbers are exact.
     """
-    values = {value for rows in (wanted, found) for row in rows for value in row if isinstance(value, int | float)}
+    values = {value for rows in (wanted, rows_found) for row in rows for value in row if isinstance(value, int | float)}
     same: dict[Any, Any] = {}
     for lower, value in pairwise(sorted(values)):
         is_whole = float(lower).is_integer() and float(value).is_integer()
         if not is_whole and math.isclose(lower, value, rel_tol=tolerance, abs_tol=tolerance):
             same[value] = same.get(lower, lower)
     if not same:
-        return wanted, found
-    first, second = ([tuple(same.get(value, value) for value in row) for row in rows] for rows in (wanted, found))
+        return wanted, rows_found
+    first, second = ([tuple(same.get(value, value) for value in row) for row in rows] for rows in (wanted, rows_found))
     return first, second
 
 
-def same_result(wanted: list[SQLRow], found: list[SQLRow], comparison: Comparison, ordered: bool) -> bool:
-    """Return True if two results are equal under a benchmark's rule."""
-    if comparison == "bird":
-        return set(wanted) == set(found)
-    if not wanted or not found:
-        return not wanted and not found
-    if len(wanted) != len(found) or len(wanted[0]) != len(found[0]):
-        return False
-    nothing: list[SQLRow] = [()] * len(wanted)
-    return _match(list(zip(*wanted, strict=True)), list(zip(*found, strict=True)), nothing, nothing, ordered)
-
-
-def _match(wanted: list[SQLRow], found: list[SQLRow], left: list[SQLRow], right: list[SQLRow], ordered: bool) -> bool:
-    """Return True if some order of the found columns makes the rows equal the wanted ones.
+def same_result(wanted: list[SQLRow], result: list[SQLRow], comparison: Comparison, ordered: bool) -> bool:
+    """Return True if two results are equal under a benchmark's rule.
 
     Args:
-        wanted, found: columns still to match.
+        wanted: rows of the reference's result.
+        result: rows of the completion's result.
+        comparison: the benchmark's rule, "bird" or "spider".
+        ordered: whether the order of the rows counts.
+    """
+    if comparison == "bird":
+        return set(wanted) == set(result)
+    if not wanted or not result:
+        return not wanted and not result
+    if len(wanted) != len(result) or len(wanted[0]) != len(result[0]):
+        return False
+    nothing: list[SQLRow] = [()] * len(wanted)
+    return _match(list(zip(*wanted, strict=True)), list(zip(*result, strict=True)), nothing, nothing, ordered)
+
+
+def _match(wanted: list[SQLRow], columns: list[SQLRow], left: list[SQLRow], right: list[SQLRow], ordered: bool) -> bool:
+    """Return True if some order of `columns` makes the rows equal the wanted ones.
+
+    Args:
+        wanted: columns of the reference's result that are still to match.
+        columns: columns of the completion's result that are still to match.
         left, right: the rows of the columns matched so far.
+        ordered: whether the order of the rows counts.
     """
     if not wanted:
         return True
     left = [(*row, value) for row, value in zip(left, wanted[0], strict=True)]
-    for column in dict.fromkeys(found):  # equal columns need one try
+    for column in dict.fromkeys(columns):  # equal columns need one try
         rows = [(*row, value) for row, value in zip(right, column, strict=True)]
         if left == rows if ordered else Counter(left) == Counter(rows):
-            rest = list(found)
+            rest = list(columns)
             rest.remove(column)
             if _match(wanted[1:], rest, left, rows, ordered):
                 return True

@@ -69,7 +69,7 @@ def require_metric(option: str, name: str, names: Collection[str]) -> None:
 
 
 class RunCheckpoint(ChecksArguments, Checkpoint):
-    """Saves `checkpoints/step-NNNNNN.ckpt` in the run folder, and once more when training ends or stops.
+    """The checkpoints of a run, `checkpoints/step-NNNNNN.ckpt`, and one more when training ends or stops.
 
     Sharded checkpoints are written in the background, one at a time. A checkpoint gets its name, and replaces an older
     one, only when it is complete.

@@ -45,13 +45,14 @@ def signal_advice(accuracy: float, constant: float | None = None) -> str:
     """Return what helps when the completions of a prompt all have the same reward.
 
     Args:
+        accuracy: the share of right completions.
         constant: the reward of the completions of all prompts; None if they differ.
     """
-    more = "more completions (rollout.group_size)"
+    more_completions = "more completions (rollout.group_size)"
     if accuracy > 0.5:
-        advice = f"try harder prompts (lit-rlvr filter), or {more}"
+        advice = f"try harder prompts (lit-rlvr filter), or {more_completions}"
     else:
-        advice = f"try easier prompts (lit-rlvr filter), {more}, or a warm start (warm_start.steps)"
+        advice = f"try easier prompts (lit-rlvr filter), {more_completions}, or a warm start (warm_start.steps)"
     if constant is None:
         return advice
     return (
@@ -91,14 +92,17 @@ class Course:
 
     @property
     def first(self) -> float:
+        """The mean of the first `RECENT` values."""
         return fmean(self.values[:RECENT])
 
     @property
     def last(self) -> float:
+        """The mean of the last `RECENT` values."""
         return fmean(self.values[-RECENT:])
 
     @property
     def middle(self) -> float:
+        """The mean of the last `RECENT` values of the first half."""
         return fmean(self.values[: len(self.values) // 2][-RECENT:])
 
     @property
@@ -117,8 +121,10 @@ class Course:
 
 
 def is_rising(metrics: Metrics) -> bool:
-    """Return whether the rollouts got better in the second half, or it is too early to tell and some prompts give a
-    signal."""
+    """Return whether the rollouts got better in the second half.
+
+    While it is too early to tell, it returns whether some prompts give a signal.
+    """
     signal, accuracy = course(metrics, "train/no_signal"), course(metrics, "rollout/accuracy")
     if not signal.is_long:
         return any(share < 1 for share in signal.values)
@@ -176,8 +182,10 @@ def progress(metrics: Metrics) -> RunFinding | None:
 
 
 def _validation(row: Mapping[str, float]) -> tuple[float, float, float]:
-    """Return the accuracy of a validation, its standard error (NaN = unknown), and the accuracy of a constant guess;
-    means over sets."""
+    """Return the accuracy of a validation, its standard error, and the accuracy of a constant guess.
+
+    They are means over sets; a standard error of NaN is unknown.
+    """
     errors, guesses = (
         [row[name] for name in row if name.startswith("val/") and name.endswith(end)]
         for end in ("/accuracy_error", "/guess")
@@ -231,7 +239,7 @@ class RunFall:
 
 
 class Falls:
-    """Finds falls of the accuracies in a run's metrics; a later call looks at later metrics only."""
+    """The falls of the accuracies in a run's metrics; a later call looks at later metrics only."""
 
     def __init__(self) -> None:
         self._test, self._newest = FallTest(), 0
@@ -240,6 +248,7 @@ class Falls:
         self._fallen: dict[str, bool] = {}
 
     def find(self, metrics: Metrics) -> Iterator[RunFall]:
+        """Yield the falls of steps that are new since the last call."""
         for step in sorted(step for step in metrics if step >= max(self._newest, 1)):
             row = metrics[step]
             if step > self._newest and {"rollout/accuracy", "rollout/judged_prompts"} <= {*row}:
@@ -274,8 +283,10 @@ def _likely_cause(metrics: Metrics, good: int, last: int, held_out: bool) -> tup
     """Return the likely cause of a fall, and what helps.
 
     Args:
+        metrics: step -> metrics.
         good: the last good step.
         last: the last one to look at.
+        held_out: whether the fall is on a validation set.
     """
     steps = [step for step in course(metrics, "rollout/accuracy").steps if step <= last]
     known = sum(step <= good for step in steps) + 1  # the rollout after the last good step was sampled by its weights

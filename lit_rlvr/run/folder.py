@@ -215,8 +215,9 @@ def lock_folder(root: Path, option: str) -> Iterator[None]:
 
 @contextmanager
 def claim_run_folder(root: Path, resumes: bool, overwrite: bool) -> Iterator[None]:
-    """Check that a run may begin in a locked folder, and restore the earlier run if the new one ends before its first
-    checkpoint.
+    """Check that a run may begin in a locked folder.
+
+    If the new run ends before its first checkpoint, the earlier one is restored.
 
     Raises:
         UserError: the folder has an earlier run, which is neither resumed nor overwritten, or files of the user's own
@@ -240,6 +241,7 @@ def ended_early(root: Path, was_locked: bool) -> bool:
     """Return whether the folder holds a run that ended before its first checkpoint and has no results.
 
     Args:
+        root: the run folder.
         was_locked: there was a lock file before this process locked the folder: only a killed run leaves one.
     """
     has_begun = was_locked or (root / "config.yaml").is_file() or read_live(root) is not None

@@ -25,7 +25,7 @@ WRITE_SECONDS = 1.0
 
 
 class LiveFile(Callback):
-    """Writes rank 0's stage to the run folder every second, in its own thread.
+    """The file with rank 0's stage, written to the run folder every second in a thread of its own.
 
     The file is only for display; no run reads it. `at` is a heartbeat that distinguishes live from killed runs.
     """

@@ -24,7 +24,7 @@ from lit_rlvr.distributed.checkpoints import checkpoint_step
 
 
 class MetricsFile(Logger):
-    """Writes every logged metric to one CSV file; NaN means no value and leaves the cell empty.
+    """A logger that writes every metric to one CSV file; NaN means no value and leaves the cell empty.
 
     Lightning's CSVLogger starts a new file on every run; this one appends. A resumed run first drops the rows after its
     checkpoint, so that the file equals that of an uninterrupted run.

@@ -39,10 +39,10 @@ from lit_rlvr.types import GroupSelection
 
 
 class CollapseMonitor(ChecksArguments, Callback):
-    """Says when the accuracy of rollouts or of a validation set falls by more than its noise allows, and why.
+    """A warning when the accuracy of rollouts or of a validation set falls by more than its noise allows.
 
-    Rollouts: a test of the prompts' accuracies against the best 8 iterations of the run. Validation: a paired test of
-    the same questions against the best validation. A loss of a tenth is no fall.
+    It says why. Rollouts: a test of the prompts' accuracies against the best 8 iterations of the run. Validation: a
+    paired test of the same questions against the best validation. A loss of a tenth is no fall.
 
     Args:
         action: `warn`; or `stop` the run after the iteration.
@@ -92,6 +92,7 @@ def validation_falls(path: Path, step: int) -> dict[str, float]:
 
     Args:
         path: validation.jsonl.
+        step: the optimizer step of the validation.
     """
     sets: dict[str, dict[int, dict[str, float]]] = {}
     for line in path.read_text().splitlines() if path.is_file() else ():
@@ -116,6 +117,7 @@ def why_stopped(trainer: Trainer, has_ended: bool) -> str | None:
     """Return why a callback ended a run before its last step, and say so; None if none did.
 
     Args:
+        trainer: the trainer of the run.
         has_ended: whether the run has done all of its steps or epochs.
     """
     callbacks = callbacks_of(trainer)

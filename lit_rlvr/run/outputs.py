@@ -86,6 +86,7 @@ def plot_run(rows: Mapping[int, Mapping[str, float]], path: Path, title: str) ->
     Args:
         rows: {step: {metric: value}}, as in metrics.csv.
         path: the PNG to write.
+        title: the title of the figure.
     """
     from matplotlib.figure import Figure
 
@@ -110,7 +111,7 @@ def plot_run(rows: Mapping[int, Mapping[str, float]], path: Path, title: str) ->
 
 
 class RunFolder(ChecksArguments, Callback):
-    """Writes the results of a run to `trainer.default_root_dir`, in addition to checkpoints and logs.
+    """The results of a run in `trainer.default_root_dir`, in addition to checkpoints and logs.
 
     They are `completions.jsonl` (sampled groups), `validation.jsonl` (correct completions of each question), `images/`
     (thumbnails), `rollouts/` (numbers of each token, for `explain`), `curves.png`, and `summary.json`, which a run also
@@ -242,8 +243,16 @@ class RunFolder(ChecksArguments, Callback):
             self._finish(trainer, pl_module, str(exception) or type(exception).__name__, is_local)
 
     def _finish(self, trainer: Trainer, module: Any, stopped: str | None, is_local: bool = False) -> None:
-        """Write the summary. With `is_local`, run no collectives, because the state of the other processes is
-        unknown."""
+        """Write the summary.
+
+        With `is_local`, run no collectives, because the state of the other processes is unknown.
+
+        Args:
+            trainer: the trainer of the run.
+            module: the algorithm.
+            stopped: why the run ended early; None = it did not.
+            is_local: whether this process ends alone.
+        """
         digest = None if is_local and module.device_mesh is not None else weights_sha256(module.policy.model)
         if not trainer.is_global_zero:
             return
@@ -313,7 +322,14 @@ def write_metrics(trainer: Trainer) -> None:
 
 
 def sample_rows(rollout: Rollout, step: int, prompts: int, run: Path) -> list[dict[str, Any]]:
-    """Return the groups of a rollout's first prompts as flat records, and save their images as thumbnails."""
+    """Return the groups of a rollout's first prompts as flat records, and save their images as thumbnails.
+
+    Args:
+        rollout: the scored rollout.
+        step: optimizer step at the end of the iteration.
+        prompts: how many prompts.
+        run: the run's folder, which receives the thumbnails.
+    """
     rows = []
     for p, prompt in enumerate(rollout.prompts[:prompts]):
         images = {"images": save_thumbnails(prompt.sample.images, run)} if prompt.sample.images else {}

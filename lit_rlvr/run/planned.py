@@ -25,7 +25,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """The parts of a run that a config describes, before the weights load."""
+    """The parts of a run that a config describes, before the weights load.
+
+    Args:
+        trainer: the Trainer, whose callbacks include the `RolloutCallback`.
+        module: the algorithm.
+        data: the data.
+        warm_start: the supervised steps before the run.
+    """
 
     trainer: Trainer
     module: RLVRModule
@@ -34,6 +41,7 @@ class PlannedRun:
 
     @property
     def rollout(self) -> RolloutCallback:
+        """The `RolloutCallback` of the trainer."""
         return rollout_of(self.trainer)
 
     @property

@@ -20,7 +20,7 @@ from lit_rlvr.training.optimizer import updates_of
 
 
 class Budget(ChecksArguments, Callback):
-    """Ends training with the iteration that uses up a number of completions or tokens.
+    """A limit that ends training with the iteration that uses up a number of completions or tokens.
 
     Everything generated for training counts, including further rounds of dynamic sampling and a reference model's
     completions; validation does not. `trainer.max_steps` counts optimizer steps; the first limit reached ends the run.
@@ -56,6 +56,7 @@ class Budget(ChecksArguments, Callback):
 
     @property
     def ends_run(self) -> bool:
+        """True if a limit is reached."""
         return any(self.used[name] >= limit for name, limit in self.limits.items())
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -78,8 +79,11 @@ PROGRESS_TEXTS = {
 
 
 class RunProgress(ProgressBar):
-    """Shows steps, reward, accuracy, truncated completions and prompts without a signal (in runs without rewards the
-    loss instead), tokens/s, the mean staleness of tokens if any are stale, and the time left."""
+    """The progress bar of training.
+
+    It shows steps, reward, accuracy, truncated completions and prompts without a signal (in runs without rewards the
+    loss instead), tokens/s, the mean staleness of tokens if any are stale, and the time left.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -156,8 +160,10 @@ class RunProgress(ProgressBar):
 
 
 class ProgressEstimator(Callback):
-    """Estimates the optimizer steps of the whole run, and the seconds left from this process's mean step, for the
-    callbacks that show them."""
+    """The remaining time of the run, for the callbacks that show it.
+
+    It estimates the optimizer steps of the whole run, and the seconds left from this process's mean step.
+    """
 
     def __init__(self) -> None:
         self._first_position: tuple[int, int] | None = None  # the step and iteration that this process began with

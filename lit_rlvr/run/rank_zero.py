@@ -43,7 +43,10 @@ EXPECTED_WARNINGS = (
 
 
 class RankZeroFilter(logging.Filter):
-    """Lets only rank 0 print during set-up, when all processes print the same; afterwards every process prints."""
+    """A filter that lets only rank 0 print during set-up, when all processes print the same.
+
+    Afterwards every process prints.
+    """
 
     set_up = True
 
@@ -117,8 +120,10 @@ def status_of_failed() -> int | None:
 
 
 def run_store() -> Any:
-    """Return the store that all processes of the run share; None for a run of one process, or if torch is not
-    imported."""
+    """Return the store that all processes of the run share.
+
+    None for a run of one process, or if torch is not imported.
+    """
     dist = sys.modules.get("torch.distributed")
     if dist is None or not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
         return None

@@ -13,11 +13,11 @@ from lit_rlvr.run.rank_zero import RANK_ZERO_FILTER
 
 
 class RankSetUp(Callback):
-    """Sets the timeout of the process group, checks that all processes resume alike, and lets every process print its
-    messages from the first validation or iteration on.
+    """The preparation of each process of a distributed run.
 
-    Lightning's launcher, torchrun and Slurm end the other processes when one dies. Without them, a process notices that
-    another one has died when it next waits for it.
+    It sets the timeout of the process group, checks that all processes resume alike, and lets every process print its
+    messages from the first validation or iteration on. Lightning's launcher, torchrun and Slurm end the other processes
+    when one dies. Without them, a process notices that another one has died when it next waits for it.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

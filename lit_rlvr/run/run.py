@@ -48,17 +48,20 @@ class Run:
         folder: the run folder.
         checkpoint: the checkpoint that the run resumes from; None = it begins.
         overwrite: whether the run replaces the one in the folder.
+
+    Attributes:
+        settings: the resolved settings as YAML: the text of `config.yaml`.
+        given: the data that were given in Python, whose files the settings name.
+        loggers: loggers that are opened when the run begins, so that a run which fails earlier leaves the folder
+            unchanged.
     """
 
     folder: Path
     checkpoint: str | Path | None = None
     overwrite: bool = False
     settings: str = ""
-    """The resolved settings as YAML: the text of `config.yaml`."""
     given: list[GivenRows] = field(default_factory=list)
-    """The data that were given in Python, whose files the settings name."""
     loggers: list[Logger] = field(default_factory=list)
-    """Opened when the run begins, so that a run which fails earlier leaves the folder unchanged."""
 
     @classmethod
     def find(cls, folder: Path, ckpt_path: str | Path | None, overwrite: bool, was_locked: bool = False) -> Run:
@@ -68,6 +71,9 @@ class Run:
         restarts runs by the same command, the first start has `last`, too.
 
         Args:
+            folder: the run folder.
+            ckpt_path: a checkpoint, `last`, or None to begin.
+            overwrite: whether to replace the run in the folder.
             was_locked: there was a lock file in the folder before this process locked it.
 
         Raises:
@@ -102,11 +108,11 @@ class Run:
 
 
 class RunStart(Callback):
-    """Rounds `max_steps` up to whole rollouts; empties the run folder, opens loggers and trackers, and writes
-    `config.yaml`.
+    """The beginning of a run in its folder.
 
-    It empties the folder once, right before the first validation or iteration. A run that fails earlier leaves the
-    folder unchanged, and so does a resumed run with nothing left to train.
+    It rounds `max_steps` up to whole rollouts, empties the run folder, opens loggers and trackers, and writes
+    `config.yaml`. It empties the folder once, right before the first validation or iteration. A run that fails earlier
+    leaves the folder unchanged, and so does a resumed run with nothing left to train.
     """
 
     def __init__(self, run: Run) -> None:
@@ -197,18 +203,20 @@ def in_order(callbacks: Sequence[Callback]) -> list[Callback]:
     return sorted(callbacks, key=place)
 
 
-def with_defaults(given: Sequence[Callback], shows_progress: bool) -> list[Callback]:
+def with_defaults(callbacks: Sequence[Callback], shows_progress: bool) -> list[Callback]:
     """Return the given callbacks, and those of every run that are not among them.
 
     Raises:
         UserError: two of them are of one kind of which a run has one.
     """
     for key, kind in CONFIGURABLE.items():
-        if (count := sum(isinstance(instance, kind) for instance in given)) > 1:
+        if (count := sum(isinstance(instance, kind) for instance in callbacks)) > 1:
             raise UserError(f"{key}: give one {kind.__name__} among the callbacks, not {count}")
-    made = [
-        kind() for kind in (*CONFIGURABLE.values(), *FIXED) if not any(isinstance(instance, kind) for instance in given)
+    defaults = [
+        kind()
+        for kind in (*CONFIGURABLE.values(), *FIXED)
+        if not any(isinstance(instance, kind) for instance in callbacks)
     ]
-    if shows_progress and not any(isinstance(callback, ProgressBar) for callback in given):
-        made.append(RunProgress())
-    return [*given, *made]
+    if shows_progress and not any(isinstance(callback, ProgressBar) for callback in callbacks):
+        defaults.append(RunProgress())
+    return [*callbacks, *defaults]

@@ -76,8 +76,10 @@ def export_run(run: Path, target: Path, dtype: str = "float32", adapter: bool = 
 
 
 def resolve_run_model(name: str) -> str:
-    """Return a model name, folder or hub id unchanged; export a run folder's newest model to the cache and return
-    that."""
+    """Return the model that a name stands for: of a run folder its newest one, exported to the cache.
+
+    Other names, folders and hub ids stay as they are.
+    """
     if not is_run(name):
         return name
     run = Path(name).expanduser()
@@ -115,6 +117,7 @@ def load_trained_model(checkpoint: Path, settings: dict[str, Any]) -> tuple[Any,
     """Return the Hugging Face model of a run with a checkpoint's weights, and the peft config of its adapters, if any.
 
     Args:
+        checkpoint: the checkpoint with the weights.
         settings: the options of the model in the run's config.
 
     Raises:

@@ -32,7 +32,7 @@ class StoppedAtOnce(KeyboardInterrupt):
 
 
 class StopOnSignal(Callback):
-    """Lets the iteration finish after the first signal, and stops at once after a second Ctrl-C or SIGTERM.
+    """The end of a run by Ctrl-C or SIGTERM: after the iteration, or at once at the second signal.
 
     The run saves a checkpoint at the end of the iteration, and stops where the next one would begin: only then are the
     iteration's logs and validation complete.

@@ -82,17 +82,19 @@ class Trainer(ChecksArguments, lightning.pytorch.Trainer):
         if precision == "auto":
             precision = auto_precision(accelerator)
         check_trainer_options(options)
-        given = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
-        if not any(isinstance(callback, RolloutCallback) for callback in given):
+        listed = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
+        if not any(isinstance(callback, RolloutCallback) for callback in listed):
             log.warning(
                 "callbacks: there is no RolloutCallback, so completions are sampled and rewarded by its defaults; give "
                 "RolloutCallback(rewards=[...], ...)"
             )
-        made = with_defaults(given, shows_progress=enable_progress_bar is not False)
-        every = next(callback.validate_every_rollouts for callback in made if isinstance(callback, RolloutCallback))
+        all_callbacks = with_defaults(listed, shows_progress=enable_progress_bar is not False)
+        every = next(
+            callback.validate_every_rollouts for callback in all_callbacks if isinstance(callback, RolloutCallback)
+        )
         super().__init__(
             default_root_dir=default_root_dir or DEFAULT_FOLDER,
-            callbacks=made,
+            callbacks=all_callbacks,
             val_check_interval=every,  # a batch of Lightning's is a rollout
             check_val_every_n_epoch=1 if every is None else None,
             accelerator=accelerator,
@@ -137,6 +139,7 @@ class Trainer(ChecksArguments, lightning.pytorch.Trainer):
             datamodule: the data.
             ckpt_path: resume from this checkpoint, or from the folder's `last`; with `last`, a run that ended before
                 its first checkpoint starts over.
+            weights_only: how the checkpoint is unpickled, as in Lightning's `fit`.
             overwrite: replace the run in the folder, if there is one.
 
         Raises:

@@ -85,10 +85,12 @@ class WarmStart:
         """Let `module` start from the warm-started folder; create it if it is not cached.
 
         Args:
+            module: the algorithm, whose model is replaced.
+            data: the training prompts with their solutions.
             environment: the environment that answers the turns of the solutions.
             sampling: training's settings, with the limits of an episode.
-            dtype: in which the run computes.
-            device: on which it trains.
+            dtype: the data type in which the run computes.
+            device: the device on which it trains.
         """
         if not self.steps:
             return
@@ -123,6 +125,8 @@ class WarmStart:
         """Refuse data without solutions, with too few prompts or with solutions that are too long; load no weights.
 
         Args:
+            module: the algorithm.
+            data: the training prompts with their solutions.
             environment: answers the turns of the solutions.
             sampling: training's settings.
 
@@ -163,11 +167,11 @@ class WarmStart:
         prompts = list(data.stream.prompts)
         if self.categories is None:
             return prompts
-        there = {prompt.sample.category for prompt in prompts}
-        if missing := [category for category in self.categories if category not in there]:
+        categories = {prompt.sample.category for prompt in prompts}
+        if missing := [category for category in self.categories if category not in categories]:
             raise UserError(
                 f"warm_start.categories: no training prompt has the category {missing[0]!r}; the data has "
-                + (", ".join(map(repr, sorted(there - {""}))) or "none")
+                + (", ".join(map(repr, sorted(categories - {""}))) or "none")
             )
         return [prompt for prompt in prompts if prompt.sample.category in self.categories]
 
@@ -220,7 +224,7 @@ class WarmStart:
 
 
 class ExactMatch(Callback):
-    """Trains on the solutions, and ends the warm start once greedy decoding reproduces enough of those held out.
+    """Training on the solutions until greedy decoding reproduces enough of those held out.
 
     Args:
         start: says when to check, and how many have to be exact.
@@ -259,8 +263,15 @@ def exact_match(
     policy: Policy, pairs: list[Pair], tokenizer: Any, episodes: Episodes | None = None,
     sampling: Sampling = Sampling(),  # noqa: B008  # frozen
 ) -> float:  # fmt: skip
-    """Return the share of prompts that greedy decoding answers exactly like their solutions, in every turn, within the
-    limits of `sampling`."""
+    """Return the share of prompts that greedy decoding answers exactly like their solutions, in every turn.
+
+    Args:
+        policy: the trained policy.
+        pairs: prompts, each with its solution.
+        tokenizer: the model's tokenizer.
+        episodes: plays the episodes of prompts with an environment; None without one.
+        sampling: the limits of a completion; decoding is greedy.
+    """
     engine = HFEngine()
     engine.start(EngineContext.in_place(policy, tokenizer, len(pairs)))
     if episodes is None:

@@ -193,6 +193,7 @@ def largest_microbatch(
         prompt, completion: tokens of each.
         group: completions per prompt.
         prompts: prompts of a rollout on one process.
+        shared_prefix: whether completions of a group share the tokens of their prompt.
     """
     inputs = completion - 1  # nothing is predicted from the last token
     together = max(1, min(group, (budget - prompt) // max(inputs, 1))) if shared_prefix else 1  # of one prompt
@@ -207,6 +208,8 @@ def activations(layers: Layers, load: Microbatch, size: int, attention: int | No
     """Return the bytes that one layer keeps for its backward pass.
 
     Args:
+        layers: the sizes of the layers.
+        load: the micro-batch.
         size: bytes of a number in matrix products and in the residual stream.
         attention: bytes of a number in padded attention (on a CPU); None = span attention (on a GPU).
     """
@@ -232,6 +235,9 @@ def logit_bytes(shape: Shape, load: Microbatch, size: int, rows: int = GPU_ROWS)
     """Return the bytes of logits in their backward pass: those that are kept, and the current chunk.
 
     Args:
+        shape: the sizes of the model.
+        load: the micro-batch.
+        size: bytes of a number in matrix products: 2 under bf16-mixed, 4 under 32-true.
         rows: the fewest positions in a chunk.
     """
     count = load.scored * shape.vocabulary
@@ -242,12 +248,16 @@ def logit_bytes(shape: Shape, load: Microbatch, size: int, rows: int = GPU_ROWS)
 
 
 def teaching_memory(shape: Shape, load: Microbatch, strategy: Strategy, size: int) -> float:
-    """Return the bytes that the divergence from a teacher over the vocabulary adds to a step: the inputs of the
-    teacher's output layer, a copy of that layer if it is sharded or of another type, a chunk of its logits, and the
-    numbers that autograd keeps of a block of both models' logits.
+    """Return the bytes that the divergence from a teacher over the vocabulary adds to a step.
+
+    They are the inputs of the teacher's output layer, a copy of that layer if it is sharded or of another type, a chunk
+    of its logits, and the numbers that autograd keeps of a block of both models' logits.
 
     Args:
-        shape: the teacher's.
+        shape: the sizes of the teacher.
+        load: the micro-batch.
+        strategy: the training strategy.
+        size: bytes of a number in matrix products: 2 under bf16-mixed, 4 under 32-true.
     """
     logits = min(load.scored * shape.vocabulary, max(CHUNK_LOGITS, GPU_ROWS * shape.vocabulary))
     block = min(load.scored * shape.vocabulary, CHUNK_LOGITS)
@@ -268,6 +278,10 @@ def training_memory(
     """Return the bytes on one GPU at the peak of a training step, by term.
 
     Args:
+        shape: the sizes of the model.
+        load: the micro-batch.
+        strategy: the training strategy.
+        gpus: the number of GPUs.
         size: bytes of a number in matrix products: 2 under bf16-mixed, 4 under 32-true.
         reference: whether there is a reference model.
         attention: as in `activations`.
@@ -303,8 +317,16 @@ def training_memory(
 
 
 def state_memory(shape: Shape, strategy: Strategy, size: int, reference: bool) -> Terms:
-    """Return the bytes of the state between steps, summed over the GPUs that share it; `offload` keeps it on the
-    CPU."""
+    """Return the bytes of the state between steps, summed over the GPUs that share it.
+
+    `offload` keeps it on the CPU.
+
+    Args:
+        shape: the sizes of the model.
+        strategy: the training strategy.
+        size: bytes of a number in matrix products: 2 under bf16-mixed, 4 under 32-true.
+        reference: whether there is a reference model.
+    """
     plain = shape.parameters - shape.quantized
     fixed = plain - shape.trained if strategy.lora else 0
     return {
@@ -319,7 +341,11 @@ def generation_memory(shape: Shape, strategy: Strategy, sequences: int, tokens: 
     """Return the bytes that the Hugging Face engine needs for generation: keys and values, logits, gathered weights.
 
     Args:
+        shape: the sizes of the model.
+        strategy: the training strategy.
+        sequences: sequences that the engine generates at once.
         tokens: number of tokens whose keys and values the engine holds at once.
+        size: bytes of a number in matrix products: 2 under bf16-mixed, 4 under 32-true.
     """
     weights = shape.parameters * (size if strategy.sharded else copy(shape, strategy, size))
     return weights + tokens * kv_bytes_per_token(shape, size) + sequences * 3 * shape.vocabulary * FLOAT

@@ -61,9 +61,13 @@ class Plan:
     """A strategy, and the bytes it needs on each GPU.
 
     Args:
-        budget: its `tokens_per_microbatch`.
+        strategy: the strategy.
+        gpus: the GPUs of the run.
+        budget: the plan's `tokens_per_microbatch`.
+        terms: the bytes on each GPU, by term.
         host: bytes that it keeps in the CPUs' memory between steps, summed over all processes.
-        sequences: those that one GPU's vLLM generates at once; None = the engine is another one.
+        vllm_sleeps: whether vLLM frees its memory while the model trains.
+        sequences: sequences that one GPU's vLLM generates at once; None = the engine is another one.
     """
 
     strategy: Strategy
@@ -83,10 +87,12 @@ class Plan:
 
     @property
     def fits(self) -> bool:
+        """True if each GPU holds the plan and keeps the share `FREE` free."""
         return self.needs <= (1 - FREE) * self.gpus.gib * GIB
 
     @property
     def name(self) -> str:
+        """The plan in a few words, such as "FSDP2, offload"."""
         return (
             ("FSDP2" if self.strategy.sharded else "DDP" if self.gpus.count > 1 else "alone")
             + ", offload" * self.strategy.offload
@@ -112,7 +118,7 @@ class JobSizes:
         quantized: whether vLLM keeps its layers in 8 bits.
         vllm_sleeps: whether vLLM frees its memory during training.
         reference: whether there is a reference model.
-        teachers: those that are loaded.
+        teachers: the teachers that are loaded.
         compared: the teacher whose divergence over the vocabulary the loss has; None = there is none.
         lora: whether the config trains adapters.
         shared_prefix: whether a prompt is computed once for its whole group.
@@ -154,6 +160,7 @@ class JobSizes:
         """Return the tokens whose keys and values one GPU's engine holds at once.
 
         Args:
+            gpus: the GPUs of the run.
             most: sequences that the engine generates at once.
             shared: whether a group's completions share the keys and values of their prompt.
         """
@@ -166,6 +173,7 @@ class JobSizes:
         It is the configured share, or at least one in which `LEAST_SEQUENCES` are generated at once.
 
         Args:
+            gpus: the GPUs of the run.
             free: the share that training leaves.
         """
         if not self.share:
@@ -184,6 +192,7 @@ class JobSizes:
         """Return how many sequences of full length vLLM generates at once on one GPU.
 
         Args:
+            gpus: the GPUs of the run.
             vllm: bytes that it has there.
         """
         room = (vllm - self._vllm_weights) / kv_bytes_per_token(self.whole, self.size)
@@ -200,6 +209,7 @@ class JobSizes:
         """Return a plan for every strategy, the fastest first, those with adapters last.
 
         Args:
+            gpus: the GPUs of the run.
             budget: replaces the job's own budget.
         """
         multi_gpu = [(True, False)] if gpus.count > 1 else []
@@ -231,6 +241,7 @@ class JobSizes:
         Shards on the CPU come last, and before them strategies that leave vLLM memory for few sequences at once.
 
         Args:
+            gpus: the GPUs of the run.
             placement: whether weights are sharded and kept on the CPU; None = choose.
             checkpointing: None = choose.
         """
@@ -257,6 +268,7 @@ class JobSizes:
         """Return the plan with the most tokens in a micro-batch that fit: doubled up to those of a step.
 
         Args:
+            plan: a plan of this job.
             most: a limit; None = no other.
         """
         enough = self.step_tokens(plan.gpus) if most is None else min(most, self.step_tokens(plan.gpus))
@@ -269,8 +281,10 @@ class JobSizes:
         return best
 
     def fits_each_machine(self, plan: Plan, machines: int) -> bool:
-        """Return whether each machine holds a copy of the sharded model by itself, so that only gradients cross the
-        network."""
+        """Return whether each machine holds a copy of the sharded model by itself.
+
+        Then only gradients cross the network.
+        """
         on_one_machine = replace(self, prompts=max(1, self.prompts // machines))
         gpus = GPUs(plan.gpus.count // machines, plan.gpus.gib)
         return plan.strategy.sharded and machines > 1 and on_one_machine.plan(plan.strategy, gpus, plan.budget).fits
@@ -291,6 +305,8 @@ class JobSizes:
         """Return the plan of a strategy.
 
         Args:
+            strategy: the strategy.
+            gpus: the GPUs of the run.
             budget: `tokens_per_microbatch`.
         """
         shape = self.adapted if strategy.lora else self.whole
@@ -348,7 +364,14 @@ def describe_job(
     rollout: RolloutCallback,
     precision: str,
 ) -> JobSizes:
-    """Collect the sizes of a config; read at most the config of the model, no weights."""
+    """Collect the sizes of a config; read at most the config of the model, no weights.
+
+    Args:
+        module: the algorithm, before its weights load.
+        data: the data.
+        rollout: the engine and the sampling settings.
+        precision: the Trainer's precision, such as `bf16-mixed`.
+    """
     known = None if module.config_overrides else PUBLISHED.get(module.model)
     config = known or load_model_config(module.model_folder)
     engine = rollout.generator
@@ -398,8 +421,10 @@ def describe_run(trainer: Trainer, module: RLVRModule, data: PromptDataModule) -
 
 
 def device_memory(trainer: Trainer) -> float:
-    """Return the bytes of the smallest GPU's memory on this machine that the run uses, or each process's share of the
-    machine's memory without GPUs."""
+    """Return the bytes of memory of the smallest GPU on this machine that the run uses.
+
+    Without GPUs, it is each process's share of the machine's memory.
+    """
     strategy: Any = trainer.strategy
     if strategy.root_device.type == "cuda":
         devices = getattr(strategy, "parallel_devices", None) or [strategy.root_device]

@@ -97,8 +97,10 @@ def split_calls(text: str) -> tuple[str, list[Call]]:
 
 
 def _is_mentioned(before: str, behind: str) -> bool:
-    """Return whether a mark of calls, behind which there is none, is only spoken of: in quotation marks, or as a word
-    within a line, without any bracket behind it."""
+    """Return whether a mark of calls, behind which there is none, is only spoken of.
+
+    It is in quotation marks, or a word within a line without any bracket behind it.
+    """
     line = before.rpartition("\n")[2]
     behind = behind[: further.start()] if (further := _OPENING.search(behind)) else behind
     is_word = re.match(r"[\s.,;:]|\Z", behind) and not re.search(r"[{(\[]|<[^/]", behind)
@@ -121,10 +123,10 @@ def _read_calls(form: str, text: str, start: int) -> tuple[list[Call], int]:
 
 
 def _bare_calls(text: str) -> tuple[str, list[Call]]:
-    """Return the text before, and the calls of a turn that are JSON objects with a name and arguments, from the first
-    line that begins with one, or the one call that is a turn of a line with the name and an object; [] for other JSON.
+    """Return the text before the JSON calls of a turn, and the calls; [] for other JSON.
 
-    JSON that has the keys of a call and cannot be read is a call with a problem.
+    Calls are JSON objects with a name and arguments, from the first line that begins with one. A turn of one line with
+    the name and an object is one call. JSON that has the keys of a call and cannot be read is a call with a problem.
     """
     for match in islice(_JSON_LINE.finditer(text), MAX_ENDINGS):
         calls, end = _json_calls(text, match.end())
@@ -172,12 +174,12 @@ def _is_call(value: Any) -> bool:
 
 def _tagged_calls(text: str) -> list[Call]:
     """Read what is between `<tool_call>` tags: XML with a function, a name with keys and values, or JSON."""
-    if found := _FUNCTION.match(text):
-        if found[2].lstrip().startswith("{"):
-            return [_with_arguments(found[1].strip(), found[2])]
-        return [_bare_text_call(found[1].strip(), _PARAMETER, found[2])]
-    if found := _KEYED.match(text):
-        return [_bare_text_call(found[1], _KEY_VALUE, found[2])]
+    if match := _FUNCTION.match(text):
+        if match[2].lstrip().startswith("{"):
+            return [_with_arguments(match[1].strip(), match[2])]
+        return [_bare_text_call(match[1].strip(), _PARAMETER, match[2])]
+    if match := _KEYED.match(text):
+        return [_bare_text_call(match[1], _KEY_VALUE, match[2])]
     return _written_calls(text)
 
 
@@ -217,7 +219,8 @@ def _written_calls(text: str, read: Callable[[Any], list[Call]] = _as_calls) -> 
     """Read calls as JSON, which may be fenced.
 
     Args:
-        read: reads the value.
+        text: the JSON.
+        read: makes calls of the value.
     """
     try:
         value = _DECODER.decode(_without_fence(text))
@@ -252,7 +255,7 @@ _JSON_NAMES = {"true": True, "false": False, "null": None}
 
 
 class _JSONNames(ast.NodeTransformer):
-    """Replaces `true`, `false` and `null`, which LFM2 writes in calls as in Python."""
+    """A replacement of `true`, `false` and `null`, which LFM2 writes in calls as in Python."""
 
     def visit_Name(self, node: ast.Name) -> ast.expr:
         return ast.Constant(_JSON_NAMES[node.id]) if node.id in _JSON_NAMES else node
@@ -269,14 +272,14 @@ def _python_call(node: ast.AST | None) -> Call:
 
 def _gemma_calls(text: str) -> list[Call]:
     """Read `call:name{key:value}`, which is JSON with bare keys and `<|"|>` as quotation marks."""
-    found = _GEMMA.match(text)
-    if not found:
+    call_match = _GEMMA.match(text)
+    if not call_match:
         return [Call(problem="a call is written as call:name{key:value}")]
 
     def quoted(match: re.Match[str]) -> str:
         return json.dumps(match["key"] if match["text"] is None else match["text"])
 
-    return [_with_arguments(found[1], _GEMMA_PART.sub(quoted, found[2]))]
+    return [_with_arguments(call_match[1], _GEMMA_PART.sub(quoted, call_match[2]))]
 
 
 def _harmony_calls(text: str) -> list[Call]:
@@ -286,8 +289,11 @@ def _harmony_calls(text: str) -> list[Call]:
 
 
 def _named_calls(separator: str, text: str) -> list[Call]:
-    """Read a name and its arguments as JSON, with a separator between: `functions.f:0` and `f[CALL_ID]abc` are `f`;
-    where the head is `function`, the name is the first line behind the separator."""
+    """Read a name and its arguments as JSON, with a separator between.
+
+    `functions.f:0` and `f[CALL_ID]abc` are `f`; where the head is `function`, the name is the first line behind the
+    separator.
+    """
     head, found, arguments = text.partition(separator)
     if not found:
         return _written_calls(text)

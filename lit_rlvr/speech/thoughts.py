@@ -99,6 +99,7 @@ def without_thoughts(text: str, open_thoughts: bool = False) -> str:
     """Return the answer in a text; "" if its thoughts never end.
 
     Args:
+        text: the text of a turn.
         open_thoughts: thoughts that never end count as answer.
     """
     parts = split_thoughts(text)

@@ -159,9 +159,10 @@ class WorkerPool:
         """Call `function` ("module:name") once per tuple of arguments; return the outcomes in that order.
 
         Args:
-            arguments: picklable, like the values.
+            function: the function, or its name "module:name".
+            arguments: the arguments of each call, picklable, like the values.
             waiting: logs calls that take long.
-            limits: those of `Isolation` that differ from the pool's.
+            limits: the limits of `Isolation` that differ from the pool's.
 
         Raises:
             UserError: a worker could not start or load the function, or the function raised it.
@@ -297,6 +298,7 @@ def listen(pools: Sequence[WorkerPool], block: bool = True) -> list[tuple[int, O
     """Wait for the busy workers of some pools, and give them their next work.
 
     Args:
+        pools: the pools.
         block: wait until a worker has answered, hit a limit or died; else only look whether one has.
 
     Returns:

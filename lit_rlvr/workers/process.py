@@ -123,6 +123,7 @@ class WorkerProcess:
 
     @property
     def alive(self) -> bool:
+        """True while the process runs."""
         return self.process.poll() is None
 
     def load(self, function: Function, seconds: float) -> None:

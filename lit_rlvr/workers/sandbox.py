@@ -66,6 +66,7 @@ def run(program: str, text: str, limits: ProgramLimits, function: str = "") -> s
     Args:
         program: the source code.
         text: standard input; with a `function`, that function's arguments, one line of JSON each.
+        limits: limits on the program's CPU time and address space.
         function: call this function of the program, or the method of this name of its class `Solution`, and return
             the value as JSON; "" = run the program as a script.
 

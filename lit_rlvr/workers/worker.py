@@ -93,8 +93,10 @@ def _address_space_mb() -> int:
 
 @contextmanager
 def limited(cpu_seconds: float, memory_mb: int) -> Iterator[None]:
-    """Kill this process after `cpu_seconds` of its CPU time (SIGPROF's default action, accurate to some ms; RLIMIT_CPU
-    only counts whole seconds), and make allocations fail once the address space would exceed `memory_mb` MiB.
+    """Limit the CPU time and the address space of this process.
+
+    SIGPROF kills it after `cpu_seconds` of its CPU time, accurate to some ms, where RLIMIT_CPU only counts whole
+    seconds. Allocations fail once the address space would exceed `memory_mb` MiB.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     size = memory_mb * 2**20
@@ -108,10 +110,10 @@ def limited(cpu_seconds: float, memory_mb: int) -> Iterator[None]:
 
 
 class UnlimitedImports:
-    """Keeps imports in the body of a call out of its CPU and memory limits: only a worker's first call pays for them.
+    """An importer that keeps imports in the body of a call out of its CPU and memory limits.
 
-    An import that never ends is stopped by the wall clock. importlib calls `_find_and_load` for modules that are not
-    imported yet, also from C.
+    Only a worker's first call pays for them. An import that never ends is stopped by the wall clock. importlib calls
+    `_find_and_load` for modules that are not imported yet, also from C.
 
     Attributes:
         memory_mb: address space that such imports have taken.

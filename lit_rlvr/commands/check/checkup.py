@@ -134,7 +134,15 @@ class Checkup:
         return self.kinds[GOLD].rate if GOLD in self.kinds else Rate()
 
     def add(self, text: TriedText, gold: Gold, paid: bool, gold_paid: bool, detail: str) -> None:
-        """Count a judged text."""
+        """Count a judged text.
+
+        Args:
+            text: the judged text.
+            gold: the row's reference answer.
+            paid: whether the reward pays for the text.
+            gold_paid: whether it pays for the gold completion.
+            detail: what the reward says of the text.
+        """
         is_error = paid != text.keeps
         (self.right_texts if text.keeps else self.wrong_texts).add(is_error)
         if text.short:
@@ -175,6 +183,8 @@ def check_reward(reward: Reward, samples: Sequence[Sample], seconds: float) -> C
     """Judge rewritten gold answers and short texts of some samples.
 
     Args:
+        reward: the reward to check.
+        samples: samples with reference answers.
         seconds: begin no further batch of rows after this time.
 
     Raises:
@@ -203,7 +213,15 @@ def check_reward(reward: Reward, samples: Sequence[Sample], seconds: float) -> C
 def judge_rows(
     reward: Reward, golds: Sequence[Gold], frequent: Sequence[str], in_endings: bool, checkup: Checkup
 ) -> None:
-    """Judge all texts of some rows in one batch, and count them."""
+    """Judge all texts of some rows in one batch, and count them.
+
+    Args:
+        reward: the reward to check.
+        golds: the rows' reference answers.
+        frequent: the most frequent answers of the data.
+        in_endings: whether answers also stand in `ENDINGS`.
+        checkup: counts the judged texts.
+    """
     texts = [texts_of(gold, frequent, in_endings) for gold in golds]
     pairs = [(written(text.text), gold.sample) for gold, row in zip(golds, texts, strict=True) for text in row]
     results = iter(reward.score(pairs))
@@ -224,8 +242,9 @@ def is_paid(result: RewardResult, gold: RewardResult, floor: RewardResult) -> bo
     """Return True if a reward calls a text right or, where it does not report that, if it pays as for the gold one.
 
     Args:
+        result: the result of the text.
         gold: the result of the gold completion.
-        floor: that of an empty text.
+        floor: the result of an empty text.
     """
     if result.correct is not None:
         return result.correct
@@ -251,6 +270,8 @@ def texts_of(gold: Gold, frequent: Sequence[str], in_endings: bool = False) -> l
     """Return the texts of a row, each once: those of the rewrites, then the short texts.
 
     Args:
+        gold: the row's reference answer.
+        frequent: the most frequent answers of the data.
         in_endings: whether answers also stand in `ENDINGS`.
     """
     rewrites = [rewrite for rewrite in REWRITES if gold.kind in rewrite.kinds] if gold.answer else []

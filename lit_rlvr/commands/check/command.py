@@ -129,6 +129,7 @@ def check(name: str, options: dict[str, Any]) -> list[Finding]:
     """Measure the class or function that a name stands for; compare our losses with their published values.
 
     Args:
+        name: a class of an algorithm or an advantage, or the dotted path of a function.
         options: the class's `init_args`.
 
     Raises:

@@ -39,6 +39,7 @@ class Gold:
     """The reference answer of a sample.
 
     Args:
+        sample: the sample that it answers.
         kind: the kind of the answer.
         answer: its text without dollars; of a choice the letter, of code the program.
         write: makes a completion of an answer, in the form that the reward reads.
@@ -63,6 +64,7 @@ class Gold:
 
     @property
     def is_boxed(self) -> bool:
+        """True if the completion is the answer in a box."""
         return self.text == f"\\boxed{{{self.answer}}}"
 
     @property
@@ -86,6 +88,7 @@ def read_gold(sample: Sample, write: Callable[[str], str]) -> Gold:
     """Read the reference answer of a sample.
 
     Args:
+        sample: the sample.
         write: makes a completion of an answer.
     """
     row = sample.row
@@ -159,8 +162,10 @@ def is_item(item: str) -> bool:
 
 
 def split_brackets(answer: str) -> tuple[str, str, str]:
-    """Return the opening bracket around an answer, what stands between, and the closing one; brackets are "" if there
-    are none."""
+    """Split an answer into its opening bracket, the text between, and its closing bracket.
+
+    Brackets are "" if there are none.
+    """
     match = _BRACKETS.fullmatch(answer)
     depth = 0
     for character in match[2] if match else ")":

@@ -41,14 +41,16 @@ def check_algorithm(algorithm: RLVRModule, expect: str | None = None) -> list[Fi
     def estimate(batch: FrozenBatch) -> Tensor:
         return deepcopy(algorithm).estimate(batch.group)[0]
 
-    flat, own = batches.equal_rewards(batch), deepcopy(algorithm)
-    own.observe(flat.group)
+    flat, observer = batches.equal_rewards(batch), deepcopy(algorithm)
+    observer.observe(flat.group)
     return [
         *([has_published_values(prepare, expect, name) for name in batches.BATCHES] if expect else []),
         *properties.loss_findings(prepare, batch, algorithm.stops_gradient),
         properties.rewards_what_is_right(estimate, batch),
         Finding("zero advantages", _zero_advantages(algorithm, batch), 0, "gradient where the advantage is 0"),
-        properties.flat_finding(properties.replay_step(algorithm_step(flat, own, own.advantage(flat.group)), flat)),
+        properties.flat_finding(
+            properties.replay_step(algorithm_step(flat, observer, observer.advantage(flat.group)), flat)
+        ),
         Finding("ratio", _ratio(algorithm, batch), 0, "1 if has_ratio and the loss disagree on the use of x.old_logp"),
     ]
 
@@ -89,12 +91,14 @@ def _without_terms(algorithm: RLVRModule) -> RLVRModule:
 
 
 def _zero_advantages(algorithm: RLVRModule, batch: FrozenBatch) -> float:
-    """Compare the gradient of rows with advantage 0 with 0, without the terms; 0 for a class that says
-    that it runs such rows."""
-    own = _without_terms(algorithm)
-    if own.trains_all_rows:
+    """Compare the gradient of rows with advantage 0 with 0, without the terms.
+
+    A class may declare that it runs such rows; then the result is 0.
+    """
+    without_terms = _without_terms(algorithm)
+    if without_terms.trains_all_rows:
         return 0.0
-    step = algorithm_step(batch, own)
+    step = algorithm_step(batch, without_terms)
     live = torch.arange(len(batch.logp)) % 2 == 0  # (B,)
     advantages = (step.advantages.reshape(len(live), -1) * live[:, None]).view_as(step.advantages)
     _, gradient = loss_and_gradient(step, batch, None, advantages)
@@ -103,14 +107,14 @@ def _zero_advantages(algorithm: RLVRModule, batch: FrozenBatch) -> float:
 
 def _ratio(algorithm: RLVRModule, batch: FrozenBatch) -> float:
     """Return 0 if the gradient depends on the log-probabilities at rollout time just if `has_ratio` says so, else 1."""
-    own = _without_terms(algorithm)
-    advantages, _ = own.estimate(batch.group)
+    without_terms = _without_terms(algorithm)
+    advantages, _ = without_terms.estimate(batch.group)
     logp = batch.logp.clone().requires_grad_(True)
-    x = frozen_inputs(batch, own, logp, advantages)
+    x = frozen_inputs(batch, without_terms, logp, advantages)
     gradients = [
         torch.autograd.grad(
-            own.loss(replace(x, old_logp=x.old_logp - shift, rollout_logp=x.rollout_logp - shift))[0], logp
+            without_terms.loss(replace(x, old_logp=x.old_logp - shift, rollout_logp=x.rollout_logp - shift))[0], logp
         )[0]
         for shift in (0, 0.01)
     ]
-    return float(own.has_ratio == torch.equal(*gradients))
+    return float(without_terms.has_ratio == torch.equal(*gradients))

@@ -71,6 +71,8 @@ def algorithm_step(batch: FrozenBatch, algorithm: RLVRModule, advantages: Tensor
     """Return the optimizer step of an algorithm on a batch.
 
     Args:
+        batch: the frozen batch.
+        algorithm: the algorithm to measure.
         advantages: (P, G) or (B, T); None = the algorithm estimates them, and takes note of the rewards.
     """
     algorithm = copy(algorithm)
@@ -100,8 +102,10 @@ def frozen_inputs(batch: FrozenBatch, algorithm: RLVRModule, logp: Tensor, advan
     """Build the loss inputs of the whole batch, as one optimizer step.
 
     Args:
-        logp: (B, T), with a gradient.
-        advantages: (P, G) or (B, T).
+        batch: the frozen batch.
+        algorithm: the algorithm to measure.
+        logp: (B, T) log-probabilities, with a gradient.
+        advantages: (P, G) or (B, T) advantages.
     """
     size = batch.rewards.shape[1]
     lengths = batch.mask.sum(1)  # (B,)
@@ -109,20 +113,20 @@ def frozen_inputs(batch: FrozenBatch, algorithm: RLVRModule, logp: Tensor, advan
     weight = aggregation_weights(
         batch.mask, size, algorithm.loss_options.aggregation, rows, int(lengths.sum()), batch.max_tokens
     ).to(logp.dtype)
-    given = advantages.to(logp.dtype)
-    given = given.reshape(-1, 1) if advantages.shape == batch.rewards.shape else given  # (B, 1) or (B, T)
+    per_row = advantages.to(logp.dtype)
+    per_row = per_row.reshape(-1, 1) if advantages.shape == batch.rewards.shape else per_row  # (B, 1) or (B, T)
     rollout = batch.old_logp if batch.rollout_logp is None else batch.rollout_logp
     tokens, sequences = correction_weights(
-        logp, batch.old_logp, rollout, batch.mask, given, algorithm.choose_correction(batch.rollout_logp is None)
+        logp, batch.old_logp, rollout, batch.mask, per_row, algorithm.choose_correction(batch.rollout_logp is None)
     )
     if batch.objective_mask is not None:
         tokens = tokens * batch.objective_mask
-    counted, selected = _chosen_tokens(batch, algorithm, given, rollout)
+    counted, selected = _chosen_tokens(batch, algorithm, per_row, rollout)
     return LossInputs(
         logp=logp,
         old_logp=batch.old_logp,
         mask=batch.mask,
-        advantages=given,
+        advantages=per_row,
         token_weight=weight * tokens if counted is None else weight * tokens * counted,
         row_weight=sequences / rows,
         prompt=torch.arange(len(lengths)) // size,
@@ -137,7 +141,14 @@ def frozen_inputs(batch: FrozenBatch, algorithm: RLVRModule, logp: Tensor, advan
 def _chosen_tokens(
     batch: FrozenBatch, algorithm: RLVRModule, advantages: Tensor, rollout: Tensor
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return the results (B, T) of `select_tokens` on the whole batch; None = it is not asked."""
+    """Return the results (B, T) of `select_tokens` on the whole batch; None = it is not asked.
+
+    Args:
+        batch: the frozen batch.
+        algorithm: the algorithm to measure.
+        advantages: (B, 1) or (B, T) advantages.
+        rollout: (B, T) log-probabilities at sampling time.
+    """
     if not algorithm.needs_step_tokens:
         return None, None
     if batch.entropy is None and algorithm.loss_options.top_entropy_quantile < 1:

@@ -25,6 +25,8 @@ def read_set(argument: str, rows: int, seed: int) -> list[Sample]:
 
     Args:
         argument: a file; a DataModule, with `=FILE` unless it makes its own rows; or a config, by name or path.
+        rows: how many rows to draw.
+        seed: the seed of the draw.
 
     Raises:
         UserError: there is no such set, or it has no row.

@@ -28,6 +28,7 @@ def shortcuts(gold: Gold, frequent: Sequence[str]) -> Iterator[tuple[str, str, s
     """Yield (kind, the short text, the completion) for short texts that do not answer the row's question.
 
     Args:
+        gold: the row's reference answer.
         frequent: the most frequent answers of the data.
     """
     if gold.kind in PROGRAMS:

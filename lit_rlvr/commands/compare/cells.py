@@ -26,6 +26,9 @@ class ClusterCommand:
     """The next command of a cell, as a job runs it on one machine; the cluster queues a preempted job again.
 
     Args:
+        study: the study.
+        cell: the cell to run.
+        root: the study's folder.
         log: receives the command's output.
     """
 
@@ -73,18 +76,19 @@ class ClusterJob:
     kill = terminate
 
     def wait(self) -> int:
+        """Wait for the end of the job; return its exit status."""
         while self.poll() is None:
             time.sleep(1)
         return int(self.returncode or 0)
 
 
 class Cluster:
-    """Submits commands as jobs.
+    """A cluster that runs commands as its jobs.
 
     Args:
         root: the study's folder, which all machines can access.
-        options: of submitit's `AutoExecutor`, such as {slurm_partition: gpu, gpus_per_node: 8, timeout_min: 720}, and
-            `cluster` (slurm by default; local runs the jobs on this machine, for a test).
+        options: options of submitit's `AutoExecutor`, such as {slurm_partition: gpu, gpus_per_node: 8, timeout_min:
+            720}, and `cluster` (slurm by default; local runs the jobs on this machine, for a test).
 
     Raises:
         UserError: submitit or Slurm is not installed, an option is unknown, or `timeout_min` is missing.
@@ -105,11 +109,12 @@ class Cluster:
             raise UserError(f"--cluster: {' '.join(str(error).split())}") from error
 
     def start(self, study: Study, cell: Cell, log: Path) -> ClusterJob:
+        """Submit the next command of a cell."""
         return ClusterJob(self._executor.submit(ClusterCommand(study, cell, self.root, log.absolute())), log)
 
 
 class Progress:
-    """Records in the study's folder when a cell starts and ends, and prints a line on stderr each time.
+    """The progress of a study: each start and end of a cell, in its folder and as a line on stderr.
 
     Args:
         folder: the study's folder.
@@ -124,6 +129,7 @@ class Progress:
             self._say(f"{self.done} of {self.total} cells are done already")
 
     def started(self, cell: Cell) -> None:
+        """Record that a cell runs, and print it."""
         self.folder.set_status(cell, "running")
         number = self.done + len(self._started) + 1
         self._started[cell] = (number, time.monotonic())
@@ -162,6 +168,8 @@ def run_cells(folder: StudyFolder, jobs: int, lock: int, cluster: Cluster | None
     When this process is interrupted or killed, the running cells save and exit with it.
 
     Args:
+        folder: the study's folder, which records each cell's progress.
+        jobs: cells that run at the same time.
         lock: descriptor that the processes keep open.
         cluster: where to run them; None = as processes of this machine.
     """

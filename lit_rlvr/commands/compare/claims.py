@@ -48,6 +48,7 @@ class PrintedClaim:
 
     @property
     def measure(self) -> str:
+        """What the claim is about, for tables."""
         if self.suite is not None:
             return f"{self.metric}, {self.suite}"
         return f"{self.metric}, last quarter of training" if "/" in self.metric else self.metric
@@ -96,7 +97,8 @@ class DecidedClaim:
     """A claim with its result.
 
     Args:
-        result: None if no seed has both values.
+        claim: the printed claim.
+        result: the measured differences; None if no seed has both values.
     """
 
     claim: PrintedClaim
@@ -104,6 +106,7 @@ class DecidedClaim:
 
     @property
     def verdict(self) -> str:
+        """The verdict on the claim, or that it is exploratory."""
         if not self.claim.primary:
             return "exploratory"
         return "cannot tell" if self.result is None else self.result.reading

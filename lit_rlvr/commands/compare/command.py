@@ -77,6 +77,7 @@ def compare(study: Study, root: Path, jobs: int = 1, cluster: Mapping[str, Any] 
     """Run the cells of a study that are not done, and write its tables and figures.
 
     Args:
+        study: the study.
         root: the study's folder; `study.json`, `results.json`, `results.md`, `figures/` and `runs/` go there.
         jobs: cells that run at the same time.
         cluster: options of `Cluster`, to run them as jobs of a cluster.

@@ -41,6 +41,8 @@ def draw_figures(study: Study, runs: Sequence[FinishedRun], folder: Path) -> dic
     """Draw every figure for which there is data.
 
     Args:
+        study: the study.
+        runs: its finished runs.
         folder: receives a subfolder for each task.
 
     Returns:
@@ -74,7 +76,9 @@ def band(runs: Sequence[FinishedRun], x: str | None, metric: str) -> tuple[np.nd
     It smooths each run and interpolates linearly between its points, over the range that all runs cover.
 
     Args:
+        runs: runs of one cell that differ in their seed.
         x: metric for the x axis; None = the step.
+        metric: metric for the y axis.
     """
     curves = [[(row[x] if x else step, row[metric]) for step, row in r.rows.items() if metric in row] for r in runs]
     curves = [smoothed(curve) for curve in curves if curve]
@@ -127,7 +131,9 @@ def new_figure(title: str, x: str, count: int = 1) -> tuple[Any, Any]:
     """Return a figure and its pairs of axes, next to one another.
 
     Args:
+        title: title of the figure.
         x: label of the x axes.
+        count: number of pairs.
     """
     from matplotlib.figure import Figure
 
@@ -141,7 +147,16 @@ def new_figure(title: str, x: str, count: int = 1) -> tuple[Any, Any]:
 
 
 def draw_line(axis: Any, name: str, colour: Any, x: np.ndarray, mean: np.ndarray, deviation: np.ndarray) -> None:
-    """Draw means with their deviations as a band: (n,) each."""
+    """Draw means with their deviations as a band: (n,) each.
+
+    Args:
+        axis: the axes to draw on.
+        name: the line's name in the legend.
+        colour: its colour.
+        x: (n,) places on the x axis.
+        mean: (n,) means.
+        deviation: (n,) standard deviations; the band reaches one to each side.
+    """
     axis.plot(
         x, mean, label=name, color=colour, linewidth=1.6, marker="o" if len(x) <= 20 else None, markersize=3
     )  # fmt: skip

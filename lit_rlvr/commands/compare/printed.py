@@ -22,7 +22,8 @@ class PrintedValue:
     """A printed value, in percent.
 
     Args:
-        deviation: over the paper's seeds; None if it prints none.
+        value: the value in percent.
+        deviation: standard deviation over the paper's seeds; None if it prints none.
     """
 
     value: float
@@ -74,6 +75,7 @@ class PrintedTable:
 
     @property
     def title(self) -> str:
+        """The title of the table: task, suite and metric."""
         return ", ".join(filter(None, [self.task, self.suite, self.metric]))
 
     def ours(self, row: str, column: str, task: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -101,6 +103,8 @@ class Paper:
     Args:
         study: the study that makes the tables and decides the claims.
         seeds: the paper's seeds behind a printed deviation; None = not stated.
+        tables: the printed tables.
+        claims: the printed claims.
     """
 
     study: str
@@ -112,6 +116,7 @@ class Paper:
         """Refuse tables and claims about tasks, cells or suites that the study does not have.
 
         Args:
+            study: the study that the paper's tables are compared with.
             suites: the names of the study's suites.
 
         Raises:
@@ -129,12 +134,12 @@ class Paper:
 def _check_known(
     study: Study, task: str, cells: Iterable[str], columns: Iterable[str], known: Collection[str]
 ) -> None:  # fmt: skip
-    for kind, names, there in (
+    for kind, names, existing in (
         ("task", [task], study.tasks), ("cell", cells, [*study.names, BEFORE]), ("suite or column", columns, known),
     ):  # fmt: skip
         for name in names:
-            if name not in there:
-                raise UserError(f"{study.name} has no {kind} {name!r}; it has {', '.join(there) or 'none'}")
+            if name not in existing:
+                raise UserError(f"{study.name} has no {kind} {name!r}; it has {', '.join(existing) or 'none'}")
 
 
 def load_printed(name: str) -> Paper:

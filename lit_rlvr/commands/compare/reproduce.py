@@ -29,8 +29,10 @@ from lit_rlvr.evaluation.results import markdown_table
 def compared(
     paper: Paper, results: Mapping[str, Any]
 ) -> Iterator[tuple[PrintedTable, dict[str, dict[str, tuple[PrintedValue, Mapping[str, Any] | None]]]]]:
-    """Yield each printed table with row -> column -> the printed value and our spread over seeds, or None without
-    one."""
+    """Yield each printed table as row -> column -> (the printed value, our spread over seeds).
+
+    The spread is None where there is none.
+    """
     for table in paper.tables:
         task = results["tasks"][table.task]
         yield (
@@ -64,8 +66,10 @@ def _cell(printed: PrintedValue, ours: Mapping[str, Any] | None) -> str:
 
 
 def as_data(paper: Paper, results: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the tables of `compared` for JSON: title -> row -> column -> the printed value and its deviation in
-    percent, and our spread in shares."""
+    """Return the tables of `compared` for JSON: title -> row -> column -> values.
+
+    The printed value and its deviation are in percent, our spread is in shares.
+    """
     return {
         table.title: {
             row: {
@@ -84,10 +88,16 @@ asked: `settings.json` in each run's folder `evaluation`."""
 
 
 def reproduce(name: str, out: Path, jobs: int = 1, cluster: Mapping[str, Any] | None = None) -> None:
-    """Run the study of a paper's table, and write `reproduced.md` with our values next to the printed ones, and with
-    the verdicts on its claims.
+    """Run the study of a paper's table, and write `reproduced.md`.
 
-    If some cells failed, it does so with the others, names the failed ones, and then raises the error of `compare`.
+    The page has our values next to the printed ones, and the verdicts on the paper's claims. If some cells failed,
+    it has the others and names the failed ones; then this raises the error of `compare`.
+
+    Args:
+        name: name of the paper's file of printed tables.
+        out: the study's folder.
+        jobs: cells that run at the same time.
+        cluster: options of `Cluster`, to run them as jobs of a cluster.
 
     Raises:
         UserError: as `compare` and `load_printed`.

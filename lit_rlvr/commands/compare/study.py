@@ -32,6 +32,9 @@ class Cell:
     """One run of a study.
 
     Args:
+        task: name of the task.
+        name: name of the cell, as in the tables.
+        seed: seed of the run.
         config: the config of `fit`, without the run folder.
     """
 
@@ -54,6 +57,7 @@ class Study:
     """A comparison.
 
     Args:
+        name: name of the study.
         cells: all cells, ordered by seed, so that the first seed covers every task and algorithm.
         baseline: name of the cell to compare the others with.
         budget: steps, samples or tokens, and how many.
@@ -74,6 +78,7 @@ class Study:
 
     @property
     def tasks(self) -> list[str]:
+        """The names of the tasks, in the order of the cells."""
         return list(dict.fromkeys(cell.task for cell in self.cells))
 
     @property
@@ -88,6 +93,7 @@ class Study:
 
     @property
     def seeds(self) -> list[int]:
+        """The seeds, in the order of the cells."""
         return list(dict.fromkeys(cell.seed for cell in self.cells))
 
 
@@ -159,11 +165,11 @@ def _resolve_suite(suite: str | dict[str, Any], path: Path) -> str | dict[str, A
     return f"{name}{equals}{path_near.resolve()}" if path_near.is_file() else suite
 
 
-def _named(given: Any, key: str, path: Path) -> dict[str, dict[str, Any]]:
+def _named(section: Any, key: str, path: Path) -> dict[str, dict[str, Any]]:
     """Check the tasks or cells, whose names become folders; return name -> config."""
-    if not isinstance(given, dict) or not given:
+    if not isinstance(section, dict) or not section:
         raise UserError(f"STUDY: {path}: {key}: give a mapping of names to the options each changes")
-    named = {str(name): config or {} for name, config in given.items()}
+    named = {str(name): config or {} for name, config in section.items()}
     allowed = [key for key in TOP_KEYS if key not in SET_BY_STUDY]
     for name, config in named.items():
         where = f"STUDY: {path}: {key}.{name}"
@@ -176,12 +182,12 @@ def _named(given: Any, key: str, path: Path) -> dict[str, dict[str, Any]]:
     return named
 
 
-def _budget(given: Any, path: Path) -> tuple[str, int]:
-    if isinstance(given, dict) and len(given) == 1:
-        ((unit, count),) = given.items()
+def _budget(section: Any, path: Path) -> tuple[str, int]:
+    if isinstance(section, dict) and len(section) == 1:
+        ((unit, count),) = section.items()
         if unit in BUDGETS and type(count) is int and count > 0:
             return unit, count
-    raise UserError(f"STUDY: {path}: budget: give one of {', '.join(BUDGETS)} with a positive number, not {given!r}")
+    raise UserError(f"STUDY: {path}: budget: give one of {', '.join(BUDGETS)} with a positive number, not {section!r}")
 
 
 def _bases(layer: dict[str, Any], path: Path) -> Iterator[dict[str, Any]]:

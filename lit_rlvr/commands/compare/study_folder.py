@@ -36,6 +36,8 @@ class State:
     """The progress of a cell.
 
     Args:
+        cell: the cell.
+        status: how far it is.
         error: the error of a failed cell, in one line.
     """
 
@@ -48,7 +50,8 @@ class StudyFolder:
     """`study.json` and the cells' run folders.
 
     Args:
-        root: created if necessary.
+        root: the folder, created if necessary.
+        study: the study.
 
     Raises:
         UserError: the folder holds another study or a different version of this one, or cannot be written.
@@ -71,6 +74,7 @@ class StudyFolder:
         self._write()
 
     def with_status(self, *statuses: CellStatus) -> list[State]:
+        """Return the states of the cells that have one of these statuses."""
         return [state for state in self.states.values() if state.status in statuses]
 
     def _write(self) -> None:
@@ -157,6 +161,7 @@ class CellCommand:
         return shlex.join(self.arguments)
 
     def finish(self) -> None:
+        """Record that the command succeeded, and delete the exported model of its run."""
         if self.marker is not None:
             write_atomically(*self.marker)
         if self.run is not None:
@@ -169,6 +174,8 @@ def next_command(study: Study, cell: Cell, root: Path) -> CellCommand | None:
     """Return the next command of a cell, or None if the cell is done.
 
     Args:
+        study: the study.
+        cell: the cell.
         root: the study's folder.
     """
     run = root / cell.folder
@@ -196,7 +203,15 @@ def start_folder(task: str) -> Path:
 
 
 def _evaluate(study: Study, cell: Cell, run: Path, model: str, out: Path) -> CellCommand | None:
-    """Return the command that evaluates a model on the study's suites as in the cell's run, or None if that is done."""
+    """Return the command that evaluates a model on the study's suites as in the cell's run, or None if that is done.
+
+    Args:
+        study: the study.
+        cell: the cell.
+        run: the cell's run folder, whose settings the evaluation uses.
+        model: the model to evaluate.
+        out: folder of the evaluation.
+    """
     engine = (cell.config.get("rollout") or {}).get("engine")
     trainer = cell.config.get("trainer") or {}
     devices = trainer.get("devices") if trainer.get("accelerator") == "gpu" else None

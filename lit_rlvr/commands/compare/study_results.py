@@ -43,6 +43,7 @@ class FinishedRun:
     """A finished cell.
 
     Args:
+        cell: the cell that the run belongs to.
         rows: its metrics by step, each with `used/samples` and `used/tokens` up to that step.
         summary: its summary.json.
         suites: suite -> results, of the model's evaluation; empty if the study has no suites.
@@ -64,6 +65,7 @@ class FinishedRun:
 
     @property
     def last(self) -> MetricRow:
+        """The metrics of the last step."""
         return self.rows[max(self.rows)]
 
 
@@ -96,6 +98,8 @@ def study_results(
     In `{mean, std, n}`, std is the sample standard deviation, null for one value.
 
     Args:
+        study: the study.
+        runs: its finished runs.
         starts: task -> suite -> results of the model that training starts from.
     """
     tasks = {task: _task(study, [run for run in runs if run.cell.task == task]) for task in study.tasks}
@@ -115,8 +119,10 @@ def study_results(
 
 
 def _overall(study: Study, runs: Sequence[FinishedRun]) -> dict[str, Any]:
-    """Return the interquartile mean and the probability of improvement over the baseline of each cell, over all
-    tasks."""
+    """Return each cell's interquartile mean and probability of improvement over all tasks.
+
+    The improvement is over the baseline.
+    """
     by_cell = {
         name: [
             _values([run for run in runs if (run.cell.task, run.cell.name) == (task, name)], study.metric)
@@ -205,6 +211,7 @@ def _tables(study: Study, suites_by_seed: Sequence[Mapping[str, Mapping[str, Any
     """Return the study's tables of suites: table -> results of each suite and of their average, over seeds.
 
     Args:
+        study: the study.
         suites_by_seed: suite -> results for each seed, in the study's order.
     """
     tables: dict[str, Any] = {}
@@ -243,6 +250,7 @@ def against_baseline(values: Mapping[str, Mapping[int, float]], baseline: str) -
 
     Args:
         values: cell -> {seed: value}.
+        baseline: name of the cell to compare the others with.
     """
     versus_baseline: dict[str, dict[str, Any]] = {}
     for name, ours in values.items():

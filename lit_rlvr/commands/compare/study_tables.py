@@ -19,6 +19,8 @@ def _table(title: str, columns: Sequence[str], rows: Mapping[str, Mapping[str, S
     """Return a Markdown table of percentages under its title, with the best printed values of each column in bold.
 
     Args:
+        title: title of the table.
+        columns: names of the columns.
         rows: name -> column -> spread.
     """
     cells = zip(*([percent(row.get(column)) for column in columns] for row in rows.values()), strict=True)
@@ -40,7 +42,7 @@ def suite_tables(study_suites: Mapping[str, Any], task: Mapping[str, Any]) -> It
 
     Args:
         study_suites: the study's tables of suites.
-        task: as in results.json.
+        task: the task's results, as in results.json.
     """
     for group in study_suites:
         rows = {name: cell["suites"][group] for name, cell in task["cells"].items() if group in cell["suites"]}
@@ -99,8 +101,10 @@ def report(study: Study, results: Mapping[str, Any], figures: Mapping[str, list[
     """Return the page of results.
 
     Args:
+        study: the study.
         results: the content of results.json.
         figures: task -> figures, in the study's folder.
+        failed: cells that failed.
     """
     unit, count = study.budget
     parts = [

@@ -36,7 +36,7 @@ class PairedDifference:
         more: mean of the cell that is claimed to have more, over seeds.
         less: mean of the other.
         differences: one per seed.
-        p: of the sign-flip test.
+        p: p-value of the sign-flip test.
         adjusted: p after Holm's correction over all differences that are tested together.
         below: one-sided p-value of the true difference being at least the printed one, after Holm's correction over
             those with a printed difference; None without one, or with a single seed.
@@ -53,10 +53,12 @@ class PairedDifference:
 
     @property
     def n(self) -> int:
+        """The number of pairs."""
         return len(self.differences)
 
     @property
     def difference(self) -> float:
+        """The mean difference over the pairs."""
         return mean(self.differences)
 
     @property
@@ -66,21 +68,25 @@ class PairedDifference:
 
     @property
     def could_show(self) -> float | None:
-        """The difference that as many pairs show with probability `POWER` in a single t-test, before the correction;
-        None with fewer pairs than needed."""
+        """The smallest difference that as many pairs show with probability `POWER`.
+
+        It holds for a single t-test, before the correction; None with fewer pairs than needed.
+        """
         return detectable(self.n) * stdev(self.differences) if self.n >= self.needed else None
 
     @property
     def verdict(self) -> str:
-        """Return the verdict by sign flips alone."""
+        """The verdict by sign flips alone."""
         if self.adjusted >= LEVEL:
             return "cannot tell"
         return "seen" if self.difference > 0 else "not seen"
 
     @property
     def reading(self) -> str:
-        """Return the verdict, with the t-test against the printed difference where sign flips cannot tell though they
-        have enough pairs."""
+        """Verdict as the tables print it.
+
+        Where sign flips cannot tell though they have enough pairs, the t-test against the printed difference decides.
+        """
         is_smaller = self.below is not None and self.below < LEVEL and self.n >= self.needed
         return SMALLER_THAN_PRINTED if is_smaller and self.verdict == "cannot tell" else self.verdict
 
@@ -97,7 +103,7 @@ def paired_differences(
     Returns:
         None for a claim without pairs, which counts in the correction all the same.
     """
-    differences = [[more - less for more, less in values] for values in pairs]
+    differences = [[higher - lower for higher, lower in values] for values in pairs]
     assert not any(isnan(difference) for values in differences for difference in values), "NaN would give p = 0"
     raw = [sign_flip_test(values) for values in differences]
     adjusted = holm([1.0 if p is None else p for p in raw])
@@ -107,7 +113,7 @@ def paired_differences(
         None
         if p is None
         else PairedDifference(
-            mean(more for more, _ in values), mean(less for _, less in values), differences[k], p, adjusted[k],
+            mean(higher for higher, _ in values), mean(lower for _, lower in values), differences[k], p, adjusted[k],
             below.get(k), least_pairs(len(pairs)),
         )
         for k, (values, p) in enumerate(zip(pairs, raw, strict=True))

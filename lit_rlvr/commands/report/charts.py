@@ -23,6 +23,7 @@ def chart(title: str, curves_of_groups: Sequence[Curve | None], numbers: Sequenc
     """Lay out a panel for `templates/charts.html`.
 
     Args:
+        title: title of the panel.
         curves_of_groups: the panel's curves, at least one of which is there.
         numbers: numbers of its groups on the page.
 
@@ -118,7 +119,14 @@ AFTER_SETS: ChartMetrics = (
 
 @dataclass(frozen=True)
 class Curve:
-    """A group's values at each step: the mean, lowest and highest over the runs that have one."""
+    """A group's values at each step: the mean, lowest and highest over the runs that have one.
+
+    Args:
+        steps: optimizer steps with a value.
+        mean: mean over the runs, for each step.
+        low: lowest value of a run, for each step.
+        high: highest value of a run, for each step.
+    """
 
     steps: list[int]
     mean: list[float]
@@ -162,8 +170,10 @@ def thin(long: Curve) -> Curve:
 
 
 def panels(groups: Sequence[RunGroup]) -> list[Panel]:
-    """Return the main charts of some groups, with accuracy and pass@k of each validation set after the validation
-    accuracy."""
+    """Return the main charts of some groups.
+
+    Accuracy and pass@k of each validation set come after the validation accuracy.
+    """
     names = ((name, name.removeprefix("val/").rpartition("/")) for name in _validation_metrics(groups))
     of_sets = [(f"{metric} on {part}", (name,)) for name, (part, _, metric) in names]
     return _drawn(groups, [*BEFORE_SETS, *of_sets, *AFTER_SETS])

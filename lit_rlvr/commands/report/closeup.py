@@ -24,8 +24,9 @@ MOST_CHARACTERS, MOST_TOKENS, MOST_COMPLETIONS, MOST_PROMPTS = 1600, 400, 4, 20
 
 
 def close_up(group: RunGroup) -> dict[str, Any]:
-    """Collect the details of a group for `templates/closeup.html`, and add notes on unreadable completions and rollouts
-    to it.
+    """Collect the details of a group for `templates/closeup.html`.
+
+    Notes on unreadable completions and rollouts are added to it.
 
     Returns:
         `seed`: seed of the run that it shows, the first with completions; `outcomes`: outcome -> number of the run's

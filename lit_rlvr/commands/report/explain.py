@@ -128,16 +128,16 @@ def criteria_rows(completions: Sequence[dict[str, Any]]) -> list[tuple[str, ...]
 
 def token_details(completion: dict[str, Any]) -> list[tuple[str, float, bool, str]]:
     """Return (token, weight in the gradient of logp, clipped, all numbers as text) of each token."""
-    found = [(0.0, False, "not run")] * len(completion["tokens"])  # the trainer skips a group without a gradient
+    details = [(0.0, False, "not run")] * len(completion["tokens"])  # the trainer skips a group without a gradient
     if completion.get("weight") and completion.get("ratio"):
         live = completion["advantage"] != 0
-        found = [
+        details = [
             (weight, live and weight == 0, f"weight {weight:+.3g}, ratio {ratio:.4f}, log-probability {logp:.3f}")
             for weight, ratio, logp in zip(completion["weight"], completion["ratio"], completion["logp"], strict=True)
         ]
     return [
         (token, *(numbers if sampled else (0.0, False, OBSERVED)))
-        for token, sampled, numbers in zip(completion["tokens"], _sampled_mask(completion), found, strict=True)
+        for token, sampled, numbers in zip(completion["tokens"], _sampled_mask(completion), details, strict=True)
     ]
 
 
@@ -146,16 +146,16 @@ def _sampled_mask(completion: dict[str, Any]) -> list[bool]:
     return completion.get("sampled") or [True] * len(completion["tokens"])
 
 
-def view(group: dict[str, Any], shown: Sequence[int] | None = None, limit: int | None = None) -> dict[str, Any]:
+def view(group: dict[str, Any], indices: Sequence[int] | None = None, limit: int | None = None) -> dict[str, Any]:
     """Return the data of a group that `templates/weights.html` shows.
 
     Args:
         group: the saved group.
-        shown: indices of the completions to show; None = all.
+        indices: indices of the completions to show; None = all.
         limit: the most tokens of each; None = all.
     """
     completions = group["completions"]
-    numbers = range(len(completions)) if shown is None else shown
+    numbers = range(len(completions)) if indices is None else indices
     largest = max([abs(weight) for completion in completions for weight in completion.get("weight", [])], default=0.0)
     return {
         "id": group["id"],
@@ -195,5 +195,12 @@ def _token_view(text: str, weight: float, clipped: bool, numbers: str, scale: fl
 
 
 def group_page(step: int, algorithm: str, group: dict[str, Any], uris: Sequence[str] = ()) -> str:
-    """Return the group as one self-contained HTML page, with its prompt's images, given as data URIs."""
+    """Return the group as one self-contained HTML page, with its prompt's images, given as data URIs.
+
+    Args:
+        step: the step of the traced rollout.
+        algorithm: name of the algorithm.
+        group: the group, as `view` returns it.
+        uris: the images of its prompt as data URIs.
+    """
     return render("explain.html", title=f"{algorithm}, step {step}, prompt {group['id']}", group=view(group), uris=uris)

@@ -36,6 +36,7 @@ class RunGroup:
 
     @property
     def settings(self) -> RunSettings:
+        """The settings of the first run that has some."""
         return next((run.settings for run in self.runs if run.settings), {})
 
     @property

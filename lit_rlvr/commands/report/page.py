@@ -77,11 +77,12 @@ def report_page(title: str, groups: Sequence[RunGroup]) -> str:
     )
 
 
-def contents(groups: Sequence[RunGroup], more: bool = True) -> dict[str, Any]:
+def contents(groups: Sequence[RunGroup], all_curves: bool = True) -> dict[str, Any]:
     """Return the values for `templates/sections.html`: results, curves, validation and settings of groups of runs.
 
     Args:
-        more: whether to draw the less important curves too.
+        groups: the groups of runs on the page.
+        all_curves: whether to draw the less important curves too.
     """
     names = list(dict.fromkeys(group.name for group in groups))
     tasks = list(dict.fromkeys(group.task for group in groups))
@@ -101,7 +102,7 @@ def contents(groups: Sequence[RunGroup], more: bool = True) -> dict[str, Any]:
         configured=[labels[k] for k in configured],
         main=main_settings(settings),
         differences=differences(settings),
-        tasks=[_task(name, groups, legends, more) for name in tasks],
+        tasks=[_task(name, groups, legends, all_curves) for name in tasks],
         run_columns=RUN_COLUMNS,
         run_rows=run_rows(groups),
         health=[(run, findings(run.metrics)) for group in groups for run in group.runs],
@@ -111,7 +112,7 @@ def contents(groups: Sequence[RunGroup], more: bool = True) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def _task(name: str, groups: Sequence[RunGroup], legends: Sequence[dict[str, Any]], more: bool) -> dict[str, Any]:
+def _task(name: str, groups: Sequence[RunGroup], legends: Sequence[dict[str, Any]], all_curves: bool) -> dict[str, Any]:
     """Return the results, curves and validation of the groups that are compared with each other."""
     chosen = [legend for group, legend in zip(groups, legends, strict=True) if group.task == name]
     members, numbers = [groups[legend["number"]] for legend in chosen], [legend["number"] for legend in chosen]
@@ -119,6 +120,6 @@ def _task(name: str, groups: Sequence[RunGroup], legends: Sequence[dict[str, Any
     return dict(
         name=name, legends=chosen, columns=columns, results=rows,
         charts=[chart(*panel, numbers) for panel in panels(members)],
-        more=[chart(*panel, numbers) for panel in more_panels(members)] if more else [],
+        more=[chart(*panel, numbers) for panel in more_panels(members)] if all_curves else [],
         validation=validation_rows(members),
     )  # fmt: skip

@@ -44,10 +44,12 @@ class Visit:
     """A prompt's group of completions in one rollout: the place of its lines in the file, and their totals.
 
     Args:
-        id: the prompt's.
+        id: the prompt's id.
         step: optimizer step at the end of the iteration.
-        start, end: bytes of the file.
-        right: correct completions of the `judged` ones; count: all.
+        start, end: where its lines begin and end in the file, in bytes.
+        correct: completions with a right answer.
+        judged: completions whose answer a reward calls right or wrong.
+        count: all completions.
         reward: the sum of all rewards.
         has_gradient: whether any advantage is not 0.
     """
@@ -56,7 +58,7 @@ class Visit:
     step: int
     start: int
     end: int
-    right: int = 0
+    correct: int = 0
     judged: int = 0
     count: int = 0
     reward: float = 0.0
@@ -64,16 +66,25 @@ class Visit:
 
     @property
     def share(self) -> float:
-        return self.right / max(self.judged, 1)
+        """The share of judged completions that are correct."""
+        return self.correct / max(self.judged, 1)
 
     @property
     def score(self) -> str:
-        return f"{self.right} of {self.judged}"
+        """The correct and the judged completions as text, such as "3 of 8"."""
+        return f"{self.correct} of {self.judged}"
 
 
 @dataclass
 class TrackedPrompt:
-    """A prompt and its visits in order; `text` and `answer` are cut for the tables."""
+    """A prompt and its visits in order.
+
+    Args:
+        id: the prompt's id.
+        text: the prompt, cut for the tables.
+        answer: its reference answer, cut for the tables.
+        visits: its groups, one for each rollout that has it.
+    """
 
     id: str
     text: str
@@ -84,11 +95,11 @@ class TrackedPrompt:
     def outcome(self) -> PromptOutcome:
         """The change from the prompt's first to its last visit."""
         judged = [visit for visit in self.visits if visit.judged]
-        if not any(visit.right for visit in judged):
+        if not any(visit.correct for visit in judged):
             return "never right"
-        if not judged[-1].right:
+        if not judged[-1].correct:
             return "lost"
-        return "right from the start" if judged[0].right else "solved"
+        return "right from the start" if judged[0].correct else "solved"
 
     @property
     def bars(self) -> list[tuple[float, str]]:
@@ -98,10 +109,10 @@ class TrackedPrompt:
 
 
 def _bar(visits: list[Visit]) -> tuple[float, str]:
-    right, judged = sum(past.right for past in visits), sum(past.judged for past in visits)
+    correct, judged = sum(past.correct for past in visits), sum(past.judged for past in visits)
     first, last = visits[0].step, visits[-1].step
     steps = f"step {first}" if first == last else f"steps {first} to {last}"
-    return right / max(judged, 1), f"{steps}: {right} of {judged}"
+    return correct / max(judged, 1), f"{steps}: {correct} of {judged}"
 
 
 class Completions:
@@ -176,7 +187,7 @@ class Completions:
         visit.end = self.read
         visit.count += 1
         judgement = verdict_text(row)
-        visit.right += judgement == "correct"
+        visit.correct += judgement == "correct"
         visit.judged += judgement in ("correct", "wrong")
         visit.reward += row["reward"]
         visit.has_gradient = visit.has_gradient or bool(row["advantage"])
@@ -212,6 +223,7 @@ def list_prompts(index: Completions, outcome: str = "", words: str = "") -> list
     """Return the prompts in the order of `OUTCOMES`, and of equal outcomes the most visited first.
 
     Args:
+        index: the index of a run's completions.
         outcome: one of `OUTCOMES`; "" = all.
         words: text that the prompt, answer or id contains.
     """

@@ -37,6 +37,8 @@ def write_page(path: Path, text: str, option: str) -> None:
     """Write a page, and create its folder; replace an older page of ours.
 
     Args:
+        path: the file.
+        text: the page.
         option: the option that messages name.
 
     Raises:

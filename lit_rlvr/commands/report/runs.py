@@ -57,8 +57,10 @@ def without_seed(settings: RunSettings) -> RunSettings:
 
 
 def differences(groups: Sequence[RunSettings]) -> list[tuple[str, list[str]]]:
-    """Return the settings that differ between groups, with their value in each; those that every group has come
-    first."""
+    """Return the settings that differ between groups, with their value in each.
+
+    Settings that every group has come first.
+    """
     names = dict.fromkeys(name for settings in groups for name in without_seed(settings))
     rows = ((name, [settings.get(name, MISSING) for settings in groups]) for name in names)
     return sorted((row for row in rows if len(set(row[1])) > 1), key=lambda row: MISSING in row[1])
@@ -105,10 +107,12 @@ class RunRecord:
 
     @property
     def seed(self) -> str:
+        """The seed of the run, "?" if its settings name none."""
         return self.settings.get("seed_everything", "?")
 
     @property
     def is_finished(self) -> bool:
+        """True if the run has a summary and did not stop early."""
         return bool(self.summary) and self.summary.get("stopped") is None
 
     @property
@@ -130,8 +134,10 @@ class RunRecord:
         return _finite_number((self.summary.get("seconds_per_step") or {}).get("step"))
 
     def ends(self, metric: str) -> tuple[float | None, float | None]:
-        """Return a metric before training (at step 0) and at its last logged step after that; None if it was not
-        logged."""
+        """Return a metric at step 0, before training, and at its last logged step after that.
+
+        None if it was not logged.
+        """
         later = [row[metric] for step, row in sorted(self.metrics.items()) if step > 0 and metric in row]
         return self.metrics.get(0, {}).get(metric), later[-1] if later else None
 

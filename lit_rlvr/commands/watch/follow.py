@@ -99,7 +99,7 @@ class FollowedFolders:
     """Folders of runs and studies, and folders that contain runs; later ones are found when they appear.
 
     Args:
-        folders: as given by the user.
+        folders: the folders as the user gave them.
 
     Raises:
         UserError: a folder is not there, or holds no run.
@@ -117,8 +117,8 @@ class FollowedFolders:
         """Re-read changed files, except completions.jsonl, of the folders that are still there."""
         changed = False
         runs: dict[str, FollowedRun] = {}
-        there = [folder for folder in self._given if not self.runs or folder.is_dir()]
-        if not there:
+        folders = [folder for folder in self._given if not self.runs or folder.is_dir()]
+        if not folders:
             return
 
         def read(path: Path) -> RunRecord:
@@ -128,15 +128,17 @@ class FollowedFolders:
             changed |= followed.refresh()
             return followed.run
 
-        title, groups = read_groups([run for folder in there for run in find_runs(folder)], read)
+        title, groups = read_groups([run for folder in folders for run in find_runs(folder)], read)
         if changed or title != self.title or list(runs) != list(self.runs):
             with self.lock:
                 self.title, self.groups, self.runs = title, groups, runs
                 self.versions["metrics"] += 1
 
     def read_completions(self) -> None:
-        """Read the new lines of every completions.jsonl, in small pieces, so that the server can render pages in
-        between."""
+        """Read the new lines of every completions.jsonl.
+
+        It reads small pieces, so that the server can render pages in between.
+        """
         for run in list(self.runs.values()):
             done = False
             while not done:

@@ -24,10 +24,10 @@ class NotFound(Exception):
     """Raised if there is no such run, prompt or step."""
 
 
-def overview(folders: FollowedFolders, more: bool) -> str:
-    """Render findings, results, curves and settings of all runs; `more` adds curves of all other metrics."""
+def overview(folders: FollowedFolders, all_curves: bool) -> str:
+    """Render findings, results, curves and settings of all runs; `all_curves` adds curves of all other metrics."""
     parts = (
-        contents(folders.groups, more)
+        contents(folders.groups, all_curves)
         | _frame(folders)
         | {
             "follows": "metrics",
@@ -37,7 +37,7 @@ def overview(folders: FollowedFolders, more: bool) -> str:
             ],  # the frame shows how a run ended
         }
     )
-    return render("watch_overview.html", title=folders.title, more=more, **parts)
+    return render("watch_overview.html", title=folders.title, more=all_curves, **parts)
 
 
 def now(folders: FollowedFolders) -> str:
@@ -57,8 +57,10 @@ def prompts(folders: FollowedFolders, query: Mapping[str, str]) -> str:
 
 
 def prompt(folders: FollowedFolders, query: Mapping[str, str]) -> str:
-    """Render the group of the prompt with the `id` of a `run` at a `step`, by default the last, with its tokens if they
-    were traced, and with links to its other visits."""
+    """Render the group of a prompt at a step of a run, by default at its last.
+
+    The page has the group's tokens if they were traced, and links to the prompt's other visits.
+    """
     run, name, step = query.get("run", ""), query.get("id", ""), query.get("step")
     followed = _find_run(folders, run)
     tracked = followed.completions.prompts.get(name)

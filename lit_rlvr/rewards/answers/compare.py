@@ -209,13 +209,13 @@ def _with_same_case(r: Any, a: Any) -> tuple[Any, Any]:
 
 def _values(value: Any, symbols: Sequence[Any], points: Sequence[Any]) -> list[Any]:
     """Return the expression's values at fixed points; None where it has none."""
-    found = []
+    numbers = []
     for shift, _ in enumerate(points):
         chosen = {s: points[(shift + i) % len(points)] + i // len(points) for i, s in enumerate(symbols)}
         number = value.xreplace(chosen).evalf(EXACT_DIGITS)
         is_known = number.is_number and not number.has(sympy.nan, sympy.zoo, sympy.oo) and not number.free_symbols
-        found.append(number if is_known and (number.is_Float or number.is_Integer or number.as_real_imag()) else None)
-    return found
+        numbers.append(number if is_known and (number.is_Float or number.is_Integer or number.as_real_imag()) else None)
+    return numbers
 
 
 def _values_of_both(r: Any, a: Any) -> list[tuple[Any, Any]]:

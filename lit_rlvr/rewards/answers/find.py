@@ -61,6 +61,7 @@ def find_answer(text: str, boxed_only: bool = False, open_thoughts: bool = False
     never closes takes back the boxes before it.
 
     Args:
+        text: the completion.
         boxed_only: only boxes count.
         open_thoughts: thoughts that never end may hold the answer.
     """
@@ -68,12 +69,13 @@ def find_answer(text: str, boxed_only: bool = False, open_thoughts: bool = False
 
 
 def answer_region(text: str, boxed_only: bool = False, open_thoughts: bool = False) -> str:
-    """Return the part of a completion in which its answer is: behind its thoughts, and before a question that it
-    invents, if it has answered by then.
+    """Return the part of a completion in which its answer is.
 
-    It has if a box, tag or phrase says so, or if a number ends the paragraph before the question.
+    This is behind its thoughts, and before a question that it invents, if it has answered by then. It has if a box, tag
+    or phrase says so, or if a number ends the paragraph before the question.
 
     Args:
+        text: the completion.
         boxed_only, open_thoughts: as for `find_answer`.
     """
     text = without_thoughts(text, open_thoughts)
@@ -86,9 +88,9 @@ def answer_region(text: str, boxed_only: bool = False, open_thoughts: bool = Fal
 
 
 def next_question(text: str) -> tuple[int, str]:
-    """Return where a text goes on with a question ("Question:", "Human:", "Q:", a line "user") behind other words, and
-    how this begins; its length and "" if it does not.
+    """Return where a text goes on with a question behind other words, and how the question begins.
 
+    Questions begin with "Question:", "Human:", "Q:" or a line "user". Without one, it returns the text's length and "".
     A base model, and one whose turns nothing ends, continues its prompts in this way. Code in a fence has no questions.
     """
     begin, fences, place = len(text) - len(text.lstrip()), 0, 0
@@ -138,8 +140,10 @@ def last_boxed(text: str) -> str | None:
 
 @dataclass
 class _Boxes:
-    """The last boxes that may be one answer, what stands between them, where they end, and whether a later one never
-    closes."""
+    """The last boxes that may be one answer.
+
+    Next to their contents, it holds what stands between them, where they end, and whether a later one never closes.
+    """
 
     contents: list[str]
     joiner: Literal["", "and", "or", "line"] = ""
@@ -154,7 +158,7 @@ class _Boxes:
 
 def _last_boxes(text: str) -> _Boxes:
     opened: list[tuple[int, int] | None] = []  # where a box and its content start; None for other braces
-    found = _Boxes([])
+    boxes = _Boxes([])
     start = -1  # where the last box's content starts
     for match in _BOX_OR_BRACE.finditer(text):
         if match[1]:
@@ -167,14 +171,14 @@ def _last_boxes(text: str) -> _Boxes:
         else:
             continue
         if closed[1] > start:  # else it is around the last one
-            joiner = _joiner(text, found.end, closed[0]) if found.contents else ""
-            if not joiner or (found.joiner and joiner != found.joiner):
-                found.contents.clear()
-            found.joiner = joiner
-            found.contents.append(_without_full_stop(text[closed[1] : closed[2]].strip()))
-            start, found.end = closed[1], match.end()
-    found.is_open = any(box is not None and box[0] >= found.end for box in opened)
-    return found
+            joiner = _joiner(text, boxes.end, closed[0]) if boxes.contents else ""
+            if not joiner or (boxes.joiner and joiner != boxes.joiner):
+                boxes.contents.clear()
+            boxes.joiner = joiner
+            boxes.contents.append(_without_full_stop(text[closed[1] : closed[2]].strip()))
+            start, boxes.end = closed[1], match.end()
+    boxes.is_open = any(box is not None and box[0] >= boxes.end for box in opened)
+    return boxes
 
 
 def _joiner(text: str, start: int, end: int) -> Literal["", "and", "or", "line"]:

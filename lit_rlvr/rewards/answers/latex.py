@@ -113,6 +113,7 @@ def _inward(match: re.Match[str]) -> str:
 
 
 def trim(text: str) -> str:
+    """Return LaTeX without outer space and signs that end a sentence, each space inside once."""
     text = re.sub(r"\s+", " ", text).strip(_ENDS[:4])
     return text.rstrip(_ENDS + "\\").strip() if not text.endswith("\\dots") else text
 
@@ -144,17 +145,17 @@ def closing_bracket(text: str, start: int) -> int:
 
 def separators_outside(text: str, separator: re.Pattern[str]) -> list[re.Match[str]]:
     """Return the separators that stand outside brackets; brackets of intervals need not match."""
-    found, depth, position = [], 0, 0
+    separators, depth, position = [], 0, 0
     while position < len(text):
         match = separator.match(text, position) if depth == 0 else None
         if match and match.end() > position:
-            found.append(match)
+            separators.append(match)
             position = match.end()
             continue
         depth += text[position] in "([{"
         depth -= text[position] in ")]}" and depth > 0
         position += 1
-    return found
+    return separators
 
 
 def split_outside(text: str, separator: re.Pattern[str]) -> list[str]:

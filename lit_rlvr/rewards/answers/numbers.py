@@ -37,17 +37,18 @@ _NUMERAL = re.compile(
 
 
 def read_parts(text: str) -> list[Reading]:
+    """Read a text with several numbers, such as a time, a date or a ratio; return its readings."""
     if match := _TIME.fullmatch(text):
         hour, half = int(match[1] or match[5]), (match[4] or match[6] or "").lower()
         if hour < 24 and int(match[2] or 0) < 60:
             return [Parts("time", (hour, int(match[2] or 0), int(match[3] or 0), half))]
     for pattern in _DATES:
         if match := pattern.fullmatch(text):
-            given = match.groupdict()
-            name = (given.get("month") or "")[:3].lower()
-            month = _MONTHS.index(name) + 1 if name else int(given["number"])
-            if 1 <= month <= 12 and 1 <= int(given["day"]) <= 31:
-                return [Parts("date", (int(given["year"] or 0), month, int(given["day"])))]
+            groups = match.groupdict()
+            name = (groups.get("month") or "")[:3].lower()
+            month = _MONTHS.index(name) + 1 if name else int(groups["number"])
+            if 1 <= month <= 12 and 1 <= int(groups["day"]) <= 31:
+                return [Parts("date", (int(groups["year"] or 0), month, int(groups["day"])))]
     if match := _REMAINDER.fullmatch(text):
         return [Parts("remainder", (int(match[1]), int(match[2])))]
     if match := _NUMERAL.fullmatch(text):

@@ -76,16 +76,17 @@ def named_options(completion: str, boxed_only: bool, texts: tuple[str, ...], has
     They are several only for options with the same text. An answer that names two options names none.
 
     Args:
+        completion: the text of the completion.
         boxed_only: only boxes hold an answer.
         texts: the options; () = only letters are known.
         has_letters: False if only the texts name an option.
     """
-    found = find_answer(completion, boxed_only)
-    if not found.text:
+    answer = find_answer(completion, boxed_only)
+    if not answer.text:
         return frozenset()
-    is_marked = found.where not in ("phrase", "line")
+    is_marked = answer.where not in ("phrase", "line")
     reader = _reader(texts, has_letters)
-    region = _without_markup(("; ".join(found.boxes) or found.text) if is_marked else answer_region(completion))
+    region = _without_markup(("; ".join(answer.boxes) or answer.text) if is_marked else answer_region(completion))
     if exact := reader.exact(region):
         return exact
     for stated in reversed(_MARKER.split(region)[1:]):
@@ -136,26 +137,26 @@ class _Reader:
         known = {*self._texts, *map(_without_article, self._texts)} - {""} if not self.is_yes_no else ()
         words = sorted(known, key=len, reverse=True)
         text = "|".join(re.sub(r"\\?\s+", r"\\s+", re.escape(word)) for word in words) or "(?!)"
-        one = f"[{letters}{letters.lower()}]" if letters else "(?!)"
-        letter = rf"(?<![^\W_])(?P<letter>{one})(?![^\W_]|['\u2019]\w)"
+        any_letter = f"[{letters}{letters.lower()}]" if letters else "(?!)"
+        letter = rf"(?<![^\W_])(?P<letter>{any_letter})(?![^\W_]|['\u2019]\w)"
         end = (
             rf"\s*$|\s*[,;:!?)\]}}\"'|\u2014\u2013](?!\d)|\s*\.(?![A-Za-z0-9])|\s*-(?=\s|$)|\s+\(|\s+(?i:{_NEXT_WORD})"
         )
-        text = rf"(?<![^\W_])(?i:(?:an?|the)\s+)?(?P<text>(?i:{text}))(?={end}|\s+{one}(?![^\W_]))"
-        own = rf"[.:)\s-]*(?i:{text.replace('?P<text>', '?:')})"
+        text = rf"(?<![^\W_])(?i:(?:an?|the)\s+)?(?P<text>(?i:{text}))(?={end}|\s+{any_letter}(?![^\W_]))"
+        own_text = rf"[.:)\s-]*(?i:{text.replace('?P<text>', '?:')})"
         self._pure = re.compile(rf"\W*(?i:(?:option|choice|answer)\W*)?{letter}\W*")
         self._first = re.compile(
-            rf"{_FILLERS}(?:{text}|{letter}(?={end}|\.(?![A-Za-z]\.)|\s*[/&(]|\s+{one}(?![^\W_])|{own}))"
+            rf"{_FILLERS}(?:{text}|{letter}(?={end}|\.(?![A-Za-z]\.)|\s*[/&(]|\s+{any_letter}(?![^\W_])|{own_text}))"
         )
         separator = r"[\s,;:.?!()\[\]\"'|/&+\u2014\u2013-]*"
         separator += r"(?i:(?:(?:or|and|else|plus|both|either|option|choice|letter)\b[\s(]*)*)"
-        follows = rf"\s*$|\s*[.,:;?!)/&]|\s+(?i:or|and)\b|\s+{one}(?![^\W_])"
-        self._next = re.compile(rf"{separator}(?:{text}|{letter}(?={follows}|{own}))")
+        follows = rf"\s*$|\s*[.,:;?!)/&]|\s+(?i:or|and)\b|\s+{any_letter}(?![^\W_])"
+        self._next = re.compile(rf"{separator}(?:{text}|{letter}(?={follows}|{own_text}))")
         upper = f"[{letters}]" if letters else "(?!)"
         self._list = re.compile(rf"(?<![^\W_])(?P<letter>{upper})(?:\)|[.:](?=\s+\S))")
         stated = r"(?<![^\W_])"
         stated += r"(?i:option|choice|letter|answer|is|be|choose|pick|select|with|\u9009|\u9009\u9879|\u662f|\u4e3a)"
-        upper_letter = letter.replace(one, upper)
+        upper_letter = letter.replace(any_letter, upper)
         self._stated = re.compile(
             rf"{stated}\s*:?\s*\(?(?:{text}|{upper_letter}(?={end}|\s*[/&]))"
             rf"|\({upper_letter.replace('?P<letter>', '?P<bracketed>')}\)"
@@ -179,12 +180,14 @@ class _Reader:
         return self.named(answer) or frozenset()
 
     def named(self, phrase: str) -> frozenset[int] | None:
-        """Return the options that a phrase names: none if they contradict each other or are negated, None if it
-        mentions no option."""
+        """Return the options that a phrase names; None if it mentions no option.
+
+        Options that contradict each other or are negated are none.
+        """
         if exact := self.exact(phrase):
             return exact
-        if self.is_yes_no and (said := self._yes_or_no(phrase)):
-            return said
+        if self.is_yes_no and (stated := self._yes_or_no(phrase)):
+            return stated
         asserted, negated = self._negated.subn(" ", phrase)
         first = self._first.match(asserted)
         if first is not None:
@@ -193,7 +196,9 @@ class _Reader:
             mentions += self._list.finditer(asserted, place, reason.start() if reason else len(asserted))
         else:
             asserted = _REASON_CLAUSE.sub(" ", asserted)
-            mentions = [found for said in self._stated.finditer(asserted) for found in self._chain(said, asserted)[0]]
+            mentions = [
+                found for stated in self._stated.finditer(asserted) for found in self._chain(stated, asserted)[0]
+            ]
         if not mentions:
             return frozenset() if negated else None
         return frozenset.intersection(*map(self._numbers, mentions))

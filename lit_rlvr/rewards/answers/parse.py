@@ -46,16 +46,20 @@ LONGEST = 2000
 def parse(text: str) -> tuple[Reading, ...]:
     """Return all readings of a text, as text first."""
     key = normalise(plain_characters(text)) or normalise(text)
-    found: list[Reading] = [Text(key)] if key else []
+    readings_of_text: list[Reading] = [Text(key)] if key else []
     if re.fullmatch(r"\w(?: \w)+", key) and not key.replace(" ", "").isdigit():
-        found.append(Text(key.replace(" ", "")))
+        readings_of_text.append(Text(key.replace(" ", "")))
     if is_code(key.upper()) and "_" in key:
-        found.append(Text(re.sub(r"[_{}]", "", key)))
+        readings_of_text.append(Text(re.sub(r"[_{}]", "", key)))
     if article := re.match(r"(?:the|an?) (?=[a-z]{3})", key):
-        found.append(Text(key[article.end() :]))
+        readings_of_text.append(Text(key[article.end() :]))
     if cleaned := clean(text) if len(text) <= LONGEST else "":
-        found += [Text(normalise(cleaned)), *_read(cleaned, 0)]
-    return tuple(dict.fromkeys(found)) if not any(isinstance(v, Labelled | Matrix) for v in found) else tuple(found)
+        readings_of_text += [Text(normalise(cleaned)), *_read(cleaned, 0)]
+    return (
+        tuple(dict.fromkeys(readings_of_text))
+        if not any(isinstance(v, Labelled | Matrix) for v in readings_of_text)
+        else tuple(readings_of_text)
+    )
 
 
 def readings(text: str, depth: int) -> tuple[Reading, ...]:
@@ -168,14 +172,14 @@ def _bracketed(text: str, depth: int) -> list[Reading]:
     items = [readings(part, depth + 1) for part in parts if part]
     if opening == "{":
         items = _flat(items)
-    found: list[Reading] = [Series(tuple(items), brackets)]
+    results: list[Reading] = [Series(tuple(items), brackets)]
     if len(parts) == 2 and opening != "{":
         ends = [read_constant(re.sub(r"^\+\s*", "", part)) for part in parts]
         if all(end is not None and end.value.is_extended_real for end in ends):
             start, end = (e.value for e in ends if e is not None)
             if (start < end) == True:  # noqa: E712 (a sympy relation)
-                found += _region(sympy.Interval(start, end, brackets[0] == "(", brackets[1] == ")"))
-    return found
+                results += _region(sympy.Interval(start, end, brackets[0] == "(", brackets[1] == ")"))
+    return results
 
 
 def _set_operations(text: str, depth: int) -> list[Reading]:
@@ -208,12 +212,12 @@ def _sympy_set(region: Region) -> Any:
     return sympy.Union(*(sympy.Interval(*interval) for interval in region.intervals))
 
 
-def _region(found: Any) -> list[Reading]:
+def _region(region: Any) -> list[Reading]:
     """Return a set of real numbers as intervals; [] if it is something else."""
-    if found is sympy.S.EmptySet:
+    if region is sympy.S.EmptySet:
         return [Series((), "{}")]
     intervals: list[tuple[Any, Any, bool, bool]] = []
-    for part in found.args if isinstance(found, sympy.Union) else (found,):
+    for part in region.args if isinstance(region, sympy.Union) else (region,):
         if isinstance(part, sympy.Interval):  # sympy.S.Reals is one
             intervals.append((part.start, part.end, bool(part.left_open), bool(part.right_open)))
         elif isinstance(part, sympy.FiniteSet):
@@ -301,20 +305,20 @@ def _equal_sides(sides: Sequence[str], depth: int) -> list[Reading]:
                 Labelled({_label(n): (readings(v, depth + 1),) for n, v in zip(names, values, strict=True)}),
                 *_read(last, depth + 1),
             ]
-    found: list[Reading] = []
+    results: list[Reading] = []
     if _NAME.fullmatch(first):
-        found.append(Labelled({_label(first): (readings(last, depth + 1),)}))
+        results.append(Labelled({_label(first): (readings(last, depth + 1),)}))
     elif len(sides) == 2 and _NAME.fullmatch(last) and not _NAME.fullmatch(first):
-        found.append(Labelled({_label(last): (readings(first, depth + 1),)}))
+        results.append(Labelled({_label(last): (readings(first, depth + 1),)}))
     elif to_sympy(first) is None and read_constant(last) is not None:  # the name of a sum, a determinant, ...
-        found.append(Labelled({_label(first): (readings(last, depth + 1),)}))
+        results.append(Labelled({_label(first): (readings(last, depth + 1),)}))
     elif len(sides) > 2 or (read_constant(first) is not None and read_constant(last) is not None):
         return _read(last, depth + 1)
     formulas = [to_sympy(side) for side in (first, last)]
     if len(sides) == 2 and all(isinstance(f, sympy.Expr) for f in formulas):
         total = next((f for f in formulas if not f.free_symbols), None)
-        found.append(Equation(formulas[0] - formulas[1], total=total))
-    return found
+        results.append(Equation(formulas[0] - formulas[1], total=total))
+    return results
 
 
 def _solved(left: str, sign: str, right: str) -> Any:

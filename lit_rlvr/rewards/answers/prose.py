@@ -54,8 +54,10 @@ _WORDS = re.compile(r"\\(?:text|mathrm|mbox)\s*\{([^{}]*)\}")
 
 
 def in_prose(text: str) -> str:
-    """Return the last sentence of LaTeX that begins with words in `\\text`, as prose with mathematics in it; "" for
-    other text."""
+    """Return the last sentence of LaTeX that begins with words in `\\text`, as prose with mathematics in it.
+
+    Other text gives "".
+    """
     pieces = _WORDS.split(text)
     if pieces[0].strip("& ") or not any(len(words.split()) > 2 for words in pieces[1::2]):
         return ""
@@ -69,43 +71,43 @@ def _closed(text: str) -> str:
     return text.removesuffix("}").strip() if text.count("}") > text.count("{") else text
 
 
-def candidates(found: Found, keys: Collection[str]) -> Iterator[str]:
+def candidates(answer: Found, keys: Collection[str]) -> Iterator[str]:
     """Yield the parts of what was found that may be the answer, the likeliest first."""
-    if not found.text:
+    if not answer.text:
         return
-    prose = in_prose(found.text)
-    if found.where in ("box", "tag"):
-        yield found.text
-        if last := last_step(prose or found.text):
+    prose = in_prose(answer.text)
+    if answer.where in ("box", "tag"):
+        yield answer.text
+        if last := last_step(prose or answer.text):
             if not prose:
                 yield last
             yield from candidates(Found(last if prose else clean(last), "line"), keys)
-        elif len(found.text) <= LONGEST and re.search(r"[A-Za-z]{2}.*\s.*[A-Za-z]{2}", found.text):
-            is_sentence = re.match(r"(?!\\|(?i:yes|no|true|false)\b)[A-Za-z]+,?\s+[A-Za-z]", prose or found.text)
-            yield from candidates(Found(prose or clean(found.text), "line" if is_sentence else "phrase"), keys)
+        elif len(answer.text) <= LONGEST and re.search(r"[A-Za-z]{2}.*\s.*[A-Za-z]{2}", answer.text):
+            is_sentence = re.match(r"(?!\\|(?i:yes|no|true|false)\b)[A-Za-z]+,?\s+[A-Za-z]", prose or answer.text)
+            yield from candidates(Found(prose or clean(answer.text), "line" if is_sentence else "phrase"), keys)
         return
     if prose:
-        yield from candidates(replace(found, text=prose), keys)
+        yield from candidates(replace(answer, text=prose), keys)
         return
-    if re.match(r"&|.*\\(?:begin\{a|Rightarrow|implies|therefore)", found.text) and (last := last_step(found.text)):
+    if re.match(r"&|.*\\(?:begin\{a|Rightarrow|implies|therefore)", answer.text) and (last := last_step(answer.text)):
         yield last
         return
-    text = plain_characters(_PROSE_DASH.sub(", ", found.text)).strip()
-    is_phrase = found.where != "line"
+    text = plain_characters(_PROSE_DASH.sub(", ", answer.text)).strip()
+    is_phrase = answer.where != "line"
     if is_phrase and _NEGATED.match(text):
         return
     if listed := re.fullmatch(r"\[(\s*['\"].*['\"]\s*)\]\.?", text):  # a list literal
         yield re.sub(r"(?:^|(?<=,))\s*['\"]|['\"]\s*(?=,|$)", " ", listed[1]).strip()
         return
     verb = None if is_phrase else _THERE.search(text) or max(_VERB.finditer(text), key=re.Match.start, default=None)
-    said = text[verb.end() :] if verb else text
-    if count := _count(said if verb else text if not re.search(r"\d", text) else ""):
+    statement = text[verb.end() :] if verb else text
+    if count := _count(statement if verb else text if not re.search(r"\d", text) else ""):
         yield count
     if verb and _NEGATED.search(text[: verb.end() + 4]):
-        said = text
-    cut = _CLAUSE.search(said) if is_phrase or said != text else None
-    clause = said[: cut.start()] if cut else said
-    if _GOES_ON.match(said, len(clause)):
+        statement = text
+    cut = _CLAUSE.search(statement) if is_phrase or statement != text else None
+    clause = statement[: cut.start()] if cut else statement
+    if _GOES_ON.match(statement, len(clause)):
         return
     for phrase in dict.fromkeys((text, clause)):
         if not keys.isdisjoint(text_keys(parse(phrase))):
@@ -122,8 +124,8 @@ def candidates(found: Found, keys: Collection[str]) -> Iterator[str]:
     if not spans:
         if len(text) < 200:
             yield text
-        if found.above:
-            yield from candidates(Found(found.above[-1], "line", above=found.above[:-1]), keys)
+        if answer.above:
+            yield from candidates(Found(answer.above[-1], "line", above=answer.above[:-1]), keys)
 
 
 def _count(text: str) -> str:
@@ -167,16 +169,16 @@ def _is_value(phrase: str) -> bool:
 
 def _spans(text: str) -> Iterator[tuple[int, int]]:
     """Yield where mathematics stands in prose; lists of it ("3 and 4") are one."""
-    found: list[tuple[int, int]] = []
+    spans: list[tuple[int, int]] = []
     taken = [match.span() for match in _DELIMITED.finditer(text) if _is_mathematics(match)]
     for match in _SPAN.finditer(text):
         inside = next((span for span in taken if span[0] < match.end() and match.start() < span[1]), None)
         if inside is None:
-            found += _without_words(text, *match.span())
-        elif inside not in found:
-            found.append(inside)
+            spans += _without_words(text, *match.span())
+        elif inside not in spans:
+            spans.append(inside)
     joined: list[tuple[int, int]] = []
-    for start, end in found:
+    for start, end in spans:
         if joined and _JOINED.fullmatch(text, joined[-1][1], start):
             joined[-1] = (joined[-1][0], end)
         else:

@@ -56,6 +56,8 @@ class Equation:
     """lhs = rhs as lhs - rhs, or an inequality in several variables with its sign turned to "<" or "\\\\le".
 
     Args:
+        difference: lhs - rhs, as an expression of sympy.
+        sign: "=", or the sign of the inequality.
         total: the side of an equation that is a constant, if one is.
     """
 

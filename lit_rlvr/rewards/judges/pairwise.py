@@ -43,13 +43,13 @@ class PairwiseJudge(Judge):
         points: list[list[float]] = [[] for _ in pairs]
         failures: list[list[str]] = [[] for _ in pairs]
         for a, b in matches:
-            there, back = (replies.get(order, {"better": "tie"}) for order in ((a, b), (b, a)))
-            if isinstance(there, str) or isinstance(back, str):  # one order alone would pay for the place
-                failed = there if isinstance(there, str) else str(back)
+            forth, back = (replies.get(order, {"better": "tie"}) for order in ((a, b), (b, a)))
+            if isinstance(forth, str) or isinstance(back, str):  # one order alone would pay for the place
+                failed = forth if isinstance(forth, str) else str(back)
                 failures[a].append(failed)
                 failures[b].append(failed)
             else:
-                won = (POINTS[there["better"]] + 1 - POINTS[back["better"]]) / 2
+                won = (POINTS[forth["better"]] + 1 - POINTS[back["better"]]) / 2
                 points[a].append(won)
                 points[b].append(1 - won)
         return [result_of(*judged) for judged in zip(points, failures, strict=True)]
@@ -68,7 +68,7 @@ def result_of(points: Sequence[float], failures: Sequence[str]) -> RewardResult:
     """Return the result of a completion: the mean of its points, if at most half of its comparisons failed.
 
     Args:
-        points: of each opponent, over both orders.
+        points: the points against each opponent, over both orders.
         failures: why others could not be compared.
     """
     if len(failures) > len(points):

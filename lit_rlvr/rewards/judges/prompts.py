@@ -56,20 +56,20 @@ class Question:
 
     def read(self, answer: str) -> Reply:
         """Return the fields of an answer, from the JSON object that it ends with; nothing else in it counts."""
-        found: Any = None
+        reply: Any = None
         with suppress(ValueError):  # a server that keeps to the schema writes nothing else
-            found = json.loads(answer, strict=False)
-        if not isinstance(found, dict):
-            match, found = LAST_OBJECT.search(without_thoughts(answer)), {}
+            reply = json.loads(answer, strict=False)
+        if not isinstance(reply, dict):
+            match, reply = LAST_OBJECT.search(without_thoughts(answer)), {}
             with suppress(ValueError):
-                found = json.loads(match[1]) if match else {}
+                reply = json.loads(match[1]) if match else {}
         for name, values in self.fields:
-            if isinstance(found.get(name), bool | None) or found[name] not in values:
+            if isinstance(reply.get(name), bool | None) or reply[name] not in values:
                 return (
                     f"the judge's answer cannot be read: it ends without a JSON object in which {name} is "
                     f"{', '.join(map(str, values))}, with ...{answer[-80:]!r}"
                 )
-        return {name: found[name] for name, _ in self.fields}
+        return {name: reply[name] for name, _ in self.fields}
 
 
 def ask_about(
@@ -81,7 +81,10 @@ def ask_about(
     bracket in it that may begin a special token of a chat template.
 
     Args:
+        task: what the judge is to do.
         material: title -> text.
+        fields: field of the reply -> the values that it may have.
+        has_reason: whether the judge gives a reason first.
     """
     mark = hashlib.sha256(json.dumps([*material.items()]).encode()).hexdigest()[:16]
     parts = [

@@ -22,10 +22,10 @@ TEXTS, WEIGHTS = ("criterion", "description", "rubric_str", "text"), ("weight", 
 
 
 class RubricJudge(Judge):
-    """The weighted criteria of a rubric that a judge finds met: sum(weight * score) / sum(weights above 0), within 0
-    and 1.
+    """The weighted share of a rubric's criteria that a judge finds met.
 
-    `correct` means that the value reaches `threshold`.
+    The value is sum(weight * score) / sum(weights above 0), within 0 and 1. `correct` means that the value reaches
+    `threshold`.
 
     Args:
         rubric: criterion -> weight, for all rows; meeting a criterion with a weight below 0 costs as much. null: each
@@ -73,13 +73,13 @@ class RubricJudge(Judge):
         return read_rubric(sample.row.get(self.column), where)
 
     def check(self, pairs: Sequence[Pair]) -> list[RewardResult]:
-        asked = [self.questions(pair) if self.text_of(pair) else [] for pair in pairs]
-        replies = iter(self.ask([question for questions in asked for question in questions]))
+        questions_of_pairs = [self.questions(pair) if self.text_of(pair) else [] for pair in pairs]
+        replies = iter(self.ask([question for questions in questions_of_pairs for question in questions]))
         return [
             self.result(self.rubric_of(pair[1]), [next(replies) for _ in questions])
             if questions
             else RewardResult(0.0, False, "parse_fail", "there is no answer behind the thoughts")
-            for pair, questions in zip(pairs, asked, strict=True)
+            for pair, questions in zip(pairs, questions_of_pairs, strict=True)
         ]
 
     def questions(self, pair: Pair) -> list[Question]:
@@ -132,19 +132,19 @@ class PointwiseJudge(RubricJudge):
         super().__init__(rubric=rubric, column="", one_call_each=False, highest=highest, **kwargs)
 
 
-def read_rubric(given: Any, where: str) -> Rubric:
+def read_rubric(rubric: Any, where: str) -> Rubric:
     """Read a rubric in one of the known forms. All criteria have weights, or none has one and each counts 1.
 
     Raises:
         UserError: it has no such form, a criterion is empty or twice there, or a weight is missing or no number.
     """
     with suppress(ValueError):
-        given = json.loads(given) if isinstance(given, str) else given
-    if isinstance(given, Mapping):
-        given = [{TEXTS[0]: text, WEIGHTS[0]: weight} for text, weight in given.items()]
-    if isinstance(given, str) or not isinstance(given, Sequence) or not given:
-        raise UserError(f"{where}: {given_text(given)} is no list of criteria, nor JSON text of one; give some")
-    read = [one if isinstance(one, Mapping) else {TEXTS[0]: one} for one in given]
+        rubric = json.loads(rubric) if isinstance(rubric, str) else rubric
+    if isinstance(rubric, Mapping):
+        rubric = [{TEXTS[0]: text, WEIGHTS[0]: weight} for text, weight in rubric.items()]
+    if isinstance(rubric, str) or not isinstance(rubric, Sequence) or not rubric:
+        raise UserError(f"{where}: {given_text(rubric)} is no list of criteria, nor JSON text of one; give some")
+    read = [one if isinstance(one, Mapping) else {TEXTS[0]: one} for one in rubric]
     texts: list[Any] = [next((one[key] for key in TEXTS if key in one), None) for one in read]
     weights: list[Any] = [next((one[key] for key in WEIGHTS if key in one), None) for one in read]
     if weights == [None] * len(read):

@@ -43,7 +43,7 @@ class JudgeServer:
         api_key_env: NAME of the environment variable that holds the server's key, if it has one.
         structured: ask for answers by a JSON schema; false for a server that takes none.
         max_tokens: most tokens of an answer, thoughts included.
-        temperature: of sampling; above 0 each question has a seed of its own. null: the server's own.
+        temperature: temperature of sampling; above 0 each question has a seed of its own. null: the server's own.
         timeout: seconds that a call may take.
         max_retries: further tries of a call that the server refuses as too many (429), or that fails by a timeout, a
             lost connection or a fault of the server, after waits that double.

@@ -53,7 +53,7 @@ class TrackedRun:
 
 
 class Tracker(ABC):
-    """Sends the metrics and samples of a run to one tracker; only rank 0 has one.
+    """A sender of the metrics and samples of a run to one tracker; only rank 0 has one.
 
     Any method may raise an exception of the tracker's package: `Trackers` makes it an error at the start, and a warning
     later.
@@ -61,14 +61,16 @@ class Tracker(ABC):
     Args:
         name: the run's name; by default the path of its folder, without a leading `runs/`.
         samples_every: iterations between tables of samples; 0 = never.
+
+    Attributes:
+        key: name of the tracker in `trackers` and in messages, and of the extra that installs it.
+        module: the module that the tracker imports; "" = none but ours.
+        packages: the packages that provide the module, if their names differ from it.
     """
 
     key: ClassVar[str]
-    """Name of the tracker in `trackers` and in messages, and of the extra that installs it."""
     module: ClassVar[str] = ""
-    """The module that the tracker imports; "" = none but ours."""
     packages: ClassVar[tuple[str, ...]] = ()
-    """The packages that provide the module, if their names differ from it."""
 
     def __init__(self, name: str | None = None, samples_every: int = 10) -> None:
         self.name, self.samples_every = name, samples_every

@@ -31,12 +31,12 @@ def choose_trackers(chosen: Chosen) -> list[Tracker]:
     Raises:
         UserError: one is unknown, has a wrong option, or needs a package that is not installed.
     """
-    given: Sequence[Tracker | str] = [] if chosen is None else chosen if isinstance(chosen, list) else [chosen]
+    entries: Sequence[Tracker | str] = [] if chosen is None else chosen if isinstance(chosen, list) else [chosen]
     trackers = [
         entry
         if isinstance(entry, Tracker)
         else (TRACKER_NAMES.get(entry) or find_part("trackers", "trackers", entry, TRACKER_NAMES, Tracker))()
-        for entry in given
+        for entry in entries
     ]
     for tracker in trackers:
         if tracker.module:
@@ -45,11 +45,12 @@ def choose_trackers(chosen: Chosen) -> list[Tracker]:
 
 
 class Trackers(Callback):
-    """Sends each row of metrics.csv to every tracker when the next iteration begins, because it is complete then.
+    """The trackers of a run.
 
-    A tracker gets the rows after the last step it has. So a resumed run sends nothing twice, and sends what an earlier
-    process could not send. A tracker that fails does not end the run: it gets the missing rows at the run's end, or
-    when that is resumed. A tracker that the user adds to a resumed run gets the run from its beginning.
+    Each row of metrics.csv goes to every tracker when the next iteration begins, because it is complete then. A tracker
+    gets the rows after the last step it has. So a resumed run sends nothing twice, and sends what an earlier process
+    could not send. A tracker that fails does not end the run: it gets the missing rows at the run's end, or when that
+    is resumed. A tracker that the user adds to a resumed run gets the run from its beginning.
 
     Args:
         trackers: at most one of each kind; only the first process uses them.
@@ -107,8 +108,8 @@ class Feed:
 
     Args:
         tracker: the tracker.
-        trainer: the run's.
-        settings: the run's, as YAML.
+        trainer: the run's trainer.
+        settings: the run's settings as YAML.
 
     Raises:
         UserError: the tracker fails.
@@ -165,8 +166,10 @@ class Feed:
 
 
 def run_name(root: Path) -> str:
-    """Return a run's name for trackers: the path of its folder without a leading `runs/`; outside the current directory
-    only the last part."""
+    """Return a run's name for trackers: the path of its folder without a leading `runs/`.
+
+    Outside the current directory, it is only the last part.
+    """
     root, here = root.resolve(), Path.cwd()
     parts = root.relative_to(here).parts if root.is_relative_to(here) else ()
     return "/".join(parts[1:] if len(parts) > 1 and parts[0] == "runs" else parts) or root.name

@@ -106,15 +106,15 @@ class MLflow(LightningTracker):
         # MLflow's own defaults would hold up training for many minutes whenever its server cannot be reached.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-        given, folder = os.environ.get("MLFLOW_TRACKING_URI"), run.folder.resolve()
-        uri = self.tracking_uri or given
+        exported_uri, folder = os.environ.get("MLFLOW_TRACKING_URI"), run.folder.resolve()
+        uri = self.tracking_uri or exported_uri
         logger = MLFlowLogger(
             experiment_name=self.experiment, run_name=run.name, tags=dict(self.tags), run_id=run.id,
             tracking_uri=uri or f"sqlite:///{folder / 'mlflow.db'}",
             artifact_location=None if uri else (folder / "mlflow-files").as_uri(),
         )  # fmt: skip
         logger.experiment.log_dict(str(logger.run_id), dict(run.config), "config.yaml")
-        if given is None:  # MLflow makes an address the default of the whole process, and of the next run in it
+        if exported_uri is None:  # MLflow makes an address the default of the whole process, and of the next run in it
             os.environ.pop("MLFLOW_TRACKING_URI", None)
         return logger
 

@@ -31,7 +31,7 @@ def test_it_knows_what_the_whole_file_says(tmp_path: Path) -> None:
     for rows in slow:
         visit = next(v for v in index.prompts[rows[0]["id"]].visits if v.step == rows[0]["step"])
         rewards, right = sum(row["reward"] for row in rows), sum(row["correct"] for row in rows)
-        assert (visit.right, visit.judged, visit.count, visit.reward) == (right, 4, 4, rewards)
+        assert (visit.correct, visit.judged, visit.count, visit.reward) == (right, 4, 4, rewards)
         assert visit.has_gradient == any(row["advantage"] for row in rows)
         assert index.read_group(visit) == rows
 

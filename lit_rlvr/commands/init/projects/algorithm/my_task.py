@@ -18,6 +18,8 @@ class UpperClip(RLVRModule):
     """`-(1/N) sum_i sum_t u A`, u the ratio, at most `1 + clip` where A > 0: GRPO's surrogate without the lower clip.
 
     Args:
+        advantage: the estimator of advantages, as a class or by its name.
+        loss: options of the loss.
         clip: the ratio is clipped at 1 + clip where the advantage is positive.
     """
 
