@@ -168,9 +168,11 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
     ) -> None:
         super().__init__()
         self._module: Any = None
-        groups = with_class_defaults(type(self), reading=reading, images=images, chat=chat, evaluation=evaluation)
-        self.init_args = init_arguments() | groups
-        reading, images, chat, evaluation = groups.values()
+        option_groups = with_class_defaults(
+            type(self), reading=reading, images=images, chat=chat, evaluation=evaluation
+        )
+        self.init_args = init_arguments() | option_groups
+        reading, images, chat, evaluation = option_groups.values()
         check_takes(self.rows, "split")
         check_takes(self.sample, "row", "index", "source")
         check_within("[1, inf)", "data", prompts_per_rollout=prompts_per_rollout)

@@ -22,7 +22,7 @@ _PACKAGES = {
     ),
     "algorithms": (
         "AAPO APMPO CISPO ClipCov DAPO DPPO DRO DrGRPO FIPO GMPO GPG GRPO GRPOLead GSPO KLCov LUSPO M2PO OPD "
-        "Objective RLVRModule Reinforce SAPO SFT TOPR VESPO"
+        "FunctionLoss RLVRModule Reinforce SAPO SFT TOPR VESPO"
     ),
     "datamodules": (
         "Arithmetic CellArea CodeProblems Geometry LesionCount LesionPlace MedicalVQA MultiStepArithmetic "

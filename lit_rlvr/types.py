@@ -524,9 +524,9 @@ class GroupSelection:
     only_mixed: bool = False
     by: str = "reward"
 
-    def wanted(self, prompts: int) -> int:
-        """Return the number of mixed groups that an iteration on `prompts` prompts needs."""
-        return math.ceil(self.min_mixed_fraction * prompts)
+    def num_needed(self, num_prompts: int) -> int:
+        """Return the number of mixed groups that an iteration on so many prompts needs."""
+        return math.ceil(self.min_mixed_fraction * num_prompts)
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Invariant 8 where no kill shows it: no result depends on which of several threads comes first, on a busy machine."""
+"""No result depends on which of several threads comes first, also on a busy machine."""
 
 import subprocess
 from dataclasses import replace

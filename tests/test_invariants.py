@@ -1,4 +1,4 @@
-"""Invariant 1: what a step does depends on its rollout, not on how it is cut, ordered or skipped.
+"""What a step does depends on its rollout, not on how it is cut, ordered or skipped.
 
 Everything runs in the real flow: Trainer, RolloutCallback, HFEngine, Arithmetic and GRPO, and is compared
 with a loop over single, unpadded sequences.

@@ -23,7 +23,7 @@ from jsonargparse._util import get_import_path
 
 import lit_rlvr.rewards
 from lit_rlvr import advantages, algorithms, datamodules
-from lit_rlvr.algorithms import SFT, Objective
+from lit_rlvr.algorithms import SFT, FunctionLoss
 from lit_rlvr.algorithms.apmpo_schedule import PowerSchedule
 from lit_rlvr.cli.early_check import OPTIONS_INDEX
 from lit_rlvr.cli.error_lines import class_arguments, known_classes
@@ -115,7 +115,7 @@ def options_reference() -> str:
     ]
     algorithm, data = algorithms.RLVRModule, datamodules.PromptDataModule
     groups: list[tuple[str, type | None, list[type]]] = [
-        ("model", algorithm, [SFT, Objective, *_public(algorithms)]),
+        ("model", algorithm, [SFT, FunctionLoss, *_public(algorithms)]),
         ("model.advantage", None, [cls for _, cls in sorted(advantages.REGISTRY.items())]),
         ("data", data, [cls for cls in _public(datamodules) if issubclass(cls, data)]),
         (

@@ -142,8 +142,9 @@ class GPGAdvantage(GroupRelative):
         f_norm: F: `one`, or `std`, the population standard deviation plus eps.
         rescale_valid: False sets `alpha` to 1.
         eps: added to the standard deviation.
-        min_valid_fraction: sample more prompts until this share of a batch's groups has different rewards among its
-            completions (the paper uses 0.6); None = never. All sampled groups are trained on.
+        min_valid_fraction: sample more prompts until as many groups as this share of an iteration's prompts have
+            different rewards among their completions (the paper uses 0.6); None = never. All sampled groups are trained
+            on.
     """
 
     f_norm: Literal["one", "std"] = "one"

@@ -1,6 +1,7 @@
 """One LightningModule per algorithm; each file is one loss.
 
-`__all__` has ours that learn from the model's own completions: all but `SFT`, and `Objective` for a function of a user.
+`__all__` has ours that learn from the model's own completions: all but `SFT`, and but `FunctionLoss`, which takes a
+function of a user.
 """
 
 from lit_rlvr.algorithms.aapo import AAPO
@@ -12,6 +13,7 @@ from lit_rlvr.algorithms.dppo import DPPO
 from lit_rlvr.algorithms.dr_grpo import DrGRPO
 from lit_rlvr.algorithms.dro import DRO
 from lit_rlvr.algorithms.fipo import FIPO
+from lit_rlvr.algorithms.function_loss import FunctionLoss as FunctionLoss
 from lit_rlvr.algorithms.gmpo import GMPO
 from lit_rlvr.algorithms.gpg import GPG
 from lit_rlvr.algorithms.grpo import GRPO
@@ -20,7 +22,6 @@ from lit_rlvr.algorithms.gspo import GSPO
 from lit_rlvr.algorithms.kl_cov import KLCov
 from lit_rlvr.algorithms.luspo import LUSPO
 from lit_rlvr.algorithms.m2po import M2PO
-from lit_rlvr.algorithms.objective import Objective as Objective
 from lit_rlvr.algorithms.opd import OPD
 from lit_rlvr.algorithms.reinforce import Reinforce
 from lit_rlvr.algorithms.sapo import SAPO

@@ -64,7 +64,7 @@ class SFT(RLVRModule):
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
         return -self.nll_coef * masked_sum(x.logp, x.token_weight, x.mask), {}
 
-    def estimate_advantages(self, rollout: Rollout, scores: RolloutLogprobs) -> Tensor:
+    def estimate_advantages(self, rollout: Rollout, initial: RolloutLogprobs) -> Tensor:
         rollout.advantages = torch.ones_like(rollout.rewards)
         return rollout.advantages.reshape(-1, 1).to(self.device)
 

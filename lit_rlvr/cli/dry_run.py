@@ -17,7 +17,7 @@ from lit_rlvr.rollout.preflight.sizes import log_sizes
 from lit_rlvr.run.planned import PlannedRun
 from lit_rlvr.sizing.gpus import GIB
 from lit_rlvr.sizing.strategies import describe_run
-from lit_rlvr.training.optimizer import train_whole_rollouts, updates_of, warn_of_rate
+from lit_rlvr.training.optimizer import train_whole_rollouts, updates_per_iteration, warn_of_rate
 
 PROMPTS = 2
 """Number of prompts that a dry run shows."""
@@ -33,8 +33,8 @@ def settings(run: PlannedRun) -> dict[str, Any]:
     if iterations is not None:
         passes = iterations * data.prompts_per_rollout / len(data.prompts["train"])
         limits.append(
-            f"{iterations * updates_of(module)} optimizer steps, {iterations} iterations, {passes:.3g} passes over "
-            "the training prompts"
+            f"{iterations * updates_per_iteration(module)} optimizer steps, {iterations} iterations, "
+            f"{passes:.3g} passes over the training prompts"
         )
     return {
         "run folder": shown(trainer.default_root_dir),
@@ -93,11 +93,11 @@ def dry_run(run: PlannedRun) -> None:
     Raises:
         UserError: `fit` would refuse the run, too.
     """
-    train_whole_rollouts(run.trainer, updates_of(run.module))
+    train_whole_rollouts(run.trainer, updates_per_iteration(run.module))
     run.prepare()
     log_sizes(run.rollout, run.module, *run.sizes_on_device, data=run.data)
     warn_of_answers(run.rollout, run.data)
-    steps = None if run.iterations is None else run.iterations * updates_of(run.module)
+    steps = None if run.iterations is None else run.iterations * updates_per_iteration(run.module)
     warn_of_rate(run.module.lr, run.module.optim, steps)
     report = {
         "run": settings(run),

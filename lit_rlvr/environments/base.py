@@ -61,7 +61,7 @@ class Environment(ABC):
         needs_turns: True if an episode makes no sense with a single turn.
         role: the chat role of its observations; `tool` for results of tool calls.
         source_classes: further classes whose code is part of its behaviour.
-        reward_functions: functions by name that judge the episode at its end: see `environment_functions`.
+        reward_functions: functions by name that judge the episode at its end; `rewards_with` fills them in.
     """
 
     tools: Sequence[dict[str, Any]] = ()
@@ -69,13 +69,11 @@ class Environment(ABC):
     role: Literal["user", "tool"] = "user"
 
     limits = Isolation()
+    source_classes: Sequence[type] = ()
+    reward_functions: Mapping[str, Callable[..., Any]] = {}
 
     def __init__(self, limits: Isolation = Isolation()) -> None:  # noqa: B008  # frozen
         self.limits = limits
-
-    source_classes: Sequence[type] = ()
-
-    reward_functions: Mapping[str, Callable[..., Any]] = {}
 
     @property
     def title(self) -> str:

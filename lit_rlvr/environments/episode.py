@@ -71,7 +71,7 @@ class Player:
         if call == REWARD:
             environment, messages = self._episodes.pop(number)
             said = environment.reward()
-            outcome = None if said is None else _with_correct(as_result(said))
+            outcome = None if said is None else _correct_if_one(as_result(said))
             return outcome, judge_episode(environment, messages, sample)
         assert turn is not None, "a step has a turn"
         environment, messages = self._episodes[number]
@@ -137,7 +137,7 @@ def _checked(value: object) -> Observation:
     return replace(value, text=_plain(value.text), results=results)
 
 
-def _with_correct(result: RewardResult) -> RewardResult:
+def _correct_if_one(result: RewardResult) -> RewardResult:
     """Set `correct`: value 1 is right unless the environment says otherwise."""
     is_open = result.correct is None and result.status != "error"
     return replace(result, correct=result.value == 1) if is_open else result

@@ -27,7 +27,7 @@ def assemble(
     mask_truncated: bool = False,
     exact: bool = False,
     version: int | None = None,
-    taught: bool = False,
+    has_teacher: bool = False,
 ) -> Rollout:
     """Combine completions and scores into a `Rollout`.
 
@@ -44,14 +44,14 @@ def assemble(
         mask_truncated: mask truncated completions out of the loss.
         exact: whether the engine's log-probabilities equal the trainer's.
         version: of the weights that sampled the completions; None = there is no training.
-        taught: whether a teacher scores them.
+        has_teacher: whether a teacher scores them.
     """
     token_ids, sampled, logprobs = pad_completions(completions)
     return Rollout(
         prompts=prompts,
         completions=completions,
         token_ids=token_ids,
-        mask=tokens_in_loss(sampled, completions, scores.statuses, mask_truncated, taught),
+        mask=tokens_in_loss(sampled, completions, scores.statuses, mask_truncated, has_teacher),
         rollout_logprobs=logprobs,
         rewards=impute(scores.rewards, ~scores.rewarded),
         correct=impute(scores.correct, ~scores.judged),
@@ -68,7 +68,7 @@ def assemble(
 
 def tokens_in_loss(
     sampled: Tensor, completions: list[list[Completion]], statuses: list[list[Status]], mask_truncated: bool,
-    taught: bool,
+    has_teacher: bool,
 ) -> Tensor:  # fmt: skip
     """Return the tokens in the loss (B, T): the sampled ones, without completions that `assemble` masks out.
 
@@ -77,9 +77,9 @@ def tokens_in_loss(
         completions: P lists of G.
         statuses: P lists of G.
         mask_truncated: as for `assemble`.
-        taught: as for `assemble`.
+        has_teacher: as for `assemble`.
     """
-    without_reward = ("error",) if taught else ("error", "unjudged")
+    without_reward = ("error",) if has_teacher else ("error", "unjudged")
     masked_out = [
         status in without_reward or (mask_truncated and completion.truncated)
         for group, statuses_of_group in zip(completions, statuses, strict=True)

@@ -35,7 +35,7 @@ from lit_rlvr.rollout.record import Record, ReplaySource, replay_terms
 from lit_rlvr.rollout.settings import RolloutSettings
 from lit_rlvr.rollout.source import RolloutSource, SyncSource
 from lit_rlvr.training.module import RLVRModule
-from lit_rlvr.training.optimizer import unallocated, updates_of
+from lit_rlvr.training.optimizer import unallocated, updates_per_iteration
 from lit_rlvr.types import PromptBatch, Rollout, Sampling
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class RolloutCallback(RolloutSettings, Callback):
         source = self.source
         metrics = rollout_metrics(rollout, module.tokenizer, source.generation_seconds, source.extra_completions)
         module.log_dict(metrics)
-        rollout.is_unjudged = metrics["reward/status/unjudged"] == 1 and not self.sampler.taught  # over all ranks
+        rollout.is_unjudged = metrics["reward/status/unjudged"] == 1 and not self.sampler.has_teacher  # over all ranks
         if rollout.is_unjudged:
             module.unjudged.add(module.iteration + 1, ", ".join(rollout.parts), int(metrics["rollout/samples"]))
         else:
@@ -136,7 +136,9 @@ class RolloutCallback(RolloutSettings, Callback):
         if data.success is not None:
             module.log("rollout/retired_prompts", data.stream.retired_share(data.cursor))
         if self._record is not None and batch.rollout is not None:
-            self._record.add(module.iteration, batch.rollout, batch.cursor, module.updates - updates_of(module))
+            self._record.add(
+                module.iteration, batch.rollout, batch.cursor, module.updates - updates_per_iteration(module)
+            )
         self._stop_after_replay(trainer, module.iteration)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -159,7 +161,7 @@ class RolloutCallback(RolloutSettings, Callback):
     ) -> None:
         module: RLVRModule = pl_module  # type: ignore[assignment]
         if module.demonstrates:
-            self._demonstrate(trainer, module, batch)
+            self._add_demonstrations(trainer, module, batch)
         if not (samples := self.samples_of(batch.name)):
             return
         self._start_engine(trainer, module)
@@ -171,7 +173,7 @@ class RolloutCallback(RolloutSettings, Callback):
             greedy = replace(sampling, temperature=0.0, top_p=1.0, top_k=0)
             batch.greedy = self._validate(trainer, batch, greedy, 1)
 
-    def _demonstrate(self, trainer: Trainer, module: RLVRModule, batch: PromptBatch) -> None:
+    def _add_demonstrations(self, trainer: Trainer, module: RLVRModule, batch: PromptBatch) -> None:
         """Add the completions that the data hold to a validation batch."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         demonstrations = self.demonstrations[batch.name]
@@ -224,7 +226,7 @@ class RolloutCallback(RolloutSettings, Callback):
             max_failure_rate=self.safeguards.max_failure_rate,
             mask_truncated=self.mask_truncated,
             exact=self.generator.is_exact(compute_dtype(str(trainer.precision))),
-            taught=stage == "fit" and module.teachers.options is not None,
+            has_teacher=stage == "fit" and module.teachers.options is not None,
             run=Path(trainer.default_root_dir),
         )
         self.source = self._choose_source(trainer, module, data, stage)
@@ -310,7 +312,9 @@ class RolloutCallback(RolloutSettings, Callback):
         """Return the most tokens that the run samples; 0 = its steps are not bounded."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         sequences = data.prompts_per_rollout * self.completions_of(module)
-        return max(0, math.ceil(trainer.max_steps / updates_of(module))) * sequences * self.sampling.max_tokens
+        return (
+            max(0, math.ceil(trainer.max_steps / updates_per_iteration(module))) * sequences * self.sampling.max_tokens
+        )
 
     # ---- checkpoints --------------------------------------------------------------------------------------
 

@@ -277,7 +277,7 @@ class DemonstrationSource(RolloutSource):
         module = self.module
         rollout = self.demonstrations.rollout(batch.prompts, module.policy.placeholder_ids)
         cut = module.image_processor.cut if module.policy.family is not None else None
-        groups = gather_summaries(rollout, module.may_train_groups(rollout))
+        groups = gather_summaries(rollout, module.trainable_groups(rollout))
         rollout = balance(rollout, groups, 1, self.pinned_groups, cut)
         rollout.versions = torch.full(rollout.token_ids.shape, module.updates)
         counts = all_sum(torch.tensor([float(rollout.lengths.sum()), float(len(batch))], dtype=torch.float64)).tolist()

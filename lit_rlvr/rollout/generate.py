@@ -51,7 +51,7 @@ class GroupSampler:
         max_failure_rate: see `Safeguards`.
         mask_truncated: see `RolloutSettings`.
         exact: whether the engine's log-probabilities equal the trainer's.
-        taught: whether a teacher scores the completions that are trained on.
+        has_teacher: whether a teacher scores the completions that are trained on.
         run: the run's folder, for the examples of failed checks.
 
     Attributes:
@@ -61,11 +61,11 @@ class GroupSampler:
 
     def __init__(
         self, engine: SyncedEngine, rewards: Sequence[Reward], environment: Environment | None, *,
-        max_failure_rate: float, mask_truncated: bool, exact: bool, taught: bool, run: Path,
+        max_failure_rate: float, mask_truncated: bool, exact: bool, has_teacher: bool, run: Path,
     ) -> None:  # fmt: skip
         self.engine, self.rewards, self.environment = engine, rewards, environment
         self.max_failure_rate, self.run = max_failure_rate, run
-        self.mask_truncated, self.exact, self.taught = mask_truncated, exact, taught
+        self.mask_truncated, self.exact, self.has_teacher = mask_truncated, exact, has_teacher
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.episodes: Episodes | None = None
         self._max_tokens = 0
@@ -135,7 +135,7 @@ class GroupSampler:
             mask_truncated=self.mask_truncated,
             exact=self.exact,
             version=version,
-            taught=self.taught,
+            has_teacher=self.has_teacher,
         )
 
     def sample_stream(
@@ -166,7 +166,7 @@ class GroupSampler:
             if episodes is not None:
                 self._idle.append(episodes)
 
-    def sample_scores(
+    def sample_and_score(
         self, prompts: list[Prompt], seeds: list[list[int]], sampling: Sampling
     ) -> tuple[list[list[Completion]], Scores | None]:
         """Return completions of prompts that `sample` has opened, and their scores; None without prompts."""

@@ -24,7 +24,7 @@ from lit_rlvr.rewards.combine import BackgroundScoring, Scores
 from lit_rlvr.rollout.generate import completion_seeds
 from lit_rlvr.rollout.source import STAGE_TEXTS, SyncSource
 from lit_rlvr.rollout.summaries import Summaries, count_repeats, count_successes, mixed_groups
-from lit_rlvr.training.optimizer import updates_of
+from lit_rlvr.training.optimizer import updates_per_iteration
 from lit_rlvr.types import Completion, Prompt, PromptBatch, Rollout
 
 POLL = 0.05
@@ -40,7 +40,7 @@ class QueuedGroup:
     Args:
         number: its place in the stream of prompts, over all ranks, from 0; its seeds come from it.
         started: the version of the weights when its sampling began; None = it waits for the engine.
-        begun: when that was, in seconds of the monotonic clock.
+        started_at: when that was, in seconds of the monotonic clock.
         drop: ends its sampling.
         completions: None = it is not finished.
         has_versions: their labels of weights are versions.
@@ -51,7 +51,7 @@ class QueuedGroup:
     prompt: Prompt
     seeds: list[int]
     started: int | None = None
-    begun: float = 0.0
+    started_at: float = 0.0
     drop: Callable[[], object] | None = None
     completions: list[Completion] | None = None
     has_versions: bool = False
@@ -211,7 +211,7 @@ class QueueSource(SyncSource):
                 group.prompt = prompt
 
         def started(p: int, drop: Callable[[], object] | None) -> None:
-            groups[p].begun, groups[p].drop = time.monotonic(), drop
+            groups[p].started_at, groups[p].drop = time.monotonic(), drop
             groups[p].started = self._version  # or newer weights: then its tokens say so
 
         def done(p: int, completions: list[Completion]) -> None:
@@ -250,11 +250,11 @@ class QueueSource(SyncSource):
         now = time.monotonic()
         for group in [*self._groups]:
             drop = group.drop  # which another thread may remove
-            if group.completions is None and drop is not None and now - group.begun > self.max_group_seconds:
+            if group.completions is None and drop is not None and now - group.started_at > self.max_group_seconds:
                 log.warning(
                     "rollout.safeguards.max_group_seconds: the completions of %s have not ended after %.0f s; they are "
                     "dropped",
-                    group.prompt.sample.id, now - group.begun,
+                    group.prompt.sample.id, now - group.started_at,
                 )  # fmt: skip
                 drop()
                 self._groups.remove(group)
@@ -273,7 +273,7 @@ class QueueSource(SyncSource):
         Collective: call it on every rank.
         """
         module, prompts = self.module, len(batch) * world_size()
-        wanted, most = module.selection.wanted(prompts), module.selection.max_rounds * prompts
+        wanted, most = module.selection.num_needed(prompts), module.selection.max_rounds * prompts
         late, began, cursor = 0.0, time.perf_counter(), dict(self.data.cursor)
         progress.begin(STAGE_TEXTS["wait"])
         self._take_up_saved()
@@ -326,7 +326,7 @@ class QueueSource(SyncSource):
 
     def _steps_left(self, started: int) -> float:
         """Return in how many steps after this one a group can be trained on that began with this version."""
-        return self.staleness - (self.module.updates - started) / updates_of(self.module)
+        return self.staleness - (self.module.updates - started) / updates_per_iteration(self.module)
 
     def _settle(self, group: QueuedGroup) -> None:
         """Replace the labels of the weights that sampled a finished group by their versions, once.
@@ -398,7 +398,7 @@ class QueueSource(SyncSource):
         summaries = self.summaries(rollout)
         repeats = count_repeats(group.sample_id for rank_groups in summaries for group in rank_groups)
         rollout.repeats = repeats[sum(map(len, summaries[: rank()])) :][: len(groups)]
-        if self.module.selection.wanted(prompts):
+        if self.module.selection.num_needed(prompts):
             rounds = sum(map(len, summaries)) / prompts
             summaries = self.select_groups(rollout, summaries, len(groups), prompts, rounds)
         return rollout, summaries

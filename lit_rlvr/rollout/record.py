@@ -365,8 +365,8 @@ class ReplaySource(RolloutSource):
         sampling = self.sampling.with_banned(self.module.policy.placeholder_ids)
         rollout = unpack_rollout(about, arrays, prompts, sampling, self.module.tokenizer)
         sampled = _padded(arrays["sampled"], _inside(about["lengths"], about["width"]))
-        taught = self.module.teachers.options is not None  # only one of the runs may have a teacher
-        rollout.mask = tokens_in_loss(sampled, rollout.completions, rollout.statuses, self.mask_truncated, taught)
+        has_teacher = self.module.teachers.options is not None  # only one of the runs may have a teacher
+        rollout.mask = tokens_in_loss(sampled, rollout.completions, rollout.statuses, self.mask_truncated, has_teacher)
         if rollout.versions is not None:  # as old as they were
             rollout.versions += self.module.updates - about["updates"]
         batch.cursor = about["cursor"]

@@ -95,9 +95,9 @@ class RolloutSettings(ChecksArguments):
     ) -> None:
         if rewards is not None:
             rewards = [reward if isinstance(reward, Reward | str) else FunctionReward(reward) for reward in rewards]
-        groups = with_class_defaults(type(self), evaluation=evaluation, safeguards=safeguards, replay=replay)
-        self.init_args = init_arguments() | groups
-        evaluation, safeguards, replay = groups.values()
+        option_groups = with_class_defaults(type(self), evaluation=evaluation, safeguards=safeguards, replay=replay)
+        self.init_args = init_arguments() | option_groups
+        evaluation, safeguards, replay = option_groups.values()
         self.group_size = group_size
         self.generator = resolve_engine(engine)
         self.engine = SyncedEngine(self.generator, safeguards)

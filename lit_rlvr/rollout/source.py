@@ -107,11 +107,11 @@ class SyncSource(RolloutSource):
     def next(self, batch: PromptBatch) -> Rollout:
         self.metrics, self.extra_completions, self.sampler.seconds = {}, [], defaultdict(float)
         self.sync_weights(batch.prompts)
-        rollout, groups = self.sample(batch.prompts)  # generate, score, assemble; then what all ranks know of it
-        rollout, groups = self.sample_more(rollout, groups, batch)
-        batch.successes = count_successes(groups)
+        rollout, summaries = self.sample(batch.prompts)  # generate, score, assemble; then what all ranks know of it
+        rollout, summaries = self.sample_more(rollout, summaries, batch)
+        batch.successes = count_successes(summaries)
         self.add_reference_rewards(rollout)
-        rollout = self.balance(rollout, groups)
+        rollout = self.balance(rollout, summaries)
         self.sampler.engine.sleep()  # its memory is free for training
         self.metrics |= {f"time/{stage}": seconds for stage, seconds in self.sampler.seconds.items()}
         self.generation_seconds = self.sampler.seconds["generate"]
@@ -149,72 +149,74 @@ class SyncSource(RolloutSource):
         """
         size = self.data.prompts_per_rollout
         prompts, _ = self.data.stream.take(rounds * size, self.data.cursor)
-        share = size // world_size()
-        return count_repeats(prompt.sample.id for prompt in prompts)[-size:][rank() * share :][:share]
+        per_rank = size // world_size()
+        return count_repeats(prompt.sample.id for prompt in prompts)[-size:][rank() * per_rank :][:per_rank]
 
     def summaries(self, rollout: Rollout) -> Summaries:
         """Return what all ranks know of each other's groups.
 
         Collective: call it on every rank.
         """
-        return gather_summaries(rollout, self.module.may_train_groups(rollout), self.module.selection.by)
+        return gather_summaries(rollout, self.module.trainable_groups(rollout), self.module.selection.by)
 
-    def sample_more(self, rollout: Rollout, groups: Summaries, batch: PromptBatch) -> tuple[Rollout, Summaries]:
+    def sample_more(self, rollout: Rollout, summaries: Summaries, batch: PromptBatch) -> tuple[Rollout, Summaries]:
         """Dynamic sampling (DAPO, eq. 11): sample further prompts until the algorithm has the groups that it needs."""
-        selection, prompts = self.module.selection, len(batch) * world_size()
-        if not (wanted := selection.wanted(prompts)):
-            return rollout, groups
+        selection, num_prompts = self.module.selection, len(batch) * world_size()
+        if not (needed := selection.num_needed(num_prompts)):
+            return rollout, summaries
         rounds = 1
-        while rounds < selection.max_rounds and count_mixed(groups) < wanted:
+        while rounds < selection.max_rounds and count_mixed(summaries) < needed:
             rounds += 1
             further = self.data.train_dataloader().take(batch.cursor)
             batch.cursor = further.cursor
-            joined, summaries = self.sample(further.prompts, rounds)
-            rollout = join(rollout, joined)
-            groups = [before + after for before, after in zip(groups, summaries, strict=True)]
-        return rollout, self.select_groups(rollout, groups, len(batch), prompts, rounds)
+            further_rollout, further_summaries = self.sample(further.prompts, rounds)
+            rollout = join(rollout, further_rollout)
+            summaries = [before + after for before, after in zip(summaries, further_summaries, strict=True)]
+        return rollout, self.select_groups(rollout, summaries, len(batch), num_prompts, rounds)
 
-    def select_groups(self, rollout: Rollout, groups: Summaries, share: int, prompts: int, rounds: float) -> Summaries:
+    def select_groups(
+        self, rollout: Rollout, summaries: Summaries, prompts_per_rank: int, num_prompts: int, rounds: float
+    ) -> Summaries:
         """Log the number of mixed groups, and choose those to train on.
 
         Args:
             rollout: gets `kept`, if the algorithm trains on mixed groups alone.
-            groups: what all ranks know of their groups.
-            share: prompts per rank in one sampling round.
-            prompts: prompts of an iteration, over all ranks.
+            summaries: what all ranks know of their groups.
+            prompts_per_rank: prompts of each rank in one sampling round.
+            num_prompts: prompts of an iteration, over all ranks.
             rounds: batches of prompts that were sampled.
         """
-        mixed = float(count_mixed(groups))
+        mixed = float(count_mixed(summaries))
         self.metrics |= {"rollout/sampling_rounds": float(rounds), "rollout/live_groups": mixed}
         if self.module.selection.only_mixed:
-            groups = number_mixed(groups, share, prompts)
-            numbers = {p: group.number for p, group in enumerate(groups[rank()])}
+            summaries = number_mixed(summaries, prompts_per_rank, num_prompts)
+            numbers = {p: group.number for p, group in enumerate(summaries[rank()])}
             rollout.kept = {p: number for p, number in numbers.items() if number is not None}
-        return groups
+        return summaries
 
     def add_reference_rewards(self, rollout: Rollout) -> None:
         """Score completions of the reference policy for the same prompts, if the advantage needs them."""
-        module, wanted = self.module, self.module.reference_completions
-        if wanted is None:
+        module, requested = self.module, self.module.reference_completions
+        if requested is None:
             return
         with self.timed("reference"):
             rollout.reference_rewards = self.reference.rewards(
-                wanted, module.reference.version, rollout, module.iteration, module.device, self.sample_reference
+                requested, module.reference.version, rollout, module.iteration, module.device, self.sample_reference
             )
 
     def sample_reference(self, prompts: list[Prompt], seeds: list[list[int]]) -> Scores | None:
         """Score new completions of the reference, sampled as in training; None without prompts."""
         reference = self.module.reference
         self.sampler.engine.sync_weights(reference.policy, ("reference", reference.version))
-        completions, scores = self.sampler.sample_scores(prompts, seeds, self.sampling)
+        completions, scores = self.sampler.sample_and_score(prompts, seeds, self.sampling)
         self.extra_completions += completions
         return scores
 
-    def balance(self, rollout: Rollout, groups: Summaries) -> Rollout:
+    def balance(self, rollout: Rollout, summaries: Summaries) -> Rollout:
         """Even out the groups' tokens over the ranks."""
         module = self.module
         cut = module.image_processor.cut if module.policy.family is not None else None
-        return balance(rollout, groups, module.updates_per_rollout, self.pinned_groups, cut)
+        return balance(rollout, summaries, module.updates_per_rollout, self.pinned_groups, cut)
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:

@@ -55,7 +55,7 @@ def gather_summaries(rollout: Rollout, runs: Sequence[bool], by: str = "reward")
     Collective: call it on every rank.
 
     Args:
-        runs: for each of this rank's groups, whether training will run it (`RLVRModule.may_train_groups`).
+        runs: for each of this rank's groups, whether training will run it (`RLVRModule.trainable_groups`).
         by: as for `mixed_groups`.
     """
     mixed = {*mixed_groups(rollout, by)}

@@ -15,7 +15,7 @@ from lit_rlvr.rollout.callback import rollout_of
 from lit_rlvr.run.loggers import callback_of
 from lit_rlvr.run.outputs import RunFolder
 from lit_rlvr.run.progress import ProgressEstimator
-from lit_rlvr.training.optimizer import updates_of
+from lit_rlvr.training.optimizer import updates_per_iteration
 from lit_rlvr.types import Rollout
 
 FEW = 0.1
@@ -66,5 +66,5 @@ class FirstRollout(Callback):
             return None
         validations = 1
         if every := rollout_of(trainer).validate_every_rollouts:
-            validations += total // updates_of(trainer.lightning_module) // every
+            validations += total // updates_per_iteration(trainer.lightning_module) // every
         return total * of_one + validations * sum(callback_of(trainer, RunFolder).validation_seconds)

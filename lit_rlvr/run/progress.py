@@ -16,7 +16,7 @@ from lit_rlvr.common.settings import init_arguments
 from lit_rlvr.common.terminal import Terminal
 from lit_rlvr.errors import ChecksArguments, check_within
 from lit_rlvr.run.loggers import callback_of, callbacks_of
-from lit_rlvr.training.optimizer import updates_of
+from lit_rlvr.training.optimizer import updates_per_iteration
 
 
 class Budget(ChecksArguments, Callback):
@@ -184,7 +184,7 @@ class ProgressEstimator(Callback):
         The iterations up to now may have had a different number of updates, and an iteration takes all of its own.
         """
         step, iteration = self._first_position or _position(trainer)
-        updates = updates_of(trainer.lightning_module)
+        updates = updates_per_iteration(trainer.lightning_module)
         limits = [callback.iterations for callback in callbacks_of(trainer) if isinstance(callback, Budget)]
         if trainer.max_steps > 0:
             limits.append(iteration + -(-(trainer.max_steps - step) // updates))

@@ -378,10 +378,10 @@ def describe_job(
     vllm = engine if isinstance(engine, VLLMEngine) else None
     sleeps = vllm is not None and vllm.sleep_mode and not rollout.staleness
     share = 0.0 if vllm is None else vllm.gpu_memory_utilization or 0.4
-    taught = module.teachers.options
-    folders = [] if taught is None else taught.folders
+    teacher = module.teachers.options
+    folders = [] if teacher is None else teacher.folders
     teachers = [shape_of(PUBLISHED.get(model) or load_model_config(teacher_folder(model))) for model in folders]
-    if taught is not None and taught.ema is not None:
+    if teacher is not None and teacher.ema is not None:
         teachers.append(replace(shape_of(config), published=FLOAT))
     demonstrations = rollout.demonstrations.get(data.name)  # once the data are read
     return JobSizes(

@@ -165,7 +165,7 @@ def save_step(
     record = {
         "step": number,
         "wrong": wrong,
-        "microbatches": microbatches[: plan.num_microbatches],
+        "microbatches": microbatches[: plan.num_counted],
         "groups": _groups(plan),
     }
     write_atomically(path, json.dumps(record, ensure_ascii=False))
@@ -203,7 +203,7 @@ def _groups(plan: StepPlan) -> list[dict[str, Any]]:
                 for g, completion in enumerate(rollout.completions[p])
             ],
         }
-        for p in sorted({row // size for rows in plan.microbatches[: plan.num_microbatches] for row in rows})
+        for p in sorted({row // size for rows in plan.microbatches[: plan.num_counted] for row in rows})
     ]
 
 

@@ -97,12 +97,18 @@ class LossModule(ABC):
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
         """Return the loss of some rows: a sum that includes the global normalisers, without the terms.
 
+        Args:
+            x: some rows (B, T) of one optimizer step, which it may not change.
+
         Returns:
             The loss, a scalar, and counts or sums over the unmasked tokens, which are logged as means over tokens.
         """
 
     def observe(self, group: GroupBatch) -> dict[str, float]:
-        """Take note of the whole rollout's rewards (all ranks) before its updates.
+        """Take note of a rollout's rewards before its updates.
+
+        Args:
+            group: the groups of all ranks, a copy.
 
         Returns:
             Metrics to log as `train/...`.
@@ -110,8 +116,10 @@ class LossModule(ABC):
         return {}
 
     def select(self, step: StepTokens) -> Tensor | None:
-        """Choose tokens by a threshold over all tokens of an optimizer step, before its micro-batches; the objective
-        finds them in `x.selected`. It must not depend on the tokens' order.
+        """Choose tokens by a threshold over all tokens of an optimizer step; the objective finds them in `x.selected`.
+
+        Args:
+            step: the N tokens of all ranks in the step; the choice must not depend on their order.
 
         Returns:
             (N,) bool, or None.

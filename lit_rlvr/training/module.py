@@ -5,7 +5,7 @@ needed to follow the loop. For each batch, Lightning calls `RolloutCallback.on_t
 `collect`, and then `training_step`.
 
     RLVRCLI                           cli/lightning_cli.py        settings -> model, data, rollout, trainer
-      Run.open                        run/run.py                  the run folder, what is resumed, the callbacks' order
+      Run.open                        run/run.py                  locks the run folder, and finds what is resumed
       Trainer.fit                     run/trainer.py              prepares, then Lightning's loop over batches
         PlannedRun.prepare            run/planned.py              refuses what may not run (rollout/preflight/)
         build_optimizer               training/optimizer.py       AdamW and its schedule
@@ -13,6 +13,7 @@ needed to follow the loop. For each batch, Lightning calls `RolloutCallback.on_t
       SyncSource.next                 rollout/source.py           sync, sample, sample more, reference, balance
         SyncedEngine.sync_weights     engines/synced.py           the engine receives the policy's weights
         GroupSampler.sample           rollout/generate.py         P x G completions, and their rewards
+          BackgroundScoring.scores    rewards/combine.py          each completion's rewards, and their weighted sum
           assemble                    rollout/assemble.py         the tensors of a `Rollout`
     RLVRModule.training_step          training/module.py          scored groups -> optimizer steps
       Updater.initial_logprobs        training/update.py          log-probabilities that rewards or advantages need
@@ -27,6 +28,7 @@ needed to follow the loop. For each batch, Lightning calls `RolloutCallback.on_t
         loss_inputs                   training/step.py            what the objective gets
         LossModule.loss               training/loss.py            calls the algorithm's `objective` (algorithms/)
           costs                       training/terms.py           the KL divergence and other costs of tokens
+      RLVRModule.finish_iteration     training/module.py          counts, reference, position in the data, logs
 """
 
 from __future__ import annotations
@@ -62,7 +64,7 @@ from lit_rlvr.training.optimizer import (
     build_schedule,
     check_lr,
     total_steps,
-    updates_of,
+    updates_per_iteration,
     warn_of_rate,
 )
 from lit_rlvr.training.reference import Reference
@@ -131,9 +133,11 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
         terms: list[Term] | None = None,
         config_overrides: dict[str, Any] | None = None,
     ) -> None:
-        groups = with_class_defaults(type(self), optim=optim, loss=loss, kl=kl, importance=importance, compute=compute)
-        self.init_args = init_arguments() | groups
-        optim, loss, kl, importance, compute = groups.values()
+        option_groups = with_class_defaults(
+            type(self), optim=optim, loss=loss, kl=kl, importance=importance, compute=compute
+        )
+        self.init_args = init_arguments() | option_groups
+        optim, loss, kl, importance, compute = option_groups.values()
         check_within(
             f"[1, {MAX_SIZE}]", "model", updates_per_rollout=updates_per_rollout, epochs_per_rollout=epochs_per_rollout
         )
@@ -148,8 +152,8 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
         self.updates_per_rollout, self.epochs_per_rollout = updates_per_rollout, epochs_per_rollout
         self.freeze_vision, self.lora = freeze_vision, lora
         self.strict_loading = lora is None  # the frozen weights come from the model folder
-        self.most_tokens = 0  # that the run trains on, which the RolloutCallback tells; 0 = unknown
-        self.replays_routes = False  # `rollout.replay_routes`, which the RolloutCallback tells
+        self.most_tokens = 0  # that the run trains on, set by `RolloutCallback.setup`; 0 = unknown
+        self.replays_routes = False  # `rollout.replay_routes`, set by `RolloutCallback.setup`
         self.iteration = 0  # rollouts trained on so far
         self.selection = GroupSelection(self.advantage.min_valid_fraction or 0.0)
         self.reference_completions = self.advantage.reference_completions
@@ -178,7 +182,7 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
         mode = "none" if self.uses_rollout else resolve_correction(self.importance.correction, exact)
         return replace(self.importance, correction=mode)
 
-    def may_train_groups(self, rollout: Rollout) -> list[bool]:
+    def trainable_groups(self, rollout: Rollout) -> list[bool]:
         """Return for each group whether its mask and rewards allow a gradient; there are no advantages yet."""
         can = rollout.mask.any(1).reshape(rollout.rewards.shape).any(1)  # (P,)
         if self.advantage.zero_for_equal_rewards and not self.trains_all_rows and not self.terms:
@@ -195,7 +199,7 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
     def configure_optimizers(self) -> Any:
         optimizer = self._build_optimizer()
         batches = len(self.trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
-        steps = total_steps(self.trainer, batches, updates_of(self))
+        steps = total_steps(self.trainer, batches, updates_per_iteration(self))
         warn_of_rate(self.lr, self.optim, steps)
         if isinstance(self.lr, AutoLR):
             self.adaptive_lr = AdaptiveLR.of(self)
@@ -256,11 +260,10 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
             entropy=initial.entropy,
         )
         self.updater.prepare(prepared, minibatches)
-        staleness = self.measure_staleness(prepared, minibatches)
-        prepared.logs_staleness = bool(staleness)
-        metrics = [staleness]
-        for prompts in minibatches:
-            metrics.append(self.updater.step(prepared, prompts, self.updates + 1))
+        metrics = [self.measure_staleness(prepared, minibatches)]
+        prepared.logs_staleness = bool(metrics[0])
+        for groups in minibatches:
+            metrics.append(self.updater.step(prepared, groups, self.updates + 1))
             self.updates += 1
         self.finish_iteration(batch, metrics)
         self.log("time/train", time.perf_counter() - started)
@@ -271,7 +274,7 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
 
         Collective: call it on every rank.
         """
-        staleness = staleness_metrics(prepared, {p for prompts in minibatches for p in prompts}, len(minibatches))
+        staleness = staleness_metrics(prepared, {p for groups in minibatches for p in groups}, len(minibatches))
         was_logged = "train/staleness/max" in self._logged
         return staleness if was_logged or staleness.get("train/staleness/max", 0.0) > 0 else {}
 
@@ -308,15 +311,15 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
         means = self.completion_means(advantages, group)  # (P, G)
         rollout.advantages = means[first : first + len(rollout.prompts)].cpu()
         rows = advantages.reshape(-1, 1) if advantages.shape == means.shape else advantages  # (B, 1) or (B, T)
-        local = rows[first * size :][: len(rollout.mask), : rollout.mask.shape[1]]
+        own = rows[first * size : (first + len(rollout.prompts)) * size, : rollout.mask.shape[1]]  # of this rank
         if self.teachers.options is not None:  # completions without a reward learn from the teacher alone
-            local = local.masked_fill(~to_device(rollout.rewarded.reshape(-1, 1), local.device), 0)
+            own = own.masked_fill(~to_device(rollout.rewarded.reshape(-1, 1), own.device), 0)
         for term, cost in costs(self.terms, "advantages", initial):
-            local = local - term.coef * cost.to(local.dtype)
-            rollout.advantages = masked_mean(local, initial.mask).view(rollout.rewards.shape).cpu()
+            own = own - term.coef * cost.to(own.dtype)
+            rollout.advantages = masked_mean(own, initial.mask).view(rollout.rewards.shape).cpu()
             cost_sums[term.metric] = cost.double().sum()
         self.log_advantages(rollout.advantages, metrics, cost_sums, initial.mask)
-        return local
+        return own
 
     def log_advantages(self, advantages: Tensor, metrics: dict[str, float], sums: Stats, mask: Tensor) -> None:
         """Log an estimate's metrics, the share of groups without a signal, and the terms' mean costs.
@@ -325,9 +328,9 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
         """
         without_signal = float((advantages == 0).all(1).sum())
         counts = [without_signal, len(advantages), float(mask.sum()), *map(float, sums.values())]
-        without_signal, prompts, tokens, *totals = all_sum(torch.tensor(counts, dtype=torch.float64)).tolist()
+        without_signal, num_prompts, tokens, *totals = all_sum(torch.tensor(counts, dtype=torch.float64)).tolist()
         metrics = {name: total / max(tokens, 1) for name, total in zip(sums, totals, strict=True) if name} | metrics
-        metrics["no_signal"] = 0.0 if self.teachers.in_loss else without_signal / prompts
+        metrics["no_signal"] = 0.0 if self.teachers.in_loss else without_signal / num_prompts
         self.log_dict({f"train/{name}": value for name, value in metrics.items()})
 
     def live_rows(self, rollout: Rollout, advantages: Tensor) -> list[int]:

@@ -163,7 +163,9 @@ class AdaptiveLR:
         usual = usual_lr(module.policy.model.config.get_text_config().hidden_size, module.lora is not None)
         first = (usual if module.lr.start is None else module.lr.start) / 10
         middle = usual if module.optim.optimizer is None else first * 10
-        return cls(module.lr.max_kl / updates_of(module), first, (min(first, middle / 150), max(first, middle * 6)))
+        return cls(
+            module.lr.max_kl / updates_per_iteration(module), first, (min(first, middle / 150), max(first, middle * 6))
+        )
 
     def adapt(self, kl: float, cosine: float, optimizer: Any, schedule: Any) -> None:
         """Set the learning rate of the next step, which the schedule's factor multiplies.
@@ -227,7 +229,7 @@ def usual_lr(hidden_size: int, lora: bool) -> float:
     return 1e-2 / hidden_size * (10 if lora else 1)
 
 
-def updates_of(module: Any) -> int:
+def updates_per_iteration(module: Any) -> int:
     """Return the number of optimizer steps that an algorithm takes on a rollout."""
     return int(module.updates_per_rollout * module.epochs_per_rollout)
 

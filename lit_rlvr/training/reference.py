@@ -17,15 +17,15 @@ class Reference:
 
     Args:
         update_every: iterations after which it is renewed; None = never.
-        share: of the way to the current weights that it goes then.
+        ema: fraction of the way to the current weights that a renewal moves it; 1 = copy them.
 
     Attributes:
         policy: the policy; None if nothing needs it.
         version: how many times it was renewed.
     """
 
-    def __init__(self, update_every: int | None = None, share: float = 1.0) -> None:
-        self.update_every, self.share = update_every, share
+    def __init__(self, update_every: int | None = None, ema: float = 1.0) -> None:
+        self.update_every, self.ema = update_every, ema
         self.policy: Policy = None  # type: ignore[assignment]  # built in configure_model
         self.version = 0
 
@@ -38,12 +38,12 @@ class Reference:
         """Copy the policy's weights after every `update_every`-th iteration, or average them with its own."""
         if self.policy is None or not self.update_every or iteration % self.update_every:
             return
-        if self.share == 1:
+        if self.ema == 1:
             self.policy.load_state_dict(policy.state_dict())
         else:
             with torch.no_grad():
                 for own, current in zip(self.policy.parameters(), policy.parameters(), strict=True):
-                    own.mul_(1 - self.share).add_(current, alpha=self.share)
+                    own.mul_(1 - self.ema).add_(current, alpha=self.ema)
         self.version += 1
 
     def state_dict(self) -> dict[str, Any]:

@@ -39,6 +39,7 @@ class PreparedRollout:
     """A rollout and what its updates need, computed once before the first update, for this rank's B rows.
 
     Args:
+        rollout: the rollout of this rank.
         advantages: (B, 1) or (B, T).
         live: rows that can have a gradient.
         correction: `model.importance` of the run, with a correction chosen.
@@ -49,7 +50,8 @@ class PreparedRollout:
             its own forward pass fills in its rows. None = the current ones in the first step, then `loglinear_old`.
         updates: optimizer steps taken on it so far.
         ref_logp: (B, T) log-probabilities under the reference policy; None unless a term of the loss needs it.
-        entropy: (B, T) of the policy at the beginning of the iteration; None if no tokens are chosen by it.
+        entropy: (B, T) of the policy at the beginning of the iteration; None unless tokens are chosen by it, or a term
+            in the rewards or advantages needs it.
     """
 
     rollout: Rollout
@@ -88,9 +90,9 @@ class StepPlan:
         selected: (B, T) bool, the tokens that `LossModule.select` chose; None = it is not asked, or chose none.
         correct: (B,) bool, the completions that a reward calls right; None = no term needs it.
         row_share: a sequence's weight in a sequence-level loss: 1 / the step's sequences on all ranks.
-        microbatches: lists of rows. The first `num_microbatches` of them count; the others repeat a micro-batch with
+        microbatches: lists of rows. The first `num_counted` of them count; the others repeat a micro-batch with
             weight 0, so that with sharded weights a rank with less work stays in lockstep with the others.
-        num_microbatches: how many of them count.
+        num_counted: how many of them count.
     """
 
     prepared: PreparedRollout
@@ -102,7 +104,7 @@ class StepPlan:
     correct: Tensor | None
     row_share: float
     microbatches: list[list[int]]
-    num_microbatches: int
+    num_counted: int
 
 
 def loss_inputs(plan: StepPlan, k: int, output: PolicyOutput) -> tuple[LossInputs, Stats]:
@@ -116,7 +118,7 @@ def loss_inputs(plan: StepPlan, k: int, output: PolicyOutput) -> tuple[LossInput
     logp, entropy, divergence, balance = output
     assert entropy is not None
     prepared, rows = plan.prepared, plan.microbatches[k]
-    is_counted = float(k < plan.num_microbatches)
+    is_counted = float(k < plan.num_counted)
     at = index(rows, plan.mask.device)
     mask, rollout_logp = plan.mask[at], plan.rollout_logp[at]
     old = old_logprobs(prepared, rows, logp.detach(), rollout_logp)
@@ -207,7 +209,7 @@ def correction_weights(
 
 def plan_step(
     prepared: PreparedRollout,
-    prompts: list[int],
+    groups: list[int],
     algorithm: LossModule,
     *,
     device: torch.device,
@@ -221,7 +223,7 @@ def plan_step(
 
     Args:
         prepared: the rollout.
-        prompts: this rank's groups in the step.
+        groups: positions of this rank's groups in the step.
         algorithm: its loss says how tokens are averaged, and which are chosen.
         device: where the step's tensors go.
         tokens_per_microbatch: the most input tokens in a micro-batch.
@@ -230,7 +232,7 @@ def plan_step(
     """
     rollout = prepared.rollout
     size = rollout.group_size
-    rows = [p * size + g for p in prompts for g in range(size)]
+    rows = [p * size + g for p in groups for g in range(size)]
     lengths = rollout.mask[rows].sum(1)  # (rows,)
     counted_rows = len(rows) if algorithm.loss_options.count_empty_rows else int((lengths > 0).sum())
     counts = all_sum(torch.tensor([float(counted_rows), float(lengths.sum())], dtype=torch.float64))
@@ -242,12 +244,12 @@ def plan_step(
     ).to(token_weight.dtype)
     live = set(prepared.live)
     microbatches = cut_rows(rollout, [i for i in rows if i in live], tokens_per_microbatch, shared_prefix)
-    num_microbatches = len(microbatches)
-    wanted = all_max(num_microbatches, device)
+    num_counted = len(microbatches)
+    padded = all_max(num_counted, device)
     if not in_lockstep:
         # A rank that runs none would lack the metrics that all ranks sum.
-        wanted = max(num_microbatches, min(wanted, 1))
-    microbatches += [microbatches[0] if microbatches else [0]] * (wanted - num_microbatches)
+        padded = max(num_counted, min(padded, 1))
+    microbatches += [microbatches[0] if microbatches else [0]] * (padded - num_counted)
     rollout_logp = to_device(rollout.rollout_logprobs, device)
     in_objective, selected = chosen_tokens(prepared, rows, mask, rollout_logp, algorithm)
     correct = to_device(rollout.known_correct.flatten() > 0, device) if algorithm.needs("correct") else None
@@ -261,7 +263,7 @@ def plan_step(
         correct=correct,
         row_share=1.0 / sequences,
         microbatches=microbatches,
-        num_microbatches=num_microbatches,
+        num_counted=num_counted,
     )
 
 
@@ -280,7 +282,7 @@ def measured_rows(plan: StepPlan, one_in: int) -> list[int]:
         one_in: choose one in this many of all ranks' rows, from at most `MEASURED_GROUPS` groups.
     """
     rollout = plan.prepared.rollout
-    rows = sorted(i for part in plan.microbatches[: plan.num_microbatches] for i in part)  # this rank's
+    rows = sorted(i for part in plan.microbatches[: plan.num_counted] for i in part)  # this rank's
     repeats = rollout.repeats or [0] * len(rollout.prompts)
     members_by_key: dict[int, list[int]] = {}
     for i in rows:
@@ -409,7 +411,7 @@ def step_metrics(sums: Stats) -> dict[str, float]:
     return {f"train/{name}": value / tokens for name, value in total.items()} | sizes | {"train/loss": loss}
 
 
-def staleness_metrics(prepared: PreparedRollout, prompts: set[int], updates: int) -> dict[str, float]:
+def staleness_metrics(prepared: PreparedRollout, groups: set[int], updates: int) -> dict[str, float]:
     """Return how old the tokens are that are run, over all ranks: the mean, the largest, and the share of tokens that
     follow older keys and values; {} if none is run.
 
@@ -417,11 +419,11 @@ def staleness_metrics(prepared: PreparedRollout, prompts: set[int], updates: int
 
     Args:
         prepared: the rollout.
-        prompts: this rank's groups that are trained on.
+        groups: positions of this rank's groups that are trained on.
         updates: optimizer steps of an iteration; they make one version of the weights.
     """
     rollout = prepared.rollout
-    rows = [i for i in prepared.live if i // rollout.group_size in prompts]
+    rows = [i for i in prepared.live if i // rollout.group_size in groups]
     mask = rollout.mask[rows]
     age = prepared.age[rows][mask].double() / updates
     oldest = float(age.max()) if len(age) else 0.0

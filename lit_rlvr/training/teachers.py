@@ -260,16 +260,16 @@ class Teachers(Term):
 
         Collective: call it on every rank.
         """
-        taught = replace(rollout, prompts=[self.asked(prompt) for prompt in rollout.prompts])
+        asked = replace(rollout, prompts=[self.asked(prompt) for prompt in rollout.prompts])
         labels = [self._label(prompt.sample) for prompt in rollout.prompts]
         logp = torch.zeros(rollout.mask.shape)
         for label in [*self.held, *self.servers]:
             own_rows = [i for i in rows if labels[i // rollout.group_size] == label]
             if label in self.held:
-                scored = score(taught, self.held[label].policy, own_rows)
+                scored = score(asked, self.held[label].policy, own_rows)
                 logp = to_device(logp, scored.device) + scored
             else:
-                logp = logp + to_device(self._ask_server(label, taught, own_rows), logp.device)
+                logp = logp + to_device(self._ask_server(label, asked, own_rows), logp.device)
         return logp
 
     def teach(self, rollout: Rollout, rows: list[int]) -> TeacherHead:
@@ -279,8 +279,8 @@ class Teachers(Term):
         prompts = list(rollout.prompts)
         for p in {i // rollout.group_size for i in rows}:
             prompts[p] = self.asked(prompts[p])
-        taught = replace(rollout, prompts=prompts)
-        return self.held[""].policy.teach(taught, rows, self.options.beta, self.options.top_k)
+        asked = replace(rollout, prompts=prompts)
+        return self.held[""].policy.teach(asked, rows, self.options.beta, self.options.top_k)
 
     def _ask_server(self, label: str, rollout: Rollout, rows: list[int]) -> Tensor:
         """Return the log-probabilities (B, T) of some rows that a server gives."""

@@ -36,7 +36,7 @@ class RolloutLogprobs:
     Args:
         mask: (B, T) bool, the tokens in the loss.
         logp: (B, T) log-probabilities under the policy; None = nothing needs them yet.
-        entropy: (B, T) of the policy; None = no term needs it, as below.
+        entropy: (B, T) of the policy; None = neither a term nor the choice of tokens needs it.
         ref_logp: (B, T) log-probabilities under the reference.
         teacher_logp: (B, T) log-probabilities under the teacher.
     """
@@ -66,8 +66,9 @@ class Term(ChecksArguments):
         place: where it counts. `loss`: its gradient is added, averaged over tokens as `model.loss.aggregation` says,
             without importance weights. `rewards`: the sum over a completion is taken from its reward, before the
             advantages are estimated. `advantages`: it is taken from the token's advantage.
-        needs: the fields of `cost`'s input that are computed only for terms that need them: `ref_logp`, `entropy` (in
-            the loss with a gradient); in the loss `correct`, too; in advantages `teacher_logp`, with a teacher.
+        needs: the fields of `cost`'s input that are computed only for terms that need them: `ref_logp` and `entropy`;
+            in the loss `correct`; in advantages `teacher_logp`, with a teacher. In the loss `entropy` is always there,
+            and for a term that needs it has a gradient.
         metric: the mean over tokens is logged as `train/<metric>`; "" = not at all.
         option: the option that it comes from, for messages.
     """

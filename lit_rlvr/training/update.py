@@ -53,7 +53,7 @@ class Updater:
 
     Args:
         policy: the trained policy.
-        reference: the reference policy; None if no term needs it.
+        reference: the reference policy; None if neither a term nor the advantage needs it.
         teachers: the teachers; there may be none.
         algorithm: its loss and its terms.
         optimizer: Lightning's wrapper of the optimizer.
@@ -114,7 +114,7 @@ class Updater:
         """
         rollout, live = prepared.rollout, prepared.live
         if prepared.trace is not None and rollout.advantages is not None:
-            prepared.trace.choose(rollout.advantages, {p for prompts in minibatches for p in prompts})
+            prepared.trace.choose(rollout.advantages, {p for groups in minibatches for p in groups})
         recomputes = prepared.correction.prox_logp_method == "recompute"
         if prepared.old_logp is None and len(minibatches) > 1 and recomputes:
             first = set(minibatches[0])
@@ -134,13 +134,18 @@ class Updater:
         assert policy is not None, "a reference is loaded where a term needs it"
         return logprobs_in_microbatches(policy, rollout, rows, self.budget.tokens, self.sharded, entropy)
 
-    def step(self, prepared: PreparedRollout, prompts: list[int], number: int) -> dict[str, float]:
-        """Take optimizer step `number` on the groups of some prompts; return its metrics.
+    def step(self, prepared: PreparedRollout, groups: list[int], number: int) -> dict[str, float]:
+        """Take an optimizer step on some groups of the rollout; return its metrics.
 
         Collective: call it on every rank.
+
+        Args:
+            prepared: the rollout.
+            groups: positions of this rank's groups in the step.
+            number: of the step in the run, from 1.
         """
         with adapter_dropout(self.policy.model, derive_seed("dropout", run_seed(), number, rank())):
-            plan, sums = self.accumulate(prepared, prompts)
+            plan, sums = self.accumulate(prepared, groups)
         norm = self.reduce_and_clip()
         wrong = find_not_finite(sums.get("loss"), norm)
         if wrong is not None:
@@ -226,7 +231,7 @@ class Updater:
         return logp[at][plan.mask[at]]
 
     @smaller_microbatches_when_out_of_memory
-    def accumulate(self, prepared: PreparedRollout, prompts: list[int]) -> tuple[StepPlan, Stats]:
+    def accumulate(self, prepared: PreparedRollout, groups: list[int]) -> tuple[StepPlan, Stats]:
         """Accumulate this rank's gradients over the step's micro-batches; return the step's plan, and sums over the
         tokens that were run.
 
@@ -234,7 +239,7 @@ class Updater:
         """
         plan = plan_step(
             prepared,
-            prompts,
+            groups,
             self.algorithm,
             device=self.policy.device,
             tokens_per_microbatch=self.budget.tokens,
@@ -250,13 +255,13 @@ class Updater:
             inputs, stats = loss_inputs(plan, k, output)
             if prepared.on_policy and self.policy.flips is not None:
                 stats["expert_flips"] = (self.policy.flips * inputs.mask).sum()
-            if prepared.trace is not None and k < plan.num_microbatches:
+            if prepared.trace is not None and k < plan.num_counted:
                 prepared.trace.watch(rows, prepared.rollout.group_size, inputs)
             loss, loss_stats = self.algorithm.loss(inputs)
             # Distributed strategies average over ranks; we sum.
             self.backward_microbatch(loss * world_size(), last=k == len(plan.microbatches) - 1)
             for name, value in (stats | loss_stats | {"loss": loss.detach()}).items():
-                sums[name] = sums.get(name, 0) + value.double() * float(k < plan.num_microbatches)
+                sums[name] = sums.get(name, 0) + value.double() * float(k < plan.num_counted)
         return plan, sums
 
     def score_microbatch(self, plan: StepPlan, k: int) -> PolicyOutput:

@@ -29,7 +29,7 @@ CLASSES = [
     *(cls for name in algorithms.__all__ if (cls := getattr(algorithms, name)) is not RLVRModule),
     *(cls for _, cls in sorted(advantages.REGISTRY.items())),
     algorithms.SFT,
-    algorithms.Objective,
+    algorithms.FunctionLoss,
     Demonstration,
     Term,
 ]

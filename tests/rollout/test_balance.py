@@ -89,9 +89,9 @@ def test_groups_that_training_will_run() -> None:
     rollout.rewards[0] = 1.0
     rollout.mask[4:] = False
     assert [group_tokens(rollout, p) for p in range(2)] == [3 + 6, 4 + 7]
-    assert GRPO().may_train_groups(rollout) == AAPO(advantage="agrae").may_train_groups(rollout) == [False, True, False]
+    assert GRPO().trainable_groups(rollout) == AAPO(advantage="agrae").trainable_groups(rollout) == [False, True, False]
     for algorithm in (GRPO(kl={"coef": 0.1}), GRPO(loss={"entropy_coef": 0.1}), Reinforce(), AAPO(), GRPOLead()):
-        assert algorithm.may_train_groups(rollout) == [True, True, False], type(algorithm).__name__
+        assert algorithm.trainable_groups(rollout) == [True, True, False], type(algorithm).__name__
 
 
 def _rank_exchanges(rank: int, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Which visit of its prompt a source counts each one as."""
+"""`SyncSource.repeats`: how often a prompt occurred earlier in the iteration."""
 
 from collections import Counter
 from pathlib import Path

@@ -14,7 +14,7 @@ from lit_rlvr import GRPO, Arithmetic, RolloutCallback, Sampling, Trainer
 from lit_rlvr.types import Completion, Sample
 
 ROOT = Path(lit_rlvr.__file__).parent
-MOST_FILES = 17
+MOST_FILES = 18
 ASIDE = {
     "algorithms/grpo.py": "GRPO's objective",
     "advantages/base.py": "what an advantage is given",
@@ -35,7 +35,6 @@ ASIDE = {
     "policy/speed.py": "memory of large tensors",
     "common/returned.py": "checks of what the user's code returns",
     "rewards/base.py": "one reward",
-    "rewards/combine.py": "all rewards",
     "rewards/function.py": "a reward that is a plain function",
     "engines/base.py": "what an engine is given",
     "engines/hf.py": "one engine",

@@ -189,7 +189,7 @@ def a_plan(prompts: list[Any], rows: list[int], repeats: list[int] | None = None
     rollout = SimpleNamespace(prompts=prompts, group_size=4, repeats=repeats or [])
     half = len(rows) // 2
     microbatches = [rows[half:], rows[:half], [0]]
-    return SimpleNamespace(prepared=SimpleNamespace(rollout=rollout), microbatches=microbatches, num_microbatches=2)
+    return SimpleNamespace(prepared=SimpleNamespace(rollout=rollout), microbatches=microbatches, num_counted=2)
 
 
 def _rank_measures_divergence(rank: int, prompts: list[Any], wanted: list[str]) -> None:

@@ -8,7 +8,7 @@ import torch
 from tiny_fit import Recorder, fit
 from torch import Tensor
 
-from lit_rlvr.algorithms import Objective
+from lit_rlvr.algorithms import FunctionLoss
 from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import LossInputs, Stats, kl_estimate, masked_sum
 from lit_rlvr.training.terms import Need, Term
@@ -131,7 +131,7 @@ def test_a_loss_without_a_class_is_that_of_the_class(tiny_model_folder: Path, tm
         ), {}
 
     _, expected = fit(tiny_model_folder, tmp_path, 2, updates_per_rollout=2)
-    _, seen = fit(tiny_model_folder, tmp_path, 2, updates_per_rollout=2, algorithm=Objective, function=surrogate)
+    _, seen = fit(tiny_model_folder, tmp_path, 2, updates_per_rollout=2, algorithm=FunctionLoss, function=surrogate)
     for name, value in expected.weights[-1].items():
         torch.testing.assert_close(seen.weights[-1][name], value, rtol=0, atol=1e-6)
 
@@ -141,4 +141,4 @@ def test_a_loss_without_a_class_is_that_of_the_class(tiny_model_folder: Path, tm
     with pytest.raises(
         UserError, match=r"no_gradient \(.*test_terms.py:\d+\) must give \(loss, stats\); the loss has no"
     ):
-        fit(tiny_model_folder, tmp_path, algorithm=Objective, function=no_gradient)
+        fit(tiny_model_folder, tmp_path, algorithm=FunctionLoss, function=no_gradient)

@@ -58,7 +58,7 @@ def check_selection(rollout: RolloutSettings, module: RLVRModule, data: PromptDa
 def check_whole_rollouts(rollout: RolloutSettings, module: RLVRModule, data: PromptDataModule) -> None:
     """Refuse rewards of whole rollouts where single groups are judged while others are sampled."""
     late = [reward.name for reward in rollout.rewards if reward.whole_rollout]
-    if rollout.staleness and late and module.selection.wanted(data.prompts_per_rollout):
+    if rollout.staleness and late and module.selection.num_needed(data.prompts_per_rollout):
         raise UserError(
             f"rollout.staleness: reward {late[0]} judges whole rollouts, but dynamic sampling has to know single "
             "groups before; turn one of them off"

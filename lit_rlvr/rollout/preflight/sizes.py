@@ -13,7 +13,7 @@ from lit_rlvr.policy.precision import PRECISIONS, bf16_slowdown, compute_dtype
 from lit_rlvr.rollout.preflight.lengths import length_requirements
 from lit_rlvr.rollout.settings import RolloutSettings
 from lit_rlvr.training.module import RLVRModule
-from lit_rlvr.training.optimizer import updates_of
+from lit_rlvr.training.optimizer import updates_per_iteration
 from lit_rlvr.types import Sampling
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def log_sizes(
         log.warning(
             "this CPU multiplies in bfloat16 %.0f times slower than in float32; use --trainer.precision 32-true", factor
         )
-    name, updates = type(module).__name__, updates_of(module)
+    name, updates = type(module).__name__, updates_per_iteration(module)
     if updates > 1 and not module.has_ratio:
         log.warning("%s has no ratio: only the first of %d updates per rollout is on-policy", name, updates)
     if updates == 1 and module.needs_updates:

@@ -12,12 +12,12 @@ from lit_rlvr.objectives import LossInputs, Stats
 from lit_rlvr.training.module import RLVRModule
 
 
-class Objective(RLVRModule):
+class FunctionLoss(RLVRModule):
     """`function(x)`: the loss of a function of your own, as `RLVRModule.objective` returns it.
 
     Example:
         ```yaml
-        model: {class_path: Objective, init_args: {function: my_task.my_loss}}
+        model: {class_path: FunctionLoss, init_args: {function: my_task.my_loss}}
         ```
 
     Args:
