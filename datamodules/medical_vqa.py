@@ -186,7 +186,7 @@ MEDICAL_LAYOUTS = (
 
 
 class MedicalVQA(PromptDataModule):
-    """Medical images with closed and open questions.
+    """Medical images with closed and open questions, such as OmniMedVQA, VQA-RAD, PathVQA and SLAKE.
 
     The known layouts are HuatuoGPT-Vision's evaluation data, MedVLM-R1, OmniMedVQA, VQA-RAD, PathVQA, SLAKE (its
     English questions) and PMC-VQA. Each file's layout is recognised by the columns of the first row that fits a known

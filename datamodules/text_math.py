@@ -158,7 +158,7 @@ def without_thousands(text: str) -> str:
 
 
 class TextMath(PromptDataModule):
-    """Problems with a final answer.
+    """Problems with a final answer, such as GSM8K, MATH, SVAMP and OlympiadBench.
 
     The known layouts are GSM8K, MATH, MATH-500, SVAMP, math12k, SimpleRL, open-rs, TRL's and verl's columns, and
     OlympiadBench. Each file's layout is recognised by the columns of the first row that fits a known one; for any other

@@ -132,11 +132,11 @@ def server_line(
     """Return the command line of the server process, after loading the model's files once to check them.
 
     Args:
-        model: folder of the model.
+        model: the model, by name, folder or hub id.
         dtype: data type of the weights.
         nccl: whether weights arrive by NCCL.
-        others: further options of vLLM, as the user gave them.
-        overrides: options of vLLM that replace those of the model's config.
+        others: further options of vLLM.
+        overrides: changes of the model's config.
 
     Raises:
         UserError: vLLM could not load them.

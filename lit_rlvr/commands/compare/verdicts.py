@@ -85,7 +85,7 @@ class PairedDifference:
     def reading(self) -> str:
         """Verdict as the tables print it.
 
-        Where sign flips cannot tell though they have enough pairs, the t-test against the printed difference decides.
+        If sign flips cannot tell although there are enough pairs, the t-test against the printed difference decides.
         """
         is_smaller = self.below is not None and self.below < LEVEL and self.n >= self.needed
         return SMALLER_THAN_PRINTED if is_smaller and self.verdict == "cannot tell" else self.verdict

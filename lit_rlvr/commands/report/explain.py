@@ -198,9 +198,9 @@ def group_page(step: int, algorithm: str, group: dict[str, Any], uris: Sequence[
     """Return the group as one self-contained HTML page, with its prompt's images, given as data URIs.
 
     Args:
-        step: the step of the traced rollout.
+        step: the step of the saved rollout.
         algorithm: name of the algorithm.
-        group: the group, as `view` returns it.
+        group: the group, as `load_group` returns it.
         uris: the images of its prompt as data URIs.
     """
     return render("explain.html", title=f"{algorithm}, step {step}, prompt {group['id']}", group=view(group), uris=uris)

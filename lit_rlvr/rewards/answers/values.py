@@ -27,7 +27,14 @@ class Number:
 
 @dataclass(frozen=True)
 class Quantity:
-    """A number with a known unit, or the sum of several ("5 ft 3 in", `is_sum`, in base units)."""
+    """A number with a known unit, or the sum of several ("5 ft 3 in", `is_sum`, in base units).
+
+    Args:
+        number: the number in front of the unit.
+        factor: the unit in base units.
+        dimension: what the unit measures.
+        is_sum: whether it is the sum of several, in base units.
+    """
 
     number: Number
     factor: Fraction
