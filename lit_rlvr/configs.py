@@ -117,11 +117,14 @@ def shipped_files(folder: str = "") -> dict[str, Path]:
     return {str(path.relative_to(root).with_suffix("")): path for path in sorted(root.rglob("*.yaml"))}
 
 
-def find_shipped(folder: str, name: str, where: str, others: str = "") -> Path:
+def find_shipped(folder: str, name: str, where: str, noun: str, others: str = "") -> Path:
     """Return a shipped YAML file by its name in a folder of the configs, or any other by its path.
 
     Args:
+        folder: the folder.
+        name: the file's name or path.
         where: the beginning of the message.
+        noun: what the file holds, for the message.
         others: what else the option takes, for the message.
 
     Raises:
@@ -132,8 +135,8 @@ def find_shipped(folder: str, name: str, where: str, others: str = "") -> Path:
         return known[name]
     if name.endswith(".yaml"):
         return find_config(name, where)
-    hint = did_you_mean(name, known, f"{folder}: {', '.join(known)}{others}")
-    raise UserError(f"{where}: there is no {name!r}; {hint}")
+    hint = did_you_mean(name, known, f"{noun}s: {', '.join(known)}{others}")
+    raise UserError(f"{where}: there is no {noun} {name!r}; {hint}")
 
 
 def read_config(path: Path, known: Sequence[str] = TOP_KEYS, option: str = "--config") -> dict[str, Any]:

@@ -294,10 +294,17 @@ class ConfigCheck(RLVRCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = Namespace({"subcommand": self._arguments[0], self._arguments[0]: Namespace()})
 
-    def instantiate_classes(self, *_: str) -> None:
-        """Do nothing: `check` builds the objects, the configs come later, and no run begins."""
+    def instantiate_classes(self) -> None:
+        """Do nothing: `check` builds the objects."""
 
-    _set_seed = before_instantiate_classes = _run_subcommand = instantiate_classes  # type: ignore[assignment]
+    def before_instantiate_classes(self) -> None:
+        """Do nothing: the configs come later."""
+
+    def _set_seed(self) -> None:
+        """Do nothing: no run begins."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Do nothing: no run begins."""
 
     def check(self, config: dict[str, Any]) -> Any:
         """Build the objects of a config as `fit` does before its trainer, with the same errors; return them."""

@@ -84,12 +84,12 @@ def machine_findings() -> list[str]:
         if kind == "cuda"
         else f"CPU, {torch.get_num_threads()} threads"
     )
+    converted = "converted" if (cache_folder() / "smollm2-135m-instruct").is_dir() else "converted at first use"
     lines = [
         f"Python {sys.version.split()[0]} on {platform.system()} {platform.machine()}",
         f"device: {device}; precision (auto): {'bf16-mixed' if fast_bf16(kind) else '32-true, bf16 is slow here'}",
         f"engine (auto): {_engine(kind)}",
-        f"model smollm2: converted{'' if (cache_folder() / 'smollm2-135m-instruct').is_dir() else ' at first use'}, in "
-        f"{cache_folder()}",
+        f"model smollm2: {converted}, in {cache_folder()}",
         f"OMP_WAIT_POLICY: {os.environ.get('OMP_WAIT_POLICY', 'not set')}",
     ]
     if misfits := [name for name in ("torchvision", "torchaudio", "torchcodec") if not _loads(name)]:

@@ -4,7 +4,6 @@ folder."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 from lit_rlvr.common.terminal import show_result
 from lit_rlvr.configs import Parser
@@ -18,13 +17,12 @@ def run(command: str, arguments: list[str]) -> None:
         "run", type=str, help="run folder, or one of its checkpoints; or a folder with adapters of peft"
     )
     parser.add_argument("--to", type=str, required=True, help="folder to write; it must not exist yet")
-    parser.add_argument("--dtype", type=Literal["float32", "bfloat16"], default="float32", help="type of the weights")
+    parser.add_argument("--dtype", type=str, default="float32", help="float32 or bfloat16")
     parser.add_argument("--adapter", action="store_true", help="write only the adapter, as peft does")
     config = parser.parse_args(arguments)
     target = export_run(Path(config.run), Path(config.to), config.dtype, config.adapter)
+    loader = "peft, with transformers'" if config.adapter else "transformers'"
     show_result(
         {"folder": str(target), "dtype": config.dtype},
-        lambda: print(
-            f"{target}: loads with {'peft, with ' if config.adapter else ''}transformers' from_pretrained and with vLLM"
-        ),
+        lambda: print(f"{target}: loads with {loader} from_pretrained and with vLLM"),
     )

@@ -133,8 +133,8 @@ class Protocol:
         own = {name: value for name in ("max_tokens", *TURNS) if (value := getattr(self, name)) is not None}
         limits = replace(limits, **own)
         sampled = replace(limits, temperature=self.temperature, top_p=self.top_p)
-        parts = {"sampled": (sampled, self.samples), "greedy": (replace(limits, temperature=0.0), int(self.greedy))}
-        return {part: (sampling, count) for part, (sampling, count) in parts.items() if count}
+        parts = {"sampled": (sampled, self.samples)} if self.samples else {}
+        return parts | ({"greedy": (replace(limits, temperature=0.0), 1)} if self.greedy else {})
 
 
 def make_protocol(suite: str, of_suite: Mapping[str, Any], of_all: Mapping[str, Any]) -> Protocol:
@@ -163,7 +163,7 @@ def read_protocol(name: str, suite: str) -> dict[str, Any]:
     Raises:
         UserError: there is no such protocol, or it has an unknown setting.
     """
-    path = find_shipped("protocols", name, "protocol")
+    path = find_shipped("protocols", name, "protocol", "protocol")
     values = read_config(path, (*SAMPLING, *PROMPT_SETTINGS, "suites"), "protocol")
     own = values.pop("suites", {}).get(suite, {})
     return {**values, **require_keys(own, (*SAMPLING, *PROMPT_SETTINGS), f"protocol: {path}")}

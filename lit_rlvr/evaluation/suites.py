@@ -156,7 +156,7 @@ def find_suite(item: str, has_columns: bool = False) -> tuple[str, dict[str, Any
         return stem, suite_from_columns(name, stem, has_columns)
     if location and path.suffix != ".yaml" and name not in shipped_files("suites"):
         return name, suite_from_columns(location, name, has_columns)
-    values = read_suite(find_shipped("suites", name, "--suite", f"; or a {', '.join(FORMATS)} file"))
+    values = read_suite(find_shipped("suites", name, "--suite", "suite", f"; or a {', '.join(FORMATS)} file"))
     return path.stem, merge(values, {"data": {"init_args": {"test": location}}}) if location else values
 
 

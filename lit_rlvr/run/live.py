@@ -55,7 +55,13 @@ class LiveFile(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         progress.part = ""
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: Any) -> None:
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._finish(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._finish(trainer)
+
+    def _finish(self, trainer: Trainer) -> None:
         """Write the last state, and end the thread."""
         if self._thread is None:
             return
@@ -65,8 +71,6 @@ class LiveFile(Callback):
         progress.part = ""
         progress.begin("ended")
         self._write(trainer)
-
-    on_exception = teardown  # type: ignore[assignment]
 
     def _run(self, trainer: Trainer) -> None:
         while not self._stop.wait(WRITE_SECONDS):

@@ -76,9 +76,14 @@ class CollapseMonitor(ChecksArguments, Callback):
             for logger in trainer.loggers if results else ():
                 logger.log_metrics(results, step=trainer.global_step)
                 logger.save()  # nothing else follows the last validation of a run that was stopped in it
-        self.on_train_batch_end(trainer)
+        self._report_falls(trainer)
 
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._report_falls(trainer)
+
+    def _report_falls(self, trainer: Trainer) -> None:
         """Report the falls that the newest metrics show, and end the run if it acts on them."""
         for fall in self._find(trainer):
             if trainer.is_global_zero:

@@ -151,12 +151,16 @@ class RunProgress(ProgressBar):
         text = "  ".join(f"{k.removeprefix('val/')} {v:.3f}" for k, v in results.items() if k.count("/") > 1)
         self._console.print(f"validation, {when}: {text}", soft_wrap=True)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule, *_: BaseException) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop_bar()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._stop_bar()
+
+    def _stop_bar(self) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
-
-    on_exception = on_train_end  # type: ignore[assignment]
 
 
 class ProgressEstimator(Callback):

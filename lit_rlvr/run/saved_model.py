@@ -52,6 +52,8 @@ def export_run(run: Path, target: Path, dtype: str = "float32", adapter: bool = 
         UserError: there is no such run, it trained no adapter, the checkpoint is not ours, or the target exists or
             cannot be written.
     """
+    if dtype not in ("float32", "bfloat16"):
+        raise UserError(f"--dtype: {dtype!r} is not float32 or bfloat16")
     if target.exists():
         raise UserError(f"--to: {target} exists; choose another folder")
     check_writable(target.parent, "--to")

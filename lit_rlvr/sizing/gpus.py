@@ -32,7 +32,9 @@ class GPUs:
             UserError: the text does not have this form.
         """
         count, _, kind = text.partition("x")
-        gib = MEMORY.get(kind) or float(kind[:-2] if re.fullmatch(r"\d+(\.\d+)?GB", kind) else 0)
+        gib = MEMORY.get(kind, 0.0)
+        if re.fullmatch(r"\d+(\.\d+)?GB", kind):
+            gib = float(kind.removesuffix("GB"))
         if not re.fullmatch(r"[1-9]\d*", count) or not gib:
             raise UserError(
                 f"--gpus: {text!r} is not a number of GPUs and the memory of each, such as 8x80GB, or their name: "

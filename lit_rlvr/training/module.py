@@ -190,11 +190,10 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
         return [bool(allowed) for allowed in can]
 
     # ---- set-up -------------------------------------------------------------------------------------------
+
     def _build_optimizer(self) -> Any:
-        parameters = [p for p in self.policy.parameters() if p.requires_grad]
-        return build_optimizer(
-            parameters, AdaptiveLR.of(self).lr if isinstance(self.lr, AutoLR) else self.lr, self.optim
-        )
+        first = AdaptiveLR.of(self).lr if isinstance(self.lr, AutoLR) else self.lr
+        return build_optimizer([p for p in self.policy.parameters() if p.requires_grad], first, self.optim)
 
     def configure_optimizers(self) -> Any:
         optimizer = self._build_optimizer()

@@ -61,11 +61,8 @@ class Demonstration(TeacherPrompt):
                 raise UserError(f"model.teacher.prompt.template: there is no {name} in {template!r}")
 
     def ask(self, sample: Sample) -> Sample:
-        from lit_rlvr.datamodules.reading.cells import (
-            BadRow,  # they import every data set
-            as_text,
-            lookup,
-        )
+        # These import every data set.
+        from lit_rlvr.datamodules.reading.cells import BadRow, as_text, lookup
         from lit_rlvr.datamodules.reading.chat import break_up, find_tokens, wrapped_prompt
         from lit_rlvr.datamodules.reading.conversations import as_conversation, without_nulls
         from lit_rlvr.rewards.forms import as_messages

@@ -193,7 +193,7 @@ def test_precision_and_lengths_are_the_runs(here: Path, lit_rlvr: CLI, tiny_mode
     (("--suite", "data.jsonl", "--model", "MODEL", "--like", "data.jsonl"), "--like: data.jsonl has no config.yaml"),
     (("--suite", "data.jsonl", "--model", "MODEL", "--samples", 0, "--greedy", "false"),
      "--suite: data: samples: give a positive"),
-    (("--suite", "data.jsonl", "--model", "MODEL", "--protocol", "agra"), "no 'agra'; did you mean"),
+    (("--suite", "data.jsonl", "--model", "MODEL", "--protocol", "agra"), "no protocol 'agra'; did you mean"),
     (("--suite", "[{suite: data.jsonl, temprature: 1}]", "--model", "MODEL"), "did you mean 'temperature'?"),
     (("--suite", "tiny_suite.yaml", "--model", "MODEL", "--dtype", "int8"),
      "dtype: give one of 'auto', 'float32', 'bfloat16', not int8"),

@@ -94,7 +94,7 @@ def test_nothing_of_a_user_s_is_overwritten(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "empty_one").mkdir()
     assert "full is not empty" in lit_rlvr("init", "full").err
     assert "file is a file" in lit_rlvr("init", "file").err
-    assert "kind: give one of 'task', 'algorithm'" in lit_rlvr("init", "tea", "--kind", "tsak").err
+    assert "--kind: there is no kind 'tsak'" in lit_rlvr("init", "tea", "--kind", "tsak").err
     assert [p.name for p in (tmp_path / "full").iterdir()] == ["notes"]
     done = lit_rlvr("init", "empty_one", "--kind", "algorithm")
     assert done.status == 0 and "empty_one/empty_one.py" in done.out

@@ -81,7 +81,7 @@ def test_what_is_no_suite_is_one_line(tmp_path: Path, monkeypatch: pytest.Monkey
     Path("empty.jsonl").write_text("")
     Path("bad.yaml").write_text("data: {class_path: TextMath}\n")
     for asked, said in (
-        ("maths500", "there is no 'maths500'; did you mean 'math500'"),
+        ("maths500", "there is no suite 'maths500'; did you mean 'math500'"),
         ("odd.jsonl", "no known layout, its columns are a"),
         ("empty.jsonl", "no usable row"),
         ("none.jsonl", "no such file"),

@@ -58,11 +58,14 @@ def run(command: str, arguments: list[str]) -> int:
     config = parser.parse_args(arguments)
     model = {} if config.config is None else load_config(find_config(config.config)).get("model") or {}
     name = config.name or model.get("class_path")
+    judges = config.data is not None or config.text is not None
+    if name is None and judges:
+        raise UserError("check: give a reward, such as MathAnswer or my_task.my_reward, before --data or --text")
     if name is None:
         raise UserError(
             "check: give an algorithm, an advantage or a reward, such as GRPO, agrae or my_task.reward, or a --config"
         )
-    if config.data is not None or config.text is not None:
+    if judges:
         show_checkup(name, config)
         return 0
     findings = check(name, {**(model.get("init_args") or {}), **config.init_args})

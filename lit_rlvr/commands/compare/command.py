@@ -27,7 +27,7 @@ from lit_rlvr.common.files import write_atomically
 from lit_rlvr.common.packages import require
 from lit_rlvr.common.terminal import show_result
 from lit_rlvr.configs import Parser
-from lit_rlvr.errors import UserError, check_within, log
+from lit_rlvr.errors import UserError, log
 
 if TYPE_CHECKING:  # a finished study is read without Lightning and torch
     from lit_rlvr.evaluation.suites import Suite
@@ -86,7 +86,8 @@ def compare(study: Study, root: Path, jobs: int = 1, cluster: Mapping[str, Any] 
         UserError: a cell is invalid, or the folder belongs to another study.
         FailedCells: some cells failed; the results of the others are written.
     """
-    check_within("[1, inf)", "compare", jobs=jobs)
+    if jobs < 1:
+        raise UserError(f"--jobs: {jobs} is not positive")
     if any(next_command(study, cell, root) is not None for cell in study.cells):
         check_cells(study)
         check_suites(study)

@@ -148,7 +148,7 @@ def load_printed(name: str) -> Paper:
     Raises:
         UserError: there is no such file, or it does not have this form; the message says where.
     """
-    path = find_shipped("printed", name, "TABLE")
+    path = find_shipped("printed", name, "TABLE", "table")
     try:
         values = load_yaml(path.read_text())
         if not isinstance(values, dict) or not values.keys() & {"tables", "claims"}:

@@ -25,14 +25,12 @@ from lit_rlvr.configs import Parser, config_folder, load_yaml
 from lit_rlvr.errors import UserError, log
 from lit_rlvr.evaluation.results import markdown_table
 
+ComparedTable = dict[str, dict[str, tuple[PrintedValue, Mapping[str, Any] | None]]]
+"""Row -> column -> (the printed value, our spread over seeds; None where there is none)."""
 
-def compared(
-    paper: Paper, results: Mapping[str, Any]
-) -> Iterator[tuple[PrintedTable, dict[str, dict[str, tuple[PrintedValue, Mapping[str, Any] | None]]]]]:
-    """Yield each printed table as row -> column -> (the printed value, our spread over seeds).
 
-    The spread is None where there is none.
-    """
+def compared(paper: Paper, results: Mapping[str, Any]) -> Iterator[tuple[PrintedTable, ComparedTable]]:
+    """Yield each printed table with its values next to ours."""
     for table in paper.tables:
         task = results["tasks"][table.task]
         yield (

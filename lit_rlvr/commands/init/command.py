@@ -8,7 +8,6 @@ import shlex
 import sys
 from importlib.metadata import packages_distributions
 from pathlib import Path
-from typing import Literal
 
 from lit_rlvr.common.files import check_writable, write_atomically
 from lit_rlvr.common.terminal import show_result
@@ -49,7 +48,7 @@ def run(command: str, arguments: list[str]) -> None:
     """Run the command line of `init`."""
     parser = Parser(prog=f"lit-rlvr {command}", description=__doc__)
     parser.add_argument("folder", type=str, help="folder to write; it is new or empty, and its name is the module's")
-    parser.add_argument("--kind", type=Literal[tuple(KINDS)], default="task", help="what the project is about")
+    parser.add_argument("--kind", type=str, default="task", help=f"what the project is about: {', '.join(KINDS)}")
     config = parser.parse_args(arguments)
     files = [str(path) for path in init(Path(config.folder), config.kind)]
     then = f"cd {shlex.quote(config.folder)}; pip install pytest; pytest; lit-rlvr fit --config config.yaml"
@@ -67,8 +66,10 @@ def init(folder: Path, kind: str = "task") -> list[Path]:
         The files written.
 
     Raises:
-        UserError: the folder is not empty or not writable, or its name is no module name.
+        UserError: there is no such kind, the folder is not empty or not writable, or its name is no module name.
     """
+    if kind not in KINDS:
+        raise UserError(f"--kind: there is no kind {kind!r}; kinds: {', '.join(KINDS)}")
     if folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty; choose another folder, or remove its files first")
     name = module_name(folder.absolute().name)

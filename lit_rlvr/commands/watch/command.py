@@ -53,12 +53,9 @@ def watch(folders: list[Path], host: str = "127.0.0.1", port: int = 7860) -> Non
 
     listener = open_socket(host, port)
     app = application(FollowedFolders(folders), token)
-    print(
-        f"Watching {', '.join(map(str, folders))} at http://{f'[{host}]' if ':' in host else host}:"
-        f"{listener.getsockname()[1]}/"
-        f"{f'?token={token}' if token else ''} (Ctrl-C ends it; the runs go on)",
-        flush=True,
-    )
+    address = f"[{host}]" if ":" in host else host
+    url = f"http://{address}:{listener.getsockname()[1]}/" + (f"?token={token}" if token else "")
+    print(f"Watching {', '.join(map(str, folders))} at {url} (Ctrl-C ends it; the runs go on)", flush=True)
     uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run(sockets=[listener])
 
 

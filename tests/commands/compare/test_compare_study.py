@@ -166,7 +166,7 @@ def test_a_name_that_is_none(tmp_path: Path, lit_rlvr: Callable[..., Any]) -> No
         "compare", "studies/smok", "--out", tmp_path, status=2,
         says="STUDY: there is no file 'studies/smok'; did you mean studies/smoke",
     )  # fmt: skip
-    lit_rlvr("compare", "studies/smoke", "--out", tmp_path, "--jobs", 0, status=2, says="compare.jobs: 0 must")
+    lit_rlvr("compare", "studies/smoke", "--out", tmp_path, "--jobs", 0, status=2, says="--jobs: 0 is not positive")
 
 
 def begin(folder: StudyFolder) -> None:

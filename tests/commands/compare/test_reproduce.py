@@ -139,7 +139,7 @@ def test_what_is_no_table_is_one_line(tmp_path: Path) -> None:
         with pytest.raises(UserError) as error:
             load_printed(str(path))
         assert said in str(error.value) and "\n" not in str(error.value)
-    with pytest.raises(UserError, match="no 'apmpo/tabel1'; did you mean 'apmpo/table1'"):
+    with pytest.raises(UserError, match="no table 'apmpo/tabel1'; did you mean 'apmpo/table1'"):
         load_printed("apmpo/tabel1")
 
 
