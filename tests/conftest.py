@@ -51,11 +51,14 @@ LONG = (
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Of a test with the mark `rest_slow`, all cases but the first are slow. With `--device cuda`, only tests that use
-    the `device` fixture are run."""
+    """Make all cases but the first of a test with the mark `first_case_fast` slow; with `--device cuda`, run only tests
+    that use the `device` fixture."""
     first: dict[str, str] = {}
     for item in items:
-        if item.get_closest_marker("rest_slow") and first.setdefault(item.nodeid.split("[")[0], item.name) != item.name:
+        if (
+            item.get_closest_marker("first_case_fast")
+            and first.setdefault(item.nodeid.split("[")[0], item.name) != item.name
+        ):
             item.add_marker("slow")
     items.sort(key=lambda item: item.path.name not in LONG)
     if config.getoption("--device") == "cpu":

@@ -489,7 +489,7 @@ CONFIGS = [
 ]
 
 
-@pytest.mark.rest_slow
+@pytest.mark.first_case_fast
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_every_config_parses(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     name = str(path.relative_to(config_folder()).with_suffix(""))

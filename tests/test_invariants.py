@@ -37,7 +37,7 @@ def tokens_of(rollout: Rollout) -> list[list[tuple[int, ...]]]:
 # ---- cutting ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.rest_slow
+@pytest.mark.first_case_fast
 @AGGREGATIONS
 def test_a_step_is_the_loss_over_single_sequences(tiny_model_folder: Path, tmp_path: Path, aggregation: Any) -> None:
     _, seen = fit(tiny_model_folder, tmp_path, loss={"aggregation": aggregation})
@@ -48,7 +48,7 @@ def test_a_step_is_the_loss_over_single_sequences(tiny_model_folder: Path, tmp_p
     assert seen.metrics[0]["train/loss"] == pytest.approx(loss, abs=1e-6)
 
 
-@pytest.mark.rest_slow
+@pytest.mark.first_case_fast
 @AGGREGATIONS
 def test_no_cut_changes_a_step(tiny_model_folder: Path, tmp_path: Path, aggregation: Any) -> None:
     _, whole = fit(
@@ -98,7 +98,7 @@ CHOOSING: dict[str, tuple[type[RLVRModule], dict[str, Any], str | None]] = {
 }  # fmt: skip
 
 
-@pytest.mark.rest_slow
+@pytest.mark.first_case_fast
 @pytest.mark.parametrize("name", CHOOSING)
 def test_no_cut_changes_which_tokens_are_chosen(tiny_model_folder: Path, tmp_path: Path, name: str) -> None:
     """By thresholds over all tokens of each step, under the policy at the beginning of the iteration."""
@@ -256,7 +256,7 @@ def test_an_iteration_without_signal_steps_with_zero_gradients(
 # ---- several updates a rollout ----------------------------------------------------------------------------
 
 
-@pytest.mark.rest_slow
+@pytest.mark.first_case_fast
 @AGGREGATIONS
 def test_two_updates_normalise_each_step_over_its_own_groups(
     tiny_model_folder: Path, tmp_path: Path, aggregation: Any
@@ -405,7 +405,7 @@ def test_a_loss_on_sequences_refuses_advantages_of_tokens(tiny_model_folder: Pat
         fit(tiny_model_folder, tmp_path, algorithm=GSPO, advantage=Fading())
 
 
-@pytest.mark.rest_slow
+@pytest.mark.first_case_fast
 @pytest.mark.parametrize("mode", [mode for mode in FACTORS if not str(mode).startswith("sequence")])
 def test_importance_weights_correct_for_an_engine_that_is_off(
     tiny_model_folder: Path, tmp_path: Path, mode: Any
@@ -430,7 +430,7 @@ DROPS: dict[str, Any] = {
 }
 
 
-@pytest.mark.rest_slow
+@pytest.mark.first_case_fast
 @pytest.mark.parametrize(
     ("mode", "method"),
     [

@@ -276,7 +276,7 @@ def test_every_recipe_is_in_the_table() -> None:
     assert {name for name in files if not name.startswith("base/")} == set(EXPECTED)
 
 
-@pytest.mark.rest_slow
+@pytest.mark.first_case_fast
 @pytest.mark.parametrize("recipe", every_fourth(EXPECTED))
 def test_a_recipe_runs_with_its_papers_settings(
     recipe: str,
@@ -397,7 +397,7 @@ def check_loss(module: RLVRModule, settings: Settings) -> None:
     assert loss.isfinite() and (loss > objective if module.kl.coef else loss == objective)
 
 
-@pytest.mark.rest_slow
+@pytest.mark.first_case_fast
 @pytest.mark.parametrize("recipe", EXPECTED)
 def test_a_recipe_names_its_model_data_machine_and_folder(recipe: str) -> None:
     """What `test_a_recipe_runs_with_its_papers_settings` swaps out."""

@@ -176,7 +176,7 @@ def test_a_checkpoint_cannot_run_code(run_folder: Path, lit_rlvr: CLI) -> None:
     assert pickle.loads(pickle.dumps(Bomb(mark))) is None and mark.exists(), "the bomb works"
 
 
-@pytest.mark.rest_slow
+@pytest.mark.first_case_fast
 @pytest.mark.parametrize("part", ["tokenizer", "config", "both"])
 def test_a_model_cannot_run_code(run_folder: Path, lit_rlvr: CLI, part: str) -> None:
     mark, folder = run_folder / "PWNED", save_model(tiny_llama(), run_folder / "evil")

@@ -78,7 +78,7 @@ def test_the_first_limit_ends_the_run(lit_rlvr: CLI, options: list[str], iterati
     assert found["run"]["steps"].startswith(said) and found["sizes"]["iterations"] == iterations
 
 
-@pytest.mark.rest_slow
+@pytest.mark.first_case_fast
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -117,7 +117,7 @@ def test_another_version_of_lightning_is_left_to_the_parser(monkeypatch: pytest.
     assert stored_help("fit") is None
 
 
-@pytest.mark.rest_slow
+@pytest.mark.first_case_fast
 @pytest.mark.parametrize("line", WRONG)
 def test_a_misspelt_name_has_the_parser_s_line(
     line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

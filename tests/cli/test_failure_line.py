@@ -179,7 +179,7 @@ CASES = {
 }
 
 
-@pytest.mark.rest_slow
+@pytest.mark.first_case_fast
 @pytest.mark.parametrize("case", CASES)
 def test_bad_options_and_the_users_own_errors_are_one_line(
     run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch, case: str

@@ -33,7 +33,7 @@ DAPO = "{class_path: DAPO, init_args: {loss: {entropy_coef: 0.1}}}"
 APMPO = "{class_path: APMPO, init_args: {kl: {estimator: k2}}}"
 
 
-@pytest.mark.rest_slow
+@pytest.mark.first_case_fast
 @pytest.mark.parametrize(
     ("configs", "options", "loss", "kl"),
     [

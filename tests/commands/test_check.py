@@ -30,7 +30,7 @@ def failed(findings: list[Finding]) -> list[str]:
 # ---- what is shipped ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.rest_slow
+@pytest.mark.first_case_fast
 @pytest.mark.parametrize(
     ("name", "options"),
     [*((name, {}) for name in SHIPPED), ("GRPO", {"kl": {"coef": 0.1}, "loss": {"entropy_coef": 0.01}})],
@@ -160,7 +160,7 @@ class OnlyRight(RLVRModule):
         return -masked_sum(x.logp * x.advantages.clamp(min=0), x.token_weight, x.mask), {}
 
 
-@pytest.mark.rest_slow
+@pytest.mark.first_case_fast
 @pytest.mark.parametrize(
     ("algorithm", "broken"),
     [

@@ -100,7 +100,7 @@ def test_an_empty_result_says_what_to_do(run_folder: Path, lit_rlvr: CLI) -> Non
     ) == (2, [])
 
 
-@pytest.mark.rest_slow
+@pytest.mark.first_case_fast
 @pytest.mark.parametrize(("more", "said"), [(("--lowest", 0.9, "--highest", 0.1), "give 0 <= lowest <= highest <= 1"),
                                             (("--split", "test"), "there is no test set"),
                                             (("--rollout.rewards", "[LCPO]"), "no number of tokens in the column"),

@@ -96,7 +96,7 @@ SMALL_VLM = Qwen2_5_VLConfig(
 )  # fmt: skip
 
 
-@pytest.mark.rest_slow
+@pytest.mark.first_case_fast
 @pytest.mark.parametrize(
     ("config", "sizes", "strategy", "gpus"),
     [

@@ -100,7 +100,7 @@ def test_a_warm_start_comes_first(
     assert settings["rollout"]["group_size"] == 8, "more completions would add nothing"
 
 
-@pytest.mark.rest_slow
+@pytest.mark.first_case_fast
 @pytest.mark.parametrize(("more", "said"), [
     (("--minutes", 0), "tune.minutes: 0"), (("--out", "t.json"), "--out: t.json: give a file that ends in .yaml"),
     (("--out", "tiny.yaml"), "--out: tiny.yaml exists; choose another name"),

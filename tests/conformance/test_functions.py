@@ -139,7 +139,7 @@ BROKEN: list[tuple[Callable[..., Tensor], list[str]]] = [
 ]
 
 
-@pytest.mark.rest_slow
+@pytest.mark.first_case_fast
 @pytest.mark.parametrize(("loss", "broken"), BROKEN)
 def test_a_broken_loss_fails_where_it_is_broken(loss: Callable[..., Tensor], broken: list[str]) -> None:
     findings = check_loss(loss)

@@ -47,7 +47,7 @@ CASES = {
 }
 
 
-@pytest.mark.rest_slow
+@pytest.mark.first_case_fast
 @pytest.mark.parametrize("case", CASES)
 def test_a_crash_changes_nothing(tiny_model_folder: Path, tmp_path: Path, whole: Recorder, case: str) -> None:
     """The crash is in the second of three iterations."""

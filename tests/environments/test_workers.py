@@ -73,7 +73,7 @@ def test_the_reward_comes_with_the_end(play: Any) -> None:
     assert outcomes[-1].outcome.correct is False, "only the value 1 is right"
 
 
-@pytest.mark.rest_slow
+@pytest.mark.first_case_fast
 @pytest.mark.parametrize(
     ("fault", "status", "detail"),
     [

@@ -89,7 +89,7 @@ def test_every_kind_starts_as_the_model_and_merges_to_what_it_computes(
     torch.testing.assert_close(logprobs(merged), logprobs(policy), atol=2e-5, rtol=0)
 
 
-@pytest.mark.rest_slow
+@pytest.mark.first_case_fast
 @pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
 def test_a_saved_adapter_is_read_by_peft_and_transformers_and_goes_on(
     model_folder: Path, tmp_path: Path, options: dict[str, Any]

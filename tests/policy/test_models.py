@@ -167,7 +167,7 @@ def test_the_hugging_face_engine_samples_with_the_models_logprobs(name: str, dev
             torch.testing.assert_close(torch.tensor(completion.logprobs), wanted, atol=1e-4, rtol=1e-5)
 
 
-@pytest.mark.rest_slow
+@pytest.mark.first_case_fast
 @EACH
 @pytest.mark.parametrize("adapters", [False, True], ids=["full", "lora"])
 def test_a_step_of_training(name: str, adapters: bool, tmp_path: Path) -> None:

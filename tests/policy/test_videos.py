@@ -83,7 +83,7 @@ def logprobs(policy: Policy, *prompts: Prompt) -> torch.Tensor:
     return policy.logprobs(rollout, list(range(2 * len(prompts))))[0]
 
 
-@pytest.mark.rest_slow
+@pytest.mark.first_case_fast
 @pytest.mark.parametrize("form", ["file", "list"])
 def test_a_policy_computes_a_video_as_the_model_on_its_own(folder: Path, form: str, tmp_path: Path) -> None:
     """The model sees 6 of the 13 frames of a file, and all 5 of a list."""

@@ -166,7 +166,7 @@ def test_an_alias_that_fits_suffices() -> None:
     assert long_answers([Tagged()], [prompt], byte_tokenizer(), Sampling(max_tokens=8), "o") is None
 
 
-@pytest.mark.rest_slow
+@pytest.mark.first_case_fast
 @pytest.mark.parametrize("command", ["fit", "dry-run", "preview"])
 def test_a_run_whose_answers_do_not_fit_is_refused_and_one_with_some_is_warned(
     run_folder: Path, lit_rlvr: Any, command: str

@@ -65,7 +65,7 @@ def test_the_longest_prompt_counts_and_what_to_lower_is_said(tiny_model_folder: 
         )
 
 
-@pytest.mark.rest_slow
+@pytest.mark.first_case_fast
 @pytest.mark.parametrize(("command", "said"), [
     ((*FIT, "--rollout.sampling.max_tokens", 1000000), ("arithmetic train: prompt", "; lower rollout.sampling.")),
     (

@@ -80,7 +80,7 @@ def rounded(given: int, updates: int, steps: int) -> str:
     )
 
 
-@pytest.mark.rest_slow
+@pytest.mark.first_case_fast
 @pytest.mark.parametrize("given", [5, 7, 8])
 def test_steps_that_end_within_a_rollout_are_rounded_up_before_the_start(
     run_folder: Path, lit_rlvr: CLI, given: int

@@ -79,7 +79,7 @@ def test_mixed_groups_go_by_the_reward_unless_told_otherwise() -> None:
 GRADED = ("--rollout.rewards", json.dumps([judged_as_is("graded")]), "--trainer.max_steps", "2")
 
 
-@pytest.mark.rest_slow
+@pytest.mark.first_case_fast
 @pytest.mark.parametrize("by", [(), ("--model.init_args.dynamic_sampling", "graded"),
                                 ("--model.init_args.dynamic_sampling", "true")])  # fmt: skip
 def test_groups_of_partial_credit_are_kept(run_folder: Path, lit_rlvr: CLI, by: tuple[str, ...]) -> None:

@@ -40,7 +40,7 @@ STOPS = {
 }  # fmt: skip
 
 
-@pytest.mark.rest_slow
+@pytest.mark.first_case_fast
 @pytest.mark.parametrize("case", STOPS)
 def test_a_run_that_a_callback_ends_says_why(
     run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch, case: str
@@ -69,7 +69,7 @@ ENDS = {
 }
 
 
-@pytest.mark.rest_slow
+@pytest.mark.first_case_fast
 @pytest.mark.parametrize("case", ENDS)
 def test_a_run_that_reaches_its_end_is_not_stopped(run_folder: Path, lit_rlvr: CLI, case: str) -> None:
     watched = callback("EarlyStopping", monitor="val/accuracy", mode="max", patience=9)
@@ -92,7 +92,7 @@ UNKNOWN = {
 }
 
 
-@pytest.mark.rest_slow
+@pytest.mark.first_case_fast
 @pytest.mark.parametrize("case", UNKNOWN)
 @pytest.mark.parametrize("dry", [("--dry-run",), ()])
 def test_a_monitored_metric_that_nobody_measures_is_refused_first(

@@ -294,7 +294,7 @@ BAD_ARGUMENTS = {
 }
 
 
-@pytest.mark.rest_slow
+@pytest.mark.first_case_fast
 @pytest.mark.parametrize("case", BAD_ARGUMENTS)
 def test_bad_arguments_are_one_clear_line(run_folder: Path, lit_rlvr: CLI, no_weights: None, case: str) -> None:
     arguments, said = BAD_ARGUMENTS[case]

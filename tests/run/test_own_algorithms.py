@@ -64,7 +64,7 @@ def own(kind: str, name: str) -> tuple[str, ...]:
     return (*option, f"own_algorithms.{name}")
 
 
-@pytest.mark.rest_slow
+@pytest.mark.first_case_fast
 @pytest.mark.parametrize(
     ("kind", "name", "changed"),
     [

@@ -72,7 +72,7 @@ class BrokenStep(Callback):
 """
 
 
-@pytest.mark.rest_slow
+@pytest.mark.first_case_fast
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_refused_fit_changes_nothing(
     trained: Path, lit_rlvr: CLI, untied_model_folder: Path, monkeypatch: pytest.MonkeyPatch, case: str

@@ -144,7 +144,7 @@ def test_accuracies_of_a_run_that_ends_with_its_epochs(run_folder: Path, lit_rlv
     assert row["step"] == "4" and row["val/accuracy"] != ""
 
 
-@pytest.mark.rest_slow
+@pytest.mark.first_case_fast
 @pytest.mark.parametrize(
     ("option", "value", "said"),
     [

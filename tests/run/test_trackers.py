@@ -161,7 +161,7 @@ def test_of_two_processes_only_the_first_sends(run_folder: Path) -> None:
 # ---- choosing ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.rest_slow
+@pytest.mark.first_case_fast
 @pytest.mark.parametrize(
     ("chosen", "message"),
     [

@@ -47,7 +47,7 @@ def test_prompts_are_filtered_in_their_environment(run_folder: Path, lit_rlvr: C
     assert max(len(json.loads(row)["turns"]) for row in rows) > 1
 
 
-@pytest.mark.rest_slow
+@pytest.mark.first_case_fast
 @pytest.mark.parametrize(
     ("options", "said"),
     [

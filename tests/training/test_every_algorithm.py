@@ -43,7 +43,7 @@ ALWAYS = {
 }
 
 
-@pytest.mark.rest_slow
+@pytest.mark.first_case_fast
 @pytest.mark.parametrize("name", RUNS)
 def test_an_algorithm_trains_and_logs_what_its_paper_plots(
     name: str, tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

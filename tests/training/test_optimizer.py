@@ -65,7 +65,7 @@ def test_what_cannot_be_is_one_line() -> None:
             build_optimizer([nn.Parameter(torch.zeros(2))], 0.1, Optim(wrong))  # type: ignore[arg-type]
 
 
-@pytest.mark.rest_slow
+@pytest.mark.first_case_fast
 @pytest.mark.parametrize("limit", ["3", "0.75"])
 def test_a_schedule_counts_the_batches_that_an_epoch_is_limited_to(run_folder: Path, lit_rlvr: CLI, limit: str) -> None:
     """Two epochs of 3 of the 4 batches are 6 steps: the rate falls by a sixth a step."""

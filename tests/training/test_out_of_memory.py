@@ -80,7 +80,7 @@ def half(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> R
         return fit(tiny_model_folder, tmp_path_factory.mktemp("half"), **OPTIONS)[1]
 
 
-@pytest.mark.rest_slow
+@pytest.mark.first_case_fast
 @pytest.mark.parametrize(("error", "late"), [(CUDA, False), (CUDA, True), (CPU, False)])
 def test_the_step_is_tried_again_and_comes_out_the_same(
     tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,

@@ -54,7 +54,7 @@ def adam_steps(module: GRPO) -> set[float]:
     return {float(state["step"]) for state in optimizer.state.values()}
 
 
-@pytest.mark.rest_slow
+@pytest.mark.first_case_fast
 @pytest.mark.parametrize("what", [nan_loss, infinite_gradient, nan_in_the_number_only])
 def test_the_step_is_left_out_and_everything_else_goes_on(
     tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: Poison

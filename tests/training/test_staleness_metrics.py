@@ -107,7 +107,7 @@ def test_a_token_s_chance_is_that_of_its_prompt_completion_and_position() -> Non
     assert not chances(moved)[2:, :3].eq(found[:2]).any(), "the same prompt again has other completions"
 
 
-@pytest.mark.rest_slow
+@pytest.mark.first_case_fast
 @pytest.mark.parametrize(("updates", "precision"), [(1, "32-true"), (2, "32-true"), (1, "bf16-mixed")])
 def test_the_divergence_of_a_step_is_that_of_the_policies_around_it(
     tiny_model_folder: Path, tmp_path: Path, updates: int, precision: str, monkeypatch: pytest.MonkeyPatch

@@ -60,7 +60,7 @@ def test_the_gradient_is_that_of_the_divergence_and_of_the_rewards(
         torch.testing.assert_close(seen.gradients[0][name], gradient, atol=1e-6, rtol=1e-4)
 
 
-@pytest.mark.rest_slow
+@pytest.mark.first_case_fast
 @pytest.mark.parametrize(
     ("algorithm", "beta", "top_k", "aggregation"),
     [

@@ -187,7 +187,7 @@ FORBIDDEN = {
 IMPORTS = "import fcntl, multiprocessing, os, resource, signal, socket, subprocess, tempfile"
 
 
-@pytest.mark.rest_slow
+@pytest.mark.first_case_fast
 @pytest.mark.parametrize("name", FORBIDDEN)
 def test_what_is_forbidden_fails(name: str) -> None:
     status, reason = failure(f"{IMPORTS}\n{FORBIDDEN[name]}")

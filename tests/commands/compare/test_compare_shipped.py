@@ -202,7 +202,7 @@ def test_checking_a_study_leaves_its_configs_as_they_are() -> None:
     assert [cell.config for cell in study.cells] == before
 
 
-@pytest.mark.rest_slow
+@pytest.mark.first_case_fast
 @pytest.mark.parametrize(("study", "cell"), every_fourth(different_cells()), ids=str)
 def test_every_cell_builds(study: str, cell: Cell, tmp_path: Path, tiny_model_folder: Path, environment: None) -> None:
     path = tmp_path / "cell.yaml"

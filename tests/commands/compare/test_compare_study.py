@@ -125,7 +125,7 @@ WRONG_CELLS = {
 }
 
 
-@pytest.mark.rest_slow
+@pytest.mark.first_case_fast
 @pytest.mark.parametrize("case", WRONG_CELLS)
 def test_a_wrong_cell_is_refused_before_any_trains(write: Callable[..., str], tmp_path: Path, case: str) -> None:
     wrong, said = WRONG_CELLS[case]

@@ -38,7 +38,7 @@ CONTRADICTIONS = {
 """Printed averages that are not those of their rows."""
 
 
-@pytest.mark.rest_slow
+@pytest.mark.first_case_fast
 @pytest.mark.parametrize("name", NAMES)
 def test_printed_tables_and_claims_belong_to_their_study(name: str) -> None:
     paper = load_printed(name)

@@ -155,7 +155,7 @@ def test_a_field_of_the_wrong_type_is_named_with_the_function(fields, said):
     def rows(split):
         return [sample(1), sample(2, **fields)]
 
-    with pytest.raises(UserError, match=rf"rows \(.*test_data_rows.py:\d+\): item 2: {said}"):
+    with pytest.raises(UserError, match=rf"rows \(.*test_rows.py:\d+\): item 2: {said}"):
         list(require_samples(rows("train"), rows))
 
 
