@@ -17,7 +17,7 @@ GroupPlace = tuple[int, int]
 
 
 def balance(
-    rollout: Rollout, groups: Summaries, minibatches: int, pinned_groups: int,
+    rollout: Rollout, summaries: Summaries, minibatches: int, pinned_groups: int,
     cut: Callable[[Sequence[Any]], Pixels] | None = None,
 ) -> Rollout:  # fmt: skip
     """Redistribute groups across ranks by token count; return this rank's.
@@ -26,14 +26,14 @@ def balance(
 
     Args:
         rollout: this rank's groups.
-        groups: what all ranks know of their groups.
+        summaries: what all ranks know of their groups.
         minibatches: `updates_per_rollout`.
         pinned_groups: number of the first process's first groups that stay there.
         cut: makes the patches of images again, which are many times larger and therefore not sent.
     """
     if world_size() == 1:
         return rollout
-    places = even_out(groups, minibatches, pinned_groups)[rank()]
+    places = even_out(summaries, minibatches, pinned_groups)[rank()]
     light = take if cut is None else lambda rollout, p: without_patches(take(rollout, p))
     stay = {p for r, p in places if r == rank()}
     sent = gather_objects({p: light(rollout, p) for p in range(len(rollout.prompts)) if p not in stay})
@@ -43,7 +43,7 @@ def balance(
             group if r == rank() else _with_pixels(group, lambda pixels: cut(pixels.images))
             for group, (r, _) in zip(arrived, places, strict=True)
         ]
-    numbers = {p: groups[r][q].number for p, (r, q) in enumerate(places)}
+    numbers = {p: summaries[r][q].number for p, (r, q) in enumerate(places)}
     kept = {p: number for p, number in numbers.items() if number is not None}
     return replace(reduce(join, arrived), kept=None if rollout.kept is None else kept)
 
@@ -61,24 +61,24 @@ def _with_pixels(group: Rollout, change: Callable[[Pixels], Pixels]) -> Rollout:
     return replace(group, prompts=[changed(prompt) for prompt in group.prompts], completions=completions)
 
 
-def even_out(groups: Summaries, minibatches: int, pinned_groups: int) -> list[list[GroupPlace]]:
+def even_out(summaries: Summaries, minibatches: int, pinned_groups: int) -> list[list[GroupPlace]]:
     """Swap groups between the fullest and the emptiest process, one minibatch after the other, while that evens them.
 
     A group is swapped for one of the same minibatch, or for one that is not trained on.
 
     Args:
-        groups: what all ranks know of their groups.
+        summaries: what all ranks know of their groups.
         minibatches: as for `balance`.
         pinned_groups: as for `balance`.
 
     Returns:
         For each process, the place that each of its groups comes from.
     """
-    places = [[(r, p) for p in range(len(rank_groups))] for r, rank_groups in enumerate(groups)]
+    places = [[(r, p) for p in range(len(rank_groups))] for r, rank_groups in enumerate(summaries)]
 
     def tokens_of(r: int, minibatch: int | None) -> dict[int, int]:
         """Return the tokens of process r's groups in a minibatch, or of those that are not trained on, by place."""
-        rank_groups = {p: groups[o][q] for p, (o, q) in enumerate(places[r])}
+        rank_groups = {p: summaries[o][q] for p, (o, q) in enumerate(places[r])}
         minibatches_of = {p: group.number and group.number % minibatches for p, group in rank_groups.items()}
         return {p: group.tokens for p, group in rank_groups.items() if minibatches_of[p] == minibatch}
 

@@ -101,6 +101,7 @@ class Demonstrations:
         """Refuse rows without a completion, or with one that is longer than completions may be; return a fingerprint.
 
         Args:
+            prompts: the prompts of the set.
             refuses_long: False = long ones may stay.
 
         Raises:
@@ -163,6 +164,7 @@ class Demonstrations:
         """Return the completions of a batch as a rollout that no reward judges.
 
         Args:
+            prompts: P prompts with completions of their own.
             banned: tokens that the softmax leaves out.
         """
         pairs = self.pairs(prompts)

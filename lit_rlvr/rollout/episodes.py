@@ -90,6 +90,7 @@ class Episodes(Turns):
         samples stay as they are in the data. Where `reset` fails, so will that episode.
 
         Args:
+            prompts: P prompts.
             seeds: those of the completions.
             again: makes a prompt of a changed sample.
             most: longest prompt in tokens.
@@ -306,6 +307,8 @@ def check_turns(option: str, sampling: Sampling, environment: Environment | None
 
     Args:
         option: the name of `max_turns` for the user.
+        sampling: the settings of sampling.
+        environment: answers the model between its turns; None = nothing does.
     """
     if environment is None and sampling.max_turns > 1:
         raise UserError(f"{option}: {sampling.max_turns} turns need an environment that answers them")

@@ -32,7 +32,9 @@ def completion_seeds(prompts: list[Prompt], repeats: list[int], count: int, *use
     Validation uses the same seeds every time.
 
     Args:
+        prompts: P prompts.
         repeats: how often each prompt occurred earlier in this iteration; its sample indices continue from there.
+        count: completions per prompt.
         use: what the completions are for, such as "rollout" and the iteration.
     """
     return [

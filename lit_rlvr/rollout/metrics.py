@@ -34,6 +34,7 @@ def rollout_metrics(
     Collective: call it on every rank.
 
     Args:
+        rollout: this rank's groups.
         tokenizer: the model's.
         seconds: how long generation took; 0 = these were not generated now, so they have no rate.
         reference_completions: further completions generated for it, which count in `rollout/samples` and
@@ -100,6 +101,7 @@ def set_metrics(rollout: Rollout, names: Sequence[str]) -> dict[str, float]:
     Collective: call it on every rank.
 
     Args:
+        rollout: this rank's groups, with their advantages.
         names: of the sets, the same on all ranks.
     """
     is_of = torch.tensor([[p.sample.dataset == name for p in rollout.prompts] for name in names])  # (sets, P)

@@ -39,6 +39,8 @@ class QueuedGroup:
 
     Args:
         number: its place in the stream of prompts, over all ranks, from 0; its seeds come from it.
+        prompt: the prompt of its completions.
+        seeds: the seed of each completion, G.
         started: the version of the weights when its sampling began; None = it waits for the engine.
         started_at: when that was, in seconds of the monotonic clock.
         drop: ends its sampling.
@@ -63,7 +65,9 @@ class GroupState(NamedTuple):
 
     Args:
         left: the steps after this one in which it can still be trained on; infinite before its sampling begins.
+        number: its place in the stream of prompts.
         rank: where it is.
+        finished: whether all its completions are sampled.
         mixed: whether it is scored, and has a signal.
         dead: it is scored and not mixed.
     """
@@ -488,6 +492,7 @@ def even_places(ranks: list[int], world: int) -> list[int]:
 
     Args:
         ranks: where each group is.
+        world: number of ranks.
     """
     room = [len(ranks) * (r + 1) // world - len(ranks) * r // world for r in range(world)]
     places: list[int | None] = []

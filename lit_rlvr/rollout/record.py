@@ -85,7 +85,9 @@ class Record:
         Collective: call it on every rank.
 
         Args:
+            iteration: rollouts that the run has trained on so far.
             terms: what a replay must agree with, in addition to the first weights of the `model`.
+            model: the policy, whose first weights a replay must share.
             versions: of the teachers' weights, which a replay may change.
         """
         if iteration == 0:
@@ -108,6 +110,8 @@ class Record:
         Collective: call it on every rank.
 
         Args:
+            iteration: its number, from 1.
+            rollout: this rank's rollout.
             cursor: the data's position after the iteration.
             updates: optimizer steps before it.
 

@@ -42,8 +42,12 @@ class ReferenceRewards:
         Collective: call it on every rank.
 
         Args:
+            wanted: how many completions of the reference, and when they are sampled.
             version: the reference's.
+            rollout: this rank's groups.
             iteration: rollouts trained on so far.
+            device: where ranks exchange what they have.
+            sample: samples and scores completions of the reference.
         """
         prompts, repeats = rollout.prompts, rollout.repeats
         if wanted.rollouts == "fresh":

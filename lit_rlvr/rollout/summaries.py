@@ -55,6 +55,7 @@ def gather_summaries(rollout: Rollout, runs: Sequence[bool], by: str = "reward")
     Collective: call it on every rank.
 
     Args:
+        rollout: this rank's groups.
         runs: for each of this rank's groups, whether training will run it (`RLVRModule.trainable_groups`).
         by: as for `mixed_groups`.
     """
@@ -70,10 +71,10 @@ def gather_summaries(rollout: Rollout, runs: Sequence[bool], by: str = "reward")
     )
 
 
-def count_successes(groups: Summaries) -> dict[str, tuple[int, int]]:
+def count_successes(summaries: Summaries) -> dict[str, tuple[int, int]]:
     """Return the correct completions of each prompt on all ranks, and those that count in accuracies."""
     counts: dict[str, tuple[int, int]] = {}
-    for group in (group for rank_groups in groups for group in rank_groups):
+    for group in (group for rank_groups in summaries for group in rank_groups):
         correct, counted = counts.get(group.sample_id, (0, 0))
         counts[group.sample_id] = correct + group.correct, counted + group.counted
     return counts
@@ -89,30 +90,31 @@ def count_repeats(sample_ids: Iterable[str]) -> list[int]:
     return repeats
 
 
-def count_mixed(groups: Summaries) -> int:
+def count_mixed(summaries: Summaries) -> int:
     """Return the number of mixed groups on all ranks."""
-    return sum(group.is_mixed for rank_groups in groups for group in rank_groups)
+    return sum(group.is_mixed for rank_groups in summaries for group in rank_groups)
 
 
-def number_mixed(groups: Summaries, share: int, limit: int) -> Summaries:
+def number_mixed(summaries: Summaries, prompts_per_rank: int, limit: int) -> Summaries:
     """Number the mixed groups in the order of the prompt stream; train on the first `limit` of them, and no others.
 
     The numbers do not depend on the number of ranks.
 
     Args:
-        share: prompts per rank in one sampling round.
+        summaries: what all ranks know of their groups.
+        prompts_per_rank: prompts of each rank in one sampling round.
         limit: how many groups to keep, over all ranks.
     """
     places = sorted(
-        (p // share, r, p % share)
-        for r, rank_groups in enumerate(groups)
+        (p // prompts_per_rank, r, p % prompts_per_rank)
+        for r, rank_groups in enumerate(summaries)
         for p, group in enumerate(rank_groups)
         if group.is_mixed
     )
-    numbers = {(r, turn * share + p): number for number, (turn, r, p) in enumerate(places[:limit])}
+    numbers = {(r, turn * prompts_per_rank + p): number for number, (turn, r, p) in enumerate(places[:limit])}
     return [
         [group._replace(number=numbers.get((r, p))) for p, group in enumerate(rank_groups)]
-        for r, rank_groups in enumerate(groups)
+        for r, rank_groups in enumerate(summaries)
     ]
 
 

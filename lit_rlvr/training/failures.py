@@ -46,6 +46,7 @@ class SkippedSteps:
         Args:
             number: of the step in the run, from 1.
             wrong: as `find_not_finite` returns it.
+            saved: the file with the step's batch.
 
         Raises:
             UserError: more than `limit` steps in a row would be skipped.
@@ -157,6 +158,10 @@ def save_step(
     Collective: call it on every rank.
 
     Args:
+        run: the run's folder.
+        number: of the step in the run, from 1.
+        wrong: as `find_not_finite` returns it.
+        plan: the step.
         microbatch_gradients: runs micro-batch k of a plan by itself and returns its loss and gradients.
     """
     path = run / "skipped" / f"step-{number:06d}-rank-{rank()}.json"

@@ -23,6 +23,7 @@ def gather_groups(rollout: Rollout, rewards: Tensor, advantage: Advantage) -> Gr
     Args:
         rollout: of this rank.
         rewards: (P, G) in place of the rollout's, on the device of training.
+        advantage: says whether it needs parts, weights or tokens.
     """
     device = rewards.device
     columns = {  # (P, G) each

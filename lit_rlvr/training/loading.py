@@ -215,6 +215,7 @@ class LoadedModule(EvaluatingModule):
         Collective: call it on every rank.
 
         Args:
+            folder: a model folder or hub id.
             renewed: its weights will be those of the policy, which 16 bits cannot hold.
         """
         policy = load_policy(folder, self.compute.shared_prefix, empty=self._starts_empty, device=self._loads_to)

@@ -149,6 +149,8 @@ def pass_at_k(correct: Tensor, k: int, counted: Tensor | None = None) -> Tensor:
     """Return unbiased pass@k of each question (P,), float64, from completions (P, n) in {0, 1}.
 
     Args:
+        correct: (P, n) in {0, 1}.
+        k: completions drawn, at least 1.
         counted: (P, n) bool: the completions that count, None = all. Fewer than k make a question's value NaN.
     """
     counted = torch.ones_like(correct, dtype=torch.bool) if counted is None else counted

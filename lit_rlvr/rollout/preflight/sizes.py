@@ -25,6 +25,8 @@ def check_routes(module: RLVRModule, engine: RolloutEngine, sampling: Sampling, 
     config.
 
     Args:
+        module: the algorithm.
+        engine: the engine that generates.
         sampling: of training completions.
         device: the trainer's.
 
@@ -57,6 +59,8 @@ def check_sizes(
     """Check the settings against each other.
 
     Args:
+        rollout: the settings of rollouts.
+        module: the algorithm.
         prompts: prompts of a rollout, over all ranks.
         ranks: number of processes.
         precision, device: the trainer's.
@@ -117,6 +121,8 @@ def log_sizes(
     """Log the sizes that follow from the settings, and warn of those that are slow or do not fit the algorithm.
 
     Args:
+        rollout: the settings of rollouts.
+        module: the algorithm.
         prompts, ranks, precision, device: as `check_sizes` takes them.
         data: of a run that trains; a micro-batch has at least one whole prompt with its completion.
     """
