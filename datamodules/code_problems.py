@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import date
@@ -92,12 +93,12 @@ class CodeProblems(PromptDataModule):
         for row in super().rows(split):
             if isinstance(row, BadRow):
                 yield row
-            elif (day := row.row["date"]) is None or (self.since or day) <= day <= (self.until or day):
+            elif self._is_in_period(row.row["date"]):
                 yield _with_tests(row)
 
     def sample(self, row: dict[str, Any], index: int, source: str) -> Sample:
-        if isinstance(parse_text(row.get("metadata")), str):
-            raise BadRow("broken JSON", "metadata")
+        if isinstance(row.get("metadata"), str):
+            row = {**row, "metadata": _parsed(row["metadata"], "metadata")}
         tried = (
             *OTHER_COLUMNS,
             *((field, field) for field in self.fields),
@@ -116,7 +117,7 @@ class CodeProblems(PromptDataModule):
                 "starter_code": cells["starter_code"] or "",
                 "date": self._date(cells["date"]),
             },
-            category=str(cells["category"] or ""),
+            category="" if cells["category"] is None else str(cells["category"]),
             source=source,
         )
 
@@ -128,6 +129,9 @@ class CodeProblems(PromptDataModule):
             return date.fromisoformat(as_text(str(cell or ""), "date")[:10])
         except ValueError as error:
             raise BadRow(f"{cell!r} is not a date ({error})", "date") from error
+
+    def _is_in_period(self, day: date | None) -> bool:
+        return day is None or (self.since or day) <= day <= (self.until or day)
 
 
 def _with_tests(sample: Sample) -> Sample | BadRow:
@@ -159,6 +163,14 @@ def _with_tests(sample: Sample) -> Sample | BadRow:
         answer=f"{len(tests)} tests",
         row={**sample.row, "tests": tuple(cell for cell, _ in read), "function": function},
     )
+
+
+def _parsed(text: str, field: str) -> Any:
+    """Return the value of JSON, or the list or dict of a Python literal."""
+    try:
+        return json.loads(text) if isinstance(value := parse_text(text), str) else value
+    except (ValueError, RecursionError) as error:
+        raise BadRow(f"broken JSON ({error})", field) from error
 
 
 def _day(option: str, text: str | None) -> date | None:

@@ -171,7 +171,7 @@ def _letter(answer: Any, options: tuple[str, ...]) -> str:
 def _closed(question: Any, options: tuple[str, ...], letter: str, image: Any, kind: Any) -> dict[str, Any]:
     fields = _open(question, letter, image)
     prompt = f"{fields['prompt']}\n{format_options(options)}"
-    return fields | {"prompt": prompt, "options": options, "category": modality(str(kind or ""))}
+    return fields | {"prompt": prompt, "options": options, "category": modality("" if kind is None else str(kind))}
 
 
 MEDICAL_LAYOUTS = (

@@ -180,6 +180,6 @@ class TextMath(PromptDataModule):
         return {
             "prompt": prompt,
             "answer": closing_answer(row, prompt, source) if answer is None else answer,
-            "category": str(find_cell(row, ("subject", "type", "Type", "data_source")) or ""),
+            "category": str(find_cell(row, ("subject", "type", "Type", "data_source"), "")),
             **({} if row_id is None else {"id": as_text(row_id, "id")}),
         }

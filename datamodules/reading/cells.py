@@ -199,12 +199,21 @@ def _holds_answers(parsed: Any) -> bool:
     return isinstance(parsed, list) and bool(parsed) and all(isinstance(item, str) for item in parsed)
 
 
+def is_empty(value: Any) -> bool:
+    """Return True for a cell that holds nothing: a missing value, "", and a list or dict of such cells."""
+    if isinstance(value, list | tuple | Mapping):
+        return all(map(is_empty, value.values() if isinstance(value, Mapping) else value))
+    return is_missing(value) or (isinstance(value, str | bytes) and not value)
+
+
 def is_blank(value: Any) -> bool:
-    """Return True for a cell that holds nothing: a missing value, a blank text, and a list or dict of such cells."""
+    """Return True for an empty cell and a text of spaces, and for a list or dict of such cells."""
+    if getattr(value, "ndim", 0) > 1:  # a picture
+        return False
     value = as_python(value)
     if isinstance(value, list | tuple | Mapping):
         return all(map(is_blank, value.values() if isinstance(value, Mapping) else value))
-    return is_missing(value) or (isinstance(value, str | bytes) and not value.strip())
+    return is_empty(value.strip() if isinstance(value, str) else value)
 
 
 def without_tags(answer: str, field: str) -> str:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from lit_rlvr.datamodules.reading.cells import BadRow, as_python, is_blank, parse_text
+from lit_rlvr.datamodules.reading.cells import BadRow, as_python, is_blank, is_empty, parse_text
 from lit_rlvr.types import Video
 
 Messages = list[dict[str, Any]]
@@ -126,7 +126,7 @@ def _tool_calls(calls: Any) -> list[dict[str, Any]]:
 def _part(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BadRow(_NO_CONTENT, "prompt")
-    part = {key: item for key, item in value.items() if key not in MEDIA_KEYS or not is_blank(item)}
+    part = {key: item for key, item in value.items() if key not in MEDIA_KEYS or not is_empty(item)}
     media = [key for key in MEDIA_KEYS if key in part]
     kind = part.get("type") or (media[0] if media else "text")
     if kind in TEXT_TYPES:
@@ -141,7 +141,7 @@ def _part(value: Any) -> dict[str, Any]:
     if part.get("text"):
         raise BadRow(f"a part of type {kind!r} that also holds text", "prompt")
     medium = MEDIA_TYPES[kind]
-    key = next((key for key in (medium, f"{medium}_url", *SOURCE_KEYS) if not is_blank(part.get(key))), None)
+    key = next((key for key in (medium, f"{medium}_url", *SOURCE_KEYS) if not is_empty(part.get(key))), None)
     if medium == "video" and (more := part.keys() - {"type", "text", key}):
         names = ", ".join(sorted(map(str, more)))
         raise BadRow(f"a part of type {kind!r} with {names}; set data.images.video_fps, max_frames, ...", "prompt")

@@ -17,7 +17,7 @@ from urllib.parse import unquote
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from lit_rlvr.datamodules.reading.cells import BadRow, is_blank, parse_text
+from lit_rlvr.datamodules.reading.cells import BadRow, is_empty, parse_text
 from lit_rlvr.datamodules.reading.conversations import NO_AUDIO, Messages, without_nulls
 from lit_rlvr.datamodules.reading.videos import check_packages, choose_frames, inspect_video, read_frames
 from lit_rlvr.errors import UserError, check_within, option_group
@@ -46,16 +46,16 @@ def as_images(value: Any) -> tuple[Any, ...]:
     """Read a cell as a tuple of unopened images: one, a list or its text, or none (None, NaN, "", a dict of these)."""
     value = value.tolist() if getattr(value, "ndim", 0) == 1 else parse_text(value)
     values = value if isinstance(value, list | tuple) else (value,)
-    return tuple(image for image in values if not is_blank(image))
+    return tuple(image for image in values if not is_empty(image))
 
 
 def as_videos(value: Any) -> tuple[Video, ...]:
     """Read a cell as videos: a file, a list of image files (the frames of one video), a list of these, or none."""
     value = without_nulls(parse_text(value))
-    if isinstance(value, bool | int | float) or is_blank(value):
+    if isinstance(value, bool | int | float) or is_empty(value):
         return ()
     videos = value if isinstance(value, list) and not all(map(_is_frame, value)) else [value]
-    return tuple(Video(video) for video in videos if not is_blank(video))
+    return tuple(Video(video) for video in videos if not is_empty(video))
 
 
 def _is_frame(value: Any) -> bool:
@@ -247,9 +247,11 @@ class Images(Sequence[Any]):
         source, bounds = self.sources[index], (self.options.min_pixels, self.options.max_pixels)
         if not isinstance(source, Video):
             return resize(decode(source), *bounds)
-        is_file = not isinstance(source.frames, tuple)
-        chosen = read_frames(source.frames, source.indices) if is_file else [source.frames[i] for i in source.indices]
-        return replace(source, frames=tuple(resize(decode(frame), *bounds) for frame in chosen))
+        if isinstance(source.frames, tuple):
+            frames = [decode(source.frames[i]) for i in source.indices]
+        else:
+            frames = read_frames(source.frames, source.indices)
+        return replace(source, frames=tuple(resize(frame, *bounds) for frame in frames))
 
 
 def with_images(sample: Sample, options: ImageOptions) -> Sample:
@@ -274,7 +276,7 @@ def _with_rates(sample: Sample) -> list[Any]:
     Raises:
         BadRow: the column has no number for each video.
     """
-    column = next((name for name in sample.row if _RATE.fullmatch(str(name)) and not is_blank(sample.row[name])), None)
+    column = next((name for name in sample.row if _RATE.fullmatch(str(name)) and not is_empty(sample.row[name])), None)
     videos = [source for source in sample.images if isinstance(source, Video)]
     if column is None or not any(isinstance(video.frames, list | tuple) for video in videos):
         return list(sample.images)

@@ -191,7 +191,7 @@ def right_letter(answer: Any, options: Options, is_typed: bool = True) -> str:
         forms = [f"'{letter}) {texts[ascii_uppercase.index(letter)]}'" for letter in named]
         raise BadRow(f"{text!r} may be two options; write {' or '.join(forms)}", "answer")
     raise BadRow(
-        f"{text!r} is neither the letter, the text nor the number, from 0, of one of {len(texts)} options", "answer"
+        f"{answer!r} is neither the letter, the text nor the number, from 0, of one of {len(texts)} options", "answer"
     )
 
 

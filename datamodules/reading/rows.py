@@ -134,9 +134,9 @@ def map_columns(
     )
 
 
-def find_cell(row: Mapping[str, Any], columns: Iterable[str]) -> Any:
-    """Return the cell of the first of the columns that the row has."""
-    return next((value for column in columns if (value := lookup(row, column)) is not None), None)
+def find_cell(row: Mapping[str, Any], columns: Iterable[str], default: Any = None) -> Any:
+    """Return the cell of the first of the columns that the row has; the default if it has none."""
+    return next((value for column in columns if (value := lookup(row, column)) is not None), default)
 
 
 def closing_answer(row: Mapping[str, Any], prompt: str | Messages, source: str | None) -> str | None:

@@ -261,9 +261,11 @@ def as_environment(environment: Any) -> Environment | None:
             f"rollout.environment: {environment} names no Environment; give a class of another kind by its dotted path "
             "alone, such as my_env.Shop"
         )
-    name = environment if isinstance(environment, str) else getattr(environment, "__qualname__", repr(environment))
-    path = name if "." in name else f"lit_rlvr.environments.{name}"
-    factory = import_path("rollout.environment", path) if environment is name else environment
+    if isinstance(environment, str):
+        name = environment
+        factory = import_path("rollout.environment", name if "." in name else f"lit_rlvr.environments.{name}")
+    else:
+        factory, name = environment, getattr(environment, "__qualname__", repr(environment))
     if not callable(factory):
         raise UserError(f"rollout.environment: {name} is neither a class nor a function that returns an environment")
     try:

@@ -9,11 +9,11 @@ import math
 import pickletools
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 from itertools import repeat
-from symtable import symtable
+from symtable import SymbolTable, symtable
 from typing import Any, NamedTuple
 
 from lit_rlvr.errors import UserError, check_within
@@ -256,15 +256,22 @@ def _with_definitions(programs: Sequence[str], is_script: bool) -> str:
 def _names(program: str) -> tuple[set[str], set[str]]:
     """Return the names that a program binds at its top level, and those that it uses and nowhere binds."""
     try:
-        tables = [symtable(program, "a program", "exec")]
+        top, *inner = _tables(symtable(program, "a program", "exec"))
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         return set(), set()
-    top = tables[0].get_symbols()
-    bound = {symbol.get_name() for symbol in top if symbol.is_assigned() or symbol.is_imported()}
-    for table in tables:  # grows
-        tables += table.get_children()
-    symbols = [symbol for table in tables for symbol in table.get_symbols() if symbol.is_global()]
-    return bound, {symbol.get_name() for symbol in symbols if symbol.is_referenced()} - bound
+    symbols = [symbol for table in (top, *inner) for symbol in table.get_symbols() if symbol.is_global()]
+    bound, own = (
+        {symbol.get_name() for symbol in found if symbol.is_assigned() or symbol.is_imported()}
+        for found in (top.get_symbols(), symbols)
+    )
+    return bound, {symbol.get_name() for symbol in symbols if symbol.is_referenced()} - bound - own
+
+
+def _tables(table: SymbolTable) -> Iterator[SymbolTable]:
+    """Yield the symbols of a scope, and those of all scopes in it."""
+    yield table
+    for child in table.get_children():
+        yield from _tables(child)
 
 
 def same_output(expected: str, output: str, tolerance: float = 0.0) -> bool:

@@ -123,7 +123,10 @@ def easyr1_batch_arguments(pairs: Sequence[Pair], function: Any) -> Arguments:
 
 
 def openrlhf_arguments(pairs: Sequence[Pair], function: Any) -> Arguments:
-    """Return the arguments that OpenRLHF gives, without the chat template: a query is a prompt and its completion."""
+    """Return the arguments that OpenRLHF gives, without the chat template: a query is a prompt and its completion.
+
+    Images and videos in a prompt are `<image>` and `<video>` in the text.
+    """
     contents = ([message["content"] for message in as_messages(sample.prompt)] for _, sample in pairs)
     prompts = ["\n\n".join(map(content_text, messages)) for messages in contents]
     return {
@@ -183,10 +186,12 @@ TRL_HELPERS = ("trainer_state", "log_extra", "log_metric")
 
 def form_of(function: Any) -> Form | None:
     """Return the form of a function by the names of its parameters; None = it has no known form."""
-    parameters = parameters_of(function)
+    try:
+        parameters = inspect.signature(function).parameters
+    except ValueError:  # it is written in C
+        return OWN
     kinds = {parameter.kind for parameter in parameters.values()}
-    is_known = parameters or hasattr(function, "__code__")  # else it is written in C
-    if not is_known or kinds == {inspect.Parameter.VAR_POSITIONAL}:
+    if kinds == {inspect.Parameter.VAR_POSITIONAL}:
         return OWN
     if kinds == {inspect.Parameter.VAR_KEYWORD}:
         return TRL

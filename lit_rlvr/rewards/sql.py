@@ -148,7 +148,7 @@ _GOES_ON = re.compile(r"(?:[,(]|\b(?:UNION|ALL|INTERSECT|EXCEPT|AND|OR|FROM|WHER
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"|`[^`]*`|\[[^\]]*\]|--[^\n]*|/\*.*?\*/", re.DOTALL)
 _INNERMOST = re.compile(r"\([^()]*\)")
 
-_references: dict[tuple[str, str, QueryLimits], QueryResult] = {}
+_references: dict[tuple[str, str, QueryLimits], QueryResult | ExecutionFailed] = {}
 
 
 def check_sql(
@@ -330,10 +330,20 @@ def _match(wanted: list[SQLRow], columns: list[SQLRow], left: list[SQLRow], righ
 
 
 def _reference_result(path: str, reference: str, limits: QueryLimits) -> QueryResult:
-    """Return the result of the reference query. It runs once, as long as the cache has room."""
+    """Return the result of the reference query. It runs once, even if it fails, as long as the cache has room.
+
+    Raises:
+        ExecutionFailed: it fails.
+    """
     key = (path, reference, limits)
     if key not in _references:
-        if sum(result.size for result in _references.values()) > CACHE_BYTES:
+        if sum(result.size for result in _references.values() if isinstance(result, QueryResult)) > CACHE_BYTES:
             _references.clear()
-        _references[key] = run_query(path, reference, limits)
-    return _references[key]
+        try:
+            _references[key] = run_query(path, reference, limits)
+        except ExecutionFailed as failure:
+            _references[key] = failure
+    result = _references[key]
+    if isinstance(result, ExecutionFailed):
+        raise result.with_traceback(None)
+    return result

@@ -15,9 +15,9 @@ def prompt_text(prompt: Any) -> str:
 
 
 def content_text(content: Any) -> str:
-    """Return a message's content as text; it is text, or parts, some of which are images."""
+    """Return a message's content as text; it is None, text, or parts, of which an image becomes `<image>`."""
     if not isinstance(content, list):
-        return str(content)
+        return "" if content is None else str(content)
     return "".join(
         part.get("text", f"<{part.get('type', 'image')}>") if isinstance(part, dict) else str(part) for part in content
     )

@@ -54,6 +54,15 @@ FUNCTION = SCRIPT | {
 }
 
 
+@pytest.mark.parametrize(
+    ("text", "metadata"),
+    [("{}", {}), ("null", None), ('{"func_name": null}', {"func_name": None}), ("{'a': None}", {"a": None}), ("7", 7)],
+)
+def test_metadata_in_text_are_parsed(jsonl: Any, text: str, metadata: Any) -> None:
+    (sample,) = CodeProblems(train=jsonl([SCRIPT | {"metadata": text, "difficulty": 0}])).load("train")
+    assert (sample.row["metadata"], sample.category) == (metadata, "0")
+
+
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
 def test_livecodebench_is_read(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"test{suffix}"
@@ -180,7 +189,7 @@ def test_bad_rows_are_skipped_counted_and_named(jsonl: Any, tmp_path: Path, monk
         reasons,
         ["2: tests: its pickle is refused, it holds more than a text", "3: tests: cut off, or more than",
          "4: tests: neither JSON nor base64", "5: tests: there are none", "6: prompt: empty",
-         "7: metadata: broken JSON", "8: tests: test 2 of a function is not JSON"],
+         "7: metadata: broken JSON (Expecting property name", "8: tests: test 2 of a function is not JSON"],
         strict=True,
     ):  # fmt: skip
         assert reason.startswith(start), reason

@@ -15,10 +15,12 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 from lit_rlvr.datamodules import PromptDataModule
-from lit_rlvr.datamodules.reading.cells import BadRow
+from lit_rlvr.datamodules.reading.cells import BadRow, is_blank
 from lit_rlvr.datamodules.reading.chat import Chat
+from lit_rlvr.datamodules.reading.conversations import as_conversation
 from lit_rlvr.datamodules.reading.images import (
     ImageOptions,
+    as_images,
     as_parts,
     decode,
     fit,
@@ -106,6 +108,21 @@ def test_every_form_of_an_image_is_the_same_image(tmp_path: Path) -> None:
     assert len(images) == len(forms) and len(set(images.keys)) == 1
     assert all(image.mode == "RGB" and image.getpixel((7, 3)) == RED for image in images)
     assert images[-1].size == (8, 4) and [i.size for i in images[:2]] == [(8, 4)] * 2
+
+
+@pytest.mark.parametrize(
+    ("cell", "count"),
+    [
+        *((cell, 0) for cell in (None, float("nan"), "", b"", [], [None, ""], {"bytes": None, "path": ""})),
+        *((cell, 1) for cell in (" ", b" ", {"path": " "}, np.full((2, 2), None))),
+    ],
+)
+def test_only_an_empty_cell_is_no_picture(cell: Any, count: int) -> None:
+    """A text of spaces is a path that is not found, and an array is a picture."""
+    assert len(as_images(cell)) == count and len(as_images(["a.png", cell])) == 1 + count
+    message = {"role": "user", "content": [{"type": "image", "image": cell}]}
+    assert len(as_conversation(message)[0]["content"][0]) == 1 + count
+    assert not isinstance(cell, np.ndarray) or not is_blank(cell), "it would look at each pixel"
 
 
 @pytest.mark.parametrize(

@@ -73,8 +73,8 @@ def test_bad_rows_are_named(jsonl: Any) -> None:
     assert len(data.load("train")) == 1
     reasons = [str(row).removeprefix(f"{path}:") for row in data.bad_rows["train"]]
     assert reasons == [
-        "2: answer: '4' is neither the letter, the text nor the number, from 0, of one of 4 options",
-        "3: answer: '-1' is neither the letter, the text nor the number, from 0, of one of 4 options",
+        "2: answer: 4 is neither the letter, the text nor the number, from 0, of one of 4 options",
+        "3: answer: -1 is neither the letter, the text nor the number, from 0, of one of 4 options",
         "4: answer: 'E' is neither the letter, the text nor the number, from 0, of one of 4 options",
         "5: answer: 'AB' is neither the letter, the text nor the number, from 0, of one of 4 options",
         "6: answer: 'five' is neither the letter, the text nor the number, from 0, of one of 4 options",
@@ -161,8 +161,8 @@ def test_numbers_labels_and_texts_are_told_apart(jsonl: Any, row: dict[str, Any]
             "'B) x' is neither the letter, the text nor the number, from 0, of one of 2",
         ),
         ({"choices": ["x", "y"], "answer": ["A", "B"]}, "A, B are all right, but one option must be"),
-        ({"choices": ["x", "y"], "answer": 2}, "'2' is neither the letter, the text nor the number"),
-        ({"choices": ["x", "y"], "answer": True}, "'True' is neither the letter, the text nor"),
+        ({"choices": ["x", "y"], "answer": 2}, "2 is neither the letter, the text nor the number"),
+        ({"choices": ["x", "y"], "answer": True}, "True is neither the letter, the text nor"),
         ({"choices": ["x", None, "y"], "answer": "A"}, "option B is missing, but a later one is not"),
         ({"choices": [["x"], ["y"]], "answer": "A"}, "an option is no text; the known forms are a list of texts"),
         ({"options": "x or y", "answer": "A"}, "text in no known form; the known forms are a list of texts"),

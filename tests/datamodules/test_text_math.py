@@ -52,7 +52,7 @@ LAYOUTS = [
         "openai/gsm8k",
     ),
     ({"question": "How many?", "answer": "so 1+1\n#### 1,234"}, "How many?", "1234", ""),
-    ({"question": "How many?", "answer": "42"}, "How many?", "42", ""),
+    ({"question": "How many?", "answer": "42", "subject": None, "type": 0}, "How many?", "42", "0"),
     (
         {
             "problem": "p?",

@@ -97,6 +97,7 @@ def blocks(*programs: str) -> str:
 
 
 HELPER, CALLER = "import math\ndef h(x):\n    return x\n", "def g(x):\n    return h(x)\n"
+GLOBAL = "def solve():\n    global n\n    n = 21\n    print(n * 2)\nsolve()\n"
 SOLVE, READS = "def solve():\n    print(int(input()))\nsolve()\n", "print(g(int(input())))\n"
 
 
@@ -114,6 +115,13 @@ SOLVE, READS = "def solve():\n    print(int(input()))\nsolve()\n", "print(g(int(
         ((G, READS), "", (G, READS)),
         (("print(1)\n", "print(2)\n"), "", ("print(2)\n",)),
         (("n = int(input())\n", "print(n)\n"), "", ("n = int(input())\n", "print(n)\n")),
+        (("n = int(input())\nprint(n)\n", GLOBAL), "", (GLOBAL,)),
+        (
+            ("n = int(input())\nprint(n)\n", GLOBAL.replace("n = 21", "import n")),
+            "",
+            (GLOBAL.replace("n = 21", "import n"),),
+        ),
+        (("n = 2\n", GLOBAL.replace("n = 21", "m = n")), "", ("n = 2\n", GLOBAL.replace("n = 21", "m = n"))),
     ],
 )
 def test_usage_is_no_program_and_definitions_belong_to_it(
@@ -132,6 +140,11 @@ def test_blocks_around_the_program_do_not_spoil_its_verdict() -> None:
 @pytest.mark.parametrize("piece", ["```", "```\n", "```python\n", "> ", "~~~\n", "```a\nx\n```\n", "`", "a "])
 def test_hostile_texts_are_searched_quickly(piece: str) -> None:
     assert_linear(lambda size: extract_program(piece * size), 5000)
+
+
+def test_a_program_may_be_nested_deeply() -> None:
+    """Deeper than Python's stack, but not so deep that its parser refuses it."""
+    assert extract_program(blocks("n = 1\n", "lambda: " * 1500 + "n\n")) == "lambda: " * 1500 + "n\n"
 
 
 # when a test is passed

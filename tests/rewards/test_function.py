@@ -7,6 +7,7 @@ import re
 import sys
 import threading
 from dataclasses import replace
+from functools import partial
 from math import isnan
 from pathlib import Path
 from typing import Any
@@ -316,10 +317,15 @@ def test_the_accuracy_of_other_libraries_is_correct_and_their_numbers_are_metric
     ]
 
 
-def test_a_query_of_openrlhf_has_what_the_template_opened() -> None:
-    chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": [{"type": "text", "text": "2?"}]}]
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [([{"type": "text", "text": "2?"}], "2?"), ([{"type": "image"}, {"type": "text", "text": "2?"}], "<image>2?"),
+     ("2?", "2?"), (None, "")],
+)  # fmt: skip
+def test_a_query_of_openrlhf_has_what_the_template_opened(content: Any, text: str) -> None:
+    chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": content}]
     pair = (Completion("2</think>", (1,), "stop", prefill="<think>"), Sample("a", chat, "2"))
-    assert FunctionReward("foreign.openrlhf_tensor")(*pair) == len("Be brief.\n\n2?<think>2</think>")
+    assert FunctionReward("foreign.openrlhf_tensor")(*pair) == len(f"Be brief.\n\n{text}<think>2</think>")
 
 
 @pytest.mark.parametrize(
@@ -389,6 +395,15 @@ def test_what_is_no_reward_function_is_refused_at_the_start(path: str, options: 
     with pytest.raises(UserError, match=said) as error:
         FunctionReward(path, options)
     assert "\n" not in str(error.value)
+
+
+def test_a_function_without_free_parameters_makes_the_reward(foreign: Any) -> None:
+    """One that is written in C has unknown parameters, and judges."""
+    made = FunctionReward(partial(foreign.make, 3))
+    assert [result.value for result in made.score(PAIRS)] == [0.0, 1.0, 0.0, 1.0]
+    with pytest.raises(UserError, match="it makes an int of none of the known forms"):
+        FunctionReward(partial(foreign.unlike_any, 1), {"second": 2})
+    assert FunctionReward(max).form is FunctionReward("foreign.own").form
 
 
 def test_a_function_of_trl_judges_a_whole_rollout_at_once(foreign: Any) -> None:

@@ -431,6 +431,8 @@ def test_the_reference_is_run_once_and_its_results_fit_the_memory(pets: str, mon
     for _ in range(3):
         check_sql("```SELECT 3```", "SELECT 4", (pets,), "bird", LIMITS)
     assert (ran.count("SELECT 4"), ran.count("SELECT 3")) == (1, 3)
+    failures = {check_sql("```SELECT 3```", "SELECT none", (pets,), "bird", LIMITS) for _ in range(3)}
+    assert ran.count("SELECT none") == len(failures) == 1, "a reference that fails, too"
     monkeypatch.setattr(sql, "CACHE_BYTES", 1000)
     for number in range(100):
         check_sql("```SELECT 4```", f"SELECT {number}", (pets,), "bird", LIMITS)

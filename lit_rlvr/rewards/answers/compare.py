@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -111,8 +112,10 @@ def _is_shortened(full: Fraction, short: Fraction, places: int | None, decimals:
 
 def _real(value: Any) -> Fraction | None:
     """Return a real constant as a fraction, exact to 40 digits; None if it is not real."""
-    number = value if value.is_Rational else value.evalf(EXACT_DIGITS + 10)
-    if not (value.is_Rational or number.is_Float):
+    if value.is_Rational:
+        return Fraction(int(value.p), int(value.q))
+    number = value.evalf(EXACT_DIGITS + 10)
+    if not number.is_Float:
         return None
     exact = sympy.Rational(number)
     return Fraction(int(exact.p), int(exact.q))
@@ -130,27 +133,32 @@ def _agree(r: Any, a: Any) -> bool:
     return bool(abs(left) <= size * sympy.Float(10) ** (-10 * EXACT_DIGITS))
 
 
-_TEMPERATURES: dict[Any, tuple[Fraction, Fraction]] = {
-    (("kelvin", 1),): (Fraction(1), Fraction(0)), (("celsius", 1),): (Fraction(1), Fraction("273.15")),
-    (("fahrenheit", 1),): (Fraction(5, 9), Fraction("459.67")),
-}  # fmt: skip
-"""Dimension of a scale -> (size of a degree in kelvin, what to add so that the scale begins at absolute zero)."""
+_DEGREES = {"celsius": Fraction(1), "fahrenheit": Fraction(5, 9)}
+"""Scale of temperature -> size of a degree in kelvin."""
+_ZEROS = {(("celsius", 1),): Fraction("273.15"), (("fahrenheit", 1),): Fraction("459.67")}
+"""Dimension of a temperature -> its degrees from absolute zero to 0."""
 
 
 def _quantities(reference: Quantity, answer: Quantity, rules: Rules) -> bool:
     units = {(quantity.dimension, quantity.factor, quantity.is_sum) for quantity in (reference, answer)}
-    r, a = (quantity.number if len(units) == 1 else _in_base_units(quantity) for quantity in (reference, answer))
-    return _kind(reference) == _kind(answer) and _numbers(r, a, rules)
+    if len(units) == 1:
+        return _numbers(reference.number, answer.number, rules)
+    (kind, r), (answer_kind, a) = map(_in_base_units, (reference, answer))
+    return kind == answer_kind and _numbers(r, a, rules)
 
 
-def _kind(quantity: Quantity) -> Any:
-    """Return the dimension, the same for all scales of temperature."""
-    return "temperature" if quantity.dimension in _TEMPERATURES else quantity.dimension
+def _in_base_units(quantity: Quantity) -> tuple[dict[str, int], Number]:
+    """Return the powers of base units, with kelvin for all scales of temperature, and the number in these units.
 
-
-def _in_base_units(quantity: Quantity) -> Number:
-    factor, offset = map(sympy.Rational, _TEMPERATURES.get(quantity.dimension, (quantity.factor, Fraction(0))))
-    return Number((quantity.number.value + offset) * factor, quantity.number.places)
+    Only the number of a temperature itself begins elsewhere: a rise of 1 celsius is one of 1 kelvin.
+    """
+    factor, powers = quantity.factor, Counter[str]()
+    for base, power in quantity.dimension:
+        factor *= _DEGREES.get(base, Fraction(1)) ** power
+        powers["kelvin" if base in _DEGREES else base] += power
+    offset = _ZEROS.get(quantity.dimension, Fraction(0))
+    value = (quantity.number.value + sympy.Rational(offset)) * sympy.Rational(factor)
+    return powers, Number(value, quantity.number.places)
 
 
 def _percentages(reference: Percentage, answer: Percentage, rules: Rules) -> bool:

@@ -84,9 +84,11 @@ def named_options(completion: str, boxed_only: bool, texts: tuple[str, ...], has
     answer = find_answer(completion, boxed_only)
     if not answer.text:
         return frozenset()
-    is_marked = answer.where not in ("phrase", "line")
+    region = "; ".join(answer.boxes) or answer.text
+    if answer.where in ("phrase", "line"):
+        region = answer_region(completion)
     reader = _reader(texts, has_letters)
-    region = _without_markup(("; ".join(answer.boxes) or answer.text) if is_marked else answer_region(completion))
+    region = _without_markup(region)
     if exact := reader.exact(region):
         return exact
     for stated in reversed(_MARKER.split(region)[1:]):

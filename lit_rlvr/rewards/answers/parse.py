@@ -53,7 +53,7 @@ def parse(text: str) -> tuple[Reading, ...]:
         readings_of_text.append(Text(re.sub(r"[_{}]", "", key)))
     if article := re.match(r"(?:the|an?) (?=[a-z]{3})", key):
         readings_of_text.append(Text(key[article.end() :]))
-    if cleaned := clean(text) if len(text) <= LONGEST else "":
+    if len(text) <= LONGEST and (cleaned := clean(text)):
         readings_of_text += [Text(normalise(cleaned)), *_read(cleaned, 0)]
     return (
         tuple(dict.fromkeys(readings_of_text))

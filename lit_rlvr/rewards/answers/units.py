@@ -151,36 +151,16 @@ def _prefixed(name: str) -> tuple[Fraction, Dimension] | None:
     return None
 
 
-_UNITS |= {
-    name: (Fraction(factor) * unit[0], unit[1])
-    for names, (factor, units) in _DERIVED.items()
-    if (unit := read_unit(units))
-    for name in names.split()
-}
+for _names, (_size, _units) in _DERIVED.items():
+    if (_unit := read_unit(_units)) is None:
+        raise ValueError(f"_DERIVED: {_units} is no unit")
+    _UNITS |= {name: (Fraction(_size) * _unit[0], _unit[1]) for name in _names.split()}
 
 
 _ONES = [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fourteen",
-    "fifteen",
-    "sixteen",
-    "seventeen",
-    "eighteen",
-    "nineteen",
-]
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
+]  # fmt: skip
 _TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 _WORDS = {word: i for i, word in enumerate(_ONES)} | {word: 10 * i for i, word in enumerate(_TENS, 2)}
 _PARTS = {"half": 2, "third": 3, "thirds": 3, "quarter": 4, "quarters": 4, "fourth": 4, "fourths": 4, "fifths": 5}
