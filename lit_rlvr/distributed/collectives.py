@@ -23,7 +23,7 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device)
 
 
-def index(values: Sequence[int] | Sequence[Sequence[int]], device: torch.device) -> Tensor:
+def index_tensor(values: Sequence[int] | Sequence[Sequence[int]], device: torch.device) -> Tensor:
     """Return numbers as a long tensor on `device`; indexing with a list would make the CPU wait for the GPU."""
     return to_device(torch.tensor(values, dtype=torch.long), device)
 

@@ -126,7 +126,7 @@ class FSDP2(ModelParallelStrategy):
     ) -> None:
         """Write a checkpoint's folder.
 
-        Note: Collective; call it on every rank, and only after `finish_saving`.
+        Collective; call it on every rank, and only after `finish_saving`.
 
         Args:
             checkpoint: its contents.

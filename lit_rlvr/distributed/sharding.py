@@ -84,7 +84,7 @@ def gathered(root: nn.Module) -> Iterator[None]:
 
     A module that is not sharded is left alone.
 
-    Note: Collective; enter it on every rank.
+    Collective; enter it on every rank.
     """
     modules = [module for module in root.modules() if isinstance(module, FSDPModule)]
     for module in modules:
@@ -202,7 +202,7 @@ def weights_sha256(model: nn.Module) -> str:
 
     Other ranks than the first return "".
 
-    Note: Collective if the weights are sharded; call it on every rank.
+    Collective if the weights are sharded; call it on every rank.
     """
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):

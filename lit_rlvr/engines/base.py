@@ -148,7 +148,7 @@ class RolloutEngine(ChecksArguments, ABC):
         that can add adapters to its layers itself may load the weights `without_adapters` once, and then
         `policy.adapter_weights` alone, where `policy.adapter_config` is not None.
 
-        Note: Collective; it is called on every rank.
+        Collective; it is called on every rank.
         """
 
     @abstractmethod
@@ -162,7 +162,7 @@ class RolloutEngine(ChecksArguments, ABC):
     ) -> list[list[Completion]]:
         """Sample `len(seeds[p])` completions of each prompt p; completion g depends only on `seeds[p][g]`.
 
-        Note: Collective; it is called on every rank. A rank may have no prompts while others have some.
+        Collective; it is called on every rank. A rank may have no prompts while others have some.
 
         Args:
             prompts: this rank's.
@@ -203,7 +203,7 @@ class RolloutEngine(ChecksArguments, ABC):
     def check_copies(self) -> None:  # optional
         """Check that all copies of the last sync's weights are the same.
 
-        Note: Collective; it is called on every rank, with a probe.
+        Collective; it is called on every rank, with a probe.
 
         Raises:
             UserError: two differ.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lit_rlvr.distributed.collectives import index, to_device
+from lit_rlvr.distributed.collectives import index_tensor, to_device
 from lit_rlvr.engines.base import EngineContext, InPlaceEngine
 from lit_rlvr.engines.turns import Continuation, OnGroupDone, Row, Turns, ends_with_stop, next_turns, read_completion
 from lit_rlvr.errors import UserError, check_within
@@ -119,9 +119,9 @@ class HFEngine(InPlaceEngine):
             again += [[row] for row, how in answered(turns.waiting) if how.pixels is not None]
             left = {id(rows[0]) for rows in again}
             keep = [b for b, row in enumerate(alive) if row.whole is None and id(row) not in left]
-            alive, kept = [alive[b] for b in keep], index(keep, device)
+            alive, kept = [alive[b] for b in keep], index_tensor(keep, device)
             if alive:
-                token = index(fed, device)
+                token = index_tensor(fed, device)
                 if len(keep) < len(fed):
                     cache.reorder_cache(kept)
                     token, attend, position = token[kept], attend[kept], position[:, kept]
@@ -149,8 +149,8 @@ class HFEngine(InPlaceEngine):
         device = policy.device
         ids = [prompt.token_ids for prompt in prompts]
         width = max(len(i) for i in ids)
-        input_ids = index([[0] * (width - len(i)) + list(i) for i in ids], device)  # (P, L), left-padded
-        attend = index([[0] * (width - len(i)) + [1] * len(i) for i in ids], device)
+        input_ids = index_tensor([[0] * (width - len(i)) + list(i) for i in ids], device)  # (P, L), left-padded
+        attend = index_tensor([[0] * (width - len(i)) + [1] * len(i) for i in ids], device)
         known = [policy.position_ids(prompt) for prompt in prompts]  # (D, L) each
         position_ids = to_device(torch.stack([pad(x, (width - x.shape[1], 0)) for x in known], 1), device)  # (D, P, L)
         images = policy.images([prompt.pixels for prompt in prompts if prompt.pixels is not None], input_ids)
@@ -158,9 +158,9 @@ class HFEngine(InPlaceEngine):
         logits, routes = self._forward(policy, input_ids, attend, cache, position_ids, **images)  # (P, V)
         owner = [k for k, rows in enumerate(starts) for _ in rows]  # of each completion
         if any(len(rows) != 1 for rows in starts):
-            cache.reorder_cache(index(owner, device))
-        position = index([int(known[k].max()) + 1 for k in owner], device)
-        logits, attend = (x[index(owner, device)] for x in (logits, attend))
+            cache.reorder_cache(index_tensor(owner, device))
+        position = index_tensor([int(known[k].max()) + 1 for k in owner], device)
+        logits, attend = (x[index_tensor(owner, device)] for x in (logits, attend))
         return logits, attend, position[None, :, None].expand(len(position_ids), -1, -1), cache, routes
 
     @staticmethod

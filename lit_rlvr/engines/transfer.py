@@ -36,7 +36,7 @@ from lit_rlvr.policy.sources import ADAPTER_CONFIG
 Weights = Callable[[bool], Iterable[tuple[str, Tensor]]]
 """Starts a new pass over the (name, tensor) pairs: of all weights, or of those that training changes (False).
 
-The latter may be adapters. Note: Collective if the weights are sharded; call it on every rank."""
+The latter may be adapters. Collective if the weights are sharded; call it on every rank."""
 Settings = dict[str, Any]
 """The settings of adapters, as peft saves them."""
 

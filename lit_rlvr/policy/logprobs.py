@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from lit_rlvr.distributed.collectives import index
+from lit_rlvr.distributed.collectives import index_tensor
 from lit_rlvr.objectives import vocabulary_divergence
 from lit_rlvr.policy.architecture import LogitTransform
 from lit_rlvr.policy.precision import autocast_dtype
@@ -288,4 +288,4 @@ def shape_logits(logits: Tensor, sampling: Sampling) -> Tensor:
 
 def _banned(sampling: Sampling, logits: Tensor) -> Tensor:
     """Return the banned tokens among those of logits (..., V); a teacher may have fewer than the policy."""
-    return index([token for token in sampling.banned_token_ids if token < logits.shape[-1]], logits.device)
+    return index_tensor([token for token in sampling.banned_token_ids if token < logits.shape[-1]], logits.device)

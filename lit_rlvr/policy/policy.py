@@ -130,7 +130,7 @@ class Policy(nn.Module):
     def weights(self) -> Iterator[None]:
         """The context in which to run `model` directly.
 
-        Note: Collective; enter it on every rank.
+        Collective; enter it on every rank.
         """
         with gathered(self.owner), self._adapters():
             yield
@@ -142,7 +142,7 @@ class Policy(nn.Module):
 
         The buffers that checkpoints hold are among them.
 
-        Note: Collective if the weights are sharded; iterate on every rank.
+        Collective if the weights are sharded; iterate on every rank.
 
         Args:
             only: names of the weights to yield; None = all.
@@ -162,14 +162,14 @@ class Policy(nn.Module):
     def adapter_weights(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
         """Return the full matrices of the adapters in `dtype`, by the names under which peft saves them.
 
-        Note: Collective if the weights are sharded; iterate on every rank.
+        Collective if the weights are sharded; iterate on every rank.
         """
         return adapter_weights(self.model, self._view, lambda weight: full_tensor(weight, dtype).detach())
 
     def has_zero_adapters(self) -> bool:
         """Return whether there are adapters that change nothing yet.
 
-        Note: Collective if they are sharded; call it on every rank.
+        Collective if they are sharded; call it on every rank.
         """
         untrained = untrained_matrices(self.model) if self.owner is self else []
         return bool(untrained) and not any(full_tensor(matrix.detach() - start).any() for matrix, start in untrained)

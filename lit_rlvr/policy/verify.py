@@ -59,7 +59,7 @@ def verify_or_fall_back(policy: Policy, dtype: torch.dtype | None = None) -> Non
 def compile_and_verify(policy: Policy, dtype: torch.dtype) -> None:
     """Compile a verified policy's layers, in place; their log-probabilities and gradients must stay the same.
 
-    Note: Collective if the weights are sharded; call it on every rank.
+    Collective if the weights are sharded; call it on every rank.
 
     Args:
         policy: the policy.
@@ -91,7 +91,7 @@ def check_spans(policy: Policy, dtype: torch.dtype) -> None:
 
     A GPU's kernels for spans take 16 bits only, so the check of a policy in float32 does not run them.
 
-    Note: Collective if the weights are sharded; call it on every rank.
+    Collective if the weights are sharded; call it on every rank.
 
     Args:
         policy: the policy.

@@ -299,8 +299,8 @@ def stop_on_failures(
 class BackgroundScoring:
     """A separate thread that scores groups as they are added, in batches if several are waiting.
 
-    The checks run in worker processes, so the thread only sends and receives. It is a daemon: a reward that hangs in
-    this process does not keep an interrupted run from ending.
+    Rewards with worker processes only send and receive here; others run in this thread, not in the main one. It is a
+    daemon: a reward that hangs in this process does not keep an interrupted run from ending.
 
     Args:
         rewards: the rewards that score a completion.

@@ -31,7 +31,7 @@ from lit_rlvr.rollout.preflight.data import check_data, report_rewards
 from lit_rlvr.rollout.preflight.lengths import length_requirements
 from lit_rlvr.rollout.preflight.sizes import check_sizes, log_sizes
 from lit_rlvr.rollout.queue import QueueSource
-from lit_rlvr.rollout.record import Record, ReplaySource, replay_terms
+from lit_rlvr.rollout.record import Record, ReplaySource, replay_settings
 from lit_rlvr.rollout.settings import RolloutSettings
 from lit_rlvr.rollout.source import RolloutSource, SyncSource
 from lit_rlvr.training.module import RLVRModule
@@ -106,25 +106,6 @@ class RolloutCallback(RolloutSettings, Callback):
         if self.sampler.episodes is not None:
             module.log_dict(turn_metrics(rollout))
 
-    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._begin_rewards(trainer)
-
-    def _begin_rewards(self, trainer: Trainer) -> None:
-        """Tell the rewards the run's folder, before the first validation or the first step, whichever comes first."""
-        for reward in self.rewards:
-            reward.begin_run(Path(trainer.default_root_dir))
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        module: RLVRModule = pl_module  # type: ignore[assignment]
-        self._begin_rewards(trainer)
-        if isinstance(self.source, ReplaySource):
-            self.source.begin()
-        if self.record_gib:
-            data: Any = trainer.datamodule  # type: ignore[attr-defined]
-            self._record = Record(Path(trainer.default_root_dir), int(self.record_gib * 2**30))
-            terms, versions = self._replay_terms(trainer, data), self.teacher_versions
-            self._record.begin(module.iteration, terms, module.policy.model, versions)
-
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PromptBatch, batch_idx: int
     ) -> None:
@@ -195,6 +176,25 @@ class RolloutCallback(RolloutSettings, Callback):
 
     # ---- start and end ------------------------------------------------------------------------------------
 
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._begin_rewards(trainer)
+
+    def _begin_rewards(self, trainer: Trainer) -> None:
+        """Tell the rewards the run's folder, before the first validation or the first step, whichever comes first."""
+        for reward in self.rewards:
+            reward.begin_run(Path(trainer.default_root_dir))
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        module: RLVRModule = pl_module  # type: ignore[assignment]
+        self._begin_rewards(trainer)
+        if isinstance(self.source, ReplaySource):
+            self.source.begin()
+        if self.record_gib:
+            data: Any = trainer.datamodule  # type: ignore[attr-defined]
+            self._record = Record(Path(trainer.default_root_dir), int(self.record_gib * 2**30))
+            settings, versions = self._replay_settings(trainer, data), self.teacher_versions
+            self._record.begin(module.iteration, settings, module.policy.model, versions)
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         module: RLVRModule = pl_module  # type: ignore[assignment]
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
@@ -241,11 +241,11 @@ class RolloutCallback(RolloutSettings, Callback):
             from lit_rlvr.rollout.demonstrations import DemonstrationSource  # it imports the data sets
 
             return DemonstrationSource(self.demonstrations[data.name], module, self.demonstrated, pinned)
-        parts = self.sampler, module, data, self.group_size, self.sampling, pinned
+        arguments = self.sampler, module, data, self.group_size, self.sampling, pinned
         if self.staleness:
             limit = self.safeguards.max_group_seconds
-            return QueueSource(*parts, staleness=self.staleness, max_group_seconds=limit)
-        return SyncSource(*parts)
+            return QueueSource(*arguments, staleness=self.staleness, max_group_seconds=limit)
+        return SyncSource(*arguments)
 
     def replay_source(self, trainer: Trainer, module: RLVRModule, data: PromptDataModule) -> ReplaySource:
         """Return a source of the recorded rollouts, if the record fits this run."""
@@ -255,11 +255,11 @@ class RolloutCallback(RolloutSettings, Callback):
                 "rollout.replay.rollouts_from: it is this run's own folder; set another trainer.default_root_dir"
             )
         source = ReplaySource(Record(run), module, data, self.sampling, self.mask_truncated)
-        source.check(self._replay_terms(trainer, data), begins(self.environment))
+        source.check(self._replay_settings(trainer, data), begins(self.environment))
         return source
 
-    def _replay_terms(self, trainer: Trainer, data: PromptDataModule) -> dict[str, Any]:
-        return replay_terms(trainer.world_size, self.group_size, data, self.sampling, self.mask_truncated)
+    def _replay_settings(self, trainer: Trainer, data: PromptDataModule) -> dict[str, Any]:
+        return replay_settings(trainer.world_size, self.group_size, data, self.sampling, self.mask_truncated)
 
     @property
     def teacher_versions(self) -> dict[str, str]:

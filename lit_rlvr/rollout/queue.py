@@ -399,7 +399,7 @@ class QueueSource(SyncSource):
             rollout.stale_cache = with_sampled(nowhere, groups, lambda completion: completion.stale_cache)
         for group in groups:
             self._scoring.forget(group)
-        summaries = self.summaries(rollout)
+        summaries = self.summarise(rollout)
         repeats = count_repeats(group.sample_id for rank_groups in summaries for group in rank_groups)
         rollout.repeats = repeats[sum(map(len, summaries[: rank()])) :][: len(groups)]
         if self.module.selection.num_needed(prompts):

@@ -78,7 +78,7 @@ class Record:
         return self.folder / f"iteration-{iteration:06d}-rank-{rank() if of is None else of}.npz"
 
     def begin(
-        self, iteration: int, terms: dict[str, Any], model: nn.Module, versions: dict[str, str] | None = None
+        self, iteration: int, settings: dict[str, Any], model: nn.Module, versions: dict[str, str] | None = None
     ) -> None:
         """Begin the record, or continue it after an iteration; a resumed run trains later iterations again.
 
@@ -86,20 +86,20 @@ class Record:
 
         Args:
             iteration: rollouts that the run has trained on so far.
-            terms: what a replay must agree with, in addition to the first weights of the `model`.
+            settings: what a replay must agree with, in addition to the first weights of the `model`.
             model: the policy, whose first weights a replay must share.
             versions: of the teachers' weights, which a replay may change.
         """
         if iteration == 0:
-            terms = terms | first_weights(model)
+            settings = settings | first_weights(model)
         if rank() == 0:
             if iteration == 0:
-                write_atomically(self.folder / "run.json", json.dumps(terms | (versions or {}), indent=2) + "\n")
+                write_atomically(self.folder / "run.json", json.dumps(settings | (versions or {}), indent=2) + "\n")
             for path in self.folder.glob("iteration-[0-9]*.npz"):
                 if path >= self._path(iteration + 1):  # the first rank's comes first
                     path.unlink()
         recorded = self._recorded()
-        differs = len(self) < iteration or any(recorded.get(name) != ours for name, ours in terms.items())
+        differs = len(self) < iteration or any(recorded.get(name) != ours for name, ours in settings.items())
         if any(gather_objects(iteration > 0 and differs)):  # also waits for the first rank
             self._end(iteration + 1, "earlier iterations are not there, or had other settings")
         self._left -= sum(path.stat().st_size for path in self.folder.glob(f"iteration-*-rank-{rank()}.npz"))
@@ -142,8 +142,8 @@ class Record:
         if rank() == 0:
             log.warning("%s ends before iteration %d: %s", shown(self.folder), iteration, reason)
 
-    def check(self, terms: dict[str, Any]) -> None:
-        """Refuse a record that does not agree with these terms of this run.
+    def check(self, settings: dict[str, Any]) -> None:
+        """Refuse a record that does not agree with these settings of this run.
 
         Raises:
             UserError: names the first that differs, or there is no record.
@@ -156,7 +156,7 @@ class Record:
                 if is_there
                 else "holds no record of a run; record one with rollout.replay.record"
             )
-        for name, ours in terms.items():
+        for name, ours in settings.items():
             if name not in recorded:
                 raise self.error(
                     f"is from another version of lit-rlvr: record/run.json lacks {name}, which is {ours} in this run; "
@@ -178,7 +178,7 @@ class Record:
             raise self.error(f"lacks {missing.relative_to(self.run)}, and has later iterations; restore it{shorter}")
 
     def _recorded(self) -> dict[str, Any]:
-        """Return the terms of the record; none if there is no record or they cannot be read."""
+        """Return the settings of the record; none if there is no record or they cannot be read."""
         try:
             return dict(json.loads((self.folder / "run.json").read_text()))
         except (OSError, ValueError, TypeError):
@@ -204,22 +204,22 @@ class Record:
 
 
 def first_weights(model: nn.Module) -> dict[str, str]:
-    """Return the term of the weights that a run begins with.
+    """Return the setting of the weights that a run begins with.
 
     Collective: call it on every rank.
     """
     return {"first weights": gather_objects(weights_sha256(model))[0][:16]}
 
 
-def replay_terms(
+def replay_settings(
     processes: int, group_size: int, data: PromptDataModule, sampling: Sampling, mask_truncated: bool
 ) -> dict[str, Any]:
     """Return the settings that a record and its replay must agree on, as JSON holds them."""
-    terms = {
+    settings = {
         "format": FORMAT, "processes": processes, "rollout.group_size": group_size,
         "data.prompts_per_rollout": data.prompts_per_rollout, "rollout.mask_truncated": mask_truncated,
     } | {f"rollout.sampling.{name}": value for name, value in vars(sampling).items()}  # fmt: skip
-    return dict(json.loads(json.dumps(terms)))
+    return dict(json.loads(json.dumps(settings)))
 
 
 def pack_rollout(rollout: Rollout, about: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -325,17 +325,17 @@ class ReplaySource(RolloutSource):
         self.metrics = {"time/sync": 0.0, "time/generate": 0.0, "time/score": 0.0}  # the run folder needs them
         self._prompts = {prompt.sample.id: prompt for prompt in data.prompts["train"]}
 
-    def check(self, terms: dict[str, Any], prompts_grow: bool) -> None:
+    def check(self, settings: dict[str, Any], prompts_grow: bool) -> None:
         """Refuse a record of other settings or other data.
 
         Args:
-            terms: this run's.
+            settings: this run's.
             prompts_grow: an environment may have added to prompts.
 
         Raises:
             UserError: names what differs.
         """
-        self.record.check(terms)
+        self.record.check(settings)
         self.record.check_gaps()
         for iteration in range(1, self.iterations + 1):
             about, _ = self.record.read(iteration, "about")

@@ -134,13 +134,13 @@ class SyncSource(RolloutSource):
             prompts: this rank's prompts of this round.
             rounds: sampling rounds so far, this one included.
         """
-        repeats = self.repeats(rounds)
+        repeats = self.count_repeats_in_round(rounds)
         seeds = completion_seeds(prompts, repeats, self.group_size, "rollout", self.module.iteration)
         rollout = self.sampler.sample(prompts, seeds, self.sampling, self.data, self.module.updates)
         rollout.repeats = repeats
-        return rollout, self.summaries(rollout)
+        return rollout, self.summarise(rollout)
 
-    def repeats(self, rounds: int) -> list[int]:
+    def count_repeats_in_round(self, rounds: int) -> list[int]:
         """Return how often each of this rank's prompts of this round occurred earlier in the iteration: in earlier
         rounds, on lower ranks, or earlier on this rank.
 
@@ -152,7 +152,7 @@ class SyncSource(RolloutSource):
         per_rank = size // world_size()
         return count_repeats(prompt.sample.id for prompt in prompts)[-size:][rank() * per_rank :][:per_rank]
 
-    def summaries(self, rollout: Rollout) -> Summaries:
+    def summarise(self, rollout: Rollout) -> Summaries:
         """Return what all ranks know of each other's groups.
 
         Collective: call it on every rank.
@@ -160,7 +160,7 @@ class SyncSource(RolloutSource):
         return gather_summaries(rollout, self.module.trainable_groups(rollout), self.module.selection.by)
 
     def sample_more(self, rollout: Rollout, summaries: Summaries, batch: PromptBatch) -> tuple[Rollout, Summaries]:
-        """Dynamic sampling (DAPO, eq. 11): sample further prompts until the algorithm has the groups that it needs."""
+        """Sample further prompts until the algorithm has the groups that it needs (dynamic sampling: DAPO, eq. 11)."""
         selection, num_prompts = self.module.selection, len(batch) * world_size()
         if not (needed := selection.num_needed(num_prompts)):
             return rollout, summaries

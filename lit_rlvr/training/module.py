@@ -1,4 +1,4 @@
-"""The second half of the loop, from scored groups to optimizer steps, is `RLVRModule.training_step`.
+"""The map of the training loop, and its second half, `RLVRModule.training_step`: scored groups to optimizer steps.
 
 From the parsed command to an optimizer step, in the order of the calls, and where to find each part. Nothing else is
 needed to follow the loop. For each batch, Lightning calls `RolloutCallback.on_train_batch_start`, which calls
@@ -57,16 +57,7 @@ from lit_rlvr.training.contradictions import contradictions
 from lit_rlvr.training.failures import SkippedSteps, TokenBudget, UnjudgedRollouts
 from lit_rlvr.training.groups import gather_groups
 from lit_rlvr.training.loss import LossModule
-from lit_rlvr.training.optimizer import (
-    AdaptiveLR,
-    apply_options,
-    build_optimizer,
-    build_schedule,
-    check_lr,
-    total_steps,
-    updates_per_iteration,
-    warn_of_rate,
-)
+from lit_rlvr.training.optimizer import AdaptiveLR, apply_options, build_optimizer, check_lr, schedule_of_run
 from lit_rlvr.training.reference import Reference
 from lit_rlvr.training.saving import SavedModule
 from lit_rlvr.training.step import PreparedRollout, staleness_metrics
@@ -108,6 +99,11 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
         demonstrates: True = it trains on the data's own completions, one for each prompt, and samples only to validate.
         target: the column of the data with the completions, of a module that demonstrates.
         target_empty_thoughts: whether empty thoughts at the beginning of its turns are in the loss.
+        policy: the trained policy; built in `configure_model`.
+        updates: optimizer steps taken so far: the version of the weights.
+        iteration: rollouts trained on so far.
+        selection: which groups an iteration needs and trains on.
+        terms: the costs of tokens, ours first.
     """
 
     config_key = "model"
@@ -184,10 +180,10 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
 
     def trainable_groups(self, rollout: Rollout) -> list[bool]:
         """Return for each group whether its mask and rewards allow a gradient; there are no advantages yet."""
-        can = rollout.mask.any(1).reshape(rollout.rewards.shape).any(1)  # (P,)
+        allowed = rollout.mask.any(1).reshape(rollout.rewards.shape).any(1)  # (P,)
         if self.advantage.zero_for_equal_rewards and not self.trains_all_rows and not self.terms:
-            can &= ~degenerate(rollout.rewards, rollout.rewarded).flatten()
-        return [bool(allowed) for allowed in can]
+            allowed &= ~degenerate(rollout.rewards, rollout.rewarded).flatten()
+        return [bool(value) for value in allowed]
 
     # ---- set-up -------------------------------------------------------------------------------------------
 
@@ -197,14 +193,11 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self._build_optimizer()
-        batches = len(self.trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
-        steps = total_steps(self.trainer, batches, updates_per_iteration(self))
-        warn_of_rate(self.lr, self.optim, steps)
         if isinstance(self.lr, AutoLR):
             self.adaptive_lr = AdaptiveLR.of(self)
             if self._saved_lr:
                 self.adaptive_lr.load_state_dict(self._saved_lr)
-        return {"optimizer": optimizer, "lr_scheduler": build_schedule(optimizer, self.optim, steps)}
+        return {"optimizer": optimizer, "lr_scheduler": schedule_of_run(self, optimizer)}
 
     def on_train_start(self) -> None:
         lr = self.lr if self.adaptive_lr is None else self.adaptive_lr.lr
@@ -241,6 +234,10 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
 
     # ---- one iteration ------------------------------------------------------------------------------------
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
+        """Train on the batch's rollout: estimate advantages, split it into minibatches, and take a step on each.
+
+        Collective: call it on every rank.
+        """
         assert batch.rollout is not None and self.updater is not None, "the RolloutCallback fills the batch first"
         started, rollout = time.perf_counter(), batch.rollout
         initial = self.updater.initial_logprobs(rollout)  # (B, T) each, None = nothing needs it
@@ -306,11 +303,12 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
         reward_costs, cost_sums = self.reward_costs(initial, rewards)  # (P, G)
         group = gather_groups(rollout, rewards - reward_costs, self.advantage)
         advantages, metrics = self.estimate(group)  # (P, G) or (B, T), over all ranks
-        first, size = rank() * len(rollout.prompts), rollout.group_size
         means = self.completion_means(advantages, group)  # (P, G)
-        rollout.advantages = means[first : first + len(rollout.prompts)].cpu()
+        num_prompts, group_size = rollout.rewards.shape
+        first = rank() * num_prompts
+        rollout.advantages = means[first : first + num_prompts].cpu()
         rows = advantages.reshape(-1, 1) if advantages.shape == means.shape else advantages  # (B, 1) or (B, T)
-        own = rows[first * size : (first + len(rollout.prompts)) * size, : rollout.mask.shape[1]]  # of this rank
+        own = rows[first * group_size : (first + num_prompts) * group_size, : rollout.mask.shape[1]]
         if self.teachers.options is not None:  # completions without a reward learn from the teacher alone
             own = own.masked_fill(~to_device(rollout.rewarded.reshape(-1, 1), own.device), 0)
         for term, cost in costs(self.terms, "advantages", initial):

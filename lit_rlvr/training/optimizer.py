@@ -96,6 +96,19 @@ def build_schedule(optimizer: Any, optim: Optim, steps: int | None) -> Any:
     return LambdaLR(optimizer, factor)
 
 
+def schedule_of_run(module: Any, optimizer: Any) -> Any:
+    """Return the learning-rate schedule of a run; warn of a rate with which it learns nothing.
+
+    Args:
+        module: an `RLVRModule` with its trainer.
+        optimizer: the optimizer.
+    """
+    batches = len(module.trainer.datamodule.train_dataloader())
+    steps = total_steps(module.trainer, batches, updates_per_iteration(module))
+    warn_of_rate(module.lr, module.optim, steps)
+    return build_schedule(optimizer, module.optim, steps)
+
+
 def check_schedule(optim: Optim, steps: int | None) -> None:
     """Refuse a schedule that needs the number of steps, if that is not known in advance."""
     if optim.lr_schedule != "constant" and steps is None:

@@ -12,7 +12,15 @@ import torch
 from torch import Tensor
 
 from lit_rlvr.common.seeds import derive_seed
-from lit_rlvr.distributed.collectives import all_max, all_sum, gather_objects, gather_rows, index, rank, to_device
+from lit_rlvr.distributed.collectives import (
+    all_max,
+    all_sum,
+    gather_objects,
+    gather_rows,
+    index_tensor,
+    rank,
+    to_device,
+)
 from lit_rlvr.objectives import (
     GOLDEN_RATIO,
     LossInputs,
@@ -74,7 +82,7 @@ class PreparedRollout:
     def record_old(self, rows: list[int], logp: Tensor) -> None:
         """Keep log-probabilities (rows, T) computed with the weights of the iteration's beginning as the old ones."""
         if self.old_logp is not None:
-            self.old_logp[index(rows, self.old_logp.device)] = logp.detach().to(self.old_logp.dtype)
+            self.old_logp[index_tensor(rows, self.old_logp.device)] = logp.detach().to(self.old_logp.dtype)
 
 
 @dataclass
@@ -87,7 +95,7 @@ class StepPlan:
         rollout_logp: (B, T) log-probabilities at sampling time.
         token_weight: (B, T) weight of each token in the loss, 0 outside this step's groups.
         in_objective: (B, T) bool, the tokens whose objective counts; None = all.
-        selected: (B, T) bool, the tokens that `LossModule.select` chose; None = it is not asked, or chose none.
+        selected: (B, T) bool, the tokens that `LossModule.select` chose; None = `select` returned None.
         correct: (B,) bool, the completions that a reward calls right; None = no term needs it.
         row_share: a sequence's weight in a sequence-level loss: 1 / the step's sequences on all ranks.
         microbatches: lists of rows. The first `num_counted` of them count; the others repeat a micro-batch with
@@ -119,7 +127,7 @@ def loss_inputs(plan: StepPlan, k: int, output: PolicyOutput) -> tuple[LossInput
     assert entropy is not None
     prepared, rows = plan.prepared, plan.microbatches[k]
     is_counted = float(k < plan.num_counted)
-    at = index(rows, plan.mask.device)
+    at = index_tensor(rows, plan.mask.device)
     mask, rollout_logp = plan.mask[at], plan.rollout_logp[at]
     old = old_logprobs(prepared, rows, logp.detach(), rollout_logp)
     if prepared.rollout.is_demonstration:
@@ -175,7 +183,7 @@ def old_logprobs(prepared: PreparedRollout, rows: list[int], logp: Tensor, rollo
         rollout_logp: (rows, T) at sampling time.
     """
     if prepared.old_logp is not None:
-        return prepared.old_logp[index(rows, logp.device)]
+        return prepared.old_logp[index_tensor(rows, logp.device)]
     if prepared.on_policy:
         return logp
     return loglinear_old(logp, rollout_logp, to_device(prepared.age[rows], logp.device), prepared.updates)
@@ -231,16 +239,16 @@ def plan_step(
         in_lockstep: run equally many micro-batches on every rank, because gathering sharded weights needs all ranks.
     """
     rollout = prepared.rollout
-    size = rollout.group_size
-    rows = [p * size + g for p in groups for g in range(size)]
+    group_size = rollout.group_size
+    rows = [p * group_size + g for p in groups for g in range(group_size)]
     lengths = rollout.mask[rows].sum(1)  # (rows,)
     counted_rows = len(rows) if algorithm.loss_options.count_empty_rows else int((lengths > 0).sum())
     counts = all_sum(torch.tensor([float(counted_rows), float(lengths.sum())], dtype=torch.float64))
     sequences, tokens = (max(count, 1.0) for count in counts.tolist())
-    mask, at = to_device(rollout.mask, device), index(rows, device)
+    mask, at = to_device(rollout.mask, device), index_tensor(rows, device)
     token_weight = torch.zeros(mask.shape, device=device)
     token_weight[at] = aggregation_weights(
-        mask[at], size, algorithm.loss_options.aggregation, sequences, tokens, rollout.sampling.max_sampled_tokens
+        mask[at], group_size, algorithm.loss_options.aggregation, sequences, tokens, rollout.sampling.max_sampled_tokens
     ).to(token_weight.dtype)
     live = set(prepared.live)
     microbatches = cut_rows(rollout, [i for i in rows if i in live], tokens_per_microbatch, shared_prefix)
@@ -326,7 +334,7 @@ def chosen_tokens(
         return None, None
     assert prepared.old_logp is not None and prepared.entropy is not None
     in_step = torch.zeros_like(mask)
-    at = index(rows, mask.device)
+    at = index_tensor(rows, mask.device)
     in_step[at] = mask[at]
     advantages = prepared.advantages.to(mask.device).expand(mask.shape)
     chance = chances(prepared.rollout).to(mask.device)
@@ -385,7 +393,7 @@ def logprobs_in_microbatches(
     microbatches = cut_rows(rollout, rows, budget, policy.shared_prefix)
     idle = all_max(len(microbatches), policy.device) - len(microbatches) if in_lockstep else 0
     for microbatch in microbatches:
-        at = index(microbatch, policy.device)
+        at = index_tensor(microbatch, policy.device)
         logp[at], of_rows = policy.logprobs(rollout, microbatch, entropy=entropy)
         if of_rows is not None:
             entropies[at] = of_rows

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lit_rlvr.common.seeds import derive_seed, run_seed
 from lit_rlvr.common.terminal import progress
-from lit_rlvr.distributed.collectives import average_gradients, index, rank, to_device, world_size
+from lit_rlvr.distributed.collectives import average_gradients, index_tensor, rank, to_device, world_size
 from lit_rlvr.distributed.sharding import full_tensor, has_shards, reduce_over_copies
 from lit_rlvr.objectives import Stats
 from lit_rlvr.options import Optim
@@ -227,7 +227,7 @@ class Updater:
                 logp, _ = self.logprobs(plan.prepared.rollout, self.policy, rows)
         finally:
             self.budget = training
-        at = index(rows, logp.device)
+        at = index_tensor(rows, logp.device)
         return logp[at][plan.mask[at]]
 
     @smaller_microbatches_when_out_of_memory

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lit_rlvr.distributed.collectives import index, to_device
+from lit_rlvr.distributed.collectives import index_tensor, to_device
 
 CPU, GPU, META = torch.device("cpu"), torch.device("cuda:0"), torch.device("meta")
 
@@ -34,7 +34,7 @@ def test_a_copy_to_a_gpu_is_from_page_locked_memory_and_does_not_wait(monkeypatc
         moved = to_device(torch.ones(3, 2), GPU)
         assert moved.device == GPU
         assert to_device(moved, GPU) is moved
-        assert index([1, 2, 3], GPU).dtype == torch.long
+        assert index_tensor([1, 2, 3], GPU).dtype == torch.long
     assert pinned == [[3, 2], [3]]
     assert copies.seen == [("cpu", "cuda", True)] * 2
 

@@ -91,9 +91,9 @@ def test_a_resumed_run_replaces_later_iterations_and_keeps_the_bound(
     def files() -> list[str]:
         return sorted(path.name for path in (tmp_path / "record").glob("*.npz"))
 
-    def go_on(after: int, until: int, limit: int = 1 << 20, terms: dict[str, Any] | None = None) -> Record:
+    def go_on(after: int, until: int, limit: int = 1 << 20, settings: dict[str, Any] | None = None) -> Record:
         record = Record(tmp_path, limit)
-        record.begin(after, terms or {"rollout.group_size": 2}, model)
+        record.begin(after, settings or {"rollout.group_size": 2}, model)
         for iteration in range(after + 1, until + 1):
             record.add(iteration, rollout, CURSOR, 0)
         return record
@@ -104,7 +104,7 @@ def test_a_resumed_run_replaces_later_iterations_and_keeps_the_bound(
     with caplog.at_level(logging.WARNING, "lit_rlvr"):
         assert len(go_on(3, 9, limit=5 * size)) == 5, "what is there counts"
         assert len(go_on(7, 9)) == 5, "there is a gap"
-        assert len(go_on(2, 9, terms={"rollout.group_size": 3})) == 2, "its rollouts would be others"
+        assert len(go_on(2, 9, settings={"rollout.group_size": 3})) == 2, "its rollouts would be others"
     said = [message.getMessage().partition(" ends before iteration ")[2] for message in caplog.records]
     assert said == [
         "6: its disk space is used up (rollout.replay.record)",
@@ -153,7 +153,7 @@ def test_a_replay_masks_the_padding_of_another_rank_too(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_replayed_is_one_line(tmp_path: Path) -> None:
-    rollout, terms = make_rollout([[1, 2]], [[[65], [66]]]), {"rollout.group_size": 2}
+    rollout, settings = make_rollout([[1, 2]], [[[65], [66]]]), {"rollout.group_size": 2}
     run, prompt = tmp_path / "run", rollout.prompts[0]
     record = Record(run, limit=1 << 20)
     for words in (
@@ -161,31 +161,31 @@ def test_what_cannot_be_replayed_is_one_line(tmp_path: Path) -> None:
         "run has recorded no iteration",
     ):
         with pytest.raises(UserError, match=words):
-            replay_of(run, [prompt]).check(terms, prompts_grow=False)
-        record.begin(0, terms, nn.Linear(2, 2))
+            replay_of(run, [prompt]).check(settings, prompts_grow=False)
+        record.begin(0, settings, nn.Linear(2, 2))
     record.add(1, rollout, CURSOR, 0)
-    replay_of(run, [prompt]).check(terms, prompts_grow=False)
+    replay_of(run, [prompt]).check(settings, prompts_grow=False)
     for prompts, given, words in (
         ([prompt], {"rollout.group_size": 4}, r"recorded with rollout\.group_size 2, this run has 4; use the same"),
         ([prompt], {"data.size": None}, r"run\.json lacks data\.size, .*; rename its former key there, or record"),
-        ([], terms, "was trained on p0, which is not in the data"),
-        ([replace(prompt, token_ids=[1])], terms, "was trained on p0 with other tokens than in the data"),
+        ([], settings, "was trained on p0, which is not in the data"),
+        ([replace(prompt, token_ids=[1])], settings, "was trained on p0 with other tokens than in the data"),
     ):
         with pytest.raises(UserError, match=words):
             replay_of(run, prompts).check(given, prompts_grow=False)
-    replay_of(run, [replace(prompt, token_ids=[1])]).check(terms, prompts_grow=True)
+    replay_of(run, [replace(prompt, token_ids=[1])]).check(settings, prompts_grow=True)
     with pytest.raises(UserError, match=r"no rewards of a reference, which model\.advantage needs"):
-        replay_of(run, [prompt], wanted=ReferenceCompletions()).check(terms, prompts_grow=False)
+        replay_of(run, [prompt], wanted=ReferenceCompletions()).check(settings, prompts_grow=False)
     with pytest.raises(UserError, match="was recorded with first weights"):
         Record(run).check(first_weights(nn.Linear(2, 2)))
     file = run / "record" / "iteration-000001-rank-0.npz"
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(UserError, match=r"run is damaged: iteration-000001-rank-0\.npz"):
-        replay_of(run, [prompt]).check(terms, prompts_grow=False)
+        replay_of(run, [prompt]).check(settings, prompts_grow=False)
     for text in ("{", "", "null"):
         (run / "record" / "run.json").write_text(text)
         with pytest.raises(UserError, match=r"run has a damaged record/run\.json; restore it, or record the run again"):
-            replay_of(run, [prompt]).check(terms, prompts_grow=False)
+            replay_of(run, [prompt]).check(settings, prompts_grow=False)
 
 
 def test_images_that_an_environment_shows_end_the_record(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,4 +1,4 @@
-"""`SyncSource.repeats`: how often a prompt occurred earlier in the iteration."""
+"""`SyncSource.count_repeats_in_round`: how often a prompt occurred earlier in the iteration."""
 
 from collections import Counter
 from pathlib import Path
@@ -23,7 +23,7 @@ def _rank_counts_repeats(rank: int) -> None:
         prompts, cursor = stream.take(2, cursor)
         for r, prompt in enumerate(prompts):
             if r == rank:
-                assert source.repeats(rounds) == [seen[prompt.sample.id]]
+                assert source.count_repeats_in_round(rounds) == [seen[prompt.sample.id]]
             seen[prompt.sample.id] += 1
     assert max(seen.values()) >= 3
 
