@@ -12,6 +12,7 @@ from typing import Any
 
 import sympy
 
+from lit_rlvr.rewards.answers.units import Dimension
 from lit_rlvr.rewards.answers.values import (
     Chain,
     Equation,
@@ -135,10 +136,7 @@ def _agree(r: Any, a: Any) -> bool:
 
 _DEGREES = {"celsius": Fraction(1), "fahrenheit": Fraction(5, 9)}
 """Scale of temperature -> size of a degree in kelvin."""
-_ZEROS: dict[tuple[tuple[str, int], ...], Fraction] = {
-    (("celsius", 1),): Fraction("273.15"),
-    (("fahrenheit", 1),): Fraction("459.67"),
-}
+_ZEROS: dict[Dimension, Fraction] = {(("celsius", 1),): Fraction("273.15"), (("fahrenheit", 1),): Fraction("459.67")}
 """Dimension of a temperature -> its degrees from absolute zero to 0."""
 
 
