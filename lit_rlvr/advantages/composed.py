@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lit_rlvr.advantages.base import Advantage, GroupBatch, ReferenceCompletions, register, resolve_advantage
 from lit_rlvr.common.returned import require_advantages
-from lit_rlvr.errors import check_within
+from lit_rlvr.errors import UserError, check_within
 
 
 @dataclass
@@ -27,6 +27,11 @@ class Composed(Advantage):
 
     def __post_init__(self) -> None:
         self._base = resolve_advantage(self.base)
+        if self._base.needs_tokens:
+            raise UserError(
+                f"advantage {self.registered_name}.base: {type(self._base).__name__} gives each token an advantage; "
+                "take a base that gives one for each completion"
+            )
         self.min_valid_fraction = self._base.min_valid_fraction
 
     def base_advantages(self, group: GroupBatch) -> Tensor:

@@ -1,7 +1,7 @@
 """One LightningModule per algorithm; each file is one loss.
 
-`__all__` has ours that learn from the model's own completions: all but `SFT`, and but `FunctionLoss`, which takes a
-function of a user.
+`__all__` has ours that learn from the model's own completions: all but `SFT` and
+`FunctionLoss`, whose loss is a user's function.
 """
 
 from lit_rlvr.algorithms.aapo import AAPO

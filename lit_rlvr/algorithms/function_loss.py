@@ -22,11 +22,15 @@ class FunctionLoss(RLVRModule):
 
     Args:
         function: `(x: LossInputs) -> (loss, stats)`; a config gives its dotted path.
+        has_ratio: False = the loss has no ratio to the sampling policy, as `has_ratio` of a class says.
     """
 
-    def __init__(self, function: Callable[[LossInputs], tuple[Tensor, Stats]], **kwargs: Any) -> None:
+    def __init__(
+        self, function: Callable[[LossInputs], tuple[Tensor, Stats]], has_ratio: bool = True, **kwargs: Any
+    ) -> None:
         check_takes(function, "x")
         super().__init__(**kwargs)
+        self.has_ratio = has_ratio  # type: ignore[misc]  # of this loss
         self.objective = function  # type: ignore[assignment, method-assign]
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:

@@ -180,7 +180,7 @@ class RolloutCallback(RolloutSettings, Callback):
         self._begin_rewards(trainer)
 
     def _begin_rewards(self, trainer: Trainer) -> None:
-        """Tell the rewards the run's folder, before the first validation or the first step, whichever comes first."""
+        """Tell the rewards the run's folder, before a validation at the start and again before the first step."""
         for reward in self.rewards:
             reward.begin_run(Path(trainer.default_root_dir))
 

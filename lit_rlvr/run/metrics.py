@@ -458,7 +458,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         ),
         Metric(
             "train/staleness/mean",
-            "mean age of the tokens that are trained, in weight versions",
+            "mean age of the tokens that are trained, in iterations",
             "0 to `rollout.staleness`",
             "At the limit: training is faster than generation",
             "`sample/staleness_mean`, of samples",

@@ -216,7 +216,7 @@ class LostWork(Callback):
             self._silent = REPEAT
             warnings.append(
                 f"the importance correction leaves an effective sample of {share:.0%} of the tokens, which are up to "
-                f"{metrics['train/staleness/max']:g} weight versions old; lower rollout.staleness or model.lr, or "
+                f"{metrics['train/staleness/max']:g} iterations old; lower rollout.staleness or model.lr, or "
                 "weigh each token by itself (model.importance.correction: token_truncate)"
             )
         return warnings

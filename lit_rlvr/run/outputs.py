@@ -73,7 +73,7 @@ TEACHER_PANEL = (
 LOSS_PANEL = ("Loss (nats per token)", (("train/loss", "training"), ("val/loss", "validation")))
 """The panel of a run that samples nothing."""
 STALENESS_PANELS = (
-    ("Staleness (weight versions)", (("train/staleness/mean", "mean of tokens"), ("train/staleness/max", "largest"))),
+    ("Staleness (iterations)", (("train/staleness/mean", "mean of tokens"), ("train/staleness/max", "largest"))),
     ("Importance correction (share of tokens)",
      (("train/staleness/ess", "effective sample size"), ("train/importance_dropped", "dropped"))),
 )  # fmt: skip

@@ -80,12 +80,17 @@ class LossModule(ABC):
         self._warned_of_change = False  # that something changes its input
 
     def needs(self, need: Need, in_loss: bool = True) -> bool:
-        """Return whether a term in the loss needs a field of its input, or one in the rewards or advantages."""
+        """Return whether some term needs a field of its input.
+
+        Args:
+            need: the field.
+            in_loss: ask the terms in the loss; False = those in the rewards and advantages.
+        """
         return any(need in term.needs for term in self.terms if (term.place == "loss") == in_loss)
 
     @property
     def trains_all_rows(self) -> bool:
-        """Whether rows with advantage 0 have a gradient too, by a term that does not depend on advantages."""
+        """Whether rows with advantage 0 can have a gradient, too, from a term; a subclass overrides it for its loss."""
         return any(term.place != "rewards" for term in self.terms)
 
     @property

@@ -181,6 +181,7 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
     def trainable_groups(self, rollout: Rollout) -> list[bool]:
         """Return for each group whether its mask and rewards allow a gradient; there are no advantages yet."""
         allowed = rollout.mask.any(1).reshape(rollout.rewards.shape).any(1)  # (P,)
+        # A term in the rewards makes equal rewards differ.
         if self.advantage.zero_for_equal_rewards and not self.trains_all_rows and not self.terms:
             allowed &= ~degenerate(rollout.rewards, rollout.rewarded).flatten()
         return [bool(value) for value in allowed]
@@ -266,7 +267,7 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
         self.log("step", float(self.updates))  # Lightning uses it as the logs' x axis
 
     def measure_staleness(self, prepared: PreparedRollout, minibatches: list[list[int]]) -> dict[str, float]:
-        """Return how many weight versions old the tokens are; {} before the run's first old token.
+        """Return how many iterations old the tokens are; {} before the run's first old token.
 
         Collective: call it on every rank.
         """

@@ -428,7 +428,7 @@ def staleness_metrics(prepared: PreparedRollout, groups: set[int], updates: int)
     Args:
         prepared: the rollout.
         groups: positions of this rank's groups that are trained on.
-        updates: optimizer steps of an iteration; they make one version of the weights.
+        updates: optimizer steps of an iteration, by which ages are divided: they are logged in iterations.
     """
     rollout = prepared.rollout
     rows = [i for i in prepared.live if i // rollout.group_size in groups]

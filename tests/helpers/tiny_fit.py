@@ -61,7 +61,7 @@ class MixedVersions(Recorder):
     iterations: Sequence[int] = (0,)
     distance: float = 0.1
     ages: dict[int, Tensor] = field(default_factory=dict)
-    """Iteration -> (B, T), in weight versions."""
+    """Iteration -> (B, T), in iterations."""
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if pl_module.iteration not in self.iterations:

@@ -45,8 +45,8 @@ def test_few_effective_samples_are_reported_at_most_every_tenth_iteration() -> N
     lines = [lost.look({"train/staleness/ess": size, "train/staleness/max": 4.0}) for size in sizes]
     assert [k for k, line in enumerate(lines) if line] == [2, 12, 22]
     assert lines[2] == [
-        "the importance correction leaves an effective sample of 12% of the tokens, which are up to 4 weight versions "
-        "old; lower rollout.staleness or model.lr, or weigh each token by itself (model.importance.correction: "
+        "the importance correction leaves an effective sample of 12% of the tokens, which are up to 4 iterations old; "
+        "lower rollout.staleness or model.lr, or weigh each token by itself (model.importance.correction: "
         "token_truncate)"
     ]
 
