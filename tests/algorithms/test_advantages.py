@@ -298,10 +298,6 @@ def test_a_group_of_one_is_refused(name: str) -> None:
     assert REGISTRY[name]().min_group == (3 if name == "pass_at_k" else 2)
 
 
-class OfTokens(GRPOAdvantage):
-    needs_tokens = True
-
-
 def test_what_cannot_be_computed_is_said() -> None:
     group = GroupBatch(torch.tensor([[1.0, -1.0]]), torch.tensor([[1.0, 0.0]]))
     for advantage, rewards, said in (
@@ -321,7 +317,11 @@ def test_what_cannot_be_computed_is_said() -> None:
         (AGRAE, {"omega_floor": 2.0}, "agrae"),
         (AGRAE, {"ema_decay": 1.0}, "agrae"),
         (AAPOAdvantage, {"delta_low": 0.5}, "delta_low"),
-        (AGRAE, {"base": OfTokens()}, "agrae.base: OfTokens gives each token an advantage"),
+        (
+            AGRAE,
+            {"base": type("OfTokens", (GRPOAdvantage,), {"needs_tokens": True})()},
+            "agrae.base: OfTokens gives each token an advantage",
+        ),
     ):
         with pytest.raises(UserError, match=said):
             kind(**options)
