@@ -129,7 +129,7 @@ def loss_inputs(plan: StepPlan, k: int, output: PolicyOutput) -> tuple[LossInput
     is_counted = float(k < plan.num_counted)
     at = index_tensor(rows, plan.mask.device)
     mask, rollout_logp = plan.mask[at], plan.rollout_logp[at]
-    old = old_logprobs(prepared, rows, logp.detach(), rollout_logp)
+    old = old_logprobs(prepared, rows, at, logp.detach(), rollout_logp)
     if prepared.rollout.is_demonstration:
         rollout_logp = old
     advantages = prepared.advantages[at]
@@ -173,17 +173,18 @@ def loss_inputs(plan: StepPlan, k: int, output: PolicyOutput) -> tuple[LossInput
     return inputs, stats
 
 
-def old_logprobs(prepared: PreparedRollout, rows: list[int], logp: Tensor, rollout_logp: Tensor) -> Tensor:
+def old_logprobs(prepared: PreparedRollout, rows: list[int], at: Tensor, logp: Tensor, rollout_logp: Tensor) -> Tensor:
     """Return the log-probabilities (rows, T) of some rows under the policy at the beginning of the iteration.
 
     Args:
         prepared: the rollout.
         rows: the rows.
+        at: (rows,) the same on the device, because a second copy would wait.
         logp: (rows, T) under the current policy, detached.
         rollout_logp: (rows, T) at sampling time.
     """
     if prepared.old_logp is not None:
-        return prepared.old_logp[index_tensor(rows, logp.device)]
+        return prepared.old_logp[at]
     if prepared.on_policy:
         return logp
     return loglinear_old(logp, rollout_logp, to_device(prepared.age[rows], logp.device), prepared.updates)

@@ -113,7 +113,7 @@ def test_when_a_cell_is_done_its_model_is_evaluated(
     suites = {"mine": ["own.yaml", {"suite": "other=more.jsonl", "samples": 2, "max_tokens": 4}]}
     lit_rlvr(
         "compare", study(run_folder, **cells, suites=["maths500"]), "--out", out, status=2,
-        says="no 'maths500'; did you mean 'math500'",
+        says="no suite 'maths500'; did you mean 'math500'",
     )  # fmt: skip
     lit_rlvr("compare", study(run_folder, **cells, suites=suites, diversity=["SelfBLEU4"]), "--out", out, status=0)
     assert (out / "runs/sums/grpo/seed-0/summary.json").stat().st_mtime_ns == trained
