@@ -177,9 +177,7 @@ def _check_staleness(rollout: RolloutSettings, module: RLVRModule, precision: st
     elif not engine.concurrent and staleness > 1:
         reason = f"engine {engine.name} takes weights only between rollouts, so it is at most 1; use VLLMServerEngine"
     elif module.samples_reference:
-        reason = (
-            "fresh completions of the reference need the engine, too; use a pool (model.reference_rollouts of AAPO)"
-        )
+        reason = "fresh completions of the reference need the engine, too; use AAPO with reference_rollouts: pool"
     elif not correction.is_bounded and not module.uses_rollout:
         reason = (
             f"the rollouts are up to {staleness} iteration(s) old; set model.importance.correction, with "
