@@ -111,7 +111,7 @@ class RolloutCallback(RolloutSettings, Callback):
     ) -> None:
         """Log what the data sets and the curriculum did, and record the iteration before its checkpoint is saved."""
         module: RLVRModule = pl_module  # type: ignore[assignment]
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data = module.data
         if batch.rollout is not None and self.source.is_judged and len(data.datasets) > 1:
             module.log_dict(set_metrics(batch.rollout, data.datasets))
         if data.success is not None:
@@ -142,33 +142,31 @@ class RolloutCallback(RolloutSettings, Callback):
     ) -> None:
         module: RLVRModule = pl_module  # type: ignore[assignment]
         if module.demonstrates:
-            self._add_demonstrations(trainer, module, batch)
+            self._add_demonstrations(module, batch)
         if not (samples := self.samples_of(batch.name)):
             return
         self._start_engine(trainer, module)
         self.source.wait()
         sampling = self.eval_sampling
         self.engine.sync_weights(module.policy, ("policy", module.updates), batch.prompts, sampling)
-        batch.rollout = self._validate(trainer, batch, sampling, samples)
+        batch.rollout = self._validate(module, batch, sampling, samples)
         if self.evaluation.greedy:
             greedy = replace(sampling, temperature=0.0, top_p=1.0, top_k=0)
-            batch.greedy = self._validate(trainer, batch, greedy, 1)
+            batch.greedy = self._validate(module, batch, greedy, 1)
 
-    def _add_demonstrations(self, trainer: Trainer, module: RLVRModule, batch: PromptBatch) -> None:
+    def _add_demonstrations(self, module: RLVRModule, batch: PromptBatch) -> None:
         """Add the completions that the data hold to a validation batch."""
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
         demonstrations = self.demonstrations[batch.name]
         first = [prompt for prompts in demonstrations.data.prompts.values() for prompt in prompts[:1]]
-        prompts = batch.prompts or [data.prepare(first[0])]
+        prompts = batch.prompts or [module.data.prepare(first[0])]
         batch.demonstrations = demonstrations.rollout(prompts, module.policy.placeholder_ids)
 
-    def _validate(self, trainer: Trainer, batch: PromptBatch, sampling: Sampling, samples: int) -> Rollout:
+    def _validate(self, module: RLVRModule, batch: PromptBatch, sampling: Sampling, samples: int) -> Rollout:
         """Sample and score the completions of a validation batch."""
         if not batch.prompts:  # another rank has the last prompts, and gathering sharded weights needs all ranks
             self.engine.generate([], sampling, [])
             return Rollout.unscored([], [], sampling, samples)
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        data = next((other for other in data.validated if other.name == batch.name), data)
+        data = next((other for other in module.data.validated if other.name == batch.name), module.data)
         seeds = completion_seeds(batch.prompts, [0] * len(batch), samples, "validation", batch.name)
         return self.sampler.sample(batch.prompts, seeds, sampling, data)
 
@@ -190,14 +188,13 @@ class RolloutCallback(RolloutSettings, Callback):
         if isinstance(self.source, ReplaySource):
             self.source.begin()
         if self.record_gib:
-            data: Any = trainer.datamodule  # type: ignore[attr-defined]
             self._record = Record(Path(trainer.default_root_dir), int(self.record_gib * 2**30))
-            settings, versions = self._replay_settings(trainer, data), self.teacher_versions
+            settings, versions = self._replay_settings(trainer, module.data), self.teacher_versions
             self._record.begin(module.iteration, settings, module.policy.model, versions)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         module: RLVRModule = pl_module  # type: ignore[assignment]
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data: PromptDataModule = module.data
         device = trainer.strategy.root_device.type
         if self.deterministic and device == "cuda":
             use_deterministic_kernels()
@@ -271,14 +268,13 @@ class RolloutCallback(RolloutSettings, Callback):
         """Start the engine, unless it runs."""
         if self.engine.started:
             return
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        self.sampler.start(self._context(trainer, module), module.policy, data)
+        self.sampler.start(self._context(trainer, module), module.policy, module.data)
         self.source.sampling, self.eval_sampling = (
             sampling.with_banned(module.policy.placeholder_ids) for sampling in (self.sampling, self.eval_sampling)
         )
 
     def _context(self, trainer: Trainer, module: RLVRModule) -> EngineContext:
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data = module.data
         sets = length_requirements(self, data)
         images = most_images(prompt for requirement in sets for prompt in requirement.prompts)
         turns = max(self.sampling.max_turns, self.eval_sampling.max_turns)  # an image may follow each but the last
@@ -310,8 +306,7 @@ class RolloutCallback(RolloutSettings, Callback):
 
     def _most_tokens(self, trainer: Trainer, module: RLVRModule) -> int:
         """Return the most tokens that the run samples; 0 = its steps are not bounded."""
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        sequences = data.prompts_per_rollout * self.completions_of(module)
+        sequences = module.data.prompts_per_rollout * self.completions_of(module)
         return (
             max(0, math.ceil(trainer.max_steps / updates_per_iteration(module))) * sequences * self.sampling.max_tokens
         )

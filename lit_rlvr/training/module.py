@@ -282,7 +282,7 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
         self.reference.renew(self.policy, self.iteration)
         for term in self.terms:
             term.renew(self.policy, self.iteration)
-        self.trainer.datamodule.commit(batch.cursor, batch.successes)  # type: ignore[attr-defined]
+        self.data.commit(batch.cursor, batch.successes)
         self._logged |= {name for update in metrics for name in update}
         for name in sorted(self._logged):
             # NaN if no update has it, because no row was run: Lightning would repeat the previous iteration's value.

@@ -103,7 +103,7 @@ def schedule_of_run(module: Any, optimizer: Any) -> Any:
         module: an `RLVRModule` with its trainer.
         optimizer: the optimizer.
     """
-    batches = len(module.trainer.datamodule.train_dataloader())
+    batches = len(module.data.train_dataloader())
     steps = total_steps(module.trainer, batches, updates_per_iteration(module))
     warn_of_rate(module.lr, module.optim, steps)
     return build_schedule(optimizer, module.optim, steps)

@@ -38,7 +38,7 @@ class SavedModule(LoadedModule):
         return [name for name, _ in self.named_parameters() if is_saved(name)]
 
     def _identity(self) -> dict[str, str]:
-        identity = run_identity(self.trainer.datamodule, self, self.advantage, self.policy)  # type: ignore[attr-defined]
+        identity = run_identity(self.data, self, self.advantage, self.policy)
         if self.trainer.state.fn == "fit":
             # The trainer's own is made after a checkpoint is loaded.
             identity["optimizer"] = dotted_path_of(type(self._build_optimizer()))

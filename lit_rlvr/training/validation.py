@@ -57,8 +57,13 @@ class EvaluatingModule(LightningModule):
     def image_processor(self) -> ImageProcessor:
         return load_image_processor(self.model_folder)
 
+    @property
+    def data(self) -> Any:
+        """The run's data module."""
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
     def setup(self, stage: str) -> None:
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = self.data
         if stage == "validate" and not any(other.prompts["validation"] for other in data.validated):
             raise UserError(f"data: {data.name} has no validation set to measure; give `validation`")
         if stage == "test" and not data.prompts["test"]:
