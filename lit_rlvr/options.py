@@ -86,10 +86,10 @@ class Loss:
         entropy_coef: weight of an entropy bonus, computed from the policy's exact entropy; 0 = off.
         top_entropy_quantile: share of an optimizer step's tokens whose objective counts, those of the highest entropy
             under the policy at the beginning of the iteration (Wang et al. 2025, arXiv 2506.01939: 0.2); 1 = all.
-        positive_nll_coef: weight of the -log p of right completions, averaged over all tokens as the KL term is (Yue et
+        positive_nll_coef: weight of the -log p of right completions, averaged as `aggregation` says (Yue et
             al. 2025, VAPO, arXiv 2504.05118: 0.1, there averaged over the tokens of the right ones); 0 = off.
         balance_coef: weight of the loss that keeps the use of a mixture's experts even within each completion, averaged
-            over all tokens (DeepSeek-V3, arXiv 2412.19437: 1e-4); 0 = off.
+            as `aggregation` says (DeepSeek-V3, arXiv 2412.19437: 1e-4); 0 = off.
     """
 
     aggregation: Aggregation = "sequence_mean"
@@ -164,7 +164,9 @@ class Importance:
             more than this since it was sampled (DeepSeek-V3.2); null = off.
         prox_logp_method: log-probabilities under the policy at the beginning of the iteration, for its updates after
             the first: `recompute` them with a forward pass before the updates, or take AReaL's approximation
-            `loglinear`, which interpolates between those that each token was sampled with and the current ones.
+            `loglinear`, which interpolates between those that each token was sampled with and the current ones: for
+            tokens of the current weights, the engine's. Where a term or the choice of tokens has computed them
+            already, those are used.
     """
 
     correction: ImportanceCorrection | None = None

@@ -544,7 +544,7 @@ class Rollout:
         rewards: (P, G) float, the weighted sum of all rewards.
         correct: (P, G) float in {0, 1}, or the mean of the group's others where not `judged`; never inferred from the
             reward.
-        judged: (P, G) bool, False = the check itself failed, or no reward judges the answer.
+        judged: (P, G) bool, True = a reward says whether the answer is correct.
         parts: name -> (P, G) float, each reward before its weight; NaN where it gave none.
         statuses: P lists of G, the worst status of each completion.
         sampling: the engine's sampling settings.
@@ -560,7 +560,8 @@ class Rollout:
             training.
         stale_cache: (B, T) bool, True for tokens that follow keys and values which older weights may have made, so
             that fresh scoring gives them another log-probability; None = there are none.
-        is_unjudged: no reward judges any completion, on any rank: nothing can be trained on.
+        is_unjudged: no reward gives any completion a value, on any rank, and there is no teacher: nothing can be
+            trained on.
         is_demonstration: the completions are the data's own, so that no `rollout_logprobs` are known.
     """
 

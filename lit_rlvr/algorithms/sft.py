@@ -13,7 +13,7 @@ from lit_rlvr.objectives import LossInputs, Stats, masked_sum
 from lit_rlvr.options import KL, AutoLR, Importance, Loss, Teacher
 from lit_rlvr.training.module import RLVRModule
 from lit_rlvr.training.step import logprobs_in_microbatches
-from lit_rlvr.training.terms import RolloutLogprobs
+from lit_rlvr.training.terms import InitialLogprobs
 from lit_rlvr.types import PromptBatch, Rollout
 
 
@@ -64,7 +64,7 @@ class SFT(RLVRModule):
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
         return -self.nll_coef * masked_sum(x.logp, x.token_weight, x.mask), {}
 
-    def estimate_advantages(self, rollout: Rollout, initial: RolloutLogprobs) -> Tensor:
+    def estimate_advantages(self, rollout: Rollout, initial: InitialLogprobs) -> Tensor:
         rollout.advantages = torch.ones_like(rollout.rewards)
         return rollout.advantages.reshape(-1, 1).to(self.device)
 

@@ -175,8 +175,8 @@ class GroupSampler:
         completions = self.engine.generate(prompts, sampling, seeds, turns=self.episodes)
         if not prompts:
             return completions, None
-        judged = [prompt.for_rewards(group) for prompt, group in zip(prompts, completions, strict=True)]
-        scores = score_rollout(self.rewards, judged, [prompt.sample for prompt in prompts])
+        shown = [prompt.for_rewards(group) for prompt, group in zip(prompts, completions, strict=True)]
+        scores = score_rollout(self.rewards, shown, [prompt.sample for prompt in prompts])
         stop_on_failures(prompts, completions, scores, self.max_failure_rate, self.run, together=False)
         return completions, scores
 

@@ -149,7 +149,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
             "rollout/live_groups",
             "groups with a signal that dynamic sampling found",
             "0 to the prompts sampled",
-            "0: nothing was trained; see `train/no_signal`",
+            "0: no prompt has a signal; see `train/no_signal`",
         ),
         Metric(
             "rollout/turns",

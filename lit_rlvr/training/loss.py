@@ -39,7 +39,7 @@ from lit_rlvr.objectives import (
     masked_mean,
 )
 from lit_rlvr.options import KL, Loss
-from lit_rlvr.training.terms import EntropyBonus, ExpertBalance, KLTerm, Need, PositiveNLL, RolloutLogprobs, Term, costs
+from lit_rlvr.training.terms import EntropyBonus, ExpertBalance, InitialLogprobs, KLTerm, Need, PositiveNLL, Term, costs
 
 
 class LossModule(ABC):
@@ -150,7 +150,7 @@ class LossModule(ABC):
             in_objective = largest(step.entropy, count, step.chance)
         return in_objective, chosen
 
-    def reward_costs(self, initial: RolloutLogprobs, rewards: Tensor) -> tuple[Tensor, Stats]:
+    def reward_costs(self, initial: InitialLogprobs, rewards: Tensor) -> tuple[Tensor, Stats]:
         """Return what the terms take from some rewards (P, G), in their shape and precision; and sums over tokens, by
         metric, which are logged as means."""
         total, stats = torch.zeros_like(rewards), Stats()

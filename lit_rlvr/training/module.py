@@ -1,8 +1,8 @@
 """The map of the training loop, and its second half, `RLVRModule.training_step`: scored groups to optimizer steps.
 
-From the parsed command to an optimizer step, in the order of the calls, and where to find each part. Nothing else is
-needed to follow the loop. For each batch, Lightning calls `RolloutCallback.on_train_batch_start`, which calls
-`collect`, and then `training_step`.
+From the parsed command to an optimizer step, in the order of the calls, and where to find each part. Each line is a
+call; what it calls in turn is in its file. For each batch, Lightning calls `RolloutCallback.on_train_batch_start`,
+which calls `collect`, and then `training_step`.
 
     RLVRCLI                           cli/lightning_cli.py        settings -> model, data, rollout, trainer
       Run.open                        run/run.py                  locks the run folder, and finds what is resumed
@@ -62,7 +62,7 @@ from lit_rlvr.training.reference import Reference
 from lit_rlvr.training.saving import SavedModule
 from lit_rlvr.training.step import PreparedRollout, staleness_metrics
 from lit_rlvr.training.teachers import Teachers
-from lit_rlvr.training.terms import RolloutLogprobs, Term, costs
+from lit_rlvr.training.terms import InitialLogprobs, Term, costs
 from lit_rlvr.training.trace import Trace
 from lit_rlvr.training.update import Updater
 from lit_rlvr.training.validation import EvaluatingModule
@@ -294,7 +294,7 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
         if self.trainer.should_stop or 0 < self.trainer.max_steps <= self.trainer.global_step:
             self.unjudged.check_any_judged()
 
-    def estimate_advantages(self, rollout: Rollout, initial: RolloutLogprobs) -> Tensor:
+    def estimate_advantages(self, rollout: Rollout, initial: InitialLogprobs) -> Tensor:
         """Return the advantages of this rank's rows, (B, 1) or (B, T), from all ranks' groups; keep each completion's
         (mean) advantage in the rollout.
 

@@ -29,7 +29,7 @@ NEEDS: dict[Place, tuple[Need, ...]] = {
 
 
 @dataclass
-class RolloutLogprobs:
+class InitialLogprobs:
     """The input of a term that counts in rewards or advantages, and of the choice of tokens: all tokens of a rollout of
     B rows, before the first update.
 
@@ -87,7 +87,7 @@ class Term(ChecksArguments):
         """Return the cost (B, T) of each token, a pure function of its input; of tokens outside the mask any number.
 
         Args:
-            x: `LossInputs` in the loss, else `RolloutLogprobs`.
+            x: `LossInputs` in the loss, else `InitialLogprobs`.
         """
         raise NotImplementedError(f"{type(self).__name__}.cost")
 
@@ -108,7 +108,7 @@ class Term(ChecksArguments):
         """Restore what `state_dict` returned; it is not called for {}."""
 
 
-def costs(terms: list[Term], place: Place, x: LossInputs | RolloutLogprobs) -> Iterator[tuple[Term, Tensor]]:
+def costs(terms: list[Term], place: Place, x: LossInputs | InitialLogprobs) -> Iterator[tuple[Term, Tensor]]:
     """Yield the terms that count in a place, in their order, each with its cost (B, T) of each token, 0 where masked.
 
     Raises:

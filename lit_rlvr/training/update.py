@@ -43,7 +43,7 @@ from lit_rlvr.training.step import (
     step_metrics,
 )
 from lit_rlvr.training.teachers import Teachers
-from lit_rlvr.training.terms import RolloutLogprobs
+from lit_rlvr.training.terms import InitialLogprobs
 from lit_rlvr.types import Rollout
 
 
@@ -83,13 +83,13 @@ class Updater:
         self.sharded = has_shards(self.policy.parameters())
         self.measured_budget = copy(self.budget)  # for `measured_logprobs`, which may run out of memory by itself
 
-    def initial_logprobs(self, rollout: Rollout) -> RolloutLogprobs:
+    def initial_logprobs(self, rollout: Rollout) -> InitialLogprobs:
         """Score a rollout's tokens under the policy, the reference and the teachers before its first update, as far as
         rewards, advantages or the choice of tokens need it.
 
         Collective: call it on every rank.
         """
-        initial = RolloutLogprobs(to_device(rollout.mask, self.policy.device))
+        initial = InitialLogprobs(to_device(rollout.mask, self.policy.device))
         rows = [int(i) for i in rollout.mask.any(1).nonzero().flatten()]
         algorithm = self.algorithm
         if algorithm.needs_step_tokens or any(term.place != "loss" for term in algorithm.terms):

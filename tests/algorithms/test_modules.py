@@ -47,9 +47,6 @@ from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.rollout.preflight.sizes import check_sizes, log_sizes
 from lit_rlvr.types import Sampling
 
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(Path(__file__).parents[2] / "docs/scripts")
-
 DEFAULTS: dict[type[RLVRModule], dict[str, Any]] = {
     GRPO: dict(advantage="grpo", loss={"aggregation": "sequence_mean"}, clip_low=0.2, clip_high=0.2, dual_clip=None),
     DAPO: dict(advantage="grpo", loss={"aggregation": "token_mean"}, clip_low=0.2, clip_high=0.28),

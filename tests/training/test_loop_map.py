@@ -53,6 +53,7 @@ ASIDE = {
     "training/teachers.py": "teachers, of which there are none here",
     "rollout/settings.py": "the options of a rollout",
     "training/trace.py": "what `explain` shows",
+    "training/validation.py": "the attribute `data` of the module",
     "types.py": "the data types",
 }
 """File that a step also runs -> what it does there, of which a reader of the loop needs the name alone."""

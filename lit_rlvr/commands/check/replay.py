@@ -19,7 +19,7 @@ from lit_rlvr.conformance import Batch, Step, replay_step
 from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import LossInputs, StepTokens, aggregation_weights
 from lit_rlvr.training.step import correction_weights
-from lit_rlvr.training.terms import RolloutLogprobs, costs
+from lit_rlvr.training.terms import InitialLogprobs, costs
 
 
 def replay(batch: Mapping[str, np.ndarray], algorithms: Mapping[str, RLVRModule]) -> dict[str, np.ndarray]:
@@ -79,7 +79,7 @@ def algorithm_step(batch: FrozenBatch, algorithm: RLVRModule, advantages: Tensor
     algorithm.terms = [term for term in algorithm.terms if not {*OF_A_MODEL} & {*term.needs}]
     if advantages is None:
         group = batch.group
-        scores = RolloutLogprobs(batch.mask, batch.old_logp, batch.entropy, batch.ref_logp)
+        scores = InitialLogprobs(batch.mask, batch.old_logp, batch.entropy, batch.ref_logp)
         taken, _ = algorithm.reward_costs(scores, group.rewards)
         advantages, _ = algorithm.estimate(replace(group, rewards=group.rewards - taken))
         for term, cost in costs(algorithm.terms, "advantages", scores):
