@@ -539,7 +539,8 @@ class Rollout:
         prompts: the P prompts.
         completions: P lists of G.
         token_ids: (B, T) long, padded with 0.
-        mask: (B, T) bool, True = in the loss (EOS is in; padding, observations and failed checks are not).
+        mask: (B, T) bool, True = in the loss (EOS is in; padding, observations, failed checks, unjudged
+            completions without a teacher, and with `mask_truncated` truncated ones are not).
         rollout_logprobs: (B, T) float, log-probabilities at sampling time, 0 where padded or observed.
         rewards: (P, G) float, the weighted sum of all rewards.
         correct: (P, G) float in {0, 1}, or the mean of the group's others where not `judged`; never inferred from the

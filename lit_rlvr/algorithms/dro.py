@@ -14,10 +14,10 @@ from lit_rlvr.training.module import RLVRModule
 
 
 class DRO(RLVRModule):
-    """`-(1/B) sum_i (A log w - (beta/2) (log w)^2)`: a quadratic penalty in place of a clip.
+    """`-(1/B) sum_i (A log W - (beta/2) (log W)^2)`: a quadratic penalty in place of a clip.
 
-    w is the product over the sequence of the ratios to the policy that sampled it. The loss is the squared error of
-    `beta log w` as an estimate of A, so a completion with A = 0 is pulled back, too.
+    W is the product over the sequence of the ratios to the policy that sampled it. The loss is the squared error of
+    `beta log W` as an estimate of A, so a completion with A = 0 is pulled back, too.
 
     Source: Richemond et al. 2024 (DRO, arXiv 2405.19107); Kimi k1.5 (arXiv 2501.12599), section 2.3.2, with the mean
     reward of the group in place of a learned value.

@@ -14,9 +14,9 @@ from lit_rlvr.training.module import RLVRModule
 
 
 class TOPR(RLVRModule):
-    """`-(1/B) sum_i stopgrad(alpha) A sum_t logp`, alpha 1 where A >= 0, else `min(w, 1)`.
+    """`-(1/B) sum_i stopgrad(alpha) A sum_t logp`, alpha 1 where A >= 0, else `min(W, 1)`.
 
-    w is the product over the sequence of the ratios to the policy that sampled it. So right completions are learned as
+    W is the product over the sequence of the ratios to the policy that sampled it. So right completions are learned as
     in supervised training, and a wrong one counts less the less likely it has become.
 
     The paper's A is the reward itself, 1 or -1: `advantage: {class_path: ReinforceAdvantage, init_args:

@@ -15,14 +15,14 @@ from lit_rlvr.options import Loss
 from lit_rlvr.training.module import RLVRModule
 
 MIN_LOG_WEIGHT, MAX_LOG_WEIGHT = math.log(1e-8), 20.0
-"""Bounds of log w, as in TRL, which takes them from the authors' code."""
+"""Bounds of log W, as in TRL, which takes them from the authors' code."""
 
 
 class VESPO(RLVRModule):
-    """`-(1/N) sum_i sum_t stopgrad(phi(w)) A logp` with `phi(w) = w^k exp(lambda (1 - w))`.
+    """`-(1/N) sum_i sum_t stopgrad(phi(W)) A logp` with `phi(W) = W^k exp(lambda (1 - W))`.
 
-    w is the product over the sequence of the ratios to the policy that sampled it, so phi, which is 1 on-policy, is
-    also the importance correction. log w is kept between log 1e-8 and 20. k and lambda depend on the sign of A.
+    W is the product over the sequence of the ratios to the policy that sampled it, so phi, which is 1 on-policy, is
+    also the importance correction. log W is kept between log 1e-8 and 20. k and lambda depend on the sign of A.
 
     Source: VESPO (arXiv 2602.10693), as in TRL.
 

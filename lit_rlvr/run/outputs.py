@@ -275,7 +275,7 @@ class RunFolder(ChecksArguments, Callback):
             "algorithm": type(module).__name__,
             "model": module.model,
             **rollout_of(trainer).teacher_versions,
-            "data": type(trainer.datamodule).__name__,  # type: ignore[attr-defined]
+            "data": type(module.data).__name__,
             "stopped": stopped,
             "collapse": " ".join(map(str, fallen(rows))) or None,
             "learnt": str(progress(rows) or "") or None,
@@ -287,11 +287,10 @@ class RunFolder(ChecksArguments, Callback):
             self._save_trace(trainer, module, step)
         if rows:
             plot_run(rows, root / "curves.png", f"{summary['algorithm']} on {summary['data']}, {module.model}")
-        log.info("%s", self._accuracies(trainer, accuracy_after))
+        log.info("%s", self._accuracies(trainer, module.data, accuracy_after))
 
-    def _accuracies(self, trainer: Trainer, after: float | None) -> str:
+    def _accuracies(self, trainer: Trainer, data: Any, after: float | None) -> str:
         """Return the result of validation as text, or why there was none."""
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if not any(dataset.prompts.get("validation") for dataset in data.validated):
             return "No accuracies: there is no validation set; set data.validation or data.validation_split"
         first, last = ("not measured" if value is None else f"{value:.3f}" for value in (self.accuracy_before, after))

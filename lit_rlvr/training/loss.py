@@ -106,7 +106,8 @@ class LossModule(ABC):
             x: some rows (B, T) of one optimizer step, which it may not change.
 
         Returns:
-            The loss, a scalar, and counts or sums over the unmasked tokens, which are logged as means over tokens.
+            The loss, a scalar, and counts or sums over the unmasked tokens, which are logged as means over
+            the tokens that were run.
         """
 
     def observe(self, group: GroupBatch) -> dict[str, float]:
