@@ -146,7 +146,7 @@ def open_sampler(
     lengths = LengthRequirement(
         f"{data.name} {split}", prompts, longest, "rollout.sampling.max_tokens", min_prompt_tokens=grown
     )
-    return start_sampler(module.model_folder, rollout.engine, module.tokenizer, dtype, [lengths], data.prepare)
+    return start_sampler(module.model_folder, rollout.synced_engine, module.tokenizer, dtype, [lengths], data.prepare)
 
 
 def pass_rate(group: list[RecordRow]) -> float | None:

@@ -51,7 +51,7 @@ class Policy(nn.Module):
 
     Attributes:
         replays_routes: tokens use the experts that they used in the engine, `Completion.routes`.
-        balances_experts: `score` returns the loss of the use of experts.
+        balances_experts: `forward_rows` returns the loss of the use of experts.
         teachable: how many tokens, from the first on, every teacher has an embedding for; None = all.
         flips: (rows, T), of the last call of `logprobs` with such tokens: the share of layers in which the router would
             choose other experts for the input that predicts the token.
@@ -102,7 +102,7 @@ class Policy(nn.Module):
         self.replays_routes = True
 
     def balance_experts(self) -> None:
-        """Let `score` return the loss of the use of experts from now on, where there are gradients.
+        """Let `forward_rows` return the loss of the use of experts from now on, where there are gradients.
 
         Raises:
             UserError: the model has no routers of a known form.
@@ -292,10 +292,10 @@ class Policy(nn.Module):
     def logprobs(
         self, rollout: Rollout, rows: list[int], entropy: bool = False, entropy_gradient: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """Return log-probabilities and entropies of some completions of a rollout; arguments as for `score`."""
-        return self.score(rollout, rows, entropy, entropy_gradient)[:2]
+        """Return log-probabilities and entropies of some completions of a rollout; arguments as for `forward_rows`."""
+        return self.forward_rows(rollout, rows, entropy, entropy_gradient)[:2]
 
-    def score(
+    def forward_rows(
         self, rollout: Rollout, rows: list[int], entropy: bool = False, entropy_gradient: bool = False,
         teacher: TeacherHead | None = None,
     ) -> PolicyOutput:  # fmt: skip
@@ -322,7 +322,7 @@ class Policy(nn.Module):
 
     @torch.no_grad()
     def teach(self, rollout: Rollout, rows: list[int], beta: float, top_k: int | None) -> TeacherHead:
-        """Return what another policy's `score` needs for its divergence from this one on some completions.
+        """Return what another policy's `forward_rows` needs for its divergence from this one on some completions.
 
         Args:
             rollout: with the completions.

@@ -64,6 +64,7 @@ class RolloutCallback(RolloutSettings, Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: PromptBatch, batch_idx: int
     ) -> None:
+        """Fill the batch with a rollout, before `RLVRModule.training_step` trains on it."""
         module: RLVRModule = pl_module  # type: ignore[assignment]
         for reward in self.rewards:
             reward.begin_rollout(module.updates, trainer.max_steps)
@@ -78,28 +79,24 @@ class RolloutCallback(RolloutSettings, Callback):
         source = self.source
         if source.generates:
             self._start_engine(trainer, module)
-        elif self.engine.started:  # a validation has woken it
-            self.engine.sleep()
+        elif self.synced_engine.started:  # a validation has woken it
+            self.synced_engine.sleep()
         rollout = source.next(batch)  # sync, sample (generate, score, assemble), sample more, reference, balance
         module.log_dict(source.metrics)
         module.log("time/rollout", time.perf_counter() - started)
         if source.is_judged:
-            self._log_rollout(trainer, module, rollout)
+            metrics = rollout_metrics(rollout, module.tokenizer, source.generation_seconds, source.extra_completions)
+            rollout.is_unjudged = metrics["reward/status/unjudged"] == 1 and not self.sampler.has_teacher
+            module.unjudged.count(rollout, module.iteration + 1, int(metrics["rollout/samples"]))
+            self._log_rollout(trainer, module, rollout, metrics)
         return rollout
 
-    def _log_rollout(self, trainer: Trainer, module: RLVRModule, rollout: Rollout) -> None:
-        """Log the metrics of a judged rollout, and count it if no reward judges any of its completions.
+    def _log_rollout(self, trainer: Trainer, module: RLVRModule, rollout: Rollout, metrics: dict[str, float]) -> None:
+        """Log the metrics of a rollout, of its rewards and of its turns.
 
         Collective: call it on every rank.
         """
-        source = self.source
-        metrics = rollout_metrics(rollout, module.tokenizer, source.generation_seconds, source.extra_completions)
         module.log_dict(metrics)
-        rollout.is_unjudged = metrics["reward/status/unjudged"] == 1 and not self.sampler.has_teacher  # over all ranks
-        if rollout.is_unjudged:
-            module.unjudged.add(module.iteration + 1, ", ".join(rollout.parts), int(metrics["rollout/samples"]))
-        else:
-            module.unjudged.add_judged()
         module.log_dict(logged_metrics(self.rewards))
         agreement = agreement_metrics(rollout)
         module.log_dict({n: v for n, v in agreement.items() if n in trainer.logged_metrics or not math.isnan(v)})
@@ -140,6 +137,7 @@ class RolloutCallback(RolloutSettings, Callback):
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
+        """Fill the batch with completions for validation, and the greedy ones if they are asked for."""
         module: RLVRModule = pl_module  # type: ignore[assignment]
         if module.demonstrates:
             self._add_demonstrations(module, batch)
@@ -148,7 +146,7 @@ class RolloutCallback(RolloutSettings, Callback):
         self._start_engine(trainer, module)
         self.source.wait()
         sampling = self.eval_sampling
-        self.engine.sync_weights(module.policy, ("policy", module.updates), batch.prompts, sampling)
+        self.synced_engine.sync_weights(module.policy, ("policy", module.updates), batch.prompts, sampling)
         batch.rollout = self._validate(module, batch, sampling, samples)
         if self.evaluation.greedy:
             greedy = replace(sampling, temperature=0.0, top_p=1.0, top_k=0)
@@ -164,7 +162,7 @@ class RolloutCallback(RolloutSettings, Callback):
     def _validate(self, module: RLVRModule, batch: PromptBatch, sampling: Sampling, samples: int) -> Rollout:
         """Sample and score the completions of a validation batch."""
         if not batch.prompts:  # another rank has the last prompts, and gathering sharded weights needs all ranks
-            self.engine.generate([], sampling, [])
+            self.synced_engine.generate([], sampling, [])
             return Rollout.unscored([], [], sampling, samples)
         data = next((other for other in module.data.validated if other.name == batch.name), module.data)
         seeds = completion_seeds(batch.prompts, [0] * len(batch), samples, "validation", batch.name)
@@ -193,6 +191,7 @@ class RolloutCallback(RolloutSettings, Callback):
             self._record.begin(module.iteration, settings, module.policy.model, versions)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse sizes and data that do not fit, connect rewards and teachers, and choose the source of rollouts."""
         module: RLVRModule = pl_module  # type: ignore[assignment]
         data: PromptDataModule = module.data
         device = trainer.strategy.root_device.type
@@ -217,12 +216,12 @@ class RolloutCallback(RolloutSettings, Callback):
             "weights": module.frozen_versions() if stage == "fit" and trainer.is_global_zero else {},
         }
         self.sampler = GroupSampler(
-            self.engine,
+            self.synced_engine,
             self.rewards,
             self.environment,
             max_failure_rate=self.safeguards.max_failure_rate,
             mask_truncated=self.mask_truncated,
-            exact=self.generator.is_exact(compute_dtype(str(trainer.precision))),
+            exact=self.engine.is_exact(compute_dtype(str(trainer.precision))),
             has_teacher=stage == "fit" and module.teachers.options is not None,
             run=Path(trainer.default_root_dir),
         )
@@ -266,7 +265,7 @@ class RolloutCallback(RolloutSettings, Callback):
 
     def _start_engine(self, trainer: Trainer, module: RLVRModule) -> None:
         """Start the engine, unless it runs."""
-        if self.engine.started:
+        if self.synced_engine.started:
             return
         self.sampler.start(self._context(trainer, module), module.policy, module.data)
         self.source.sampling, self.eval_sampling = (
@@ -274,18 +273,19 @@ class RolloutCallback(RolloutSettings, Callback):
         )
 
     def _context(self, trainer: Trainer, module: RLVRModule) -> EngineContext:
+        """Return what the engine is started with: the model, the longest sequence, the most images, the memory."""
         data = module.data
-        sets = length_requirements(self, data)
-        images = most_images(prompt for requirement in sets for prompt in requirement.prompts)
+        requirements = length_requirements(self, data)
+        images = most_images(prompt for requirement in requirements for prompt in requirement.prompts)
         turns = max(self.sampling.max_turns, self.eval_sampling.max_turns)  # an image may follow each but the last
-        sees = module.policy.family is None or any(images.values()) or self.environment is not None
-        if not (sees or module.freeze_vision or module.lora):
+        needs_tower = any(images.values()) or self.environment is not None
+        if not (module.policy.family is None or needs_tower or module.freeze_vision or module.lora):
             log.info("no prompt has an image; model.freeze_vision: true spares the vision tower's memory and syncs")
         return EngineContext(
             folder=module.model_folder,
             policy=module.policy,
             tokenizer=module.tokenizer,
-            max_tokens=max(requirement.max_sequence_tokens for requirement in sets),
+            max_tokens=max(requirement.max_sequence_tokens for requirement in requirements),
             max_sequences=max(
                 data.prompts_per_rollout * self.completions_of(module) // trainer.world_size,
                 *(

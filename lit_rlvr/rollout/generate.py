@@ -47,7 +47,7 @@ class GroupSampler:
     """Samples and scores groups of completions, for training and for validation.
 
     Args:
-        engine: generates; it is started here.
+        synced_engine: generates; it is started here.
         rewards: score a completion.
         environment: answers the model between its turns; None = a completion is one turn.
         max_failure_rate: see `Safeguards`.
@@ -62,10 +62,10 @@ class GroupSampler:
     """
 
     def __init__(
-        self, engine: SyncedEngine, rewards: Sequence[Reward], environment: Environment | None, *,
+        self, synced_engine: SyncedEngine, rewards: Sequence[Reward], environment: Environment | None, *,
         max_failure_rate: float, mask_truncated: bool, exact: bool, has_teacher: bool, run: Path,
     ) -> None:  # fmt: skip
-        self.engine, self.rewards, self.environment = engine, rewards, environment
+        self.synced_engine, self.rewards, self.environment = synced_engine, rewards, environment
         self.max_failure_rate, self.run = max_failure_rate, run
         self.mask_truncated, self.exact, self.has_teacher = mask_truncated, exact, has_teacher
         self.seconds: defaultdict[str, float] = defaultdict(float)
@@ -77,7 +77,7 @@ class GroupSampler:
     def start(self, context: EngineContext, policy: Policy, data: PromptDataModule) -> None:
         """Start the engine and the workers of the environment."""
         progress.begin("starting the engine")
-        self.engine.start(context)
+        self.synced_engine.start(context)
         if self.environment is not None:
             self._between = {d.name: between_turns(d, policy.eos_token_ids, self.environment) for d in data.validated}
             self._max_tokens = context.max_tokens
@@ -108,7 +108,7 @@ class GroupSampler:
                     progress.advance(len(group), sum(completion.length for completion in group))
 
             progress.begin("generating", total=sum(map(len, seeds)))
-            completions = self.engine.generate(prompts, sampling, seeds, done, self.episodes)
+            completions = self.synced_engine.generate(prompts, sampling, seeds, done, self.episodes)
             generated = time.perf_counter()
             for p, group in enumerate(completions):  # an engine need not report groups before the end
                 done(p, group)
@@ -163,7 +163,7 @@ class GroupSampler:
             prompts = self._open_episodes(episodes, prompts, seeds, data)
             opened(prompts)
             turns = {} if episodes is None else {"turns": episodes}
-            self.engine.engine.generate_stream(prompts, sampling, seeds, started, done, **turns)
+            self.synced_engine.engine.generate_stream(prompts, sampling, seeds, started, done, **turns)
         finally:
             if episodes is not None:
                 self._idle.append(episodes)
@@ -172,7 +172,7 @@ class GroupSampler:
         self, prompts: list[Prompt], seeds: list[list[int]], sampling: Sampling
     ) -> tuple[list[list[Completion]], Scores | None]:
         """Return completions of prompts that `sample` has opened, and their scores; None without prompts."""
-        completions = self.engine.generate(prompts, sampling, seeds, turns=self.episodes)
+        completions = self.synced_engine.generate(prompts, sampling, seeds, turns=self.episodes)
         if not prompts:
             return completions, None
         shown = [prompt.for_rewards(group) for prompt, group in zip(prompts, completions, strict=True)]
@@ -195,7 +195,7 @@ class GroupSampler:
 
     def close(self) -> None:
         """Close the engine and the workers of the environment."""
-        if self.engine.started:
-            self.engine.close()
+        if self.synced_engine.started:
+            self.synced_engine.close()
         for episodes in [*self._idle, *([] if self.episodes is None else [self.episodes])]:
             episodes.close()

@@ -159,7 +159,7 @@ class QueueSource(SyncSource):
         self._taken_at: float | None = None  # when the last step had its groups
         self._version = 0  # of the weights that the engine has
         self._saved: dict[str, Any] | None = None
-        self._concurrent = self.sampler.engine.engine.concurrent
+        self._concurrent = self.sampler.synced_engine.engine.concurrent
         self._scoring = BackgroundScoring(self.sampler.rewards)
         self._threads = ThreadPoolExecutor(THREADS if self._concurrent else 1, thread_name_prefix="lit-rlvr-queue")
 
@@ -243,7 +243,7 @@ class QueueSource(SyncSource):
         crashes = [crash for future, _ in over if (crash := catch_crash(future.result)) is not None]
         if over:
             prompts = [group.prompt for _, groups in over for group in groups]
-            self.sampler.engine.restart_if(crashes[0] if crashes else None, prompts, self.sampling)
+            self.sampler.synced_engine.restart_if(crashes[0] if crashes else None, prompts, self.sampling)
         for _, groups in over:
             self._begin([group for group in groups if group.completions is None and group in self._groups])
 
@@ -341,12 +341,12 @@ class QueueSource(SyncSource):
         assert group.completions is not None and group.started is not None
         if group.has_versions:
             return
-        versions = self.sampler.engine.synced_versions
+        versions = self.sampler.synced_engine.synced_versions
         for label in {label for completion in group.completions for label in completion.labels}:
             if label not in versions or versions[label][0] != "policy":
                 raise UserError(
-                    f"engine {self.sampler.engine.engine.name}: other weights ({label}) than the run's sampled a "
-                    "completion; does somebody else use it?"
+                    f"engine {self.sampler.synced_engine.engine.name}: other weights ({label}) than the run's sampled "
+                    "a completion; does somebody else use it?"
                 )
         group.completions = [
             replace(completion, labels=tuple(str(versions[label][1]) for label in completion.labels))
@@ -394,7 +394,7 @@ class QueueSource(SyncSource):
         prompts_of_groups = [group.prompt for group in groups]
         rollout = self.sampler.build_rollout(prompts_of_groups, completions, scores, self.sampling, self.module.updates)
         rollout.versions = versions_of(groups, rollout)
-        if not self.sampler.engine.engine.recompute_cache:
+        if not self.sampler.synced_engine.engine.recompute_cache:
             nowhere = torch.zeros(rollout.token_ids.shape, dtype=torch.bool)
             rollout.stale_cache = with_sampled(nowhere, groups, lambda completion: completion.stale_cache)
         for group in groups:
@@ -464,7 +464,7 @@ class QueueSource(SyncSource):
         return super().state_dict() | {"queue": {"admitted": self._admitted, "groups": groups, "lengths": lengths}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.reference.load_state_dict(state["reference"])
+        self.reference_rewards.load_state_dict(state["reference"])
         self._saved = state.get("queue")
 
     def _take_up_saved(self) -> None:

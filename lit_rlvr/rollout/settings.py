@@ -99,8 +99,8 @@ class RolloutSettings(ChecksArguments):
         self.init_args = init_arguments() | option_groups
         evaluation, safeguards, replay = option_groups.values()
         self.group_size = group_size
-        self.generator = resolve_engine(engine)
-        self.engine = SyncedEngine(self.generator, safeguards)
+        self.engine = resolve_engine(engine)
+        self.synced_engine = SyncedEngine(self.engine, safeguards)
         self.sampling = sampling
         self.evaluation, self.validate_every_rollouts = evaluation, validate_every_rollouts
         measured = evaluation.sampling
@@ -160,7 +160,7 @@ class RolloutSettings(ChecksArguments):
         if self.staleness < 0:
             yield f"rollout.staleness: {self.staleness} is below 0, where weights train on what they sampled"
 
-        if self.safeguards.max_group_seconds is not None and not (self.staleness and self.generator.concurrent):
+        if self.safeguards.max_group_seconds is not None and not (self.staleness and self.engine.concurrent):
             yield (
                 "rollout.safeguards.max_group_seconds: needs rollout.staleness above 0, and servers (VLLMServerEngine)"
             )

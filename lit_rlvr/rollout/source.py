@@ -101,7 +101,7 @@ class SyncSource(RolloutSource):
     ) -> None:  # fmt: skip
         self.sampler, self.module, self.data = sampler, module, data
         self.group_size, self.sampling, self.pinned_groups = group_size, sampling, pinned_groups
-        self.reference = ReferenceRewards(group_size)
+        self.reference_rewards = ReferenceRewards(group_size)
         self.metrics, self.extra_completions = {}, []
 
     def next(self, batch: PromptBatch) -> Rollout:
@@ -112,7 +112,7 @@ class SyncSource(RolloutSource):
         batch.successes = count_successes(summaries)
         self.add_reference_rewards(rollout)
         rollout = self.balance(rollout, summaries)
-        self.sampler.engine.sleep()  # its memory is free for training
+        self.sampler.synced_engine.sleep()  # its memory is free for training
         self.metrics |= {f"time/{stage}": seconds for stage, seconds in self.sampler.seconds.items()}
         self.generation_seconds = self.sampler.seconds["generate"]
         return rollout
@@ -125,7 +125,7 @@ class SyncSource(RolloutSource):
         """
         with self.timed("sync"):
             version = "policy", self.module.updates
-            self.sampler.engine.sync_weights(self.module.policy, version, prompts, self.sampling)
+            self.sampler.synced_engine.sync_weights(self.module.policy, version, prompts, self.sampling)
 
     def sample(self, prompts: list[Prompt], rounds: int = 1) -> tuple[Rollout, Summaries]:
         """Sample and score G completions per prompt; return also what all ranks know of the groups.
@@ -200,14 +200,14 @@ class SyncSource(RolloutSource):
         if requested is None:
             return
         with self.timed("reference"):
-            rollout.reference_rewards = self.reference.rewards(
+            rollout.reference_rewards = self.reference_rewards.rewards(
                 requested, module.reference.version, rollout, module.iteration, module.device, self.sample_reference
             )
 
     def sample_reference(self, prompts: list[Prompt], seeds: list[list[int]]) -> Scores | None:
         """Score new completions of the reference, sampled as in training; None without prompts."""
         reference = self.module.reference
-        self.sampler.engine.sync_weights(reference.policy, ("reference", reference.version))
+        self.sampler.synced_engine.sync_weights(reference.policy, ("reference", reference.version))
         completions, scores = self.sampler.sample_and_score(prompts, seeds, self.sampling)
         self.extra_completions += completions
         return scores
@@ -227,7 +227,7 @@ class SyncSource(RolloutSource):
         self.sampler.seconds[stage] += time.perf_counter() - started
 
     def state_dict(self) -> dict[str, Any]:
-        return {"reference": self.reference.state_dict()}
+        return {"reference": self.reference_rewards.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if groups := state.get("queue", {}).get("groups"):
@@ -235,4 +235,4 @@ class SyncSource(RolloutSource):
                 f"rollout.staleness: the checkpoint has {len(groups)} groups that were on their way; resume with the "
                 "staleness that it was made with"
             )
-        self.reference.load_state_dict(state["reference"])
+        self.reference_rewards.load_state_dict(state["reference"])

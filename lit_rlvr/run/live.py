@@ -95,7 +95,7 @@ class LiveFile(Callback):
             "steps": total_steps,
             "seconds_left": estimator.seconds(trainer.global_step, total_steps),
             "memory_mb": round(peak_memory_mb()),
-            "engine": rollout_of(trainer).generator.name,
+            "engine": rollout_of(trainer).engine.name,
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "at": now,

@@ -201,10 +201,10 @@ class RunFolder(ChecksArguments, Callback):
         write_trace(root, step, type(module).__name__, groups)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._validation_start = time.perf_counter() - rollout_of(trainer).engine.start_seconds
+        self._validation_start = time.perf_counter() - rollout_of(trainer).synced_engine.start_seconds
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
-        started = self._validation_start + rollout_of(trainer).engine.start_seconds
+        started = self._validation_start + rollout_of(trainer).synced_engine.start_seconds
         self.validation_seconds.append(time.perf_counter() - started)
         results = pl_module.validation_results
         if not trainer.sanity_checking:
@@ -267,11 +267,11 @@ class RunFolder(ChecksArguments, Callback):
             "resumed_from_step": self.resumed_from_step,
             "train_seconds": round(self.train_seconds, 3),
             "startup_seconds": round(self._startup_seconds, 3),
-            "engine_start_seconds": round(rollout_of(trainer).engine.start_seconds, 3),
+            "engine_start_seconds": round(rollout_of(trainer).synced_engine.start_seconds, 3),
             "validation_seconds": round(sum(self.validation_seconds), 3),
             "seconds_per_step": {name: round(median(values), 4) for name, values in self._seconds.items()},
             "peak_memory_mb": round(peak_memory_mb()),
-            "engine": rollout_of(trainer).generator.name,
+            "engine": rollout_of(trainer).engine.name,
             "algorithm": type(module).__name__,
             "model": module.model,
             **rollout_of(trainer).teacher_versions,

@@ -374,7 +374,7 @@ def describe_job(
     """
     known = None if module.config_overrides else PUBLISHED.get(module.model)
     config = known or load_model_config(module.model_folder)
-    engine = rollout.generator
+    engine = rollout.engine
     vllm = engine if isinstance(engine, VLLMEngine) else None
     sleeps = vllm is not None and vllm.sleep_mode and not rollout.staleness
     share = 0.0 if vllm is None else vllm.gpu_memory_utilization or 0.4

@@ -41,7 +41,7 @@ class SkippedSteps:
         self.total, self.in_a_row = 0, 0
 
     def add(self, number: int, wrong: list[str], saved: Path) -> None:
-        """Count a skipped step, and say where its groups were saved.
+        """Count a step that is not finite, and say where its groups were saved.
 
         Args:
             number: of the step in the run, from 1.
@@ -59,6 +59,11 @@ class SkippedSteps:
                 f"{shown(saved)}; lower model.lr or model.optim.max_grad_norm, and resume with --ckpt_path last"
             )
         log.warning("%s: the step is skipped, its batch is in %s", problem, shown(saved))
+
+    def add_finite(self, is_unjudged: bool) -> None:
+        """Count a step that is finite, which is skipped nevertheless if no reward judged its rollout."""
+        self.total += is_unjudged
+        self.in_a_row = self.in_a_row if is_unjudged else 0
 
     def check_end(self, steps: int) -> None:
         """Refuse a run that ends with most of its steps skipped in a row: its model is broken.
@@ -91,29 +96,29 @@ class UnjudgedRollouts:
         self.in_a_row, self.has_judged = 0, False
         self._said = ""  # of the last one
 
-    def add(self, number: int, rewards: str, completions: int) -> None:
-        """Count an unjudged rollout, and say so.
+    def count(self, rollout: Rollout, number: int, completions: int) -> None:
+        """Count a rollout; say so if it is unjudged.
 
         Args:
+            rollout: says whether it is, and names its rewards.
             number: of the iteration, from 1.
-            rewards: their names.
             completions: over all ranks.
 
         Raises:
             UserError: more than `limit` rollouts in a row are unjudged.
         """
+        if not rollout.is_unjudged:
+            self.in_a_row, self.has_judged = 0, True
+            return
         self.in_a_row += 1
         self._said = (
-            f"rollout.rewards: {rewards}: None for all {completions} completions of iteration {number}, so there is "
-            "nothing to train on"
+            f"rollout.rewards: {', '.join(rollout.parts)}: None for all {completions} completions of iteration "
+            f"{number}, so there is nothing to train on"
         )
         if self.in_a_row > self.limit:
             self._end()
         if rank() == 0:
             log.warning("%s: it is skipped (None leaves a completion out)", self._said)
-
-    def add_judged(self) -> None:
-        self.in_a_row, self.has_judged = 0, True
 
     def check_any_judged(self) -> None:
         """Refuse a whole run without a judgement.
@@ -270,7 +275,9 @@ class TokenBudget:
 def smaller_microbatches_when_out_of_memory(
     method: Callable[Concatenate[Any, _R, P], _T],
 ) -> Callable[Concatenate[Any, _R, P], _T]:
-    """Repeat a method of `Updater` with half the token budget as long as a rank runs out of memory in it.
+    """Repeat a method with half the token budget of its object as long as a rank runs out of memory in it.
+
+    The object has `budget`, `policy`, `sharded` and `run`, as `Updater` has.
 
     The method must not wait for other ranks once it computes. With sharded weights it does, so nothing is repeated: the
     budget for the next start is saved, and the run ends.

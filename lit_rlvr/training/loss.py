@@ -90,8 +90,9 @@ class LossModule(ABC):
 
     @property
     def trains_all_rows(self) -> bool:
-        """Whether rows with advantage 0 can have a gradient, too, from a term; a subclass overrides it for its loss."""
-        return any(term.place != "rewards" for term in self.terms)
+        """Whether rows with advantage 0 can have a gradient, too: from a term in the loss, or from the loss itself, of
+        a subclass that says so."""
+        return any(term.place == "loss" for term in self.terms)
 
     @property
     def needs_step_tokens(self) -> bool:

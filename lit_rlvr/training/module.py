@@ -4,15 +4,19 @@ From the parsed command to an optimizer step, in the order of the calls, and whe
 call; what it calls in turn is in its file. For each batch, Lightning calls `RolloutCallback.on_train_batch_start`,
 which calls `collect`, and then `training_step`.
 
+    main                              cli/main.py                 the command that was typed
     RLVRCLI                           cli/lightning_cli.py        settings -> model, data, rollout, trainer
       Run.open                        run/run.py                  locks the run folder, and finds what is resumed
       Trainer.fit                     run/trainer.py              prepares, then Lightning's loop over batches
         PlannedRun.prepare            run/planned.py              refuses what may not run (rollout/preflight/)
+        RolloutCallback.setup         rollout/callback.py         where rollouts come from
+        LoadedModule.configure_model  training/loading.py         policy, reference, teachers, sharded as asked
         build_optimizer               training/optimizer.py       AdamW and its schedule
     RolloutCallback.collect           rollout/callback.py         asks the source for a rollout, and logs
       SyncSource.next                 rollout/source.py           sync, sample, sample more, reference, balance
         SyncedEngine.sync_weights     engines/synced.py           the engine receives the policy's weights
         GroupSampler.sample           rollout/generate.py         P x G completions, and their rewards
+          SyncedEngine.generate       engines/synced.py           the engine's completions, group by group
           BackgroundScoring.scores    rewards/combine.py          each completion's rewards, and their weighted sum
           assemble                    rollout/assemble.py         the tensors of a `Rollout`
     RLVRModule.training_step          training/module.py          scored groups -> optimizer steps
@@ -24,10 +28,12 @@ which calls `collect`, and then `training_step`.
       Updater.prepare                 training/update.py          log-probabilities that stay fixed during the updates
       Updater.step                    training/update.py          forward, loss, backward; reduce and clip; step or skip
         plan_step                     training/step.py            normalisers over all ranks, micro-batches
-        Policy.score                  policy/policy.py            forward: log-probabilities of a micro-batch
+        Policy.forward_rows           policy/policy.py            forward: log-probabilities of a micro-batch
         loss_inputs                   training/step.py            what the objective gets
         LossModule.loss               training/loss.py            calls the algorithm's `objective` (algorithms/)
           costs                       training/terms.py           the KL divergence and other costs of tokens
+        Updater.reduce_and_clip       training/update.py          gradients over ranks, and their norm
+        Updater.step_or_skip          training/update.py          the optimizer's step, unless a value is not finite
       RLVRModule.finish_iteration     training/module.py          counts, reference, position in the data, logs
 """
 
@@ -48,19 +54,21 @@ from lit_rlvr.advantages import Advantage
 from lit_rlvr.advantages.base import degenerate
 from lit_rlvr.common.settings import init_arguments, with_class_defaults
 from lit_rlvr.common.terminal import progress
-from lit_rlvr.distributed.collectives import all_sum, rank, to_device
+from lit_rlvr.distributed.collectives import rank, to_device
 from lit_rlvr.errors import MAX_SIZE, ChecksArguments, check_within, refuse_all
-from lit_rlvr.objectives import Stats, masked_mean, resolve_correction
+from lit_rlvr.objectives import masked_mean, resolve_correction
 from lit_rlvr.options import KL, AutoLR, Compute, Importance, Lora, Loss, Optim, Teacher
 from lit_rlvr.policy.speed import return_freed_memory
+from lit_rlvr.training.adaptive_lr import AdaptiveLR
 from lit_rlvr.training.contradictions import contradictions
 from lit_rlvr.training.failures import SkippedSteps, TokenBudget, UnjudgedRollouts
 from lit_rlvr.training.groups import gather_groups
 from lit_rlvr.training.loss import LossModule
-from lit_rlvr.training.optimizer import AdaptiveLR, apply_options, build_optimizer, check_lr, schedule_of_run
+from lit_rlvr.training.metrics import advantage_metrics, staleness_metrics
+from lit_rlvr.training.optimizer import apply_options, build_optimizer, check_lr, schedule_of_run
 from lit_rlvr.training.reference import Reference
 from lit_rlvr.training.saving import SavedModule
-from lit_rlvr.training.step import PreparedRollout, staleness_metrics
+from lit_rlvr.training.step import PreparedRollout
 from lit_rlvr.training.teachers import Teachers
 from lit_rlvr.training.terms import InitialLogprobs, Term, costs
 from lit_rlvr.training.trace import Trace
@@ -72,8 +80,13 @@ from lit_rlvr.types import GroupSelection, PromptBatch, Rollout
 class RLVRModule(ChecksArguments, LossModule, SavedModule):
     """The base class of every algorithm; a subclass defines its loss in `objective`.
 
-    Its bases: `LossModule` estimates advantages and computes the loss. `SavedModule` writes and reads checkpoints; it
-    is a `LoadedModule`, which loads the weights, and that is an `EvaluatingModule`, the LightningModule that validates.
+    Each of its bases is one idea in a file of its own:
+
+    - `LossModule` (training/loss.py): advantages and loss, without Lightning.
+    - `SavedModule` (training/saving.py): `on_save_checkpoint`, `on_load_checkpoint`.
+    - `LoadedModule` (training/loading.py), the base of `SavedModule`: `configure_model` loads the weights.
+    - `EvaluatingModule` (training/validation.py), the base of `LoadedModule`: the LightningModule, and its validation.
+    - `ChecksArguments` (errors.py): unknown arguments are refused by name.
 
     Args:
         model: `smollm2` (the embedded SmolLM2-135M-Instruct), a model folder, or a hub id.
@@ -189,10 +202,11 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
     # ---- set-up -------------------------------------------------------------------------------------------
 
     def _build_optimizer(self) -> Any:
-        first = AdaptiveLR.of(self).lr if isinstance(self.lr, AutoLR) else self.lr
-        return build_optimizer([p for p in self.policy.parameters() if p.requires_grad], first, self.optim)
+        first_lr = AdaptiveLR.of(self).lr if isinstance(self.lr, AutoLR) else self.lr
+        return build_optimizer([p for p in self.policy.parameters() if p.requires_grad], first_lr, self.optim)
 
     def configure_optimizers(self) -> Any:
+        """Return the optimizer and the schedule of its learning rate, which `auto` or a checkpoint may set."""
         optimizer = self._build_optimizer()
         if isinstance(self.lr, AutoLR):
             self.adaptive_lr = AdaptiveLR.of(self)
@@ -201,6 +215,7 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
         return {"optimizer": optimizer, "lr_scheduler": schedule_of_run(self, optimizer)}
 
     def on_train_start(self) -> None:
+        """Apply the options that changed since the checkpoint, and build the `Updater`."""
         lr = self.lr if self.adaptive_lr is None else self.adaptive_lr.lr
         assert not isinstance(lr, AutoLR)
         apply_options(self.optimizers(), self.lr_schedulers(), lr, self._saved_options)
@@ -257,23 +272,16 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
             entropy=initial.entropy,
         )
         self.updater.prepare(prepared, minibatches)
-        metrics = [self.measure_staleness(prepared, minibatches)]
+        groups = {p for minibatch in minibatches for p in minibatch}
+        was_stale = "train/staleness/max" in self._logged
+        metrics = [staleness_metrics(prepared, groups, len(minibatches), log_zero=was_stale)]
         prepared.logs_staleness = bool(metrics[0])
-        for groups in minibatches:
-            metrics.append(self.updater.step(prepared, groups, self.updates + 1))
+        for minibatch in minibatches:
+            metrics.append(self.updater.step(prepared, minibatch, self.updates + 1))
             self.updates += 1
         self.finish_iteration(batch, metrics)
         self.log("time/train", time.perf_counter() - started)
         self.log("step", float(self.updates))  # Lightning uses it as the logs' x axis
-
-    def measure_staleness(self, prepared: PreparedRollout, minibatches: list[list[int]]) -> dict[str, float]:
-        """Return how many iterations old the tokens are; {} before the run's first old token.
-
-        Collective: call it on every rank.
-        """
-        staleness = staleness_metrics(prepared, {p for groups in minibatches for p in groups}, len(minibatches))
-        was_logged = "train/staleness/max" in self._logged
-        return staleness if was_logged or staleness.get("train/staleness/max", 0.0) > 0 else {}
 
     def finish_iteration(self, batch: PromptBatch, metrics: list[dict[str, float]]) -> None:
         """Count the iteration, renew the reference if it is due, commit the data's position, and log means over the
@@ -306,30 +314,21 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
         advantages, metrics = self.estimate(group)  # (P, G) or (B, T), over all ranks
         means = self.completion_means(advantages, group)  # (P, G)
         num_prompts, group_size = rollout.rewards.shape
-        first = rank() * num_prompts
-        rollout.advantages = means[first : first + num_prompts].cpu()
+        start = rank() * num_prompts
+        rollout.advantages = means[start : start + num_prompts].cpu()
         rows = advantages.reshape(-1, 1) if advantages.shape == means.shape else advantages  # (B, 1) or (B, T)
-        own = rows[first * group_size : (first + num_prompts) * group_size, : rollout.mask.shape[1]]
+        advantages = rows[start * group_size : (start + num_prompts) * group_size, : rollout.mask.shape[1]]
         if self.teachers.options is not None:  # completions without a reward learn from the teacher alone
-            own = own.masked_fill(~to_device(rollout.rewarded.reshape(-1, 1), own.device), 0)
+            advantages = advantages.masked_fill(~to_device(rollout.rewarded.reshape(-1, 1), advantages.device), 0)
         for term, cost in costs(self.terms, "advantages", initial):
-            own = own - term.coef * cost.to(own.dtype)
-            rollout.advantages = masked_mean(own, initial.mask).view(rollout.rewards.shape).cpu()
+            advantages = advantages - term.coef * cost.to(advantages.dtype)
+            rollout.advantages = masked_mean(advantages, initial.mask).view(rollout.rewards.shape).cpu()
             cost_sums[term.metric] = cost.double().sum()
-        self.log_advantages(rollout.advantages, metrics, cost_sums, initial.mask)
-        return own
-
-    def log_advantages(self, advantages: Tensor, metrics: dict[str, float], sums: Stats, mask: Tensor) -> None:
-        """Log an estimate's metrics, the share of groups without a signal, and the terms' mean costs.
-
-        Collective: call it on every rank.
-        """
-        without_signal = float((advantages == 0).all(1).sum())
-        counts = [without_signal, len(advantages), float(mask.sum()), *map(float, sums.values())]
-        without_signal, num_prompts, tokens, *totals = all_sum(torch.tensor(counts, dtype=torch.float64)).tolist()
-        metrics = {name: total / max(tokens, 1) for name, total in zip(sums, totals, strict=True) if name} | metrics
-        metrics["no_signal"] = 0.0 if self.teachers.in_loss else without_signal / num_prompts
+        metrics = advantage_metrics(rollout.advantages, cost_sums, initial.mask) | metrics
+        if self.teachers.in_loss:
+            metrics["no_signal"] = 0.0
         self.log_dict({f"train/{name}": value for name, value in metrics.items()})
+        return advantages
 
     def live_rows(self, rollout: Rollout, advantages: Tensor) -> list[int]:
         """Return the rows of a rollout that can have a gradient, by their advantages (B, 1) or (B, T)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import cos, exp, inf, isnan, nan, pi, sqrt
+from math import cos, pi
 from typing import Any
 
 import torch
@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from lit_rlvr.distributed.collectives import all_sum
 from lit_rlvr.distributed.sharding import has_shards, own_shard
 from lit_rlvr.errors import UserError, check_within, first_line, log, type_text
 from lit_rlvr.options import AutoLR, Optim
@@ -140,106 +139,6 @@ def warn_of_rate(lr: float | AutoLR, optim: Optim, steps: int | None) -> None:
             "model.optim.warmup_steps: %d, but the run has %d optimizer steps: the learning rate reaches %.3g of "
             "model.lr=%s at most; lower warmup_steps", optim.warmup_steps, steps, (steps - 1) / optim.warmup_steps, lr,
         )  # fmt: skip
-
-
-class AdaptiveLR:
-    """Adapts the learning rate of an optimizer until its steps are neither too short nor too long.
-
-    If the gradient of fresh completions still points along the step before (a cosine above 0), that step was too short;
-    if it points back, the step was too long, as it is when it follows the noise of few completions. So the rate is
-    multiplied by `exp(GAIN x cosine)` (hypergradient descent, Baydin et al. 2018, arXiv 1703.04782, with a cosine in
-    place of the product). The mean divergence of the steps bounds the rate from above and below, which finds its order
-    of magnitude in few steps from any start.
-
-    Args:
-        max_kl: the largest mean divergence of a step, in nats per token.
-        lr: the first learning rate.
-        bounds: the lowest and the highest learning rate.
-    """
-
-    GAIN = 2.0
-    """The factor of the cosine: the rate is found in about ten steps, and then varies by about 30 %."""
-    RANGE = 50.0
-    """Ratio of the largest mean divergence to the smallest."""
-    DECAY = 0.8
-    """Weight of the earlier steps in the mean divergence."""
-    DOWN, UP = 1.5, 2.0
-    """Largest factors by which a step lowers and raises the rate."""
-
-    def __init__(self, max_kl: float, lr: float, bounds: tuple[float, float]) -> None:
-        self.max_kl, self.lr, self.bounds = max_kl, lr, bounds
-        self.total, self.weight = 0.0, 0.0  # of the average of c, where the divergence of a step is c x lr^2
-
-    @classmethod
-    def of(cls, module: Any) -> AdaptiveLR:
-        """Return the rate of an `RLVRModule` with `lr: auto`, before its first step."""
-        usual = usual_lr(module.policy.model.config.get_text_config().hidden_size, module.lora is not None)
-        first = (usual if module.lr.start is None else module.lr.start) / 10
-        middle = usual if module.optim.optimizer is None else first * 10
-        return cls(
-            module.lr.max_kl / updates_per_iteration(module), first, (min(first, middle / 150), max(first, middle * 6))
-        )
-
-    def adapt(self, kl: float, cosine: float, optimizer: Any, schedule: Any) -> None:
-        """Set the learning rate of the next step, which the schedule's factor multiplies.
-
-        Args:
-            kl: divergence of the last step, in nats per token; NaN = no token was trained on, and the rate stays.
-            cosine: of its gradient and the step before it, see `step_cosine`; NaN = unknown.
-            optimizer: has taken the step.
-            schedule: has not been stepped yet.
-        """
-        factor = schedule.lr_lambdas[0](schedule.last_epoch)
-        if isnan(kl) or self.lr * factor == 0:
-            return
-        self.total = self.DECAY * self.total + (1 - self.DECAY) * kl / (self.lr * factor) ** 2
-        self.weight = self.DECAY * self.weight + (1 - self.DECAY)
-        most = sqrt(self.max_kl * self.weight / self.total) / self.lr if self.total > 0 else inf
-        change = 1.0 if isnan(cosine) else exp(self.GAIN * cosine * factor)  # a decaying schedule is not fought
-        change = min(max(change, most / sqrt(self.RANGE)), most)
-        change = min(max(change, 1 / self.DOWN), self.UP)
-        self.lr = min(max(self.lr * change, self.bounds[0]), self.bounds[1])
-        set_lr(optimizer, schedule, self.lr)
-
-    def state_dict(self) -> dict[str, float]:
-        return {"lr": self.lr, "total": self.total, "weight": self.weight}
-
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        self.lr, self.total, self.weight = state["lr"], state["total"], state["weight"]
-
-
-def step_cosine(optimizer: Any, sharded: bool) -> float:
-    """Return the cosine of the gradient and the direction of AdamW's last step, downhill positive.
-
-    It is over every fourth parameter; NaN before the second step, without a gradient, or for an optimizer without
-    AdamW's moments. Collective if the weights are sharded: call it on every rank.
-
-    Args:
-        optimizer: before its step.
-        sharded: whether each rank has a part of each parameter.
-    """
-    sums = torch.zeros(3, dtype=torch.float64)
-    for parameter in all_parameters(optimizer)[::4]:
-        state = optimizer.state.get(parameter, {})
-        if parameter.grad is not None and "exp_avg_sq" in state:
-            gradient, mean, square = map(own_shard, (parameter.grad, state["exp_avg"], state["exp_avg_sq"]))
-            step = mean / (square.sqrt() + 1e-8)
-            products = (gradient * step, gradient.square(), step.square())
-            sums = sums.to(gradient.device) + torch.stack([product.sum().double() for product in products])
-    product, gradients, steps = (all_sum(sums) if sharded else sums).tolist()
-    return product / sqrt(gradients * steps) if gradients * steps > 0 else nan
-
-
-def usual_lr(hidden_size: int, lora: bool) -> float:
-    """Return a learning rate of AdamW at which models of a hidden size learn: 2e-4 at 64, 2e-5 at 576.
-
-    The best rate falls with the width (muP, arXiv 2203.03466).
-
-    Args:
-        hidden_size: of the language model.
-        lora: adapters are trained instead of the weights.
-    """
-    return 1e-2 / hidden_size * (10 if lora else 1)
 
 
 def updates_per_iteration(module: Any) -> int:

@@ -9,9 +9,9 @@ from lit_rlvr.advantages import Advantage
 from lit_rlvr.common.settings import dotted_path_of
 from lit_rlvr.distributed.checkpoints import check_identity, run_identity
 from lit_rlvr.policy.adapters import is_saved
+from lit_rlvr.training.adaptive_lr import AdaptiveLR
 from lit_rlvr.training.failures import SkippedSteps, UnjudgedRollouts
 from lit_rlvr.training.loading import LoadedModule
-from lit_rlvr.training.optimizer import AdaptiveLR
 from lit_rlvr.training.terms import Term
 
 

@@ -6,7 +6,6 @@ Normalisers are counted here, once per step, over all ranks and before cutting m
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import nan
 
 import torch
 from torch import Tensor
@@ -15,7 +14,6 @@ from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.distributed.collectives import (
     all_max,
     all_sum,
-    gather_objects,
     gather_rows,
     index_tensor,
     rank,
@@ -28,7 +26,6 @@ from lit_rlvr.objectives import (
     StepTokens,
     aggregation_weights,
     importance_weights,
-    kl_estimate,
     log_ratio,
     loglinear_old,
     masked_mean,
@@ -56,7 +53,7 @@ class PreparedRollout:
         logs_staleness: whether to log `train/staleness/...`.
         old_logp: (B, T) log-probabilities at the beginning of the iteration. The first step runs on these weights, so
             its own forward pass fills in its rows. None = the current ones in the first step, then `loglinear_old`.
-        updates: optimizer steps taken on it so far.
+        steps_taken: optimizer steps taken on it so far.
         ref_logp: (B, T) log-probabilities under the reference policy; None unless a term of the loss needs it.
         entropy: (B, T) of the policy at the beginning of the iteration; None unless tokens are chosen by it, or a term
             in the rewards or advantages needs it.
@@ -70,19 +67,33 @@ class PreparedRollout:
     trace: Trace | None = None
     logs_staleness: bool = False
     old_logp: Tensor | None = None
-    updates: int = 0
+    steps_taken: int = 0
     ref_logp: Tensor | None = None
     entropy: Tensor | None = None
 
     @property
-    def on_policy(self) -> bool:
+    def is_first_step(self) -> bool:
         """Whether the weights are still those of the iteration's beginning."""
-        return self.updates == 0
+        return self.steps_taken == 0
 
-    def record_old(self, rows: list[int], logp: Tensor) -> None:
-        """Keep log-probabilities (rows, T) computed with the weights of the iteration's beginning as the old ones."""
+    def old_logprobs(self, rows: list[int], at: Tensor, logp: Tensor, rollout_logp: Tensor) -> Tensor:
+        """Return the log-probabilities (rows, T) of some rows under the policy at the beginning of the iteration.
+
+        In the first step they are the current ones, which are kept for later steps on the same rows.
+
+        Args:
+            rows: the rows.
+            at: (rows,) the same on the device, because a second copy would wait.
+            logp: (rows, T) under the current policy, detached.
+            rollout_logp: (rows, T) at sampling time.
+        """
+        if self.is_first_step:
+            if self.old_logp is not None:
+                self.old_logp[at] = logp.to(self.old_logp.dtype)
+            return logp
         if self.old_logp is not None:
-            self.old_logp[index_tensor(rows, self.old_logp.device)] = logp.detach().to(self.old_logp.dtype)
+            return self.old_logp[at]
+        return loglinear_old(logp, rollout_logp, to_device(self.age[rows], logp.device), self.steps_taken)
 
 
 @dataclass
@@ -129,7 +140,7 @@ def loss_inputs(plan: StepPlan, k: int, output: PolicyOutput) -> tuple[LossInput
     is_counted = float(k < plan.num_counted)
     at = index_tensor(rows, plan.mask.device)
     mask, rollout_logp = plan.mask[at], plan.rollout_logp[at]
-    old = old_logprobs(prepared, rows, at, logp.detach(), rollout_logp)
+    old = prepared.old_logprobs(rows, at, logp.detach(), rollout_logp)
     if prepared.rollout.is_demonstration:
         rollout_logp = old
     advantages = prepared.advantages[at]
@@ -171,23 +182,6 @@ def loss_inputs(plan: StepPlan, k: int, output: PolicyOutput) -> tuple[LossInput
     if prepared.logs_staleness:
         stats |= {"weight": (token_correction * mask).sum(), "weight_squared": (token_correction * mask).square().sum()}
     return inputs, stats
-
-
-def old_logprobs(prepared: PreparedRollout, rows: list[int], at: Tensor, logp: Tensor, rollout_logp: Tensor) -> Tensor:
-    """Return the log-probabilities (rows, T) of some rows under the policy at the beginning of the iteration.
-
-    Args:
-        prepared: the rollout.
-        rows: the rows.
-        at: (rows,) the same on the device, because a second copy would wait.
-        logp: (rows, T) under the current policy, detached.
-        rollout_logp: (rows, T) at sampling time.
-    """
-    if prepared.old_logp is not None:
-        return prepared.old_logp[at]
-    if prepared.on_policy:
-        return logp
-    return loglinear_old(logp, rollout_logp, to_device(prepared.age[rows], logp.device), prepared.updates)
 
 
 def correction_weights(
@@ -276,47 +270,6 @@ def plan_step(
     )
 
 
-MEASURED_GROUPS = 4
-"""Most groups, of all ranks, on which the divergence of a step is estimated."""
-
-
-def measured_rows(plan: StepPlan, one_in: int) -> list[int]:
-    """Choose the rows of a step on which its divergence is estimated; return those of this rank.
-
-    Running one in eight of all rows forward before and after the step costs about 8 % of it.
-    Collective: call it on every rank.
-
-    Args:
-        plan: the step.
-        one_in: choose one in this many of all ranks' rows, from at most `MEASURED_GROUPS` groups.
-    """
-    rollout = plan.prepared.rollout
-    rows = sorted(i for part in plan.microbatches[: plan.num_counted] for i in part)  # this rank's
-    repeats = rollout.repeats or [0] * len(rollout.prompts)
-    members_by_key: dict[int, list[int]] = {}
-    for i in rows:
-        p = i // rollout.group_size
-        members_by_key.setdefault(derive_seed("measured", rollout.prompts[p].sample.id, repeats[p]), []).append(i)
-    groups = sorted((key, len(members)) for part in gather_objects(members_by_key) for key, members in part.items())
-    chosen = {key for key, _ in groups[: min(MEASURED_GROUPS, max(1, len(groups) // one_in))]}
-    most = max(1, sum(size for _, size in groups) // one_in)  # of a group
-    return sorted(i for key, members in members_by_key.items() if key in chosen for i in members[:most])
-
-
-def mean_kl(before: Tensor, after: Tensor) -> float:
-    """Estimate (k3) the KL divergence of a policy from the one before, in nats per token; NaN without any token.
-
-    Collective: call it on every rank.
-
-    Args:
-        before: (N,) log-probabilities of this rank's tokens under the earlier policy.
-        after: (N,) under the later one.
-    """
-    kl = kl_estimate(before, after, torch.ones_like(before, dtype=torch.bool))
-    total, tokens = all_sum(torch.tensor([float(kl.double().sum()), float(len(kl))], dtype=torch.float64)).tolist()
-    return total / tokens if tokens else nan
-
-
 def chosen_tokens(
     prepared: PreparedRollout, rows: list[int], mask: Tensor, rollout_logp: Tensor, algorithm: LossModule
 ) -> tuple[Tensor | None, Tensor | None]:
@@ -401,47 +354,3 @@ def logprobs_in_microbatches(
     for _ in range(idle):  # gathering sharded weights needs all ranks
         policy.logprobs(rollout, [0], entropy=entropy)
     return logp, entropies
-
-
-def step_metrics(sums: Stats) -> dict[str, float]:
-    """Turn sums over this rank's tokens into means over the tokens run on all ranks, by metric name.
-
-    Collective: call it on every rank.
-    """
-    if not sums:
-        return {"train/loss": 0.0}
-    names = sorted(sums)
-    total = dict(zip(names, all_sum(torch.stack([sums[n].double() for n in names])).tolist(), strict=True))
-    loss, tokens = total.pop("loss"), max(total.pop("tokens"), 1.0)
-    sizes = {}
-    for name, weight in (("effective_sample_size", "engine_ratio"), ("staleness/ess", "weight")):
-        if weight in total:
-            sizes[f"train/{name}"] = total.pop(weight) ** 2 / max(total.pop(f"{weight}_squared"), 1e-12) / tokens
-    return {f"train/{name}": value / tokens for name, value in total.items()} | sizes | {"train/loss": loss}
-
-
-def staleness_metrics(prepared: PreparedRollout, groups: set[int], updates: int) -> dict[str, float]:
-    """Return how old the tokens are that are run, over all ranks: the mean, the largest, and the share of tokens that
-    follow older keys and values; {} if none is run.
-
-    Collective: call it on every rank.
-
-    Args:
-        prepared: the rollout.
-        groups: positions of this rank's groups that are trained on.
-        updates: optimizer steps of an iteration, by which ages are divided: they are logged in iterations.
-    """
-    rollout = prepared.rollout
-    rows = [i for i in prepared.live if i // rollout.group_size in groups]
-    mask = rollout.mask[rows]
-    age = prepared.age[rows][mask].double() / updates
-    oldest = float(age.max()) if len(age) else 0.0
-    stale = 0.0 if rollout.stale_cache is None else float(rollout.stale_cache[rows][mask].sum())
-    sums_of_rank = torch.tensor([[float(age.sum()), float(len(age)), stale, oldest]], dtype=torch.float64)
-    sums, tokens, stales, largest = gather_rows(sums_of_rank).unbind(1)  # (ranks,) each
-    if not tokens.sum():
-        return {}
-    metrics = {"mean": sums.sum() / tokens.sum(), "max": largest.max()}
-    if rollout.stale_cache is not None:
-        metrics["stale_cache"] = stales.sum() / tokens.sum()
-    return {f"train/staleness/{name}": float(value) for name, value in metrics.items()}

@@ -270,8 +270,10 @@ class Teachers(Term):
         return logp
 
     def teach(self, rollout: Rollout, rows: list[int]) -> TeacherHead:
-        """Return what the policy's `score` of some rows needs for the divergence from their teacher. Collective if the
-        weights are sharded: call it on every rank."""
+        """Return what `Policy.forward_rows` needs of some rows' teacher for the divergence from it.
+
+        Collective if the weights are sharded: call it on every rank.
+        """
         assert self.options is not None and self.options.beta is not None
         prompts = list(rollout.prompts)
         for p in {i // rollout.group_size for i in rows}:

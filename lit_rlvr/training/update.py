@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from copy import copy
 from dataclasses import dataclass
-from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +13,14 @@ from torch import Tensor
 
 from lit_rlvr.common.seeds import derive_seed, run_seed
 from lit_rlvr.common.terminal import progress
-from lit_rlvr.distributed.collectives import average_gradients, index_tensor, rank, to_device, world_size
+from lit_rlvr.distributed.collectives import average_gradients, rank, to_device, world_size
 from lit_rlvr.distributed.sharding import full_tensor, has_shards, reduce_over_copies
 from lit_rlvr.objectives import Stats
 from lit_rlvr.options import Optim
 from lit_rlvr.policy.adapters import adapter_dropout
 from lit_rlvr.policy.logprobs import PolicyOutput
 from lit_rlvr.policy.policy import Policy
-from lit_rlvr.policy.precision import flip_low_bits, more_bits_than_autocast
+from lit_rlvr.training.adaptive_lr import AdaptiveLR, AdaptiveStep
 from lit_rlvr.training.failures import (
     SkippedSteps,
     TokenBudget,
@@ -31,16 +29,14 @@ from lit_rlvr.training.failures import (
     smaller_microbatches_when_out_of_memory,
 )
 from lit_rlvr.training.loss import LossModule
-from lit_rlvr.training.optimizer import AdaptiveLR, all_parameters, step_cosine
+from lit_rlvr.training.metrics import step_metrics
+from lit_rlvr.training.optimizer import all_parameters
 from lit_rlvr.training.step import (
     PreparedRollout,
     StepPlan,
     logprobs_in_microbatches,
     loss_inputs,
-    mean_kl,
-    measured_rows,
     plan_step,
-    step_metrics,
 )
 from lit_rlvr.training.teachers import Teachers
 from lit_rlvr.training.terms import InitialLogprobs
@@ -81,7 +77,11 @@ class Updater:
 
     def __post_init__(self) -> None:
         self.sharded = has_shards(self.policy.parameters())
-        self.measured_budget = copy(self.budget)  # for `measured_logprobs`, which may run out of memory by itself
+        self.adaptive_step: AdaptiveStep | None = None
+        if self.adaptive_lr is not None:
+            self.adaptive_step = AdaptiveStep(
+                self.adaptive_lr, self.policy, self.optimizer, self.schedule, copy(self.budget), self.run
+            )
 
     def initial_logprobs(self, rollout: Rollout) -> InitialLogprobs:
         """Score a rollout's tokens under the policy, the reference and the teachers before its first update, as far as
@@ -147,88 +147,34 @@ class Updater:
         with adapter_dropout(self.policy.model, derive_seed("dropout", run_seed(), number, rank())):
             plan, sums = self.accumulate(prepared, groups)
         norm = self.reduce_and_clip()
-        wrong = find_not_finite(sums.get("loss"), norm)
-        if wrong is not None:
-            self.skipped.add(number, wrong, save_step(self.run, number, wrong, plan, self.microbatch_gradients))
-        learning_rate = self.optimizer.param_groups[0]["lr"]
-        metrics = self.take_step(plan, is_skipped=wrong is not None)
-        if wrong is None:
-            metrics = step_metrics(sums) | {"train/grad_norm": float(norm)} | metrics
+        metrics = {"train/lr": self.optimizer.param_groups[0]["lr"]}
+        not_finite = find_not_finite(sums.get("loss"), norm)
+        is_unjudged = prepared.rollout.is_unjudged
+        if not_finite is None:
+            self.skipped.add_finite(is_unjudged)
+            metrics |= step_metrics(sums) | {"train/grad_norm": float(norm)}
+        else:
+            saved = save_step(self.run, number, not_finite, plan, self.microbatch_gradients)
+            self.skipped.add(number, not_finite, saved)
+        metrics |= self.step_or_skip(plan, is_skipped=is_unjudged or not_finite is not None)
         self.schedule.step()
-        prepared.updates += 1
+        prepared.steps_taken += 1
         progress.advance()
-        return metrics | {"train/lr": learning_rate, "train/skipped_steps": float(self.skipped.total)}
+        return metrics | {"train/skipped_steps": float(self.skipped.total)}
 
-    def take_step(self, plan: StepPlan, is_skipped: bool) -> dict[str, float]:
+    def step_or_skip(self, plan: StepPlan, is_skipped: bool) -> dict[str, float]:
         """Step the optimizer; return what the adaptive learning rate measures of the step.
 
-        A skipped step, or one on a rollout that no reward judged, has no gradients: weights and moments stay, because
-        AdamW ignores parameters without a gradient. Collective: call it on every rank.
+        A skipped step has no gradients: weights and moments stay, because AdamW ignores parameters without a gradient.
+        Collective: call it on every rank.
         """
-        is_unjudged = plan.prepared.rollout.is_unjudged
-        if not is_skipped and is_unjudged:
-            self.skipped.total += 1
-        elif not is_skipped:
-            self.skipped.in_a_row = 0
-        if is_skipped or is_unjudged:
+        if self.adaptive_step is not None and not is_skipped:
+            return self.adaptive_step.take(plan)
+        if is_skipped:
             self.optimizer.zero_grad()
-        if not is_skipped and self.adaptive_lr is not None:
-            return self.step_and_adapt(plan, self.adaptive_lr)
-        self.step_optimizer()
-        return {}
-
-    def step_optimizer(self) -> None:
-        """Step the optimizer, and free the gradients' memory for the next rollout."""
         self.optimizer.step()
-        self.optimizer.zero_grad()
-
-    def step_and_adapt(self, plan: StepPlan, adaptive_lr: AdaptiveLR) -> dict[str, float]:
-        """Step the optimizer, measure how far that moves the policy, and adapt the learning rate; return the measures.
-
-        Collective: call it on every rank.
-        """
-        cosine = step_cosine(self.optimizer, self.sharded)
-        rows = measured_rows(plan, one_in=32 if self.measures_in_float32 else 8)
-        before = self.measured_logprobs(plan, rows)
-        self.step_optimizer()
-        after = self.measured_logprobs(plan, rows)
-        kl = mean_kl(before, after)
-        if self.subtracts_rounding:
-            flip_low_bits(all_parameters(self.optimizer))
-            rounding = mean_kl(after, self.measured_logprobs(plan, rows))
-            flip_low_bits(all_parameters(self.optimizer))
-            kl = kl if isnan(kl) else max(kl - rounding, 0.0)
-        adaptive_lr.adapt(kl, cosine, self.optimizer, self.schedule)
-        return {k: v for k, v in {"train/kl_step": kl, "train/step_cosine": cosine}.items() if not isnan(v)}
-
-    @property
-    def measures_in_float32(self) -> bool:
-        """True if training computes in 16 bits, and this rank has all weights in float32."""
-        device = self.policy.device.type
-        has_all_weights = not self.sharded and all(p.dtype == torch.float32 for p in self.policy.parameters())
-        return has_all_weights and torch.is_autocast_enabled(device)
-
-    @property
-    def subtracts_rounding(self) -> bool:
-        """Whether the rounding of activations adds to the divergence of a step, from which it is then subtracted."""
-        return torch.is_autocast_enabled(self.policy.device.type) and not self.measures_in_float32
-
-    def measured_logprobs(self, plan: StepPlan, rows: list[int]) -> Tensor:
-        """Return the log-probabilities (N,) of some rows' tokens in the loss, always by the same operations.
-
-        In bfloat16 the smallest step changes the rounding of all activations, which alone is a divergence of 1e-3 to
-        5e-3 nats per token. Running out of memory here leaves the micro-batches of training as they are.
-        Collective: call it on every rank.
-        """
-        device, training = self.policy.device, self.budget
-        self.budget = self.measured_budget
-        try:
-            with more_bits_than_autocast(device) if self.measures_in_float32 else nullcontext():
-                logp, _ = self.logprobs(plan.prepared.rollout, self.policy, rows)
-        finally:
-            self.budget = training
-        at = index_tensor(rows, logp.device)
-        return logp[at][plan.mask[at]]
+        self.optimizer.zero_grad()  # frees the gradients' memory for the next rollout
+        return {}
 
     @smaller_microbatches_when_out_of_memory
     def accumulate(self, prepared: PreparedRollout, groups: list[int]) -> tuple[StepPlan, Stats]:
@@ -249,11 +195,9 @@ class Updater:
         self.optimizer.zero_grad()
         sums: Stats = {}
         for k, rows in enumerate(plan.microbatches):
-            output = self.score_microbatch(plan, k)
-            if prepared.on_policy:
-                prepared.record_old(rows, output.logp)
+            output = self.forward_microbatch(plan, k)
             inputs, stats = loss_inputs(plan, k, output)
-            if prepared.on_policy and self.policy.flips is not None:
+            if prepared.is_first_step and self.policy.flips is not None:
                 stats["expert_flips"] = (self.policy.flips * inputs.mask).sum()
             if prepared.trace is not None and k < plan.num_counted:
                 prepared.trace.watch(rows, prepared.rollout.group_size, inputs)
@@ -264,12 +208,12 @@ class Updater:
                 sums[name] = sums.get(name, 0) + value.double() * float(k < plan.num_counted)
         return plan, sums
 
-    def score_microbatch(self, plan: StepPlan, k: int) -> PolicyOutput:
+    def forward_microbatch(self, plan: StepPlan, k: int) -> PolicyOutput:
         """Run the policy on micro-batch k, and before it a teacher whose divergence is in the loss; return what the
         loss needs, (rows, T) each."""
         rollout, rows = plan.prepared.rollout, plan.microbatches[k]
         teacher = self.teachers.teach(rollout, rows) if self.teachers.in_loss else None
-        return self.policy.score(
+        return self.policy.forward_rows(
             rollout, rows, entropy=True, entropy_gradient=self.algorithm.needs("entropy"), teacher=teacher
         )
 
@@ -297,6 +241,6 @@ class Updater:
     def microbatch_gradients(self, plan: StepPlan, k: int) -> tuple[Tensor, list[Tensor | None]]:
         """Return the loss and gradients of micro-batch k by itself."""
         self.optimizer.zero_grad()
-        loss, _ = self.algorithm.loss(loss_inputs(plan, k, self.score_microbatch(plan, k))[0])
+        loss, _ = self.algorithm.loss(loss_inputs(plan, k, self.forward_microbatch(plan, k))[0])
         self.backward_microbatch(loss)
         return loss.detach(), [parameter.grad for parameter in all_parameters(self.optimizer)]

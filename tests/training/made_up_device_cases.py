@@ -41,9 +41,9 @@ class WatchedUpdater(Updater):
         self.rests: list[list[Event]] = []
         self.starts: list[int] = []
 
-    def score_microbatch(self, plan: StepPlan, k: int) -> tuple[Tensor, Tensor]:
+    def forward_microbatch(self, plan: StepPlan, k: int) -> tuple[Tensor, Tensor]:
         self.starts.append(len(EVENTS))
-        return super().score_microbatch(plan, k)
+        return super().forward_microbatch(plan, k)
 
     def accumulate(self, prepared: PreparedRollout, prompts: list[int]) -> tuple[StepPlan, Stats]:
         self.starts = []
@@ -141,7 +141,7 @@ def change(module: Any, recorder: Recorder) -> Gradients:
 LAID_OUT = {"policy/layout.py build_rows": 3, "training/step.py loss_inputs": 1}
 PADDED = LAID_OUT | {"policy/attention.py to": 5}
 SPANS = LAID_OUT | {"policy/spans.py to": 4}
-RECORDED = "training/step.py record_old"  # in an iteration's first update, if there are several
+RECORDED = "training/step.py old_logprobs"  # in an iteration's first update, if there are several
 BY_LENGTH = {"policy/vision_attention.py _by_length": 4}
 RENEWED: dict[str, Any] = {"algorithm": WatchedAAPO, "kl": {"reference_update_every": 1}, "updates_per_rollout": 1}
 TO_16_BITS: dict[str, Any] = {
@@ -162,7 +162,7 @@ ADDS_FEATURES = {
 # whether loss and gradient are finite, the sums for the metrics, and the gradient's norm
 REST = {
     "training/failures.py _is_finite: aten._local_scalar_dense.default": 2,
-    "training/step.py step_metrics: aten._to_copy.default": 1,
+    "training/metrics.py step_metrics: aten._to_copy.default": 1,
     "training/update.py step: aten._local_scalar_dense.default": 1,
 }  # fmt: skip
 

@@ -17,7 +17,8 @@ from lit_rlvr.algorithms import GRPO
 from lit_rlvr.errors import UserError
 from lit_rlvr.options import AutoLR, Optim
 from lit_rlvr.training import optimizer as optimizer_module
-from lit_rlvr.training.optimizer import AdaptiveLR, build_optimizer, build_schedule, step_cosine, unallocated
+from lit_rlvr.training.adaptive_lr import AdaptiveLR, step_cosine
+from lit_rlvr.training.optimizer import build_optimizer, build_schedule, unallocated
 
 CLI = Callable[..., Any]
 UNVALIDATED = ("--trainer.limit_val_batches", 0, "--trainer.num_sanity_val_steps", 0)

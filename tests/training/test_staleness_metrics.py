@@ -14,8 +14,9 @@ from two_ranks import in_two_ranks
 
 from lit_rlvr.objectives import kl_estimate
 from lit_rlvr.options import AutoLR
-from lit_rlvr.training.step import chances, logprobs_in_microbatches, mean_kl, measured_rows, staleness_metrics
-from lit_rlvr.training.update import Updater
+from lit_rlvr.training.adaptive_lr import AdaptiveStep, mean_kl, measured_rows
+from lit_rlvr.training.metrics import staleness_metrics
+from lit_rlvr.training.step import chances, logprobs_in_microbatches
 
 NAMES = {f"train/staleness/{name}" for name in ("mean", "max", "ess")}
 
@@ -115,13 +116,13 @@ def test_the_divergence_of_a_step_is_that_of_the_policies_around_it(
     """In bfloat16, too, it is computed in float32."""
     measured: list[list[int]] = []
 
-    logprobs = Updater.measured_logprobs
+    logprobs = AdaptiveStep.measured_logprobs
 
-    def noted(self: Updater, plan: Any, rows: list[int]) -> Any:
+    def noted(self: AdaptiveStep, plan: Any, rows: list[int]) -> Any:
         measured.append(rows)
         return logprobs(self, plan, rows)
 
-    monkeypatch.setattr(Updater, "measured_logprobs", noted)
+    monkeypatch.setattr(AdaptiveStep, "measured_logprobs", noted)
     module, seen = fit(
         tiny_model_folder, tmp_path, steps=2 * updates, updates_per_rollout=updates, lr=AutoLR(start=1e-2),
         compute={"tokens_per_microbatch": 60}, trainer_options={"precision": precision},
@@ -147,15 +148,15 @@ def test_rounding_is_no_divergence_where_bfloat16_measures_it(
 ) -> None:
     """As of shards and adapters: by weights that differ in low bits, and are afterwards what they were."""
     seen: list[Any] = []
-    logprobs = Updater.measured_logprobs
+    logprobs = AdaptiveStep.measured_logprobs
 
-    def noted(self: Updater, plan: Any, rows: list[int]) -> Any:
+    def noted(self: AdaptiveStep, plan: Any, rows: list[int]) -> Any:
         weights = torch.cat([p.detach().flatten() for p in self.policy.parameters() if p.requires_grad])
         seen.append((logprobs(self, plan, rows), weights))
         return seen[-1][0]
 
-    monkeypatch.setattr(Updater, "measured_logprobs", noted)
-    monkeypatch.setattr(Updater, "measures_in_float32", False)
+    monkeypatch.setattr(AdaptiveStep, "measured_logprobs", noted)
+    monkeypatch.setattr(AdaptiveStep, "measures_in_float32", False)
     half = {"precision": "bf16-mixed"}
     module, recorder = fit(tiny_model_folder, tmp_path, lr=AutoLR(start=1e-4), trainer_options=half)
     (before, _), (after, left), (again, flipped) = seen
@@ -180,7 +181,7 @@ def test_a_measurement_that_runs_out_of_memory_leaves_training_its_micro_batches
             raise torch.OutOfMemoryError("CUDA out of memory")
         return logprobs_in_microbatches(policy, rollout, rows, budget, *rest)
 
-    monkeypatch.setattr("lit_rlvr.training.update.logprobs_in_microbatches", narrow)
+    monkeypatch.setattr("lit_rlvr.training.adaptive_lr.logprobs_in_microbatches", narrow)
     module, _ = fit(tiny_model_folder, tmp_path, 2, lr=AutoLR(start=1e-3), compute={"tokens_per_microbatch": 600})
     assert wide == [600, 300, 300, 300, 300] and module.budget.tokens == 600
 

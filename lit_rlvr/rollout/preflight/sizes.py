@@ -71,11 +71,11 @@ def check_sizes(
     """
     check_all(
         lambda: refuse_all(_wrong_sizes(rollout, module, prompts, ranks, precision)),
-        lambda: rollout.generator.check_hardware(device, compute_dtype(precision)),
+        lambda: rollout.engine.check_hardware(device, compute_dtype(precision)),
         lambda: _check_staleness(rollout, module, precision, device),
     )
     if rollout.replay_routes:
-        check_routes(module, rollout.generator, rollout.sampling, device)
+        check_routes(module, rollout.engine, rollout.sampling, device)
 
 
 def _wrong_sizes(
@@ -126,7 +126,7 @@ def log_sizes(
         prompts, ranks, precision, device: as `check_sizes` takes them.
         data: of a run that trains; a micro-batch has at least one whole prompt with its completion.
     """
-    engine, group_size = rollout.generator, rollout.completions_of(module)
+    engine, group_size = rollout.engine, rollout.completions_of(module)
     trained = [] if data is None else length_requirements(rollout, data)[:1]
     longest = max((requirement.max_sequence_tokens for requirement in trained), default=0)
     if precision == "bf16-mixed" and device == "cpu" and (factor := bf16_slowdown()) > SLOW:
@@ -165,7 +165,7 @@ def _check_staleness(rollout: RolloutSettings, module: RLVRModule, precision: st
     Raises:
         UserError: names the setting.
     """
-    engine, staleness = rollout.generator, rollout.staleness
+    engine, staleness = rollout.engine, rollout.staleness
     if not staleness or rollout.replay.rollouts_from:
         return
     correction = module.choose_correction(engine.is_exact(compute_dtype(precision)))

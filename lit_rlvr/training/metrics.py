@@ -1,0 +1,74 @@
+"""The metrics of training over all ranks: of advantages, of an optimizer step, and of old tokens."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lit_rlvr.distributed.collectives import all_sum, gather_rows
+from lit_rlvr.objectives import Stats
+from lit_rlvr.training.step import PreparedRollout
+
+
+def advantage_metrics(advantages: Tensor, sums: Stats, mask: Tensor) -> dict[str, float]:
+    """Return the share of groups without a signal, and the terms' mean costs.
+
+    Collective: call it on every rank.
+
+    Args:
+        advantages: (P, G) of this rank.
+        sums: costs in rewards and advantages, by metric, over this rank's tokens.
+        mask: (B, T) bool, the tokens in the loss.
+    """
+    without_signal = float((advantages == 0).all(1).sum())
+    counts = [without_signal, len(advantages), float(mask.sum()), *map(float, sums.values())]
+    without_signal, num_prompts, tokens, *totals = all_sum(torch.tensor(counts, dtype=torch.float64)).tolist()
+    means = {name: total / max(tokens, 1) for name, total in zip(sums, totals, strict=True) if name}
+    return means | {"no_signal": without_signal / num_prompts}
+
+
+def step_metrics(sums: Stats) -> dict[str, float]:
+    """Turn sums over this rank's tokens into means over the tokens run on all ranks, by metric name.
+
+    Collective: call it on every rank.
+    """
+    if not sums:
+        return {"train/loss": 0.0}
+    names = sorted(sums)
+    total = dict(zip(names, all_sum(torch.stack([sums[n].double() for n in names])).tolist(), strict=True))
+    loss, tokens = total.pop("loss"), max(total.pop("tokens"), 1.0)
+    sizes = {}
+    for name, weight in (("effective_sample_size", "engine_ratio"), ("staleness/ess", "weight")):
+        if weight in total:
+            sizes[f"train/{name}"] = total.pop(weight) ** 2 / max(total.pop(f"{weight}_squared"), 1e-12) / tokens
+    return {f"train/{name}": value / tokens for name, value in total.items()} | sizes | {"train/loss": loss}
+
+
+def staleness_metrics(
+    prepared: PreparedRollout, groups: set[int], updates: int, log_zero: bool = True
+) -> dict[str, float]:
+    """Return how old the tokens are that are run, over all ranks: the mean, the largest, and the share of tokens that
+    follow older keys and values; {} if none is run.
+
+    Collective: call it on every rank.
+
+    Args:
+        prepared: the rollout.
+        groups: positions of this rank's groups that are trained on.
+        updates: optimizer steps of an iteration, by which ages are divided: they are logged in iterations.
+        log_zero: False = return {} also if no token is old.
+    """
+    rollout = prepared.rollout
+    rows = [i for i in prepared.live if i // rollout.group_size in groups]
+    mask = rollout.mask[rows]
+    age = prepared.age[rows][mask].double() / updates
+    oldest = float(age.max()) if len(age) else 0.0
+    stale = 0.0 if rollout.stale_cache is None else float(rollout.stale_cache[rows][mask].sum())
+    sums_of_rank = torch.tensor([[float(age.sum()), float(len(age)), stale, oldest]], dtype=torch.float64)
+    sums, tokens, stales, largest = gather_rows(sums_of_rank).unbind(1)  # (ranks,) each
+    if not tokens.sum() or not (log_zero or largest.max() > 0):
+        return {}
+    metrics = {"mean": sums.sum() / tokens.sum(), "max": largest.max()}
+    if rollout.stale_cache is not None:
+        metrics["stale_cache"] = stales.sum() / tokens.sum()
+    return {f"train/staleness/{name}": float(value) for name, value in metrics.items()}
