@@ -539,8 +539,8 @@ class Rollout:
         prompts: the P prompts.
         completions: P lists of G.
         token_ids: (B, T) long, padded with 0.
-        mask: (B, T) bool, True = in the loss (EOS is in; padding, observations, failed checks, unjudged
-            completions without a teacher, and with `mask_truncated` truncated ones are not).
+        mask: (B, T) bool, True = in the loss (EOS is in; padding, observations, failed checks, completions
+            without a reward unless there is a teacher, and with `mask_truncated` truncated ones are not).
         rollout_logprobs: (B, T) float, log-probabilities at sampling time, 0 where padded or observed.
         rewards: (P, G) float, the weighted sum of all rewards.
         correct: (P, G) float in {0, 1}, or the mean of the group's others where not `judged`; never inferred from the
@@ -561,7 +561,7 @@ class Rollout:
             training.
         stale_cache: (B, T) bool, True for tokens that follow keys and values which older weights may have made, so
             that fresh scoring gives them another log-probability; None = there are none.
-        is_unjudged: no reward gives any completion a value, on any rank, and there is no teacher: nothing can be
+        is_unrewarded: no reward gives any completion a value, on any rank, and there is no teacher: nothing can be
             trained on.
         is_demonstration: the completions are the data's own, so that no `rollout_logprobs` are known.
     """
@@ -586,7 +586,7 @@ class Rollout:
     repeats: list[int] = field(default_factory=list)
     versions: Tensor | None = None
     stale_cache: Tensor | None = None
-    is_unjudged: bool = False
+    is_unrewarded: bool = False
     is_demonstration: bool = False
 
     @property

@@ -84,10 +84,10 @@ class RolloutCallback(RolloutSettings, Callback):
         rollout = source.next(batch)  # sync, sample (generate, score, assemble), sample more, reference, balance
         module.log_dict(source.metrics)
         module.log("time/rollout", time.perf_counter() - started)
-        if source.is_judged:
+        if source.is_scored:
             metrics = rollout_metrics(rollout, module.tokenizer, source.generation_seconds, source.extra_completions)
-            rollout.is_unjudged = metrics["reward/status/unjudged"] == 1 and not self.sampler.has_teacher
-            module.unjudged.count(rollout, module.iteration + 1, int(metrics["rollout/samples"]))
+            rollout.is_unrewarded = metrics["reward/status/unjudged"] == 1 and not self.sampler.has_teacher
+            module.unrewarded.count(rollout, module.iteration + 1, int(metrics["rollout/samples"]))
             self._log_rollout(trainer, module, rollout, metrics)
         return rollout
 
@@ -109,7 +109,7 @@ class RolloutCallback(RolloutSettings, Callback):
         """Log what the data sets and the curriculum did, and record the iteration before its checkpoint is saved."""
         module: RLVRModule = pl_module  # type: ignore[assignment]
         data = module.data
-        if batch.rollout is not None and self.source.is_judged and len(data.datasets) > 1:
+        if batch.rollout is not None and self.source.is_scored and len(data.datasets) > 1:
             module.log_dict(set_metrics(batch.rollout, data.datasets))
         if data.success is not None:
             module.log("rollout/retired_prompts", data.stream.retired_share(data.cursor))

@@ -266,7 +266,7 @@ class DemonstrationSource(RolloutSource):
     """
 
     generates = False
-    is_judged = False
+    is_scored = False
 
     def __init__(
         self, demonstrations: Demonstrations, module: RLVRModule, fingerprint: str = "", pinned_groups: int = 0

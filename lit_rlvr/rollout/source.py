@@ -47,12 +47,12 @@ class RolloutSource(ABC):
         metrics: of the last rollout: seconds by stage as `time/...`, and counts as `rollout/...`.
         extra_completions: completions that were sampled for the last rollout and are not in it (the reference's).
         generates: whether it samples with the run's engine.
-        is_judged: whether rewards judge its completions.
+        is_scored: whether rewards judge its completions.
         generation_seconds: seconds spent on sampling the last rollout.
     """
 
     generates: ClassVar[bool] = True
-    is_judged: ClassVar[bool] = True
+    is_scored: ClassVar[bool] = True
     sampling: Sampling
     metrics: dict[str, float]
     extra_completions: list[list[Completion]]

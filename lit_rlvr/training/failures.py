@@ -60,10 +60,10 @@ class SkippedSteps:
             )
         log.warning("%s: the step is skipped, its batch is in %s", problem, shown(saved))
 
-    def add_finite(self, is_unjudged: bool) -> None:
-        """Count a step that is finite, which is skipped nevertheless if no reward judged its rollout."""
-        self.total += is_unjudged
-        self.in_a_row = self.in_a_row if is_unjudged else 0
+    def add_finite(self, is_unrewarded: bool) -> None:
+        """Count a step that is finite, which is skipped nevertheless if its rollout has no reward."""
+        self.total += is_unrewarded
+        self.in_a_row = self.in_a_row if is_unrewarded else 0
 
     def check_end(self, steps: int) -> None:
         """Refuse a run that ends with most of its steps skipped in a row: its model is broken.
@@ -84,7 +84,7 @@ class SkippedSteps:
         self.total, self.in_a_row = state["total"], state["in_a_row"]
 
 
-class UnjudgedRollouts:
+class UnrewardedRollouts:
     """Counts rollouts for which every reward is None, equally on all ranks, and ends the run after too many in a row.
 
     Args:
@@ -93,22 +93,22 @@ class UnjudgedRollouts:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.in_a_row, self.has_judged = 0, False
+        self.in_a_row, self.has_rewarded = 0, False
         self._said = ""  # of the last one
 
     def count(self, rollout: Rollout, number: int, completions: int) -> None:
-        """Count a rollout; say so if it is unjudged.
+        """Count a rollout; say so if none of its completions has a reward.
 
         Args:
-            rollout: says whether it is, and names its rewards.
+            rollout: says whether one has, and names its rewards.
             number: of the iteration, from 1.
             completions: over all ranks.
 
         Raises:
-            UserError: more than `limit` rollouts in a row are unjudged.
+            UserError: more than `limit` rollouts in a row have no reward.
         """
-        if not rollout.is_unjudged:
-            self.in_a_row, self.has_judged = 0, True
+        if not rollout.is_unrewarded:
+            self.in_a_row, self.has_rewarded = 0, True
             return
         self.in_a_row += 1
         self._said = (
@@ -120,13 +120,13 @@ class UnjudgedRollouts:
         if rank() == 0:
             log.warning("%s: it is skipped (None leaves a completion out)", self._said)
 
-    def check_any_judged(self) -> None:
-        """Refuse a whole run without a judgement.
+    def check_any_rewarded(self) -> None:
+        """Refuse a whole run without a reward.
 
         Raises:
-            UserError: the run had rollouts, and none was judged.
+            UserError: the run had rollouts, and none had a reward.
         """
-        if self.in_a_row and not self.has_judged:
+        if self.in_a_row and not self.has_rewarded:
             self._end()
 
     def _end(self) -> NoReturn:
@@ -136,10 +136,10 @@ class UnjudgedRollouts:
         )
 
     def state_dict(self) -> dict[str, int]:
-        return {"in_a_row": self.in_a_row, "has_judged": int(self.has_judged)}
+        return {"in_a_row": self.in_a_row, "has_judged": int(self.has_rewarded)}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self.in_a_row, self.has_judged = state["in_a_row"], bool(state["has_judged"])
+        self.in_a_row, self.has_rewarded = state["in_a_row"], bool(state["has_judged"])
 
 
 def find_not_finite(loss: Tensor | None, norm: Tensor) -> list[str] | None:

@@ -61,7 +61,7 @@ from lit_rlvr.options import KL, AutoLR, Compute, Importance, Lora, Loss, Optim,
 from lit_rlvr.policy.speed import return_freed_memory
 from lit_rlvr.training.adaptive_lr import AdaptiveLR
 from lit_rlvr.training.contradictions import contradictions
-from lit_rlvr.training.failures import SkippedSteps, TokenBudget, UnjudgedRollouts
+from lit_rlvr.training.failures import SkippedSteps, TokenBudget, UnrewardedRollouts
 from lit_rlvr.training.groups import gather_groups
 from lit_rlvr.training.loss import LossModule
 from lit_rlvr.training.metrics import advantage_metrics, staleness_metrics
@@ -169,7 +169,7 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
         self.reference = Reference(update_every=kl.reference_update_every)
         refuse_all(contradictions(self))
         self.skipped = SkippedSteps(optim.max_skipped_steps)
-        self.unjudged = UnjudgedRollouts(optim.max_skipped_steps)
+        self.unrewarded = UnrewardedRollouts(optim.max_skipped_steps)
         self.updater: Updater | None = None  # built in on_train_start
         self.adaptive_lr: AdaptiveLR | None = None  # built in configure_optimizers, if lr is not a number
         self._saved_options: dict[str, Any] = {}  # the optimizer's when the checkpoint was written
@@ -300,7 +300,7 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
     def on_train_batch_end(self, outputs: Any, batch: PromptBatch, batch_idx: int) -> None:
         return_freed_memory()
         if self.trainer.should_stop or 0 < self.trainer.max_steps <= self.trainer.global_step:
-            self.unjudged.check_any_judged()
+            self.unrewarded.check_any_rewarded()
 
     def estimate_advantages(self, rollout: Rollout, initial: InitialLogprobs) -> Tensor:
         """Return the advantages of this rank's rows, (B, 1) or (B, T), from all ranks' groups; keep each completion's

@@ -10,7 +10,7 @@ from lit_rlvr.common.settings import dotted_path_of
 from lit_rlvr.distributed.checkpoints import check_identity, run_identity
 from lit_rlvr.policy.adapters import is_saved
 from lit_rlvr.training.adaptive_lr import AdaptiveLR
-from lit_rlvr.training.failures import SkippedSteps, UnjudgedRollouts
+from lit_rlvr.training.failures import SkippedSteps, UnrewardedRollouts
 from lit_rlvr.training.loading import LoadedModule
 from lit_rlvr.training.terms import Term
 
@@ -21,7 +21,7 @@ class SavedModule(LoadedModule):
     advantage: Advantage
     iteration: int
     skipped: SkippedSteps
-    unjudged: UnjudgedRollouts
+    unrewarded: UnrewardedRollouts
     adaptive_lr: AdaptiveLR | None
     _build_optimizer: Callable[[], Any]
     _saved_options: dict[str, Any]  # the optimizer's when the checkpoint was written
@@ -58,7 +58,7 @@ class SavedModule(LoadedModule):
             "updates": self.updates,
             "optimizer_options": self.trainer.optimizers[0].defaults,
             "skipped": self.skipped.state_dict(),
-            "unjudged": self.unjudged.state_dict(),
+            "unjudged": self.unrewarded.state_dict(),
             "tokens": self.budget.state_dict(),
             "advantage_state": self.advantage.state_dict(),
             "reference": self.reference.state_dict(),
@@ -78,7 +78,7 @@ class SavedModule(LoadedModule):
         self._saved_options = saved.get("optimizer_options", {})
         self._saved_lr = saved.get("lr", {})
         self.skipped.load_state_dict(saved["skipped"])
-        self.unjudged.load_state_dict(saved.get("unjudged", self.unjudged.state_dict()))
+        self.unrewarded.load_state_dict(saved.get("unjudged", self.unrewarded.state_dict()))
         self.budget.load_state_dict(saved["tokens"])
         self.advantage.load_state_dict(saved["advantage_state"])
         self.reference.load_state_dict(saved["reference"])

@@ -149,14 +149,14 @@ class Updater:
         norm = self.reduce_and_clip()
         metrics = {"train/lr": self.optimizer.param_groups[0]["lr"]}
         not_finite = find_not_finite(sums.get("loss"), norm)
-        is_unjudged = prepared.rollout.is_unjudged
+        is_unrewarded = prepared.rollout.is_unrewarded
         if not_finite is None:
-            self.skipped.add_finite(is_unjudged)
+            self.skipped.add_finite(is_unrewarded)
             metrics |= step_metrics(sums) | {"train/grad_norm": float(norm)}
         else:
             saved = save_step(self.run, number, not_finite, plan, self.microbatch_gradients)
             self.skipped.add(number, not_finite, saved)
-        metrics |= self.step_or_skip(plan, is_skipped=is_unjudged or not_finite is not None)
+        metrics |= self.step_or_skip(plan, is_skipped=is_unrewarded or not_finite is not None)
         self.schedule.step()
         prepared.steps_taken += 1
         progress.advance()
