@@ -8,8 +8,8 @@ from typing import Any
 
 from lit_rlvr.datamodules.base import PromptDataModule
 from lit_rlvr.datamodules.reading.cells import as_answers, as_text
+from lit_rlvr.datamodules.reading.choices import find_letter, format_options, read_options
 from lit_rlvr.datamodules.reading.images import PLACEHOLDER, as_images
-from lit_rlvr.datamodules.reading.options import find_letter, format_options, read_options
 from lit_rlvr.datamodules.reading.rows import DataRow
 
 MATHVERSE_CHOICE = re.compile(r"^\s*\(?([A-H])\)?\s*[:.)]\s*(.*?)\s*$", re.MULTILINE)

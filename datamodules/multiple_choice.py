@@ -8,7 +8,7 @@ from typing import Any
 from lit_rlvr.datamodules.base import PromptDataModule
 from lit_rlvr.datamodules.reading.cells import BadRow, lookup
 from lit_rlvr.datamodules.reading.chat import wrapped_prompt
-from lit_rlvr.datamodules.reading.options import format_options, options_in_columns, read_options, right_letter
+from lit_rlvr.datamodules.reading.choices import format_options, options_in_columns, read_options, right_letter
 from lit_rlvr.datamodules.reading.readers import TEXT_TABLES
 from lit_rlvr.datamodules.reading.rows import map_columns
 from lit_rlvr.types import Sample

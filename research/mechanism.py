@@ -42,7 +42,6 @@ from lit_rlvr.common.run_files import read_metrics
 from lit_rlvr.options import Importance
 from lit_rlvr.training.step import PreparedRollout, StepPlan, loss_inputs, plan_step
 from lit_rlvr.training.update import Updater
-from lit_rlvr.types import Rollout
 
 LEARNING_RATES = (1e-4, 2e-4, 4e-4, 8e-4)
 UPDATES = (2, 4, 16)
@@ -136,23 +135,22 @@ class ComparingUpdater(Updater):
     def __init__(self, compared: Compared, **parts: Any) -> None:
         vars(self).update(parts)
         self._compared = compared
-        self._prepared: dict[str, PreparedRollout] = {}
+        self._advantages: dict[str, torch.Tensor] = {}
         self._previous: torch.Tensor | None = None
         self._measured: dict[str, float] = {}
 
-    def prepare(self, rollout: Rollout, *args: Any) -> PreparedRollout:
-        prepared = super().prepare(rollout, *args)
+    def prepare(self, prepared: PreparedRollout, minibatches: list[list[int]]) -> None:
+        super().prepare(prepared, minibatches)
         self._previous = None
+        rollout = prepared.rollout
         group = GroupBatch(rollout.rewards, rollout.correct, rollout.reference_rewards, rollout.lengths)
         for name, loss in self._compared.losses.items():
-            advantages = loss.estimate(group)[0].reshape(-1, 1)
-            self._prepared[name] = replace(prepared, advantages=advantages, correction=Importance("none"))
-        return prepared
+            self._advantages[name] = loss.estimate(group)[0].reshape(-1, 1)
 
     def step(self, prepared: PreparedRollout, prompts: list[int], number: int) -> dict[str, float]:
         self._measured = {}
         spread = max(1, self._compared.updates_per_rollout // STEPS)
-        if self._compared.measures and prepared.updates % spread == 0:
+        if self._compared.measures and prepared.steps_taken % spread == 0:
             self._measure(prepared, prompts)
         return super().step(prepared, prompts, number) | self._measured
 
@@ -160,9 +158,7 @@ class ComparingUpdater(Updater):
         """Compare all gradients on the minibatch of a step; a minibatch where GRPO's is 0 has nothing to compare."""
         plan = self._plan(self._compared, prepared, prompts)
         assert len(plan.microbatches) == 1, "raise model.compute.tokens_per_microbatch"
-        scores = self.forward(plan, 0)
-        if prepared.on_policy:
-            prepared.record_old(plan.microbatches[0], scores.logp)
+        scores = self.forward_microbatch(plan, 0)
 
         def gradient(loss: RLVRModule, of: StepPlan) -> torch.Tensor:
             value = loss.loss(loss_inputs(of, 0, scores)[0])[0]
@@ -176,7 +172,9 @@ class ComparingUpdater(Updater):
         signals = prepared.advantages.reshape(-1, size)[prompts].abs().sum(dim=1)
         self._measured["gradient/live_groups"] = float((signals > 0).sum())
         for name, loss in self._compared.losses.items():
-            theirs = gradient(loss, self._plan(loss, self._prepared[name], prompts))
+            advantages = self._advantages[name]
+            other = replace(prepared, advantages=advantages, correction=Importance("none"))
+            theirs = gradient(loss, self._plan(loss, other, prompts))
             self._measured |= {
                 f"gradient/{name}/cosine": cosine(own, theirs),
                 f"gradient/{name}/log_norm": float((theirs.norm() / own.norm()).log()),
@@ -187,8 +185,10 @@ class ComparingUpdater(Updater):
 
     def _plan(self, loss: RLVRModule, prepared: PreparedRollout, prompts: list[int]) -> StepPlan:
         """Return the step with a loss's own advantages and mean over tokens."""
-        return plan_step(prepared, prompts, self.policy.device, loss, self.budget.tokens,
-                         self.policy.shared_prefix, in_lockstep=False)  # fmt: skip
+        return plan_step(
+            prepared, prompts, loss, device=self.policy.device, tokens_per_microbatch=self.budget.tokens,
+            shared_prefix=self.policy.shared_prefix, in_lockstep=False,
+        )  # fmt: skip
 
 
 def cosine(x: torch.Tensor, y: torch.Tensor) -> float:

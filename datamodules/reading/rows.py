@@ -21,6 +21,7 @@ from lit_rlvr.datamodules.reading.cells import (
     lookup,
     parse_text,
 )
+from lit_rlvr.datamodules.reading.choices import read_options
 from lit_rlvr.datamodules.reading.conversations import (
     Messages,
     as_conversation,
@@ -29,7 +30,6 @@ from lit_rlvr.datamodules.reading.conversations import (
     without_closing_turns,
 )
 from lit_rlvr.datamodules.reading.images import ImageOptions, as_images, as_videos, check_media, with_images
-from lit_rlvr.datamodules.reading.options import read_options
 from lit_rlvr.errors import UserError, log
 from lit_rlvr.types import Sample
 

@@ -24,7 +24,7 @@ from lit_rlvr.policy.loading import load_model_config
 from lit_rlvr.rewards.combine import Scores, score_rollout
 from lit_rlvr.rewards.gold_answers import long_answers
 from lit_rlvr.rollout.preflight.lengths import context_length
-from lit_rlvr.run.findings import CERTAIN
+from lit_rlvr.run.health import CERTAIN
 from lit_rlvr.run.warm_start import LARGE, WarmStart
 from lit_rlvr.sizing.memory import shape_of
 from lit_rlvr.training.validation import constant_guess

@@ -21,7 +21,7 @@ from lit_rlvr.common.run_files import COLLAPSE, EARLY_STOP, VALIDATION
 from lit_rlvr.common.settings import dotted_path_of
 from lit_rlvr.errors import ChecksArguments, log
 from lit_rlvr.run.falls import paired_certainty
-from lit_rlvr.run.findings import (
+from lit_rlvr.run.health import (
     FEW_SAMPLES,
     GUIDE,
     NEARLY_ALL,

@@ -25,7 +25,7 @@ from lit_rlvr.commands.report.runs import differences, main_settings
 from lit_rlvr.commands.report.tables import RUN_COLUMNS, results_table, run_rows, validation_rows
 from lit_rlvr.common.terminal import show_result
 from lit_rlvr.configs import Parser
-from lit_rlvr.run.findings import findings, progress
+from lit_rlvr.run.health import findings, progress
 
 COLOURS = 8
 """Number of colours in the style sheet; further groups get dashed lines."""

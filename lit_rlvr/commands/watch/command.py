@@ -12,7 +12,7 @@ from lit_rlvr.common.packages import require
 from lit_rlvr.common.terminal import show_result, wants_json
 from lit_rlvr.configs import Parser
 from lit_rlvr.errors import UserError
-from lit_rlvr.run.findings import findings, progress
+from lit_rlvr.run.health import findings, progress
 
 
 def run(command: str, arguments: list[str]) -> None:

@@ -7,7 +7,7 @@ import pytest
 from lit_rlvr.commands.report.groups import group_runs
 from lit_rlvr.commands.report.page import report_page
 from lit_rlvr.commands.report.runs import RunRecord
-from lit_rlvr.run.findings import GUIDE, findings, progress
+from lit_rlvr.run.health import GUIDE, findings, progress
 
 ROOT = Path(__file__).parents[3]
 
