@@ -267,6 +267,14 @@ def test_links_lead_somewhere() -> None:
     assert not broken
 
 
+def test_the_home_page_leads_to_every_page() -> None:
+    """To each page for users, the tutorials included; docs/algorithms and docs/api have lists of their own."""
+    docs = ROOT / "docs"
+    linked = set(re.findall(r"\]\(([\w/]+\.md)", (docs / "index.md").read_text()))
+    pages = {str(page.relative_to(docs)) for folder in (docs, docs / "tutorials") for page in folder.glob("*.md")}
+    assert pages - linked == {"index.md", "tutorials/index.md"}
+
+
 def test_excerpts_stand_in_their_files() -> None:
     """The block after a line that links to a file and ends in a colon has lines of that file; `# ...` omits some."""
     shown = set()
