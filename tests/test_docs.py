@@ -70,7 +70,8 @@ PAGES += [path for table in TABLES for path in sorted(table.parent.glob("*.md"))
 
 
 def blocks(language: str, *pages: Path) -> list[str]:
-    return [block for page in pages for block in re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.S)]
+    found = [pair for page in pages for pair in re.findall(r"```(\w*)\n(.*?)```", page.read_text(), re.S)]
+    return [block for name, block in found if name == language]
 
 
 @pytest.mark.parametrize(("page", "made", "by"), [
@@ -266,6 +267,14 @@ def test_links_lead_somewhere() -> None:
     assert not broken
 
 
+def test_the_home_page_leads_to_every_page() -> None:
+    """To each page for users, the tutorials included; docs/algorithms and docs/api have lists of their own."""
+    docs = ROOT / "docs"
+    linked = set(re.findall(r"\]\(([\w/]+\.md)", (docs / "index.md").read_text()))
+    pages = {str(page.relative_to(docs)) for folder in (docs, docs / "tutorials") for page in folder.glob("*.md")}
+    assert pages - linked == {"index.md", "tutorials/index.md"}
+
+
 def test_excerpts_stand_in_their_files() -> None:
     """The block after a line that links to a file and ends in a colon has lines of that file; `# ...` omits some."""
     shown = set()
@@ -381,8 +390,8 @@ def test_commands_run_after_make_install(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_plug_points_run(run_folder: Path, vlm_folder: Path, lit_rlvr: Any) -> None:
-    """Each part of `my_task` in docs/extend.md, and `my_env` in docs/environments.md, used from another folder by its
-    class_path alone."""
+    """Each part of `my_task` in the pages that have one, and of `my_env` in docs/environments.md, used from another
+    folder by its class_path alone."""
     parts = {
         "data": ["--data", "my_task.Reverse", "--data.init_args.prompts_per_rollout", "2"],
         "images": ["--data", "my_task.Clocks", "--data.init_args.prompts_per_rollout", "2",
@@ -393,6 +402,7 @@ def test_plug_points_run(run_folder: Path, vlm_folder: Path, lit_rlvr: Any) -> N
         "stateful": ["--model.init_args.advantage", "my_task.Baseline"],
         "engine": ["--rollout.engine", "my_task.Slow"],
         "algorithm": ["--model", "my_task.Plain", "--model.init_args.lr", "1e-3"],
+        "groups": ["--model", "my_task.OnlyMixed"],
         "function of a loss": ["--model", "FunctionLoss", "--model.init_args.function", "my_task.my_loss"],
         "term": ["--model.init_args.terms", "[{class_path: my_task.Confidence, init_args: {coef: 0.01}}]"],
         "tracker": ["--trackers", "my_task.Lines"],
@@ -401,7 +411,8 @@ def test_plug_points_run(run_folder: Path, vlm_folder: Path, lit_rlvr: Any) -> N
     for environment in ("Countdown", "Shop"):
         turns = ["--rollout.sampling.max_turns", "2", "--rollout.sampling.max_tokens", "4"]
         parts[environment] = ["--rollout.environment", f"{{class_path: my_env.{environment}}}", *turns]
-    (run_folder / "my_task.py").write_text("\n".join(blocks("python", ROOT / "docs/extend.md")))
+    pages = [ROOT / f"docs/{name}.md" for name in ("extend", "plugins", "data", "judges", "algorithms/opd")]
+    (run_folder / "my_task.py").write_text("\n".join(blocks("python", *pages)))
     (run_folder / "my_env.py").write_text("\n".join(blocks("python", ROOT / "docs/environments.md")))
     for name, part in parts.items():
         done = lit_rlvr(*FIT, "--trainer.max_steps", 1, "--trainer.limit_val_batches", 0, *part, *to(name))
@@ -411,7 +422,7 @@ def test_plug_points_run(run_folder: Path, vlm_folder: Path, lit_rlvr: Any) -> N
 def test_the_engine_of_the_page_samples_a_reference_without_the_adapters(tiny_model_folder: Path) -> None:
     """With LoRA a reference is the trained model with its adapters off."""
     names: dict[str, Any] = {}
-    exec("\n".join(blocks("python", ROOT / "docs/extend.md")), names)
+    exec("\n".join(blocks("python", ROOT / "docs/plugins.md")), names)
     policy, prompts, sampling = adapted(tiny_model_folder), [make_prompt([7, 8, 9])], Sampling(max_tokens=8)
     engine = names["Slow"]()
     start_engine(engine, policy)
@@ -424,7 +435,7 @@ def test_the_engine_of_the_page_samples_a_reference_without_the_adapters(tiny_mo
 
 def test_the_judge_of_the_page_asks() -> None:
     names: dict[str, Any] = {}
-    exec("\n".join(blocks("python", ROOT / "docs/extend.md")), names)
+    exec("\n".join(blocks("python", ROOT / "docs/judges.md")), names)
     with StubJudge(lambda text, _: {"polite": "yes" if "please" in answer_in(text) else "no"}) as stub:
         judge = names["Polite"](stub.server())
         stub.faults.append(400)

@@ -76,11 +76,12 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
 def test_the_parts_of_an_installed_package_run(
     install: Install, run_folder: Path, lit_rlvr: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those of docs/extend.md: each by the name under which its pyproject.toml registers it."""
+    """Those of docs/plugins.md: each by the name under which its pyproject.toml registers it."""
     monkeypatch.delitem(sys.modules, "my_task", raising=False)
-    page = (Path(__file__).parents[1] / "docs/extend.md").read_text()
-    code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.S))
-    (toml,) = re.findall(r"```toml\n(.*?)```", page, re.S)
+    docs = Path(__file__).parents[1] / "docs"
+    pages = (docs / "plugins.md").read_text() + (docs / "data.md").read_text()  # the parts, and Clocks
+    code = "\n".join(re.findall(r"```python\n(.*?)```", pages, re.S))
+    (toml,) = re.findall(r"```toml\n(.*?)```", pages, re.S)
     groups = tomllib.loads(toml)["project"]["entry-points"]
     install("my_task", code, **{group.removeprefix("lit_rlvr."): points for group, points in groups.items()})
     help_page = lit_rlvr("--help")

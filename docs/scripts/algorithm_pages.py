@@ -34,6 +34,10 @@ TABLE = re.compile(r"(?:^\|.*\n)+", re.M)
 END = re.compile(r"^At its best of three.*?\(index\.md#the-curves\)\)\.\n", re.M | re.S)
 STUDY, MORE = "losses_best", "losses_more"
 """The studies of every loss at its best learning rate."""
+RATIOS = (
+    "per token", "per completion", "off-policy, per token", "off-policy, per completion", "none", "none: distillation",
+)  # fmt: skip
+"""The ratios of probabilities that losses have, in the order in which tables show them."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,15 @@ class Method:
         return self.record is not None
 
     @property
+    def ratio(self) -> str:
+        """One of `RATIOS`: that of its loss; off-policy if it is to the probability when the token was sampled."""
+        loss = getattr(algorithms, self.loss)
+        if not loss.has_ratio:
+            return "none: distillation" if self.advantages == ("none",) else "none"
+        unit = "per completion" if loss.sequence_level else "per token"
+        return f"off-policy, {unit}" if loss.uses_rollout else unit
+
+    @property
     def estimators(self) -> list[type[advantages.Advantage]]:
         return [advantages.REGISTRY[name] for name in self.advantages]
 
@@ -81,8 +94,10 @@ def method_of(record: AlgorithmRecord) -> Method:
 
 
 CONTROLS = ("positive_dominant", "negative_dominant", "hard_focused", "easy_focused")
+LOSSES = sorted(map(method_of, RECORDS), key=lambda method: RATIOS.index(method.ratio))
+"""The algorithms with a loss of their own by its ratio, and the earliest paper first."""
 METHODS = (
-    *map(method_of, RECORDS),
+    *LOSSES,
     Method("agrae", "GRPO", ("agrae", *CONTROLS), "agrae"),
     Method("rloo", "Reinforce", ("rloo",)),
     Method("opo", "Reinforce", ("opo",)),
@@ -256,10 +271,10 @@ def with_table(file: Path, heading: str, rows: list[str]) -> str:
 def api_page(file: Path) -> str:
     """Return the Python reference with an entry for each algorithm, after those of their base classes."""
     entries = []
-    for record in RECORDS:
-        own = vars(getattr(algorithms, record.loss))
+    for method in LOSSES:
+        own = vars(getattr(algorithms, method.loss))
         members = ", ".join(name for name in ("objective", "select", "observe") if name in own)
-        entries.append(f"\n::: lit_rlvr.algorithms.{record.loss}\n    options:\n      members: [{members}]\n")
+        entries.append(f"\n::: lit_rlvr.algorithms.{method.loss}\n    options:\n      members: [{members}]\n")
     base = "".join(re.split(r"(?=\n:::)", file.read_text())[:3])
     return base + "".join(entries)
 
@@ -267,8 +282,9 @@ def api_page(file: Path) -> str:
 def documents() -> dict[Path, str]:
     """Return every file that this script writes, with its text."""
     readme, trl, api = DOCS.parent / "README.md", DOCS / "coming_from_trl.md", DOCS / "api/algorithms.md"
-    listed = [f"| `{record.loss}` | {record.paper} |\n" for record in RECORDS]
-    named = [f"| {record.trl} | {record.verl} | {record.here} | {record.same} |\n" for record in RECORDS if record.here]
+    listed = [f"| `{method.loss}` | {method.ratio} | {method.record.paper} |\n" for method in LOSSES if method.record]
+    records = [method.record for method in LOSSES if method.record and method.record.here]
+    named = [f"| {record.trl} | {record.verl} | {record.here} | {record.same} |\n" for record in records]
     return {
         **{PAGES / f"{page}.md": rendered(page) for page in ("index", *(method.page for method in METHODS))},
         readme: with_table(readme, "\n## Algorithms\n", listed),

@@ -136,7 +136,7 @@ def save_idefics3(folder: Path) -> Path:
 
 
 def save_llava(folder: Path) -> Path:
-    """A model whose family is not ours: docs/extend.md has it. Four patches of an image, each with one feature."""
+    """A model whose family is not ours: docs/plugins.md has it. Four patches of an image, each with one feature."""
     specials, side = (*LLM_SPECIALS, "<image>"), 28
     tower = {
         "model_type": "clip_vision_model", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3,
