@@ -171,7 +171,7 @@ def clipped_surrogate(
         dual_clip: c; None = no such bound.
 
     Returns:
-        The surrogate, and the numbers of tokens that `clip_low` and `clip_high` clip; those at `dual_clip` do not count.
+        The surrogate, and the numbers of tokens that `clip_low` and `clip_high` clip (not those that `dual_clip` does).
     """
     value = torch.minimum(w * x.advantages, w.clamp(1 - clip_low, 1 + clip_high) * x.advantages)
     if dual_clip is not None:

@@ -165,8 +165,8 @@ class AdaptiveStep:
         """
         with more_bits_than_autocast(self.policy.device) if self.measures_in_float32 else nullcontext():
             logp = self._logprobs(plan.prepared.rollout, rows)  # (B, T)
-        at = index_tensor(rows, logp.device)
-        return logp[at][plan.mask[at]]
+        index = index_tensor(rows, logp.device)
+        return logp[index][plan.mask[index]]
 
     @smaller_microbatches_when_out_of_memory
     def _logprobs(self, rollout: Rollout, rows: list[int]) -> Tensor:

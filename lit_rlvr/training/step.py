@@ -76,23 +76,23 @@ class PreparedRollout:
         """Whether the weights are still those of the iteration's beginning."""
         return self.steps_taken == 0
 
-    def old_logprobs(self, rows: list[int], at: Tensor, logp: Tensor, rollout_logp: Tensor) -> Tensor:
+    def old_logprobs(self, rows: list[int], index: Tensor, logp: Tensor, rollout_logp: Tensor) -> Tensor:
         """Return the log-probabilities (rows, T) of some rows under the policy at the beginning of the iteration.
 
         In the first step they are the current ones, which are kept for later steps on the same rows.
 
         Args:
             rows: the rows.
-            at: (rows,) the same on the device, because a second copy would wait.
+            index: (rows,) the same on the device, because a second copy would wait.
             logp: (rows, T) under the current policy, detached.
             rollout_logp: (rows, T) at sampling time.
         """
         if self.is_first_step:
             if self.old_logp is not None:
-                self.old_logp[at] = logp.to(self.old_logp.dtype)
+                self.old_logp[index] = logp.to(self.old_logp.dtype)
             return logp
         if self.old_logp is not None:
-            return self.old_logp[at]
+            return self.old_logp[index]
         return loglinear_old(logp, rollout_logp, to_device(self.age[rows], logp.device), self.steps_taken)
 
 
@@ -138,19 +138,19 @@ def loss_inputs(plan: StepPlan, k: int, output: PolicyOutput) -> tuple[LossInput
     assert entropy is not None
     prepared, rows = plan.prepared, plan.microbatches[k]
     is_counted = float(k < plan.num_counted)
-    at = index_tensor(rows, plan.mask.device)
-    mask, rollout_logp = plan.mask[at], plan.rollout_logp[at]
-    old = prepared.old_logprobs(rows, at, logp.detach(), rollout_logp)
+    index = index_tensor(rows, plan.mask.device)
+    mask, rollout_logp = plan.mask[index], plan.rollout_logp[index]
+    old = prepared.old_logprobs(rows, index, logp.detach(), rollout_logp)
     if prepared.rollout.is_demonstration:
         rollout_logp = old
-    advantages = prepared.advantages[at]
+    advantages = prepared.advantages[index]
     token_correction, row_correction = correction_weights(
         logp, old, rollout_logp, mask, advantages, prepared.correction
     )
-    plain_weight = plan.token_weight[at] * is_counted
+    plain_weight = plan.token_weight[index] * is_counted
     dropped = ((token_correction == 0) & mask).sum()
     if plan.in_objective is not None:
-        token_correction = token_correction * plan.in_objective[at]
+        token_correction = token_correction * plan.in_objective[index]
     inputs = LossInputs(
         logp=logp,
         old_logp=old,
@@ -158,13 +158,13 @@ def loss_inputs(plan: StepPlan, k: int, output: PolicyOutput) -> tuple[LossInput
         advantages=advantages,
         token_weight=plain_weight * token_correction,
         row_weight=row_correction * plan.row_share * is_counted,
-        prompt=at // prepared.rollout.group_size + rank() * len(prepared.rollout.prompts),
+        prompt=index // prepared.rollout.group_size + rank() * len(prepared.rollout.prompts),
         plain_weight=plain_weight,
         rollout_logp=rollout_logp,
-        ref_logp=None if prepared.ref_logp is None else prepared.ref_logp[at],
+        ref_logp=None if prepared.ref_logp is None else prepared.ref_logp[index],
         entropy=entropy,
-        selected=None if plan.selected is None else plan.selected[at],
-        correct=None if plan.correct is None else plan.correct[at],
+        selected=None if plan.selected is None else plan.selected[index],
+        correct=None if plan.correct is None else plan.correct[index],
         divergence=divergence,
         balance=balance,
     )
@@ -240,10 +240,15 @@ def plan_step(
     counted_rows = len(rows) if algorithm.loss_options.count_empty_rows else int((lengths > 0).sum())
     counts = all_sum(torch.tensor([float(counted_rows), float(lengths.sum())], dtype=torch.float64))
     sequences, tokens = (max(count, 1.0) for count in counts.tolist())
-    mask, at = to_device(rollout.mask, device), index_tensor(rows, device)
+    mask, index = to_device(rollout.mask, device), index_tensor(rows, device)
     token_weight = torch.zeros(mask.shape, device=device)
-    token_weight[at] = aggregation_weights(
-        mask[at], group_size, algorithm.loss_options.aggregation, sequences, tokens, rollout.sampling.max_sampled_tokens
+    token_weight[index] = aggregation_weights(
+        mask[index],
+        group_size,
+        algorithm.loss_options.aggregation,
+        sequences,
+        tokens,
+        rollout.sampling.max_sampled_tokens,
     ).to(token_weight.dtype)
     live = set(prepared.live)
     microbatches = cut_rows(rollout, [i for i in rows if i in live], tokens_per_microbatch, shared_prefix)
@@ -288,8 +293,8 @@ def chosen_tokens(
         return None, None
     assert prepared.old_logp is not None and prepared.entropy is not None
     in_step = torch.zeros_like(mask)
-    at = index_tensor(rows, mask.device)
-    in_step[at] = mask[at]
+    index = index_tensor(rows, mask.device)
+    in_step[index] = mask[index]
     advantages = prepared.advantages.to(mask.device).expand(mask.shape)
     chance = chances(prepared.rollout).to(mask.device)
     columns = torch.stack([values[in_step].double() for values in (
@@ -347,10 +352,10 @@ def logprobs_in_microbatches(
     microbatches = cut_rows(rollout, rows, budget, policy.shared_prefix)
     idle = all_max(len(microbatches), policy.device) - len(microbatches) if in_lockstep else 0
     for microbatch in microbatches:
-        at = index_tensor(microbatch, policy.device)
-        logp[at], of_rows = policy.logprobs(rollout, microbatch, entropy=entropy)
+        index = index_tensor(microbatch, policy.device)
+        logp[index], of_rows = policy.logprobs(rollout, microbatch, entropy=entropy)
         if of_rows is not None:
-            entropies[at] = of_rows
+            entropies[index] = of_rows
     for _ in range(idle):  # gathering sharded weights needs all ranks
         policy.logprobs(rollout, [0], entropy=entropy)
     return logp, entropies
