@@ -37,7 +37,7 @@ class LossInputs:
 
     Args:
         logp: (B, T) log-probabilities under the current policy; only this, `entropy`, `divergence` and
-            `balance` have a gradient.
+            `expert_imbalance` have a gradient.
         old_logp: (B, T) log-probabilities under the policy at the beginning of the iteration, by the trainer.
         mask: (B, T) bool.
         advantages: (B, 1), or (B, T) if the estimator gives one for each token; constant.
@@ -53,7 +53,7 @@ class LossInputs:
         selected: (B, T) bool, the tokens that the loss's `select` has chosen; None if it has none.
         correct: (B,) bool, True for completions that a reward calls right; None unless a term needs it.
         divergence: (B, T) divergence from the teacher at each position, which has a gradient; None without that term.
-        balance: (B, T) loss of the use of experts at each position; None without that term.
+        expert_imbalance: (B, T) loss of the use of experts at each position; None without that term.
     """
 
     logp: Tensor
@@ -70,7 +70,7 @@ class LossInputs:
     selected: Tensor | None = None
     correct: Tensor | None = None
     divergence: Tensor | None = None
-    balance: Tensor | None = None
+    expert_imbalance: Tensor | None = None
 
     def scale_tokens(self, factor: Tensor) -> LossInputs:
         """Return the inputs with each token's share in the loss multiplied by a constant factor (B, T)."""

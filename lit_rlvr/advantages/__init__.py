@@ -6,7 +6,7 @@ P prompts (over all ranks), G completions per prompt. An advantage is a constant
 from lit_rlvr.advantages.aapo import AAPOAdvantage
 from lit_rlvr.advantages.agrae import AGRAE
 from lit_rlvr.advantages.base import (
-    DEGENERATE,
+    EQUAL_SPREAD,
     REGISTRY,
     Advantage,
     AdvantageFunction,
@@ -39,7 +39,7 @@ from lit_rlvr.advantages.reinforce_pp import ReinforcePPAdvantage
 
 __all__ = [
     "AGRAE",
-    "DEGENERATE",
+    "EQUAL_SPREAD",
     "REGISTRY",
     "AAPOAdvantage",
     "Advantage",

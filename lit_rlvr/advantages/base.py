@@ -16,7 +16,7 @@ from lit_rlvr.common.packages import import_path
 from lit_rlvr.errors import ChecksArguments, UserError, check_takes, did_you_mean
 
 Scale = Literal["group", "batch", "none"]
-DEGENERATE = 1e-8  # rewards of a group that spread no more than this count as equal
+EQUAL_SPREAD = 1e-8  # rewards of a group that spread no more than this count as equal
 
 
 @dataclass
@@ -227,11 +227,11 @@ def group_std(rewards: Tensor, known: Tensor, unbiased: bool = False) -> Tensor:
     return std * (torch.full_like(counted, rewards.shape[1] - correction) / counted).sqrt()  # exactly 1 if all count
 
 
-def degenerate(rewards: Tensor, known: Tensor) -> Tensor:
-    """Return (P, 1) bool, True for groups whose known rewards are all the same."""
+def is_mixed(rewards: Tensor, known: Tensor) -> Tensor:
+    """Return (P, 1) bool, True for groups whose known rewards differ."""
     most = torch.where(known, rewards, -torch.inf).amax(1, keepdim=True)
     least = torch.where(known, rewards, torch.inf).amin(1, keepdim=True)
-    return most - least <= DEGENERATE
+    return ~(most - least <= EQUAL_SPREAD)  # NaN differs
 
 
 def require_lengths(group: GroupBatch, advantage: str) -> Tensor:
@@ -246,7 +246,7 @@ def require_lengths(group: GroupBatch, advantage: str) -> Tensor:
 
 
 def centered(rewards: Tensor, known: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Return `r - mu` (P, G), exactly 0 in degenerate groups (never a rounding residue) and where not known.
+    """Return `r - mu` (P, G), exactly 0 in groups of equal rewards (never a rounding residue) and where not known.
 
     Args:
         rewards: (P, G).
@@ -267,11 +267,11 @@ def centered(rewards: Tensor, known: Tensor, weights: Tensor | None = None) -> T
         weights = weights * known
         total = weights.sum(1, keepdim=True)
         mean = (weights * rewards).sum(1, keepdim=True) / torch.where(total > 0, total, 1.0)
-    return torch.where(degenerate(rewards, known) | ~known, 0.0, rewards - mean)
+    return torch.where(~is_mixed(rewards, known) | ~known, 0.0, rewards - mean)
 
 
 def standardised(rewards: Tensor, known: Tensor, eps: float, unbiased: bool = False, scale: Scale = "group") -> Tensor:
-    """Return `(r - mu) / (sd + eps)` (P, G), exactly 0 in degenerate groups, even with eps = 0, and where not known.
+    """Return `(r - mu) / (sd + eps)` (P, G), exactly 0 where rewards are equal (even with eps = 0) or not known.
 
     Args:
         rewards: (P, G).
@@ -284,5 +284,5 @@ def standardised(rewards: Tensor, known: Tensor, eps: float, unbiased: bool = Fa
         return centered(rewards, known)
     shape = (1, -1) if scale == "batch" else rewards.shape  # (1, P G)
     of, counted = rewards.reshape(shape), known.reshape(shape)
-    std = torch.where(degenerate(of, counted), 1.0, group_std(of, counted, unbiased) + eps)  # (1, 1) or (P, 1)
+    std = torch.where(~is_mixed(of, counted), 1.0, group_std(of, counted, unbiased) + eps)  # (1, 1) or (P, 1)
     return centered(rewards, known) / std

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from lit_rlvr.advantages.base import (
-    DEGENERATE,
+    EQUAL_SPREAD,
     Advantage,
     GroupBatch,
     GroupRelative,
     Scale,
     centered,
-    degenerate,
     impute,
+    is_mixed,
     register,
     require_lengths,
     standardised,
@@ -91,8 +91,8 @@ class GDPOAdvantage(Advantage):
         known = torch.stack([~part.isnan() for part in parts.values()]).any(0)  # (P, G)
         terms = [weights[name] * self._standardised(part, 1).nan_to_num() for name, part in parts.items()]
         total = torch.stack(terms).sum(0)  # (P, G)
-        live = torch.stack([term != 0 for term in terms]).any(0).any(1, keepdim=True)  # (P, 1) not all rewards equal
-        return torch.where(known & live, self._standardised(total.where(known, torch.nan), None), 0.0)
+        differs = torch.stack([term != 0 for term in terms]).any(0).any(1, keepdim=True)  # (P, 1) not all rewards equal
+        return torch.where(known & differs, self._standardised(total.where(known, torch.nan), None), 0.0)
 
     def _standardised(self, values: Tensor, dim: int | None) -> Tensor:
         """Return `(v - mean) / (sd + eps)` over the values that are not NaN, of each group (`dim` 1) or of all."""
@@ -103,7 +103,7 @@ class GDPOAdvantage(Advantage):
         sums = spread.square().nansum(dim, keepdim=True)
         std = (sums / (count - int(self.unbiased_std)).clamp(min=1)).sqrt()
         most = spread.abs().nan_to_num().amax(dim if dim is not None else (0, 1), keepdim=True)
-        return torch.where(most <= DEGENERATE, torch.where(known, 0.0, torch.nan), spread / (std + self.eps))
+        return torch.where(most <= EQUAL_SPREAD, torch.where(known, 0.0, torch.nan), spread / (std + self.eps))
 
 
 @register("dr_grpo")
@@ -159,7 +159,7 @@ class GPGAdvantage(GroupRelative):
     def __call__(self, group: GroupBatch) -> Tensor:
         r, known = group.rewards, group.rewarded
         advantages = centered(r, known) if self.f_norm == "one" else standardised(r, known, self.eps)
-        valid = int((~degenerate(r, known)).sum())
+        valid = int(is_mixed(r, known).sum())
         return advantages * (len(r) / valid) if self.rescale_valid and valid else advantages
 
 

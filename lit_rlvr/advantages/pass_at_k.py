@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lit_rlvr.advantages.base import Advantage, GroupBatch, GroupRelative, centered, degenerate, group_std, register
+from lit_rlvr.advantages.base import Advantage, GroupBatch, GroupRelative, centered, group_std, is_mixed, register
 from lit_rlvr.errors import check_within
 
 
@@ -80,4 +80,4 @@ class GRPOPassKAdvantage(GroupRelative):
         size = best - second
         if self.scale == "group":
             size = size / (group_std(r, known, unbiased=True) + 1e-6)
-        return torch.where((above == best) & known & ~degenerate(r, known), size, 0.0)
+        return torch.where((above == best) & known & is_mixed(r, known), size, 0.0)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lit_rlvr.advantages.base import Advantage, GroupBatch, centered, degenerate, register, require_lengths
+from lit_rlvr.advantages.base import Advantage, GroupBatch, centered, is_mixed, register, require_lengths
 
 
 @register("reinforce_pp")
@@ -41,7 +41,7 @@ class ReinforcePPAdvantage(Advantage):
         r = centered(group.rewards, known) if self.group_baseline else group.rewards
         tokens = require_lengths(group, "reinforce_pp") * known  # (P, G)
         mean = (tokens * r).sum() / tokens.sum().clamp(min=1)
-        is_flat = degenerate(r.reshape(1, -1), known.reshape(1, -1))  # (1, 1)
+        is_flat = ~is_mixed(r.reshape(1, -1), known.reshape(1, -1))  # (1, 1)
         spread = torch.where(known & ~is_flat, r - mean, 0.0)
         variance = (tokens * spread.square()).sum() / (tokens.sum() - 1).clamp(min=1)
         return spread * (variance + 1e-8).rsqrt()

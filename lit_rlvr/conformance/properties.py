@@ -395,6 +395,22 @@ def rewards_what_is_right(estimate: Estimate, batch: Batch) -> Finding:
     )  # fmt: skip
 
 
+def leaves_no_residue(estimate: Estimate, batch: Batch) -> Finding:
+    """Give all completions a reward of 0.3, whose sum is rounded in float32; measure the largest advantage where it is
+    0 for a reward of 0.5, whose sum is exact."""
+    prompts, size = batch.rewards.shape
+    # Rows stay as they are; the groups are as many as they were large, because a sum of four equal numbers is exact.
+    wide = map_batch(to_float32(batch), groups=lambda x: x.reshape(size, prompts))
+    rounded, exact = (
+        estimate(replace(wide, rewards=torch.full_like(wide.rewards, reward), correct=torch.ones_like(wide.correct)))
+        for reward in (0.3, 0.5)
+    )
+    return Finding(
+        "rounding", float(torch.where(exact == 0, rounded, 0.0).abs().max()), SINGLE,
+        "an advantage although all rewards are 0.3", "r - mean(r) is not exactly 0: use advantages.base.centered",
+    )  # fmt: skip
+
+
 def flat_finding(found: ComparedTensors) -> Finding:
     """Count nonfinite values of the batch of `equal_rewards`."""
     return Finding(

@@ -32,13 +32,13 @@ class PolicyOutput(NamedTuple):
         logp: log-probabilities.
         entropy: exact entropies, in nats; None = not asked for.
         divergence: from a teacher, over the vocabulary; None = there is none.
-        balance: the loss of the use of experts; None = it is not asked for.
+        expert_imbalance: the loss of the use of experts; None = it is not asked for.
     """
 
     logp: Tensor
     entropy: Tensor | None
     divergence: Tensor | None
-    balance: Tensor | None = None
+    expert_imbalance: Tensor | None = None
 
 
 @dataclass(frozen=True)

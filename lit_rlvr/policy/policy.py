@@ -78,7 +78,7 @@ class Policy(nn.Module):
         self._view = view
         self.replays_routes = self.balances_experts = False
         self.teachable: int | None = None
-        self._balance: Tensor | None = None
+        self._expert_imbalance: Tensor | None = None
         self.flips: Tensor | None = None
         self._owner = (owner or self,)  # in a tuple, so that it is not registered as a submodule
         self._attention: Any = model.config.get_text_config()._attn_implementation  # type: ignore[operator, union-attr]
@@ -245,7 +245,7 @@ class Policy(nn.Module):
             self._hidden(rows, pixels), head.weight, head.bias, rows.target, sampling, entropy, entropy_gradient,
             logit_transform(self.model.config), teacher,
         )  # fmt: skip
-        return scores._replace(balance=self._balance)
+        return scores._replace(expert_imbalance=self._expert_imbalance)
 
     def last_layer(self, rows: Rows, pixels: Sequence[Pixels]) -> tuple[Tensor, Tensor, Tensor | None, LogitTransform]:
         """Return the hidden states (N, H) of the targets, and the weight, bias and transform of the output layer.
@@ -277,7 +277,7 @@ class Policy(nn.Module):
             ).last_hidden_state  # (R, L, H)
         at = rows.row * hidden.shape[1] + rows.column  # (N,)
         self.flips = seen.flips()[at] if seen is not None and rows.routes is not None else None
-        self._balance = seen.balance(at, rows.sequence) if seen is not None and balances else None
+        self._expert_imbalance = seen.imbalance(at, rows.sequence) if seen is not None and balances else None
         # Not `hidden[row, column]`: its backward pass adds floats in a nondeterministic order.
         return hidden.flatten(0, 1).index_select(0, at)  # (N, H)
 

@@ -26,7 +26,7 @@ class Routing:
 
     Args:
         given: (K, N, k) the experts to use; -1 = the router chooses; None = routers choose for all tokens.
-        keeps_scores: record `scores`, which `balance` needs and which a checkpointed pass holds until its end.
+        keeps_scores: record `scores`, which `imbalance` needs and which a checkpointed pass holds until its end.
 
     Attributes:
         chosen: layer -> (N, k) the experts that its router chooses by itself.
@@ -51,7 +51,7 @@ class Routing:
         other = (chosen.sort(-1).values != self.given.sort(-1).values).any(-1)
         return (other & (self.given >= 0).all(-1)).float().mean(0)
 
-    def balance(self, at: Tensor, sequence: Tensor) -> Tensor:
+    def imbalance(self, at: Tensor, sequence: Tensor) -> Tensor:
         """Return for some tokens (n,) the loss `E sum_e f_e p_e` that keeps the use of E experts even.
 
         It is averaged over layers: 1 = even, E / k = always the same. p_e is the router's probability of expert e,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property, partial
@@ -287,6 +288,14 @@ def row_weights(sample: Sample, weights: Mapping[str, float]) -> dict[str, float
         named = dict.fromkeys(names[:1] or weights)
     own = {name: named[name] for name in weights if name in named}
     return {name: weights[name] if weight is None else weight for name, weight in own.items()}
+
+
+def groups_of(pairs: Sequence[Pair]) -> list[list[int]]:
+    """Return the positions of the completions of each group; those of a group have the same object as their sample."""
+    groups: dict[int, list[int]] = defaultdict(list)
+    for k, (_, sample) in enumerate(pairs):
+        groups[id(sample)].append(k)
+    return list(groups.values())
 
 
 def check_prefills(rewards: Sequence[Reward], prompts: Iterable[Prompt]) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from lit_rlvr.errors import UserError, check_within
-from lit_rlvr.rewards.base import Reward
+from lit_rlvr.rewards.base import Reward, groups_of
 from lit_rlvr.rewards.math import MathAnswer
 from lit_rlvr.types import Completion, Pair, RewardResult, Sample
 from lit_rlvr.workers.pool import shared_pool
@@ -169,15 +168,13 @@ class RelativeLength(MathAnswer):
 
     def score(self, pairs: Sequence[Pair]) -> list[RewardResult]:
         """Judge a batch of whole groups, in order."""
-        judged = super().score(pairs)
-        lengths: dict[str, list[int]] = defaultdict(list)  # of each group
-        for result, (completion, sample) in zip(judged, pairs, strict=True):
-            if result.status != "error":
-                lengths[sample.id].append(completion.length)
-        return [
-            result if result.status == "error" else self._shaped(result, completion.length, lengths[sample.id])
-            for result, (completion, sample) in zip(judged, pairs, strict=True)
-        ]
+        results = super().score(pairs)
+        for group in groups_of(pairs):
+            judged = [k for k in group if results[k].status != "error"]
+            lengths = [pairs[k][0].length for k in judged]
+            for k, length in zip(judged, lengths, strict=True):
+                results[k] = self._shaped(results[k], length, lengths)
+        return results
 
     def _shaped(self, result: RewardResult, length: int, lengths: Sequence[int]) -> RewardResult:
         least, most = min(lengths), max(lengths)

@@ -191,7 +191,10 @@ class RolloutCallback(RolloutSettings, Callback):
             self._record.begin(module.iteration, settings, module.policy.model, versions)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse sizes and data that do not fit, connect rewards and teachers, and choose the source of rollouts."""
+        """Refuse sizes and data that do not fit, connect the teachers, and build sampler and source of rollouts.
+
+        Rewards are connected here only if nothing is trained: a fit has done so before its warm start.
+        """
         module: RLVRModule = pl_module  # type: ignore[assignment]
         data: PromptDataModule = module.data
         device = trainer.strategy.root_device.type

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from lit_rlvr.advantages.base import degenerate
+from lit_rlvr.advantages.base import is_mixed
 from lit_rlvr.distributed.collectives import gather_objects
 from lit_rlvr.rewards.combine import Scores
 from lit_rlvr.types import Rollout
@@ -23,7 +23,7 @@ def mixed_groups(scored: Scores | Rollout, by: str = "reward") -> list[int]:
     else:
         values = scored.rewards if by == "reward" else scored.parts[by]
         known = scored.rewarded & ~values.isnan()
-    return [int(p) for p in (~degenerate(values, known)).flatten().nonzero().flatten()]
+    return [int(p) for p in is_mixed(values, known).flatten().nonzero().flatten()]
 
 
 class GroupSummary(NamedTuple):

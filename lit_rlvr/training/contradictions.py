@@ -54,7 +54,7 @@ def contradictions(module: Any) -> Iterator[str]:
             f"model.importance.correction: the ratio of {name} is to the policy that sampled each "
             "token already, so a correction would count it twice; leave the option out"
         )
-    if module.needs("balance") and module.compute.torch_compile is True:
+    if module.needs("expert_imbalance") and module.compute.torch_compile is True:
         yield (
             "model.loss.balance_coef: what routers choose is not seen in layers that model.compute.torch_compile "
             "compiles; leave one of them out"

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from lit_rlvr.advantages import Advantage, GroupBatch
+from lit_rlvr.advantages.base import impute
 from lit_rlvr.distributed.collectives import all_max, gather_columns, gather_rows, to_device
 from lit_rlvr.rewards.base import row_weights
 from lit_rlvr.types import Rollout
@@ -22,12 +23,13 @@ def gather_groups(rollout: Rollout, rewards: Tensor, advantage: Advantage) -> Gr
 
     Args:
         rollout: of this rank.
-        rewards: (P, G) in place of the rollout's, on the device of training.
+        rewards: (P, G) in place of the rollout's, on the device of training; where there is none, the mean of the
+            group's others replaces it.
         advantage: says whether it needs parts, weights or tokens.
     """
     device = rewards.device
     columns = {  # (P, G) each
-        "rewards": rewards,
+        "rewards": impute(rewards, to_device(~rollout.rewarded, device)),
         "correct": rollout.correct,
         "lengths": rollout.lengths,
         "rewarded": rollout.rewarded,

@@ -63,7 +63,7 @@ class LoadedModule(EvaluatingModule):
         self.policy = self._load_policy()
         if self.replays_routes:
             self.policy.replay_routes()
-        if self.needs("balance"):
+        if self.needs("expert_imbalance"):
             self.policy.balance_experts()
         self._distribute(self.policy)
         self._load_reference()
@@ -239,7 +239,7 @@ class LoadedModule(EvaluatingModule):
 
     def _compile(self) -> None:
         """Compile the layers if the option is on, or `auto` and it pays; what `auto` cannot compile stays plain."""
-        if not self.compute.torch_compile or self.replays_routes or self.needs("balance"):
+        if not self.compute.torch_compile or self.replays_routes or self.needs("expert_imbalance"):
             return
         automatic = self.compute.torch_compile == "auto"
         if automatic:

@@ -23,7 +23,7 @@ which calls `collect`, and then `training_step`.
       Updater.initial_logprobs        training/update.py          log-probabilities that rewards or advantages need
       RLVRModule.estimate_advantages  training/module.py          rewards -> advantages, over all ranks
         gather_groups                 training/groups.py          the groups of all ranks
-        LossModule.estimate           training/loss.py            calls the estimator (advantages/)
+        LossModule.estimate           training/loss.py            calls `observe`, then the estimator (advantages/)
       RLVRModule.split_groups         training/module.py          minibatches of whole groups
       Updater.prepare                 training/update.py          log-probabilities that stay fixed during the updates
       Updater.step                    training/update.py          forward, loss, backward; reduce and clip; step or skip
@@ -33,7 +33,7 @@ which calls `collect`, and then `training_step`.
         LossModule.loss               training/loss.py            calls the algorithm's `objective` (algorithms/)
           costs                       training/terms.py           the KL divergence and other costs of tokens
         Updater.reduce_and_clip       training/update.py          gradients over ranks, and their norm
-        Updater.step_or_skip          training/update.py          the optimizer's step, unless a value is not finite
+        Updater.step_or_skip          training/update.py          the optimizer's step, if all is finite and rewarded
       RLVRModule.finish_iteration     training/module.py          counts, reference, position in the data, logs
 """
 
@@ -51,7 +51,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from lit_rlvr.advantages import Advantage
-from lit_rlvr.advantages.base import degenerate
+from lit_rlvr.advantages.base import is_mixed
 from lit_rlvr.common.settings import init_arguments, with_class_defaults
 from lit_rlvr.common.terminal import progress
 from lit_rlvr.distributed.collectives import rank, to_device
@@ -196,7 +196,7 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
         allowed = rollout.mask.any(1).reshape(rollout.rewards.shape).any(1)  # (P,)
         # A term in the rewards makes equal rewards differ.
         if self.advantage.zero_for_equal_rewards and not self.trains_all_rows and not self.terms:
-            allowed &= ~degenerate(rollout.rewards, rollout.rewarded).flatten()
+            allowed &= is_mixed(rollout.rewards, rollout.rewarded).flatten()
         return [bool(value) for value in allowed]
 
     # ---- set-up -------------------------------------------------------------------------------------------
@@ -340,7 +340,8 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
     def split_groups(self, rollout: Rollout) -> list[list[int]]:
         """Split the groups to train on into `updates_per_rollout` parts, by position in the (shuffled) prompt stream.
 
-        A part is the same set of groups on any number of ranks, and each rank has an equal share of it.
+        A part is the same set of groups on any number of ranks. Each rank has an equal share of it, unless dynamic
+        sampling dropped some of its groups.
         """
         parts = self.updates_per_rollout
         numbers = {p: p for p in range(len(rollout.prompts))} if rollout.kept is None else rollout.kept

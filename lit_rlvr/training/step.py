@@ -106,7 +106,7 @@ class StepPlan:
         rollout_logp: (B, T) log-probabilities at sampling time.
         token_weight: (B, T) weight of each token in the loss, 0 outside this step's groups.
         in_objective: (B, T) bool, the tokens whose objective counts; None = all.
-        selected: (B, T) bool, the tokens that `LossModule.select` chose; None = `select` returned None.
+        selected: (B, T) bool, the tokens that `LossModule.select` chose; None = the loss chooses none.
         correct: (B,) bool, the completions that a reward calls right; None = no term needs it.
         row_share: a sequence's weight in a sequence-level loss: 1 / the step's sequences on all ranks.
         microbatches: lists of rows. The first `num_counted` of them count; the others repeat a micro-batch with
@@ -134,7 +134,7 @@ def loss_inputs(plan: StepPlan, k: int, output: PolicyOutput) -> tuple[LossInput
         k: number of the micro-batch.
         output: (rows, T) each, the forward pass of the micro-batch, with entropies.
     """
-    logp, entropy, divergence, balance = output
+    logp, entropy, divergence, expert_imbalance = output
     assert entropy is not None
     prepared, rows = plan.prepared, plan.microbatches[k]
     is_counted = float(k < plan.num_counted)
@@ -166,7 +166,7 @@ def loss_inputs(plan: StepPlan, k: int, output: PolicyOutput) -> tuple[LossInput
         selected=None if plan.selected is None else plan.selected[index],
         correct=None if plan.correct is None else plan.correct[index],
         divergence=divergence,
-        balance=balance,
+        expert_imbalance=expert_imbalance,
     )
     stats = {"tokens": mask.sum(), "entropy": torch.where(mask, entropy.detach(), 0.0).sum()}
     if not prepared.rollout.is_demonstration:

@@ -19,9 +19,9 @@ from lit_rlvr.objectives import KLEstimator, LossInputs, kl_estimate, ratio
 from lit_rlvr.policy.policy import Policy
 
 Place = Literal["loss", "rewards", "advantages"]
-Need = Literal["ref_logp", "teacher_logp", "entropy", "correct", "divergence", "balance"]
+Need = Literal["ref_logp", "teacher_logp", "entropy", "correct", "divergence", "expert_imbalance"]
 NEEDS: dict[Place, tuple[Need, ...]] = {
-    "loss": ("ref_logp", "entropy", "correct", "divergence", "balance"),
+    "loss": ("ref_logp", "entropy", "correct", "divergence", "expert_imbalance"),
     "rewards": ("ref_logp", "entropy"),
     "advantages": ("ref_logp", "entropy", "teacher_logp"),
 }
@@ -157,12 +157,12 @@ class ExpertBalance(Term):
     """The uneven use of a mixture's experts within each completion. Source: DeepSeek-V3 (arXiv 2412.19437)."""
 
     option = "model.loss.balance_coef"
-    needs = ("balance",)
+    needs = ("expert_imbalance",)
     metric = "expert_balance"
 
     def cost(self, x: LossInputs) -> Tensor:
-        assert x.balance is not None
-        return x.balance
+        assert x.expert_imbalance is not None
+        return x.expert_imbalance
 
 
 class EntropyBonus(Term):

@@ -264,7 +264,7 @@ def test_a_base_is_a_name_a_dotted_path_a_class_or_a_function() -> None:
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("nothing", "use one of .*grpo_lead"), ("lit_rlvr.advantages.DEGENERATE", "names: .*grpo_lead"),
+    [("nothing", "use one of .*grpo_lead"), ("lit_rlvr.advantages.EQUAL_SPREAD", "names: .*grpo_lead"),
      ("lit_rlvr.nothing", "cannot be imported: AttributeError"), ("no_module.x", "No module named 'no_module'"),
      ("lit_rlvr.advantages.Advantages", "did you mean 'Advantage'")],
 )  # fmt: skip

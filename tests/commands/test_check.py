@@ -208,6 +208,10 @@ def short_where_equal(group: GroupBatch) -> Tensor:
     return group.rewards[:, :1] if (group.rewards == group.rewards[:, :1]).all() else group.rewards
 
 
+def signed(group: GroupBatch) -> Tensor:
+    return torch.sign(group.rewards - group.rewards.mean(1, keepdim=True))
+
+
 @pytest.mark.parametrize("advantage", [of_a_prompt, nothing, short_where_equal])
 def test_what_is_no_advantage_is_refused(advantage: Callable[[GroupBatch], Any]) -> None:
     with pytest.raises(
@@ -223,6 +227,7 @@ def test_what_is_no_advantage_is_refused(advantage: Callable[[GroupBatch], Any])
         (to_the_first, ["order of groups", "order of completions"]),
         (by_place, ["order of completions"]),
         (unguarded, ["equal rewards"]),
+        (signed, ["rounding"]),
     ],
 )
 def test_a_broken_advantage_lacks_what_it_breaks(advantage: Callable[[GroupBatch], Tensor], broken: list[str]) -> None:

@@ -108,7 +108,7 @@ def test_the_balance_of_experts_is_that_of_each_completion(checkpointed: bool) -
     if checkpointed:
         enable_checkpointing(model)
     rollout = make_rollout(PROMPTS, COMPLETIONS)
-    found = policy.forward_rows(rollout, [*range(len(PROMPTS) * len(COMPLETIONS[0]))]).balance
+    found = policy.forward_rows(rollout, [*range(len(PROMPTS) * len(COMPLETIONS[0]))]).expert_imbalance
     model.gradient_checkpointing_disable()
     wanted, mask = [], rollout.mask
     for prompt, group in zip(rollout.prompts, rollout.completions, strict=True):

@@ -137,9 +137,10 @@ def test_relative_length_gives_hand_computed_values() -> None:
 
 def test_relative_length_compares_within_groups_and_gives_0_to_equal_lengths() -> None:
     other = Sample("t", "What is 4 + 4?", "8")
-    groups = [[completion("7", 10), completion("7", 30)], [completion("8", 200), completion("8", 200)]]
-    scores = score_rollout([RelativeLength()], groups, [SAMPLE, other])
-    assert scores.rewards.tolist() == [[1.5, 0.5], [1.0, 1.0]] and scores.correct.all()
+    seven, eight = ([completion("7", n) for n in (10, 30)], [completion("8", 200)] * 2)
+    groups = [seven, eight, [completion("7", n) for n in (50, 70)]]
+    scores = score_rollout([RelativeLength()], groups, [SAMPLE, other, SAMPLE])  # a prompt may come twice
+    assert scores.rewards.tolist() == [[1.5, 0.5], [1.0, 1.0], [1.5, 0.5]] and scores.correct.all()
 
 
 def test_relative_length_leaves_out_failed_checks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,6 +53,7 @@ def test_gpg_samples_until_its_share_of_groups_is_valid(run_folder: Path, lit_rl
     lit_rlvr(
         *gpg, *share[:-1], "1.5", "--overwrite", "true", status=2, says="min_valid_fraction: 1.5 must lie in (0, 1]"
     )
+    lit_rlvr(*FIT, *share, "--overwrite", "true", status=2, says="0.75, but DAPO samples until 1 of the groups")
 
 
 @pytest.mark.slow

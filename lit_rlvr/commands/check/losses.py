@@ -71,7 +71,7 @@ def check_advantage(advantage: AdvantageFunction | str) -> list[Finding]:
         require_advantages(estimator, finite, batch.group.rewards, mask)
         return value
 
-    return properties.estimator_findings(estimate, batch)
+    return [*properties.estimator_findings(estimate, batch), properties.leaves_no_residue(estimate, batch)]
 
 
 def made_batch() -> FrozenBatch:

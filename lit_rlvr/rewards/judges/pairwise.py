@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from itertools import combinations
 
+from lit_rlvr.rewards.base import groups_of
 from lit_rlvr.rewards.judges.base import Judge
 from lit_rlvr.rewards.judges.prompts import Question, ask_about
 from lit_rlvr.speech.prompts import prompt_text
@@ -33,10 +33,7 @@ class PairwiseJudge(Judge):
     )
 
     def check(self, pairs: Sequence[Pair]) -> list[RewardResult]:
-        groups: dict[int, list[int]] = defaultdict(list)
-        for number, (_, sample) in enumerate(pairs):
-            groups[id(sample)].append(number)
-        matches = [match for group in groups.values() for match in combinations(group, 2)]
+        matches = [match for group in groups_of(pairs) for match in combinations(group, 2)]
         texts = [self.text_of(pair) for pair in pairs]
         asked = [order for a, b in matches if texts[a] != texts[b] for order in ((a, b), (b, a))]
         replies = dict(zip(asked, self.ask([self.question(pairs, *order) for order in asked]), strict=True))
