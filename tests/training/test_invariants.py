@@ -128,19 +128,6 @@ def test_no_cut_changes_which_tokens_are_chosen(tiny_model_folder: Path, tmp_pat
             assert_same(whole.gradients[0], plain.gradients[0], 0.1)
 
 
-def test_rows_without_a_token_count_or_not(tiny_model_folder: Path, tmp_path: Path) -> None:
-    class Emptied(Recorder):
-        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-            batch.rollout.mask[::3] = False
-
-    _, counted = fit(tiny_model_folder, tmp_path, recorder=Emptied())
-    _, left_out = fit(tiny_model_folder, tmp_path, recorder=Emptied(), loss={"count_empty_rows": False})
-    rows = len(counted.rollouts[0].mask)
-    factor = rows / int(counted.rollouts[0].mask.any(1).sum())
-    assert factor > 1.4
-    assert_same(left_out.gradients[0], {name: g * factor for name, g in counted.gradients[0].items()})
-
-
 def test_the_order_of_prompts_changes_nothing(
     tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
