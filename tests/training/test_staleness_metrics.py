@@ -79,14 +79,6 @@ def test_staleness_is_that_of_all_ranks(tmp_path: Path) -> None:
     in_two_ranks(tmp_path, _rank_ages)
 
 
-def test_an_iteration_without_a_token_in_the_loss_has_no_staleness(tiny_model_folder: Path, tmp_path: Path) -> None:
-    recorder = MixedVersions(iterations=(0, 1))
-    rewards = ["tiny_rewards.dead"]
-    _, seen = fit(tiny_model_folder, tmp_path, steps=2, engine=Copying(), recorder=recorder, rewards=rewards)
-    assert not any(NAMES & metrics.keys() for metrics in seen.metrics)
-    assert all(math.isfinite(metrics["train/loss"]) for metrics in seen.metrics)
-
-
 @pytest.mark.first_case_fast
 @pytest.mark.parametrize(("updates", "precision"), [(1, "32-true"), (2, "32-true"), (1, "bf16-mixed")])
 def test_the_divergence_of_a_step_is_that_of_the_policies_around_it(

@@ -166,6 +166,8 @@ def test_a_token_s_weight_is_its_plain_weight_times_the_correction(
     torch.testing.assert_close(x.token_weight, PLAIN * torch.tensor(tokens))
     torch.testing.assert_close(x.row_weight, torch.tensor(rows) / 2)
     assert stats.get("importance_dropped") == dropped
+    assert stats["engine_difference"] == pytest.approx(float(ratios.log().abs()[PLAIN > 0].sum()))
+    assert stats["engine_ratio_squared"] == pytest.approx(0.5**2 + 3**2 + 1 + float(ratios[1, 0]) ** 2)
 
 
 def test_tokens_outside_the_objective_keep_their_plain_weight_and_are_not_called_dropped() -> None:

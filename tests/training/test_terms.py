@@ -1,17 +1,20 @@
-"""Terms of the user's own: where they count, what they get, and what a checkpoint keeps of them."""
+"""Terms of the objective: where they count, what they get, and what a checkpoint keeps of them."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tiny import make_rollout, tiny_llama
 from tiny_fit import Recorder, fit
 from torch import Tensor
 
-from lit_rlvr.algorithms import FunctionLoss
+from lit_rlvr.algorithms import GRPO
 from lit_rlvr.errors import UserError
-from lit_rlvr.objectives import LossInputs, Stats, kl_estimate, masked_sum
+from lit_rlvr.objectives import LossInputs, kl_estimate
+from lit_rlvr.policy.policy import Policy
 from lit_rlvr.training.terms import Need, Term
+from lit_rlvr.types import Sampling
 
 
 class Own(Term):
@@ -47,6 +50,39 @@ def test_a_term_of_ones_own_is_computed_as_ours(tiny_model_folder: Path, tmp_pat
         assert not all(torch.equal(last[name], plain[name]) for name in last), ours
         untimed = [[{k: v for k, v in row.items() if "train/" in k} for row in run.metrics] for run in (seen, built_in)]
         assert untimed[0] == untimed[1], ours
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.7, "banned_token_ids": (5, 9)}])
+def test_the_entropy_bonus_has_the_gradient_of_the_exact_entropy(options: dict[str, Any]) -> None:
+    model = tiny_llama().double()
+    policy = Policy(model, (2,))
+    rollout = make_rollout([[7, 8, 11]], [[[20, 30, 2], [40, 2]]], sampling=Sampling(**options))
+    logp, entropy = policy.logprobs(rollout, [0, 1], entropy=True, entropy_gradient=True)
+    assert entropy is not None
+    weight = rollout.mask.double() / 5
+    x = LossInputs(
+        logp=logp, old_logp=logp.detach(), mask=rollout.mask, advantages=torch.zeros(2, 1), token_weight=weight,
+        row_weight=torch.ones(2) / 2, prompt=torch.zeros(2, dtype=torch.long), plain_weight=weight,
+        rollout_logp=logp.detach(), entropy=entropy,
+    )  # fmt: skip
+    loss, _ = GRPO(loss={"entropy_coef": 0.3}).loss(x)
+    loss.backward()
+    found = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    expected = torch.zeros((), dtype=torch.float64)
+    for completion in rollout.completions[0]:
+        ids = torch.tensor([[7, 8, 11, *completion.token_ids]])
+        logits = model(ids).logits[0, 2:-1] / options.get("temperature", 1.0)
+        kept = [v for v in range(logits.shape[1]) if v not in options.get("banned_token_ids", ())]
+        logs = logits[:, kept].log_softmax(-1)
+        expected = expected + (logs.exp() * logs).sum() * 0.3 / 5
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    for ours, parameter in zip(found, model.parameters(), strict=True):
+        torch.testing.assert_close(ours, parameter.grad, rtol=1e-5, atol=1e-7)  # rotary angles are fp32
+    _, constant = policy.logprobs(rollout, [0, 1], entropy=True)
+    assert constant is not None
+    assert not constant.requires_grad
 
 
 def test_a_term_in_the_advantages_is_taken_from_each_token(tiny_model_folder: Path, tmp_path: Path) -> None:
@@ -121,24 +157,3 @@ def test_a_wrong_term_is_named(tiny_model_folder: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=said):
             fit(tiny_model_folder, tmp_path, terms=[term])
-
-
-def test_a_loss_without_a_class_is_that_of_the_class(tiny_model_folder: Path, tmp_path: Path) -> None:
-    def surrogate(x: LossInputs) -> tuple[Tensor, Stats]:
-        w = (x.logp - x.old_logp).exp()
-        return -masked_sum(
-            torch.minimum(w * x.advantages, w.clamp(0.8, 1.2) * x.advantages), x.token_weight, x.mask
-        ), {}
-
-    _, expected = fit(tiny_model_folder, tmp_path, 2, updates_per_rollout=2)
-    _, seen = fit(tiny_model_folder, tmp_path, 2, updates_per_rollout=2, algorithm=FunctionLoss, function=surrogate)
-    for name, value in expected.weights[-1].items():
-        torch.testing.assert_close(seen.weights[-1][name], value, rtol=0, atol=1e-6)
-
-    def no_gradient(x: LossInputs) -> tuple[Tensor, Stats]:
-        return x.logp.detach().sum(), {}
-
-    with pytest.raises(
-        UserError, match=r"no_gradient \(.*test_terms.py:\d+\) must give \(loss, stats\); the loss has no"
-    ):
-        fit(tiny_model_folder, tmp_path, algorithm=FunctionLoss, function=no_gradient)
