@@ -5,16 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import make_rollout, tiny_llama
 from tiny_fit import Recorder, fit
 from torch import Tensor
 
-from lit_rlvr.algorithms import GRPO
 from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import LossInputs, kl_estimate
-from lit_rlvr.policy.policy import Policy
 from lit_rlvr.training.terms import Need, Term
-from lit_rlvr.types import Sampling
 
 
 class Own(Term):
@@ -50,39 +46,6 @@ def test_a_term_of_ones_own_is_computed_as_ours(tiny_model_folder: Path, tmp_pat
         assert not all(torch.equal(last[name], plain[name]) for name in last), ours
         untimed = [[{k: v for k, v in row.items() if "train/" in k} for row in run.metrics] for run in (seen, built_in)]
         assert untimed[0] == untimed[1], ours
-
-
-@pytest.mark.parametrize("options", [{}, {"temperature": 0.7, "banned_token_ids": (5, 9)}])
-def test_the_entropy_bonus_has_the_gradient_of_the_exact_entropy(options: dict[str, Any]) -> None:
-    model = tiny_llama().double()
-    policy = Policy(model, (2,))
-    rollout = make_rollout([[7, 8, 11]], [[[20, 30, 2], [40, 2]]], sampling=Sampling(**options))
-    logp, entropy = policy.logprobs(rollout, [0, 1], entropy=True, entropy_gradient=True)
-    assert entropy is not None
-    weight = rollout.mask.double() / 5
-    x = LossInputs(
-        logp=logp, old_logp=logp.detach(), mask=rollout.mask, advantages=torch.zeros(2, 1), token_weight=weight,
-        row_weight=torch.ones(2) / 2, prompt=torch.zeros(2, dtype=torch.long), plain_weight=weight,
-        rollout_logp=logp.detach(), entropy=entropy,
-    )  # fmt: skip
-    loss, _ = GRPO(loss={"entropy_coef": 0.3}).loss(x)
-    loss.backward()
-    found = [p.grad.clone() for p in model.parameters()]
-    model.zero_grad()
-    expected = torch.zeros((), dtype=torch.float64)
-    for completion in rollout.completions[0]:
-        ids = torch.tensor([[7, 8, 11, *completion.token_ids]])
-        logits = model(ids).logits[0, 2:-1] / options.get("temperature", 1.0)
-        kept = [v for v in range(logits.shape[1]) if v not in options.get("banned_token_ids", ())]
-        logs = logits[:, kept].log_softmax(-1)
-        expected = expected + (logs.exp() * logs).sum() * 0.3 / 5
-    expected.backward()
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
-    for ours, parameter in zip(found, model.parameters(), strict=True):
-        torch.testing.assert_close(ours, parameter.grad, rtol=1e-5, atol=1e-7)  # rotary angles are fp32
-    _, constant = policy.logprobs(rollout, [0, 1], entropy=True)
-    assert constant is not None
-    assert not constant.requires_grad
 
 
 def test_a_term_in_the_advantages_is_taken_from_each_token(tiny_model_folder: Path, tmp_path: Path) -> None:
