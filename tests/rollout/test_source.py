@@ -18,8 +18,9 @@ def sampled(folder: Path, root: Path, answers: list[str], **options: Any) -> tup
     """Train DAPO on two prompts in the order given, whose groups are mixed where the answer is yes."""
     rows = [{"id": f"p{k}", "prompt": f"{k}?", "answer": answer} for k, answer in enumerate(answers)]
     data = PromptDataModule(rows, order="given", prompts_per_rollout=2)
-    rewards = ["tiny_rewards.even_if_yes"]
-    module, seen = fit(folder, root, data=data, algorithm=DAPO, rewards=rewards, group_size=8, **options)
+    module, seen = fit(
+        folder, root, data=data, algorithm=DAPO, rewards=["tiny_rewards.even_if_yes"], group_size=8, **options
+    )  # fmt: skip
     return rollout_of(module.trainer).source, seen
 
 

@@ -353,13 +353,6 @@ def test_tokens_of_mixed_versions_have_the_gradient_of_decoupled_ppo(
             assert_same(seen.gradients[1], naive_gradients(rollout, prompts, weights=seen.weights[1])[1], 1e-3)
 
 
-def test_the_exact_engine_needs_no_correction(tiny_model_folder: Path, tmp_path: Path) -> None:
-    module, seen = fit(tiny_model_folder, tmp_path)
-    assert seen.rollouts[0].exact and module.importance.correction is None
-    assert seen.metrics[0]["train/engine_difference"] < 1e-5
-    assert seen.metrics[0]["train/effective_sample_size"] == pytest.approx(1.0, abs=1e-5)
-
-
 # ---- rewards and advantages -----------------------------------------------------------------------------------
 
 
@@ -435,7 +428,9 @@ def test_each_reward_is_normalised_by_itself_and_a_function_of_trl_gets_the_whol
 
 def test_temperature_and_banned_tokens_reach_engine_and_loss_alike(tiny_model_folder: Path, tmp_path: Path) -> None:
     sampling = Sampling(temperature=0.7, max_tokens=T_MAX, banned_token_ids=(60, 61, 62))
-    _, seen = fit(tiny_model_folder, tmp_path, sampling=sampling)
+    module, seen = fit(tiny_model_folder, tmp_path, sampling=sampling)
     assert seen.metrics[0]["train/engine_difference"] < 1e-5
+    assert seen.metrics[0]["train/effective_sample_size"] == pytest.approx(1.0, abs=1e-5)
+    assert seen.rollouts[0].exact and module.importance.correction is None, "the exact engine needs none"
     assert not {60, 61, 62} & {t for group in tokens_of(seen.rollouts[0]) for ids in group for t in ids}
     assert_same(seen.gradients[0], naive_gradients(seen.rollouts[0], range(6))[1])

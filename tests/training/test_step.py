@@ -16,16 +16,11 @@ from lit_rlvr.algorithms import GRPO
 from lit_rlvr.options import Importance
 from lit_rlvr.policy.logprobs import PolicyOutput
 from lit_rlvr.training.step import PreparedRollout, StepPlan, chances, loss_inputs, plan_step
-from lit_rlvr.types import Rollout, Sampling
+from lit_rlvr.types import Sampling
 
 LIVE = [0, 1, 3, 4]
 PLAIN = torch.tensor([[1 / 6, 1 / 6, 1 / 6], [1 / 2, 0, 0]])
 """(2, T) weights of the first group's tokens in a step of its own, as means over its two sequences."""
-
-
-def a_rollout() -> Rollout:
-    completions = [[[5, 6, 7], [5]], [[5, 6], [6, 7]], [[7, 8], []]]
-    return make_rollout([[1], [2], [3]], completions, sampling=Sampling(max_tokens=5))
 
 
 def a_plan(
@@ -38,7 +33,8 @@ def a_plan(
         budget: the most input tokens in a micro-batch.
         loss: options of the loss. options: fields of the prepared rollout.
     """
-    rollout = a_rollout()
+    completions = [[[5, 6, 7], [5]], [[5, 6], [6, 7]], [[7, 8], []]]
+    rollout = make_rollout([[1], [2], [3]], completions, sampling=Sampling(max_tokens=5))
     fields: dict[str, Any] = {"correction": Importance(), "age": torch.zeros_like(rollout.token_ids)}
     prepared = PreparedRollout(rollout, torch.tensor([[1.0], [-1.0]] * 3), live, **fields | options)
     return plan_step(
