@@ -95,9 +95,7 @@ def _rank_plans(rank: int) -> None:
     for lockstep in (True, False):
         options: Any = dict(budget=4, lockstep=lockstep, loss={"aggregation": "token_mean"})
         plan = a_plan(groups, **options)
-        microbatches = [[4], [4] if rank else [0, 1]]
-        if rank and not lockstep:
-            microbatches.pop()
+        microbatches = ([[4], [4]] if lockstep else [[4]]) if rank else [[4], [0, 1]]
         assert (plan.microbatches, plan.num_counted) == (microbatches, 1 if rank else 2)
         assert plan.row_share == 1 / (4 + 2)
         torch.testing.assert_close(plan.token_weight[4], torch.tensor([1 / 8, 1 / 8, 0]))  # of 6 + 2 tokens
@@ -147,23 +145,24 @@ def test_old_logprobs_are_those_of_the_iteration_s_beginning(
         ({"correction": "token_mis"}, [[0.5, 0, 1], [0, 0, 0]], [1.5 ** (1 / 3), 0], 2),
         ({"correction": "sequence_truncate"}, [[1.5, 1.5, 1.5], [2, 0, 0]], [1.5, 2], None),
         ({"veto": 0.6}, [[0.0, 0, 0], [1, 0, 0]], [0.0, 1], 3),
-        # the second has a negative advantage, and has fallen by log(1 / 4) since it was sampled
-        ({"off_policy_threshold": 1.0}, [[1.0, 1, 1], [0, 0, 0]], [1.0, 0], 1),
+        # with ratios 1/4 both have fallen by log(4) + 0.5 = 1.9; the second has a negative advantage
+        ({"off_policy_threshold": 1.5}, [[1.0, 1, 1], [0, 0, 0]], [1.0, 0], 1),
     ],
 )
 def test_a_token_s_weight_is_its_plain_weight_times_the_correction(
     options: dict[str, Any], tokens: list[list[float]], rows: list[float], dropped: int | None
 ) -> None:
-    plan = a_plan([0], correction=Importance(**options))
-    ratios = torch.tensor([[0.5, 3, 1], [0.25 if "off_policy_threshold" in options else 4, 9, 9]])
-    plan.rollout_logp[:2] = -1 - ratios.log()
-    x, stats = inputs_of(plan)
+    """The policy has moved by -0.5 since the beginning of the iteration."""
+    plan = a_plan([0], correction=Importance(**options), old_logp=torch.full((6, 3), -3.0), updates=1)
+    ratios = torch.tensor([[0.25] * 3, [0.25, 9, 9]] if "off_policy_threshold" in options else [[0.5, 3, 1], [4, 9, 9]])
+    plan.rollout_logp[:2] = -3 - ratios.log()
+    x, stats = inputs_of(plan, logp=-3.5)
     torch.testing.assert_close(x.plain_weight, PLAIN)
     torch.testing.assert_close(x.token_weight, PLAIN * torch.tensor(tokens))
     torch.testing.assert_close(x.row_weight, torch.tensor(rows) / 2)
     assert stats.get("importance_dropped") == dropped
     assert stats["engine_difference"] == pytest.approx(float(ratios.log().abs()[PLAIN > 0].sum()))
-    assert stats["engine_ratio_squared"] == pytest.approx(0.5**2 + 3**2 + 1 + float(ratios[1, 0]) ** 2)
+    assert stats["engine_ratio_squared"] == pytest.approx(float(ratios[PLAIN > 0].square().sum()))
 
 
 def test_tokens_outside_the_objective_keep_their_plain_weight_and_are_not_called_dropped() -> None:
