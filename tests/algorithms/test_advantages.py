@@ -30,7 +30,7 @@ from lit_rlvr.advantages import (
     resolve_advantage,
 )
 from lit_rlvr.advantages.base import impute
-from lit_rlvr.algorithms import AAPO, GRPO
+from lit_rlvr.algorithms import GRPO
 from lit_rlvr.algorithms.apmpo_schedule import reward_statistics
 from lit_rlvr.errors import UserError
 
@@ -325,32 +325,3 @@ def test_what_cannot_be_computed_is_said() -> None:
     ):
         with pytest.raises(UserError, match=said):
             kind(**options)
-
-
-def test_the_estimate_of_a_module_is_logged_and_checked() -> None:
-    group = binary([1, 0], [1, 1], [0, 0])
-    advantages, metrics = GRPO(advantage=AGRAE(base="dr_grpo")).estimate(group)
-    assert metrics == pytest.approx(
-        {
-            "omega": 0.5,
-            "advantage": float(advantages.mean()),
-            "zero_advantage": 4 / 6,
-            "advantage_positive_mass": float(advantages[0, 0]) / 6,
-            "advantage_negative_mass": -float(advantages[0, 1]) / 6,
-        }
-    )
-    assert AAPO().estimate(group)[1].keys() >= {"margin", "zero_advantage_base", "zero_advantage"}
-    wrongs: list[Any] = [
-        lambda g: g.rewards[0],
-        lambda g: g.rewards / 0,
-        lambda g: g.rewards.long(),
-        lambda g: g.rewards.tolist(),
-        lambda g: None,
-    ]
-    said = r"<lambda> \(.*test_advantages.py:\d+\) must give finite values of shape"
-    for wrong in wrongs:
-        for advantage in (wrong, HardFocused(base=wrong)):
-            with pytest.raises(UserError, match=said):
-                GRPO(advantage=advantage).estimate(group)
-    with pytest.raises(UserError, match=r"must take \(group\)"):
-        GRPO(advantage=lambda: 1)  # type: ignore[arg-type, misc]

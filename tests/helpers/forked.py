@@ -39,6 +39,7 @@ class Server:
         self.server.set_forkserver_preload([imports, "forked"])
 
     def start(self, process: ForkServerProcess) -> None:
+        """Start a process as a fork of the server."""
         before = os.environ.get("PYTHONPATH", "")
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(forkserver, "connect_to_new_process", self.server.connect_to_new_process)

@@ -38,15 +38,18 @@ def slow_divergence(student: Sequence[float], teacher: Sequence[float], beta: fl
 
 
 def mean(values: Sequence[float]) -> float:
+    """Return the mean."""
     return math.fsum(values) / len(values)
 
 
 def deviation(values: Sequence[float], unbiased: bool = False) -> float:
+    """Return the standard deviation, by default that of the population."""
     mu = mean(values)
     return math.sqrt(math.fsum((v - mu) ** 2 for v in values) / (len(values) - (1 if unbiased else 0)))
 
 
 def is_degenerate(group: Sequence[float]) -> bool:
+    """Return whether all rewards of a group are equal."""
     return max(group) - min(group) <= 1e-8
 
 

@@ -73,6 +73,7 @@ class StubJudge:
         return web.json_response(text='{"choices": [' if fault == "broken" else json.dumps(self.reply(body)))
 
     def reply(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Return the response to a request: a rating by the rule; from a reward model, the last message's length."""
         text = "\n".join(message["content"] for message in body["messages"])
         usage = {"prompt_tokens": len(text), "completion_tokens": 7, "total_tokens": 0}
         if "use_activation" in body:

@@ -103,6 +103,7 @@ def save_model(model: PreTrainedModel, folder: Path) -> Path:
 
 
 def make_prompt(token_ids: Sequence[int], name: str = "p") -> Prompt:
+    """Return a prompt of these tokens, whose sample has the id `name` and the answer 1."""
     return Prompt(Sample(name, f"question {name}", "1"), list(token_ids))
 
 

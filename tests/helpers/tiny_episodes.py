@@ -16,6 +16,7 @@ from lit_rlvr.types import Completion, Prompt, Sample, Sampling
 
 
 def between(role: str = "user", ends: tuple[int, ...] = ENDS) -> BetweenTurns:
+    """Return what turns a text of an environment into the tokens between two turns."""
     return BetweenTurns(Chat(), byte_tokenizer(), ends, role)
 
 

@@ -131,6 +131,32 @@ def fit(
     checkpoint: Path | None = None,
     **options: Any,
 ) -> tuple[Any, Recorder]:
+    """Train in this process, on the CPU, with the real Trainer and callbacks; return the module and what was seen.
+
+    By default it takes one step of GRPO on six prompts of arithmetic with four completions each, at a learning rate of
+    1e-2, without clipping of gradients, validation or files.
+
+    Args:
+        folder: the model's folder.
+        root: the folder of the run.
+        steps: optimizer steps.
+        rewards: dotted paths of functions; completions that are cut off are judged, too. None = no rewards.
+        engine: samples; None = a new `HFEngine`.
+        prompts_per_rollout: prompts of arithmetic in an iteration; without effect where `data` is given.
+        validate_every_rollouts, group_size, environment, staleness, replay_routes, replay: see `RolloutCallback`.
+        sampling: by default up to `T_MAX` tokens at temperature 1.
+        max_failure_rate, probe_every, max_group_seconds: see `Safeguards`.
+        skip_nothing: also run the completions that have no gradient.
+        recorder: notes what the steps see; None = a new `Recorder`.
+        data: the data; None = `Arithmetic`.
+        algorithm: the class of the module, to which `Recording` is added.
+        trainer_options: of Lightning's Trainer, in addition to those of these tests or in their place.
+        checkpoint: file of a checkpoint to resume from.
+        options: arguments of the algorithm.
+
+    Raises:
+        UserError: as a run does.
+    """
     recorder = recorder or Recorder()
     options["optim"] = {"max_grad_norm": 0.0} | options.get("optim", {})
     if not issubclass(algorithm, Recording):
@@ -166,6 +192,7 @@ def fit(
 
 
 def assert_same(one: Gradients, other: Gradients, relative: float = 1e-5) -> None:
+    """Assert that two gradients differ by at most `relative` of the largest number in the second, which is not zero."""
     scale = max(float(g.abs().max()) for g in other.values())
     assert scale > 1e-6, "a gradient of zero would prove nothing"
     assert one.keys() == other.keys()

@@ -19,21 +19,25 @@ save, replace, write = Trainer.save_checkpoint, os.replace, ShardWriter.write_da
 
 
 def die() -> None:
+    """Kill this command with all of its processes."""
     os.killpg(0, signal.SIGKILL)
 
 
 def tear(path: Path) -> None:
+    """Cut a file in half, and die."""
     os.truncate(path, path.stat().st_size // 2)
     die()
 
 
 def save_checkpoint(self: Trainer, path: Path, *args: Any, **kwargs: Any) -> None:
+    """Save a checkpoint; at the moment `torn`, tear its file."""
     save(self, path, *args, **kwargs)
     if self.global_step == step and moment == "torn" and path.is_file():
         tear(path)
 
 
 def write_data(self: ShardWriter, *args: Any) -> Any:
+    """Write a shard; at the moment `torn`, tear it."""
     written = write(self, *args)
     if Path(self.path).name == f"step-{step:06d}.tmp" and moment == "torn":
         time.sleep(1)
@@ -42,6 +46,7 @@ def write_data(self: ShardWriter, *args: Any) -> Any:
 
 
 def replace_file(source: Path, target: Path) -> None:
+    """Give a file its name; at the moment `whole` die before it, at `named` after it."""
     ours = Path(target).name == f"step-{step:06d}.ckpt"
     if ours and moment == "whole":
         die()

@@ -74,11 +74,13 @@ def pictures_config(vlm_folder: Path, run: Path) -> dict[str, Any]:
 
 
 def write_config(path: Path, config: dict[str, Any]) -> Path:
+    """Write a config as YAML; return its path."""
     path.write_text(yaml.safe_dump(config))
     return path
 
 
 def summary(run: Path) -> dict[str, Any]:
+    """Return the contents of summary.json."""
     return json.loads((run / "summary.json").read_text())
 
 
@@ -89,6 +91,7 @@ def metrics(run: Path) -> list[dict[str, str]]:
 
 
 def completions(run: Path) -> list[dict[str, Any]]:
+    """Return the lines of completions.jsonl."""
     return [json.loads(line) for line in (run / "completions.jsonl").read_text().split("\n")[:-1]]
 
 
@@ -173,6 +176,7 @@ def assert_same_run(run: Path, whole: Path, resumed: int) -> None:
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
+    """Return the weights of the last checkpoint."""
     return read_checkpoint(last_checkpoint(run))["state_dict"]
 
 
@@ -224,4 +228,5 @@ def fit(lit_rlvr: Callable[..., Any], *more: Any, status: int = 0, says: str = "
 
 
 def to(root: str) -> tuple[str, str]:
+    """Return the option that makes `root` the run folder."""
     return "--trainer.default_root_dir", root

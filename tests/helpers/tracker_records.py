@@ -95,6 +95,7 @@ def _nested(items: Any) -> dict[str, Any]:
 
 
 def mlflow_store(uri: str, experiment: str = "lit-rlvr") -> Kept:
+    """Return what MLflow stored of the only run of an experiment, after checks that it ended well."""
     from mlflow import MlflowClient
 
     client = MlflowClient(uri)
@@ -116,6 +117,7 @@ def mlflow_store(uri: str, experiment: str = "lit-rlvr") -> Kept:
 
 
 def trackio_store(project: str = "lit-rlvr") -> Kept:
+    """Return what Trackio stored of the only run of a project."""
     from trackio.sqlite_storage import SQLiteStorage
 
     (run,) = SQLiteStorage.get_run_records(project)
@@ -129,6 +131,7 @@ def trackio_store(project: str = "lit-rlvr") -> Kept:
 
 
 def tensorboard_rows(folder: Path) -> list[tuple[int, Row]]:
+    """Return (step, metrics) of the scalars in a folder of TensorBoard."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})

@@ -115,10 +115,12 @@ class Several:
 
 
 def reward_func(environments: list[Any], **kwargs: Any) -> list[float]:
+    """Return the rewards that environments keep in an attribute."""
     return [env.reward for env in environments]
 
 
 def wordle_reward(environments: list[Several], **kwargs: Any) -> list[float | None]:
+    """Return the rewards of the games of Wordle; None for other games."""
     return [env.reward if env.active == "wordle" else None for env in environments]
 
 

@@ -4,7 +4,6 @@ import pytest
 from tiny import make_prompt
 
 from lit_rlvr.rollout.generate import completion_seeds
-from lit_rlvr.rollout.summaries import count_repeats
 
 
 def test_every_completion_has_a_seed_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,6 +26,5 @@ def test_seeds_belong_to_the_prompt_and_not_to_its_place() -> None:
     assert completion_seeds(prompts[1:], [0] * 2, 4, "rollout", 7) == forward[1:]
     assert completion_seeds(prompts[:1], [0], 8, "rollout", 7)[0][:4] == forward[0]
     again = [prompts[0], prompts[1], prompts[0]]
-    assert count_repeats(["a", "b", "a"]) == [0, 0, 1]
     twice = completion_seeds(again, [0, 0, 1], 4, "rollout", 7)
     assert twice[:2] == forward[:2] and not set(twice[2]) & set(twice[0])

@@ -1,4 +1,4 @@
-"""Staleness metrics, chances of tokens, and the measured divergence of a step."""
+"""Staleness metrics, and the measured divergence of a step."""
 
 import math
 from pathlib import Path
@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import make_rollout
 from tiny_engines import Copying
 from tiny_fit import MixedVersions, fit
 from two_ranks import in_two_ranks
@@ -16,7 +15,7 @@ from lit_rlvr.objectives import kl_estimate
 from lit_rlvr.options import AutoLR
 from lit_rlvr.training.adaptive_lr import AdaptiveStep, mean_kl, measured_rows
 from lit_rlvr.training.metrics import staleness_metrics
-from lit_rlvr.training.step import chances, logprobs_in_microbatches
+from lit_rlvr.training.step import logprobs_in_microbatches
 
 NAMES = {f"train/staleness/{name}" for name in ("mean", "max", "ess")}
 
@@ -79,33 +78,6 @@ def _rank_ages(rank: int) -> None:
 
 def test_staleness_is_that_of_all_ranks(tmp_path: Path) -> None:
     in_two_ranks(tmp_path, _rank_ages)
-
-
-def test_an_iteration_without_a_token_in_the_loss_has_no_staleness(tiny_model_folder: Path, tmp_path: Path) -> None:
-    recorder = MixedVersions(iterations=(0, 1))
-    rewards = ["tiny_rewards.dead"]
-    _, seen = fit(tiny_model_folder, tmp_path, steps=2, engine=Copying(), recorder=recorder, rewards=rewards)
-    assert not any(NAMES & metrics.keys() for metrics in seen.metrics)
-    assert all(math.isfinite(metrics["train/loss"]) for metrics in seen.metrics)
-
-
-def test_dropped_tokens_are_those_of_the_correction_alone(tiny_model_folder: Path, tmp_path: Path) -> None:
-    _, seen = fit(
-        tiny_model_folder, tmp_path, importance={"correction": "token_mis"}, loss={"top_entropy_quantile": 0.3}
-    )
-    assert seen.metrics[0]["train/importance_dropped"] == 0, "not also those of a low entropy"
-
-
-def test_a_token_s_chance_is_that_of_its_prompt_completion_and_position() -> None:
-    rollout = make_rollout([[1], [2, 3]], [[[5, 6, 7], [5, 6]], [[5], [5, 6]]])
-    found = chances(rollout)
-    assert found.shape == rollout.mask.shape and found.unique().numel() == found.numel()
-    assert float(found.min()) >= 0 and float(found.max()) < 1
-    moved = make_rollout([[2, 3], [1]], [[[5, 6, 7, 8], [5]], [[5], [5]]])
-    moved.prompts = rollout.prompts[::-1]
-    assert chances(moved)[:, :3].equal(found[[2, 3, 0, 1]])
-    moved.repeats = [0, 1]
-    assert not chances(moved)[2:, :3].eq(found[:2]).any(), "the same prompt again has other completions"
 
 
 @pytest.mark.first_case_fast

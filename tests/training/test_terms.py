@@ -1,4 +1,4 @@
-"""Terms of the user's own: where they count, what they get, and what a checkpoint keeps of them."""
+"""Terms of the objective: where they count, what they get, and what a checkpoint keeps of them."""
 
 from pathlib import Path
 from typing import Any
@@ -8,9 +8,8 @@ import torch
 from tiny_fit import Recorder, fit
 from torch import Tensor
 
-from lit_rlvr.algorithms import FunctionLoss
 from lit_rlvr.errors import UserError
-from lit_rlvr.objectives import LossInputs, Stats, kl_estimate, masked_sum
+from lit_rlvr.objectives import LossInputs, kl_estimate
 from lit_rlvr.training.terms import Need, Term
 
 
@@ -121,24 +120,3 @@ def test_a_wrong_term_is_named(tiny_model_folder: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=said):
             fit(tiny_model_folder, tmp_path, terms=[term])
-
-
-def test_a_loss_without_a_class_is_that_of_the_class(tiny_model_folder: Path, tmp_path: Path) -> None:
-    def surrogate(x: LossInputs) -> tuple[Tensor, Stats]:
-        w = (x.logp - x.old_logp).exp()
-        return -masked_sum(
-            torch.minimum(w * x.advantages, w.clamp(0.8, 1.2) * x.advantages), x.token_weight, x.mask
-        ), {}
-
-    _, expected = fit(tiny_model_folder, tmp_path, 2, updates_per_rollout=2)
-    _, seen = fit(tiny_model_folder, tmp_path, 2, updates_per_rollout=2, algorithm=FunctionLoss, function=surrogate)
-    for name, value in expected.weights[-1].items():
-        torch.testing.assert_close(seen.weights[-1][name], value, rtol=0, atol=1e-6)
-
-    def no_gradient(x: LossInputs) -> tuple[Tensor, Stats]:
-        return x.logp.detach().sum(), {}
-
-    with pytest.raises(
-        UserError, match=r"no_gradient \(.*test_terms.py:\d+\) must give \(loss, stats\); the loss has no"
-    ):
-        fit(tiny_model_folder, tmp_path, algorithm=FunctionLoss, function=no_gradient)

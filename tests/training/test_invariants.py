@@ -18,11 +18,10 @@ from torch import Tensor
 
 from lit_rlvr.advantages import Advantage, GDPOAdvantage, GroupBatch
 from lit_rlvr.advantages.base import standardised
-from lit_rlvr.algorithms import DPPO, GRPO, GSPO, M2PO, ClipCov, KLCov, RLVRModule
+from lit_rlvr.algorithms import DPPO, GRPO, M2PO, ClipCov, KLCov, RLVRModule
 from lit_rlvr.datamodules.reading.stream import Cursor, PromptStream
 from lit_rlvr.engines.hf import HFEngine
 from lit_rlvr.engines.turns import OnGroupDone
-from lit_rlvr.errors import UserError
 from lit_rlvr.types import Completion, Prompt, Rollout, Sampling
 
 AGGREGATIONS = pytest.mark.parametrize(
@@ -71,8 +70,8 @@ def test_no_cut_changes_a_step(tiny_model_folder: Path, tmp_path: Path, aggregat
             assert cut.metrics[0][name] == pytest.approx(whole.metrics[0][name], abs=1e-5), name
 
 
-class ScaledEngine(HFEngine):
-    """An engine whose log-probabilities are all 1.1 times as large."""
+class OffEngine(HFEngine):
+    """An engine whose log-probabilities are off by up to 1.5 nats, differently for each token."""
 
     exact = False
     probe_tolerance = 10.0
@@ -84,8 +83,11 @@ class ScaledEngine(HFEngine):
         seeds: Sequence[Sequence[int]],
         done: OnGroupDone | None = None,
     ) -> list[list[Completion]]:
-        groups = super().generate(prompts, sampling, seeds, done)
-        return [[replace(c, logprobs=tuple(1.1 * v for v in c.logprobs)) for c in group] for group in groups]
+        def off(completion: Completion) -> Completion:
+            shifted = [v + 1.5 * ((7 * t) % 11 / 5 - 1) for t, v in enumerate(completion.logprobs)]
+            return replace(completion, logprobs=tuple(shifted))
+
+        return [[off(c) for c in group] for group in super().generate(prompts, sampling, seeds, done)]
 
 
 CHOOSING: dict[str, tuple[type[RLVRModule], dict[str, Any], str | None]] = {
@@ -105,7 +107,7 @@ def test_no_cut_changes_which_tokens_are_chosen(tiny_model_folder: Path, tmp_pat
     algorithm, options, metric = CHOOSING[name]
 
     def run(**more: Any) -> Recorder:
-        engine = ScaledEngine() if name == "M2PO" else None
+        engine = OffEngine() if name == "M2PO" else None
         return fit(
             tiny_model_folder, tmp_path, steps=2, algorithm=algorithm, engine=engine, lr=1e-3, updates_per_rollout=2,
             **options | more,
@@ -126,19 +128,6 @@ def test_no_cut_changes_which_tokens_are_chosen(tiny_model_folder: Path, tmp_pat
         _, plain = fit(tiny_model_folder, tmp_path, steps=2, lr=1e-3, updates_per_rollout=2)
         with pytest.raises(AssertionError):
             assert_same(whole.gradients[0], plain.gradients[0], 0.1)
-
-
-def test_rows_without_a_token_count_or_not(tiny_model_folder: Path, tmp_path: Path) -> None:
-    class Emptied(Recorder):
-        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-            batch.rollout.mask[::3] = False
-
-    _, counted = fit(tiny_model_folder, tmp_path, recorder=Emptied())
-    _, left_out = fit(tiny_model_folder, tmp_path, recorder=Emptied(), loss={"count_empty_rows": False})
-    rows = len(counted.rollouts[0].mask)
-    factor = rows / int(counted.rollouts[0].mask.any(1).sum())
-    assert factor > 1.4
-    assert_same(left_out.gradients[0], {name: g * factor for name, g in counted.gradients[0].items()})
 
 
 def test_the_order_of_prompts_changes_nothing(
@@ -285,52 +274,21 @@ def test_epochs_go_over_the_whole_rollout_again(tiny_model_folder: Path, tmp_pat
 # ---- importance weights -----------------------------------------------------------------------------------
 
 
-class OffEngine(HFEngine):
-    """An engine whose log-probabilities are off by up to 1.5 nats, differently for each token."""
-
-    exact = False
-    probe_tolerance = 10.0
-
-    def generate(
-        self,
-        prompts: Sequence[Prompt],
-        sampling: Sampling,
-        seeds: Sequence[Sequence[int]],
-        done: OnGroupDone | None = None,
-    ) -> list[list[Completion]]:
-        def off(completion: Completion) -> Completion:
-            shifted = [v + 1.5 * ((7 * t) % 11 / 5 - 1) for t, v in enumerate(completion.logprobs)]
-            return replace(completion, logprobs=tuple(shifted))
-
-        return [[off(c) for c in group] for group in super().generate(prompts, sampling, seeds, done)]
-
-
 def factors(high: float) -> dict[str | None, Any]:
-    """The weights of a sequence's tokens by each correction."""
+    """The weights of a sequence's tokens by each correction, from (old (n,), engine (n,), ...)."""
 
     def clipped(d: Tensor) -> Tensor:
         return d.exp().clamp(max=high)
-
-    def kept(d: Tensor) -> Tensor:
-        return d.exp() * (d.exp() <= high)
 
     def within(d: Tensor) -> Tensor:
         return ((d.exp() <= high) & (d.exp() >= 1 / high)).float()
 
     return {
         None: lambda old, engine, *_: clipped(old - engine),
-        "token_truncate": lambda old, engine, *_: clipped(old - engine),
-        "token_mis": lambda old, engine, *_: kept(old - engine),
-        "token_reject": lambda old, engine, *_: within(old - engine),
         "geometric_reject": lambda old, engine, *_: within((old - engine).mean()) * torch.ones_like(old),
         "none": lambda old, *_: torch.ones_like(old),
         "sequence_truncate": lambda old, engine, *_: clipped((old - engine).sum()) * torch.ones_like(old),
-        "sequence_mis": lambda old, engine, *_: kept((old - engine).sum()) * torch.ones_like(old),
-        "sequence_reject": lambda old, engine, *_: within((old - engine).sum()) * torch.ones_like(old),
     }
-
-
-FACTORS = factors(2.0)
 
 
 def test_a_ratio_to_the_sampler_is_ratio_times_correction(tiny_model_folder: Path, tmp_path: Path) -> None:
@@ -344,7 +302,58 @@ def test_a_ratio_to_the_sampler_is_ratio_times_correction(tiny_model_folder: Pat
         assert_same(one, other, 1e-4)
 
 
-# ---- KL in the reward, advantages of tokens ---------------------------------------------------------------
+DROPS: dict[str, Any] = {
+    "veto": lambda old, engine, *_: ((old - engine).exp() >= 0.6).all(),
+    "off_policy_threshold": lambda old, engine, logp, advantage: advantage >= 0 or (engine - logp).mean() <= 0.1,
+}
+
+
+@pytest.mark.first_case_fast
+@pytest.mark.parametrize(
+    ("mode", "method"),
+    [
+        (None, "recompute"),
+        ("sequence_truncate", "recompute"),
+        ("geometric_reject", "recompute"),
+        *((mode, "recompute") for mode in DROPS),
+        ("token_truncate", "loglinear"),
+        ("none", "loglinear"),
+    ],
+)
+def test_tokens_of_mixed_versions_have_the_gradient_of_decoupled_ppo(
+    tiny_model_folder: Path, tmp_path: Path, mode: Any, method: Any
+) -> None:
+    """Each token's behaviour policy is the version that sampled it; the proximal one is the iteration's first."""
+    high = 1.1
+    limit = {"veto": 0.6, "off_policy_threshold": 0.1}
+    options = {mode: limit[mode]} if mode in limit else {"correction": mode}
+    seen = MixedVersions()
+    fit(
+        tiny_model_folder, tmp_path, engine=Copying(), recorder=seen, updates_per_rollout=2,
+        importance={"cap": high, "prox_logp_method": method} | options,
+    )  # fmt: skip
+    rollout, age = seen.rollouts[0], 2.0 * seen.ages[0]  # in optimizer steps
+    assert sum(len({*row[used].tolist()}) > 1 for row, used in zip(age, rollout.mask, strict=True)) > 5
+    dropped: list[bool] = []
+
+    def weights(*policies: Any) -> Tensor:
+        kept = DROPS[mode](*policies) if mode in DROPS else True
+        dropped.append(not kept)
+        return factors(high).get(mode, factors(high)[None])(*policies) * float(kept)
+
+    for k, prompts in enumerate(seen.minibatches):
+        alpha = age / (age + k) if k and method == "loglinear" else None
+        expected = naive_gradients(
+            rollout, prompts, weights=seen.weights[k], token_factor=weights, interpolated=alpha
+        )[1]  # fmt: skip
+        assert_same(seen.gradients[k], expected, 1e-4)
+    assert (mode in DROPS) == (0 < sum(dropped) < len(dropped))
+    if mode != "none" or method == "loglinear":
+        with pytest.raises(AssertionError):
+            assert_same(seen.gradients[1], naive_gradients(rollout, prompts, weights=seen.weights[1])[1], 1e-3)
+
+
+# ---- rewards and advantages -----------------------------------------------------------------------------------
 
 
 def test_a_divergence_in_the_reward_is_that_of_the_whole_completion(tiny_model_folder: Path, tmp_path: Path) -> None:
@@ -400,81 +409,6 @@ def test_advantages_of_tokens_weigh_each_token(tiny_model_folder: Path, tmp_path
         assert_same(seen.gradients[0], naive_gradients(seen.rollouts[0], range(6), token_factor=factor)[1])
 
 
-def test_a_loss_on_sequences_refuses_advantages_of_tokens(tiny_model_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"model.advantage: .* gives each token .* RecordingGSPO weighs whole seq"):
-        fit(tiny_model_folder, tmp_path, algorithm=GSPO, advantage=Fading())
-
-
-@pytest.mark.first_case_fast
-@pytest.mark.parametrize("mode", [mode for mode in FACTORS if not str(mode).startswith("sequence")])
-def test_importance_weights_correct_for_an_engine_that_is_off(
-    tiny_model_folder: Path, tmp_path: Path, mode: Any
-) -> None:
-    _, seen = fit(tiny_model_folder, tmp_path, engine=OffEngine(), importance={"correction": mode})
-    rollout = seen.rollouts[0]
-    loss, expected = naive_gradients(rollout, range(6), token_factor=FACTORS[mode])
-    assert_same(seen.gradients[0], expected)
-    assert seen.metrics[0]["train/loss"] == pytest.approx(loss, abs=1e-6)
-    assert 0.5 < seen.metrics[0]["train/engine_difference"] < 1.5
-    assert seen.metrics[0]["train/effective_sample_size"] < 0.95
-    dropped = seen.metrics[0].get("train/importance_dropped")
-    assert (dropped is not None) == str(mode).endswith(("_mis", "_reject")) and (dropped is None or 0 < dropped < 1)
-    if mode != "none":
-        with pytest.raises(AssertionError):
-            assert_same(seen.gradients[0], naive_gradients(rollout, range(6))[1], 1e-2)
-
-
-DROPS: dict[str, Any] = {
-    "veto": lambda old, engine, *_: ((old - engine).exp() >= 0.6).all(),
-    "off_policy_threshold": lambda old, engine, logp, advantage: advantage >= 0 or (engine - logp).mean() <= 0.1,
-}
-
-
-@pytest.mark.first_case_fast
-@pytest.mark.parametrize(
-    ("mode", "method"),
-    [
-        (None, "recompute"),
-        ("sequence_truncate", "recompute"),
-        ("geometric_reject", "recompute"),
-        *((mode, "recompute") for mode in DROPS),
-        ("token_truncate", "loglinear"),
-        ("none", "loglinear"),
-    ],
-)
-def test_tokens_of_mixed_versions_have_the_gradient_of_decoupled_ppo(
-    tiny_model_folder: Path, tmp_path: Path, mode: Any, method: Any
-) -> None:
-    """Each token's behaviour policy is the version that sampled it; the proximal one is the iteration's first."""
-    high = 1.1
-    limit = {"veto": 0.6, "off_policy_threshold": 0.1}
-    options = {mode: limit[mode]} if mode in limit else {"correction": mode}
-    seen = MixedVersions()
-    fit(
-        tiny_model_folder, tmp_path, engine=Copying(), recorder=seen, updates_per_rollout=2,
-        importance={"cap": high, "prox_logp_method": method} | options,
-    )  # fmt: skip
-    rollout, age = seen.rollouts[0], 2.0 * seen.ages[0]  # in optimizer steps
-    assert sum(len({*row[used].tolist()}) > 1 for row, used in zip(age, rollout.mask, strict=True)) > 5
-    dropped: list[bool] = []
-
-    def weights(*policies: Any) -> Tensor:
-        kept = DROPS[mode](*policies) if mode in DROPS else True
-        dropped.append(not kept)
-        return factors(high).get(mode, factors(high)[None])(*policies) * float(kept)
-
-    for k, prompts in enumerate(seen.minibatches):
-        alpha = age / (age + k) if k and method == "loglinear" else None
-        expected = naive_gradients(
-            rollout, prompts, weights=seen.weights[k], token_factor=weights, interpolated=alpha
-        )[1]  # fmt: skip
-        assert_same(seen.gradients[k], expected, 1e-4)
-    assert (mode in DROPS) == (0 < sum(dropped) < len(dropped))
-    if mode != "none" or method == "loglinear":
-        with pytest.raises(AssertionError):
-            assert_same(seen.gradients[1], naive_gradients(rollout, prompts, weights=seen.weights[1])[1], 1e-3)
-
-
 def test_each_reward_is_normalised_by_itself_and_a_function_of_trl_gets_the_whole_rollout(
     tiny_model_folder: Path, tmp_path: Path
 ) -> None:
@@ -489,19 +423,14 @@ def test_each_reward_is_normalised_by_itself_and_a_function_of_trl_gets_the_whol
         torch.testing.assert_close(rollout.advantages.double(), GDPOAdvantage()(group), rtol=1e-4, atol=1e-5)
 
 
-def test_the_exact_engine_needs_no_correction(tiny_model_folder: Path, tmp_path: Path) -> None:
-    module, seen = fit(tiny_model_folder, tmp_path)
-    assert seen.rollouts[0].exact and module.importance.correction is None
-    assert seen.metrics[0]["train/engine_difference"] < 1e-5
-    assert seen.metrics[0]["train/effective_sample_size"] == pytest.approx(1.0, abs=1e-5)
-
-
 # ---- sampling and scoring share one distribution ----------------------------------------------------------
 
 
 def test_temperature_and_banned_tokens_reach_engine_and_loss_alike(tiny_model_folder: Path, tmp_path: Path) -> None:
     sampling = Sampling(temperature=0.7, max_tokens=T_MAX, banned_token_ids=(60, 61, 62))
-    _, seen = fit(tiny_model_folder, tmp_path, sampling=sampling)
+    module, seen = fit(tiny_model_folder, tmp_path, sampling=sampling)
     assert seen.metrics[0]["train/engine_difference"] < 1e-5
+    assert seen.metrics[0]["train/effective_sample_size"] == pytest.approx(1.0, abs=1e-5)
+    assert seen.rollouts[0].exact and module.importance.correction is None, "the exact engine needs none"
     assert not {60, 61, 62} & {t for group in tokens_of(seen.rollouts[0]) for ids in group for t in ids}
     assert_same(seen.gradients[0], naive_gradients(seen.rollouts[0], range(6))[1])

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import make_prompt
 from tiny_runs import CLI, assert_same_run, metrics
 
 from lit_rlvr.distributed.checkpoints import last_checkpoint
@@ -81,15 +82,11 @@ def test_an_advantage_of_ones_own_gets_the_completions_that_it_asks_for(
 
 
 def test_draws_from_a_pool_are_without_replacement_and_differ_by_visit() -> None:
-    class Prompt:
-        class sample:
-            id = "p"
-
     reference = ReferenceRewards(4)
     reference.load_state_dict({"pool": {"p": [float(i) for i in range(8)]}, "version": 0})
     draws = set()
     for iteration in range(20):
-        drawn = reference._draw(iteration, Prompt, 0)
+        drawn = reference._draw(iteration, make_prompt([5], "p"), 0)
         assert len(set(drawn)) == 4
         draws.add(tuple(sorted(drawn)))
     assert len(draws) > 5

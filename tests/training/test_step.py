@@ -1,0 +1,191 @@
+"""One optimizer step as tensors, by hand: the weights of its tokens, its micro-batches, and what its loss gets.
+
+Three groups of two, with completions of 3, 1 | 2, 2 | 2, 0 tokens.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import make_rollout
+from torch import Tensor
+from two_ranks import in_two_ranks
+
+from lit_rlvr.algorithms import GRPO
+from lit_rlvr.options import Importance
+from lit_rlvr.policy.logprobs import PolicyOutput
+from lit_rlvr.training.step import PreparedRollout, StepPlan, chances, loss_inputs, plan_step
+from lit_rlvr.types import Sampling
+
+LIVE = [0, 1, 3, 4]
+PLAIN = torch.tensor([[1 / 6, 1 / 6, 1 / 6], [1 / 2, 0, 0]])
+"""(2, T) weights of the first group's tokens in a step of its own, as means over its two sequences."""
+
+
+def a_plan(
+    groups: list[int], live: list[int] = LIVE, budget: int = 100, shared_prefix: bool = True, lockstep: bool = False,
+    loss: Any = None, **options: Any,
+) -> StepPlan:  # fmt: skip
+    """Plan a step of GRPO on some groups.
+
+    Args:
+        budget: the most input tokens in a micro-batch.
+        loss: options of the loss. options: fields of the prepared rollout.
+    """
+    completions = [[[5, 6, 7], [5]], [[5, 6], [6, 7]], [[7, 8], []]]
+    rollout = make_rollout([[1], [2], [3]], completions, sampling=Sampling(max_tokens=5))
+    fields: dict[str, Any] = {"correction": Importance(), "age": torch.zeros_like(rollout.token_ids)}
+    prepared = PreparedRollout(rollout, torch.tensor([[1.0], [-1.0]] * 3), live, **fields | options)
+    return plan_step(
+        prepared, groups, GRPO(loss=loss or {}), device=torch.device("cpu"), tokens_per_microbatch=budget,
+        shared_prefix=shared_prefix, in_lockstep=lockstep,
+    )  # fmt: skip
+
+
+def inputs_of(plan: StepPlan, k: int = 0, logp: float = -1.0) -> tuple[Any, dict[str, Tensor]]:
+    """Return the inputs of micro-batch k, all of whose tokens have one log-probability and entropy 0."""
+    rows = torch.full((len(plan.microbatches[k]), 3), logp)
+    return loss_inputs(plan, k, PolicyOutput(rows, torch.zeros_like(rows), None))
+
+
+# ---- the plan -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "counts_empty", "weights"),
+    [  # weights of a token of the completions of 3, 1 and 2 tokens; of 6 tokens, 4 in the first group
+        ("sequence_mean", True, (1 / (4 * 3), 1 / 4, 1 / (4 * 2))),
+        ("sequence_mean", False, (1 / (3 * 3), 1 / 3, 1 / (3 * 2))),
+        ("token_mean", True, (1 / 6, 1 / 6, 1 / 6)),
+        ("group_token_mean", True, (1 / (2 * 4), 1 / (2 * 4), 1 / (2 * 2))),
+        ("constant", True, (1 / (4 * 5), 1 / (4 * 5), 1 / (4 * 5))),
+        ("constant", False, (1 / (3 * 5), 1 / (3 * 5), 1 / (3 * 5))),
+        ("token_sum", True, (1 / 4, 1 / 4, 1 / 4)),
+    ],
+)
+def test_a_token_weighs_its_share_of_the_step(
+    aggregation: str, counts_empty: bool, weights: tuple[float, float, float]
+) -> None:
+    plan = a_plan([0, 2], loss={"aggregation": aggregation, "count_empty_rows": counts_empty})
+    of_rows = torch.tensor([*weights[:2], 0.0, 0.0, weights[2], 0.0])  # group 1 is not in this step
+    torch.testing.assert_close(plan.token_weight, of_rows[:, None] * plan.mask)
+    assert plan.row_share == pytest.approx(1 / 4 if counts_empty else 1 / 3)
+
+
+@pytest.mark.parametrize(
+    ("budget", "shared_prefix", "microbatches"),
+    [  # of 1 + 2 + 0 input tokens of group 0, without the last token of each completion, and 1 + 1 of group 2
+        (5, True, [[0, 1, 4]]),
+        (4, True, [[4], [0, 1]]),
+        (1, True, [[1], [4], [0]]),
+        (4, False, [[1, 4], [0]]),  # 2 rows padded to 2 tokens
+    ],
+)
+def test_live_rows_of_the_step_s_groups_are_cut(
+    budget: int, shared_prefix: bool, microbatches: list[list[int]]
+) -> None:
+    plan = a_plan([0, 2], budget=budget, shared_prefix=shared_prefix)
+    assert (plan.microbatches, plan.num_counted) == (microbatches, len(microbatches))
+
+
+def _rank_plans(rank: int) -> None:
+    """Rank 0 has two micro-batches; rank 1 has one, or none."""
+    groups = [2] if rank else [0, 2]
+    for lockstep in (True, False):
+        options: Any = dict(budget=4, lockstep=lockstep, loss={"aggregation": "token_mean"})
+        plan = a_plan(groups, **options)
+        microbatches = ([[4], [4]] if lockstep else [[4]]) if rank else [[4], [0, 1]]
+        assert (plan.microbatches, plan.num_counted) == (microbatches, 1 if rank else 2)
+        assert plan.row_share == 1 / (4 + 2)
+        torch.testing.assert_close(plan.token_weight[4], torch.tensor([1 / 8, 1 / 8, 0]))  # of 6 + 2 tokens
+        assert inputs_of(plan)[0].prompt.tolist() == [2 + 3 * rank], "of all ranks' six"
+        for k in range(len(plan.microbatches)):
+            x, _ = inputs_of(plan, k)
+            weighs = [bool(weight.any()) for weight in (x.token_weight, x.plain_weight, x.row_weight)]
+            assert weighs == [k < plan.num_counted] * 3, "a repeated micro-batch weighs nothing"
+        idle = a_plan(groups, live=[] if rank else LIVE, **options)
+        assert len(idle.microbatches) == (1 if rank and not lockstep else 2), "of at least one are the metrics"
+        assert idle.num_counted == (0 if rank else 2)
+
+
+def test_ranks_share_normalisers_and_pad_micro_batches_in_lockstep(tmp_path: Path) -> None:
+    in_two_ranks(tmp_path, _rank_plans)
+
+
+# ---- the inputs of the loss -----------------------------------------------------------------------------------
+
+AGE = torch.tensor([[9, 9, 9], [9, 9, 9], [2, 0, 1], [6, 0, 0], [9, 9, 9], [9, 9, 9]])
+STORED = -torch.arange(6.0)[:, None].expand(6, 3)
+
+
+@pytest.mark.parametrize(
+    ("updates", "stored", "wanted"),
+    [
+        (0, None, [[-1.0] * 3, [-1.0] * 3]),  # the current ones
+        (0, STORED, [[-2.0] * 3, [-3.0] * 3]),
+        (2, STORED, [[-2.0] * 3, [-3.0] * 3]),  # recomputed before the updates
+        # loglinear: -4 at sampling time, -1 now, and age / (age + updates) of the way between
+        (2, None, [[-4 + 3 * 2 / 4, -4, -4 + 3 * 1 / 3], [-4 + 3 * 6 / 8, -4, -4]]),
+    ],
+)
+def test_old_logprobs_are_those_of_the_iteration_s_beginning(
+    updates: int, stored: Tensor | None, wanted: list[list[float]]
+) -> None:
+    plan = a_plan([1], live=[2, 3], age=AGE, old_logp=stored, updates=updates)
+    plan.rollout_logp.fill_(-4.0)
+    torch.testing.assert_close(inputs_of(plan)[0].old_logp, torch.tensor(wanted))
+
+
+@pytest.mark.parametrize(
+    ("options", "tokens", "rows", "dropped"),
+    [  # completions of three tokens with ratios 0.5, 3, 1, and of one with ratio 4
+        ({"correction": "none"}, [[1.0, 1, 1], [1, 0, 0]], [1.0, 1], None),
+        ({"correction": "token_truncate"}, [[0.5, 2, 1], [2, 0, 0]], [1.5 ** (1 / 3), 2], None),
+        ({"correction": "token_mis"}, [[0.5, 0, 1], [0, 0, 0]], [1.5 ** (1 / 3), 0], 2),
+        ({"correction": "sequence_truncate"}, [[1.5, 1.5, 1.5], [2, 0, 0]], [1.5, 2], None),
+        ({"veto": 0.6}, [[0.0, 0, 0], [1, 0, 0]], [0.0, 1], 3),
+        # with ratios 1/4 both have fallen by log(4) + 0.5 = 1.9; the second has a negative advantage
+        ({"off_policy_threshold": 1.5}, [[1.0, 1, 1], [0, 0, 0]], [1.0, 0], 1),
+    ],
+)
+def test_a_token_s_weight_is_its_plain_weight_times_the_correction(
+    options: dict[str, Any], tokens: list[list[float]], rows: list[float], dropped: int | None
+) -> None:
+    """The policy has moved by -0.5 since the beginning of the iteration."""
+    plan = a_plan([0], correction=Importance(**options), old_logp=torch.full((6, 3), -3.0), updates=1)
+    ratios = torch.tensor([[0.25] * 3, [0.25, 9, 9]] if "off_policy_threshold" in options else [[0.5, 3, 1], [4, 9, 9]])
+    plan.rollout_logp[:2] = -3 - ratios.log()
+    x, stats = inputs_of(plan, logp=-3.5)
+    torch.testing.assert_close(x.plain_weight, PLAIN)
+    torch.testing.assert_close(x.token_weight, PLAIN * torch.tensor(tokens))
+    torch.testing.assert_close(x.row_weight, torch.tensor(rows) / 2)
+    assert stats.get("importance_dropped") == dropped
+    assert stats["engine_difference"] == pytest.approx(float(ratios.log().abs()[PLAIN > 0].sum()))
+    assert stats["engine_ratio_squared"] == pytest.approx(float(ratios[PLAIN > 0].square().sum()))
+
+
+def test_tokens_outside_the_objective_keep_their_plain_weight_and_are_not_called_dropped() -> None:
+    """Half of the tokens, by their entropy at the beginning of the iteration."""
+    entropy = torch.tensor([[1.0, 4, 3], [2, 9, 9]] + [[9.0] * 3] * 4)
+    plan = a_plan(
+        [0], loss={"top_entropy_quantile": 0.5}, correction=Importance("token_mis"), old_logp=torch.full((6, 3), -1.0),
+        entropy=entropy,
+    )  # fmt: skip
+    plan.rollout_logp.fill_(-1.0)
+    x, stats = inputs_of(plan)
+    torch.testing.assert_close(x.token_weight, PLAIN * torch.tensor([[0, 1, 1], [0, 0, 0]]))
+    torch.testing.assert_close(x.plain_weight, PLAIN)
+    assert stats["importance_dropped"] == 0
+
+
+def test_a_token_s_chance_is_that_of_its_prompt_completion_and_position() -> None:
+    rollout = make_rollout([[1], [2, 3]], [[[5, 6, 7], [5, 6]], [[5], [5, 6]]])
+    found = chances(rollout)
+    assert found.shape == rollout.mask.shape and found.unique().numel() == found.numel()
+    assert float(found.min()) >= 0 and float(found.max()) < 1
+    moved = make_rollout([[2, 3], [1]], [[[5, 6, 7, 8], [5]], [[5], [5]]])
+    moved.prompts = rollout.prompts[::-1]
+    assert chances(moved)[:, :3].equal(found[[2, 3, 0, 1]])
+    moved.repeats = [0, 1]
+    assert not chances(moved)[2:, :3].eq(found[:2]).any(), "the same prompt again has other completions"
