@@ -102,13 +102,14 @@ def _differs(before: Any, after: Any) -> bool:
 
 
 @contextmanager
-def inputs_stay(function: Callable[..., Any], inputs: Any, name: str) -> Iterator[None]:
+def inputs_stay(function: Callable[..., Any], inputs: Any, name: str, option: str = "model") -> Iterator[None]:
     """Refuse a function of a loss that changes a tensor of its input in place: the rest of the loss needs it.
 
     Args:
         function: the function that gets the inputs.
         inputs: a dataclass with tensors.
         name: name of the parameter.
+        option: the option that the function comes from, for the message.
 
     Raises:
         UserError: names the function and the tensors, once it has returned.
@@ -117,7 +118,7 @@ def inputs_stay(function: Callable[..., Any], inputs: Any, name: str) -> Iterato
     yield
     if changed := [f"{name}.{field}" for field, value, version in tensors if value._version != version]:
         raise UserError(
-            f"model: {defined_at(function)} changes {', '.join(changed)} in place, and the rest of the loss needs "
+            f"{option}: {defined_at(function)} changes {', '.join(changed)} in place, and the rest of the loss needs "
             f"the values; compute on a copy: {changed[0]}.clone()"
         )
 

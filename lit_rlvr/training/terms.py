@@ -120,7 +120,7 @@ def costs(terms: list[Term], place: Place, x: LossInputs | InitialLogprobs) -> I
         for need in term.needs:
             if getattr(x, need, None) is None:
                 raise UserError(f"{term.option}: it needs `{need}`, which is missing; give it, or leave the option out")
-        with inputs_stay(term.cost, x, "x"):
+        with inputs_stay(term.cost, x, "x", term.option):
             cost = term.cost(x)
         if not isinstance(cost, Tensor) or cost.shape != x.mask.shape:
             raise UserError(

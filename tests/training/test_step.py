@@ -120,21 +120,24 @@ STORED = -torch.arange(6.0)[:, None].expand(6, 3)
 
 
 @pytest.mark.parametrize(
-    ("updates", "stored", "wanted"),
+    ("steps", "stored", "wanted"),
     [
         (0, None, [[-1.0] * 3, [-1.0] * 3]),  # the current ones
-        (0, STORED, [[-2.0] * 3, [-3.0] * 3]),
+        (0, STORED, [[-1.0] * 3, [-1.0] * 3]),  # which the first step keeps for the later ones
         (2, STORED, [[-2.0] * 3, [-3.0] * 3]),  # recomputed before the updates
         # loglinear: -4 at sampling time, -1 now, and age / (age + updates) of the way between
         (2, None, [[-4 + 3 * 2 / 4, -4, -4 + 3 * 1 / 3], [-4 + 3 * 6 / 8, -4, -4]]),
     ],
 )
 def test_old_logprobs_are_those_of_the_iteration_s_beginning(
-    updates: int, stored: Tensor | None, wanted: list[list[float]]
+    steps: int, stored: Tensor | None, wanted: list[list[float]]
 ) -> None:
-    plan = a_plan([1], live=[2, 3], age=AGE, old_logp=stored, updates=updates)
+    kept = None if stored is None else stored.clone()
+    plan = a_plan([1], live=[2, 3], age=AGE, old_logp=kept, steps_taken=steps)
     plan.rollout_logp.fill_(-4.0)
     torch.testing.assert_close(inputs_of(plan)[0].old_logp, torch.tensor(wanted))
+    if kept is not None:
+        torch.testing.assert_close(kept[2:4], torch.tensor(wanted))
 
 
 @pytest.mark.parametrize(
@@ -153,7 +156,7 @@ def test_a_token_s_weight_is_its_plain_weight_times_the_correction(
     options: dict[str, Any], tokens: list[list[float]], rows: list[float], dropped: int | None
 ) -> None:
     """The policy has moved by -0.5 since the beginning of the iteration."""
-    plan = a_plan([0], correction=Importance(**options), old_logp=torch.full((6, 3), -3.0), updates=1)
+    plan = a_plan([0], correction=Importance(**options), old_logp=torch.full((6, 3), -3.0), steps_taken=1)
     ratios = torch.tensor([[0.25] * 3, [0.25, 9, 9]] if "off_policy_threshold" in options else [[0.5, 3, 1], [4, 9, 9]])
     plan.rollout_logp[:2] = -3 - ratios.log()
     x, stats = inputs_of(plan, logp=-3.5)

@@ -109,14 +109,17 @@ class Sums(Term):
         return x.logp.sum()
 
 
-def test_a_wrong_term_is_named(tiny_model_folder: Path, tmp_path: Path) -> None:
-    for term, said in (
-        (Clamps(), r"model: Clamps\.cost .*test_terms.py:\d+.* changes .*x.old_logp in place"),
+@pytest.mark.parametrize(
+    ("term", "said"),
+    [
+        (Clamps(), r"model.terms: Clamps\.cost .*test_terms.py:\d+.* changes .*x.old_logp in place"),
         (Sums(), r"model.terms: Sums\.cost .*test_terms.py:\d+.* must return a cost for each token"),
         (Own(1.0, "teacher_logp", "advantages"), "model.terms: Own needs a teacher; give model.teacher"),
         (Own(1.0, "correct", "rewards"), "Own cannot need 'correct' in the rewards"),
         (Own(1.0, "ref_logp", "reward"), "place = 'reward' of Own is none of loss, rewards, advantages"),
         (Constant(), r"Constant\.cost .* has no gradient"),
-    ):
-        with pytest.raises(UserError, match=said):
-            fit(tiny_model_folder, tmp_path, terms=[term])
+    ],
+)
+def test_a_wrong_term_is_named(tiny_model_folder: Path, tmp_path: Path, term: Term, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        fit(tiny_model_folder, tmp_path, terms=[term])

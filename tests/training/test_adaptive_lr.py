@@ -1,4 +1,4 @@
-"""Staleness metrics, and the measured divergence of a step."""
+"""A learning rate that adapts itself: the rate by hand, and the measured divergence of a step."""
 
 import math
 from pathlib import Path
@@ -7,77 +7,119 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_engines import Copying
-from tiny_fit import MixedVersions, fit
+from tiny_fit import fit
+from tiny_runs import CLI, assert_same_run, metrics, to
+from tiny_runs import fit as fit_command
+from torch import nn
 from two_ranks import in_two_ranks
 
+from lit_rlvr.algorithms import GRPO
+from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import kl_estimate
-from lit_rlvr.options import AutoLR
-from lit_rlvr.training.adaptive_lr import AdaptiveStep, mean_kl, measured_rows
-from lit_rlvr.training.metrics import staleness_metrics
+from lit_rlvr.options import AutoLR, Optim
+from lit_rlvr.training.adaptive_lr import AdaptiveLR, AdaptiveStep, mean_kl, measured_rows, step_cosine
+from lit_rlvr.training.optimizer import build_optimizer, build_schedule
 from lit_rlvr.training.step import logprobs_in_microbatches
 
-NAMES = {f"train/staleness/{name}" for name in ("mean", "max", "ess")}
+UNVALIDATED = ("--trainer.limit_val_batches", 0, "--trainer.num_sanity_val_steps", 0)
 
 
-def test_staleness_is_logged_from_the_first_old_token_on(tiny_model_folder: Path, tmp_path: Path) -> None:
-    recorder = MixedVersions(iterations=(1,))
-    _, seen = fit(tiny_model_folder, tmp_path, steps=6, engine=Copying(), recorder=recorder, updates_per_rollout=2)
-    first, mixed, fresh = seen.metrics
-    assert not NAMES & first.keys() and mixed.keys() >= NAMES
-    rollout = seen.rollouts[1]
-    assert rollout.advantages is not None
-    ages = [
-        float(age)
-        for i, row in enumerate(recorder.ages[1])
-        for age, used in zip(row, rollout.mask[i], strict=True)
-        if used and rollout.advantages.flatten()[i] != 0
-    ]
-    assert mixed["train/staleness/mean"] == pytest.approx(sum(ages) / len(ages)) and 0 < sum(ages) / len(ages) < 2
-    assert mixed["train/staleness/max"] == 2
-    assert [fresh[f"train/staleness/{name}"] for name in ("mean", "max")] == [0, 0]
-    assert fresh["train/staleness/ess"] == pytest.approx(1, abs=1e-5)
+def rates(
+    steps: list[tuple[float, float]], schedule: Any = "constant", length: int | None = None, warmup: int = 0
+) -> list[float]:
+    """Return the learning rate of each step of a run, and of the one after it.
+
+    Args:
+        steps: divergence and cosine of each.
+    """
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], 1.0)
+    schedule = build_schedule(optimizer, Optim(lr_schedule=schedule, warmup_steps=warmup), length)
+    adaptive, found = AdaptiveLR(0.01, 1.0, (0.1, 10.0)), []
+    for kl, cosine in steps:
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        adaptive.adapt(kl, cosine, optimizer, schedule)
+        schedule.step()
+    return [*found, optimizer.param_groups[0]["lr"]]
 
 
-@pytest.mark.parametrize("mode", ["token_truncate", "token_reject"])
-def test_the_effective_sample_size_is_that_of_the_weights_in_the_loss(
-    tiny_model_folder: Path, tmp_path: Path, mode: Any
-) -> None:
-    recorder = MixedVersions(distance=0.3)
-    module, seen = fit(
-        tiny_model_folder, tmp_path, engine=Copying(), recorder=recorder, importance={"correction": mode}, lr=0.0
+NONE = float("nan")
+
+
+def test_the_rate_follows_the_cosine_of_steps() -> None:
+    assert rates([(1e-3, 0.1), (1e-3, -0.2)]) == pytest.approx([1, math.exp(0.2), math.exp(0.2 - 0.4)])
+    assert rates([(1e-3, NONE), (1e-3, 0.0)]) == [1, 1, 1]
+    assert rates([(NONE, 0.1)]) == [1, 1], "no token was trained on"
+
+
+def test_the_mean_divergence_bounds_the_rate() -> None:
+    assert rates([(0.02, 0.5)]) == pytest.approx([1, 0.5**0.5]), "the largest"
+    assert rates([(1e-4, -0.5)]) == pytest.approx([1, 2**0.5]), "the smallest: a fiftieth"
+    assert rates([(9.0, 0.1), (float("inf"), 0.1)]) == pytest.approx([1, 1 / 1.5, 1 / 2.25]), "not faster down"
+    assert rates([(0.0, 0.0), (1e-9, 0.0)]) == pytest.approx([1, 2, 4]), "not faster up"
+    assert rates([(0.0, 0.0)] * 12)[-1] == 10 and rates([(1.0, 0.0)] * 12)[-1] == 0.1, "not without end"
+    spiky = [(0.001 + 0.2 * (k % 5 == 4), 0.05) for k in range(50)]
+    assert max(rates(spiky)[20:]) < 0.9, "one large divergence counts in full"
+
+
+def test_a_schedule_scales_the_rate_and_is_no_reason_to_change_it() -> None:
+    falling = [(4 - k) / 4 for k in range(4)]
+    assert rates([(0.005 * f**2, 0.0) for f in falling], "linear", 4) == pytest.approx([*falling, 0])
+    assert rates([(0.5, 0.1), (0.005 / 4, 0.0)], warmup=2) == pytest.approx([0, 0.5, 1]), (
+        "a step at rate 0 tells nothing"
     )
-    rollout = seen.rollouts[0]
-    assert rollout.advantages is not None
-    live = [int(i) for i in (rollout.advantages.flatten() != 0).nonzero()]
-    old = module.policy.logprobs(rollout, live)[0].detach()  # a learning rate of 0 left the weights as they were
-    ratios = (old - rollout.rollout_logprobs[live]).exp()[rollout.mask[live]].tolist()
-    weights = [min(w, 2.0) if mode == "token_truncate" else float(0.5 <= w <= 2.0) for w in ratios]
-    size = sum(weights) ** 2 / sum(w * w for w in weights) / len(weights)
-    assert seen.metrics[0]["train/staleness/ess"] == pytest.approx(size, rel=1e-4) and size < 0.95
-    assert seen.metrics[0]["train/effective_sample_size"] < size - 0.01, "that of the ratios without bounds"
-    if mode == "token_reject":
-        assert seen.metrics[0]["train/importance_dropped"] == pytest.approx(1 - size, rel=1e-4)
+    assert rates([(1e-3, 0.0), (1e-3 / 4, 0.1)], "linear", 2)[1] == 0.5 and rates(
+        [(1e-3, 0.0), (1e-3 / 4, 0.1), (0.0, 0.0)], "linear", 4
+    )[2] == pytest.approx(0.5 * math.exp(0.2 * 0.75)), "the cosine counts less in a decaying schedule"
 
 
-def _rank_ages(rank: int) -> None:
-    mask = torch.tensor([[True, True, False], [True, False, False], [True, True, True], [True, True, True]])
-    age = torch.tensor([[4, 2, 9], [0, 9, 9], [9, 9, 9], [8, 0, 0]]) * (1 - rank)
-    rollout = SimpleNamespace(group_size=2, mask=mask, stale_cache=age > 2)
-    prepared: Any = SimpleNamespace(rollout=rollout, age=age, live=[0, 1, 3])
-    found = staleness_metrics(prepared, {0} if rank else {0, 1}, updates=2)
-    wanted = {"train/staleness/mean": (4 + 2 + 8) / 2 / 9, "train/staleness/max": 4}
-    assert found == pytest.approx(wanted | {"train/staleness/stale_cache": 2 / 9})
-    rollout.stale_cache = None
-    assert staleness_metrics(prepared, {0} if rank else {0, 1}, updates=2) == pytest.approx(wanted)
-    prepared.live = [0] if rank else []
-    assert staleness_metrics(prepared, {0}, updates=2) == {"train/staleness/mean": 0, "train/staleness/max": 0}
-    prepared.live = []
-    assert staleness_metrics(prepared, {0}, updates=2) == {}
+def test_the_cosine_is_that_of_the_gradient_and_adamws_step() -> None:
+    torch.manual_seed(0)
+    weights = [nn.Parameter(torch.randn(6)) for _ in range(9)]
+    optimizer = build_optimizer(weights, 0.1, Optim())
+    assert math.isnan(step_cosine(optimizer, False)), "before the first step"
+    gradients, before = [], [w.detach().clone() for w in weights]
+    for _ in range(2):
+        for weight in weights:
+            weight.grad = torch.randn(6)
+        gradients = [weight.grad.clone() for weight in weights]
+        if len(optimizer.state) == 0:
+            optimizer.step()
+            step = torch.cat([b - w.detach() for b, w in zip(before[::4], weights[::4], strict=True)])
+    gradient = torch.cat(gradients[::4])
+    assert step_cosine(optimizer, False) == pytest.approx(
+        float(gradient @ step / gradient.norm() / step.norm()), abs=1e-4
+    )
+    assert math.isnan(step_cosine(torch.optim.SGD(weights, 0.1), False)), "an optimizer without moments"
 
 
-def test_staleness_is_that_of_all_ranks(tmp_path: Path) -> None:
-    in_two_ranks(tmp_path, _rank_ages)
+@pytest.mark.slow
+def test_a_run_with_an_adapted_rate_goes_on_exactly(run_folder: Path, lit_rlvr: CLI) -> None:
+    auto = ("--model.init_args.lr", "auto", "--trainer.max_steps")
+    fit_command(lit_rlvr, *auto, 6, *to("whole"))
+    fit_command(lit_rlvr, *auto, 3, *to("parts"))
+    fit_command(lit_rlvr, *auto, 6, *to("parts"), "--ckpt_path", "last")
+    assert_same_run(run_folder / "parts", run_folder / "whole", resumed=3)
+    found = [float(row["train/lr"]) for row in metrics(run_folder / "whole")[1:]]
+    assert found[0] == pytest.approx(1e-3 / 64) and len(set(found)) > 3
+
+
+@pytest.mark.parametrize(
+    ("lr", "said"),
+    [
+        ("fast", "model.lr: give a number, or 'auto', not fast"),
+        ("{strat: 1e-5}", "did you mean 'start'"),
+        ("{max_kl: 0}", "model.lr.max_kl: 0.0 must lie in (0, inf)"),
+    ],
+)
+def test_what_is_no_rate_is_one_line(run_folder: Path, lit_rlvr: CLI, lr: str, said: str) -> None:
+    fit_command(lit_rlvr, "--model.init_args.lr", lr, *to("run"), status=2, says=said)
+
+
+def test_only_adamw_has_a_known_start() -> None:
+    with pytest.raises(UserError, match=r"model\.lr: auto knows where AdamW starts, not model\.optim\.optimizer"):
+        GRPO(optim={"optimizer": torch.optim.SGD}, lr="auto")
+    assert GRPO(optim={"optimizer": torch.optim.SGD}, lr=AutoLR(start=0.1)).lr == AutoLR(start=0.1)
 
 
 @pytest.mark.first_case_fast
