@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import make_rollout
 from tiny_fit import fit
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from lit_rlvr.advantages import AGRAE, GroupBatch, GRPOAdvantage, HardFocused
 from lit_rlvr.algorithms import AAPO, GRPO, GSPO, FunctionLoss
 from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import LossInputs, Stats, StepTokens, masked_sum
+from lit_rlvr.training.groups import gather_groups
 
 # ---- loss -----------------------------------------------------------------------------------------------------
 
@@ -119,3 +121,10 @@ def test_an_estimator_that_does_not_fit_is_refused() -> None:
 
     with pytest.raises(UserError, match=r"model.advantage: .*OfTokens.* gives each token .* GSPO weighs whole seq"):
         GSPO(advantage=OfTokens()).estimate(replace(GROUP, mask=torch.ones(6, 4, dtype=torch.bool)))
+
+
+def test_costs_count_in_the_mean_that_stands_for_a_missing_reward() -> None:
+    rollout = make_rollout([[1]], [[[5], [6], [7]]], [[1.0, 0.0, 0.5]])
+    rollout.statuses = [["ok", "ok", "error"]]
+    group = gather_groups(rollout, torch.tensor([[0.9, -0.3, 0.5]]), GRPOAdvantage())
+    torch.testing.assert_close(group.rewards, torch.tensor([[0.9, -0.3, 0.3]]))
