@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule
 
+from lit_rlvr.common.init_arguments import init_arguments, snake_case, with_class_defaults
 from lit_rlvr.common.seeds import run_seed
-from lit_rlvr.common.settings import init_arguments, snake_case, with_class_defaults
 from lit_rlvr.datamodules.reading.assistant_turns import Part, TrainedTurns, split_turns
 from lit_rlvr.datamodules.reading.cells import BadRow, as_answers, as_object, as_reward_weights, parse_text
 from lit_rlvr.datamodules.reading.chat import Chat, break_up, special_tokens

@@ -139,8 +139,8 @@ class ComparingUpdater(Updater):
         self._previous: torch.Tensor | None = None
         self._measured: dict[str, float] = {}
 
-    def prepare(self, prepared: PreparedRollout, minibatches: list[list[int]]) -> None:
-        super().prepare(prepared, minibatches)
+    def add_fixed_logprobs(self, prepared: PreparedRollout, minibatches: list[list[int]]) -> None:
+        super().add_fixed_logprobs(prepared, minibatches)
         self._previous = None
         rollout = prepared.rollout
         group = GroupBatch(rollout.rewards, rollout.correct, rollout.reference_rewards, rollout.lengths)

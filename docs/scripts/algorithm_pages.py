@@ -22,7 +22,7 @@ from docstring_parser import parse
 from options_page import options
 
 from lit_rlvr import advantages, algorithms
-from lit_rlvr.common.settings import class_default
+from lit_rlvr.common.init_arguments import class_default
 from lit_rlvr.conformance.published import RECORDS, AlgorithmRecord
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "research"))

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_rlvr.common.settings import init_arguments
+from lit_rlvr.common.init_arguments import init_arguments
 from lit_rlvr.distributed.collectives import gather_objects, rank, world_size
 from lit_rlvr.engines.base import EngineContext, OnGroupStarted, RolloutEngine
 from lit_rlvr.engines.client import (

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from lit_rlvr.common.init_arguments import dotted_path_of
 from lit_rlvr.common.packages import import_path
-from lit_rlvr.common.settings import dotted_path_of
 from lit_rlvr.environments.base import Environment, Observation, Opening
 from lit_rlvr.errors import UserError, first_line, with_user_line
 from lit_rlvr.rewards.forms import accepted_arguments

@@ -11,7 +11,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from lit_rlvr.common.settings import dotted_path_of, init_arguments, snake_case
+from lit_rlvr.common.init_arguments import dotted_path_of, init_arguments, snake_case
 from lit_rlvr.errors import ChecksArguments, UserError, check_calls_super, first_line, first_line_of, log, user_line
 from lit_rlvr.types import Completion, Pair, Prompt, RewardResult, Sample
 from lit_rlvr.workers.pool import Waiting, shared_pool

@@ -12,8 +12,8 @@ from functools import lru_cache, partial
 from types import SimpleNamespace
 from typing import Any
 
+from lit_rlvr.common.init_arguments import dotted_path_of
 from lit_rlvr.common.packages import import_path
-from lit_rlvr.common.settings import dotted_path_of
 from lit_rlvr.errors import UserError, defined_at, did_you_mean, log, refuse_all, type_text
 from lit_rlvr.rewards.base import Reward, as_result, check_rewards
 from lit_rlvr.rewards.format import TAG

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from lit_rlvr.common.settings import init_arguments, with_class_defaults
+from lit_rlvr.common.init_arguments import init_arguments, with_class_defaults
 from lit_rlvr.engines import resolve_engine
 from lit_rlvr.engines.base import RolloutEngine
 from lit_rlvr.engines.synced import Safeguards, SyncedEngine

@@ -17,8 +17,8 @@ from typing import Any, Literal
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 
+from lit_rlvr.common.init_arguments import dotted_path_of
 from lit_rlvr.common.run_files import COLLAPSE, EARLY_STOP, VALIDATION
-from lit_rlvr.common.settings import dotted_path_of
 from lit_rlvr.errors import ChecksArguments, log
 from lit_rlvr.run.falls import paired_certainty
 from lit_rlvr.run.health import (

@@ -13,8 +13,8 @@ from lightning.pytorch import Callback
 from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.loggers import Logger
 
+from lit_rlvr.common.init_arguments import arguments_of, settings_of
 from lit_rlvr.common.seeds import run_seed
-from lit_rlvr.common.settings import arguments_of, settings_of
 from lit_rlvr.datamodules import PromptDataModule
 from lit_rlvr.datamodules.reading.readers import GivenRows
 from lit_rlvr.distributed.checkpoints import CheckpointFiles

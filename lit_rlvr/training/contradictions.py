@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from lit_rlvr.common.settings import class_default
+from lit_rlvr.common.init_arguments import class_default
 from lit_rlvr.training.terms import NEEDS
 
 RESERVED = ("loss", "tokens", "entropy")

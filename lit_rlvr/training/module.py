@@ -2,7 +2,7 @@
 
 From the parsed command to an optimizer step, in the order of the calls, and where to find each part. Each line is a
 call; what it calls in turn is in its file. For each batch, Lightning calls `RolloutCallback.on_train_batch_start`,
-which calls `collect`, and then `training_step`.
+which calls `collect`, and then `training_step`. The constructor of `RLVRCLI`, a LightningCLI, calls `Trainer.fit`.
 
     main                              cli/main.py                 the command that was typed
     RLVRCLI                           cli/lightning_cli.py        settings -> model, data, rollout, trainer
@@ -25,7 +25,7 @@ which calls `collect`, and then `training_step`.
         gather_groups                 training/groups.py          the groups of all ranks
         LossModule.estimate           training/loss.py            calls `observe`, then the estimator (advantages/)
       RLVRModule.split_groups         training/module.py          minibatches of whole groups
-      Updater.prepare                 training/update.py          log-probabilities that stay fixed during the updates
+      Updater.add_fixed_logprobs      training/update.py          log-probabilities that stay fixed during the updates
       Updater.step                    training/update.py          forward, loss, backward; reduce and clip; step or skip
         plan_step                     training/step.py            normalisers over all ranks, micro-batches
         Policy.forward_rows           policy/policy.py            forward: log-probabilities of a micro-batch
@@ -52,7 +52,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lit_rlvr.advantages import Advantage
 from lit_rlvr.advantages.base import is_mixed
-from lit_rlvr.common.settings import init_arguments, with_class_defaults
+from lit_rlvr.common.init_arguments import init_arguments, with_class_defaults
 from lit_rlvr.common.terminal import progress
 from lit_rlvr.distributed.collectives import rank, to_device
 from lit_rlvr.errors import MAX_SIZE, ChecksArguments, check_within, refuse_all
@@ -123,6 +123,7 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
     demonstrates: ClassVar[bool] = False
     target: str | None = None
     target_empty_thoughts: Literal["mask", "train"] = "mask"
+    selection: GroupSelection = GroupSelection()
 
     def __init__(
         self,
@@ -164,7 +165,8 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
         self.most_tokens = 0  # that the run trains on, set by `RolloutCallback.setup`; 0 = unknown
         self.replays_routes = False  # `rollout.replay_routes`, set by `RolloutCallback.setup`
         self.iteration = 0  # rollouts trained on so far
-        self.selection = GroupSelection(self.advantage.min_valid_fraction or 0.0)
+        if self.advantage.min_valid_fraction is not None and not self.selection.min_mixed_fraction:
+            self.selection = replace(self.selection, min_mixed_fraction=self.advantage.min_valid_fraction)
         self.reference_completions = self.advantage.reference_completions
         self.reference = Reference(update_every=kl.reference_update_every)
         refuse_all(contradictions(self))
@@ -271,7 +273,7 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
             old_logp=initial.logp,
             entropy=initial.entropy,
         )
-        self.updater.prepare(prepared, minibatches)
+        self.updater.add_fixed_logprobs(prepared, minibatches)
         groups = {p for minibatch in minibatches for p in minibatch}
         was_stale = "train/staleness/max" in self._logged
         metrics = [staleness_metrics(prepared, groups, len(minibatches), log_zero=was_stale)]
@@ -343,6 +345,6 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
         A part is the same set of groups on any number of ranks. Each rank has an equal share of it, unless dynamic
         sampling dropped some of its groups.
         """
-        parts = self.updates_per_rollout
+        count = self.updates_per_rollout
         numbers = {p: p for p in range(len(rollout.prompts))} if rollout.kept is None else rollout.kept
-        return [[p for p, number in numbers.items() if number % parts == k] for k in range(parts)]
+        return [[p for p, number in numbers.items() if number % count == k] for k in range(count)]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lit_rlvr.advantages import Advantage
-from lit_rlvr.common.settings import dotted_path_of
+from lit_rlvr.common.init_arguments import dotted_path_of
 from lit_rlvr.distributed.checkpoints import check_identity, run_identity
 from lit_rlvr.policy.adapters import is_saved
 from lit_rlvr.training.adaptive_lr import AdaptiveLR

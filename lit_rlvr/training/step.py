@@ -76,10 +76,10 @@ class PreparedRollout:
         """Whether the weights are still those of the iteration's beginning."""
         return self.steps_taken == 0
 
-    def old_logprobs(self, rows: list[int], index: Tensor, logp: Tensor, rollout_logp: Tensor) -> Tensor:
+    def keep_old_logprobs(self, rows: list[int], index: Tensor, logp: Tensor, rollout_logp: Tensor) -> Tensor:
         """Return the log-probabilities (rows, T) of some rows under the policy at the beginning of the iteration.
 
-        In the first step they are the current ones, which are kept for later steps on the same rows.
+        In the first step they are the current ones, which it keeps for later steps on the same rows.
 
         Args:
             rows: the rows.
@@ -140,7 +140,7 @@ def loss_inputs(plan: StepPlan, k: int, output: PolicyOutput) -> tuple[LossInput
     is_counted = float(k < plan.num_counted)
     index = index_tensor(rows, plan.mask.device)
     mask, rollout_logp = plan.mask[index], plan.rollout_logp[index]
-    old = prepared.old_logprobs(rows, index, logp.detach(), rollout_logp)
+    old = prepared.keep_old_logprobs(rows, index, logp.detach(), rollout_logp)
     if prepared.rollout.is_demonstration:
         rollout_logp = old
     advantages = prepared.advantages[index]

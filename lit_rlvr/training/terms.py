@@ -12,8 +12,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lit_rlvr.common.init_arguments import init_arguments
 from lit_rlvr.common.returned import inputs_stay
-from lit_rlvr.common.settings import init_arguments
 from lit_rlvr.errors import ChecksArguments, UserError, defined_at
 from lit_rlvr.objectives import KLEstimator, LossInputs, kl_estimate, ratio
 from lit_rlvr.policy.policy import Policy

@@ -102,7 +102,7 @@ class Updater:
             initial.teacher_logp = self.teachers.logprobs(rollout, rows, lambda *given: self.logprobs(*given)[0])
         return initial
 
-    def prepare(self, prepared: PreparedRollout, minibatches: list[list[int]]) -> None:
+    def add_fixed_logprobs(self, prepared: PreparedRollout, minibatches: list[list[int]]) -> None:
         """Add the log-probabilities that stay fixed during a rollout's updates, and choose what its trace records.
 
         The first minibatch runs on the rollout's weights, so its old log-probabilities are its current ones.

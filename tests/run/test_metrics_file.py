@@ -18,7 +18,7 @@ from lit_rlvr import algorithms
 from lit_rlvr.common.run_files import read_metrics
 from lit_rlvr.errors import UserError
 from lit_rlvr.run.loggers import MetricsFile
-from lit_rlvr.run.metrics import METRICS, find_metric
+from lit_rlvr.run.metric_table import METRICS, find_metric
 
 
 def read(path: Path) -> list[dict[str, str]]:

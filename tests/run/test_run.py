@@ -16,7 +16,7 @@ from tiny_environments import Increment
 from torch.utils.data import DataLoader
 
 from lit_rlvr import GRPO, Arithmetic, PromptDataModule, RolloutCallback, Sampling, TextMath, Trainer
-from lit_rlvr.common.settings import settings_of
+from lit_rlvr.common.init_arguments import settings_of
 from lit_rlvr.environments.tools import WrappedTools
 from lit_rlvr.errors import UserError
 from lit_rlvr.options import Lora

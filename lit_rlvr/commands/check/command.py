@@ -15,8 +15,8 @@ from lit_rlvr.commands.check.losses import Finding, check_advantage, check_algor
 from lit_rlvr.commands.check.parity import build_object
 from lit_rlvr.commands.check.printed_reward import print_checkup, print_stages
 from lit_rlvr.commands.check.sets import read_set
+from lit_rlvr.common.init_arguments import dotted_path_of
 from lit_rlvr.common.packages import import_path
-from lit_rlvr.common.settings import dotted_path_of
 from lit_rlvr.common.terminal import Terminal, show_result
 from lit_rlvr.configs import Parser, find_config, load_config
 from lit_rlvr.conformance.published import LOSSES
