@@ -238,8 +238,7 @@ def test_grpo_lead_prefers_the_shorter_correct_answer_and_weighs_by_difficulty()
     hard = GRPOLeadAdvantage()(
         GroupBatch(c * 0 + torch.tensor([1.0, 0, 0, 0]), c * 0 + torch.tensor([1.0, 0, 0, 0]), None, group.lengths)
     )
-    ratio = 0.4 + 1.1 / (1 + math.exp(10 * (0.25 - 0.75)))
-    assert float(hard[0, 0]) == pytest.approx(math.sqrt(3) * ratio, rel=1e-5)
+    assert float(hard[0, 0]) == pytest.approx(math.sqrt(3) * (0.4 + 1.1 / (1 + math.exp(10 * (0.25 - 0.75)))), rel=1e-5)
 
 
 # ---- names, nesting, state -------------------------------------------------------------------------------------

@@ -394,8 +394,7 @@ def test_equal_values_at_a_threshold_are_chosen_as_by_the_slow_loops(name: str, 
 
 def inputs_of(module: RLVRModule, case: Case) -> LossInputs:
     batch = read_batch(case.arrays)
-    logp = batch.logp.clone().requires_grad_(True)
-    return frozen_inputs(batch, module, logp, module.estimate(batch.group)[0])
+    return frozen_inputs(batch, module, batch.logp.clone().requires_grad_(True), module.estimate(batch.group)[0])
 
 
 def part(x: LossInputs, rows: torch.Tensor) -> LossInputs:
@@ -454,8 +453,7 @@ def test_the_importance_weight_is_on_the_objective_alone(cls: type[RLVRModule]) 
     objective = module.objective(x)[0].item()
     rest = module.loss(x)[0].item() - objective
     d = torch.where(x.mask, x.ref_logp - x.logp.detach(), 0.0)
-    regular = 0.1 * (d.exp() - d - 1) - 0.2 * x.entropy
-    assert rest == pytest.approx(float((regular * x.plain_weight).sum()))
+    assert rest == pytest.approx(float(((0.1 * (d.exp() - d - 1) - 0.2 * x.entropy) * x.plain_weight).sum()))
     x.token_weight, x.row_weight = 3 * x.token_weight, 3 * x.row_weight
     assert module.loss(x)[0].item() == pytest.approx(3 * objective + rest)
 

@@ -296,8 +296,7 @@ def test_null_switches_off_a_group_that_an_earlier_config_sets(fit: ConfigCheck,
 
 def test_a_class_may_take_null_where_its_base_does_not(fit: ConfigCheck) -> None:
     reward = {"class_path": "FunctionReward", "init_args": {"path": "own_parts.half", "isolate": {"cpu_seconds": 5}}}
-    built = fit.check(RIGHT | {"rollout": {"rewards": [reward]}})
-    assert built.rollout.rewards[0].isolation.cpu_seconds == 5
+    assert fit.check(RIGHT | {"rollout": {"rewards": [reward]}}).rollout.rewards[0].isolation.cpu_seconds == 5
     wrong = {"class_path": "FunctionReward", "init_args": {"path": "own_parts.half", "weight": None}}
     with pytest.raises(UserError, match=r"rollout\.rewards\.0\.init_args\.weight: null is not allowed"):
         fit.check(RIGHT | {"rollout": {"rewards": [wrong]}})

@@ -138,8 +138,7 @@ class Regularised(RLVRModule):
     has_ratio = False
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
-        loss = masked_sum(x.logp.square() - x.logp * x.advantages, x.token_weight, x.mask)
-        return loss, {}
+        return masked_sum(x.logp.square() - x.logp * x.advantages, x.token_weight, x.mask), {}
 
 
 class OnlyWrong(RLVRModule):

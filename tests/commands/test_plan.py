@@ -203,8 +203,7 @@ def test_automatic_micro_batches_fill_the_memory_up_to_an_optimizer_step() -> No
         ) and full.budget % FEWEST_TOKENS == 0
         budgets.append(full.budget)
     assert budgets == sorted(set(budgets)) and len(budgets) == 3
-    nothing = small.plan(Strategy(False, True), GPUs(8, 8), small.budget)
-    assert small.with_most_tokens(nothing).budget == FEWEST_TOKENS
+    assert small.with_most_tokens(small.plan(Strategy(False, True), GPUs(8, 8), small.budget)).budget == FEWEST_TOKENS
     huge = small.plan(Strategy(False, True), GPUs(8, 1e6), small.budget)
     assert small.with_most_tokens(huge, 3000).budget == 3000
     step = 128 // 8 * (1024 + 8 * 3071)  # the groups of a rank, each prompt once
@@ -288,8 +287,7 @@ def test_a_plan_has_room_for_sixteen_sequences_or_does_not_fit() -> None:
     token = 2 * 64 * 8 * 128 * 2  # bytes of keys and values, in all layers
     weights = 2 * long.whole.parameters + 2 * GIB
     assert plan.sequences == int((plan.terms["vLLM"] - weights) / token / (8192 + 1024 / 8)) and not plan.fits
-    short = job("Qwen2.5-7B").proposal(eight)
-    assert short.sequences >= 16
+    assert job("Qwen2.5-7B").proposal(eight).sequences >= 16
     assert job("Qwen2.5-7B", share=0.0).plans(eight)[0].sequences is None, "servers generate"
 
 

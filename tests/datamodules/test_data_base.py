@@ -231,8 +231,7 @@ def test_rows_with_special_tokens_are_counted_and_named(ready, jsonl, caplog, do
         with pytest.raises(UserError, match=f"^{found}. Remove them, or choose `data.chat.special_tokens: break`$"):
             ready(data=mixed, chat=Chat(special_tokens=does))
         return
-    last = ready(data=mixed, chat=Chat(special_tokens=does)).prompts["train"][-1].token_ids
-    assert (1 in last) == (does == "keep")
+    assert (1 in ready(data=mixed, chat=Chat(special_tokens=does)).prompts["train"][-1].token_ids) == (does == "keep")
     said = {"break": "are broken up with a zero-width space", "keep": "stay control tokens"}[does]
     assert re.fullmatch(rf"{found} {said} \(data.chat.special_tokens: {does}\)", caplog.messages[0])
     assert not any("special" in message for message in caplog.messages[1:])

@@ -42,8 +42,7 @@ def test_files_are_sets_with_distinct_ids_and_weights(jsonl: Write, chat_tokeniz
     assert together.datasets == ["a", "b"] and len({p.sample.id for p in together.stream.prompts}) == 40
     assert Counter(sample.dataset for sample in taken(together, 40)) == {"a": 30, "b": 10}
     weighted = built(TextMath(train={a: 1, b: 3}), chat_tokenizer)
-    drawn = Counter(sample.dataset for sample in taken(weighted, 4000))
-    assert abs(drawn["b"] / 4000 - 0.75) < 0.02
+    assert abs(Counter(sample.dataset for sample in taken(weighted, 4000))["b"] / 4000 - 0.75) < 0.02
     own = [sample.id for sample in taken(weighted, 400) if sample.dataset == "b"]
     assert all(sorted(own[k : k + 10]) == sorted(own[:10]) for k in range(0, 250, 10)), "each epoch has all its rows"
 

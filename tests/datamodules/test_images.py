@@ -68,10 +68,8 @@ def test_what_is_transparent_is_white() -> None:
     ink = Image.new("RGBA", (2, 1), (0, 0, 0, 0))
     ink.putpixel((1, 0), (255, 0, 0, 255))
     assert [decode(encoded(ink)).getpixel((x, 0)) for x in (0, 1)] == [WHITE, RED]
-    grey = Image.new("LA", (1, 1), (0, 0))
-    assert decode(grey).getpixel((0, 0)) == WHITE
-    gif = Image.new("P", (1, 1), 0)
-    assert decode(encoded(gif, "GIF", transparency=0)).getpixel((0, 0)) == WHITE
+    assert decode(Image.new("LA", (1, 1), (0, 0))).getpixel((0, 0)) == WHITE
+    assert decode(encoded(Image.new("P", (1, 1), 0), "GIF", transparency=0)).getpixel((0, 0)) == WHITE
 
 
 @pytest.mark.parametrize("kind", [np.uint16, np.int32, np.float32])
@@ -307,8 +305,7 @@ def test_without_placeholders_images_come_before_the_question() -> None:
     turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
     made = as_parts([*turns, {"role": "user", "content": "which?"}], ["a", "b"])
     assert [m["content"] for m in made] == [[text("hi")], [text("ho")], [IMAGE, IMAGE, text("which?")]]
-    parts = [{"role": "user", "content": [text("see"), IMAGE]}]
-    assert as_parts(parts, ["a"])[0]["content"] == [text("see"), IMAGE]
+    assert as_parts([{"role": "user", "content": [text("see"), IMAGE]}], ["a"])[0]["content"] == [text("see"), IMAGE]
 
 
 @pytest.mark.parametrize("words", ["<img>a.png</img>", "See <img> https://a.b/c </img>, then <image>"])

@@ -95,8 +95,7 @@ def test_the_options_of_a_conversation_follow_the_last_question(jsonl: Any) -> N
     chat = [{"role": role, "content": text} for role, text in turns]
     (sample,) = MultipleChoice(train=jsonl([MMLU | {"question": chat}])).load("train")
     options = "\n".join(f"{letter}) {text}" for letter, text in zip("ABCD", MMLU["choices"], strict=True))
-    asked = {"role": "user", "content": f"Which {{prompt}}?\n{options}"}
-    assert sample.prompt == [*chat[:2], asked]
+    assert sample.prompt == [*chat[:2], {"role": "user", "content": f"Which {{prompt}}?\n{options}"}]
 
 
 @pytest.mark.parametrize(

@@ -76,8 +76,7 @@ def test_prompts_are_text_or_messages():
 def test_columns_are_mapped_nested_ones_too():
     row = {"q": "1+1?", "meta": {"gold": 2.0, "topic": "sums"}, "images": ["a.png"], "id": 5}
     columns = {"prompt": "q", "answer": "meta.gold", "category": "meta.topic"}
-    mapped = map_columns(row, columns, "fallback", "f:1")
-    assert mapped == Sample("5", "1+1?", "2", ("a.png",), row, "sums", "f:1")
+    assert map_columns(row, columns, "fallback", "f:1") == Sample("5", "1+1?", "2", ("a.png",), row, "sums", "f:1")
     assert map_columns({"prompt": "q", "answer": "a"}, {}, "set:1", "f:1").id == "set:1"
     assert lookup({"a.b": 1, "a": {"b": 2}}, "a.b") == 1
     with pytest.raises(BadRow, match=r"no column 'question'; the columns are q, a"):

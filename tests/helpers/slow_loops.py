@@ -510,8 +510,7 @@ def slow_chance(case: Case, where: tuple[int, int]) -> float:
 
 def highest(values: dict[tuple[int, int], mpf], count: int, case: Case) -> set[tuple[int, int]]:
     """The `count` tokens of the largest values, at least one; of equal ones those of the largest chance."""
-    ranked = sorted(values, key=lambda where: (-values[where], -slow_chance(case, where)))
-    return set(ranked[: max(1, count)])
+    return set(sorted(values, key=lambda where: (-values[where], -slow_chance(case, where)))[: max(1, count)])
 
 
 def clip_cov_terms(

@@ -158,8 +158,7 @@ def make_rollout(
 
 def random_ids(count: int, seed: int) -> list[int]:
     """Token ids without special tokens."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(len(SPECIALS), VOCAB, (count,), generator=generator).tolist()
+    return torch.randint(len(SPECIALS), VOCAB, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 def plain_logprobs(

@@ -78,10 +78,8 @@ def test_positions_of_three_dimensions_go_on_behind_the_largest(shared: bool) ->
     position_ids = torch.tensor([[0, 1, 1, 2], [0, 1, 2, 3], [0, 5, 1, 2]])
     rows = build_rows([Group([1, 2, 3, 4], [[5, 6, 7], [8, 9]], position_ids)], shared, CPU)
     assert rows.position_ids.shape == (3, *rows.input_ids.shape)
-    first = rows.position_ids[:, 0, :6]
-    assert first.tolist() == [[0, 1, 1, 2, 6, 7], [0, 1, 2, 3, 6, 7], [0, 5, 1, 2, 6, 7]]
-    second = rows.position_ids[:, 0, 6:] if shared else rows.position_ids[:, 1, 4:5]
-    assert second.tolist() == [[6], [6], [6]]
+    assert rows.position_ids[:, 0, :6].tolist() == [[0, 1, 1, 2, 6, 7], [0, 1, 2, 3, 6, 7], [0, 5, 1, 2, 6, 7]]
+    assert (rows.position_ids[:, 0, 6:] if shared else rows.position_ids[:, 1, 4:5]).tolist() == [[6], [6], [6]]
 
 
 @pytest.mark.parametrize(("shared", "ids"), [(True, [[5, 6, 8]]), (False, [[5, 0]] * 3 + [[6, 0], [6, 8], [6, 0]])])

@@ -259,8 +259,7 @@ def test_what_cannot_replay_is_refused_in_one_line(tmp_path: Path) -> None:
         engine=VLLMServerEngine(["http://localhost:1"], FileTransfer(tmp_path)), replay_routes=True
     )
     assert "engine vllmserver does not return the experts" in refused(server, experts, "cuda")
-    own = Teacher(prompt=Demonstration("answer"))
-    assert "a policy that is its own teacher" in refused(ours, experts, teacher=own)
+    assert "a policy that is its own teacher" in refused(ours, experts, teacher=Teacher(prompt=Demonstration("answer")))
     with pytest.raises(UserError, match="LlamaForCausalLM has no routers of a known form"):
         Policy(tiny_llama(), ENDS).replay_routes()
     with pytest.raises(UserError, match="experts are known for 0 of 3 inputs of a completion of p0"):

@@ -250,8 +250,7 @@ def test_a_tolerance_is_for_numbers_with_a_fraction(
 
 def test_all_tests_must_pass() -> None:
     assert judge(ADD) == RewardResult(1.0, True, "ok", "3 tests passed")
-    lucky = judge("print(3)")
-    assert lucky == RewardResult(0.0, False, "ok", "test 2 of 3: '3' is not '5'")
+    assert judge("print(3)") == RewardResult(0.0, False, "ok", "test 2 of 3: '3' is not '5'")
 
 
 @pytest.mark.parametrize(

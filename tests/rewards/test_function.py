@@ -253,8 +253,7 @@ def test_messages_are_for_data_of_messages_and_for_functions_that_say_so(foreign
     assert completions == [[{"role": "assistant", "content": "look"}, {"role": "tool", "content": "it is 3"},
                             {"role": "assistant", "content": "3"}]]  # fmt: skip
     boxed = [(Completion(rf"\boxed{{{text}}}", (1, 2), "stop"), sample) for sample in ROWS for text in ("3", "x")]
-    found = [r.value for r in FunctionReward("trl.rewards.accuracy_reward").score(boxed)]
-    assert found == [1.0, 0.0, 0.0, 0.0]
+    assert [r.value for r in FunctionReward("trl.rewards.accuracy_reward").score(boxed)] == [1.0, 0.0, 0.0, 0.0]
     unreadable = [(Completion(r"\boxed{3}", (1,), "stop"), Sample("d", CHAT, "no answer here"))]
     for function in ("accuracy_reward", "get_cosine_scaled_reward"):
         options = {"max_len": 10} if function.startswith("get") else None

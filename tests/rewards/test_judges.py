@@ -99,8 +99,7 @@ def test_comparisons_are_within_the_group_and_in_both_orders() -> None:
         scores = score_rollout([PairwiseJudge(stub.server())], groups, [SAMPLE, SAMPLE])
         assert stub.calls == 2 * 3 + 2 * 3, "equal questions are asked once, and equal texts never"
         assert PairwiseJudge(stub.server()).score(paired("alone"))[0].status == "unjudged"
-    wanted = torch.tensor([[1, 1 / 3, 1 / 3, 1 / 3], [0, 0.5, 0.5, 1]])
-    assert torch.allclose(scores.parts["pairwise_judge"], wanted)
+    assert torch.allclose(scores.parts["pairwise_judge"], torch.tensor([[1, 1 / 3, 1 / 3, 1 / 3], [0, 0.5, 0.5, 1]]))
     with StubJudge(lambda text, fields: {"better": "A"}) as stub:
         scores = score_rollout([PairwiseJudge(stub.server())], groups[:1], [SAMPLE])
     assert scores.parts["pairwise_judge"].tolist() == [[0.5] * 4], "a liking for the first place evens out"
@@ -230,8 +229,7 @@ def test_answers_are_kept_and_the_budget_ends_the_run(tmp_path: Path) -> None:
         assert stub.calls == 4 and resumed.metrics["pointwise_judge/cached"] == [1.0, 1.0, 0.0]
         spent = resumed.client.answers.spent()
         assert spent[0] == 4 and spent[2] == 4 * 7
-        logged = logged_metrics([resumed])
-        assert logged["reward/pointwise_judge/cost"] == spent[1] + 2 * spent[2]
+        assert logged_metrics([resumed])["reward/pointwise_judge/cost"] == spent[1] + 2 * spent[2]
         poor = PointwiseJudge(server={**server, "max_calls": None, "max_total_tokens": 5})
         with pytest.raises(UserError, match=r"max_total_tokens: the budget is used up"):
             poor.score(paired("four"))

@@ -131,8 +131,7 @@ def test_right_answers() -> None:
 
 def test_wrong_answers() -> None:
     results = judge([text for text, _, _ in WRONG], [gold for _, gold, _ in WRONG])
-    said = [(text, gold, result.status) for (text, gold, _), result in zip(WRONG, results, strict=True)]
-    assert said == WRONG
+    assert [(text, gold, result.status) for (text, gold, _), result in zip(WRONG, results, strict=True)] == WRONG
     assert {(r.value, r.correct) for r in results} == {(0.0, False)}
 
 

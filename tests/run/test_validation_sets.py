@@ -95,8 +95,7 @@ def test_the_best_checkpoint_stays(run_folder: Path, lit_rlvr: CLI, tiny_model_f
     found = checkpoint_step(run_folder / "run/checkpoints/best.ckpt")
     assert values[found] == max(values.values()) and found == min(s for s, v in values.items() if v == values[found])
     assert [checkpoint_step(path) for path in list_checkpoints(run_folder / "run")] == [6]
-    folder = run_folder / "exported"
-    assert lit_rlvr("export", run_folder / "run/checkpoints/best.ckpt", "--to", folder).status == 0
+    assert lit_rlvr("export", run_folder / "run/checkpoints/best.ckpt", "--to", (run_folder / "exported")).status == 0
 
 
 def test_two_sets_of_one_name_are_refused(run_folder: Path, lit_rlvr: CLI, tiny_model_folder: Path) -> None:

@@ -23,8 +23,7 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_hit(n: int) -> None:
     for k in range(1, n + 1):
         for c in range(n + 1):
             row = [1.0] * c + [0.0] * (n - c)
-            found = float(pass_at_k(torch.tensor([row]), k))
-            assert found == pytest.approx(brute_force(row, k), abs=1e-12), (n, c, k)
+            assert float(pass_at_k(torch.tensor([row]), k)) == pytest.approx(brute_force(row, k), abs=1e-12), (n, c, k)
 
 
 def test_pass_at_k_does_not_overflow() -> None:

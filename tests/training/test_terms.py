@@ -44,9 +44,7 @@ def test_a_term_of_ones_own_is_computed_as_ours(tiny_model_folder: Path, tmp_pat
         last, expected = seen.weights[-1], built_in.weights[-1]
         assert all(torch.equal(last[name], expected[name]) for name in expected), ours
         assert not all(torch.equal(last[name], plain[name]) for name in last), ours
-        untimed = [
-            [{k: v for k, v in row.items() if "train/" in k} for row in run.metrics] for run in (seen, built_in)
-        ]
+        untimed = [[{k: v for k, v in row.items() if "train/" in k} for row in run.metrics] for run in (seen, built_in)]
         assert untimed[0] == untimed[1], ours
 
 

@@ -138,8 +138,7 @@ def test_values_come_from_suites_training_and_the_start() -> None:
     found = results({"grpo": [0.30, 0.31], "same": [0.40, 0.42]})
     assert claim("same").pairs(found) == [(0.40, 0.30), (0.42, 0.31)]
     assert claim("same", suite="b").pairs(found) == [(0.80, 0.60), (0.84, 0.62)]
-    average = claim("same", suite="Avg.", suites=["a", "b"])
-    assert average.pairs(found)[0] == pytest.approx((0.60, 0.45))
+    assert claim("same", suite="Avg.", suites=["a", "b"]).pairs(found)[0] == pytest.approx((0.60, 0.45))
     assert claim(BEFORE).pairs(found) == [(0.25, 0.30), (0.25, 0.31)]
     assert claim("same", BEFORE, suite="Avg.", suites=["a", "b"]).pairs(found)[0] == pytest.approx((0.60, 0.30))
     assert claim("same", 0.5, suite=None, metric="rollout/reward").pairs(found) == [(0.40, 0.5), (0.42, 0.5)]

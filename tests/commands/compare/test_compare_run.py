@@ -76,8 +76,7 @@ def test_a_study_from_beginning_to_end(run_folder: Path, lit_rlvr: CLI, forks: N
     accuracies = {"1": summary(out / "runs/sums/aapo/seed-1")["accuracy_after"]}
     assert found["aapo"]["values"] == pytest.approx(accuracies) and found["wrong"]["values"] == {}
     page = (out / "results.md").read_text()
-    shown = (out / "report.html").read_text()
-    assert "wrong on sums, seed 1: failed" in shown and "report.html" in first.err
+    assert "wrong on sums, seed 1: failed" in (out / "report.html").read_text() and "report.html" in first.err
     assert "| sums, wrong, seed 1 |" in page and "cannot reach 0.05" in page
     pictures = sorted(path.stem for path in (out / "figures/sums").glob("*.png"))
     assert {*pictures} == {

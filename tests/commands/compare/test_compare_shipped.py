@@ -181,8 +181,7 @@ DECIDING = {
 @pytest.mark.parametrize("name", STUDIES)
 def test_a_study_varies_what_its_paper_varies(name: str) -> None:
     study: Study = STUDIES[name]
-    seeds = list(range(10 if name in DECIDING else 3))
-    assert (study.name, study.seeds, study.metric) == (name, seeds, "val/accuracy")
+    assert (study.name, study.seeds, study.metric) == (name, list(range(10 if name in DECIDING else 3)), "val/accuracy")
     assert {cell.name for cell in study.cells} == VARIED[name].keys()
     if name != "smoke":
         assert study.budget == of(ENDS, name)

@@ -165,8 +165,7 @@ def test_a_run_that_learns_is_told_so_and_gets_no_advice() -> None:
 
 def test_what_cannot_be_told_yet_is_not_said() -> None:
     rows = validated(0.1, 0.12)
-    young = {0: rows[0], 2: rows[2], 4: rows[4] | rows[40]}
-    assert progress(young) is None and progress({0: rows[0]}) is None
+    assert progress({0: rows[0], 2: rows[2], 4: rows[4] | rows[40]}) is None and progress({0: rows[0]}) is None
     assert progress(rows | {40: {"val/accuracy": 0.2}}) is None, "without an error of the last one"
 
 
