@@ -57,9 +57,9 @@ def check_math(
         (correct, "ok" or, if there is no answer, "parse_fail", the extracted answer).
     """
     references = (answer,) if isinstance(answer, str) else tuple(answer)
-    found = find_answer(text, boxed_only, open_thoughts)
+    found_answer = find_answer(text, boxed_only, open_thoughts)
     rules = Rules(decimals, reference_precision)
-    results = [_judge(found, reference, rules) for reference in references]
+    results = [_judge(found_answer, reference, rules) for reference in references]
     return next((result for result in results if result[0]), results[0])
 
 

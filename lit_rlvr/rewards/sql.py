@@ -74,10 +74,10 @@ class SQLExecution(CheckedReward):
         empty = [k for k, result in enumerate(results) if result.detail.startswith(NO_ROWS)]
         if empty and not self._has_warned:
             self._has_warned = True
-            found, first = {pairs[k][1].id for k in empty}, pairs[empty[0]][1]
+            prompt_ids, first_sample = {pairs[k][1].id for k in empty}, pairs[empty[0]][1]
             log.warning(
-                "reward %s: the references of %d of %d prompts have no rows (first, %s), so %s", self.name, len(found),
-                len({sample.id for _, sample in pairs}), first.source or first.id,
+                "reward %s: the references of %d of %d prompts have no rows (first, %s), so %s", self.name, len(prompt_ids),
+                len({sample.id for _, sample in pairs}), first_sample.source or first_sample.id,
                 "any query without rows is right there; correct them, or set allow_empty: false" if self.allow_empty
                 else "their completions are not judged",
             )  # fmt: skip
@@ -182,10 +182,10 @@ def check_sql(
     detail = sql if any(result.rows for result in references) else NO_ROWS + sql
     for path, wanted in zip(databases, references, strict=True):
         try:
-            found = wanted if text is None else run_query(path, sql, limits)
+            query_result = wanted if text is None else run_query(path, sql, limits)
         except ExecutionFailed as failure:
             return False, failure.status, f"{failure.reason}: {sql}"
-        rows = with_equal_numbers(wanted.rows, found.rows, float_tolerance)
+        rows = with_equal_numbers(wanted.rows, query_result.rows, float_tolerance)
         if not same_result(*rows, comparison, is_ordered(reference)):
             return False, "ok", detail
     return True, "ok", detail
@@ -227,8 +227,8 @@ def _bare_queries(text: str) -> list[str]:
     for paragraph in re.split(r"\n[ \t]*\n", _TAGS.sub("\n\n", text)):
         if is_open and _continues(queries[-1], paragraph):
             queries[-1] += f"\n\n{paragraph}"
-        elif found := _BARE.search(paragraph):
-            queries.append(found[2].rpartition("`")[0] if found[1] and "`" in found[2] else found[2])
+        elif match := _BARE.search(paragraph):
+            queries.append(match[2].rpartition("`")[0] if match[1] and "`" in match[2] else match[2])
         else:
             is_open = False
             continue

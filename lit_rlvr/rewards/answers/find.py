@@ -81,9 +81,9 @@ def answer_region(text: str, boxed_only: bool = False, open_thoughts: bool = Fal
     text = without_thoughts(text, open_thoughts)
     before = text[: next_question(text)[0]]
     if len(before) < len(text):
-        said = _find(before, boxed_only)
-        ends = before.endswith("\n\n") and any(map(str.isdigit, said.text))
-        text = before if said.text and (said.where != "line" or ends) else text
+        answer = _find(before, boxed_only)
+        ends = before.endswith("\n\n") and any(map(str.isdigit, answer.text))
+        text = before if answer.text and (answer.where != "line" or ends) else text
     return text
 
 
