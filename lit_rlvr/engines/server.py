@@ -468,16 +468,14 @@ def check_model(url: str, served: str, ours: Any) -> None:
             log.warning("%s serves %s, which cannot be read here: it must be %s", url, served, ours.name_or_path)
         return
     trainer_sizes = model_sizes(ours)
-    differing = [name for name in trainer_sizes if name in server_sizes and server_sizes[name] != trainer_sizes[name]][
-        :3
-    ]
+    differing = [name for name, size in trainer_sizes.items() if server_sizes.get(name, size) != size][:3]
     if differing:
-        served_text, needed_text = (
+        server_text, trainer_text = (
             ", ".join(f"{name} {sizes[name]}" for name in differing) for sizes in (server_sizes, trainer_sizes)
         )
         raise UserError(
-            f"{url}: it serves {served} ({served_text}), but the run trains {ours.name_or_path} ({needed_text}); start it with "
-            f"`lit-rlvr serve --model {ours.name_or_path} ...`, or train the model that it serves"
+            f"{url}: it serves {served} ({server_text}), but the run trains {ours.name_or_path} ({trainer_text}); "
+            f"start it with `lit-rlvr serve --model {ours.name_or_path} ...`, or train the model that it serves"
         )
 
 

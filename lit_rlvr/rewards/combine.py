@@ -105,13 +105,13 @@ def judge(rewards: Sequence[Reward], pairs: Sequence[Pair], whole_rollout: bool 
     outcomes = {k: completion.outcome for k, (completion, _) in enumerate(pairs)}
     failures = {k: outcome for k, outcome in outcomes.items() if outcome and outcome.status in ("timeout", "error")}
     weights = own_weights(rewards)
-    weights_by_row = {id(sample): row_weights(sample, weights) for _, sample in pairs}
+    sample_weights = {id(sample): row_weights(sample, weights) for _, sample in pairs}
     judgements: Judgements = {}
     for reward in rewards:
         if whole_rollout not in (None, reward.whole_rollout):
             continue
         indices = [
-            k for k, (_, sample) in enumerate(pairs) if k not in failures and reward.name in weights_by_row[id(sample)]
+            k for k, (_, sample) in enumerate(pairs) if k not in failures and reward.name in sample_weights[id(sample)]
         ]
         before = [get() for get in TORCH_SETTINGS]
         results = dict(zip(indices, reward.score([pairs[k] for k in indices]), strict=True))
@@ -363,12 +363,12 @@ class BackgroundScoring:
         Raises:
             UserError: see `combine`.
         """
-        early = [self.result(key) for key in keys]
-        late = judge(self._rewards, [pair for key in keys for pair in self._pairs[key]], whole_rollout=True)
+        group_results = [self.result(key) for key in keys]
+        rollout_results = judge(self._rewards, [pair for key in keys for pair in self._pairs[key]], whole_rollout=True)
         results = {
-            reward.name: late[reward.name]
+            reward.name: rollout_results[reward.name]
             if reward.whole_rollout
-            else [result for results_by_name in early for result in results_by_name[reward.name]]
+            else [result for group in group_results for result in group[reward.name]]
             for reward in self._rewards
         }
         return combine(self._rewards, results, [self._pairs[key][0][1] for key in keys], width)

@@ -74,9 +74,9 @@ class SQLExecution(CheckedReward):
         empty = [k for k, result in enumerate(results) if result.detail.startswith(NO_ROWS)]
         if empty and not self._has_warned:
             self._has_warned = True
-            prompt_ids, first_sample = {pairs[k][1].id for k in empty}, pairs[empty[0]][1]
+            ids, first_sample = {pairs[k][1].id for k in empty}, pairs[empty[0]][1]
             log.warning(
-                "reward %s: the references of %d of %d prompts have no rows (first, %s), so %s", self.name, len(prompt_ids),
+                "reward %s: the references of %d of %d prompts have no rows (first, %s), so %s", self.name, len(ids),
                 len({sample.id for _, sample in pairs}), first_sample.source or first_sample.id,
                 "any query without rows is right there; correct them, or set allow_empty: false" if self.allow_empty
                 else "their completions are not judged",
