@@ -109,8 +109,8 @@ def lay_out_spans(prompts: list[range], completions: list[tuple[int, range]]) ->
     for p, span in completions:
         lengths[p] += len(span)
     keys = [len(span) for span in prompts]
-    own = [*keys, *(len(span) for _, span in completions)]
-    return Spans(Blocks.of(own, own), Blocks.of(lengths, keys) if any(lengths) else None, sum(keys))
+    sizes = [*keys, *(len(span) for _, span in completions)]
+    return Spans(Blocks.of(sizes, sizes), Blocks.of(lengths, keys) if any(lengths) else None, sum(keys))
 
 
 def available(device: torch.device, dtype: torch.dtype) -> bool:

@@ -74,8 +74,8 @@ class Record:
         ranks = range(world_size())
         return next(n for n in count(1) if not all(self._path(n, r).is_file() for r in ranks)) - 1
 
-    def _path(self, iteration: int, of: int | None = None) -> Path:
-        return self.folder / f"iteration-{iteration:06d}-rank-{rank() if of is None else of}.npz"
+    def _path(self, iteration: int, rank_index: int | None = None) -> Path:
+        return self.folder / f"iteration-{iteration:06d}-rank-{rank() if rank_index is None else rank_index}.npz"
 
     def begin(
         self, iteration: int, settings: dict[str, Any], model: nn.Module, versions: dict[str, str] | None = None

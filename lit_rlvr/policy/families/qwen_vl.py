@@ -76,9 +76,9 @@ class QwenImageProcessor(ImageProcessor):
         from transformers import AutoProcessor
 
         with reading("the processor of videos", self.folder):
-            own = AutoProcessor.from_pretrained(self.folder, trust_remote_code=False)
-        self.check_sizes(own.video_processor, "video")
-        return own
+            processor = AutoProcessor.from_pretrained(self.folder, trust_remote_code=False)
+        self.check_sizes(processor.video_processor, "video")
+        return processor
 
     def video_grid(self, size: tuple[int, int], frames: int) -> tuple[int, int, int]:
         """Return how many patches (time, height, width) a video has.
@@ -233,9 +233,9 @@ def save_vlm(config: Any, folder: Path, seed: int = 0) -> Path:
 
 def _sections(head: int) -> list[int]:
     """Return how many rotary frequencies time (a quarter), height and width (half the rest each) have."""
-    first = head // 8
-    second = (head // 2 - first) // 2
-    return [first, second, head // 2 - first - second]
+    frames = head // 8
+    rows = (head // 2 - frames) // 2
+    return [frames, rows, head // 2 - frames - rows]
 
 
 class QwenVL(VisionFamily):
