@@ -160,7 +160,9 @@ class Sampling:
             ),
         )
         refuse_all(
-            f"sampling.{name}: {getattr(self, name)} must be {wanted}" for name, wrong, wanted in checks if wrong
+            f"sampling.{name}: {getattr(self, name)} must be {wanted}"
+            for name, is_invalid, wanted in checks
+            if is_invalid
         )
 
     @property
@@ -593,7 +595,7 @@ class Rollout:
     def unreadable(self) -> dict[str, Tensor]:
         """Name -> (P, G) bool, True = that reward found no answer to judge (status "parse_fail")."""
         return {
-            name: self._table([[said[name].status == "parse_fail" for said in group] for group in self.details]).bool()
+            name: self._table([[row[name].status == "parse_fail" for row in group] for group in self.details]).bool()
             for name in (self.parts if self.details else ())
         }
 

@@ -50,8 +50,8 @@ def failure_line(error: Exception) -> str | None:
         return str(cause)
     if is_lost(error):
         return f"a process of the run is lost: {first_line(error).partition('. ')[0]}; resume with --ckpt_path last"
-    if found := find_user_line(error):
-        return f"{found[0]}: {first_line(found[1])} ({TRACEBACK}=1 shows the whole traceback)"
+    if line_error := find_user_line(error):
+        return f"{line_error[0]}: {first_line(line_error[1])} ({TRACEBACK}=1 shows the whole traceback)"
     if isinstance(error, ArgumentError):
         return ": ".join([*getattr(error, "__notes__", ()), explain_parse_error(error)])
     if isinstance(error, PermissionError):  # of a read or of a write
@@ -324,5 +324,5 @@ def class_arguments(cls: type) -> set[str]:
     kinds, _ = init_parameters(cls)
     groups = {name: kind for name, kind in kinds.items() if dataclasses.is_dataclass(kind)}
     return {*kinds} | {
-        f"{name}.{one.name}" for name, kind in groups.items() for one in dataclasses.fields(kind) if one.init
+        f"{name}.{option.name}" for name, kind in groups.items() for option in dataclasses.fields(kind) if option.init
     }

@@ -103,14 +103,14 @@ def choose_tokens(trainer: Trainer, module: Any, data: Any) -> int:
     run's alone.
     """
     job, plan = describe_run(trainer, module, data)
-    most = DEFAULT_TOKENS if trainer.strategy.root_device.type == "cpu" else None
-    plan = job.with_most_tokens(plan, most)
+    limit = DEFAULT_TOKENS if trainer.strategy.root_device.type == "cpu" else None
+    plan = job.with_most_tokens(plan, limit)
     if not plan.fits:
         reason = "IT WILL NOT FIT: `lit-rlvr plan` proposes a strategy or adapters"
     elif plan.budget == job.step_tokens(plan.gpus):
         reason = "all of an optimizer step"
     else:
-        reason = "the most that is chosen on a CPU" if plan.budget == most else "twice as many would not fit"
+        reason = "the most that is chosen on a CPU" if plan.budget == limit else "twice as many would not fit"
     log.log(
         logging.INFO if plan.fits else logging.WARNING,
         "tokens_per_microbatch: %d: about %.3g of %.3g GiB on each device; %s",

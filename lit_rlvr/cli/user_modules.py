@@ -77,8 +77,8 @@ def _is_ours(folder: Path) -> bool:
 
 def _our_data_set(name: str) -> Any:
     """Return our data set if the user's package has none of that name."""
-    if not name.startswith("__") and (found := getattr(import_module(OUR_PACKAGE), name, None)) is not None:
-        return found
+    if not name.startswith("__") and (data_set := getattr(import_module(OUR_PACKAGE), name, None)) is not None:
+        return data_set
     raise AttributeError(f"neither {sys.modules[PACKAGE].__path__[0]} nor lit-rlvr has a data set {name!r}")
 
 

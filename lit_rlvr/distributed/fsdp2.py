@@ -170,8 +170,8 @@ class FSDP2(ModelParallelStrategy):
     def _live_storages(self) -> set[int]:
         """Return the memory of the weights, the optimizer's state, the reference and the teachers on this rank."""
         module: Any = self.lightning_module
-        held = [module.reference.policy, *module.teachers.policies]
-        frozen = [parameter for policy in held if policy is not None for parameter in policy.parameters()]
+        policies = [module.reference.policy, *module.teachers.policies]
+        frozen = [parameter for policy in policies if policy is not None for parameter in policy.parameters()]
         moments = [
             value for optimizer in self.optimizers for state in optimizer.state.values() for value in state.values()
         ]

@@ -62,8 +62,8 @@ def _fill(module: nn.Module, device: torch.device) -> None:
     """Copy the first rank's tensors into a module, except those already sharded."""
     filled: dict[Tensor, Tensor] = {}  # keeps tied tensors tied
     for part in module.modules():
-        own: tuple[dict[str, Any], ...] = (part._parameters, part._buffers)
-        for tensors in own:
+        tables: tuple[dict[str, Any], ...] = (part._parameters, part._buffers)
+        for tensors in tables:
             for name, tensor in tensors.items():
                 if tensor is None or isinstance(tensor, DTensor):
                     continue

@@ -122,9 +122,9 @@ class RunProgress(ProgressBar):
                 f"truncated {values.get('rollout/truncated', 0):.0%}  no signal {values.get('train/no_signal', 0):.0%}"
             )
         text += "".join(f"  {form.format(values[name])}" for name, form in PROGRESS_TEXTS.items() if name in values)
-        sets = [(re.fullmatch("train/([^/]+)/accuracy", name), value) for name, value in values.items()]
-        if shown := [f"{found[1]} {value:.3f}" for found, value in sets if found and not isnan(value)]:
-            text += f"  ({', '.join(shown)})"
+        matches = [(re.fullmatch("train/([^/]+)/accuracy", name), value) for name, value in values.items()]
+        if accuracies := [f"{match[1]} {value:.3f}" for match, value in matches if match and not isnan(value)]:
+            text += f"  ({', '.join(accuracies)})"
         estimator = callback_of(trainer, ProgressEstimator)
         total = estimator.steps(trainer)
         if self._bar is not None:

@@ -114,10 +114,10 @@ def _name(runs: list[RunRecord]) -> str:
 
 def _title(groups: list[RunGroup]) -> str:
     """Return a title that names the algorithms and the data, or the groups if no run names these."""
-    models, sets = ([group.settings[name] for group in groups if name in group.settings] for name in ("model", "data"))
-    if not models or not sets:
+    models, data = ([group.settings[name] for group in groups if name in group.settings] for name in ("model", "data"))
+    if not models or not data:
         return _listed([group.name for group in groups], "groups of runs")
-    return f"{_listed(models, 'algorithms')} on {_listed(sets, 'data sets')}"
+    return f"{_listed(models, 'algorithms')} on {_listed(data, 'data sets')}"
 
 
 def _listed(names: list[str], kind: str) -> str:
