@@ -284,8 +284,10 @@ def with_equal_numbers(
             same[value] = same.get(lower, lower)
     if not same:
         return wanted, rows_found
-    first, second = ([tuple(same.get(value, value) for value in row) for row in rows] for rows in (wanted, rows_found))
-    return first, second
+    equal_wanted, equal_found = (
+        [tuple(same.get(value, value) for value in row) for row in rows] for rows in (wanted, rows_found)
+    )
+    return equal_wanted, equal_found
 
 
 def same_result(wanted: list[SQLRow], result: list[SQLRow], comparison: Comparison, ordered: bool) -> bool:

@@ -200,10 +200,10 @@ class ProgressEstimator(Callback):
 
     def seconds(self, step: int, total_steps: int | None) -> float | None:
         """Return the seconds left; None before the first step, or without a limit."""
-        (spent, last), first = self._last, self._first_position
-        if first is None or total_steps is None or last <= first[0]:
+        (spent, last), start = self._last, self._first_position
+        if start is None or total_steps is None or last <= start[0]:
             return None
-        return spent / (last - first[0]) * max(total_steps - step, 0)
+        return spent / (last - start[0]) * max(total_steps - step, 0)
 
 
 def _position(trainer: Trainer) -> tuple[int, int]:
