@@ -110,8 +110,8 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     """Return our name for an option of TRL or verl, or else the known name most similar to a name, or else one that
     begins with it; ignore case and dashes."""
     known = list(known)
-    if ours := option_instead(name, known):
-        return ours
+    if replacement := option_instead(name, known):
+        return replacement
     plain: dict[str, str] = {}
     for other in sorted(known, key=lambda other: (other[:1].isupper() != name[:1].isupper(), other)):
         plain.setdefault(_plain(other), other)
@@ -139,10 +139,10 @@ def counted_hint(option: str) -> str:
 
 def option_instead(name: str, known: Iterable[str]) -> str | None:
     """Return our option for one of TRL or verl, as it is called among the known ones, or if they have its group."""
-    ours = OPTIONS_OF_OTHERS.get(name.rpartition(".")[2].lstrip("-"), "")
-    parts, named = ours.split("."), {other.lstrip("-"): other for other in known}
+    option = OPTIONS_OF_OTHERS.get(name.rpartition(".")[2].lstrip("-"), "")
+    parts, named = option.split("."), {other.lstrip("-"): other for other in known}
     ends = (named.get(".".join(parts[i:])) for i in range(len(parts)))
-    return next(filter(None, ends), ours if parts[0] in named else None)
+    return next(filter(None, ends), option if parts[0] in named else None)
 
 
 TYPE_NAMES = {
@@ -519,5 +519,5 @@ def is_user_code(file: str) -> bool:
 def comes_from_library(error: BaseException) -> bool:
     """Return whether an installed package raised an exception: neither our code nor the user's."""
     *_, last = traceback.extract_tb(error.__traceback__)
-    ours = any(Path(last.filename).is_relative_to(folder) for folder in OWN_FOLDERS)
-    return not ours and find_user_line(error) is None
+    is_own = any(Path(last.filename).is_relative_to(folder) for folder in OWN_FOLDERS)
+    return not is_own and find_user_line(error) is None

@@ -439,12 +439,12 @@ class Pixels:
     @classmethod
     def joined(cls, parts: Sequence[Pixels | None]) -> Pixels | None:
         """Concatenate the images of several parts; return None without images."""
-        some = [part for part in parts if part is not None]
-        if len(some) < 2:
-            return some[0] if some else None
-        inputs = tuple(image for part in some for image in part.inputs)
-        placeholders = tuple(tokens for part in some for tokens in part.placeholders)
-        return cls(inputs, placeholders, tuple(image for part in some for image in part.images))
+        present = [part for part in parts if part is not None]
+        if len(present) < 2:
+            return present[0] if present else None
+        inputs = tuple(image for part in present for image in part.inputs)
+        placeholders = tuple(tokens for part in present for tokens in part.placeholders)
+        return cls(inputs, placeholders, tuple(image for part in present for image in part.images))
 
 
 @dataclass

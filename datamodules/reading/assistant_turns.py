@@ -152,8 +152,8 @@ def _trained_parts(parts: list[Part], trained: Sequence[bool]) -> list[Part]:
     left = iter(trained)
     pieces = [(part.is_written and next(left), part.token_ids) for part in parts]
     runs = groupby(pieces, key=lambda piece: piece[0])
-    made = [Part([token for _, ids in run for token in ids], is_written) for is_written, run in runs]
-    return made if made[-1].is_written else made[:-1]
+    results = [Part([token for _, ids in run for token in ids], is_written) for is_written, run in runs]
+    return results if results[-1].is_written else results[:-1]
 
 
 def _marked_parts(marked: Sequence[tuple[int, int]], ends: Sequence[int]) -> list[Part]:
@@ -236,9 +236,9 @@ def _turn(
         answer = f"{thoughts}\n</think>\n\n" * bool(thoughts) + text.removeprefix(opening)
         return prompt + header, (answer.partition(end)[0] if end else answer) + end
     if missing:
-        beside = " next to its tool calls" * (bool(calls) and missing[0] != "tool calls")
+        addition = " next to its tool calls" * (bool(calls) and missing[0] != "tool calls")
         raise BadRow(
-            f"the chat template does not show the {missing[0]} {name}{beside} after the prompt before it; use a "
+            f"the chat template does not show the {missing[0]} {name}{addition} after the prompt before it; use a "
             "template that does, or leave them out", "prompt",
         )  # fmt: skip
     return prompt + header, written + end

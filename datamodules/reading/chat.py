@@ -300,9 +300,9 @@ class Chat:
             pieces = [call["name"] for call in _functions([message])] or [text_of(message["content"]).strip()]
             if all(words in text for words in pieces):
                 continue
-            less = [{**message, "tool_calls": []}] if calls else []
+            rest = [{**message, "tool_calls": []}] if calls else []
             try:
-                without = self.apply([*messages[:number], *less, *messages[number + 1 :]], tokenizer, source)
+                without = self.apply([*messages[:number], *rest, *messages[number + 1 :]], tokenizer, source)
             except UserError:  # so the template reads the message
                 continue
             if without == text:

@@ -146,8 +146,8 @@ def index_questions(prompts: Iterable[Prompt], whole_row: bool) -> Questions:
 
 def find_question(prompt: Prompt, known: Mapping[str, Prompt]) -> Prompt | None:
     """Return the prompt with the same answer among those of a question; if all have one answer, the first."""
-    same = next((known[answer] for answer in prompt.sample.references if answer in known), None)
-    return next(iter(known.values())) if same is None and len({*map(id, known.values())}) == 1 else same
+    other = next((known[answer] for answer in prompt.sample.references if answer in known), None)
+    return next(iter(known.values())) if other is None and len({*map(id, known.values())}) == 1 else other
 
 
 def check_held_out(train: Questions, validation: Sequence[Prompt], name: str, whole_row: bool, refuse: bool) -> None:
@@ -164,7 +164,7 @@ def check_held_out(train: Questions, validation: Sequence[Prompt], name: str, wh
         UserError: the training set has all of them.
     """
     pairs = [(prompt, find_question(prompt, train.get(question(prompt, whole_row), {}))) for prompt in validation]
-    shared = [(prompt, same) for prompt, same in pairs if same is not None]
+    shared = [(prompt, other) for prompt, other in pairs if other is not None]
     if refuse and shared and len(shared) == len(validation):
         raise UserError(
             f"{name}: all {len(shared)} validation questions also stand in training: {_pairs_text(shared)}; give other "

@@ -90,9 +90,9 @@ def choose_strategy(command: str, config: Namespace, module: Any, data: Any) -> 
     plan = job.choice(gpus, placement, None if checkpointing == "auto" else checkpointing)
     module.compute = replace(module.compute, gradient_checkpointing=plan.strategy.checkpointing)
     if strategy == "auto":
-        several = "ddp" if gpus.count > 1 else "auto"
+        fallback = "ddp" if gpus.count > 1 else "auto"
         copies = trainer.num_nodes if job.fits_each_machine(plan, trainer.num_nodes) else 1
-        trainer.strategy = FSDP2(replicas=copies, offload=plan.strategy.offload) if plan.strategy.sharded else several
+        trainer.strategy = FSDP2(replicas=copies, offload=plan.strategy.offload) if plan.strategy.sharded else fallback
     log.log(logging.INFO if plan.fits else logging.WARNING, "%s", job.reason(plan))
 
 

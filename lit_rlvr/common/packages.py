@@ -106,8 +106,8 @@ def import_path(option: str, path: str) -> Any:
     try:
         return getattr(import_module(module), name)
     except (ImportError, SyntaxError, AttributeError) as error:
-        there = sys.modules.get(module)  # None, without public names, if the module itself fails
-        known = [n for n in getattr(there, "__all__", dir(there)) if n[0] != "_" and n != name]
+        imported = sys.modules.get(module)  # None, without public names, if the module itself fails
+        known = [n for n in getattr(imported, "__all__", dir(imported)) if n[0] != "_" and n != name]
         why = "; ".join(filter(None, (with_user_line(error), did_you_mean(name, known))))
         raise UserError(f"{option}: {path!r} cannot be imported: {why}") from error
 

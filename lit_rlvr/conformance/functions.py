@@ -158,6 +158,6 @@ def require_shape(function: Callable[..., Any], value: Any, shape: torch.Size) -
         UserError: it is not.
     """
     if not isinstance(value, Tensor) or value.shape != shape or value.device.type != "cpu":
-        got = f"shape {tuple(value.shape)} on {value.device}" if isinstance(value, Tensor) else type(value).__name__
-        raise UserError(f"{defined_at(function)} must return a tensor of shape {tuple(shape)} on cpu, not {got}")
+        text = f"shape {tuple(value.shape)} on {value.device}" if isinstance(value, Tensor) else type(value).__name__
+        raise UserError(f"{defined_at(function)} must return a tensor of shape {tuple(shape)} on cpu, not {text}")
     return value

@@ -249,8 +249,8 @@ def has_the_right_direction(prepare: PrepareStep, batch: Batch) -> Finding:
     ]
     sign = step.advantages.reshape(len(batch.logp), -1).mean(1).sign()  # (B,)
     move = moves[0] - moves[1]
-    still = EXACT * move.abs().max()
-    count = float(((sign > 0) & (move <= still) | (sign < 0) & (move > still)).sum())
+    threshold = EXACT * move.abs().max()
+    count = float(((sign > 0) & (move <= threshold) | (sign < 0) & (move > threshold)).sum())
     return Finding(
         "direction", count, 0, "completions that a step moves against the sign of A",
         "a missing minus sign: a loss is minimised, -A * logp",

@@ -244,10 +244,10 @@ class FSDP2(ModelParallelStrategy):
             load_shares({MOMENTS: moments}, path)
             state = checkpoint["optimizer_states"][0] | {"state": moments}
             set_optimizer_state_dict(module, optimizer, state)
-        ours = frozen_parts(module.reference, module.teachers.averaged)
+        parts = frozen_parts(module.reference, module.teachers.averaged)
         for part, state in parts_in_shards(checkpoint).items():
-            if part in ours and ours[part].policy is not None:
-                state["weights"] = get_model_state_dict(ours[part].policy)
+            if part in parts and parts[part].policy is not None:
+                state["weights"] = get_model_state_dict(parts[part].policy)
                 load_shares({part: state["weights"]}, path)
 
     def _load_whole(self, path: Path, checkpoint: dict[str, Any], module: Any) -> None:

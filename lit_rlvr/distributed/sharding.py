@@ -129,8 +129,8 @@ def full_tensor(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     tensor = tensor if dtype is None else tensor.detach().to(dtype)
     if not isinstance(tensor, DTensor):
         return tensor
-    there: Any = tensor.to(tensor.device_mesh.device_type)  # offloaded shards are on the CPU
-    return there.full_tensor()
+    shard: Any = tensor.to(tensor.device_mesh.device_type)  # offloaded shards are on the CPU
+    return shard.full_tensor()
 
 
 def whole_weights(module: nn.Module) -> dict[str, Any]:

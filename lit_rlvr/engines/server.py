@@ -154,11 +154,11 @@ class VLLMServerEngine(RolloutEngine):
         """Return the adapters' settings if all servers take them, and log what the syncs send; None = merge them."""
         if adapter is None:
             return None
-        less = [server.url for server in self.servers if not self._takes[server].include(adapter)]
-        reason = f"; start {less[0]} with {lora_options(adapter)} to send them alone" if less else ""
+        urls = [server.url for server in self.servers if not self._takes[server].include(adapter)]
+        reason = f"; start {urls[0]} with {lora_options(adapter)} to send them alone" if urls else ""
         if streams:  # what runs keeps the adapters that it began with
             reason = ", because completions go on with new weights (rollout.staleness)"
-        if less or streams or not self.transfer.sends_adapters:
+        if urls or streams or not self.transfer.sends_adapters:
             log.info("engine vllmserver: each sync sends weights with the adapters merged in%s", reason)
             return None
         log.info("engine vllmserver: the first sync sends all weights, and later ones only the adapters")

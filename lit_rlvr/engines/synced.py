@@ -94,12 +94,12 @@ def check_engine(
         UserError: the difference is more than rounding: the engine holds stale or wrong weights.
     """
     groups = (owner or engine).generate(prompts, sampling, probe_seeds(len(prompts)))
-    ours = trainer_logprobs(policy, prompts, groups, sampling, engine.compute_dtype)
+    expected = trainer_logprobs(policy, prompts, groups, sampling, engine.compute_dtype)
     flips = not policy.replays_routes and any(map(has_experts, layer_configs(policy.model.config)))
     middle = torch.median if flips else torch.mean
     exact, worst = engine.compute_dtype == torch.float32, 0.0
     completions = [completion for group in groups for completion in group]
-    for completion, logprobs in zip(completions, ours, strict=True):
+    for completion, logprobs in zip(completions, expected, strict=True):
         differences = (logprobs - torch.tensor(completion.logprobs)).abs()
         difference = float(differences.max() if exact else middle(differences))
         # A mean of fewer tokens varies more.

@@ -332,12 +332,12 @@ class VLLMEngine(RolloutEngine):
             self._memory_share *= SMALLER
             if self._asleep and self._context.run is not None:
                 save_smaller_sizes(self._context.run, engine=self._memory_share)
-            less = f"it starts again with {self._memory_share:.2f} of it; to start so, set gpu_memory_utilization"
+            remedy = f"it starts again with {self._memory_share:.2f} of it; to start so, set gpu_memory_utilization"
             if not self._asleep:
-                log.warning("engine vllm: out of GPU memory; %s", less)
+                log.warning("engine vllm: out of GPU memory; %s", remedy)
                 raise
             raise ResumableError(
-                f"engine vllm: out of GPU memory when it woke up; {less}: resume with --ckpt_path last"
+                f"engine vllm: out of GPU memory when it woke up; {remedy}: resume with --ckpt_path last"
             ) from error
 
     def _sync(self, policy: Policy) -> None:

@@ -183,16 +183,16 @@ def load_adapter(model: Any, folder: str | Path, empty: bool = False) -> None:
         )
     # peft leaves `.weight` out of the names of magnitudes, and transformers needs it; each reads them with it.
     saved = {name if name.endswith(".weight") else f"{name}.weight": weight for name, weight in weights.items()}
-    ours = {
+    matrices = {
         f"base_model.model.{name.replace(f'.{ADAPTER}.', '.')}": parameter
         for name, parameter in model.named_parameters()
         if is_matrix(name)
     }
-    if mismatches := mismatched_weights(saved, ours):
+    if mismatches := mismatched_weights(saved, matrices):
         more = f" and {len(mismatches) - 1} more do not fit" if mismatches[1:] else " does not fit"
         raise UserError(f"model: the adapter in {folder} is not one of {_name(model)}: {mismatches[0]}{more}; {MISFIT}")
     for name, weight in saved.items() if not empty else ():
-        ours[name].data.copy_(weight)
+        matrices[name].data.copy_(weight)
 
 
 def mismatched_weights(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:

@@ -153,8 +153,8 @@ def check_complete(folder: str, report: dict[str, Any]) -> None:
         "missing": sorted(report["missing_keys"]),
         "unknown": sorted(report["unexpected_keys"]),
         "of the wrong shape": [
-            f"{name} {list(there)} instead of {list(wanted)}"
-            for name, there, wanted in sorted(report["mismatched_keys"])
+            f"{name} {list(shape)} instead of {list(wanted)}"
+            for name, shape, wanted in sorted(report["mismatched_keys"])
         ],
     }
     misfit = "; ".join(f"{len(names)} {kind}: {_few(names)}" for kind, names in misfits.items() if names)
@@ -482,8 +482,8 @@ def merge_into_base(folder: Path, base: str, target: Path, dtype: torch.dtype = 
         except RuntimeError as error:
             raise UserError(f"model: the adapter in {folder} cannot be merged: {first_line(error)}") from error
     if tied:
-        still = torch.equal(merged.get_output_embeddings().weight, merged.get_input_embeddings().weight)
+        are_tied = torch.equal(merged.get_output_embeddings().weight, merged.get_input_embeddings().weight)
         for config in (merged.config, merged.config.get_text_config()):
-            config.tie_word_embeddings = still
+            config.tie_word_embeddings = are_tied
         merged.tie_weights()
     return save_model(merged, base, target, folder if has_tokenizer(folder) else None)

@@ -278,8 +278,8 @@ def _accumulate(total: Tensor, dz: Tensor, hidden: Tensor) -> None:
         total.addmm_(dz.t(), hidden)
     else:
         columns = GPU_COLUMNS if dz.is_cuda else len(total)
-        for part, its in zip(total.split(columns), dz.split(columns, 1), strict=True):
-            part += its.t() @ hidden
+        for part, block in zip(total.split(columns), dz.split(columns, 1), strict=True):
+            part += block.t() @ hidden
 
 
 def shape_logits(logits: Tensor, sampling: Sampling) -> Tensor:

@@ -115,7 +115,7 @@ def judge(rewards: Sequence[Reward], pairs: Sequence[Pair], whole_rollout: bool 
         ]
         before = [get() for get in TORCH_SETTINGS]
         results = dict(zip(indices, reward.score([pairs[k] for k in indices]), strict=True))
-        if changed := [get.__name__ for get, was in zip(TORCH_SETTINGS, before, strict=True) if get() != was]:
+        if changed := [get.__name__ for get, value in zip(TORCH_SETTINGS, before, strict=True) if get() != value]:
             raise UserError(
                 f"reward {reward.dotted_path} changed torch.{changed[0]}(), which training uses; restore the setting "
                 "before it returns"

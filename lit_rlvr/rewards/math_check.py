@@ -66,11 +66,11 @@ def check_math(
 def _judge(predicted: Found, answer: str, rules: Rules) -> tuple[bool, str, str]:
     golds = _reference(answer)
     if predicted.boxes:
-        each = [_judge(Found(text, "box"), answer, rules) for text in predicted.boxes]
-        if all(correct for correct, _, _ in (each if predicted.joiner == "or" else each[-1:])):
-            return each[-1]
+        verdicts = [_judge(Found(text, "box"), answer, rules) for text in predicted.boxes]
+        if all(correct for correct, _, _ in (verdicts if predicted.joiner == "or" else verdicts[-1:])):
+            return verdicts[-1]
         together = _judge(Found(", ".join(dict.fromkeys(predicted.boxes)), "box"), answer, rules)
-        return together if together[0] else (False, *each[-1][1:])
+        return together if together[0] else (False, *verdicts[-1][1:])
     for candidate in candidates(predicted, text_keys(golds)):
         values = parse(candidate)
         if not text_keys(golds).isdisjoint(text_keys(values)):

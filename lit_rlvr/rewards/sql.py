@@ -277,15 +277,15 @@ def with_equal_numbers(
         tolerance: the largest error of a number with a fraction, absolute or relative; whole numbers are exact.
     """
     values = {value for rows in (wanted, rows_found) for row in rows for value in row if isinstance(value, int | float)}
-    same: dict[Any, Any] = {}
+    replacements: dict[Any, Any] = {}
     for lower, value in pairwise(sorted(values)):
         is_whole = float(lower).is_integer() and float(value).is_integer()
         if not is_whole and math.isclose(lower, value, rel_tol=tolerance, abs_tol=tolerance):
-            same[value] = same.get(lower, lower)
-    if not same:
+            replacements[value] = replacements.get(lower, lower)
+    if not replacements:
         return wanted, rows_found
     equal_wanted, equal_found = (
-        [tuple(same.get(value, value) for value in row) for row in rows] for rows in (wanted, rows_found)
+        [tuple(replacements.get(value, value) for value in row) for row in rows] for rows in (wanted, rows_found)
     )
     return equal_wanted, equal_found
 
@@ -305,8 +305,8 @@ def same_result(wanted: list[SQLRow], result: list[SQLRow], comparison: Comparis
         return not wanted and not result
     if len(wanted) != len(result) or len(wanted[0]) != len(result[0]):
         return False
-    nothing: list[SQLRow] = [()] * len(wanted)
-    return _match(list(zip(*wanted, strict=True)), list(zip(*result, strict=True)), nothing, nothing, ordered)
+    no_rows: list[SQLRow] = [()] * len(wanted)
+    return _match(list(zip(*wanted, strict=True)), list(zip(*result, strict=True)), no_rows, no_rows, ordered)
 
 
 def _match(wanted: list[SQLRow], columns: list[SQLRow], left: list[SQLRow], right: list[SQLRow], ordered: bool) -> bool:

@@ -111,26 +111,26 @@ class Episodes(Turns):
             row = {g: outcomes[p, g] for g in range(len(seeds[p]))}
             texts = {g: outcome.value.begun for g, outcome in row.items() if outcome.status == "ok"}
             different = [text for k, text in enumerate([*texts.values()]) if text not in [*texts.values()][:k]]
-            made = [replace(again(with_opening(prompt.sample, text)), sample=prompt.sample) for text in different]
-            longer = made[0] if made else prompt
-            for candidate in made:
-                if len(candidate.token_ids) > max_tokens:
+            starts = [replace(again(with_opening(prompt.sample, text)), sample=prompt.sample) for text in different]
+            longer = starts[0] if starts else prompt
+            for start in starts:
+                if len(start.token_ids) > max_tokens:
                     raise UserError(
                         f"{prompt.sample.source or prompt.sample.id}: with what the environment says first, the prompt "
-                        f"has {len(candidate.token_ids)} tokens; raise "
+                        f"has {len(start.token_ids)} tokens; raise "
                         f"data.init_args.reading.max_prompt_tokens={max_tokens}"
                     )
-            if len(made) > 1:
-                longer = self._common_start(made)
-                openings = {
-                    g: made[different.index(text)].token_ids[len(longer.token_ids) :] for g, text in texts.items()
+            if len(starts) > 1:
+                longer = self._common_start(starts)
+                tails = {
+                    g: starts[different.index(text)].token_ids[len(longer.token_ids) :] for g, text in texts.items()
                 }
                 for g, outcome in row.items():
-                    self._openings[p, g] = outcome, tuple(openings.get(g, made[0].token_ids[len(longer.token_ids) :]))
-            elif made:
+                    self._openings[p, g] = outcome, tuple(tails.get(g, starts[0].token_ids[len(longer.token_ids) :]))
+            elif starts:
                 self._prompt_openings[prompt.sample.id] = different[0]
             opened.append(longer)
-        self._opened_batch = [prompt.sample.id for prompt in prompts], [list(some) for some in seeds]
+        self._opened_batch = [prompt.sample.id for prompt in prompts], [list(row_seeds) for row_seeds in seeds]
         return opened
 
     def _common_start(self, prompts: Sequence[Prompt]) -> Prompt:
@@ -154,7 +154,7 @@ class Episodes(Turns):
         return {place: outcomes[number] for number, place in enumerate(places)}
 
     def begin(self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]]) -> None:
-        if ([prompt.sample.id for prompt in prompts], [list(some) for some in seeds]) != self._opened_batch:
+        if ([prompt.sample.id for prompt in prompts], [list(row_seeds) for row_seeds in seeds]) != self._opened_batch:
             self._workers.forget()
             if self._openings:
                 raise UserError(

@@ -370,13 +370,13 @@ class QueueSource(SyncSource):
         moved = [state for state, place in zip(chosen, places, strict=True) if state.rank == rank() != place]
         sent = {state.number: (groups[state.number], self._scoring.result(groups[state.number])) for state in moved}
         received = {number: scored for part in gather_objects(sent) for number, scored in part.items()}
-        here = [state.number for state, place in zip(chosen, places, strict=True) if place == rank()]
-        for number in here:
+        numbers_here = [state.number for state, place in zip(chosen, places, strict=True) if place == rank()]
+        for number in numbers_here:
             if number not in groups:
                 groups[number], result = received[number]
                 completions = groups[number].prompt.for_rewards(groups[number].completions or [])
                 self._scoring.add(groups[number], completions, groups[number].prompt.sample, result)
-        return [groups[number] for number in here]
+        return [groups[number] for number in numbers_here]
 
     def collect_groups(self, groups: list[QueuedGroup], prompts: int) -> tuple[Rollout, Summaries]:
         """Return the rollout of some groups, and what all ranks know of them.

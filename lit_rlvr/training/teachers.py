@@ -229,9 +229,9 @@ class Teachers(Term):
         assert self._data is not None, "`check` knows the data"
         wait_for([*self.servers.values()], len(self.servers))
         tokenizer = self._data.tokenizer
-        some = [tokenizer.decode(prompt.token_ids) for prompt in self._data.prompts["train"][:8]]
+        texts = [tokenizer.decode(prompt.token_ids) for prompt in self._data.prompts["train"][:8]]
         for server in self.servers.values():
-            for text in ("".join(tokenizer.all_special_tokens), *some):
+            for text in ("".join(tokenizer.all_special_tokens), *texts):
                 server_ids = server.post("/tokenize", {"prompt": text, "add_special_tokens": False})["tokens"]
                 token_ids = tokenizer(text, add_special_tokens=False).input_ids
                 if server_ids != token_ids:

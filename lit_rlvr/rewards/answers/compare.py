@@ -397,8 +397,8 @@ def _hours(time: tuple[Any, ...]) -> tuple[Any, ...] | None:
 
 
 def _pairs(r: Sequence[Any], a: Sequence[Any]) -> list[Any]:
-    both = list(zip(r, a, strict=True))
-    return [((x[0], y[0]), (x[1], y[1])) for x, y in combinations(both, 2)]
+    pairs = list(zip(r, a, strict=True))
+    return [((x[0], y[0]), (x[1], y[1])) for x, y in combinations(pairs, 2)]
 
 
 def _part_value(part: Parts, number: Number, rules: Rules) -> bool:

@@ -148,8 +148,8 @@ def _flat(items: Sequence[tuple[Reading, ...]]) -> list[tuple[Reading, ...]]:
     """Return items with those of a list among them, such as both values of \u00b1 2, in its place."""
     flat: list[tuple[Reading, ...]] = []
     for item in items:
-        both = next((v for v in item if isinstance(v, Series) and v.brackets == ""), None)
-        flat += both.items if both is not None else [item]
+        series = next((v for v in item if isinstance(v, Series) and v.brackets == ""), None)
+        flat += series.items if series is not None else [item]
     return flat
 
 
