@@ -65,8 +65,8 @@ class Turns:
         """The number of completions that stopped and have no answer yet."""
         return len(self._over)
 
-    def answers(self, min_answers: int) -> list[Answer]:
-        """Return the answers that are ready, after waiting for at least `min_answers` of them (at most `waiting`)."""
+    def answers(self, least: int) -> list[Answer]:
+        """Return the answers that are ready, after waiting for at least `least` of them (at most `waiting`)."""
         over, self._over = self._over, []
         return over
 
@@ -231,11 +231,11 @@ class ThoughtBudget(Turns):
     def waiting(self) -> int:
         return len(self._over) + self._turns.waiting
 
-    def answers(self, min_answers: int) -> list[Answer]:
+    def answers(self, least: int) -> list[Answer]:
         answers = super().answers(0)
         return answers + [
             (p, g, answer if isinstance(answer, Completion) else self._begun(p, g, answer, self._turns.opened))
-            for p, g, answer in self._turns.answers(max(0, min_answers - len(answers)))
+            for p, g, answer in self._turns.answers(max(0, least - len(answers)))
         ]
 
     def _begun(self, p: int, g: int, how: Continuation, opened: str) -> Continuation:

@@ -218,15 +218,15 @@ class Episodes(Turns):
     def waiting(self) -> int:
         return self._waiting
 
-    def answers(self, min_answers: int) -> list[Answer]:
+    def answers(self, least: int) -> list[Answer]:
         started = time.perf_counter()
         answered: list[Answer] = []
         while True:
-            for number, outcome in self._workers.outcomes(max(0, min_answers - len(answered))):
+            for number, outcome in self._workers.outcomes(max(0, least - len(answered))):
                 answer = self._answer(number, self._rows[number], outcome)
                 if answer is not None:
                     answered.append((self._rows[number].p, self._rows[number].g, answer))
-            if len(answered) >= min_answers:
+            if len(answered) >= least:
                 break
         self._waiting -= len(answered)
         self.seconds += time.perf_counter() - started
