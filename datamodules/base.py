@@ -449,13 +449,13 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         Of a text with more than `FAR_TOO_LONG` times `max_prompt_tokens` tokens, whose tokenisation could take minutes,
         keep that many tokens.
         """
-        chat, most = self._chat_of(sample), FAR_TOO_LONG * self.reading.max_prompt_tokens
+        chat, limit = self._chat_of(sample), FAR_TOO_LONG * self.reading.max_prompt_tokens
         text = self._render(sample, chat)
-        token_ids = self._token_ids(text[: most * CHARACTERS])
-        if len(token_ids) < 2 * most and len(text) > most * CHARACTERS:
+        token_ids = self._token_ids(text[: limit * CHARACTERS])
+        if len(token_ids) < 2 * limit and len(text) > limit * CHARACTERS:
             token_ids = self._token_ids(text)
-        if len(token_ids) > most:
-            token_ids = token_ids[:most]
+        if len(token_ids) > limit:
+            token_ids = token_ids[:limit]
         elif sample.images:
             try:
                 placeholders = self.image_processor.placeholders_of(sample.images)
@@ -507,8 +507,8 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
     def _tokenised(self, split: Split) -> list[Prompt]:
         """Tokenise a split; drop the prompts that are too long."""
         samples = self.load(split)
-        if found := [sample for sample in samples if self._has_special_tokens(sample.prompt)]:
-            self._report_special_tokens(f"{self.name} {split}", f"{len(found)} of {len(samples)} rows", found)
+        if rows := [sample for sample in samples if self._has_special_tokens(sample.prompt)]:
+            self._report_special_tokens(f"{self.name} {split}", f"{len(rows)} of {len(samples)} rows", rows)
         prompts = [self.encode(sample) for sample in samples]
         fitting, self.too_long[split] = drop_long(prompts, self.reading.max_prompt_tokens, f"{self.name} {split}")
         if not prompts and split != "train":
@@ -594,8 +594,8 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
                 replace(s, dataset=s.dataset or self.name, rewards=self._rewards if s.rewards is None else s.rewards)
                 for s in good
             ]
-            found = {sample.dataset for sample in good}
-            unused = [file for name, file in self.files.items() if split == "train" and name not in found]
+            names = {sample.dataset for sample in good}
+            unused = [file for name, file in self.files.items() if split == "train" and name not in names]
             if empty := unused or [location for location in (self.locations[split],) if location and not good]:
                 raise UserError(f"{empty[0]}: no usable row in it")
             if not good and split == "train":

@@ -100,12 +100,12 @@ class Mixture(PromptDataModule):
         return self.part_of(sample).difficulty(sample)
 
     def use_environment(self, environment: Environment | None, needs_answers: bool = True) -> None:
-        first = self.parts[0].chat
+        chat = self.parts[0].chat
         refuse_all(
             "data.sets: with an environment, all sets need the same chat.prefill and chat_template_kwargs; "
             f"{part.name} has others than {self.parts[0].name}"
             for part in (self.parts if environment is not None else ())
-            if (part.chat.prefill, part.chat.chat_template_kwargs) != (first.prefill, first.chat_template_kwargs)
+            if (part.chat.prefill, part.chat.chat_template_kwargs) != (chat.prefill, chat.chat_template_kwargs)
         )
         super().use_environment(environment, needs_answers)
 
@@ -140,7 +140,7 @@ class Mixture(PromptDataModule):
 
     def test_dataloader(self) -> list[EvalLoader]:
         return [
-            EvalLoader(own, part.evaluation.prompts_per_batch, part.name, *self._ranks(), self.prepare)
+            EvalLoader(prompts, part.evaluation.prompts_per_batch, part.name, *self._ranks(), self.prepare)
             for part in self.parts
-            if (own := [prompt for prompt in self.prompts["test"] if self.part_of(prompt.sample) is part])
+            if (prompts := [prompt for prompt in self.prompts["test"] if self.part_of(prompt.sample) is part])
         ]

@@ -21,8 +21,8 @@ TEMPLATED = re.compile(r"<\|im_start\|>|<\|start_header_id\|>|<\|user\|>|\[INST\
 
 def with_references(sample: Sample) -> Sample:
     """Return the sample with the `reference_answer` of each of its references."""
-    first, *aliases = dict.fromkeys(map(reference_answer, sample.references))
-    return replace(sample, answer=first, aliases=tuple(aliases))
+    answer, *aliases = dict.fromkeys(map(reference_answer, sample.references))
+    return replace(sample, answer=answer, aliases=tuple(aliases))
 
 
 def read_verl(row: DataRow) -> tuple[Any, Any]:

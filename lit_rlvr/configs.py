@@ -41,12 +41,12 @@ def find_configs(args: Sequence[str]) -> list[str]:
     Raises:
         UserError: there is no such config, it is not YAML (its name and line), or it has an unknown key.
     """
-    found = list(args)
+    arguments = list(args)
     for i, name in _config_arguments(args):
         path = find_config(name)
         value = yaml.safe_dump(load_config(path), sort_keys=False) if "base" in read_config(path) else str(path)
-        found[i] = f"--config={value}" if args[i].startswith("--config=") else value
-    return found
+        arguments[i] = f"--config={value}" if args[i].startswith("--config=") else value
+    return arguments
 
 
 def load_config(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -75,8 +75,8 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Merge `over` into `base`: merge mappings, replace everything else (also lists)."""
     merged = dict(base)
     for key, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = merge(merged[key], value) if both else value
+        are_mappings = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merge(merged[key], value) if are_mappings else value
     return merged
 
 
@@ -102,9 +102,9 @@ def find_config(name: str, option: str = "--config") -> Path:
     for candidate in (config_folder() / relative, config_folder() / f"{relative}.yaml"):
         if candidate.is_file():
             return candidate
-    if found := why_not_a_file(path):
+    if reason := why_not_a_file(path):
         inside = sorted(shown(file) for file in path.glob("*.y*ml"))[:3] if path.is_dir() else []
-        raise UserError(f"{option}: {name!r} {found}{'; give a file in it: ' + ', '.join(inside) if inside else ''}")
+        raise UserError(f"{option}: {name!r} {reason}{'; give a file in it: ' + ', '.join(inside) if inside else ''}")
     known = {spelling: config for config in shipped_files() for spelling in (Path(config).name, config)}
     near = nearest(relative.removesuffix(".yaml"), known)
     hint = f"did you mean {known[near]}?" if near else f"the shipped ones are in {config_folder()}"
@@ -206,11 +206,11 @@ def _use_yaml12_numbers(loader: Any) -> None:
     """Let a YAML loader read 010 and 1:30 as YAML 1.2 does; YAML 1.1 takes them for octal and base 60, 8 and 90."""
     numbers = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
     loader.yaml_implicit_resolvers = {
-        first: [
+        character: [
             (tag, re.compile(rf"(?![-+]?0[0-9_])(?!.*:)(?:{form.pattern})", form.flags) if tag in numbers else form)
             for tag, form in forms
         ]
-        for first, forms in loader.yaml_implicit_resolvers.items()
+        for character, forms in loader.yaml_implicit_resolvers.items()
     }
 
 
@@ -256,8 +256,8 @@ class Parser(ArgumentParser):
     def add_class_arguments(self, *args: Any, **options: Any) -> list[str]:
         """Add the arguments of a class; require those without a type and a default, too, which would be optional."""
         added = list(super().add_class_arguments(*args, **options))
-        found = get_signature_parameters(args[0] if args else options["theclass"])
-        required = {one.name for one in found if one.default is one.annotation is inspect.Parameter.empty}
+        parameters = get_signature_parameters(args[0] if args else options["theclass"])
+        required = {p.name for p in parameters if p.default is p.annotation is inspect.Parameter.empty}
         for action in self._actions:
             if action.dest in added and action.dest.rpartition(".")[2] in required:
                 action.required = True
@@ -380,13 +380,13 @@ def _dotted(options: Mapping[str, Any], key: str = "") -> Iterator[str]:
             yield f"{key}{name}"
 
 
-def changes(before: Any, now: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Yield the differences between two configs: (key, before, now), None for a missing value."""
-    lists = isinstance(before, list) and isinstance(now, list) and len(before) == len(now)
-    if lists and all(isinstance(item, dict) for item in [*before, *now]):
-        before, now = dict(enumerate(before)), dict(enumerate(now))
-    if isinstance(before, dict) and isinstance(now, dict):
-        for name in sorted({*before, *now}, key=str):
-            yield from changes(before.get(name), now.get(name), f"{key}.{name}" if key else str(name))
-    elif before != now:
-        yield key, before, now
+def changes(before: Any, after: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield the differences between two configs: (key, before, after), None for a missing value."""
+    lists = isinstance(before, list) and isinstance(after, list) and len(before) == len(after)
+    if lists and all(isinstance(item, dict) for item in [*before, *after]):
+        before, after = dict(enumerate(before)), dict(enumerate(after))
+    if isinstance(before, dict) and isinstance(after, dict):
+        for name in sorted({*before, *after}, key=str):
+            yield from changes(before.get(name), after.get(name), f"{key}.{name}" if key else str(name))
+    elif before != after:
+        yield key, before, after

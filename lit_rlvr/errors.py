@@ -110,15 +110,15 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     """Return our name for an option of TRL or verl, or else the known name most similar to a name, or else one that
     begins with it; ignore case and dashes."""
     known = list(known)
-    if ours := option_instead(name, known):
-        return ours
+    if replacement := option_instead(name, known):
+        return replacement
     plain: dict[str, str] = {}
     for other in sorted(known, key=lambda other: (other[:1].isupper() != name[:1].isupper(), other)):
         plain.setdefault(_plain(other), other)
     start = _plain(name)
     longer = [other for other in plain if start and other.startswith(start)]
-    found = difflib.get_close_matches(start, plain, 1) or longer
-    return plain[found[0]] if found else None
+    matches = difflib.get_close_matches(start, plain, 1) or longer
+    return plain[matches[0]] if matches else None
 
 
 def did_you_mean(name: object, known: Iterable[str], otherwise: str = "") -> str:
@@ -139,10 +139,10 @@ def counted_hint(option: str) -> str:
 
 def option_instead(name: str, known: Iterable[str]) -> str | None:
     """Return our option for one of TRL or verl, as it is called among the known ones, or if they have its group."""
-    ours = OPTIONS_OF_OTHERS.get(name.rpartition(".")[2].lstrip("-"), "")
-    parts, named = ours.split("."), {other.lstrip("-"): other for other in known}
+    option = OPTIONS_OF_OTHERS.get(name.rpartition(".")[2].lstrip("-"), "")
+    parts, named = option.split("."), {other.lstrip("-"): other for other in known}
     ends = (named.get(".".join(parts[i:])) for i in range(len(parts)))
-    return next(filter(None, ends), ours if parts[0] in named else None)
+    return next(filter(None, ends), option if parts[0] in named else None)
 
 
 TYPE_NAMES = {
@@ -216,10 +216,10 @@ def check_init(cls: type, args: Sequence[Any], kwargs: Mapping[str, Any], key: s
     """
     if not (args or kwargs):
         return
-    known, own = init_parameters(cls)
-    positional = [one.name for one in own if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
+    known, parameters = init_parameters(cls)
+    positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     given = {**dict(zip(positional, args, strict=False)), **kwargs}  # Python refuses too many without a name
-    takes_any = any(one.kind is one.VAR_KEYWORD for one in own) and known.keys() <= {one.name for one in own}
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters) and known.keys() <= {p.name for p in parameters}
     problems = [] if takes_any else [_no_option(name, cls, known, key) for name in given if name not in known]
     problems += [
         _misfit(value, known[name], f"{key}.{name}")
@@ -239,15 +239,15 @@ def init_parameters(cls: type) -> tuple[dict[str, Any], list[inspect.Parameter]]
             return Any
         return parameter.annotation if parameter.default is not None else Union[parameter.annotation, None]  # noqa: UP007
 
-    own = [*inspect.signature(cls.__init__).parameters.values()][1:]  # type: ignore[misc]
-    return {one.name: hint(one) for one in get_signature_parameters(cls)}, own
+    parameters = [*inspect.signature(cls.__init__).parameters.values()][1:]  # type: ignore[misc]
+    return {p.name: hint(p) for p in get_signature_parameters(cls)}, parameters
 
 
 def fits(value: Any, hint: Any) -> bool:
     """Return whether a value is of an annotated type; True for types that cannot be told at run time."""
     kind, inner = get_origin(hint), get_args(hint)
     if kind in (Union, UnionType):
-        return any(fits(value, one) for one in inner)
+        return any(fits(value, item) for item in inner)
     if kind is Literal:
         return value in inner
     if hint in (None, NoneType):
@@ -265,7 +265,7 @@ def fits(value: Any, hint: Any) -> bool:
         return isinstance(value, Sequence | Set) and not isinstance(value, str) and _all_fit(value, inner)
     if isinstance(cls, type) and issubclass(cls, Mapping):
         return isinstance(value, Mapping) and (
-            len(inner) < 2 or _all_fit([one for one in value.values() if not isinstance(one, bool)], inner[1:])
+            len(inner) < 2 or _all_fit([item for item in value.values() if not isinstance(item, bool)], inner[1:])
         )
     if callable(value) and isinstance(cls, type) and any("__call__" in vars(base) for base in cls.__mro__):
         return True  # a function in the place of an advantage or a reward
@@ -294,8 +294,8 @@ def _misfit(value: Any, hint: Any, where: str) -> str:
     kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     if isinstance(value, list | tuple):
         for inner in (get_args(kind)[0] for kind in kinds if get_origin(kind) in (list, tuple) and get_args(kind)):
-            place, wrong = next((place, one) for place, one in enumerate(value) if not fits(one, inner))
-            return _misfit(wrong, inner, f"{where}.{place}")
+            place, item = next((place, item) for place, item in enumerate(value) if not fits(item, inner))
+            return _misfit(item, inner, f"{where}.{place}")
     names = dict.fromkeys(name for kind in kinds for name in _names_of(kind))
     return f"{where}: give {', or '.join(names)}, not {given_text(value)}"
 
@@ -385,8 +385,8 @@ def _chain(error: BaseException, earlier: Callable[[BaseException], BaseExceptio
 
 def user_line(error: BaseException) -> str:
     """Return the line of `find_user_line`; "" if there is none."""
-    found = find_user_line(error)
-    return found[0] if found else ""
+    line_error = find_user_line(error)
+    return line_error[0] if line_error else ""
 
 
 def cause_of(error: BaseException) -> BaseException | None:
@@ -456,8 +456,8 @@ def check_within(interval: str, where: str, **options: float | None) -> None:
         below = value <= high if interval[-1] == "]" else value < high
         return above and below
 
-    wrong = {name: value for name, value in options.items() if value is not None and not within(value)}
-    refuse_all(f"{where}.{name}: {value} must lie in {interval}" for name, value in wrong.items())
+    violations = {name: value for name, value in options.items() if value is not None and not within(value)}
+    refuse_all(f"{where}.{name}: {value} must lie in {interval}" for name, value in violations.items())
 
 
 def type_text(value: Any) -> str:
@@ -519,5 +519,5 @@ def is_user_code(file: str) -> bool:
 def comes_from_library(error: BaseException) -> bool:
     """Return whether an installed package raised an exception: neither our code nor the user's."""
     *_, last = traceback.extract_tb(error.__traceback__)
-    ours = any(Path(last.filename).is_relative_to(folder) for folder in OWN_FOLDERS)
-    return not ours and find_user_line(error) is None
+    is_own = any(Path(last.filename).is_relative_to(folder) for folder in OWN_FOLDERS)
+    return not is_own and find_user_line(error) is None

@@ -241,8 +241,8 @@ class Compute:
     def __post_init__(self) -> None:
         if self.tokens_per_microbatch != "auto":
             check_within("[1, inf)", "model.compute", tokens_per_microbatch=self.tokens_per_microbatch)
-        for other, wrong in (("shared_prefix: false", not self.shared_prefix), ("liger: true", self.liger)):
-            if self.torch_compile is True and wrong:
+        for other, conflicts in (("shared_prefix: false", not self.shared_prefix), ("liger: true", self.liger)):
+            if self.torch_compile is True and conflicts:
                 raise UserError(
                     f"model.compute.torch_compile: it cannot be combined with {other}; leave one of them off"
                 )
@@ -291,13 +291,13 @@ class Lora:
         check_within("[1, inf)", "model.lora", rank=self.rank, alpha=self.alpha)
         check_within("[0, 1)", "model.lora", dropout=self.dropout)
         changed = [field.name for field in fields(self) if getattr(self, field.name) != field.default]
-        if self.adapter == "continue" and (wrong := {*changed} - {"adapter", "quantize", "dropout"}):
+        if self.adapter == "continue" and (names := {*changed} - {"adapter", "quantize", "dropout"}):
             raise UserError(
-                f"model.lora: with `adapter: continue`, {', '.join(sorted(wrong))} is the adapter's own; leave it out"
+                f"model.lora: with `adapter: continue`, {', '.join(sorted(names))} is the adapter's own; leave it out"
             )
-        for one, other in EXCLUSIVE:
-            if {one, other} <= {*changed}:
-                value = f"{one}: {getattr(self, one)}"
+        for option, other in EXCLUSIVE:
+            if {option, other} <= {*changed}:
+                value = f"{option}: {getattr(self, option)}"
                 raise UserError(f"model.lora.{other}: it does not work with `{value}`; leave one of them out")
 
 

@@ -160,7 +160,9 @@ class Sampling:
             ),
         )
         refuse_all(
-            f"sampling.{name}: {getattr(self, name)} must be {wanted}" for name, wrong, wanted in checks if wrong
+            f"sampling.{name}: {getattr(self, name)} must be {wanted}"
+            for name, is_invalid, wanted in checks
+            if is_invalid
         )
 
     @property
@@ -437,12 +439,12 @@ class Pixels:
     @classmethod
     def joined(cls, parts: Sequence[Pixels | None]) -> Pixels | None:
         """Concatenate the images of several parts; return None without images."""
-        some = [part for part in parts if part is not None]
-        if len(some) < 2:
-            return some[0] if some else None
-        inputs = tuple(image for part in some for image in part.inputs)
-        placeholders = tuple(tokens for part in some for tokens in part.placeholders)
-        return cls(inputs, placeholders, tuple(image for part in some for image in part.images))
+        present = [part for part in parts if part is not None]
+        if len(present) < 2:
+            return present[0] if present else None
+        inputs = tuple(image for part in present for image in part.inputs)
+        placeholders = tuple(tokens for part in present for tokens in part.placeholders)
+        return cls(inputs, placeholders, tuple(image for part in present for image in part.images))
 
 
 @dataclass
@@ -593,7 +595,7 @@ class Rollout:
     def unreadable(self) -> dict[str, Tensor]:
         """Name -> (P, G) bool, True = that reward found no answer to judge (status "parse_fail")."""
         return {
-            name: self._table([[said[name].status == "parse_fail" for said in group] for group in self.details]).bool()
+            name: self._table([[row[name].status == "parse_fail" for row in group] for group in self.details]).bool()
             for name in (self.parts if self.details else ())
         }
 

@@ -152,8 +152,8 @@ def _trained_parts(parts: list[Part], trained: Sequence[bool]) -> list[Part]:
     left = iter(trained)
     pieces = [(part.is_written and next(left), part.token_ids) for part in parts]
     runs = groupby(pieces, key=lambda piece: piece[0])
-    made = [Part([token for _, ids in run for token in ids], is_written) for is_written, run in runs]
-    return made if made[-1].is_written else made[:-1]
+    results = [Part([token for _, ids in run for token in ids], is_written) for is_written, run in runs]
+    return results if results[-1].is_written else results[:-1]
 
 
 def _marked_parts(marked: Sequence[tuple[int, int]], ends: Sequence[int]) -> list[Part]:
@@ -233,12 +233,12 @@ def _turn(
         what for what, words in wanted.items() if not all(is_shown and word in written for word in words if word)
     ]
     if missing and is_text and (not thoughts or ends_in_thoughts(opening)):
-        own = f"{thoughts}\n</think>\n\n" * bool(thoughts) + text.removeprefix(opening)
-        return prompt + header, (own.partition(end)[0] if end else own) + end
+        answer = f"{thoughts}\n</think>\n\n" * bool(thoughts) + text.removeprefix(opening)
+        return prompt + header, (answer.partition(end)[0] if end else answer) + end
     if missing:
-        beside = " next to its tool calls" * (bool(calls) and missing[0] != "tool calls")
+        addition = " next to its tool calls" * (bool(calls) and missing[0] != "tool calls")
         raise BadRow(
-            f"the chat template does not show the {missing[0]} {name}{beside} after the prompt before it; use a "
+            f"the chat template does not show the {missing[0]} {name}{addition} after the prompt before it; use a "
             "template that does, or leave them out", "prompt",
         )  # fmt: skip
     return prompt + header, written + end
@@ -258,14 +258,14 @@ def _added(messages: Messages, chat: Chat, tokenizer: Any, source: str) -> tuple
         all of the prompt but white space and the prefill.
     """
     *before, turn = messages
-    first = messages[: next(i for i, message in enumerate(messages) if message["role"] == "assistant")]
+    opening = messages[: next(i for i, message in enumerate(messages) if message["role"] == "assistant")]
     added, is_shown = "", False
-    for talk in (before, first) if tokenizer.chat_template else ():
+    for talk in (before, opening) if tokenizer.chat_template else ():
         prompt, whole = chat.text(talk, tokenizer, source), chat.text([*talk, turn], tokenizer, source, prompt=False)
         shared = shared_length(prompt, whole)
         added, is_shown = whole[shared:], not prompt[shared:].removesuffix(chat.prefill).strip()
         if is_shown:
             break
-    header = chat.text(first, tokenizer, source).removeprefix(chat.text(first, tokenizer, source, prompt=False))
+    header = chat.text(opening, tokenizer, source).removeprefix(chat.text(opening, tokenizer, source, prompt=False))
     rest = added.removeprefix(header)
     return added.removesuffix(rest), rest, is_shown

@@ -93,9 +93,9 @@ class BetweenTurns:
             )
         if pictures and self._processor is not None:
             pixels = self._processor().pixels(pictures)
-            shown = self._truncate(seen, last, max_tokens, pixels)
-            if len(shown.token_ids) <= max_tokens:
-                return shown
+            observation = self._truncate(seen, last, max_tokens, pixels)
+            if len(observation.token_ids) <= max_tokens:
+                return observation
             note = f"error: the image does not fit into {max_tokens} tokens\n"
             seen = [ToolResult(r.name, note + r.text if r.images else r.text) for r in seen]
         return self._truncate([replace(result, images=()) for result in seen], last, max_tokens, None)
@@ -146,9 +146,9 @@ class BetweenTurns:
             end, after = self._after_call(messages)
         else:
             turn = {"role": "assistant", "content": MODEL_TURN}
-            shown = self._render([_QUESTION, turn, *messages]).rpartition(MODEL_TURN)[2]
-            end = next((text for text in self._ends.values() if shown.startswith(text)), "")
-            after = shown.removeprefix(end)
+            rendered = self._render([_QUESTION, turn, *messages]).rpartition(MODEL_TURN)[2]
+            end = next((text for text in self._ends.values() if rendered.startswith(text)), "")
+            after = rendered.removeprefix(end)
         return end, after + self._chat.prefill
 
     def _message(self, result: ToolResult) -> dict[str, Any]:

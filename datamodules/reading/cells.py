@@ -64,10 +64,10 @@ def parse_text(value: Any) -> Any:
         return value
     for parse in (_printed_array, json.loads, ast.literal_eval):
         try:
-            found = parse(text)
+            parsed = parse(text)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             continue
-        return found if isinstance(found, list | dict) else value
+        return parsed if isinstance(parsed, list | dict) else value
     return value
 
 

@@ -81,7 +81,7 @@ def registered(value: str, registry: Mapping[str, str], option: str) -> str:
 
 def fill_in(template: str, **values: str) -> str:
     """Replace names in braces by their values, in one pass, so that braces in the values stay unchanged."""
-    return re.sub(r"\{(\w+)\}", lambda found: values.get(found[1], found[0]), template)
+    return re.sub(r"\{(\w+)\}", lambda match: values.get(match[1], match[0]), template)
 
 
 def wrapped(content: Any, template: str, **fillers: str) -> Any:
@@ -297,12 +297,12 @@ class Chat:
                 raise UserError(f"{source}: the model's chat template does not know the role {role!r}; use 'system'")
             if role == "user" or (role == "assistant" and not calls):
                 continue
-            shown = [call["name"] for call in _functions([message])] or [text_of(message["content"]).strip()]
-            if all(words in text for words in shown):
+            pieces = [call["name"] for call in _functions([message])] or [text_of(message["content"]).strip()]
+            if all(words in text for words in pieces):
                 continue
-            less = [{**message, "tool_calls": []}] if calls else []
+            rest = [{**message, "tool_calls": []}] if calls else []
             try:
-                without = self.apply([*messages[:number], *less, *messages[number + 1 :]], tokenizer, source)
+                without = self.apply([*messages[:number], *rest, *messages[number + 1 :]], tokenizer, source)
             except UserError:  # so the template reads the message
                 continue
             if without == text:
@@ -361,8 +361,8 @@ class Chat:
     def marked(self, messages: list[dict[str, Any]], tokenizer: Any, source: str = "") -> list[tuple[int, int]]:
         """Return each token of a conversation, and 1 if the chat template marks it with `{% generation %}`, else 0."""
         options = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
-        found = self._apply(self._offering(messages, tokenizer, source), tokenizer, source, True, **options)
-        return list(zip(found["input_ids"], found["assistant_masks"], strict=True))
+        encoding = self._apply(self._offering(messages, tokenizer, source), tokenizer, source, True, **options)
+        return list(zip(encoding["input_ids"], encoding["assistant_masks"], strict=True))
 
     def _apply(self, messages: list[dict[str, Any]], tokenizer: Any, source: str, offer: bool, **options: bool) -> Any:
         more = {"tools": list(self.tools)} if self.tools and offer else {}
@@ -377,10 +377,10 @@ class Chat:
         """Describe the tools in the system message, for chat templates that ignore tools."""
         if not self.tools:
             return messages
-        first = messages[0] if messages[0]["role"] == "system" else None
-        parts = [] if first is None else [text_of(first["content"])]
+        system = messages[0] if messages[0]["role"] == "system" else None
+        parts = [] if system is None else [text_of(system["content"])]
         text = "\n\n".join([*parts, "\n".join([TOOL_INSTRUCTIONS, *map(_describe_tool, self.tools)])])
-        return [{"role": "system", "content": text}, *(messages if first is None else messages[1:])]
+        return [{"role": "system", "content": text}, *(messages if system is None else messages[1:])]
 
     def _plain(self, messages: list[dict[str, Any]]) -> str:
         """Return a conversation in the format of `plain_template`."""
@@ -389,9 +389,9 @@ class Chat:
         return fill_in(self.plain_template, system=system, prompt=prompt)
 
 
-def shared_length(one: str, other: str) -> int:
+def shared_length(text: str, other: str) -> int:
     """Return how many characters the beginnings of two texts have in common."""
-    return next((k for k, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    return next((k for k, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), min(len(text), len(other)))
 
 
 def _functions(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -416,5 +416,5 @@ def _as_text(message: dict[str, Any]) -> dict[str, Any]:
 
 def _bos_token(tokenizer: Any) -> str:
     """Return the beginning-of-text token if the tokenizer puts one in front of a text, else ""."""
-    first = tokenizer("").input_ids[:1]
-    return str(tokenizer.bos_token) if first and first[0] == tokenizer.bos_token_id else ""
+    token_ids = tokenizer("").input_ids[:1]
+    return str(tokenizer.bos_token) if token_ids and token_ids[0] == tokenizer.bos_token_id else ""

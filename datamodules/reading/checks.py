@@ -52,8 +52,8 @@ def require_sample(value: Any, function: Callable[..., Any], item: str) -> Sampl
     if isinstance(value, BadRow):
         return value
     if not isinstance(value, Sample):
-        wrong = f"must be a Sample(id=..., prompt=..., answer=...), not {type_text(value)}"
-        raise UserError(f"{defined_at(function)}: {item} {wrong}")
+        fault = f"must be a Sample(id=..., prompt=..., answer=...), not {type_text(value)}"
+        raise UserError(f"{defined_at(function)}: {item} {fault}")
     for field, (wanted, name) in FIELD_TYPES.items():
         cell = getattr(value, field)
         if not isinstance(cell, wanted) or (field == "images" and isinstance(cell, str | bytes)):

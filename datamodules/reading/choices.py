@@ -95,8 +95,8 @@ def _options(values: Sequence[Any], labels: Sequence[str]) -> Options:
     texts = [as_text(value, "options").strip() for value in values[:count]]
     if len(labels) < count:
         labels = []
-    own, stripped = _split_labels(texts)
-    return Options(tuple(own), tuple(labels[:count] or stripped))
+    bodies, stripped = _split_labels(texts)
+    return Options(tuple(bodies), tuple(labels[:count] or stripped))
 
 
 def _split_labels(texts: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -207,5 +207,5 @@ def find_label(text: str, options: Options) -> str | None:
         return None
     letter = letters[names.index(label)]
     rest = match[2] if match.re is _LABELLED else ""
-    own = unicodedata.normalize("NFKC", options.texts[names.index(label)])
-    return letter if rest.strip().lower() in ("", own.strip().lower()) else None
+    option = unicodedata.normalize("NFKC", options.texts[names.index(label)])
+    return letter if rest.strip().lower() in ("", option.strip().lower()) else None

@@ -284,8 +284,8 @@ def _with_rates(sample: Sample) -> list[Any]:
     rates = list(given) if isinstance(given, list | tuple) else [given] * len(videos)
     if len(rates) != len(videos) or not all(isinstance(r, int | float) and 0 < r < math.inf for r in rates):
         raise BadRow("expected a number of frames per second, or one for each video", column)
-    of_video = iter(rates)
-    return [replace(x, fps=float(next(of_video))) if isinstance(x, Video) else x for x in sample.images]
+    rate_iterator = iter(rates)
+    return [replace(x, fps=float(next(rate_iterator))) if isinstance(x, Video) else x for x in sample.images]
 
 
 def open_images(images: Sequence[Any], folder: Path, options: ImageOptions = ImageOptions()) -> Images:
@@ -430,8 +430,10 @@ def film_strip(image: Any, frames: int = 8) -> Image.Image:
     """Return an image unchanged, or for a video a row of at most `frames` of its frames, evenly spread."""
     if not isinstance(image, Video):
         return image
-    shown = [image.frames[i] for i in np.linspace(0, len(image.frames) - 1, min(frames, len(image.frames))).astype(int)]
-    return Image.fromarray(np.hstack([np.asarray(frame) for frame in shown]))
+    stills = [
+        image.frames[i] for i in np.linspace(0, len(image.frames) - 1, min(frames, len(image.frames))).astype(int)
+    ]
+    return Image.fromarray(np.hstack([np.asarray(frame) for frame in stills]))
 
 
 def fit(size: Size, min_pixels: int | None, max_pixels: int | None) -> Size:

@@ -160,8 +160,8 @@ def read_rows(location: str | GivenRows, split: str = "train") -> Iterator[Sourc
         if named_split:
             raise UserError(f"{path}: a file has no splits, drop {':' + named_split!r}")
         yield from _read_file(path)
-    elif found := why_not_a_file(path):
-        raise UserError(f"{path}: {found}")
+    elif reason := why_not_a_file(path):
+        raise UserError(f"{path}: {reason}")
     elif HUB_NAME.fullmatch(location) and file_type(path) not in FORMATS and not location.startswith("."):
         yield from _read_dataset(load_from_hub(location, split), location)
     else:
@@ -220,8 +220,8 @@ def _read_dataset(data: Any, file: str) -> Iterator[SourceRow]:
 def _read_file(path: Path) -> Iterator[SourceRow]:
     """Read one file by its suffix."""
     read = FORMATS.get(file_type(path))
-    if found := why_not_a_file(path):
-        raise UserError(f"{path}: {found}")
+    if reason := why_not_a_file(path):
+        raise UserError(f"{path}: {reason}")
     if read is None:
         hint = "; unpack an archive first" if {".zip", ".tar", ".tgz"} & {*path.suffixes} else ""
         raise UserError(f"{path}: unknown file type, known types are {', '.join(FORMATS)}{hint}")

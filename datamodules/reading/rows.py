@@ -118,11 +118,11 @@ def map_columns(
     if "answer" not in columns and "prompt" not in optional and ("prompt" in columns or row.get("prompt") is None):
         answer = closing_answer(row, prompt, source if "answer" not in optional else None)
     answer = cell("answer") if answer is None else answer
-    first, *aliases = ("",) if "answer" in optional and is_blank(answer) else as_answers(answer, answers)
+    answer_text, *aliases = ("",) if "answer" in optional and is_blank(answer) else as_answers(answer, answers)
     return Sample(
         id=fallback_id if row_id is None else as_text(row_id, "id"),
         prompt=prompt,
-        answer=first,
+        answer=answer_text,
         images=(*images, *videos),
         row=row,
         category="" if category is None else as_text(category, "category"),
@@ -265,9 +265,9 @@ def check_ids(samples: Iterable[Sample]) -> None:
     Raises:
         UserError: two rows have the same id; the message names the first such pair.
     """
-    first: dict[str, Sample] = {}
+    by_id: dict[str, Sample] = {}
     for sample in samples:
-        other = first.setdefault(sample.id, sample)
+        other = by_id.setdefault(sample.id, sample)
         if other is not sample:
             raise UserError(
                 f"{other.source} and {sample.source}: both rows have the id {sample.id!r}; give every row a unique "
@@ -277,10 +277,10 @@ def check_ids(samples: Iterable[Sample]) -> None:
 
 def with_distinct_ids(samples: Sequence[Sample]) -> list[Sample]:
     """Put the name of its set before each id that several sets have."""
-    sets: dict[str, set[str]] = {}
+    names: dict[str, set[str]] = {}
     for sample in samples:
-        sets.setdefault(sample.id, set()).add(sample.dataset)
-    return [replace(s, id=f"{s.dataset}:{s.id}") if len(sets[s.id]) > 1 else s for s in samples]
+        names.setdefault(sample.id, set()).add(sample.dataset)
+    return [replace(s, id=f"{s.dataset}:{s.id}") if len(names[s.id]) > 1 else s for s in samples]
 
 
 def _file_of(source: str) -> str:

@@ -82,9 +82,9 @@ def exchange_images(samples: list[Sample], seed: int) -> list[Sample]:
         raise UserError("data.evaluation.shuffle_images: the rows have no images; leave it out")
     exchanged = list(samples)
     random_order = random.Random(derive_seed("deal images", seed))
-    found = [kinds_of(sample.images) for sample in samples]
-    for kinds in sorted(set(map(tuple, found)) - {()}, key=lambda kinds: (len(kinds), kinds)):
-        places = [i for i, other in enumerate(found) if tuple(other) == kinds]
+    layouts = [kinds_of(sample.images) for sample in samples]
+    for kinds in sorted(set(map(tuple, layouts)) - {()}, key=lambda kinds: (len(kinds), kinds)):
+        places = [i for i, other in enumerate(layouts) if tuple(other) == kinds]
         random_order.shuffle(places)
         for i, other in zip(places, places[1:] + places[:1], strict=True):
             exchanged[i] = replace(samples[i], images=samples[other].images)
@@ -104,9 +104,9 @@ def drop_long(prompts: list[Prompt], max_tokens: int, what: str) -> tuple[list[P
     """
     too_long = [prompt for prompt in prompts if len(prompt.token_ids) > max_tokens]
     if too_long:
-        most = FAR_TOO_LONG * max_tokens
+        limit = FAR_TOO_LONG * max_tokens
         lengths = ((p.sample.id, len(p.token_ids)) for p in too_long)
-        examples = abbreviate([f"{name} ({n} tokens{' or more' if n >= most else ''})" for name, n in lengths])
+        examples = abbreviate([f"{name} ({n} tokens{' or more' if n >= limit else ''})" for name, n in lengths])
         text = f"{len(too_long)} of {len(prompts)} prompts are longer than max_prompt_tokens={max_tokens}: {examples}"
         if len(too_long) == len(prompts):
             raise UserError(f"{what}: {text}. No prompt is left: raise data.init_args.reading.max_prompt_tokens "
@@ -146,8 +146,8 @@ def index_questions(prompts: Iterable[Prompt], whole_row: bool) -> Questions:
 
 def find_question(prompt: Prompt, known: Mapping[str, Prompt]) -> Prompt | None:
     """Return the prompt with the same answer among those of a question; if all have one answer, the first."""
-    same = next((known[answer] for answer in prompt.sample.references if answer in known), None)
-    return next(iter(known.values())) if same is None and len({*map(id, known.values())}) == 1 else same
+    other = next((known[answer] for answer in prompt.sample.references if answer in known), None)
+    return next(iter(known.values())) if other is None and len({*map(id, known.values())}) == 1 else other
 
 
 def check_held_out(train: Questions, validation: Sequence[Prompt], name: str, whole_row: bool, refuse: bool) -> None:
@@ -163,8 +163,8 @@ def check_held_out(train: Questions, validation: Sequence[Prompt], name: str, wh
     Raises:
         UserError: the training set has all of them.
     """
-    found = [(prompt, find_question(prompt, train.get(question(prompt, whole_row), {}))) for prompt in validation]
-    shared = [(prompt, same) for prompt, same in found if same is not None]
+    pairs = [(prompt, find_question(prompt, train.get(question(prompt, whole_row), {}))) for prompt in validation]
+    shared = [(prompt, other) for prompt, other in pairs if other is not None]
     if refuse and shared and len(shared) == len(validation):
         raise UserError(
             f"{name}: all {len(shared)} validation questions also stand in training: {_pairs_text(shared)}; give other "

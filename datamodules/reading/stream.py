@@ -155,8 +155,8 @@ class TrainLoader:
         """Return this rank's slice of the global batch that begins at `cursor`."""
         share = self.prompts_per_rollout // self.world
         prompts, after = self.stream.take(self.prompts_per_rollout, cursor)
-        mine = [self.prepare(prompt) for prompt in prompts[self.rank * share :][:share]]
-        return PromptBatch(mine, cursor=after, name=self.name)
+        batch = [self.prepare(prompt) for prompt in prompts[self.rank * share :][:share]]
+        return PromptBatch(batch, cursor=after, name=self.name)
 
 
 class EvalLoader:
@@ -224,23 +224,24 @@ def prompt_hashes(prompts: Sequence[Prompt]) -> dict[str, str]:
     }
 
 
-def difference(then: Mapping[str, str], now: Mapping[str, str]) -> str:
+def difference(saved: Mapping[str, str], current: Mapping[str, str]) -> str:
     """Describe the differences between two fingerprints; "" if there are none."""
-    parts = [part for part in PART_NAMES if then.get(part) != now.get(part)]
+    parts = [part for part in PART_NAMES if saved.get(part) != current.get(part)]
     if "count" in parts:  # then all hashes differ, too
         parts = [part for part in parts if part in ("count", "seeds")]
-    shown = {"count", "seeds"}
-    return "; ".join(f"{PART_NAMES[p]}" + (f" was {then.get(p)}, is {now[p]}" if p in shown else "") for p in parts)
+    return "; ".join(
+        f"{PART_NAMES[p]}" + (f" was {saved.get(p)}, is {current[p]}" if p in ("count", "seeds") else "") for p in parts
+    )
 
 
-def check_fingerprint(then: Mapping[str, str] | None, now: Mapping[str, str] | None) -> None:
+def check_fingerprint(saved: Mapping[str, str] | None, current: Mapping[str, str] | None) -> None:
     """Refuse to resume on different training data.
 
     Args:
-        then: the checkpoint's fingerprint; None: no checkpoint.
-        now: the fingerprint of the current data; None: not read yet.
+        saved: the checkpoint's fingerprint; None: no checkpoint.
+        current: the fingerprint of the current data; None: not read yet.
     """
-    if then and now and (changed := difference(then, now)):
+    if saved and current and (changed := difference(saved, current)):
         raise UserError(
             f"ckpt_path: the training data are not those of the checkpoint: {changed}; restore them, {NEW_RUN}"
         )

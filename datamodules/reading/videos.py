@@ -35,21 +35,21 @@ def inspect_video(file: bytes | str) -> tuple[int, float, Image.Image]:
         BadRow: there is no video in the file.
     """
     with _stream_of(file) as (container, stream):
-        first = next(container.decode(stream), None)
+        frame = next(container.decode(stream), None)
         fps = float(stream.average_rate or stream.guessed_rate)
-    if first is None:
+    if frame is None:
         raise BadRow("it has no frames")
     with _stream_of(file) as (container, stream):
-        return sum(packet.size > 0 for packet in container.demux(stream)), fps, _upright(first)
+        return sum(packet.size > 0 for packet in container.demux(stream)), fps, _upright(frame)
 
 
-def choose_frames(total: int, fps: float, wanted_fps: float | None, most: int) -> tuple[int, ...]:
+def choose_frames(total: int, fps: float, wanted_fps: float | None, max_frames: int) -> tuple[int, ...]:
     """Return the numbers of the frames that the model sees of a video: as many as qwen-vl-utils takes, evenly spread.
 
     Args:
         total, fps: frames of the video, and how many a second has.
         wanted_fps: how many of a second the model sees; None = all that there are.
-        most: the largest number of frames.
+        max_frames: the largest number of frames.
 
     Raises:
         BadRow: there are not even two frames.
@@ -58,8 +58,8 @@ def choose_frames(total: int, fps: float, wanted_fps: float | None, most: int) -
 
     if total < 2:
         raise BadRow("a video has at least 2 frames; give a single one as an image")
-    limits = {"fps": wanted_fps, "min_frames": min(MIN_FRAMES, most), "max_frames": most}
-    count = min(total, most) if wanted_fps is None else smart_nframes(limits, total, fps)
+    limits = {"fps": wanted_fps, "min_frames": min(MIN_FRAMES, max_frames), "max_frames": max_frames}
+    count = min(total, max_frames) if wanted_fps is None else smart_nframes(limits, total, fps)
     return tuple(np.linspace(0, total - 1, count).round().astype(int).tolist())
 
 

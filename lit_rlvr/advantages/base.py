@@ -229,9 +229,9 @@ def group_std(rewards: Tensor, known: Tensor, unbiased: bool = False) -> Tensor:
 
 def is_mixed(rewards: Tensor, known: Tensor) -> Tensor:
     """Return (P, 1) bool, True for groups whose known rewards differ."""
-    most = torch.where(known, rewards, -torch.inf).amax(1, keepdim=True)
-    least = torch.where(known, rewards, torch.inf).amin(1, keepdim=True)
-    return ~(most - least <= EQUAL_SPREAD)  # NaN differs
+    highest = torch.where(known, rewards, -torch.inf).amax(1, keepdim=True)
+    lowest = torch.where(known, rewards, torch.inf).amin(1, keepdim=True)
+    return ~(highest - lowest <= EQUAL_SPREAD)  # NaN differs
 
 
 def require_lengths(group: GroupBatch, advantage: str) -> Tensor:
@@ -283,6 +283,6 @@ def standardised(rewards: Tensor, known: Tensor, eps: float, unbiased: bool = Fa
     if scale == "none":
         return centered(rewards, known)
     shape = (1, -1) if scale == "batch" else rewards.shape  # (1, P G)
-    of, counted = rewards.reshape(shape), known.reshape(shape)
-    std = torch.where(~is_mixed(of, counted), 1.0, group_std(of, counted, unbiased) + eps)  # (1, 1) or (P, 1)
+    values, mask = rewards.reshape(shape), known.reshape(shape)
+    std = torch.where(~is_mixed(values, mask), 1.0, group_std(values, mask, unbiased) + eps)  # (1, 1) or (P, 1)
     return centered(rewards, known) / std

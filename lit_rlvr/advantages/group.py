@@ -102,8 +102,8 @@ class GDPOAdvantage(Advantage):
         spread = values - mean
         sums = spread.square().nansum(dim, keepdim=True)
         std = (sums / (count - int(self.unbiased_std)).clamp(min=1)).sqrt()
-        most = spread.abs().nan_to_num().amax(dim if dim is not None else (0, 1), keepdim=True)
-        return torch.where(most <= EQUAL_SPREAD, torch.where(known, 0.0, torch.nan), spread / (std + self.eps))
+        largest = spread.abs().nan_to_num().amax(dim if dim is not None else (0, 1), keepdim=True)
+        return torch.where(largest <= EQUAL_SPREAD, torch.where(known, 0.0, torch.nan), spread / (std + self.eps))
 
 
 @register("dr_grpo")

@@ -43,11 +43,11 @@ class PassAtKAdvantage(Advantage):
     def __call__(self, group: GroupBatch) -> Tensor:
         c, judged = group.correct.to(group.rewards.dtype), group.judged
         n = judged.sum(1, keepdim=True).to(c.dtype)  # (P, 1)
-        wrong = (judged & (c == 0)).sum(1, keepdim=True).to(c.dtype)
+        misses = (judged & (c == 0)).sum(1, keepdim=True).to(c.dtype)
         fail = torch.ones_like(n)  # F
         for i in range(self.k):
-            fail = fail * ((wrong - i).clamp(min=0) / (n - i).clamp(min=1))
-        scale = (fail / (1 - fail)).sqrt() * n / wrong
+            fail = fail * ((misses - i).clamp(min=0) / (n - i).clamp(min=1))
+        scale = (fail / (1 - fail)).sqrt() * n / misses
         return torch.where((fail > 0) & (fail < 1), centered(c, judged) * scale, 0.0)
 
 

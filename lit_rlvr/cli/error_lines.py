@@ -50,8 +50,8 @@ def failure_line(error: Exception) -> str | None:
         return str(cause)
     if is_lost(error):
         return f"a process of the run is lost: {first_line(error).partition('. ')[0]}; resume with --ckpt_path last"
-    if found := find_user_line(error):
-        return f"{found[0]}: {first_line(found[1])} ({TRACEBACK}=1 shows the whole traceback)"
+    if line_error := find_user_line(error):
+        return f"{line_error[0]}: {first_line(line_error[1])} ({TRACEBACK}=1 shows the whole traceback)"
     if isinstance(error, ArgumentError):
         return ": ".join([*getattr(error, "__notes__", ()), explain_parse_error(error)])
     if isinstance(error, PermissionError):  # of a read or of a write
@@ -85,9 +85,9 @@ def _refused_by_library(error: BaseException) -> str | None:
     """
     origin = _unwrapped(error)
     files = _files(error) + _files(origin)
-    ours = {file.name for file in files if any(file.is_relative_to(folder) for folder in OWN_FOLDERS)}
-    ours_involved = files[-1].name in ours or ours - _CALLERS_OF_LIBRARIES
-    if type(origin).__name__ != "MisconfigurationException" and ours_involved:
+    own_files = {file.name for file in files if any(file.is_relative_to(folder) for folder in OWN_FOLDERS)}
+    is_own = files[-1].name in own_files or own_files - _CALLERS_OF_LIBRARIES
+    if type(origin).__name__ != "MisconfigurationException" and is_own:
         return None
     return f"trainer: {' '.join(str(origin).split()) or type(origin).__name__}"
 
@@ -219,10 +219,10 @@ def _hint(groups: Mapping[str, str], names: KnownNames) -> str:
     if "field" in groups:
         return _nearest(f"{groups['group']}.{groups['field']}", names.arguments(groups["name"]))
     if "own" in groups:
-        ours = option_instead(groups["own"], TOP_KEYS)  # if neither the class has it nor a similar one
+        replacement = option_instead(groups["own"], TOP_KEYS)  # if neither the class has it nor a similar one
         known = names.arguments(groups["name"])
         fields = {name.rpartition(".")[2]: name for name in known}  # also of groups
-        near = ours or fields.get(nearest(groups["own"], fields) or "")
+        near = replacement or fields.get(nearest(groups["own"], fields) or "")
         return _nearest(groups["own"], known) or (f"; did you mean {near!r}?" if near else "")
     if "key" in groups:
         return counted_hint(groups["key"]) or _nearest(
@@ -278,8 +278,8 @@ def _nearest(key: str, known: Iterable[str]) -> str:
     """Return a hint with the most similar known name: from the key's own group, or else from all dotted names."""
     group, dot, name = key.rpartition(".")
     names = [other for other in known if other != key]
-    if ours := option_instead(key, names):
-        return f"; did you mean {ours!r}?"
+    if replacement := option_instead(key, names):
+        return f"; did you mean {replacement!r}?"
     siblings = [other.rpartition(".")[2] for other in names if other.rpartition(".")[0] == group] if dot else []
     near = nearest(name, siblings) if siblings else nearest(key, names)
     return f"; did you mean {(f'{group}.' if siblings else '') + near!r}?" if near else ""
@@ -324,5 +324,5 @@ def class_arguments(cls: type) -> set[str]:
     kinds, _ = init_parameters(cls)
     groups = {name: kind for name, kind in kinds.items() if dataclasses.is_dataclass(kind)}
     return {*kinds} | {
-        f"{name}.{one.name}" for name, kind in groups.items() for one in dataclasses.fields(kind) if one.init
+        f"{name}.{option.name}" for name, kind in groups.items() for option in dataclasses.fields(kind) if option.init
     }

@@ -114,11 +114,11 @@ def log_changed_settings(run: Run, max_steps: int) -> None:
         log.warning("ckpt_path: the run is at step %d, trainer.max_steps is reached: nothing to train", step)
     before = _config_of(str(run.checkpoint))
     if before.is_file():
-        then, now = (  # a class path may begin with `datamodules`, the folder at the top of the repository
+        saved, current = (  # a class path may begin with `datamodules`, the folder at the top of the repository
             yaml.safe_load(text.replace(": datamodules.", ": lit_rlvr.datamodules."))
             for text in (before.read_text(), run.settings)
         )
-        for key, old, new in changes(then, now):
+        for key, old, new in changes(saved, current):
             log.warning("resumed with a different %s: %s -> %s", key, old, new)
 
 

@@ -90,9 +90,9 @@ def choose_strategy(command: str, config: Namespace, module: Any, data: Any) -> 
     plan = job.choice(gpus, placement, None if checkpointing == "auto" else checkpointing)
     module.compute = replace(module.compute, gradient_checkpointing=plan.strategy.checkpointing)
     if strategy == "auto":
-        several = "ddp" if gpus.count > 1 else "auto"
+        fallback = "ddp" if gpus.count > 1 else "auto"
         copies = trainer.num_nodes if job.fits_each_machine(plan, trainer.num_nodes) else 1
-        trainer.strategy = FSDP2(replicas=copies, offload=plan.strategy.offload) if plan.strategy.sharded else several
+        trainer.strategy = FSDP2(replicas=copies, offload=plan.strategy.offload) if plan.strategy.sharded else fallback
     log.log(logging.INFO if plan.fits else logging.WARNING, "%s", job.reason(plan))
 
 
@@ -103,14 +103,14 @@ def choose_tokens(trainer: Trainer, module: Any, data: Any) -> int:
     run's alone.
     """
     job, plan = describe_run(trainer, module, data)
-    most = DEFAULT_TOKENS if trainer.strategy.root_device.type == "cpu" else None
-    plan = job.with_most_tokens(plan, most)
+    limit = DEFAULT_TOKENS if trainer.strategy.root_device.type == "cpu" else None
+    plan = job.with_most_tokens(plan, limit)
     if not plan.fits:
         reason = "IT WILL NOT FIT: `lit-rlvr plan` proposes a strategy or adapters"
     elif plan.budget == job.step_tokens(plan.gpus):
         reason = "all of an optimizer step"
     else:
-        reason = "the most that is chosen on a CPU" if plan.budget == most else "twice as many would not fit"
+        reason = "the most that is chosen on a CPU" if plan.budget == limit else "twice as many would not fit"
     log.log(
         logging.INFO if plan.fits else logging.WARNING,
         "tokens_per_microbatch: %d: about %.3g of %.3g GiB on each device; %s",

@@ -77,8 +77,8 @@ class RLVRTrainer(Trainer):
         choice = samples, lowest, highest, split, completions
         path = filter_prompts(model, datamodule, rollout_of(self), dtype, Path(out), *choice)
         kept = len(path.read_text().splitlines())
-        found = {"file": str(path), "kept": kept, "option": f"--data.init_args.{split}"}
-        show_result(found, lambda: print(f"{path}: use it with {found['option']}"))
+        result = {"file": str(path), "kept": kept, "option": f"--data.init_args.{split}"}
+        show_result(result, lambda: print(f"{path}: use it with {result['option']}"))
 
     def tune(
         self, model: RLVRModule, datamodule: PromptDataModule, minutes: float = 5.0, out: str = "tuned.yaml"

@@ -28,9 +28,9 @@ def add_user_modules() -> None:
     Installed packages come first, so that a file of the user's cannot shadow them. A source checkout of lit-rlvr that
     is on the path for an editable install comes after the user's folder: both may have a folder `datamodules`.
     """
-    here = str(Path.cwd())
-    indices = [i for i, path in enumerate(sys.path) if Path(path) == _ROOT != Path(here)]
-    sys.path.insert(indices[0] if indices else len(sys.path), here)
+    folder = str(Path.cwd())
+    indices = [i for i, path in enumerate(sys.path) if Path(path) == _ROOT != Path(folder)]
+    sys.path.insert(indices[0] if indices else len(sys.path), folder)
     if not any(isinstance(finder, _DataModules) for finder in sys.meta_path):
         sys.meta_path.insert(0, _DataModules())
 
@@ -77,8 +77,8 @@ def _is_ours(folder: Path) -> bool:
 
 def _our_data_set(name: str) -> Any:
     """Return our data set if the user's package has none of that name."""
-    if not name.startswith("__") and (found := getattr(import_module(OUR_PACKAGE), name, None)) is not None:
-        return found
+    if not name.startswith("__") and (data_set := getattr(import_module(OUR_PACKAGE), name, None)) is not None:
+        return data_set
     raise AttributeError(f"neither {sys.modules[PACKAGE].__path__[0]} nor lit-rlvr has a data set {name!r}")
 
 

@@ -192,7 +192,7 @@ def sample_suites(
             run_shares(arguments, config.devices, out, advance)
         records = Records(out, *settings)
     elif missing:
-        sets = [
+        lengths = [
             LengthRequirement(
                 s.name,
                 prompts[s.name],
@@ -207,7 +207,7 @@ def sample_suites(
         if isinstance(engine, VLLMEngine) and isinstance(config.engine, str):  # no trainer shares the device
             engine = VLLMEngine(kv_cache_gb=4, gpu_memory_utilization=0.9, enforce_eager=not torch.cuda.is_available())
         owner = SyncedEngine(engine, resume="run the same command again to continue")
-        sampler = start_sampler(module.model_folder, owner, module.tokenizer, getattr(torch, config.dtype), sets)
+        sampler = start_sampler(module.model_folder, owner, module.tokenizer, getattr(torch, config.dtype), lengths)
         started, tokens = time.perf_counter(), 0
         with progress_bar("questions", missing, done=total - missing) as advance:
             for suite, part, missing_prompts in parts:
@@ -302,8 +302,8 @@ def judge_completions(
         completions: question id -> its completions.
     """
     with progress_bar(name, len(prompts)) as advance:
-        for first in range(0, len(prompts), QUESTIONS_PER_BATCH):
-            batch = prompts[first : first + QUESTIONS_PER_BATCH]
+        for start in range(0, len(prompts), QUESTIONS_PER_BATCH):
+            batch = prompts[start : start + QUESTIONS_PER_BATCH]
             groups = [completions[prompt.sample.id] for prompt in batch]
             batch = [replace(p, prefill=group[0].prefill or p.prefill) for p, group in zip(batch, groups, strict=True)]
             judged = [prompt.for_rewards(group) for prompt, group in zip(batch, groups, strict=True)]
@@ -324,5 +324,5 @@ def suite_fingerprint(
         | {name: value for name in ("stop", "max_thought_tokens") if (value := getattr(s, name))}
         for part, (s, samples) in parts.items()
     }
-    of_environment = {} if environment is None else {"environment": environment_fingerprint(environment)}
-    return {"questions": hashlib.sha256(questions).hexdigest()[:16]} | sampling | of_environment
+    environment_part = {} if environment is None else {"environment": environment_fingerprint(environment)}
+    return {"questions": hashlib.sha256(questions).hexdigest()[:16]} | sampling | environment_part

@@ -155,19 +155,19 @@ def pass_rate(group: list[RecordRow]) -> float | None:
     return sum(judged) / len(judged) if judged else None
 
 
-def right_completions(group: list[RecordRow], most: int) -> list[Any]:
+def right_completions(group: list[RecordRow], limit: int) -> list[Any]:
     """Return the texts of right completions that ended, the highest rewards first, each once.
 
     The text of an episode is a list of its turns.
 
     Args:
         group: the recorded completions of one prompt.
-        most: how many at most.
+        limit: how many at most.
     """
     ended = (row for row in group if row["correct"] and row["finish_reason"] == "stop")
     right = sorted(ended, key=lambda row: -row["reward"])
     texts = [[turn["text"] for turn in row["turns"]] if row.get("turns") else row["completion"] for row in right]
-    return [text for k, text in enumerate(texts) if text not in texts[:k]][:most]
+    return [text for k, text in enumerate(texts) if text not in texts[:k]][:limit]
 
 
 def rate_histogram(rates: list[float | None], kept: int, lowest: float, highest: float) -> str:

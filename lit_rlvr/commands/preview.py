@@ -71,8 +71,8 @@ def describe_prompts(
                 description["completion"] += [part | {"sequence": number} for part in parts]
         demonstrations.close()
     if split == "train" and module.teachers.options is not None and module.teachers.options.prompt is not None:
-        for description, asked in zip(descriptions, map(module.teachers.asked, prompts), strict=False):
-            description["teacher"] = {"text": data.render(asked.sample), "tokens": len(asked.token_ids)}
+        for description, p in zip(descriptions, map(module.teachers.asked, prompts), strict=False):
+            description["teacher"] = {"text": data.render(p.sample), "tokens": len(p.token_ids)}
     return {
         "set": f"{data.name} {split}",
         "count": len(prompts),

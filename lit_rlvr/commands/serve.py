@@ -69,25 +69,25 @@ def run(command: str, arguments: list[str]) -> None:
     )  # fmt: skip
     parser.add_argument("--host", help=f"address to listen on; {HOST} by default, 0.0.0.0 for all of them")
     parser.add_argument("--port", type=int, help=f"port to listen on; {PORT} by default")
-    ours, others = parser.parse_known_args([_hyphenated(word) for word in arguments])
+    options, others = parser.parse_known_args([_hyphenated(word) for word in arguments])
     require("vllm", "serve", vllm_package())
-    if ours.deterministic and not torch.cuda.is_available():
+    if options.deterministic and not torch.cuda.is_available():
         raise UserError("--deterministic: vLLM has batch-invariant kernels for GPUs only; leave it out")
-    if ours.quantize and not torch.cuda.is_available():
+    if options.quantize and not torch.cuda.is_available():
         raise UserError("--quantize fp8: it needs a GPU; leave it out")
-    if ours.quantize and ours.dtype == "float32":
+    if options.quantize and options.dtype == "float32":
         raise UserError("--quantize fp8: its layers give 16-bit results; use --dtype bfloat16")
     names = {word.partition("=")[0] for word in others}
     if "--quantization" in names:
         raise UserError("--quantization: use --quantize fp8")
-    if ours.host is None and not names & {*ADDRESS_OPTIONS}:
-        ours.host = HOST
-    if ours.port is not None or not names & {*ADDRESS_OPTIONS}:
-        open_socket(ours.host or "", PORT if ours.port is None else ours.port).close()  # vLLM would load first
-    address = [f"--{name}={value}" for name in ("host", "port") if (value := getattr(ours, name)) is not None]
-    quantized = [f"--quantization={FP8}"] if ours.quantize else []
-    options = [*quantized, *address, *sequence_options(ours.max_num_seqs, names), *others]
-    line = server_line(ours.model, ours.dtype, ours.nccl, options, ours.config_overrides)
+    if options.host is None and not names & {*ADDRESS_OPTIONS}:
+        options.host = HOST
+    if options.port is not None or not names & {*ADDRESS_OPTIONS}:
+        open_socket(options.host or "", PORT if options.port is None else options.port).close()  # vLLM would load first
+    address = [f"--{name}={value}" for name in ("host", "port") if (value := getattr(options, name)) is not None]
+    quantized = [f"--quantization={FP8}"] if options.quantize else []
+    vllm_options = [*quantized, *address, *sequence_options(options.max_num_seqs, names), *others]
+    line = server_line(options.model, options.dtype, options.nccl, vllm_options, options.config_overrides)
     os.environ["VLLM_SERVER_DEV_MODE"] = "1"  # lets us replace its weights
     if "--enable-lora" in names:
         os.environ["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
@@ -95,7 +95,7 @@ def run(command: str, arguments: list[str]) -> None:
     if not torch.cuda.is_available() and (missing := missing_compiler()) is not None:
         log.info("%s, so nothing is compiled and generation is slower", missing)
         os.environ["TORCHDYNAMO_DISABLE"] = "1"
-    if ours.deterministic:
+    if options.deterministic:
         os.environ["VLLM_BATCH_INVARIANT"] = "1"
     os.environ["PYTORCH_CUDA_ALLOC_CONF"] = ""  # GPUs cannot share memory that the trainer's setting allocates
     raise_descriptor_limit()  # a request holds a socket

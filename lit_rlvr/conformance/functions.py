@@ -74,8 +74,8 @@ def check_estimator(function: Callable[..., Tensor], expect: str | None = None) 
 
     def estimate(batch: Batch) -> Tensor:
         named = {name: getattr(batch, name) for name in ("correct", "lengths", "reference_rewards")}
-        found = call_by_name(function, {"rewards": batch.rewards.clone()}, named)
-        return require_shape(function, found, batch.rewards.shape)
+        advantages = call_by_name(function, {"rewards": batch.rewards.clone()}, named)
+        return require_shape(function, advantages, batch.rewards.shape)
 
     findings = properties.estimator_findings(estimate, frozen_batch("regular"))
     if expect is None:
@@ -113,9 +113,9 @@ def plain_step(function: Callable[..., Tensor], batch: Batch) -> Step:
 def has_published_values(prepare: PrepareStep, expect: str, name: str) -> Finding:
     """Compare a loss on a frozen batch with a published one; each row's gradient relative to its own largest value."""
     batch = frozen_batch(name)
-    found, wanted = replay_step(prepare(batch), batch), expected(expect, name)
-    rows = [error({"dlogp": a}, {"dlogp": b}) for a, b in zip(found["dlogp"], wanted["dlogp"], strict=True)]
-    return values_finding(expect, name, float(np.max([error(found, wanted), *rows])))
+    computed, wanted = replay_step(prepare(batch), batch), expected(expect, name)
+    rows = [error({"dlogp": a}, {"dlogp": b}) for a, b in zip(computed["dlogp"], wanted["dlogp"], strict=True)]
+    return values_finding(expect, name, float(np.max([error(computed, wanted), *rows])))
 
 
 def values_finding(expect: str, name: str, measured: float) -> Finding:
@@ -146,9 +146,9 @@ def call_by_name(function: Callable[..., Any], arguments: Mapping[str, Any], nam
             f"has only {', '.join(named)}"
         )
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    asked = named if takes_all else {p.name: named[p.name] for p in others if p.name in named}
-    check_takes(function, *arguments, **asked)
-    return function(*arguments.values(), **asked)
+    keywords = named if takes_all else {p.name: named[p.name] for p in others if p.name in named}
+    check_takes(function, *arguments, **keywords)
+    return function(*arguments.values(), **keywords)
 
 
 def require_shape(function: Callable[..., Any], value: Any, shape: torch.Size) -> Tensor:
@@ -158,6 +158,6 @@ def require_shape(function: Callable[..., Any], value: Any, shape: torch.Size) -
         UserError: it is not.
     """
     if not isinstance(value, Tensor) or value.shape != shape or value.device.type != "cpu":
-        got = f"shape {tuple(value.shape)} on {value.device}" if isinstance(value, Tensor) else type(value).__name__
-        raise UserError(f"{defined_at(function)} must return a tensor of shape {tuple(shape)} on cpu, not {got}")
+        text = f"shape {tuple(value.shape)} on {value.device}" if isinstance(value, Tensor) else type(value).__name__
+        raise UserError(f"{defined_at(function)} must return a tensor of shape {tuple(shape)} on cpu, not {text}")
     return value

@@ -140,9 +140,9 @@ def error(measured: ComparedTensors, expected: ComparedTensors) -> float:
     return float(np.max(worst))
 
 
-def nonfinite(found: ComparedTensors) -> float:
+def nonfinite(tensors: ComparedTensors) -> float:
     """Count the values that are not finite."""
-    return float(sum(int((~value.isfinite()).sum()) for value in found.values()))
+    return float(sum(int((~value.isfinite()).sum()) for value in tensors.values()))
 
 
 # ---- properties of losses ---------------------------------------------------------------------------------
@@ -185,8 +185,8 @@ def has_its_gradient(prepare: PrepareStep, batch: Batch, stops_gradient: bool) -
     _, gradient = loss_and_gradient(step, batch)
     measured = float("inf")
     if bool((gradient != 0).any()):
-        found = torch.where(batch.mask, gradient, 0.0)
-        measured = error({"dlogp": found}, {"dlogp": finite_differences(step, batch, stops_gradient)})
+        masked_gradient = torch.where(batch.mask, gradient, 0.0)
+        measured = error({"dlogp": masked_gradient}, {"dlogp": finite_differences(step, batch, stops_gradient)})
     return Finding(
         "gradient", measured, DIFFERENCE, "by autograd and by finite differences",
         "a value detached by mistake, or detached on purpose and not declared (stops_gradient)",
@@ -249,10 +249,10 @@ def has_the_right_direction(prepare: PrepareStep, batch: Batch) -> Finding:
     ]
     sign = step.advantages.reshape(len(batch.logp), -1).mean(1).sign()  # (B,)
     move = moves[0] - moves[1]
-    still = EXACT * move.abs().max()
-    wrong = float(((sign > 0) & (move <= still) | (sign < 0) & (move > still)).sum())
+    threshold = EXACT * move.abs().max()
+    count = float(((sign > 0) & (move <= threshold) | (sign < 0) & (move > threshold)).sum())
     return Finding(
-        "direction", wrong, 0, "completions that a step moves against the sign of A",
+        "direction", count, 0, "completions that a step moves against the sign of A",
         "a missing minus sign: a loss is minimised, -A * logp",
     )  # fmt: skip
 
@@ -316,9 +316,9 @@ def ignores_masked_tokens(measure: Measure, batch: Batch) -> Finding:
         other_values = other.flip(0) if x is batch.logp else other
         return torch.where(batch.mask, x, other_values) if x.is_floating_point() else x
 
-    found = measure(map_batch(batch, filled))
+    result = measure(map_batch(batch, filled))
     no_gradient = {"dlogp": torch.where(batch.mask, base["dlogp"], 0.0)}
-    worst = float(np.max([error(found, base), error(found, base | no_gradient)]))
+    worst = float(np.max([error(result, base), error(result, base | no_gradient)]))
     return Finding(
         "masked tokens", worst, EXACT, "other numbers where the mask is False",
         "a sum or a mean over all T positions: apply the mask first, also to counts",
@@ -328,8 +328,8 @@ def ignores_masked_tokens(measure: Measure, batch: Batch) -> Finding:
 def ignores_padding(measure: Measure, batch: Batch) -> Finding:
     """Add masked positions at the end of every row."""
     base = measure(batch)
-    found = measure(map_batch(batch, lambda x: pad(x, (0, 3))))
-    worst = error(found | {"dlogp": found["dlogp"][:, : batch.logp.shape[1]]}, base)
+    result = measure(map_batch(batch, lambda x: pad(x, (0, 3))))
+    worst = error(result | {"dlogp": result["dlogp"][:, : batch.logp.shape[1]]}, base)
     return Finding(
         "padding", worst, EXACT, "three more masked tokens at every end",
         "a normaliser that is the padded width T: count the mask, or use the configured longest completion",
@@ -411,9 +411,9 @@ def leaves_no_residue(estimate: Estimate, batch: Batch) -> Finding:
     )  # fmt: skip
 
 
-def flat_finding(found: ComparedTensors) -> Finding:
+def flat_finding(tensors: ComparedTensors) -> Finding:
     """Count nonfinite values of the batch of `equal_rewards`."""
     return Finding(
-        "equal rewards", nonfinite(found), 0, "infinite or NaN, where a group's rewards are equal",
+        "equal rewards", nonfinite(tensors), 0, "infinite or NaN, where a group's rewards are equal",
         "a standard deviation of 0: add an epsilon",
     )  # fmt: skip

@@ -240,21 +240,21 @@ PROVENANCE = {"code": "code of your own", "validation": "validation data", "weig
 """What numbers depend on besides the settings -> how a message names it."""
 
 
-def warn_of_changes(then: Mapping[str, dict[str, Any]], now: Mapping[str, dict[str, Any]]) -> None:
+def warn_of_changes(saved: Mapping[str, dict[str, Any]], current: Mapping[str, dict[str, Any]]) -> None:
     """Log what a resumed run finds changed since its checkpoint.
 
     Args:
-        then: of the checkpoint, for each of `PROVENANCE` name -> hash or version, and the numbers of threads.
-        now: of this run.
+        saved: of the checkpoint, for each of `PROVENANCE` name -> hash or version, and the numbers of threads.
+        current: of this run.
     """
     if not is_first_process():
         return
     for kind, what in PROVENANCE.items():
-        before, after = then.get(kind, {}), now[kind]
+        before, after = saved.get(kind, {}), current[kind]
         if changed := sorted(name for name, value in before.items() if after.get(name, value) != value):
             names = ", ".join(changed)
             log.warning("resumed with changed %s: %s; earlier and later numbers may not compare", what, names)
-    before, after = then.get("threads", {}), now["threads"]
+    before, after = saved.get("threads", {}), current["threads"]
     if before and after and before != after:
         log.warning(
             "resumed with a different number of torch's threads: %d -> %d; sums are rounded in another order, so "

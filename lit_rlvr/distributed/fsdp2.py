@@ -170,8 +170,8 @@ class FSDP2(ModelParallelStrategy):
     def _live_storages(self) -> set[int]:
         """Return the memory of the weights, the optimizer's state, the reference and the teachers on this rank."""
         module: Any = self.lightning_module
-        held = [module.reference.policy, *module.teachers.policies]
-        frozen = [parameter for policy in held if policy is not None for parameter in policy.parameters()]
+        policies = [module.reference.policy, *module.teachers.policies]
+        frozen = [parameter for policy in policies if policy is not None for parameter in policy.parameters()]
         moments = [
             value for optimizer in self.optimizers for state in optimizer.state.values() for value in state.values()
         ]
@@ -244,10 +244,10 @@ class FSDP2(ModelParallelStrategy):
             load_shares({MOMENTS: moments}, path)
             state = checkpoint["optimizer_states"][0] | {"state": moments}
             set_optimizer_state_dict(module, optimizer, state)
-        ours = frozen_parts(module.reference, module.teachers.averaged)
+        parts = frozen_parts(module.reference, module.teachers.averaged)
         for part, state in parts_in_shards(checkpoint).items():
-            if part in ours and ours[part].policy is not None:
-                state["weights"] = get_model_state_dict(ours[part].policy)
+            if part in parts and parts[part].policy is not None:
+                state["weights"] = get_model_state_dict(parts[part].policy)
                 load_shares({part: state["weights"]}, path)
 
     def _load_whole(self, path: Path, checkpoint: dict[str, Any], module: Any) -> None:

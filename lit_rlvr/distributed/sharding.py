@@ -62,8 +62,8 @@ def _fill(module: nn.Module, device: torch.device) -> None:
     """Copy the first rank's tensors into a module, except those already sharded."""
     filled: dict[Tensor, Tensor] = {}  # keeps tied tensors tied
     for part in module.modules():
-        own: tuple[dict[str, Any], ...] = (part._parameters, part._buffers)
-        for tensors in own:
+        tables: tuple[dict[str, Any], ...] = (part._parameters, part._buffers)
+        for tensors in tables:
             for name, tensor in tensors.items():
                 if tensor is None or isinstance(tensor, DTensor):
                     continue
@@ -129,8 +129,8 @@ def full_tensor(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     tensor = tensor if dtype is None else tensor.detach().to(dtype)
     if not isinstance(tensor, DTensor):
         return tensor
-    there: Any = tensor.to(tensor.device_mesh.device_type)  # offloaded shards are on the CPU
-    return there.full_tensor()
+    shard: Any = tensor.to(tensor.device_mesh.device_type)  # offloaded shards are on the CPU
+    return shard.full_tensor()
 
 
 def whole_weights(module: nn.Module) -> dict[str, Any]:

@@ -24,7 +24,7 @@ def resolve_engine(engine: RolloutEngine | str) -> RolloutEngine:
     if engine == "hf" or (engine == "auto" and not is_installed("vllm")):
         return HFEngine()
     if engine not in ENGINES:
-        found: RolloutEngine = find_part("rollout.engine", "engines", engine, ENGINES, RolloutEngine)()
-        return found
+        part: RolloutEngine = find_part("rollout.engine", "engines", engine, ENGINES, RolloutEngine)()
+        return part
     require("vllm", "rollout.engine", vllm_package())
     return VLLMEngine()

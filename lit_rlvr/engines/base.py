@@ -59,12 +59,12 @@ class EngineContext:
     run: Path | None = None
     streams: bool = False
 
-    def limit(self, asked: int, before: int) -> int:
-        """Return the longest completion or turn after `before` tokens: `asked`, as far as `max_tokens` allows.
+    def limit(self, tokens: int, before: int) -> int:
+        """Return the longest completion or turn after `before` tokens: `tokens`, as far as `max_tokens` allows.
 
         In training, `check_lengths` makes sure that everything fits; only an evaluation may reach the model's context.
         """
-        return min(asked, self.max_tokens - before) if self.max_tokens else asked
+        return min(tokens, self.max_tokens - before) if self.max_tokens else tokens
 
     @classmethod
     def in_place(cls, policy: Policy, tokenizer: PreTrainedTokenizerBase, sequences: int) -> EngineContext:
@@ -74,8 +74,8 @@ class EngineContext:
 
 def most_images(prompts: Iterable[Prompt]) -> dict[str, int]:
     """Return the most images and videos in one prompt, as arguments of `EngineContext`."""
-    found = [kinds_of(prompt.sample.images) for prompt in prompts]
-    return {f"max_{kind}s": max(kinds.count(kind) for kinds in found) for kind in ("image", "video")}
+    kinds_by_prompt = [kinds_of(prompt.sample.images) for prompt in prompts]
+    return {f"max_{kind}s": max(kinds.count(kind) for kinds in kinds_by_prompt) for kind in ("image", "video")}
 
 
 class RolloutEngine(ChecksArguments, ABC):

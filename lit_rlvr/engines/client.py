@@ -229,15 +229,15 @@ class VLLMServer:
 
         allowed = asyncio.Semaphore(at_once)
 
-        async def one(token_ids: list[int]) -> list[float]:
+        async def score(token_ids: list[int]) -> list[float]:
             request = {"prompt": token_ids, "max_tokens": 1, "prompt_logprobs": 0}
             async with allowed:
                 answer = await self._ask(session, "POST", "/v1/completions", request, "")
-            found = answer["choices"][0]["prompt_logprobs"][1:]
-            return [0.0, *(one[str(token)]["logprob"] for one, token in zip(found, token_ids[1:], strict=True))]
+            tokens = zip(answer["choices"][0]["prompt_logprobs"][1:], token_ids[1:], strict=True)
+            return [0.0, *(logprobs[str(token)]["logprob"] for logprobs, token in tokens)]
 
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(self.timeout)) as session:
-            return await all_or_none(map(one, sequences))
+            return await all_or_none(map(score, sequences))
 
     async def is_healthy(self, session: aiohttp.ClientSession) -> bool:
         """Return True if the server's engine lives, False if it is too busy to say so.
@@ -289,8 +289,8 @@ class VLLMServer:
             raise UserError(f"{self.url} requires an API key; name its environment variable in api_key_env")
         if answer.status == HTTPStatus.NOT_FOUND and refusal and b"does not exist" not in content:  # an adapter
             raise UserError(refusal)
-        said = " ".join(content.decode(errors="replace").split())[:300]
-        failure = ServerError(f"{where}: status {answer.status}: {said}")
+        message = " ".join(content.decode(errors="replace").split())[:300]
+        failure = ServerError(f"{where}: status {answer.status}: {message}")
         failure.transient = answer.status == HTTPStatus.INTERNAL_SERVER_ERROR
         raise failure
 
@@ -337,8 +337,8 @@ async def _reasons(servers: Sequence[VLLMServer]) -> dict[VLLMServer, str]:
             return str(error)
 
     async with aiohttp.ClientSession() as session:
-        found = await asyncio.gather(*map(reason, servers))
-    return {server: text for server, text in zip(servers, found, strict=True) if text}
+        texts = await asyncio.gather(*map(reason, servers))
+    return {server: text for server, text in zip(servers, texts, strict=True) if text}
 
 
 async def all_or_none(coroutines: Iterable[Coroutine[Any, Any, _T]]) -> list[_T]:

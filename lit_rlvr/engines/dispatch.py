@@ -271,5 +271,5 @@ def raise_descriptor_limit() -> int:
 
 def free_descriptors() -> int:
     """Return how many requests this process can have open at once."""
-    held = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else RESERVED_DESCRIPTORS
-    return max(1, raise_descriptor_limit() - held - RESERVED_DESCRIPTORS)
+    open_count = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else RESERVED_DESCRIPTORS
+    return max(1, raise_descriptor_limit() - open_count - RESERVED_DESCRIPTORS)

@@ -140,8 +140,8 @@ class VLLMServerEngine(RolloutEngine):
         for server in answering:
             self._check(server, context)
         if self._loop is None:
-            first = rank() % len(self.servers)  # ranks begin with different servers
-            self._dispatch = Dispatch([*self._replicas[first:], *self._replicas[:first]], self._take_back)
+            offset = rank() % len(self.servers)  # ranks begin with different servers
+            self._dispatch = Dispatch([*self._replicas[offset:], *self._replicas[:offset]], self._take_back)
             self._loop = RequestLoop()
             self._loop.run(self._dispatch.open())
         if not self._syncs:
@@ -154,11 +154,11 @@ class VLLMServerEngine(RolloutEngine):
         """Return the adapters' settings if all servers take them, and log what the syncs send; None = merge them."""
         if adapter is None:
             return None
-        less = [server.url for server in self.servers if not self._takes[server].include(adapter)]
-        reason = f"; start {less[0]} with {lora_options(adapter)} to send them alone" if less else ""
+        urls = [server.url for server in self.servers if not self._takes[server].include(adapter)]
+        reason = f"; start {urls[0]} with {lora_options(adapter)} to send them alone" if urls else ""
         if streams:  # what runs keeps the adapters that it began with
             reason = ", because completions go on with new weights (rollout.staleness)"
-        if less or streams or not self.transfer.sends_adapters:
+        if urls or streams or not self.transfer.sends_adapters:
             log.info("engine vllmserver: each sync sends weights with the adapters merged in%s", reason)
             return None
         log.info("engine vllmserver: the first sync sends all weights, and later ones only the adapters")
@@ -259,8 +259,8 @@ class VLLMServerEngine(RolloutEngine):
         def compare() -> str:
             if rank() > 0 or (len(servers) == 1 and self._copies[servers[0]] == 1):
                 return ""
-            found = zip(servers, on_each(servers, VLLMServer.digests), strict=True)
-            return differing_copies({server.url: digests for server, digests in found})
+            results = zip(servers, on_each(servers, VLLMServer.digests), strict=True)
+            return differing_copies({server.url: digests for server, digests in results})
 
         problem = gather_objects(raise_on_all_ranks(compare))[0]
         if problem:
@@ -436,11 +436,11 @@ def differing_copies(digests: dict[str, dict[str, set[str]]]) -> str:
     Args:
         digests: of each server, by its URL: the digests of each weight, one for each replica that differs.
     """
-    for url, found in digests.items():
-        if split := [name for name, several in found.items() if len(several) > 1]:
+    for url, weights in digests.items():
+        if split := [name for name, variants in weights.items() if len(variants) > 1]:
             return f"{url}: its replicas hold different weights after a sync ({split[0]}); start it again"
-    for (url, ours), (other, theirs) in combinations(digests.items(), 2):
-        if differing := [name for name in ours if ours.keys() == theirs.keys() and ours[name] != theirs[name]]:
+    for (url, a), (other, b) in combinations(digests.items(), 2):
+        if differing := [name for name in a if a.keys() == b.keys() and a[name] != b[name]]:
             return f"{url} and {other} hold different weights after a sync ({differing[0]}); start them again"
     return ""
 
@@ -462,18 +462,20 @@ def check_model(url: str, served: str, ours: Any) -> None:
         UserError: the models differ in kind or in a size.
     """
     try:
-        theirs = model_sizes(load_model_config(served))
+        server_sizes = model_sizes(load_model_config(served))
     except UserError:
         if served != ours.name_or_path:
             log.warning("%s serves %s, which cannot be read here: it must be %s", url, served, ours.name_or_path)
         return
-    wanted = model_sizes(ours)
-    differing = [name for name in wanted if name in theirs and theirs[name] != wanted[name]][:3]
+    trainer_sizes = model_sizes(ours)
+    differing = [name for name, size in trainer_sizes.items() if server_sizes.get(name, size) != size][:3]
     if differing:
-        found, needed = (", ".join(f"{name} {sizes[name]}" for name in differing) for sizes in (theirs, wanted))
+        server_text, trainer_text = (
+            ", ".join(f"{name} {sizes[name]}" for name in differing) for sizes in (server_sizes, trainer_sizes)
+        )
         raise UserError(
-            f"{url}: it serves {served} ({found}), but the run trains {ours.name_or_path} ({needed}); start it with "
-            f"`lit-rlvr serve --model {ours.name_or_path} ...`, or train the model that it serves"
+            f"{url}: it serves {served} ({server_text}), but the run trains {ours.name_or_path} ({trainer_text}); "
+            f"start it with `lit-rlvr serve --model {ours.name_or_path} ...`, or train the model that it serves"
         )
 
 
@@ -511,14 +513,14 @@ class _PendingTurns:
                 await asyncio.sleep(ENVIRONMENT_POLL)
                 self._hand_out()
         except Exception as error:
-            for found in self._awaited.values():
-                found.set_exception(error)
+            for future in self._awaited.values():
+                future.set_exception(error)
 
     def _hand_out(self) -> None:
         for p, g, answer in self.turns.answers(0):
-            found = self._awaited.pop((p, g))
-            if not found.done():  # cancelled
-                found.set_result(answer)
+            future = self._awaited.pop((p, g))
+            if not future.done():  # cancelled
+                future.set_result(answer)
 
 
 class _PNGs:

@@ -11,11 +11,11 @@ from typing import NoReturn
 
 def refuse(parser: argparse.ArgumentParser, message: str) -> NoReturn:
     """Print one line, with the nearest option, and exit; in place of `ArgumentParser.error`."""
-    first = message.removeprefix("unrecognized arguments: ").partition(" ")[0].partition("=")[0]
+    option = message.removeprefix("unrecognized arguments: ").partition(" ")[0].partition("=")[0]
     known = sorted(parser._option_string_actions)
-    near = get_close_matches(first.replace("_", "-"), known, 1) if message.startswith("unrecognized") else []
-    said = f"unknown option {first}" if message.startswith("unrecognized") else message
-    end(said + (f"; did you mean {near[0]}?" if near else ""))
+    near = get_close_matches(option.replace("_", "-"), known, 1) if message.startswith("unrecognized") else []
+    problem = f"unknown option {option}" if message.startswith("unrecognized") else message
+    end(problem + (f"; did you mean {near[0]}?" if near else ""))
 
 
 def end(message: str) -> NoReturn:

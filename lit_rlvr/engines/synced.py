@@ -56,12 +56,12 @@ def probe_prompts(prompts: Sequence[Prompt], together: bool = True) -> list[Prom
         prompts: this rank's.
         together: choose from the prompts of all ranks, and return the same ones on each; then call it on every rank.
     """
-    gather, this_rank = (gather_objects, rank()) if together else (lambda own: [own], 0)
+    gather, this_rank = (gather_objects, rank()) if together else (lambda values: [values], 0)
     by_rank = gather([len(prompt.token_ids) for prompt in prompts])
     sizes = sorted((length, r, k) for r, lengths in enumerate(by_rank) for k, length in enumerate(lengths))
     chosen = dict.fromkeys((sizes[len(sizes) // 2], sizes[-1], sizes[0]))  # without repeats
-    of_rank = {size: prompts[size[2]] for size in chosen if size[1] == this_rank}
-    gathered = {size: prompt for part in gather(of_rank) for size, prompt in part.items()}
+    rank_prompts = {size: prompts[size[2]] for size in chosen if size[1] == this_rank}
+    gathered = {size: prompt for part in gather(rank_prompts) for size, prompt in part.items()}
     return [gathered[size] for size in chosen]
 
 
@@ -94,12 +94,12 @@ def check_engine(
         UserError: the difference is more than rounding: the engine holds stale or wrong weights.
     """
     groups = (owner or engine).generate(prompts, sampling, probe_seeds(len(prompts)))
-    ours = trainer_logprobs(policy, prompts, groups, sampling, engine.compute_dtype)
+    expected = trainer_logprobs(policy, prompts, groups, sampling, engine.compute_dtype)
     flips = not policy.replays_routes and any(map(has_experts, layer_configs(policy.model.config)))
     middle = torch.median if flips else torch.mean
     exact, worst = engine.compute_dtype == torch.float32, 0.0
     completions = [completion for group in groups for completion in group]
-    for completion, logprobs in zip(completions, ours, strict=True):
+    for completion, logprobs in zip(completions, expected, strict=True):
         differences = (logprobs - torch.tensor(completion.logprobs)).abs()
         difference = float(differences.max() if exact else middle(differences))
         # A mean of fewer tokens varies more.
@@ -237,12 +237,12 @@ class SyncedEngine:
             return
         self._policy, self._version = policy, None
         self._syncs += prompts is not None
-        first = prompts is not None and self._syncs == 1
-        if first and policy.has_zero_adapters():
+        is_first = prompts is not None and self._syncs == 1
+        if is_first and policy.has_zero_adapters():
             with policy.nonzero_adapters():  # else an engine that leaves adapters out would pass
                 self._send(policy, prompts, sampling)
         every = self._safeguards.probe_every
-        due = first or (every > 0 and self._syncs % every == 0)
+        due = is_first or (every > 0 and self._syncs % every == 0)
         self._send(policy, prompts if due else None, sampling)
         self._version = self.synced_versions[self.engine.label] = version
 
@@ -307,10 +307,10 @@ class SyncedEngine:
 
         Then the engine was restarted, or somebody else uses it. Raising restores the weights, as after a crash.
         """
-        held = {label for completion in group for label in completion.labels}
-        if held - {self.engine.label}:
+        labels = {label for completion in group for label in completion.labels}
+        if labels - {self.engine.label}:
             raise RuntimeError(
-                f"it answered with other weights ({', '.join(sorted(held))}) than those of the last sync "
+                f"it answered with other weights ({', '.join(sorted(labels))}) than those of the last sync "
                 f"({self.engine.label})"
             )
 

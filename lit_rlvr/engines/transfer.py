@@ -261,22 +261,22 @@ def write_weights(
         durable: wait until the disk has each file; programs on this machine can read it before.
         adapter: the settings of the adapters that `weights` are; None = they are weights.
     """
-    held: dict[str, Tensor] = {}
+    buffer: dict[str, Tensor] = {}
     size = count = 0
 
     def flush() -> None:
-        nonlocal held, size, count
+        nonlocal buffer, size, count
         path = target / (f"model-{count:05}.safetensors" if adapter is None else "adapter_model.safetensors")
-        save_file(held, path)
-        held, size, count = {}, 0, count + 1
+        save_file(buffer, path)
+        buffer, size, count = {}, 0, count + 1
         if durable:
             flush_to_disk(path)
 
     for name, weight in weights:
         copy = weight.detach().to("cpu", dtype, copy=True).contiguous()
-        if held and size + copy.nbytes > FILE_BYTES and adapter is None:
+        if buffer and size + copy.nbytes > FILE_BYTES and adapter is None:
             flush()
-        held[name] = copy
+        buffer[name] = copy
         size += copy.nbytes
     flush()
     if adapter is not None:
@@ -428,11 +428,11 @@ class NCCLTransfer(WeightTransfer):
             raise UserError("NCCLTransfer: there is no GPU here; use FileTransfer")
         from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo, NCCLTrainerWeightTransferEngine
 
-        theirs = servers if rank() == 0 else ()
-        addresses = [own_address(server.url, self.address) for server in theirs]
+        targets = servers if rank() == 0 else ()
+        addresses = [own_address(server.url, self.address) for server in targets]
         # A server on this machine reaches an address that another machine can reach, too.
-        address = self.address or min(addresses, key=lambda found: ip_address(found).is_loopback, default="")
-        workers = [server.workers() for server in theirs]
+        address = self.address or min(addresses, key=lambda a: ip_address(a).is_loopback, default="")
+        workers = [server.workers() for server in targets]
         info = NCCLTrainerInitInfo(address, free_port(), 1 + sum(workers), rank=rank())
         source: Any = self._source  # it has the methods of a WeightSource that are used here
         client: Any = UpdateClient(servers, workers)  # and this one those of a client
@@ -620,8 +620,8 @@ def route_to(host: str, port: int) -> tuple[str, str]:
 
 def _look_up(host: str, port: int) -> tuple[socket.AddressFamily, Any]:
     """Return the family and address of a host: IPv4 if it has both."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
-    family, _, _, _, address = min(found, key=lambda info: info[0] != socket.AF_INET)
+    infos = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
+    family, _, _, _, address = min(infos, key=lambda info: info[0] != socket.AF_INET)
     return family, address
 
 
@@ -630,12 +630,12 @@ def is_this_machine(url: str) -> bool:
 
     A port that is forwarded to another machine looks like that too.
     """
-    where = urlsplit(url)
+    parts = urlsplit(url)
     try:
-        mine, theirs = route_to(where.hostname or "", where.port or 80)
+        local, remote = route_to(parts.hostname or "", parts.port or 80)
     except OSError:
         return False
-    return theirs == mine or ip_address(theirs).is_loopback
+    return remote == local or ip_address(remote).is_loopback
 
 
 def own_address(url: str, chosen: str | None = None) -> str:
@@ -649,20 +649,20 @@ def own_address(url: str, chosen: str | None = None) -> str:
         UserError: an address cannot be resolved, or the server is on another machine and would look for this one on
             itself.
     """
-    where = urlsplit(url)
+    parts = urlsplit(url)
     try:
-        mine, theirs = route_to(where.hostname or "", where.port or 80)
-        address = ip_address(_look_up(chosen, 0)[1][0] if chosen else mine)
+        local, remote = route_to(parts.hostname or "", parts.port or 80)
+        address = ip_address(_look_up(chosen, 0)[1][0] if chosen else local)
     except OSError as error:
         raise UserError(
             f"NCCLTransfer.address: {chosen or 'none'}, for {url}: {error.strerror or error}; give the address at "
             "which the servers reach this machine"
         ) from error
-    if address.is_loopback and theirs != mine and not ip_address(theirs).is_loopback:
+    if address.is_loopback and remote != local and not ip_address(remote).is_loopback:
         raise UserError(
-            f"NCCLTransfer.address: {chosen} is {address}, where {url} would find itself; leave it out, or use {mine}"
+            f"NCCLTransfer.address: {chosen} is {address}, where {url} would find itself; leave it out, or use {local}"
         )
-    return chosen or mine
+    return chosen or local
 
 
 def weights_or_exit(weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
@@ -715,6 +715,6 @@ class RepeatedWeights:
 
 def free_port() -> int:
     """Return a free TCP port on this machine."""
-    with socket.socket() as found:
-        found.bind(("", 0))
-        return int(found.getsockname()[1])
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        return int(listener.getsockname()[1])

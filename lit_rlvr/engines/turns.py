@@ -136,18 +136,18 @@ _R = TypeVar("_R", bound=Row)
 
 
 def next_turns(
-    groups: Sequence[Sequence[_R]], turns: Turns, least: int, done: OnGroupDone | None
+    groups: Sequence[Sequence[_R]], turns: Turns, min_answers: int, done: OnGroupDone | None
 ) -> list[tuple[_R, Continuation]]:
     """Return the rows that go on, with how, and keep the completions that are over.
 
     Args:
         groups: the rows by prompt and number.
         turns: says how they go on.
-        least: how many answers to wait for.
+        min_answers: how many answers to wait for.
         done: called with each group that is complete, as `RolloutEngine.generate` says.
     """
     going = []
-    for p, g, answer in turns.answers(least):
+    for p, g, answer in turns.answers(min_answers):
         row = groups[p][g]
         if isinstance(answer, Continuation):
             row.next_turn(answer)
@@ -211,16 +211,16 @@ class ThoughtBudget(Turns):
         self._rooms, self._thoughts = {}, {}
 
     def opening(self, p: int, g: int) -> Continuation:
-        most = self._longest(self._sampling.max_tokens, len(self._prompts[p].token_ids))
-        return self._begun(p, g, self._turns.opening(p, g) or Continuation((), most), self._prompts[p].prefill)
+        limit = self._longest(self._sampling.max_tokens, len(self._prompts[p].token_ids))
+        return self._begun(p, g, self._turns.opening(p, g) or Continuation((), limit), self._prompts[p].prefill)
 
     def stopped(self, p: int, g: int, turn: Completion) -> None:
         if (p, g) in self._thoughts:
             turn = self._joined(*self._thoughts.pop((p, g)), turn)
         elif turn.truncated:
-            opened, most = self._rooms[p, g]
+            opened, limit = self._rooms[p, g]
             written = self._closing(opened + (turn.raw or turn.text))
-            room = most - len(turn.token_ids) - len(written)
+            room = limit - len(turn.token_ids) - len(written)
             if room > 0:
                 self._thoughts[p, g] = turn, written
                 self._over.append((p, g, Continuation(written, room)))

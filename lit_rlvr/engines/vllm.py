@@ -160,8 +160,8 @@ class VLLMEngine(RolloutEngine):
     def check_routes(self, device: str, sampling: Sampling) -> None:
         refuse_all(
             f"rollout.replay_routes: vLLM returns no experts of tokens {where}; use rollout.engine: hf"
-            for wrong, where in ((device != "cuda", "on a CPU"), (sampling.stop, "with rollout.sampling.stop"))
-            if wrong
+            for is_refused, where in ((device != "cuda", "on a CPU"), (sampling.stop, "with rollout.sampling.stop"))
+            if is_refused
         )
 
     def start(self, context: EngineContext) -> None:
@@ -264,17 +264,17 @@ class VLLMEngine(RolloutEngine):
 
     def _resolve_adapters(self, adapter: Settings | None) -> Settings | None:
         """Return the adapters' settings if vLLM is to load them, and log what the syncs send; None = merge them."""
-        most = LORA_RANKS[-1]
+        max_rank = LORA_RANKS[-1]
         if adapter is None:
             if self.adapters:
                 log.warning("VLLMEngine.adapters: true has no effect: the model has no adapters that vLLM could add")
             return None
         by_default = torch.cuda.is_available() and not self.sleep_mode and not self.quantized
         wanted = by_default if self.adapters is None else self.adapters
-        if wanted and adapter["r"] <= most:
+        if wanted and adapter["r"] <= max_rank:
             log.info("engine vllm: the first sync loads all weights, and later ones only the adapters")
             return adapter
-        reason = f": vLLM takes adapters of rank {most} at most, and these have {adapter['r']}" if wanted else ""
+        reason = f": vLLM takes adapters of rank {max_rank} at most, and these have {adapter['r']}" if wanted else ""
         log.info("engine vllm: each sync loads weights with the adapters merged in%s", reason)
         return None
 
@@ -332,12 +332,12 @@ class VLLMEngine(RolloutEngine):
             self._memory_share *= SMALLER
             if self._asleep and self._context.run is not None:
                 save_smaller_sizes(self._context.run, engine=self._memory_share)
-            less = f"it starts again with {self._memory_share:.2f} of it; to start so, set gpu_memory_utilization"
+            remedy = f"it starts again with {self._memory_share:.2f} of it; to start so, set gpu_memory_utilization"
             if not self._asleep:
-                log.warning("engine vllm: out of GPU memory; %s", less)
+                log.warning("engine vllm: out of GPU memory; %s", remedy)
                 raise
             raise ResumableError(
-                f"engine vllm: out of GPU memory when it woke up; {less}: resume with --ckpt_path last"
+                f"engine vllm: out of GPU memory when it woke up; {remedy}: resume with --ckpt_path last"
             ) from error
 
     def _sync(self, policy: Policy) -> None:
@@ -434,8 +434,8 @@ class VLLMEngine(RolloutEngine):
                         turns.stopped(row.p, row.g, replace(turn, routes=self._routes(output.outputs[0])))
                 # On a CPU wait for all answers: which requests run together changes the last bits of their results, and
                 # must not depend on how long an environment takes.
-                least = int(not engine.has_unfinished_requests()) if torch.cuda.is_available() else turns.waiting
-                for row, _ in next_turns(groups, turns, least, done):
+                min_answers = int(not engine.has_unfinished_requests()) if torch.cuda.is_available() else turns.waiting
+                for row, _ in next_turns(groups, turns, min_answers, done):
                     add_request(row, render(row.start))
         except BaseException:
             engine.abort_request(request_ids, internal=True)

@@ -125,8 +125,8 @@ def environment_fingerprint(environment: Environment | None) -> str | None:
     if environment is None:
         return None
     digest = hashlib.sha256(pickled(environment))
-    own = [cls for cls in type(environment).__mro__ if cls not in (ABC, object)]
-    for cls in (*own, *environment.source_classes):
+    classes = [cls for cls in type(environment).__mro__ if cls not in (ABC, object)]
+    for cls in (*classes, *environment.source_classes):
         digest.update(inspect.getsource(cls).encode())
     names = [cls.__qualname__ for cls in (type(environment), *environment.source_classes)]
     return f"{' of '.join(names)} {digest.hexdigest()[:12]}"

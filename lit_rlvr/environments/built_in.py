@@ -156,9 +156,9 @@ class SQLShell(Tools):
             sql: One SELECT statement of SQLite.
         """
         rows = run_query(self._path, sql, self._limits).rows
-        shown = [" | ".join(map(_sql_value, row)) for row in rows[: self.shown_rows]]
-        left = len(rows) - len(shown)
-        return "\n".join([*shown, *([f"... and {left} more rows"] if left else [])]) or "no rows"
+        lines = [" | ".join(map(_sql_value, row)) for row in rows[: self.shown_rows]]
+        left = len(rows) - len(lines)
+        return "\n".join([*lines, *([f"... and {left} more rows"] if left else [])]) or "no rows"
 
 
 def _sql_value(value: Any) -> str:

@@ -70,8 +70,8 @@ class Player:
             return _opening(environment.reset(sample))
         if call == REWARD:
             environment, messages = self._episodes.pop(number)
-            said = environment.reward()
-            outcome = None if said is None else _correct_if_one(as_result(said))
+            reward = environment.reward()
+            outcome = None if reward is None else _correct_if_one(as_result(reward))
             return outcome, judge_episode(environment, messages, sample)
         assert turn is not None, "a step has a turn"
         environment, messages = self._episodes[number]
@@ -192,16 +192,16 @@ class EpisodeWorkers:
         play = partial(self._play, number, seed, sample, turns, judge)
         self._pools[number % len(self._pools)].submit(Job(number, self._function, self._limits, play))
 
-    def outcomes(self, least: int) -> list[tuple[int, Outcome]]:
-        """Return episode numbers and outcomes of the calls that have ended; wait for at least `least` of them.
+    def outcomes(self, min_outcomes: int) -> list[tuple[int, Outcome]]:
+        """Return episode numbers and outcomes of the calls that have ended; wait for at least `min_outcomes` of them.
 
         Raises:
             UserError: the environment cannot be loaded, or it found an error in the configuration.
         """
-        found = listen(self._pools, block=False)
-        while len(found) < least and not all(pool.is_done for pool in self._pools):
-            found += listen(self._pools)
-        return found
+        results = listen(self._pools, block=False)
+        while len(results) < min_outcomes and not all(pool.is_done for pool in self._pools):
+            results += listen(self._pools)
+        return results
 
     def forget(self) -> None:
         """Drop all episodes; a worker that is busy with one is replaced."""

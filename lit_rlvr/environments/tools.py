@@ -164,7 +164,7 @@ class EnvironmentChoice(Environment):
                 else "rollout.environment: environments with and without tools cannot be mixed; give tools to all"
             )
         limits = [asdict(environment.limits) for environment in playing]
-        super().__init__(Isolation(**{name: max(one[name] for one in limits) for name in limits[0]}))
+        super().__init__(Isolation(**{name: max(limit[name] for limit in limits) for name in limits[0]}))
         (self.role,) = roles
         self._chosen = playing[0]
         self.needs_turns = any(environment.needs_turns for environment in playing)
@@ -255,7 +255,7 @@ def as_environment(environment: Any) -> Environment | None:
     if environment is None or isinstance(environment, Environment):
         return environment
     if isinstance(environment, Mapping) and "class_path" not in environment:
-        return EnvironmentChoice({name: made for name, one in environment.items() if (made := as_environment(one))})
+        return EnvironmentChoice({name: made for name, item in environment.items() if (made := as_environment(item))})
     if "class_path" in (environment if isinstance(environment, str | Mapping) else ""):
         raise UserError(
             f"rollout.environment: {environment} names no Environment; give a class of another kind by its dotted path "

@@ -136,10 +136,10 @@ def run_shares(arguments: Sequence[str], devices: int, out: Path, answered: Call
             running.append(_start(arguments, share, log))
         while True:
             ended = [process.poll() for process in running]
-            found = sum(path.read_bytes().count(BEGINS_GROUP) for path in files if path.exists())
-            for _ in range(found - seen):
+            count = sum(path.read_bytes().count(BEGINS_GROUP) for path in files if path.exists())
+            for _ in range(count - seen):
                 answered()
-            seen = found
+            seen = count
             failed = next((k for k, status in enumerate(ended) if status), None)
             if failed is not None:
                 raise UserError(f"--devices: process {failed} failed: {_last_line(logs[failed])} (see {logs[failed]})")
@@ -157,8 +157,8 @@ def _start(arguments: Sequence[str], share: Share, log: Path) -> subprocess.Pope
     import torch
 
     environment = os.environ | {SHARE_VARIABLE: f"{share.number}/{share.count}"}
-    if found := torch.cuda.device_count():
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(found)))
+    if gpus := torch.cuda.device_count():
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))
         environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[share.number]
     else:
         environment |= thread_environment(share.count)

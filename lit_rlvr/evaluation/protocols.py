@@ -39,10 +39,10 @@ def find_dtype(requested: str, model: str, folder: str) -> ValueAndOrigin:
     if is_run(model):
         return compute_dtype(str(lookup(_config_of(model), "trainer.precision"))), "the run's precision"
     config = load_model_config(folder)
-    found = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
-    if not isinstance(found, torch.dtype):
+    dtype = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
+    if not isinstance(dtype, torch.dtype):
         return torch.float32, "by default"
-    return torch.float32 if found.itemsize >= 4 else torch.bfloat16, f"its config.json: {found}"
+    return torch.float32 if dtype.itemsize >= 4 else torch.bfloat16, f"its config.json: {dtype}"
 
 
 def _config_of(model: str) -> dict[str, Any]:
@@ -76,8 +76,8 @@ def find_max_tokens(requested: int | None, model: str) -> ValueAndOrigin:
     """Return the longest completion: the requested length, else the run's validation length, else `MAX_TOKENS`."""
     if requested is not None:
         return requested, "--max_tokens"
-    found, key = _sampling_of(_config_of(model), "max_tokens")
-    return (MAX_TOKENS, "by default") if found is None else (found, f"the run's {key}")
+    max_tokens, key = _sampling_of(_config_of(model), "max_tokens")
+    return (MAX_TOKENS, "by default") if max_tokens is None else (max_tokens, f"the run's {key}")
 
 
 TURNS = ("max_turns", "max_observation_tokens", "max_episode_tokens")
@@ -130,14 +130,14 @@ class Protocol:
         Args:
             limits: limits of a completion and an episode that the protocol does not set.
         """
-        own = {name: value for name in ("max_tokens", *TURNS) if (value := getattr(self, name)) is not None}
-        limits = replace(limits, **own)
+        overrides = {name: value for name in ("max_tokens", *TURNS) if (value := getattr(self, name)) is not None}
+        limits = replace(limits, **overrides)
         sampled = replace(limits, temperature=self.temperature, top_p=self.top_p)
         parts = {"sampled": (sampled, self.samples)} if self.samples else {}
         return parts | ({"greedy": (replace(limits, temperature=0.0), 1)} if self.greedy else {})
 
 
-def make_protocol(suite: str, of_suite: Mapping[str, Any], of_all: Mapping[str, Any]) -> Protocol:
+def make_protocol(suite: str, suite_settings: Mapping[str, Any], shared_settings: Mapping[str, Any]) -> Protocol:
     """Build the protocol of one suite.
 
     The first of these that has a setting decides it: the suite, the suite's protocol, the command line, the protocol of
@@ -145,11 +145,11 @@ def make_protocol(suite: str, of_suite: Mapping[str, Any], of_all: Mapping[str, 
 
     Args:
         suite: the suite's name; a protocol may have other settings for some suites.
-        of_suite: settings of this suite, which may include `protocol`.
-        of_all: settings of all suites from the command line, in the same form; None = not given.
+        suite_settings: settings of this suite, which may include `protocol`.
+        shared_settings: settings of all suites from the command line, in the same form; None = not given.
     """
     resolved: dict[str, Any] = dict(SAMPLING)
-    for settings in (of_all, of_suite):
+    for settings in (shared_settings, suite_settings):
         if name := settings.get("protocol"):
             resolved |= read_protocol(name, suite)
         resolved |= {key: settings[key] for key in (*SAMPLING, *PROMPT_SETTINGS) if settings.get(key) is not None}
@@ -165,5 +165,5 @@ def read_protocol(name: str, suite: str) -> dict[str, Any]:
     """
     path = find_shipped("protocols", name, "protocol", "protocol")
     values = read_config(path, (*SAMPLING, *PROMPT_SETTINGS, "suites"), "protocol")
-    own = values.pop("suites", {}).get(suite, {})
-    return {**values, **require_keys(own, (*SAMPLING, *PROMPT_SETTINGS), f"protocol: {path}")}
+    overrides = values.pop("suites", {}).get(suite, {})
+    return {**values, **require_keys(overrides, (*SAMPLING, *PROMPT_SETTINGS), f"protocol: {path}")}

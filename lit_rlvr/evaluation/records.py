@@ -114,8 +114,8 @@ class Records:
         settings_path = folder / "settings.json"
         self._groups: dict[tuple[str, str], list[RecordRow]] = {}
         settings = json.loads(json.dumps(settings | ({} if suites is None else {"suites": suites})))
-        found = read_json(settings_path)
-        before = found if isinstance(found, dict) else None
+        saved = read_json(settings_path)
+        before = saved if isinstance(saved, dict) else None
         files = [path for path in (merged, *sorted(folder.glob(SHARES))) if path.is_file()]
         is_started = before is not None and bool(files)
         existing = [name for name in OUTPUT if (folder / name).exists()]
@@ -131,12 +131,12 @@ class Records:
         write_atomically(settings_path, json.dumps(settings, indent=2) + "\n")
 
     @staticmethod
-    def _check(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
-        old_suites, new_suites = before.get("suites"), now.get("suites")
+    def _check(before: dict[str, Any], after: dict[str, Any], folder: Path) -> None:
+        old_suites, new_suites = before.get("suites"), after.get("suites")
         if isinstance(old_suites, dict) and isinstance(new_suites, dict):
             common = old_suites.keys() & new_suites.keys()  # the others are new, or not asked for this time
-            before, now = ({**d, "suites": {name: d["suites"][name] for name in common}} for d in (before, now))
-        if difference := "; ".join(f"{name} was {old}, is {new}" for name, old, new in changes(before, now)):
+            before, after = ({**d, "suites": {name: d["suites"][name] for name in common}} for d in (before, after))
+        if difference := "; ".join(f"{name} was {old}, is {new}" for name, old, new in changes(before, after)):
             raise UserError(f"--out: {folder} was begun with other settings ({difference}); choose another folder")
 
     def _read(self, files: Sequence[Path]) -> None:

@@ -131,8 +131,8 @@ def averages(suites: Collection[Mapping[str, Any]], names: Iterable[str]) -> dic
 
     The papers print pass@1 and pass@16 in this way.
     """
-    found = {name: [suite[name] for suite in suites if suite.get(name) is not None] for name in names}
-    return {name: fmean(values) for name, values in found.items() if values}
+    scores = {name: [suite[name] for suite in suites if suite.get(name) is not None] for name in names}
+    return {name: fmean(values) for name, values in scores.items() if values}
 
 
 def _with_interval(results: Mapping[str, Any], name: str) -> str:

@@ -57,7 +57,7 @@ def load_prompts(
 
 
 def start_sampler(
-    folder: str, engine: SyncedEngine, tokenizer: Any, dtype: torch.dtype, sets: Sequence[LengthRequirement],
+    folder: str, engine: SyncedEngine, tokenizer: Any, dtype: torch.dtype, requirements: Sequence[LengthRequirement],
     prepare: Callable[[Prompt], Prompt] = lambda prompt: prompt,
 ) -> Sampler:  # fmt: skip
     """Start a model in an engine that can hold the longest sequence of some sets, up to the model's context.
@@ -67,14 +67,14 @@ def start_sampler(
         engine: the engine.
         tokenizer: the model's tokenizer.
         dtype: the engine's data type.
-        sets: the lengths of each set's prompts and completions.
+        requirements: the lengths of each set's prompts and completions.
         prepare: adds the pixels to the prompt with which the engine is checked.
 
     Raises:
         UserError: a prompt fills the model's context.
     """
-    longest = within_context(folder, sets)
-    prompts = [prompt for one in sets for prompt in one.prompts]
+    longest = within_context(folder, requirements)
+    prompts = [prompt for requirement in requirements for prompt in requirement.prompts]
     check = prepare(max(prompts, key=lambda prompt: len(prompt.token_ids)))
     return Sampler(folder, engine, tokenizer, dtype, longest, most_images(prompts), check)
 
@@ -132,8 +132,8 @@ class Sampler:
         sampling = sampling.with_banned(self.policy.placeholder_ids)
         batch_size = max(1, SEQUENCES // samples)
         episodes = None if environment is None else self._episodes_for(environment, data)
-        for first in range(0, len(prompts), batch_size):
-            batch = [data.prepare(p) for p in prompts[first : first + batch_size]]
+        for start in range(0, len(prompts), batch_size):
+            batch = [data.prepare(p) for p in prompts[start : start + batch_size]]
             seeds = [[derive_seed(run_seed(), use, p.sample.id, g) for g in range(samples)] for p in batch]
             if episodes is not None:
                 batch = episodes.open(

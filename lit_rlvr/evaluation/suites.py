@@ -83,7 +83,7 @@ SUITE_SETTINGS = ("suite", "protocol", "columns", *SAMPLING, *PROMPT_SETTINGS)
 def find_suites(
     argument: SuiteArgument,
     options: Mapping[str, Any],
-    of_all: Mapping[str, Any],
+    shared_settings: Mapping[str, Any],
     environment: Environment | None = None,
 ) -> Iterator[Suite]:
     """Yield the suites that `--suite` names.
@@ -93,7 +93,7 @@ def find_suites(
             with `data` and `rewards`; files with a known layout, optionally with a name (`mine=test.jsonl`). A mapping
             holds one of these as `suite`, with its own `columns`, `protocol` and settings.
         options: options of the DataModules of all suites.
-        of_all: protocol and settings of all suites, as in `make_protocol`.
+        shared_settings: protocol and settings of all suites, as in `make_protocol`.
         environment: the environment of suites that name none.
 
     Raises:
@@ -106,7 +106,7 @@ def find_suites(
             raise UserError(f"--suite: two suites are called {name}; rename one of the files")
         seen.add(name)
         try:
-            protocol = make_protocol(name, item, of_all)
+            protocol = make_protocol(name, item, shared_settings)
         except UserError as error:
             raise UserError(f"--suite: {name}: {error}") from error
         columns = {"columns": item["columns"]} if "columns" in item else {}

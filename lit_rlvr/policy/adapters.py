@@ -183,16 +183,16 @@ def load_adapter(model: Any, folder: str | Path, empty: bool = False) -> None:
         )
     # peft leaves `.weight` out of the names of magnitudes, and transformers needs it; each reads them with it.
     saved = {name if name.endswith(".weight") else f"{name}.weight": weight for name, weight in weights.items()}
-    ours = {
+    matrices = {
         f"base_model.model.{name.replace(f'.{ADAPTER}.', '.')}": parameter
         for name, parameter in model.named_parameters()
         if is_matrix(name)
     }
-    if wrong := mismatched_weights(saved, ours):
-        more = f" and {len(wrong) - 1} more do not fit" if wrong[1:] else " does not fit"
-        raise UserError(f"model: the adapter in {folder} is not one of {_name(model)}: {wrong[0]}{more}; {MISFIT}")
+    if mismatches := mismatched_weights(saved, matrices):
+        more = f" and {len(mismatches) - 1} more do not fit" if mismatches[1:] else " does not fit"
+        raise UserError(f"model: the adapter in {folder} is not one of {_name(model)}: {mismatches[0]}{more}; {MISFIT}")
     for name, weight in saved.items() if not empty else ():
-        ours[name].data.copy_(weight)
+        matrices[name].data.copy_(weight)
 
 
 def mismatched_weights(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
@@ -214,11 +214,11 @@ def is_matrix(name: str) -> bool:
 def _copy_adapter(layer: Any, name: str) -> None:
     """Keep a frozen copy of a layer's adapter."""
     for attribute in (*layer.adapter_layer_names, *layer.other_param_names, "lora_variant"):
-        held = getattr(layer, attribute)
-        if ADAPTER in held:
-            held[name] = deepcopy(held[ADAPTER])
-            if isinstance(held[name], nn.Module):
-                held[name].requires_grad_(False)
+        adapters = getattr(layer, attribute)
+        if ADAPTER in adapters:
+            adapters[name] = deepcopy(adapters[ADAPTER])
+            if isinstance(adapters[name], nn.Module):
+                adapters[name].requires_grad_(False)
 
 
 class PissaVariant:
@@ -237,10 +237,10 @@ class PissaVariant:
 def _start_pissa(name: str, layer: Any, empty: bool) -> None:
     """Start an adapter with the largest singular values and vectors of the weight, and subtract what it adds then."""
     base = layer.base_layer
-    if layer.r[ADAPTER] > (most := min(base.weight.shape)):
+    if layer.r[ADAPTER] > (max_rank := min(base.weight.shape)):
         raise UserError(
-            f"model.lora.rank: {name} has {most} singular values, and `init: pissa` takes {layer.r[ADAPTER]}; use a "
-            "smaller rank, or name the layers without it (model.lora.layers)"
+            f"model.lora.rank: {name} has {max_rank} singular values, and `init: pissa` takes {layer.r[ADAPTER]}; use "
+            "a smaller rank, or name the layers without it (model.lora.layers)"
         )
     if not empty:
         weight = base.weight.data

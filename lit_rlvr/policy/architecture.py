@@ -85,11 +85,11 @@ def mlp_width(layer: Any) -> int:
     dense = getattr(layer, "intermediate_size", None) or 0
     if not has_experts(layer):
         return dense
-    each = getattr(layer, "moe_intermediate_size", None) or dense
-    shared = getattr(layer, "shared_expert_intermediate_size", None) or each * (
+    expert_width = getattr(layer, "moe_intermediate_size", None) or dense
+    shared = getattr(layer, "shared_expert_intermediate_size", None) or expert_width * (
         getattr(layer, "n_shared_experts", None) or 0
     )
-    return each * first_of(layer, CHOSEN) + shared
+    return expert_width * first_of(layer, CHOSEN) + shared
 
 
 @dataclass(frozen=True)

@@ -87,8 +87,8 @@ def build_rows(
         device: where the tensors are made.
         method: of attention over shared prompts; None = the best for the device.
     """
-    made = _shared_row(groups, device, method) if shared_prefix else _single_rows(groups)
-    input_ids, position_ids, attend, segments, row, column = made
+    parts = _shared_row(groups, device, method) if shared_prefix else _single_rows(groups)
+    input_ids, position_ids, attend, segments, row, column = parts
     completions = [c for group in groups for c in group.completions]
     target = [token for c in completions for token in c]
     sequence = [k for k, c in enumerate(completions) for _ in c]

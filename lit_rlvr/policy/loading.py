@@ -115,7 +115,7 @@ def check_files(folder: str, wanted: int) -> None:
     """
     from safetensors import safe_open
 
-    held = 0
+    count = 0
     for path in sorted(Path(folder).glob("model*.safetensors")):
         with path.open("rb") as start:
             is_pointer = start.read(7) == b"version"
@@ -124,7 +124,7 @@ def check_files(folder: str, wanted: int) -> None:
         with reading(path.name, folder), safe_open(path, framework="pt") as file:
             tensors = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
             types = {name: tensor.get_dtype() for name, tensor in tensors.items()}
-            held += sum(prod(tensor.get_shape()) for tensor in tensors.values())
+            count += sum(prod(tensor.get_shape()) for tensor in tensors.values())
         for name, kind in types.items():
             if not kind.startswith(("F", "BF")):
                 raise UserError(
@@ -132,9 +132,9 @@ def check_files(folder: str, wanted: int) -> None:
                     "the weights as floating-point numbers"
                 )
 
-    if 0 < held < wanted / 10:
+    if 0 < count < wanted / 10:
         raise UserError(
-            f"model: config.json of {folder} has {wanted} parameters, its files hold {held}; take both from the same "
+            f"model: config.json of {folder} has {wanted} parameters, its files hold {count}; take both from the same "
             "model"
         )
 
@@ -153,8 +153,8 @@ def check_complete(folder: str, report: dict[str, Any]) -> None:
         "missing": sorted(report["missing_keys"]),
         "unknown": sorted(report["unexpected_keys"]),
         "of the wrong shape": [
-            f"{name} {list(there)} instead of {list(wanted)}"
-            for name, there, wanted in sorted(report["mismatched_keys"])
+            f"{name} {list(shape)} instead of {list(wanted)}"
+            for name, shape, wanted in sorted(report["mismatched_keys"])
         ],
     }
     misfit = "; ".join(f"{len(names)} {kind}: {_few(names)}" for kind, names in misfits.items() if names)
@@ -214,15 +214,15 @@ def differing_tokens(folder: str, other: str, key: str) -> dict[int, str]:
     Raises:
         UserError: an ordinary token differs; names the first.
     """
-    tokenizers = [load_tokenizer(one) for one in (folder, other)]
-    ours, theirs = ({i: token for token, i in one.get_vocab().items()} for one in tokenizers)
-    added = {i for one in tokenizers for i in one.added_tokens_decoder} - {tokenizers[0].eos_token_id}
+    tokenizers = [load_tokenizer(model) for model in (folder, other)]
+    tokens, other_tokens = ({i: token for token, i in tokenizer.get_vocab().items()} for tokenizer in tokenizers)
+    added = {i for tokenizer in tokenizers for i in tokenizer.added_tokens_decoder} - {tokenizers[0].eos_token_id}
     if tokenizers[0].eos_token_id == tokenizers[1].eos_token_id:
-        theirs[tokenizers[0].eos_token_id] = ours[tokenizers[0].eos_token_id]
+        other_tokens[tokenizers[0].eos_token_id] = tokens[tokenizers[0].eos_token_id]
     differing = {
-        i: f"token {i} is {theirs.get(i)!r} in {other} and {ours.get(i)!r} in {folder}"
-        for i in sorted(ours.keys() | theirs.keys())
-        if ours.get(i) != theirs.get(i)
+        i: f"token {i} is {other_tokens.get(i)!r} in {other} and {tokens.get(i)!r} in {folder}"
+        for i in sorted(tokens.keys() | other_tokens.keys())
+        if tokens.get(i) != other_tokens.get(i)
     }
     refuse_all(f"{key}: {differing[i]}; use a model with the same tokenizer" for i in [*differing.keys() - added][:1])
     return differing
@@ -475,15 +475,15 @@ def merge_into_base(folder: Path, base: str, target: Path, dtype: torch.dtype = 
         model = PeftModel.from_pretrained(plain, folder)
         report = model.load_adapter(folder, "default")  # which returns what is missing; the line above only warns
         unknown = [name for name in report.unexpected_keys if ".modules_to_save." not in name]  # peft wrote them twice
-        if wrong := sorted(report.missing_keys + unknown):
-            raise UserError(f"model: the adapter in {folder} is not one of {base}: {_few(wrong)}; {MISFIT}")
+        if mismatches := sorted(report.missing_keys + unknown):
+            raise UserError(f"model: the adapter in {folder} is not one of {base}: {_few(mismatches)}; {MISFIT}")
         try:
             merged: Any = model.merge_and_unload()
         except RuntimeError as error:
             raise UserError(f"model: the adapter in {folder} cannot be merged: {first_line(error)}") from error
     if tied:
-        still = torch.equal(merged.get_output_embeddings().weight, merged.get_input_embeddings().weight)
+        are_tied = torch.equal(merged.get_output_embeddings().weight, merged.get_input_embeddings().weight)
         for config in (merged.config, merged.config.get_text_config()):
-            config.tie_word_embeddings = still
+            config.tie_word_embeddings = are_tied
         merged.tie_weights()
     return save_model(merged, base, target, folder if has_tokenizer(folder) else None)

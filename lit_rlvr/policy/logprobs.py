@@ -167,22 +167,22 @@ class _Score(torch.autograd.Function):
                 z = shape_logits(ctx.transform(_wide(raw[block])), ctx.sampling)
                 known = (x[at][block] for x in (target, normaliser, spread))
                 given = (None if x is None else x[at][block] for x in (grad_logp, grad_entropy))
-                of_z = _logit_gradient(z, *known, *given)
+                grad_z = _logit_gradient(z, *known, *given)
                 if other is not None:
                     with torch.enable_grad():
                         leaf = z.detach().requires_grad_()
                         apart = ctx.teacher.divergence(leaf, other[block], ctx.sampling)
-                    of_z += torch.autograd.grad(apart, leaf, grad_divergence[at][block])[0]  # type: ignore[index]
+                    grad_z += torch.autograd.grad(apart, leaf, grad_divergence[at][block])[0]  # type: ignore[index]
                 if ctx.sampling.temperature not in (0.0, 1.0):
-                    of_z /= ctx.sampling.temperature
-                ctx.transform.chain_(of_z, raw[block])
+                    grad_z /= ctx.sampling.temperature
+                ctx.transform.chain_(grad_z, raw[block])
                 if grad_bias is not None:
-                    grad_bias += of_z.sum(0)
+                    grad_bias += grad_z.sum(0)
                 if len(blocks) == 1:
-                    dz = of_z.to(raw.dtype)
+                    dz = grad_z.to(raw.dtype)
                 else:
-                    dz[block] = of_z
-                del z, of_z  # before the next block is computed
+                    dz[block] = grad_z
+                del z, grad_z  # before the next block is computed
             if grad_hidden is not None:
                 torch.mm(dz, head, out=grad_hidden[at])
             if grad_weight is not None:
@@ -203,8 +203,8 @@ def _blocks(logits: Tensor, compared: bool) -> list[slice]:
         logits: (n, V).
         compared: also with a teacher's, which takes several times the memory.
     """
-    most = CHUNK_LOGITS if logits.is_cuda else BLOCK_LOGITS
-    size = len(logits) if logits.is_cuda and not compared else max(1, most // logits.shape[1])
+    max_logits = CHUNK_LOGITS if logits.is_cuda else BLOCK_LOGITS
+    size = len(logits) if logits.is_cuda and not compared else max(1, max_logits // logits.shape[1])
     return [slice(start, start + size) for start in range(0, max(1, len(logits)), max(1, size))]
 
 
@@ -244,7 +244,12 @@ def _finite(z: Tensor, sampling: Sampling) -> Tensor:
 
 
 def _logit_gradient(
-    z: Tensor, target: Tensor, normaliser: Tensor, entropy: Tensor, of_logp: Tensor | None, of_entropy: Tensor | None
+    z: Tensor,
+    target: Tensor,
+    normaliser: Tensor,
+    entropy: Tensor,
+    grad_logp: Tensor | None,
+    grad_entropy: Tensor | None,
 ) -> Tensor:
     """Return the gradient (n, V) of the loss with respect to the shaped logits.
 
@@ -253,18 +258,18 @@ def _logit_gradient(
         target: (n,) long.
         normaliser: (n,) its log.
         entropy: (n,).
-        of_logp: (n,) gradient with respect to the log-probability; None = 0.
-        of_entropy: (n,) gradient with respect to the entropy; None = 0.
+        grad_logp: (n,) gradient with respect to the log-probability; None = 0.
+        grad_entropy: (n,) gradient with respect to the entropy; None = 0.
     """
-    of_logp = torch.zeros_like(normaliser) if of_logp is None else of_logp
+    grad_logp = torch.zeros_like(normaliser) if grad_logp is None else grad_logp
     logp = z - normaliser[:, None]
-    if of_entropy is None:
-        dz = logp.exp_().mul_(-of_logp[:, None])
+    if grad_entropy is None:
+        dz = logp.exp_().mul_(-grad_logp[:, None])
     else:
         p = logp.exp()
         logp.masked_fill_(p == 0, 0.0)  # banned tokens would be 0 times -inf
-        dz = logp.add_(entropy[:, None]).mul_(of_entropy[:, None]).add_(of_logp[:, None]).mul_(p).neg_()
-    return dz.scatter_add_(1, target[:, None], of_logp[:, None])
+        dz = logp.add_(entropy[:, None]).mul_(grad_entropy[:, None]).add_(grad_logp[:, None]).mul_(p).neg_()
+    return dz.scatter_add_(1, target[:, None], grad_logp[:, None])
 
 
 def _accumulate(total: Tensor, dz: Tensor, hidden: Tensor) -> None:
@@ -273,8 +278,8 @@ def _accumulate(total: Tensor, dz: Tensor, hidden: Tensor) -> None:
         total.addmm_(dz.t(), hidden)
     else:
         columns = GPU_COLUMNS if dz.is_cuda else len(total)
-        for part, its in zip(total.split(columns), dz.split(columns, 1), strict=True):
-            part += its.t() @ hidden
+        for part, block in zip(total.split(columns), dz.split(columns, 1), strict=True):
+            part += block.t() @ hidden
 
 
 def shape_logits(logits: Tensor, sampling: Sampling) -> Tensor:

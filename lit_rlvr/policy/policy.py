@@ -337,8 +337,8 @@ class Policy(nn.Module):
         group_size = rollout.group_size
         pairs = [(i // group_size, rollout.completions[i // group_size][i % group_size]) for i in rows]
         groups: list[Group] = []
-        first: list[Pixels] = []  # in the order of their placeholders: with shared prompts, all prompts come first
-        last: list[Pixels] = []
+        leading: list[Pixels] = []  # in the order of their placeholders: with shared prompts, all prompts come first
+        trailing: list[Pixels] = []
         for p, members in groupby(pairs, key=lambda pair: pair[0]):
             prompt, completions = rollout.prompts[p], [c for _, c in members]
             ids, sampled = [c.token_ids for c in completions], [c.from_model for c in completions]
@@ -348,10 +348,10 @@ class Policy(nn.Module):
             groups.append(Group(prompt.token_ids, ids, position_ids, sampled, tails, routes))
             for g, completion in enumerate(completions):
                 if prompt.pixels is not None and not (g and self.shared_prefix):
-                    first.append(prompt.pixels)
+                    leading.append(prompt.pixels)
                 if completion.pixels is not None:
-                    (last if self.shared_prefix else first).append(completion.pixels)
-        pixels = first + last
+                    (trailing if self.shared_prefix else leading).append(completion.pixels)
+        pixels = leading + trailing
         if world_size() > 1 and not pixels and self.family is not None:
             blank, image = self._blank(self.family)
             groups.append(blank)

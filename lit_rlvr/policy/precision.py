@@ -68,8 +68,10 @@ def round_residual_stream(model: nn.Module) -> None:
     inference in 16 bits, vLLM and FSDP2 compute as this does.
     """
     for module in model.modules():
-        own = [*module.parameters(recurse=False)]
-        is_norm = bool(own) and not [*module.children()] and all(parameter.dim() == 1 for parameter in own)
+        parameters = [*module.parameters(recurse=False)]
+        is_norm = (
+            bool(parameters) and not [*module.children()] and all(parameter.dim() == 1 for parameter in parameters)
+        )
         if is_norm or isinstance(module, nn.Embedding):
             module.register_forward_hook(_to_compute_type)
 

@@ -96,8 +96,8 @@ def routing(given: Tensor | Routing | None = None, keeps_scores: bool = False) -
 
 def same_routing() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
     """Return the contexts of a checkpointed layer: it recomputes with the experts of its forward pass."""
-    now = _ROUTING.get()
-    return nullcontext(), nullcontext() if now is None else routing(now)
+    current = _ROUTING.get()
+    return nullcontext(), nullcontext() if current is None else routing(current)
 
 
 def routers(model: nn.Module) -> dict[int, nn.Module]:
@@ -129,8 +129,8 @@ def watch_routers(model: Any, option: str) -> None:
 
 
 def _forward(router: nn.Module, layer: int, sizes: tuple[int, int], *args: Any, **kwargs: Any) -> Any:
-    now = _ROUTING.get()
-    with nullcontext() if now is None else _Choice(now, layer, sizes):
+    current = _ROUTING.get()
+    with nullcontext() if current is None else _Choice(current, layer, sizes):
         return type(router).forward(router, *args, **kwargs)
 
 

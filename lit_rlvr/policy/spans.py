@@ -109,8 +109,8 @@ def lay_out_spans(prompts: list[range], completions: list[tuple[int, range]]) ->
     for p, span in completions:
         lengths[p] += len(span)
     keys = [len(span) for span in prompts]
-    own = [*keys, *(len(span) for _, span in completions)]
-    return Spans(Blocks.of(own, own), Blocks.of(lengths, keys) if any(lengths) else None, sum(keys))
+    sizes = [*keys, *(len(span) for _, span in completions)]
+    return Spans(Blocks.of(sizes, sizes), Blocks.of(lengths, keys) if any(lengths) else None, sum(keys))
 
 
 def available(device: torch.device, dtype: torch.dtype) -> bool:
@@ -167,9 +167,9 @@ class _Attend(torch.autograd.Function):
             n = spans.prompts
             other, shared_lse = _kernel(q[n:], k[:n], v[:n], spans.shared, False, scale)
             own_lse = lse[:, n:]
-            both = torch.logaddexp(own_lse, shared_lse)  # (H, Q)
-            out[n:] = out[n:] * _weight(own_lse, both) + other * _weight(shared_lse, both)  # in float32, rounded once
-            lse[:, n:] = both
+            total = torch.logaddexp(own_lse, shared_lse)  # (H, Q)
+            out[n:] = out[n:] * _weight(own_lse, total) + other * _weight(shared_lse, total)  # in float32, rounded once
+            lse[:, n:] = total
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.spans, ctx.scale = spans, scale
         return out
@@ -189,9 +189,9 @@ class _Attend(torch.autograd.Function):
         return dq, dk, dv, None, None
 
 
-def _weight(part: Tensor, both: Tensor) -> Tensor:
+def _weight(part: Tensor, total: Tensor) -> Tensor:
     """Return the weight (Q, H, 1) of one part in the merged softmax, from log-sum-exps (H, Q)."""
-    return (part - both).exp().t()[..., None]
+    return (part - total).exp().t()[..., None]
 
 
 def _kernel(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, causal: bool, scale: float) -> tuple[Tensor, Tensor]:

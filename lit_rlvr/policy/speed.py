@@ -159,8 +159,8 @@ def return_freed_memory() -> None:
     """
     if not _keeps_freed_memory():
         return
-    held = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    if 2 * held > available_memory():
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    if 2 * resident > available_memory():
         ctypes.CDLL(None).malloc_trim(0)
 
 

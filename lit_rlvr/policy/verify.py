@@ -139,13 +139,13 @@ def _sample(
     vocabulary = model.config.get_text_config().vocab_size
     groups: list[tuple[Group, list[Pixels]]] = []
     pixels: list[Pixels] = []
-    for first, cuts in ((11, (12, 16, 21)), (47, (15, 16, 22, 25))):
-        ids = [i % vocabulary for i in range(first, first + cuts[-1])]
-        image = [policy.family.blank()] if first == 47 and policy.family is not None else []
+    for start, cuts in ((11, (12, 16, 21)), (47, (15, 16, 22, 25))):
+        ids = [i % vocabulary for i in range(start, start + cuts[-1])]
+        image = [policy.family.blank()] if start == 47 and policy.family is not None else []
         placeholders = [token for pixels in image for tokens in pixels.placeholders for token in tokens]
         prompt = [*ids[:6], *placeholders, *ids[6 : cuts[0]]]
         position_ids = policy.position_ids(Prompt(Sample("check", "", ""), prompt, image[0] if image else None))
-        completions = [ids[start:end] for start, end in pairwise(cuts)]
+        completions = [ids[begin:end] for begin, end in pairwise(cuts)]
         groups.append((Group(prompt, completions, position_ids), image))
         pixels += image * (1 if policy.shared_prefix else len(completions))
     laid_out = [group for group, _ in groups]
@@ -156,15 +156,15 @@ def _wrong(policy: Policy, dtype: torch.dtype) -> float:
     """Return the excess of a policy's differences from its model's own forward pass."""
     with training_autocast(policy.device, dtype), torch.no_grad():
         groups, rows, pixels = _sample(policy)
-        ours = policy(rows, Sampling(), False, pixels=pixels).logp  # first, for sharded weights
-        theirs = []
+        computed = policy(rows, Sampling(), False, pixels=pixels).logp  # first, for sharded weights
+        expected = []
         for group, image in groups:
             for completion in group.completions:
                 full = torch.tensor([[*group.prompt, *completion]], device=policy.device)
                 logp = policy.plain_logits(full, image).float().log_softmax(-1)
                 target = full[0, len(group.prompt) :, None]
-                theirs.append(logp[0, len(group.prompt) - 1 : -1].gather(-1, target).squeeze(-1))
-        return _excess((ours.float() - torch.cat(theirs)).abs(), dtype)
+                expected.append(logp[0, len(group.prompt) - 1 : -1].gather(-1, target).squeeze(-1))
+        return _excess((computed.float() - torch.cat(expected)).abs(), dtype)
 
 
 def _trained_once(policy: Policy, dtype: torch.dtype, method: attention.Method | None = None) -> tuple[Tensor, Tensor]:

@@ -286,8 +286,8 @@ def row_weights(sample: Sample, weights: Mapping[str, float]) -> dict[str, float
         cells = [sample.row.get(column) for column in REWARD_COLUMNS]
         names = [cell for cell in cells if isinstance(cell, str) and cell in weights]
         named = dict.fromkeys(names[:1] or weights)
-    own = {name: named[name] for name in weights if name in named}
-    return {name: weights[name] if weight is None else weight for name, weight in own.items()}
+    chosen = {name: named[name] for name in weights if name in named}
+    return {name: weights[name] if weight is None else weight for name, weight in chosen.items()}
 
 
 def groups_of(pairs: Sequence[Pair]) -> list[list[int]]:
@@ -314,10 +314,10 @@ def check_prefills(rewards: Sequence[Reward], prompts: Iterable[Prompt]) -> None
 
 def report_rewards_in_process(rewards: Sequence[Reward]) -> None:
     """Report which user-defined rewards run in this process, because they can hang or end it."""
-    if own := [r.dotted_path for r in rewards if not (r.isolation or r.dotted_path.startswith("lit_rlvr."))]:
+    if paths := [r.dotted_path for r in rewards if not (r.isolation or r.dotted_path.startswith("lit_rlvr."))]:
         log.info(
             "%s: runs in this process and can hang or end it; set `isolate: true` on a reward to use worker processes",
-            ", ".join(own),
+            ", ".join(paths),
         )
 
 

@@ -65,8 +65,8 @@ class Choice(Reward):
         self.check_reference(sample)
         named = named_options(completion.full_text, self.boxed_only, *_texts(sample))
         correct = bool(named & correct_options(sample))
-        found = find_answer(completion.full_text, self.boxed_only).text
-        return RewardResult(float(correct), correct, "ok" if named else "parse_fail", found)
+        answer = find_answer(completion.full_text, self.boxed_only).text
+        return RewardResult(float(correct), correct, "ok" if named else "parse_fail", answer)
 
     def score(self, pairs: Sequence[Pair]) -> list[RewardResult]:
         if self.otherwise is None:

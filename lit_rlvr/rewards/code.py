@@ -227,9 +227,9 @@ def extract_program(text: str, function: str = "") -> str:
         text: the completion.
         function: the function that the tests call; "" = none.
     """
-    found = [block for block in fenced_blocks(without_thoughts(text)) if block.content.strip()]
-    tagged = [block for block in found if _PYTHON.fullmatch(block.language)]
-    blocks = tagged or [block for block in found if not block.language]
+    fenced = [block for block in fenced_blocks(without_thoughts(text)) if block.content.strip()]
+    tagged = [block for block in fenced if _PYTHON.fullmatch(block.language)]
+    blocks = tagged or [block for block in fenced if not block.language]
     programs = [block.content for block in blocks if not _OUTPUT.fullmatch(block.heading)] or [
         block.content for block in blocks
     ]
@@ -260,11 +260,11 @@ def _names(program: str) -> tuple[set[str], set[str]]:
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         return set(), set()
     symbols = [symbol for table in (top, *inner) for symbol in table.get_symbols() if symbol.is_global()]
-    bound, own = (
-        {symbol.get_name() for symbol in found if symbol.is_assigned() or symbol.is_imported()}
-        for found in (top.get_symbols(), symbols)
+    bound, global_names = (
+        {symbol.get_name() for symbol in scope if symbol.is_assigned() or symbol.is_imported()}
+        for scope in (top.get_symbols(), symbols)
     )
-    return bound, {symbol.get_name() for symbol in symbols if symbol.is_referenced()} - bound - own
+    return bound, {symbol.get_name() for symbol in symbols if symbol.is_referenced()} - bound - global_names
 
 
 def _tables(table: SymbolTable) -> Iterator[SymbolTable]:
@@ -316,10 +316,10 @@ def _close_values(wanted: Any, value: Any, tolerance: float) -> bool:
     return bool(wanted == value)
 
 
-def _same_line(expected: str, found: str, tolerance: float) -> bool:
-    if expected.strip() == found.strip():
+def _same_line(expected: str, output: str, tolerance: float) -> bool:
+    if expected.strip() == output.strip():
         return True
-    wanted, words = expected.split(), found.split()
+    wanted, words = expected.split(), output.split()
     try:
         if [Decimal(word) for word in wanted] == [Decimal(word) for word in words]:
             return True

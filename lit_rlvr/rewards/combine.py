@@ -84,8 +84,8 @@ def score_rollout(rewards: Sequence[Reward], completions: list[list[Completion]]
 
 def pairs_of(group: Sequence[Completion], sample: Sample) -> list[Pair]:
     """Return a group's completions with a copy of their sample, which tells them from another group of the sample."""
-    own = copy(sample)
-    return [(completion, own) for completion in group]
+    shared = copy(sample)
+    return [(completion, shared) for completion in group]
 
 
 def judge(rewards: Sequence[Reward], pairs: Sequence[Pair], whole_rollout: bool | None = None) -> Judgements:
@@ -105,15 +105,17 @@ def judge(rewards: Sequence[Reward], pairs: Sequence[Pair], whole_rollout: bool 
     outcomes = {k: completion.outcome for k, (completion, _) in enumerate(pairs)}
     failures = {k: outcome for k, outcome in outcomes.items() if outcome and outcome.status in ("timeout", "error")}
     weights = own_weights(rewards)
-    of_rows = {id(sample): row_weights(sample, weights) for _, sample in pairs}
+    sample_weights = {id(sample): row_weights(sample, weights) for _, sample in pairs}
     judgements: Judgements = {}
     for reward in rewards:
         if whole_rollout not in (None, reward.whole_rollout):
             continue
-        own = [k for k, (_, sample) in enumerate(pairs) if k not in failures and reward.name in of_rows[id(sample)]]
+        indices = [
+            k for k, (_, sample) in enumerate(pairs) if k not in failures and reward.name in sample_weights[id(sample)]
+        ]
         before = [get() for get in TORCH_SETTINGS]
-        results = dict(zip(own, reward.score([pairs[k] for k in own]), strict=True))
-        if changed := [get.__name__ for get, was in zip(TORCH_SETTINGS, before, strict=True) if get() != was]:
+        results = dict(zip(indices, reward.score([pairs[k] for k in indices]), strict=True))
+        if changed := [get.__name__ for get, value in zip(TORCH_SETTINGS, before, strict=True) if get() != value]:
             raise UserError(
                 f"reward {reward.dotted_path} changed torch.{changed[0]}(), which training uses; restore the setting "
                 "before it returns"
@@ -144,17 +146,17 @@ def combine(rewards: Sequence[Reward], results: Judgements, samples: Sequence[Sa
         any(r.status == "timeout" and r.correct is None for r in row) for row in zip(*results.values(), strict=True)
     ]
     groups, weights = len(samples), own_weights(rewards)
-    of_rows = [row_weights(sample, weights) for sample in samples]  # P
+    sample_weights = [row_weights(sample, weights) for sample in samples]  # P
     results = {name: [*column] for name, column in results.items()}
     judging = [rewards[0].name] * groups * width  # B, the reward that says whether a completion is right
-    for names in {tuple(named) for named in of_rows if named}:
-        own_rows = [b for b in range(len(judging)) if tuple(of_rows[b // width]) == names]
+    for names in {tuple(named) for named in sample_weights if named}:
+        own_rows = [b for b in range(len(judging)) if tuple(sample_weights[b // width]) == names]
         columns = {name: [results[name][b] for b in own_rows] for name in names}
         source = _correct_source([reward for reward in rewards if reward.name in names], columns)
         for b, result in zip(own_rows, _with_correct(source, columns[source]), strict=True):
             judging[b], results[source][b] = source, result
 
-    rows = [dict(zip(results, said, strict=True)) for said in zip(*results.values(), strict=True)]  # B
+    rows = [dict(zip(results, row_results, strict=True)) for row_results in zip(*results.values(), strict=True)]  # B
     worst = [max((result.status for result in row.values()), key=SEVERITY.index) for row in rows]
 
     def table(values: list[float]) -> Tensor:
@@ -162,10 +164,10 @@ def combine(rewards: Sequence[Reward], results: Judgements, samples: Sequence[Sa
 
     parts = {name: table([VALUES.get(r.status, r.value) for r in column]) for name, column in results.items()}
     weighted = (
-        torch.tensor([named.get(name, 0.0) for named in of_rows]).reshape(groups, 1) * parts[name].nan_to_num()
+        torch.tensor([named.get(name, 0.0) for named in sample_weights]).reshape(groups, 1) * parts[name].nan_to_num()
         for name in weights
     )
-    correct = [_correct(*of_row) for of_row in zip(rows, judging, worst, strict=True)]  # B
+    correct = [_correct(*judgement) for judgement in zip(rows, judging, worst, strict=True)]  # B
     return Scores(
         rewards=sum(weighted, torch.zeros(groups, width)),
         correct=table([float(bool(right)) for right in correct]),
@@ -233,13 +235,13 @@ def logged_metrics(rewards: Sequence[Reward]) -> dict[str, float]:
 
     Collective: call it on every rank.
     """
-    mine: dict[str, list[float]] = {}
+    logged: dict[str, list[float]] = {}
     for reward in rewards:
         for name, values in reward.metrics.items():
-            mine.setdefault(f"reward/{name}", []).extend(values)
-    ranks = gather_objects(mine)
-    names = dict.fromkeys(name for found in ranks for name in found)
-    values_of = {name: [value for found in ranks for value in found.get(name, [])] for name in names}
+            logged.setdefault(f"reward/{name}", []).extend(values)
+    ranks = gather_objects(logged)
+    names = dict.fromkeys(name for metrics in ranks for name in metrics)
+    values_of = {name: [value for metrics in ranks for value in metrics.get(name, [])] for name in names}
     return {name: sum(values) / len(values) if values else math.nan for name, values in values_of.items()}
 
 
@@ -361,12 +363,12 @@ class BackgroundScoring:
         Raises:
             UserError: see `combine`.
         """
-        early = [self.result(key) for key in keys]
-        found = judge(self._rewards, [pair for key in keys for pair in self._pairs[key]], whole_rollout=True)
+        group_results = [self.result(key) for key in keys]
+        rollout_results = judge(self._rewards, [pair for key in keys for pair in self._pairs[key]], whole_rollout=True)
         results = {
-            reward.name: found[reward.name]
+            reward.name: rollout_results[reward.name]
             if reward.whole_rollout
-            else [result for said in early for result in said[reward.name]]
+            else [result for group in group_results for result in group[reward.name]]
             for reward in self._rewards
         }
         return combine(self._rewards, results, [self._pairs[key][0][1] for key in keys], width)
@@ -398,5 +400,5 @@ class BackgroundScoring:
         start = 0
         for key, pairs in zip(keys, parts, strict=True):
             end = start + len(pairs)
-            self._found[key].set_result({name: said[start:end] for name, said in results.items()})
+            self._found[key].set_result({name: column[start:end] for name, column in results.items()})
             start = end

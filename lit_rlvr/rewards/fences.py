@@ -58,6 +58,6 @@ def _without_margin(content: str, is_quoted: bool) -> str:
     """Return a block without the marks of a quotation and the indentation of its first line."""
     if is_quoted:
         content = re.sub(r"^[ \t]*> ?", "", content, flags=re.MULTILINE)
-    first = re.match(r"(?:[ \t]*\n)*([ \t]*)\S", content)
-    width = len(first[1]) if first else 0
+    margin = re.match(r"(?:[ \t]*\n)*([ \t]*)\S", content)
+    width = len(margin[1]) if margin else 0
     return re.sub(rf"^[ \t]{{1,{width}}}", "", content, flags=re.MULTILINE) if width else content

@@ -107,7 +107,7 @@ def verl_batch_arguments(pairs: Sequence[Pair], function: Any) -> Arguments:
     """Return the arguments that verl's batch reward manager gives."""
     calls = [verl_arguments([pair], function) for pair in pairs]
     names = zip(VERL.parameters, VERL_BATCH.parameters, strict=True)
-    return {many: [call[one] for call in calls] for one, many in names}
+    return {plural: [call[singular] for call in calls] for singular, plural in names}
 
 
 def easyr1_arguments(pairs: Sequence[Pair], function: Any) -> Arguments:
@@ -196,8 +196,8 @@ def form_of(function: Any) -> Form | None:
     if kinds == {inspect.Parameter.VAR_KEYWORD}:
         return TRL
     names = parameters.keys() | {f"{a} {b}" for a in parameters for b in parameters}
-    found = next((form for form in FORMS if form.marks & names), None)
-    return None if found is TRL and set(required(parameters)) & {*NEVER_COLUMNS} else found
+    match = next((form for form in FORMS if form.marks & names), None)
+    return None if match is TRL and set(required(parameters)) & {*NEVER_COLUMNS} else match
 
 
 def required(parameters: Mapping[str, inspect.Parameter]) -> list[str]:
@@ -300,9 +300,9 @@ def numbers_of(value: Any) -> dict[str, list[float]]:
     logs = value.get("extra_logs")
     parts = logs if isinstance(logs, Mapping) else {n: part for n, part in value.items() if n not in SCORE_KEYS}
     listed = {str(name): as_list(part) for name, part in parts.items()}
-    found = {name: part if isinstance(part, list) else [part] for name, part in listed.items()}
+    lists = {name: part if isinstance(part, list) else [part] for name, part in listed.items()}
     return {
-        name: [float(one) for one in part]
-        for name, part in found.items()
-        if all(isinstance(one, (bool, int, float)) or hasattr(one, "item") for one in part)
+        name: [float(x) for x in part]
+        for name, part in lists.items()
+        if all(isinstance(x, (bool, int, float)) or hasattr(x, "item") for x in part)
     }

@@ -267,10 +267,10 @@ def require_values(values: Any, count: int, reward: FunctionReward) -> list[Any]
     """
     listed = rows_of_columns(values) if isinstance(values, Mapping) else as_list(values)
     if not isinstance(listed, list | tuple) or len(listed) != count:
-        got = f"{len(listed)} values" if isinstance(listed, list | tuple) else type(values).__name__
+        text = f"{len(listed)} values" if isinstance(listed, list | tuple) else type(values).__name__
         raise UserError(
             f"reward {reward.name!r}: {defined_at(reward.function)} must return a list with one value for each of the "
-            f"{count} completions, it returned {got}"
+            f"{count} completions, it returned {text}"
         )
     return list(listed)
 

@@ -82,32 +82,34 @@ def warn_of_gold_answers(rewards: Sequence[Reward], samples: Sequence[Sample]) -
     chosen = _spread([sample for sample in samples if sample.answer], GOLD_SAMPLES)
     weights = own_weights(rewards)
     for reward in rewards:
-        own = [sample for sample in chosen if reward.name in row_weights(sample, weights)]
-        texts = [(reward.gold_completion(sample), sample) for sample in own]
+        row_samples = [sample for sample in chosen if reward.name in row_weights(sample, weights)]
+        texts = [(reward.gold_completion(sample), sample) for sample in row_samples]
         pairs = [(Completion(text, (), "stop"), sample) for text, sample in texts if text is not None]
         results = zip(pairs, reward.score(pairs) if pairs else [], strict=True)
-        wrong = [pair for pair, result in results if result.correct is False or result.status in ("unjudged", "error")]
-        if wrong:
-            completion, sample = wrong[0]
+        failures = [
+            pair for pair, result in results if result.correct is False or result.status in ("unjudged", "error")
+        ]
+        if failures:
+            completion, sample = failures[0]
             log.warning(
                 "reward %s: %d of %d references are not right when they are given as the answer; first, %s: %r; no "
-                "completion may be right there", reward.name, len(wrong), len(pairs), sample.source or sample.id,
+                "completion may be right there", reward.name, len(failures), len(pairs), sample.source or sample.id,
                 completion.text[:200],
             )  # fmt: skip
 
 
-def warn_of_other_lengths(rewards: Sequence[Reward], most: int) -> None:
+def warn_of_other_lengths(rewards: Sequence[Reward], max_tokens: int) -> None:
     """Warn of rewards whose settings are for completions of another length than those of training.
 
     Args:
         rewards: the rewards of the run.
-        most: tokens of the longest completion.
+        max_tokens: tokens of the longest completion.
     """
     for reward in rewards:
-        if (assumed := reward.assumed_max_tokens) is not None and assumed != most:
+        if (assumed := reward.assumed_max_tokens) is not None and assumed != max_tokens:
             log.warning(
                 "reward %s: it is set to completions of up to %d tokens, and those of training have up to %d "
-                "(rollout.sampling.max_tokens); give both the same length", reward.name, assumed, most,
+                "(rollout.sampling.max_tokens); give both the same length", reward.name, assumed, max_tokens,
             )  # fmt: skip
 
 
@@ -185,10 +187,10 @@ def long_answers(
         return [(form, completion_lengths(form, samples, tokenizer, sampling)) for form in forms]
 
     plain, *framed = (partial(_framed, *frame) for frame in GOLD_FORMS.values())
-    first, *own = measured([plain, *(reward.gold_completion for reward in rewards)])
-    if all(length <= limit for _, lengths in (first, *own) for length in lengths):
+    plain_pair, *reward_pairs = measured([plain, *(reward.gold_completion for reward in rewards)])
+    if all(length <= limit for _, lengths in (plain_pair, *reward_pairs) for length in lengths):
         return None  # the user's code, which may count its calls, is not asked
-    for form, lengths in sorted([first, *measured(framed), *own], key=lambda pair: sum(pair[1])):
+    for form, lengths in sorted([plain_pair, *measured(framed), *reward_pairs], key=lambda pair: sum(pair[1])):
         if not earns_reward(rewards, form, chosen):
             continue
         too_long = LongAnswers.among(lengths, limit, option)

@@ -177,7 +177,7 @@ class RelativeLength(MathAnswer):
         return results
 
     def _shaped(self, result: RewardResult, length: int, lengths: Sequence[int]) -> RewardResult:
-        least, most = min(lengths), max(lengths)
-        share = 0.5 - (length - least) / (most - least) if most > least else 0.0
+        shortest, longest = min(lengths), max(lengths)
+        share = 0.5 - (length - shortest) / (longest - shortest) if longest > shortest else 0.0
         share = share if result.correct else min(share, 0.0)
         return replace(result, value=float(bool(result.correct)) + self.length_weight * share)

@@ -57,20 +57,20 @@ def check_math(
         (correct, "ok" or, if there is no answer, "parse_fail", the extracted answer).
     """
     references = (answer,) if isinstance(answer, str) else tuple(answer)
-    found = find_answer(text, boxed_only, open_thoughts)
+    found_answer = find_answer(text, boxed_only, open_thoughts)
     rules = Rules(decimals, reference_precision)
-    results = [_judge(found, reference, rules) for reference in references]
+    results = [_judge(found_answer, reference, rules) for reference in references]
     return next((result for result in results if result[0]), results[0])
 
 
 def _judge(predicted: Found, answer: str, rules: Rules) -> tuple[bool, str, str]:
     golds = _reference(answer)
     if predicted.boxes:
-        each = [_judge(Found(text, "box"), answer, rules) for text in predicted.boxes]
-        if all(correct for correct, _, _ in (each if predicted.joiner == "or" else each[-1:])):
-            return each[-1]
+        verdicts = [_judge(Found(text, "box"), answer, rules) for text in predicted.boxes]
+        if all(correct for correct, _, _ in (verdicts if predicted.joiner == "or" else verdicts[-1:])):
+            return verdicts[-1]
         together = _judge(Found(", ".join(dict.fromkeys(predicted.boxes)), "box"), answer, rules)
-        return together if together[0] else (False, *each[-1][1:])
+        return together if together[0] else (False, *verdicts[-1][1:])
     for candidate in candidates(predicted, text_keys(golds)):
         values = parse(candidate)
         if not text_keys(golds).isdisjoint(text_keys(values)):

@@ -74,10 +74,10 @@ class SQLExecution(CheckedReward):
         empty = [k for k, result in enumerate(results) if result.detail.startswith(NO_ROWS)]
         if empty and not self._has_warned:
             self._has_warned = True
-            found, first = {pairs[k][1].id for k in empty}, pairs[empty[0]][1]
+            ids, first_sample = {pairs[k][1].id for k in empty}, pairs[empty[0]][1]
             log.warning(
-                "reward %s: the references of %d of %d prompts have no rows (first, %s), so %s", self.name, len(found),
-                len({sample.id for _, sample in pairs}), first.source or first.id,
+                "reward %s: the references of %d of %d prompts have no rows (first, %s), so %s", self.name, len(ids),
+                len({sample.id for _, sample in pairs}), first_sample.source or first_sample.id,
                 "any query without rows is right there; correct them, or set allow_empty: false" if self.allow_empty
                 else "their completions are not judged",
             )  # fmt: skip
@@ -182,10 +182,10 @@ def check_sql(
     detail = sql if any(result.rows for result in references) else NO_ROWS + sql
     for path, wanted in zip(databases, references, strict=True):
         try:
-            found = wanted if text is None else run_query(path, sql, limits)
+            query_result = wanted if text is None else run_query(path, sql, limits)
         except ExecutionFailed as failure:
             return False, failure.status, f"{failure.reason}: {sql}"
-        rows = with_equal_numbers(wanted.rows, found.rows, float_tolerance)
+        rows = with_equal_numbers(wanted.rows, query_result.rows, float_tolerance)
         if not same_result(*rows, comparison, is_ordered(reference)):
             return False, "ok", detail
     return True, "ok", detail
@@ -227,8 +227,8 @@ def _bare_queries(text: str) -> list[str]:
     for paragraph in re.split(r"\n[ \t]*\n", _TAGS.sub("\n\n", text)):
         if is_open and _continues(queries[-1], paragraph):
             queries[-1] += f"\n\n{paragraph}"
-        elif found := _BARE.search(paragraph):
-            queries.append(found[2].rpartition("`")[0] if found[1] and "`" in found[2] else found[2])
+        elif match := _BARE.search(paragraph):
+            queries.append(match[2].rpartition("`")[0] if match[1] and "`" in match[2] else match[2])
         else:
             is_open = False
             continue
@@ -277,15 +277,17 @@ def with_equal_numbers(
         tolerance: the largest error of a number with a fraction, absolute or relative; whole numbers are exact.
     """
     values = {value for rows in (wanted, rows_found) for row in rows for value in row if isinstance(value, int | float)}
-    same: dict[Any, Any] = {}
+    replacements: dict[Any, Any] = {}
     for lower, value in pairwise(sorted(values)):
         is_whole = float(lower).is_integer() and float(value).is_integer()
         if not is_whole and math.isclose(lower, value, rel_tol=tolerance, abs_tol=tolerance):
-            same[value] = same.get(lower, lower)
-    if not same:
+            replacements[value] = replacements.get(lower, lower)
+    if not replacements:
         return wanted, rows_found
-    first, second = ([tuple(same.get(value, value) for value in row) for row in rows] for rows in (wanted, rows_found))
-    return first, second
+    equal_wanted, equal_found = (
+        [tuple(replacements.get(value, value) for value in row) for row in rows] for rows in (wanted, rows_found)
+    )
+    return equal_wanted, equal_found
 
 
 def same_result(wanted: list[SQLRow], result: list[SQLRow], comparison: Comparison, ordered: bool) -> bool:
@@ -303,8 +305,8 @@ def same_result(wanted: list[SQLRow], result: list[SQLRow], comparison: Comparis
         return not wanted and not result
     if len(wanted) != len(result) or len(wanted[0]) != len(result[0]):
         return False
-    nothing: list[SQLRow] = [()] * len(wanted)
-    return _match(list(zip(*wanted, strict=True)), list(zip(*result, strict=True)), nothing, nothing, ordered)
+    no_rows: list[SQLRow] = [()] * len(wanted)
+    return _match(list(zip(*wanted, strict=True)), list(zip(*result, strict=True)), no_rows, no_rows, ordered)
 
 
 def _match(wanted: list[SQLRow], columns: list[SQLRow], left: list[SQLRow], right: list[SQLRow], ordered: bool) -> bool:

@@ -87,8 +87,8 @@ def _confine(connection: sqlite3.Connection, instructions: int) -> None:
     connection.set_authorizer(_authorize)
 
 
-def _authorize(action: int, first: str | None, second: str | None, *_: str | None) -> int:
-    is_forbidden = action == sqlite3.SQLITE_FUNCTION and second in FORBIDDEN_FUNCTIONS
+def _authorize(action: int, _first: str | None, function: str | None, *_: str | None) -> int:
+    is_forbidden = action == sqlite3.SQLITE_FUNCTION and function in FORBIDDEN_FUNCTIONS
     return sqlite3.SQLITE_OK if action in ALLOWED and not is_forbidden else sqlite3.SQLITE_DENY
 
 

@@ -37,12 +37,12 @@ def agreement_metrics(rollout: Scores | Rollout) -> dict[str, float]:
             earlier = result.correct if earlier is None else earlier
     sums = all_sum(torch.tensor([[float(counts[name, kind]) for kind in COUNTS] for name in names]).double())
     metrics: dict[str, float] = {}
-    for name, (*cells, of_right, of_wrong) in zip(names, sums.tolist(), strict=True):
-        right, wrong = sum(cells[:2]), sum(cells[2:])
+    for name, (*cells, right_sum, wrong_sum) in zip(names, sums.tolist(), strict=True):
+        right_count, wrong_count = sum(cells[:2]), sum(cells[2:])
         metrics |= {
             f"reward/{name}/kappa": kappa(*cells),
-            f"reward/{name}/of_right": of_right / right if right else math.nan,
-            f"reward/{name}/of_wrong": of_wrong / wrong if wrong else math.nan,
+            f"reward/{name}/of_right": right_sum / right_count if right_count else math.nan,
+            f"reward/{name}/of_wrong": wrong_sum / wrong_count if wrong_count else math.nan,
         }
     return metrics
 

@@ -107,7 +107,7 @@ class Demonstrations:
         Raises:
             UserError: names such rows.
         """
-        wrong, split, digest, most = [], [], hashlib.sha256(), self.sampling.max_completion_tokens
+        bad_rows, split, digest, max_tokens = [], [], hashlib.sha256(), self.sampling.max_completion_tokens
         for prompt in prompts:
             try:
                 if self.episodes is not None:
@@ -128,27 +128,29 @@ class Demonstrations:
                             self.column or "answer",
                         )
                     length = len(completion.token_ids) + max(len(start.token_ids) - len(prompt.token_ids), 0)
-                    if refuses_long and length > most:
+                    if refuses_long and length > max_tokens:
                         raise BadRow(
                             f"a completion of {length} tokens, and rollout.sampling.max_tokens (with turns, "
-                            f"max_episode_tokens) allows {most}; raise it, or leave such rows out",
+                            f"max_episode_tokens) allows {max_tokens}; raise it, or leave such rows out",
                             self.column or "answer",
                         )
             except BadRow as error:
-                wrong.append(str(BadRow(error.reason, error.field, prompt.sample.source or prompt.sample.id)))
-        if wrong:
-            raise UserError(f"{self.option}: {len(wrong)} of {len(prompts)} rows cannot be used: {abbreviate(wrong)}")
+                bad_rows.append(str(BadRow(error.reason, error.field, prompt.sample.source or prompt.sample.id)))
+        if bad_rows:
+            raise UserError(
+                f"{self.option}: {len(bad_rows)} of {len(prompts)} rows cannot be used: {abbreviate(bad_rows)}"
+            )
         if split:
             rank_zero_warn(
                 f"{self.data.name}: in {len(split)} of {len(prompts)} conversations, the chat template changes earlier "
                 f"turns when later ones follow, such as dropping their thoughts ({abbreviate(split)}); later turns are "
                 "then trained after the changed ones, in a further sequence"
             )
-        if found := [p.sample.source or p.sample.id for p in prompts if p.sample.id in self._with_empty_thoughts]:
+        if row_ids := [p.sample.source or p.sample.id for p in prompts if p.sample.id in self._with_empty_thoughts]:
             does = "are in the loss" if self.trains_empty_thoughts else "are not in the loss"
             rank_zero_warn(
-                f"{self.data.name}: {len(found)} of {len(prompts)} rows have answers that begin with empty thoughts, "
-                f"as the chat template writes them ({abbreviate(found)}); these {does} (model.target_empty_thoughts)"
+                f"{self.data.name}: {len(row_ids)} of {len(prompts)} rows have answers that begin with empty thoughts, "
+                f"as the chat template writes them ({abbreviate(row_ids)}); these {does} (model.target_empty_thoughts)"
             )
         return digest.hexdigest()[:16]
 
@@ -192,16 +194,16 @@ class Demonstrations:
 
     def _pair(self, prompt: Prompt, parts: Sequence[Part]) -> Pair:
         """Return a sequence of a conversation as a prompt and its completion."""
-        first, *rest = parts
-        token_ids = tuple(token for part in rest for token in part.token_ids)
-        sampled = tuple(part.is_written for part in rest for _ in part.token_ids)
-        text = read_text(self.data.tokenizer, rest[-1].token_ids)
+        opening, *turns = parts
+        token_ids = tuple(token for part in turns for token in part.token_ids)
+        sampled = tuple(part.is_written for part in turns for _ in part.token_ids)
+        text = read_text(self.data.tokenizer, turns[-1].token_ids)
         before, after = prompt.pixels, None
         if before is not None:
-            shown = before.split(sum(part.images for part in parts))[0]
-            before, after = (None, None) if shown is None else shown.split(first.images)
+            pixels = before.split(sum(part.images for part in parts))[0]
+            before, after = (None, None) if pixels is None else pixels.split(opening.images)
         completion = Completion(text, token_ids, "stop", sampled=sampled, pixels=after)
-        return replace(prompt, token_ids=first.token_ids, pixels=before), completion
+        return replace(prompt, token_ids=opening.token_ids, pixels=before), completion
 
     def _turn(self, text: str, sample: Sample) -> Completion:
         """Return a text of a sample as a turn, as if the model had sampled it."""
@@ -213,8 +215,8 @@ class Demonstrations:
         """Return the prompts with the episodes of their turns, which the environment answers."""
         assert self.episodes is not None, "there is an environment"
         data, episodes, sampling = self.data, self.episodes, self.sampling
-        seeds, most = [[0]] * len(prompts), data.reading.max_prompt_tokens
-        opened = episodes.open(prompts, seeds, lambda sample: data.prepare(data.encode(sample)), most)
+        seeds, max_tokens = [[0]] * len(prompts), data.reading.max_prompt_tokens
+        opened = episodes.open(prompts, seeds, lambda sample: data.prepare(data.encode(sample)), max_tokens)
         left = [deque(self._turn(text, prompt.sample) for text in self.target(prompt.sample)) for prompt in opened]
         for prompt, turns in zip(opened, left, strict=True):
             if max(len(turn.token_ids) for turn in turns) > sampling.max_tokens:

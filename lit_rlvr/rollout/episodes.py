@@ -81,7 +81,11 @@ class Episodes(Turns):
         self.seconds = 0.0  # waited for environments, so far
 
     def open(
-        self, prompts: Sequence[Prompt], seeds: Sequence[Sequence[int]], again: Callable[[Sample], Prompt], most: int
+        self,
+        prompts: Sequence[Prompt],
+        seeds: Sequence[Sequence[int]],
+        again: Callable[[Sample], Prompt],
+        max_tokens: int,
     ) -> list[Prompt]:
         """Return the prompts with what the environment says first; the next call of `begin` continues these episodes.
 
@@ -93,7 +97,7 @@ class Episodes(Turns):
             prompts: P prompts.
             seeds: those of the completions.
             again: makes a prompt of a changed sample.
-            most: longest prompt in tokens.
+            max_tokens: longest prompt in tokens.
 
         Raises:
             UserError: a prompt becomes too long, or completions of a prompt would begin with different images.
@@ -107,23 +111,26 @@ class Episodes(Turns):
             row = {g: outcomes[p, g] for g in range(len(seeds[p]))}
             texts = {g: outcome.value.begun for g, outcome in row.items() if outcome.status == "ok"}
             different = [text for k, text in enumerate([*texts.values()]) if text not in [*texts.values()][:k]]
-            made = [replace(again(with_opening(prompt.sample, text)), sample=prompt.sample) for text in different]
-            longer = made[0] if made else prompt
-            for one in made:
-                if len(one.token_ids) > most:
+            starts = [replace(again(with_opening(prompt.sample, text)), sample=prompt.sample) for text in different]
+            longer = starts[0] if starts else prompt
+            for start in starts:
+                if len(start.token_ids) > max_tokens:
                     raise UserError(
                         f"{prompt.sample.source or prompt.sample.id}: with what the environment says first, the prompt "
-                        f"has {len(one.token_ids)} tokens; raise data.init_args.reading.max_prompt_tokens={most}"
+                        f"has {len(start.token_ids)} tokens; raise "
+                        f"data.init_args.reading.max_prompt_tokens={max_tokens}"
                     )
-            if len(made) > 1:
-                longer = self._common_start(made)
-                own = {g: made[different.index(text)].token_ids[len(longer.token_ids) :] for g, text in texts.items()}
+            if len(starts) > 1:
+                longer = self._common_start(starts)
+                tails = {
+                    g: starts[different.index(text)].token_ids[len(longer.token_ids) :] for g, text in texts.items()
+                }
                 for g, outcome in row.items():
-                    self._openings[p, g] = outcome, tuple(own.get(g, made[0].token_ids[len(longer.token_ids) :]))
-            elif made:
+                    self._openings[p, g] = outcome, tuple(tails.get(g, starts[0].token_ids[len(longer.token_ids) :]))
+            elif starts:
                 self._prompt_openings[prompt.sample.id] = different[0]
             opened.append(longer)
-        self._opened_batch = [prompt.sample.id for prompt in prompts], [list(some) for some in seeds]
+        self._opened_batch = [prompt.sample.id for prompt in prompts], [list(row_seeds) for row_seeds in seeds]
         return opened
 
     def _common_start(self, prompts: Sequence[Prompt]) -> Prompt:
@@ -147,7 +154,7 @@ class Episodes(Turns):
         return {place: outcomes[number] for number, place in enumerate(places)}
 
     def begin(self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]]) -> None:
-        if ([prompt.sample.id for prompt in prompts], [list(some) for some in seeds]) != self._opened_batch:
+        if ([prompt.sample.id for prompt in prompts], [list(row_seeds) for row_seeds in seeds]) != self._opened_batch:
             self._workers.forget()
             if self._openings:
                 raise UserError(
@@ -157,32 +164,32 @@ class Episodes(Turns):
         self._opened_batch = [], []
         self._waiting = 0
         self._prompts, self._sampling = prompts, sampling
-        if sampling.max_turns > 1 and sampling.max_observation_tokens < (least := self.between.min_tokens):
+        if sampling.max_turns > 1 and sampling.max_observation_tokens < (min_tokens := self.between.min_tokens):
             raise UserError(
                 f"sampling.max_observation_tokens: {sampling.max_observation_tokens} is too few, because the chat "
-                f"template around an observation takes up to {least} tokens"
+                f"template around an observation takes up to {min_tokens} tokens"
             )
         self._rows, self._numbers, self._openings_taken = {}, {}, set()
         for p, prompt in enumerate(prompts):
             for g, seed in enumerate(seeds[p]):
                 number = self._numbers[p, g] = len(self._rows)
-                _, first = self._openings.get((p, g), (None, ()))
+                _, token_ids = self._openings.get((p, g), (None, ()))
                 room = (
                     self._context - len(prompt.token_ids)
                     if self._context
-                    else sampling.max_completion_tokens + len(first)
+                    else sampling.max_completion_tokens + len(token_ids)
                 )
                 row = self._rows[number] = _EpisodeState(
-                    p, g, seed, min(sampling.max_completion_tokens + len(first), room)
+                    p, g, seed, min(sampling.max_completion_tokens + len(token_ids), room)
                 )
-                row.observe(first)
+                row.observe(token_ids)
 
     def opening(self, p: int, g: int) -> Continuation | None:
         if (p, g) not in self._openings:
             return None
         self._openings_taken.add((p, g))
-        row, (_, first) = self._rows[self._numbers[p, g]], self._openings[p, g]
-        return Continuation(first, min(self._sampling.max_tokens, row.limit - len(first)))
+        row, (_, token_ids) = self._rows[self._numbers[p, g]], self._openings[p, g]
+        return Continuation(token_ids, min(self._sampling.max_tokens, row.limit - len(token_ids)))
 
     def stopped(self, p: int, g: int, turn: Completion) -> None:
         if (p, g) in self._openings and (p, g) not in self._openings_taken:
@@ -256,8 +263,10 @@ class Episodes(Turns):
         if done or row.is_rewarded:
             return replace(self._whole(row, done and not row.cut, reply.outcome), reward_results=reply.reward_results)
         assert observation is not None, "a turn has an answer"
-        most = self._sampling.max_observation_tokens
-        shaped = self.between.tokens(observation.text, row.tokens[-1], most, observation.images, observation.results)
+        max_tokens = self._sampling.max_observation_tokens
+        shaped = self.between.tokens(
+            observation.text, row.tokens[-1], max_tokens, observation.images, observation.results
+        )
         tokens = shaped.token_ids
         room = row.limit - len(row.tokens) - len(tokens)
         if room < 1:  # no space for another turn
@@ -357,9 +366,9 @@ def with_opening(sample: Sample, begun: Opening) -> Sample:
     parts = [{"type": "text", "text": content}] * bool(content) if isinstance(content, str) else list(content)
     blocks = [{"type": "text", "text": begun}] if isinstance(begun, str) else begun
     images = [block["image"] for block in blocks if block["type"] == "image"]
-    shown = [{"type": "image"} if block["type"] == "image" else block for block in blocks]
+    placeholders = [{"type": "image"} if block["type"] == "image" else block for block in blocks]
     changed = replace(
-        sample, prompt=[*messages[:last], {**messages[last], "content": [*parts, *shown]}, *messages[last + 1 :]]
+        sample, prompt=[*messages[:last], {**messages[last], "content": [*parts, *placeholders]}, *messages[last + 1 :]]
     )
     if not images:
         return changed

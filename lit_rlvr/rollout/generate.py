@@ -175,8 +175,8 @@ class GroupSampler:
         completions = self.synced_engine.generate(prompts, sampling, seeds, turns=self.episodes)
         if not prompts:
             return completions, None
-        shown = [prompt.for_rewards(group) for prompt, group in zip(prompts, completions, strict=True)]
-        scores = score_rollout(self.rewards, shown, [prompt.sample for prompt in prompts])
+        groups = [prompt.for_rewards(group) for prompt, group in zip(prompts, completions, strict=True)]
+        scores = score_rollout(self.rewards, groups, [prompt.sample for prompt in prompts])
         stop_on_failures(prompts, completions, scores, self.max_failure_rate, self.run, together=False)
         return completions, scores
 

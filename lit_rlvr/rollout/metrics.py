@@ -76,8 +76,8 @@ def rollout_metrics(
     means["rollout/accuracy"] = (counts["rollout/correct_count"], total.pop("counted"))
     for name in rollout.parts:
         given = total.pop(f"given/{name}")
-        of_reward = (name, f"{name}/parse_fail")
-        means |= {f"reward/{key}": (total.pop(f"sum/{key}"), given) for key in of_reward if f"sum/{key}" in total}
+        keys = (name, f"{name}/parse_fail")
+        means |= {f"reward/{key}": (total.pop(f"sum/{key}"), given) for key in keys if f"sum/{key}" in total}
     known = {name: value / number if number else math.nan for name, (value, number) in means.items()}
     if total.pop("thinking"):
         total["rollout/answer_tokens"] = tokens - total["rollout/thought_tokens"]

@@ -277,33 +277,33 @@ class QueueSource(SyncSource):
         Collective: call it on every rank.
         """
         module, prompts = self.module, len(batch) * world_size()
-        wanted, most = module.selection.num_needed(prompts), module.selection.max_rounds * prompts
+        min_mixed, max_prompts = module.selection.num_needed(prompts), module.selection.max_rounds * prompts
         late, began, cursor = 0.0, time.perf_counter(), dict(self.data.cursor)
         progress.begin(STAGE_TEXTS["wait"])
         self._take_up_saved()
-        chosen, first = None, True
+        chosen, is_first = None, True
         while chosen is None:
             self._begin_again()
             self._drop_endless()
-            states = self._states(wanted > 0)
-            if first:
+            states = self._states(min_mixed > 0)
+            if is_first:
                 self._log_queue(states)
-            needs = prompts, wanted, most, not self._concurrent, world_size()
+            needs = prompts, min_mixed, max_prompts, not self._concurrent, world_size()
             chosen = choose(states, *needs)
             finished = [state for state in states if state.finished]
             early = chosen is None and self._concurrent and choose(finished, *needs) is not None
             stuck = chosen is None and all(state.finished for state in states)
-            if first or stuck or self._concurrent:  # in this process, no thread's speed may decide when
+            if is_first or stuck or self._concurrent:  # in this process, no thread's speed may decide when
                 cursor = self.admit((self.staleness + 1) * prompts - sum(not s.dead for s in states), cursor)
-            if chosen is None and not first:
+            if chosen is None and not is_first:
                 waited = time.perf_counter()
                 self._changed.wait(POLL)
                 self._changed.clear()
                 late += (time.perf_counter() - waited) * early
-            first = False
-        batch.cursor, now = cursor, time.perf_counter()
-        self.generation_seconds, self._taken_at = now - (self._taken_at or began), now
-        self.sampler.seconds["generate"] = now - began
+            is_first = False
+        batch.cursor, end = cursor, time.perf_counter()
+        self.generation_seconds, self._taken_at = end - (self._taken_at or began), end
+        self.sampler.seconds["generate"] = end - began
         self.metrics["train/staleness/wait"] = late
         return self._taken(chosen)
 
@@ -364,19 +364,19 @@ class QueueSource(SyncSource):
         Collective: call it on every rank.
         """
         places = even_places([state.rank for state in chosen], world_size())
-        own = {group.number: group for group in self._groups}
+        groups = {group.number: group for group in self._groups}
         numbers = {state.number for state in chosen}
         self._groups = [group for group in self._groups if group.number not in numbers]
         moved = [state for state, place in zip(chosen, places, strict=True) if state.rank == rank() != place]
-        sent = {state.number: (own[state.number], self._scoring.result(own[state.number])) for state in moved}
+        sent = {state.number: (groups[state.number], self._scoring.result(groups[state.number])) for state in moved}
         received = {number: scored for part in gather_objects(sent) for number, scored in part.items()}
-        here = [state.number for state, place in zip(chosen, places, strict=True) if place == rank()]
-        for number in here:
-            if number not in own:
-                own[number], result = received[number]
-                completions = own[number].prompt.for_rewards(own[number].completions or [])
-                self._scoring.add(own[number], completions, own[number].prompt.sample, result)
-        return [own[number] for number in here]
+        numbers_here = [state.number for state, place in zip(chosen, places, strict=True) if place == rank()]
+        for number in numbers_here:
+            if number not in groups:
+                groups[number], result = received[number]
+                completions = groups[number].prompt.for_rewards(groups[number].completions or [])
+                self._scoring.add(groups[number], completions, groups[number].prompt.sample, result)
+        return [groups[number] for number in numbers_here]
 
     def collect_groups(self, groups: list[QueuedGroup], prompts: int) -> tuple[Rollout, Summaries]:
         """Return the rollout of some groups, and what all ranks know of them.
@@ -511,10 +511,10 @@ def versions_of(groups: list[QueuedGroup], rollout: Rollout) -> Tensor:
     return with_sampled(versions, groups, lambda completion: [int(version) for version in completion.labels])
 
 
-def with_sampled(values: Tensor, groups: list[QueuedGroup], of: Callable[[Completion], Sequence[int]]) -> Tensor:
-    """Set the (B, T) values of sampled tokens to those that `of` gives for a completion, if any; return them."""
+def with_sampled(values: Tensor, groups: list[QueuedGroup], values_of: Callable[[Completion], Sequence[int]]) -> Tensor:
+    """Set the (B, T) values of sampled tokens to those that `values_of` gives for a completion, if any; return them."""
     for row, completion in enumerate(completion for group in groups for completion in group.completions or []):
-        if numbers := of(completion):
+        if numbers := values_of(completion):
             values[row, torch.tensor(completion.from_model).nonzero().flatten()] = torch.tensor(numbers)
     return values
 

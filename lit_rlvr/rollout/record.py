@@ -74,8 +74,8 @@ class Record:
         ranks = range(world_size())
         return next(n for n in count(1) if not all(self._path(n, r).is_file() for r in ranks)) - 1
 
-    def _path(self, iteration: int, of: int | None = None) -> Path:
-        return self.folder / f"iteration-{iteration:06d}-rank-{rank() if of is None else of}.npz"
+    def _path(self, iteration: int, rank_index: int | None = None) -> Path:
+        return self.folder / f"iteration-{iteration:06d}-rank-{rank() if rank_index is None else rank_index}.npz"
 
     def begin(
         self, iteration: int, settings: dict[str, Any], model: nn.Module, versions: dict[str, str] | None = None
@@ -99,7 +99,7 @@ class Record:
                 if path >= self._path(iteration + 1):  # the first rank's comes first
                     path.unlink()
         recorded = self._recorded()
-        differs = len(self) < iteration or any(recorded.get(name) != ours for name, ours in settings.items())
+        differs = len(self) < iteration or any(recorded.get(name) != value for name, value in settings.items())
         if any(gather_objects(iteration > 0 and differs)):  # also waits for the first rank
             self._end(iteration + 1, "earlier iterations are not there, or had other settings")
         self._left -= sum(path.stat().st_size for path in self.folder.glob(f"iteration-*-rank-{rank()}.npz"))
@@ -156,14 +156,14 @@ class Record:
                 if is_there
                 else "holds no record of a run; record one with rollout.replay.record"
             )
-        for name, ours in settings.items():
+        for name, value in settings.items():
             if name not in recorded:
                 raise self.error(
-                    f"is from another version of lit-rlvr: record/run.json lacks {name}, which is {ours} in this run; "
+                    f"is from another version of lit-rlvr: record/run.json lacks {name}, which is {value} in this run; "
                     "rename its former key there, or record the run again"
                 )
-            if recorded[name] != ours:
-                raise self.error(f"was recorded with {name} {recorded[name]}, this run has {ours}; use the same")
+            if recorded[name] != value:
+                raise self.error(f"was recorded with {name} {recorded[name]}, this run has {value}; use the same")
 
     def check_gaps(self) -> None:
         """Refuse a record in which an iteration lacks a file, and a later iteration does not.

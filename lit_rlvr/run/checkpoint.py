@@ -54,8 +54,8 @@ def validation_metrics(trainer: Trainer, module: LightningModule, data: Any) -> 
         )
     }
     names |= {"val/accuracy"} if names else set()
-    sets = [dataset.name for dataset in data.validated if dataset.prompts["validation"] and data.demonstrates]
-    return names | {f"val/{name}/loss" for name in sets} | ({"val/loss"} if sets else set())
+    set_names = [dataset.name for dataset in data.validated if dataset.prompts["validation"] and data.demonstrates]
+    return names | {f"val/{name}/loss" for name in set_names} | ({"val/loss"} if set_names else set())
 
 
 def require_metric(option: str, name: str, names: Collection[str]) -> None:

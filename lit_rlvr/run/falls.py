@@ -41,14 +41,14 @@ def threshold(look: int, tests: int = 1) -> float:
     return NormalDist().inv_cdf(1 - FALSE_ALARMS / (look * (look + 1) * tests))
 
 
-def paired_certainty(before: Mapping[str, float], now: Mapping[str, float]) -> float:
+def paired_certainty(before: Mapping[str, float], after: Mapping[str, float]) -> float:
     """Return how certain it is that the same questions are answered worse, with one more that did not change.
 
     Args:
         before: question -> share of right completions.
-        now: the same, later.
+        after: the same, later.
     """
-    falls = [(1 - MARGIN) * share - now[question] for question, share in before.items() if question in now]
+    falls = [(1 - MARGIN) * share - after[question] for question, share in before.items() if question in after]
     falls.append(0.0)
     return certainty(fmean(falls), sqrt(variance(falls) / len(falls)), len(falls) - 1) if fmean(falls) > 0 else 0.0
 
@@ -111,10 +111,10 @@ class FallTest:
         fall = (1 - MARGIN) * self._mean(best) - self._mean(last)
         if fall <= 0:
             return 0.0
-        (now, prompts_now), (then, prompts_then) = self._variance(last), self._variance(best)
-        pooled = (now * prompts_now + then * prompts_then) / (prompts_now + prompts_then)
-        sampled = then * (best[1] - best[0]) / prompts_then  # the variance of an iteration by that of its prompts
+        (last_var, last_prompts), (best_var, best_prompts) = self._variance(last), self._variance(best)
+        pooled = (last_var * last_prompts + best_var * best_prompts) / (last_prompts + best_prompts)
+        sampled = best_var * (best[1] - best[0]) / best_prompts  # the variance of an iteration by that of its prompts
         seen = FEW_DIFFERENCES * sampled + self._totals[last[0]][4] / 2
         inflation = max(seen / (FEW_DIFFERENCES + last[0] - 1) / sampled, 1.0)
-        error = sqrt(inflation * pooled * (1 / prompts_now + 1 / prompts_then))
-        return certainty(fall, error, prompts_now + prompts_then - 2)
+        error = sqrt(inflation * pooled * (1 / last_prompts + 1 / best_prompts))
+        return certainty(fall, error, last_prompts + best_prompts - 2)

@@ -50,11 +50,11 @@ class FirstRollout(Callback):
         words = Counter(words for completion in completions if (words := next_question(completion.answer)[1]))
         if not words or words.total() < FEW * len(completions):
             return ""
-        most = words.most_common(1)[0][0]
+        phrase = words.most_common(1)[0][0]
         return (
-            f"; {words.total()} of {len(completions)} completions go on with a question of their own ({most!r}), and "
+            f"; {words.total()} of {len(completions)} completions go on with a question of their own ({phrase!r}), and "
             f"{sum(completion.truncated for completion in completions)} do not end: set "
-            f"rollout.sampling.stop: [{json.dumps(chr(10) + most)}]"
+            f"rollout.sampling.stop: [{json.dumps(chr(10) + phrase)}]"
         )
 
     @staticmethod
@@ -62,9 +62,9 @@ class FirstRollout(Callback):
         """Return the estimated seconds of the whole run with its validations; None without a limit on its length."""
         step, estimator = trainer.global_step, callback_of(trainer, ProgressEstimator)
         total = estimator.steps(trainer)
-        if total is None or (of_one := estimator.seconds(step, step + 1)) is None:
+        if total is None or (step_seconds := estimator.seconds(step, step + 1)) is None:
             return None
         validations = 1
         if every := rollout_of(trainer).validate_every_rollouts:
             validations += total // updates_per_iteration(trainer.lightning_module) // every
-        return total * of_one + validations * sum(callback_of(trainer, RunFolder).validation_seconds)
+        return total * step_seconds + validations * sum(callback_of(trainer, RunFolder).validation_seconds)

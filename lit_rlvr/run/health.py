@@ -145,20 +145,20 @@ def progress(metrics: Metrics) -> RunFinding | None:
     cut, accuracy = course(metrics, "rollout/truncated"), course(metrics, "rollout/accuracy")
     if len(validated) < 2 or not accuracy.values:
         return None
-    (before, error_before, _), (now, error_now, guess) = _validation(validated[0]), _validation(validated[-1])
-    visible = CERTAIN * math.hypot(error_before, error_now)
+    (before, error_before, _), (after, error_after, guess) = _validation(validated[0]), _validation(validated[-1])
+    visible = CERTAIN * math.hypot(error_before, error_after)
     if math.isnan(visible):
         return None
     read = Course(cut.steps, [1 - _unread(metrics[step]) for step in cut.steps])
     judged, unsolved = (sum(course(metrics, f"rollout/{kind}_prompts").values) for kind in ("judged", "unsolved"))
     constant = f"; always the most frequent answer: {guess:.3f}" if guess else ""
     evidence = (
-        f"validation {before:.3f} -> {now:.3f} (+-{error_now:.3f}{constant}); of the rollouts' answers "
+        f"validation {before:.3f} -> {after:.3f} (+-{error_after:.3f}{constant}); of the rollouts' answers "
         f"{_arrow(accuracy)} are right, {_arrow(read)} are read, {_arrow(cut)} are cut off; {judged - unsolved:.0f} of "
         f"{judged:.0f} sampled prompts had a right one"
     )
-    rises = now - before > visible
-    if rises and now - guess > CERTAIN * error_now:
+    rises = after - before > visible
+    if rises and after - guess > CERTAIN * error_after:
         return RunFinding("Right answers are learnt", evidence, "")
     if not cut.is_long:
         return None
@@ -256,8 +256,8 @@ class Falls:
                 error, prompts = row.get("rollout/accuracy_error", 0.0), row["rollout/judged_prompts"]
                 if (fall := self._test.add(row["rollout/accuracy"], error, prompts)) is not None:
                     length, before, after = fall
-                    first, good = self._steps[-length], [0, *self._steps][-length - 2]
-                    yield _explained("rollout/accuracy", metrics, good, first, step, before, after)
+                    start, good = self._steps[-length], [0, *self._steps][-length - 2]
+                    yield _explained("rollout/accuracy", metrics, good, start, step, before, after)
             self._newest = step
             for name in filter(HELD_OUT.fullmatch, row):
                 looks, metric = self._looks.setdefault(name, []), name.replace("fall_z", "accuracy")
@@ -271,11 +271,11 @@ class Falls:
                     yield _explained(metric, metrics, max(earlier, default=0), step, step, best, row[metric])
 
 
-def _explained(metric: str, metrics: Metrics, good: int, first: int, last: int, before: float, after: float) -> RunFall:
+def _explained(metric: str, metrics: Metrics, good: int, start: int, last: int, before: float, after: float) -> RunFall:
     held_out = metric.split("/")[1] if metric.startswith("val/") else None
     where = "of the rollouts" if held_out is None else f"on the validation set {held_out}"
     cause, remedy = _likely_cause(metrics, good, last, held_out is not None)
-    evidence = f"{before:.3f} at best, {after:.3f} since step {first}, which its noise does not explain; {cause}"
+    evidence = f"{before:.3f} at best, {after:.3f} since step {start}, which its noise does not explain; {cause}"
     return RunFall(RunFinding(f"The accuracy {where} fell", evidence, remedy), metric, before)
 
 

@@ -147,12 +147,12 @@ def open_loggers(chosen: Any, root: Path, checkpoint: str | Path | None) -> list
         checkpoint: the checkpoint that the run resumes from: metrics.csv continues after its step, and TensorBoard
             drops later steps; None = a new run.
     """
-    metrics, first = MetricsFile(root / "metrics.csv"), None
+    metrics, purge_step = MetricsFile(root / "metrics.csv"), None
     if checkpoint is not None:
         step = checkpoint_step(str(checkpoint))
         metrics.resume(step)
-        first = step + 1
+        purge_step = step + 1
     given = chosen if isinstance(chosen, list) else [chosen] if isinstance(chosen, Logger) else []
     if chosen is False or any(isinstance(logger, TensorBoardLogger) for logger in given):
         return [*given, metrics]
-    return [TensorBoardLogger(root, name="tensorboard", version="", purge_step=first), *given, metrics]
+    return [TensorBoardLogger(root, name="tensorboard", version="", purge_step=purge_step), *given, metrics]

@@ -99,13 +99,13 @@ def validation_falls(path: Path, step: int) -> dict[str, float]:
         path: validation.jsonl.
         step: the optimizer step of the validation.
     """
-    sets: dict[str, dict[int, dict[str, float]]] = {}
+    courses_by_set: dict[str, dict[int, dict[str, float]]] = {}
     for line in path.read_text().splitlines() if path.is_file() else ():
         row = json.loads(line)
         shares = {question: right / counted for question, (right, counted) in row["questions"].items()}
-        sets.setdefault(row["set"], {})[row["step"]] = shares
+        courses_by_set.setdefault(row["set"], {})[row["step"]] = shares
     falls = {}
-    for name, courses in sets.items():
+    for name, courses in courses_by_set.items():
         before = [shares for earlier, shares in courses.items() if earlier < step and shares]
         if before and courses.get(step):
             best = max(before, key=lambda shares: fmean(shares.values()))
@@ -136,8 +136,8 @@ def why_stopped(trainer: Trainer, has_ended: bool) -> str | None:
         for c in callbacks
         if isinstance(c, Timer) and (left := c.time_remaining()) is not None and left <= 0
     )
-    own = " or ".join(dotted_path_of(type(c)) for c in callbacks if is_own(type(c))) or "a callback"
-    reason = next(filter(None, (*patience, *expired)), f"{own} set trainer.should_stop")
+    names = " or ".join(dotted_path_of(type(c)) for c in callbacks if is_own(type(c))) or "a callback"
+    reason = next(filter(None, (*patience, *expired)), f"{names} set trainer.should_stop")
     reason = reason.partition(" Signaling Trainer")[0]
     log.warning("step %d: stopped early: %s", trainer.global_step, reason)
     return f"{EARLY_STOP}{reason}"

@@ -91,8 +91,8 @@ def plot_run(rows: Mapping[int, Mapping[str, float]], path: Path, title: str) ->
     from matplotlib.figure import Figure
 
     logged = {name for row in rows.values() for name in row}
-    first = PANELS[0] if "rollout/reward" in logged else TEACHER_PANEL if "rollout/entropy" in logged else LOSS_PANEL
-    panels = [first, *PANELS[1:], *(STALENESS_PANELS if "train/staleness/mean" in logged else ())]
+    panel = PANELS[0] if "rollout/reward" in logged else TEACHER_PANEL if "rollout/entropy" in logged else LOSS_PANEL
+    panels = [panel, *PANELS[1:], *(STALENESS_PANELS if "train/staleness/mean" in logged else ())]
     height = len(panels) // 2
     figure = Figure(figsize=(10, 3.25 * height), layout="constrained")
     for axis, (label, lines) in zip(figure.subplots(height, 2).flat, panels, strict=True):

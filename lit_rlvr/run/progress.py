@@ -122,9 +122,9 @@ class RunProgress(ProgressBar):
                 f"truncated {values.get('rollout/truncated', 0):.0%}  no signal {values.get('train/no_signal', 0):.0%}"
             )
         text += "".join(f"  {form.format(values[name])}" for name, form in PROGRESS_TEXTS.items() if name in values)
-        sets = [(re.fullmatch("train/([^/]+)/accuracy", name), value) for name, value in values.items()]
-        if shown := [f"{found[1]} {value:.3f}" for found, value in sets if found and not isnan(value)]:
-            text += f"  ({', '.join(shown)})"
+        matches = [(re.fullmatch("train/([^/]+)/accuracy", name), value) for name, value in values.items()]
+        if accuracies := [f"{match[1]} {value:.3f}" for match, value in matches if match and not isnan(value)]:
+            text += f"  ({', '.join(accuracies)})"
         estimator = callback_of(trainer, ProgressEstimator)
         total = estimator.steps(trainer)
         if self._bar is not None:
@@ -200,10 +200,10 @@ class ProgressEstimator(Callback):
 
     def seconds(self, step: int, total_steps: int | None) -> float | None:
         """Return the seconds left; None before the first step, or without a limit."""
-        (spent, last), first = self._last, self._first_position
-        if first is None or total_steps is None or last <= first[0]:
+        (spent, last), start = self._last, self._first_position
+        if start is None or total_steps is None or last <= start[0]:
             return None
-        return spent / (last - first[0]) * max(total_steps - step, 0)
+        return spent / (last - start[0]) * max(total_steps - step, 0)
 
 
 def _position(trainer: Trainer) -> tuple[int, int]:

@@ -135,14 +135,14 @@ def load_trained_model(checkpoint: Path, settings: dict[str, Any]) -> tuple[Any,
     else:
         model = random_model(resolve_model(settings["model"], settings.get("config_overrides")))
     expected = {n: p for n, p in model.named_parameters() if is_saved(n)} if lora else model.state_dict()
-    if wrong := mismatched_weights(weights, expected):
+    if mismatches := mismatched_weights(weights, expected):
         layers = len({match[0] for key in weights if (match := re.search(r"\blayers\.\d+\.", key))})
         name = Path(trained_on).name
         has = f"adapters of {name}" if any("lora_" in key for key in weights) else f"{name}'s"
         says = settings["model"] + (f" with lora {lora}" if lora else "")
-        more = f" and {len(wrong) - 1} more do not fit" if wrong[1:] else " does not fit"
+        more = f" and {len(mismatches) - 1} more do not fit" if mismatches[1:] else " does not fit"
         raise UserError(
-            f"{checkpoint}: its weights are {has} ({layers} layers), config.yaml says {says}; {wrong[0]}{more}"
+            f"{checkpoint}: its weights are {has} ({layers} layers), config.yaml says {says}; {mismatches[0]}{more}"
         )
     model.load_state_dict(weights, strict=not lora)
     return model, config

@@ -233,9 +233,9 @@ def check_trainer_options(options: Mapping[str, Any]) -> None:
     Raises:
         UserError: names the option.
     """
-    for option, (default, ours) in REPLACEMENTS.items():
+    for option, (default, replacement) in REPLACEMENTS.items():
         if options.get(option, default) not in (None, default):
-            raise UserError(f"trainer.{option}: the algorithm does this itself; use {ours}")
+            raise UserError(f"trainer.{option}: the algorithm does this itself; use {replacement}")
 
 
 NAMES_OF_PYTHON = {

@@ -141,9 +141,9 @@ def _unused(model: nn.Module, text: Any) -> int:
 
 def _text_layers(text: Any) -> Layers:
     """Return the language model's layers; those that differ count as the widest."""
-    each = layer_configs(text)
-    heads = max(layer.num_attention_heads * head_sizes(layer)[0] for layer in each)
-    inner, keys = max(map(mlp_width, each)), max(map(key_width, each))
+    configs = layer_configs(text)
+    heads = max(layer.num_attention_heads * head_sizes(layer)[0] for layer in configs)
+    inner, keys = max(map(mlp_width, configs)), max(map(key_width, configs))
     return Layers(text.num_hidden_layers, text.hidden_size, inner, heads, keys)
 
 

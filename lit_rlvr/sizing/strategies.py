@@ -156,15 +156,15 @@ class JobSizes:
             budget, self.prompt, self.completion, self.group, self.prompts_on_each(gpus), self.shared_prefix
         )
 
-    def tokens_at_once(self, gpus: GPUs, most: int, shared: bool) -> float:
+    def tokens_at_once(self, gpus: GPUs, max_sequences: int, shared: bool) -> float:
         """Return the tokens whose keys and values one GPU's engine holds at once.
 
         Args:
             gpus: the GPUs of the run.
-            most: sequences that the engine generates at once.
+            max_sequences: sequences that the engine generates at once.
             shared: whether a group's completions share the keys and values of their prompt.
         """
-        sequences = min(most, self.prompts_on_each(gpus) * self.group)
+        sequences = min(max_sequences, self.prompts_on_each(gpus) * self.group)
         return sequences * ((self.prompt / self.group if shared else self.prompt) + self.completion)
 
     def vllm_share(self, gpus: GPUs, free: float) -> float:
@@ -179,8 +179,8 @@ class JobSizes:
         if not self.share:
             return 0.0
 
-        def share(most: int) -> float:
-            tokens = self.tokens_at_once(gpus, most, True)
+        def share(max_sequences: int) -> float:
+            tokens = self.tokens_at_once(gpus, max_sequences, True)
             needs = self._vllm_weights + tokens * kv_bytes_per_token(self.whole, self.size)
             return math.ceil(20 * needs / (gpus.gib * GIB)) / 20
 
@@ -264,14 +264,14 @@ class JobSizes:
         prompts, inputs = math.ceil(self.prompts_on_each(gpus) / self.minibatches), self.completion - 1
         return prompts * (self.prompt * (1 if self.shared_prefix else self.group) + self.group * inputs)
 
-    def with_most_tokens(self, plan: Plan, most: int | None = None) -> Plan:
+    def with_most_tokens(self, plan: Plan, limit: int | None = None) -> Plan:
         """Return the plan with the most tokens in a micro-batch that fit: doubled up to those of a step.
 
         Args:
             plan: a plan of this job.
-            most: a limit; None = no other.
+            limit: more tokens are not tried; None = no such limit.
         """
-        enough = self.step_tokens(plan.gpus) if most is None else min(most, self.step_tokens(plan.gpus))
+        enough = self.step_tokens(plan.gpus) if limit is None else min(limit, self.step_tokens(plan.gpus))
         best = self.plan(plan.strategy, plan.gpus, min(FEWEST_TOKENS, enough))
         while best.budget < enough:
             larger = self.plan(plan.strategy, plan.gpus, min(2 * best.budget, enough))
@@ -293,7 +293,7 @@ class JobSizes:
         """Return one line that says what a plan needs, and what its faster alternatives would."""
         gpus = plan.gpus
         before = takewhile(lambda other: other != plan, self.plans(gpus))
-        names = "; ".join(f"{one.name} {one.needs / GIB:.0f}" for one in before if one.strategy.lora == self.lora)
+        names = "; ".join(f"{p.name} {p.needs / GIB:.0f}" for p in before if p.strategy.lora == self.lora)
         faster = f"; faster, but too large or without memory for vLLM: {names}" if names else ""
         advice = "" if plan.fits else "; IT WILL NOT FIT: `lit-rlvr plan` proposes smaller micro-batches or adapters"
         return (

@@ -131,7 +131,7 @@ def _bare_calls(text: str) -> tuple[str, list[Call]]:
     for match in islice(_JSON_LINE.finditer(text), MAX_ENDINGS):
         calls, end = _json_calls(text, match.end())
         before = text[: match.end()]
-        with_calls, without = (without_thoughts(before + said + text[end:], True) for said in ("calls", ""))
+        with_calls, without = (without_thoughts(before + call_text + text[end:], True) for call_text in ("calls", ""))
         if calls and with_calls != without:  # else they are thoughts
             return _WRAPPER.sub("", without_thoughts(before)).strip(), calls
     answer = without_thoughts(text)
@@ -294,8 +294,8 @@ def _named_calls(separator: str, text: str) -> list[Call]:
     `functions.f:0` and `f[CALL_ID]abc` are `f`; where the head is `function`, the name is the first line behind the
     separator.
     """
-    head, found, arguments = text.partition(separator)
-    if not found:
+    head, mark, arguments = text.partition(separator)
+    if not mark:
         return _written_calls(text)
     if head.strip() == "function":
         head, _, arguments = arguments.partition("\n")

@@ -91,8 +91,8 @@ def split_thoughts(text: str) -> Parts:
         opening, place = mark["opening"] or "", mark.end()
     if not opening:
         answer.append(text[place:])
-    said = "\n".join(piece for piece in answer if piece.strip())
-    return Parts("".join(thoughts), text[place:] if opening else "", said, _CLOSING.get(opening, ""))
+    answer_text = "\n".join(piece for piece in answer if piece.strip())
+    return Parts("".join(thoughts), text[place:] if opening else "", answer_text, _CLOSING.get(opening, ""))
 
 
 def without_thoughts(text: str, open_thoughts: bool = False) -> str:

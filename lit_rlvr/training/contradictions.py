@@ -29,11 +29,11 @@ def contradictions(module: Any) -> Iterator[str]:
         elif term.place != "loss" and module.demonstrates:
             yield f"{term.option}: {name} has no {term.place}; use a term in the loss"
     metrics = [term.metric for term in module.terms if term.metric]
-    if wrong := sorted({name for name in metrics if metrics.count(name) > 1 or name in RESERVED}):
-        yield f"model.terms: the metric {wrong[0]!r} has another meaning already; give each term one of its own"
-    own = class_default(type(module), "loss").aggregation
-    if module.fixes_aggregation and loss.aggregation != own:
-        yield f"model.loss.aggregation: {name} is defined with {own}, not {loss.aggregation}; leave it out"
+    if duplicates := sorted({name for name in metrics if metrics.count(name) > 1 or name in RESERVED}):
+        yield f"model.terms: the metric {duplicates[0]!r} has another meaning already; give each term one of its own"
+    default = class_default(type(module), "loss").aggregation
+    if module.fixes_aggregation and loss.aggregation != default:
+        yield f"model.loss.aggregation: {name} is defined with {default}, not {loss.aggregation}; leave it out"
     if module.sequence_level and loss.top_entropy_quantile < 1:
         yield f"model.loss.top_entropy_quantile: {name} weighs whole sequences; leave it at 1"
     if module.sequence_level and any(term.place == "advantages" for term in module.terms):

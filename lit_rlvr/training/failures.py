@@ -40,19 +40,19 @@ class SkippedSteps:
         self.limit = limit
         self.total, self.in_a_row = 0, 0
 
-    def add(self, number: int, wrong: list[str], saved: Path) -> None:
+    def add(self, number: int, causes: list[str], saved: Path) -> None:
         """Count a step that is not finite, and say where its groups were saved.
 
         Args:
             number: of the step in the run, from 1.
-            wrong: as `find_not_finite` returns it.
+            causes: as `find_not_finite` returns it.
             saved: the file with the step's batch.
 
         Raises:
             UserError: more than `limit` steps in a row would be skipped.
         """
         self.total, self.in_a_row = self.total + 1, self.in_a_row + 1
-        problem = f"step {number}: {' and '.join(wrong) or 'loss of another rank'} not finite"
+        problem = f"step {number}: {' and '.join(causes) or 'loss of another rank'} not finite"
         if self.in_a_row > self.limit:
             raise UserError(
                 f"{problem}, after {self.limit} skipped in a row (model.optim.max_skipped_steps); its batch is in "
@@ -151,12 +151,12 @@ def find_not_finite(loss: Tensor | None, norm: Tensor) -> list[str] | None:
         loss: None = this rank ran no row.
         norm: of the gradient over all ranks, before clipping.
     """
-    wrong = [name for name, value in (("loss", loss), ("gradient", norm)) if not _is_finite(value)]
-    return wrong if all_max(len(wrong), norm.device) else None
+    causes = [name for name, value in (("loss", loss), ("gradient", norm)) if not _is_finite(value)]
+    return causes if all_max(len(causes), norm.device) else None
 
 
 def save_step(
-    run: Path, number: int, wrong: list[str], plan: StepPlan, microbatch_gradients: MicrobatchGradients
+    run: Path, number: int, causes: list[str], plan: StepPlan, microbatch_gradients: MicrobatchGradients
 ) -> Path:
     """Write the groups of a skipped step, and which of its micro-batches is not finite by itself; return the file.
 
@@ -165,7 +165,7 @@ def save_step(
     Args:
         run: the run's folder.
         number: of the step in the run, from 1.
-        wrong: as `find_not_finite` returns it.
+        causes: as `find_not_finite` returns it.
         plan: the step.
         microbatch_gradients: runs micro-batch k of a plan by itself and returns its loss and gradients.
     """
@@ -174,7 +174,7 @@ def save_step(
     microbatches = [_microbatch(plan, k, *microbatch_gradients(plan, k)) for k in range(len(plan.microbatches))]
     record = {
         "step": number,
-        "wrong": wrong,
+        "wrong": causes,
         "microbatches": microbatches[: plan.num_counted],
         "groups": _groups(plan),
     }
@@ -289,12 +289,12 @@ def smaller_microbatches_when_out_of_memory(
     """
 
     @wraps(method)
-    def repeated(self: Any, of: _R, *args: P.args, **kwargs: P.kwargs) -> _T:
+    def repeated(self: Any, inputs: _R, *args: P.args, **kwargs: P.kwargs) -> _T:
         while True:
-            result, trouble = _try(partial(method, self, of, *args, **kwargs))
+            result, trouble = _try(partial(method, self, inputs, *args, **kwargs))
             left = self.budget.tokens // 2
             if trouble is not None:
-                _check_smaller(of if isinstance(of, Rollout) else of.rollout, self.budget.tokens, trouble)
+                _check_smaller(inputs if isinstance(inputs, Rollout) else inputs.rollout, self.budget.tokens, trouble)
                 if self.sharded:
                     self.budget.save(self.run, left)
                     raise ResumableError(

@@ -42,9 +42,11 @@ def gather_groups(rollout: Rollout, rewards: Tensor, advantage: Advantage) -> Gr
     if advantage.needs_parts:
         failed = torch.tensor([[status == "error" for status in group] for group in rollout.statuses])  # (P, G)
         parts = {name: part.masked_fill(failed, math.nan) for name, part in rollout.parts.items()}
-        of_rows = [row_weights(prompt.sample, rollout.weights) for prompt in rollout.prompts]  # P
+        sample_weights = [row_weights(prompt.sample, rollout.weights) for prompt in rollout.prompts]  # P
         weights = {  # (P, G)
-            name: torch.tensor([own.get(name, 0.0) for own in of_rows])[:, None].expand(rollout.rewards.shape)
+            name: torch.tensor([named.get(name, 0.0) for named in sample_weights])[:, None].expand(
+                rollout.rewards.shape
+            )
             for name in parts
         }
     gathered = gather_columns(
@@ -53,9 +55,9 @@ def gather_groups(rollout: Rollout, rewards: Tensor, advantage: Advantage) -> Gr
     fields: dict[str, Any] = dict(zip(columns, gathered, strict=False))
     group = GroupBatch(**fields)
     if advantage.needs_parts:
-        first = len(columns) + len(parts)
-        group.parts = dict(zip(parts, gathered[len(columns) : first], strict=True))
-        group.weights = dict(zip(weights, (weight[:, :1] for weight in gathered[first:]), strict=True))
+        end = len(columns) + len(parts)
+        group.parts = dict(zip(parts, gathered[len(columns) : end], strict=True))
+        group.weights = dict(zip(weights, (weight[:, :1] for weight in gathered[end:]), strict=True))
     if advantage.needs_tokens:
         widest = all_max(rollout.mask.shape[1], device)
         group.mask, group.turns = (

@@ -200,14 +200,14 @@ class LoadedModule(EvaluatingModule):
                     f"model.teacher.model: {model} takes other images than {self.model}; use a teacher of the same "
                     "family"
                 )
-            self.teachers.held[label] = held = Reference()
-            held.policy = self._load_frozen(folder)
+            self.teachers.held[label] = teacher = Reference()
+            teacher.policy = self._load_frozen(folder)
         if self.teachers.held:
             models: list[Any] = [policy.model for policy in (self.policy, *self.teachers.policies)]
             self.policy.teachable = min(model.get_input_embeddings().num_embeddings for model in models)
         if options.model is None:
-            self.teachers.held[""] = held = Reference(None if options.ema is None else 1, options.ema or 1.0)
-            held.policy = self.policy if options.ema is None else self._load_frozen(self.model_folder, True)
+            self.teachers.held[""] = teacher = Reference(None if options.ema is None else 1, options.ema or 1.0)
+            teacher.policy = self.policy if options.ema is None else self._load_frozen(self.model_folder, True)
 
     def _load_frozen(self, folder: str, renewed: bool = False) -> Policy:
         """Load a model that is not trained, placed and sharded as the policy is.

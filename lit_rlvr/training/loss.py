@@ -69,14 +69,14 @@ class LossModule(ABC):
         check_takes(self.observe, "group")
         check_takes(self.select, "step")
         self.advantage, self.loss_options, self.kl = resolve_advantage(advantage), loss, kl
-        ours = (
+        built_in = (
             KLTerm(kl.coef, kl.estimator, kl.in_reward, kl.bias_correction) if kl.coef else None,
             teacher,
             ExpertBalance(loss.balance_coef) if loss.balance_coef else None,
             EntropyBonus(loss.entropy_coef) if loss.entropy_coef else None,
             PositiveNLL(loss.positive_nll_coef) if loss.positive_nll_coef else None,
         )
-        self.terms = [*(term for term in ours if term is not None), *terms]
+        self.terms = [*(term for term in built_in if term is not None), *terms]
         self._warned_of_change = False  # that something changes its input
 
     def needs(self, need: Need, in_loss: bool = True) -> bool:

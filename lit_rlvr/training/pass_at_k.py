@@ -161,8 +161,8 @@ class EvaluationMetrics(nn.Module):
         values = {"accuracy": self.accuracy, "length": self.length, "truncated": self.truncated}
         values |= {} if self.greedy is None else {"greedy": self.greedy}
         correct_in, counted_in, answers, sampled = Counter[str](), Counter[str](), Counter[str](), False
-        ours = self.correct_in, self.counted_in, self.sampled, self.questions, self.answers
-        for correct_there, counted_there, sampled_there, questions_there, answers_there in gather_objects(ours):
+        state = self.correct_in, self.counted_in, self.sampled, self.questions, self.answers
+        for correct_there, counted_there, sampled_there, questions_there, answers_there in gather_objects(state):
             answers.update(answers_there)
             correct_in.update(correct_there)
             counted_in.update(counted_there)

@@ -42,8 +42,8 @@ class Reference:
             self.policy.load_state_dict(policy.state_dict())
         else:
             with torch.no_grad():
-                for own, current in zip(self.policy.parameters(), policy.parameters(), strict=True):
-                    own.mul_(1 - self.ema).add_(current, alpha=self.ema)
+                for average, current in zip(self.policy.parameters(), policy.parameters(), strict=True):
+                    average.mul_(1 - self.ema).add_(current, alpha=self.ema)
         self.version += 1
 
     def state_dict(self) -> dict[str, Any]:

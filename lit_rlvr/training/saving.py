@@ -62,7 +62,7 @@ class SavedModule(LoadedModule):
             "tokens": self.budget.state_dict(),
             "advantage_state": self.advantage.state_dict(),
             "reference": self.reference.state_dict(),
-            "teachers": {label: held.state_dict() for label, held in self.teachers.averaged.items()},
+            "teachers": {label: teacher.state_dict() for label, teacher in self.teachers.averaged.items()},
             "terms": {name: state for name, term in self._named_terms() if (state := term.state_dict())},
             "model_folder": self.model_folder,
             "lr": {} if self.adaptive_lr is None else self.adaptive_lr.state_dict(),
@@ -82,9 +82,9 @@ class SavedModule(LoadedModule):
         self.budget.load_state_dict(saved["tokens"])
         self.advantage.load_state_dict(saved["advantage_state"])
         self.reference.load_state_dict(saved["reference"])
-        for label, held in self.teachers.averaged.items():
+        for label, teacher in self.teachers.averaged.items():
             if label in saved.get("teachers", {}):  # else it averages from the initial weights on
-                held.load_state_dict(saved["teachers"][label])
+                teacher.load_state_dict(saved["teachers"][label])
         for name, term in self._named_terms():
             if name in saved.get("terms", {}):  # else it is new to the run
                 term.load_state_dict(saved["terms"][name])

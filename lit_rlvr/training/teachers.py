@@ -142,13 +142,13 @@ class Teachers(Term):
         return divergence
 
     def renew(self, policy: Policy, iteration: int) -> None:
-        for held in self.held.values():
-            held.renew(policy, iteration)
+        for teacher in self.held.values():
+            teacher.renew(policy, iteration)
 
     @property
     def averaged(self) -> dict[str, Reference]:
         """The teachers whose weights change and are their own."""
-        return {label: held for label, held in self.held.items() if held.update_every}
+        return {label: teacher for label, teacher in self.held.items() if teacher.update_every}
 
     @property
     def policies(self) -> list[Policy]:
@@ -166,20 +166,22 @@ class Teachers(Term):
 
         if self.options is None:
             return []
-        self._data, teacher_prompts, wrong = data, [], []
-        prompts, most = data.prompts.get("train", []), FAR_TOO_LONG * data.reading.max_prompt_tokens
+        self._data, teacher_prompts, bad_rows = data, [], []
+        prompts, max_tokens = data.prompts.get("train", []), FAR_TOO_LONG * data.reading.max_prompt_tokens
         for prompt in prompts:
             try:
                 if (label := self._label(prompt.sample)) not in (self.options.models or {"": ""}):
                     raise BadRow(f"{label!r} names no teacher of model.teacher.model", str(self.options.column))
                 teacher_prompts.append(self.asked(prompt))
-                if len(teacher_prompts[-1].token_ids) >= most:  # `encode` reads no further
-                    raise BadRow(f"{most} tokens or more; raise data.init_args.reading.max_prompt_tokens, an eighth of "
-                                 "it", "the teacher's prompt")  # fmt: skip
+                if len(teacher_prompts[-1].token_ids) >= max_tokens:  # `encode` reads no further
+                    raise BadRow(f"{max_tokens} tokens or more; raise data.init_args.reading.max_prompt_tokens, an "
+                                 "eighth of it", "the teacher's prompt")  # fmt: skip
             except BadRow as error:
-                wrong.append(str(BadRow(error.reason, error.field, prompt.sample.source or prompt.sample.id)))
-        if wrong:
-            raise UserError(f"model.teacher: {len(wrong)} of {len(prompts)} rows cannot be used: {abbreviate(wrong)}")
+                bad_rows.append(str(BadRow(error.reason, error.field, prompt.sample.source or prompt.sample.id)))
+        if bad_rows:
+            raise UserError(
+                f"model.teacher: {len(bad_rows)} of {len(prompts)} rows cannot be used: {abbreviate(bad_rows)}"
+            )
         images = any(prompt.sample.images for prompt in teacher_prompts)
         if any(map(is_url, self.options.models.values())) and (sampling.temperature != 1 or images):
             raise UserError(
@@ -227,13 +229,13 @@ class Teachers(Term):
         assert self._data is not None, "`check` knows the data"
         wait_for([*self.servers.values()], len(self.servers))
         tokenizer = self._data.tokenizer
-        some = [tokenizer.decode(prompt.token_ids) for prompt in self._data.prompts["train"][:8]]
+        texts = [tokenizer.decode(prompt.token_ids) for prompt in self._data.prompts["train"][:8]]
         for server in self.servers.values():
-            for text in ("".join(tokenizer.all_special_tokens), *some):
-                theirs = server.post("/tokenize", {"prompt": text, "add_special_tokens": False})["tokens"]
-                ours = tokenizer(text, add_special_tokens=False).input_ids
-                if theirs != ours:
-                    n = next((n for n, (a, b) in enumerate(zip(theirs, ours, strict=False)) if a != b), 0)
+            for text in ("".join(tokenizer.all_special_tokens), *texts):
+                server_ids = server.post("/tokenize", {"prompt": text, "add_special_tokens": False})["tokens"]
+                token_ids = tokenizer(text, add_special_tokens=False).input_ids
+                if server_ids != token_ids:
+                    n = next((n for n, (a, b) in enumerate(zip(server_ids, token_ids, strict=False)) if a != b), 0)
                     raise UserError(
                         f"model.teacher.model: {server.url} has other tokens than the policy: token {n} of "
                         f"{text[:60]!r}; serve a model with the same tokenizer"
@@ -257,16 +259,16 @@ class Teachers(Term):
 
         Collective: call it on every rank.
         """
-        asked = replace(rollout, prompts=[self.asked(prompt) for prompt in rollout.prompts])
+        inputs = replace(rollout, prompts=[self.asked(prompt) for prompt in rollout.prompts])
         labels = [self._label(prompt.sample) for prompt in rollout.prompts]
         logp = torch.zeros(rollout.mask.shape)
         for label in [*self.held, *self.servers]:
             own_rows = [i for i in rows if labels[i // rollout.group_size] == label]
             if label in self.held:
-                scored = score(asked, self.held[label].policy, own_rows)
+                scored = score(inputs, self.held[label].policy, own_rows)
                 logp = to_device(logp, scored.device) + scored
             else:
-                logp = logp + to_device(self._ask_server(label, asked, own_rows), logp.device)
+                logp = logp + to_device(self._ask_server(label, inputs, own_rows), logp.device)
         return logp
 
     def teach(self, rollout: Rollout, rows: list[int]) -> TeacherHead:
@@ -278,8 +280,8 @@ class Teachers(Term):
         prompts = list(rollout.prompts)
         for p in {i // rollout.group_size for i in rows}:
             prompts[p] = self.asked(prompts[p])
-        asked = replace(rollout, prompts=prompts)
-        return self.held[""].policy.teach(asked, rows, self.options.beta, self.options.top_k)
+        inputs = replace(rollout, prompts=prompts)
+        return self.held[""].policy.teach(inputs, rows, self.options.beta, self.options.top_k)
 
     def _ask_server(self, label: str, rollout: Rollout, rows: list[int]) -> Tensor:
         """Return the log-probabilities (B, T) of some rows that a server gives."""

@@ -98,8 +98,8 @@ class Trace:
 
 def _traced_numbers(values: Tensor, sampled: Iterable[bool]) -> list[float]:
     """Return a number for each token: those of the sampled ones, and 0 for observed ones."""
-    each = iter(values.tolist())
-    return [float(f"{next(each):.6g}") if own else 0.0 for own in sampled]
+    numbers = iter(values.tolist())
+    return [float(f"{next(numbers):.6g}") if is_sampled else 0.0 for is_sampled in sampled]
 
 
 def write_trace(run: str | Path, step: int, algorithm: str, groups: list[dict[str, Any]]) -> None:

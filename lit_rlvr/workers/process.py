@@ -104,14 +104,14 @@ class WorkerProcess:
         self.jobs = 0
         self.tail = b""
         self.log = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `kill`)
-        self.connection, theirs = Pipe()
-        with theirs:
+        self.connection, child = Pipe()
+        with child:
             self.process = subprocess.Popen(
-                [sys.executable, "-u", "-P", "-m", "lit_rlvr.workers.worker", str(theirs.fileno()), str(os.getpid())],
+                [sys.executable, "-u", "-P", "-m", "lit_rlvr.workers.worker", str(child.fileno()), str(os.getpid())],
                 stdin=subprocess.DEVNULL,
                 stdout=self.log,
                 stderr=self.log,
-                pass_fds=[theirs.fileno()],
+                pass_fds=[child.fileno()],
                 start_new_session=True,  # Ctrl-C is ours to handle
                 env={
                     **os.environ,

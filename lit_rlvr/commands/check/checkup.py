@@ -197,8 +197,8 @@ def check_reward(reward: Reward, samples: Sequence[Sample], seconds: float) -> C
     frequent = frequent_answers(golds)
     checkup = Checkup(f"{form}, and in ordinary endings" if in_endings else form, len(golds))
     with progress_bar("rows", len(golds)) as one_more:
-        for first in range(0, len(golds), BATCH_ROWS):
-            batch = golds[first : first + BATCH_ROWS]
+        for row in range(0, len(golds), BATCH_ROWS):
+            batch = golds[row : row + BATCH_ROWS]
             if checkup.rows and time.monotonic() - start > seconds:
                 break
             judge_rows(reward, batch, frequent, in_endings, checkup)
@@ -286,10 +286,10 @@ def texts_of(gold: Gold, frequent: Sequence[str], in_endings: bool = False) -> l
                 tried.append(TriedText(kind, rewrite.keeps, text))
     tried.append(TriedText("empty", False, ""))
     tried += [TriedText(f"short text: {kind}", False, text, short) for kind, short, text in shortcuts(gold, frequent)]
-    first: dict[str, TriedText] = {}
+    by_text: dict[str, TriedText] = {}
     for tried_text in tried:
-        first.setdefault(tried_text.text, tried_text)
-    return list(first.values())
+        by_text.setdefault(tried_text.text, tried_text)
+    return list(by_text.values())
 
 
 def read_golds(reward: Reward, samples: Sequence[Sample], form: str) -> list[Gold]:
@@ -310,8 +310,8 @@ def writer(reward: Reward, sample: Sample, form: str) -> Callable[[str], str]:
 
     def write(answer: str) -> str:
         row = {**sample.row, "solution": answer} if sample.row.get("tests") else sample.row
-        own = reward.gold_completion(replace(sample, answer=answer, aliases=(), row=row))
-        return f"{before}{answer}{after}" if own is None else own
+        completion = reward.gold_completion(replace(sample, answer=answer, aliases=(), row=row))
+        return f"{before}{answer}{after}" if completion is None else completion
 
     return write
 

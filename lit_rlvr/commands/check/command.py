@@ -98,10 +98,10 @@ def build_reward(name: str, options: dict[str, Any]) -> Reward:
     """
     target = import_path("check", name) if "." in name else SHIPPED.get(name)
     if isinstance(target, type) and issubclass(target, Reward):
-        made: Reward = build_object(
+        reward: Reward = build_object(
             {"class_path": dotted_path_of(target), "init_args": options}, f"check: {name}", Reward
         )
-        return made
+        return reward
     if not callable(target) or (isinstance(target, type) and issubclass(target, RLVRModule | Advantage)):
         known = ", ".join(known for known, cls in SHIPPED.items() if issubclass(cls, Reward))
         raise UserError(f"check: {name!r} is no reward; there are {known}, and dotted paths such as my_task.my_reward")

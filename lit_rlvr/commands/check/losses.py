@@ -85,9 +85,9 @@ def made_batch() -> FrozenBatch:
 
 def _without_terms(algorithm: RLVRModule) -> RLVRModule:
     """Return a copy of an algorithm without its terms."""
-    own = deepcopy(algorithm)
-    own.terms = []
-    return own
+    clone = deepcopy(algorithm)
+    clone.terms = []
+    return clone
 
 
 def _zero_advantages(algorithm: RLVRModule, batch: FrozenBatch) -> float:

@@ -36,15 +36,15 @@ def print_checkup(name: str, checkup: Checkup) -> None:
 
 def print_kinds(console: Terminal, title: str, kinds: dict[str, KindOfText]) -> None:
     """Print a table of the kinds with errors, the most frequent first, with an example below each."""
-    wrong = sorted((name for name, kind in kinds.items() if kind.rate.errors), key=lambda name: -kinds[name].rate.value)
-    if wrong:
+    names = sorted((name for name, kind in kinds.items() if kind.rate.errors), key=lambda name: -kinds[name].rate.value)
+    if names:
         rows = [
             (name, str(rate.errors), str(rate.texts), f"{rate.value:.1%}", _errors_interval(rate))
-            for name, rate in ((name, kinds[name].rate) for name in wrong)
+            for name, rate in ((name, kinds[name].rate) for name in names)
         ]
         console.print()
         console.print_table(table_of(("kind", "errors", "texts", "rate", "95 % interval"), rows, title=title))
-        for name in wrong:
+        for name in names:
             example = kinds[name].examples[0]
             detail = f"; the reward says {shortened(example['detail'])}" if example["detail"] else ""
             console.print(

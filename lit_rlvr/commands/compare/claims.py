@@ -66,8 +66,8 @@ class PrintedClaim:
             return {seed: self._value(run) for seed, run in task["cells"][cell]["by_seed"].items()}
 
         more, less = values(self.more), values(self.less)
-        both = ((more.get(seed), less.get(seed)) for seed in seeds)
-        return [(x, y) for x, y in both if x is not None and y is not None]
+        by_seed = ((more.get(seed), less.get(seed)) for seed in seeds)
+        return [(x, y) for x, y in by_seed if x is not None and y is not None]
 
     @property
     def averaged(self) -> list[str]:

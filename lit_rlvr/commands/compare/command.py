@@ -44,10 +44,10 @@ class FailedCells(UserError):
 
     def __init__(self, failed: Sequence[State], study: Study, root: Path) -> None:
         self.cells = [state.cell for state in failed]
-        first = failed[0]
+        failure = failed[0]
         super().__init__(
-            f"{len(failed)} of {len(study.cells)} cells failed ({first.cell}: {first.error}); their logs are in "
-            f"{root / first.cell.folder} and so on; run the same command again to retry them"
+            f"{len(failed)} of {len(study.cells)} cells failed ({failure.cell}: {failure.error}); their logs are in "
+            f"{root / failure.cell.folder} and so on; run the same command again to retry them"
         )
 
 

@@ -111,11 +111,11 @@ def _draw_pass_at_k(groups: RunsByName, colours: Mapping[str, Any]) -> Any:
     """Draw pass@k after training and before it, with one pair of axes per validation set."""
     after = {name: pass_at_k_spreads([run.last for run in runs]) for name, runs in groups.items()}
     before = pass_at_k_spreads([run.rows.get(0, {}) for runs in groups.values() for run in runs])
-    sets = sorted({name for spreads in after.values() for name in spreads})
-    if not sets:
+    names = sorted({name for spreads in after.values() for name in spreads})
+    if not names:
         return None
-    figure, axes = new_figure("", "k", len(sets))
-    for axis, name in zip(np.atleast_1d(axes), sets, strict=True):
+    figure, axes = new_figure("", "k", len(names))
+    for axis, name in zip(np.atleast_1d(axes), names, strict=True):
         for cell, spreads in [(BEFORE, before), *after.items()]:
             if name in spreads:
                 numbers = [(int(k), value["mean"], value["std"] or 0.0) for k, value in spreads[name].items()]

@@ -54,13 +54,13 @@ def comparison_tables(paper: Paper, results: Mapping[str, Any]) -> Iterator[str]
 
 def _runs(cells: Iterable[tuple[PrintedValue, Mapping[str, Any] | None]]) -> str:
     """Return the number of our runs behind a row of a table; "-" without any."""
-    return " to ".join(map(str, sorted({ours["n"] for _, ours in cells if ours is not None}))) or "-"
+    return " to ".join(map(str, sorted({value["n"] for _, value in cells if value is not None}))) or "-"
 
 
-def _cell(printed: PrintedValue, ours: Mapping[str, Any] | None) -> str:
-    if ours is None:
+def _cell(printed: PrintedValue, value: Mapping[str, Any] | None) -> str:
+    if value is None:
         return f"- ({printed})"
-    return f"{percent(ours)} ({printed}; {100 * ours['mean'] - printed.value:+.1f})"
+    return f"{percent(value)} ({printed}; {100 * value['mean'] - printed.value:+.1f})"
 
 
 def as_data(paper: Paper, results: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,8 +71,8 @@ def as_data(paper: Paper, results: Mapping[str, Any]) -> dict[str, Any]:
     return {
         table.title: {
             row: {
-                column: {"printed": printed.value, "deviation": printed.deviation, "ours": ours}
-                for column, (printed, ours) in cells.items()
+                column: {"printed": printed.value, "deviation": printed.deviation, "ours": value}
+                for column, (printed, value) in cells.items()
             }
             for row, cells in rows.items()
         }

@@ -121,10 +121,10 @@ def load_study(name: str) -> Study:
     shared = list(_bases(study, path))
     bases = {id(layer): list(_bases(layer, path)) for layer in (*tasks.values(), *cells.values())}
     grid = []
-    for seed, (task, of_task), (cell, of_cell) in product(seeds, tasks.items(), cells.items()):
+    for seed, (task, task_config), (cell, cell_config) in product(seeds, tasks.items(), cells.items()):
         layers = [
-            *shared, *bases[id(of_task)], *bases[id(of_cell)], _without_base(of_task), _without_base(of_cell),
-            _budget_layer(*budget), {"seed_everything": seed},
+            *shared, *bases[id(task_config)], *bases[id(cell_config)], _without_base(task_config),
+            _without_base(cell_config), _budget_layer(*budget), {"seed_everything": seed},
         ]  # fmt: skip
         grid.append(Cell(task, cell, seed, reduce(merge, layers)))
     return Study(

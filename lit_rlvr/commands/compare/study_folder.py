@@ -193,8 +193,8 @@ def next_command(study: Study, cell: Cell, root: Path) -> CellCommand | None:
 
 def evaluates_start(study: Study, cell: Cell) -> bool:
     """Return whether this cell also evaluates the model that its task starts from; a warm-started model has no name."""
-    first = next(c for c in study.cells if c.task == cell.task and c.name == study.baseline)
-    return cell is first and not (cell.config.get("warm_start") or {}).get("steps")
+    baseline = next(c for c in study.cells if c.task == cell.task and c.name == study.baseline)
+    return cell is baseline and not (cell.config.get("warm_start") or {}).get("steps")
 
 
 def start_folder(task: str) -> Path:

@@ -253,17 +253,17 @@ def against_baseline(values: Mapping[str, Mapping[int, float]], baseline: str) -
         baseline: name of the cell to compare the others with.
     """
     versus_baseline: dict[str, dict[str, Any]] = {}
-    for name, ours in values.items():
+    for name, scores in values.items():
         if name != baseline:
             differences = [
-                ours[seed] - values[baseline][seed] for seed in sorted(ours.keys() & values[baseline].keys())
+                scores[seed] - values[baseline][seed] for seed in sorted(scores.keys() & values[baseline].keys())
             ]
             versus_baseline[name] = {
                 "difference": spread(differences),
                 "pairs": len(differences),
                 "p_t": paired_t_test(differences),
                 "p_sign_flip": sign_flip_test(differences),
-                "improvement": with_interval(probability_of_improvement, [ours], [values[baseline]]),
+                "improvement": with_interval(probability_of_improvement, [scores], [values[baseline]]),
             }
     tested = {
         name: versus["p_sign_flip"] for name, versus in versus_baseline.items() if versus["p_sign_flip"] is not None

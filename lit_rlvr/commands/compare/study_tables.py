@@ -53,8 +53,8 @@ def suite_tables(study_suites: Mapping[str, Any], task: Mapping[str, Any]) -> It
             continue
         suites = list(next(iter(rows.values()))["suites"])
         keys = {suite: {key for row in rows.values() for key in row["suites"].get(suite, {})} for suite in suites}
-        first = {suite: "pass@1" if "pass@1" in keys[suite] else "greedy" for suite in suites}
-        yield _across(f"{group}: {'pass@1' if 'pass@1' in first.values() else 'greedy'}", suites, first, rows)
+        columns = {suite: "pass@1" if "pass@1" in keys[suite] else "greedy" for suite in suites}
+        yield _across(f"{group}: {'pass@1' if 'pass@1' in columns.values() else 'greedy'}", suites, columns, rows)
         largest = max((k for suite in suites for k in sampled_ks(keys[suite])), default=1)
         if largest > 1:
             measured = [suite for suite in suites if f"pass@{largest}" in keys[suite]]
@@ -62,10 +62,10 @@ def suite_tables(study_suites: Mapping[str, Any], task: Mapping[str, Any]) -> It
         for suite in suites:
             ks = sampled_ks(keys[suite])
             if len(ks) > 1:
-                of_suite = {name: row["suites"].get(suite, {}) for name, row in rows.items()}
-                yield _table(f"{suite}: pass@k", [f"pass@{k}" for k in ks], of_suite)
+                suite_rows = {name: row["suites"].get(suite, {}) for name, row in rows.items()}
+                yield _table(f"{suite}: pass@k", [f"pass@{k}" for k in ks], suite_rows)
         for suite in suites:
-            yield from _by_category(suite, first[suite], rows)
+            yield from _by_category(suite, columns[suite], rows)
         measures = sorted({k for row in keys.values() for k in row if k.startswith("diversity/") and k.count("/") == 1})
         for measure in measures:
             measured = [suite for suite in suites if measure in keys[suite]]

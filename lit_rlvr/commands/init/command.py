@@ -51,8 +51,8 @@ def run(command: str, arguments: list[str]) -> None:
     parser.add_argument("--kind", type=str, default="task", help=f"what the project is about: {', '.join(KINDS)}")
     config = parser.parse_args(arguments)
     files = [str(path) for path in init(Path(config.folder), config.kind)]
-    then = f"cd {shlex.quote(config.folder)}; pip install pytest; pytest; lit-rlvr fit --config config.yaml"
-    show_result({"files": files, "next": then}, lambda: print(*files, then, sep="\n"))
+    line = f"cd {shlex.quote(config.folder)}; pip install pytest; pytest; lit-rlvr fit --config config.yaml"
+    show_result({"files": files, "next": line}, lambda: print(*files, line, sep="\n"))
 
 
 def init(folder: Path, kind: str = "task") -> list[Path]:

@@ -175,8 +175,8 @@ def panels(groups: Sequence[RunGroup]) -> list[Panel]:
     Accuracy and pass@k of each validation set come after the validation accuracy.
     """
     names = ((name, name.removeprefix("val/").rpartition("/")) for name in _validation_metrics(groups))
-    of_sets = [(f"{metric} on {part}", (name,)) for name, (part, _, metric) in names]
-    return _drawn(groups, [*BEFORE_SETS, *of_sets, *AFTER_SETS])
+    set_charts = [(f"{metric} on {part}", (name,)) for name, (part, _, metric) in names]
+    return _drawn(groups, [*BEFORE_SETS, *set_charts, *AFTER_SETS])
 
 
 def more_panels(groups: Sequence[RunGroup]) -> list[Panel]:

@@ -123,7 +123,7 @@ def criteria_rows(completions: Sequence[dict[str, Any]]) -> list[tuple[str, ...]
     """Return the criteria of the completions' rubric, each with its score of every completion."""
     scores = [completion.get("criteria", {}) for completion in completions]
     criteria = dict.fromkeys(criterion for given in scores for criterion in given)
-    return [(one, *(f"{given[one]:g}" if one in given else "" for given in scores)) for one in criteria]
+    return [(name, *(f"{given[name]:g}" if name in given else "" for given in scores)) for name in criteria]
 
 
 def token_details(completion: dict[str, Any]) -> list[tuple[str, float, bool, str]]:

@@ -93,8 +93,8 @@ def group_runs(runs: Iterable[RunRecord]) -> list[RunGroup]:
     """Group runs in the given order; runs whose settings differ only by `runs.PER_RUN` form one group."""
     groups: dict[Any, list[RunRecord]] = {}
     for run in runs:
-        same = tuple(sorted(without_seed(run.settings).items())) if run.settings else run.path
-        groups.setdefault(same, []).append(run)
+        key = tuple(sorted(without_seed(run.settings).items())) if run.settings else run.path
+        groups.setdefault(key, []).append(run)
     names = [_name(members) for members in groups.values()]
     return [
         RunGroup(name if names.count(name) == 1 else str(members[0].path), runs=members, wanted=len(members))
@@ -108,16 +108,16 @@ def _name(runs: list[RunRecord]) -> str:
     plain = [folder.parent if re.fullmatch(r"seed[-_]?\d+", folder.name) else folder for folder in folders]
     if len(set(plain)) == 1:
         return plain[0].name
-    same = takewhile(lambda letters: len(set(letters)) == 1, zip(*(folder.name for folder in plain), strict=False))
-    return "".join(letters[0] for letters in same).rstrip("-_. 0123456789") or plain[0].name
+    columns = takewhile(lambda letters: len(set(letters)) == 1, zip(*(folder.name for folder in plain), strict=False))
+    return "".join(letters[0] for letters in columns).rstrip("-_. 0123456789") or plain[0].name
 
 
 def _title(groups: list[RunGroup]) -> str:
     """Return a title that names the algorithms and the data, or the groups if no run names these."""
-    models, sets = ([group.settings[name] for group in groups if name in group.settings] for name in ("model", "data"))
-    if not models or not sets:
+    models, data = ([group.settings[name] for group in groups if name in group.settings] for name in ("model", "data"))
+    if not models or not data:
         return _listed([group.name for group in groups], "groups of runs")
-    return f"{_listed(models, 'algorithms')} on {_listed(sets, 'data sets')}"
+    return f"{_listed(models, 'algorithms')} on {_listed(data, 'data sets')}"
 
 
 def _listed(names: list[str], kind: str) -> str:

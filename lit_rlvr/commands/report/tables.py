@@ -42,8 +42,10 @@ def _result(group: RunGroup, baseline: RunGroup | None) -> dict[str, Any]:
         ", ".join(sorted({str(run.summary["engine"]) for run in group.runs if "engine" in run.summary})) or MISSING,
     ]
     if baseline is not None:
-        theirs = _known(run.accuracies[1] for run in baseline.runs)
-        cells.append(f"{fmean(after) - fmean(theirs):+.3f}" if group is not baseline and after and theirs else MISSING)
+        reference = _known(run.accuracies[1] for run in baseline.runs)
+        cells.append(
+            f"{fmean(after) - fmean(reference):+.3f}" if group is not baseline and after and reference else MISSING
+        )
     return {
         "name": group.name, "cells": cells, "before": fmean(before) if before else None,
         "after": fmean(after) if after else None,

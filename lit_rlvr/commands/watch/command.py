@@ -65,9 +65,9 @@ def open_socket(host: str, port: int) -> socket.socket:
     Raises:
         UserError: it is taken, not this machine's, or no port.
     """
-    both, family = (True, socket.AF_INET6) if ":" in host else (False, socket.AF_INET)
+    is_dual, family = (True, socket.AF_INET6) if ":" in host else (False, socket.AF_INET)
     try:
-        return socket.create_server((host, port), family=family, dualstack_ipv6=both and socket.has_dualstack_ipv6())
+        return socket.create_server((host, port), family=family, dualstack_ipv6=is_dual and socket.has_dualstack_ipv6())
     except (OSError, OverflowError) as error:
         reason = str(getattr(error, "strerror", None) or error).partition(" (while attempting")[0].rstrip(".")
         raise UserError(

@@ -79,8 +79,8 @@ class FollowedRun:
         silent = time.time() - live["at"] if live else 0.0
         if live and live["stage"] != "ended" and silent < SILENT_SECONDS:
             return RunStatus("running", describe_state(live), live["step"], live["steps"])
-        most = self.run.settings.get("trainer.max_steps", "")
-        steps = live["steps"] if live else int(most) if most.isdigit() else None
+        max_steps = self.run.settings.get("trainer.max_steps", "")
+        steps = live["steps"] if live else int(max_steps) if max_steps.isdigit() else None
         if self.run.is_finished:
             return RunStatus("finished", f"finished after {last} steps", last, last)
         if self.run.summary:

@@ -119,12 +119,12 @@ class ImageProcessor(ABC):
         Raises:
             UserError: the numbers of placeholders and images differ.
         """
-        ones = self.family.prompt_token_ids
-        count = sum(token in ones for token in token_ids)
+        markers = self.family.prompt_token_ids
+        count = sum(token in markers for token in token_ids)
         if count != len(placeholders):
             raise UserError(f"{count} image placeholders for {len(placeholders)} images")
         images = iter(placeholders)
-        return [t for token in token_ids for t in (next(images) if token in ones else (token,))]
+        return [t for token in token_ids for t in (next(images) if token in markers else (token,))]
 
 
 def made_up_pixels(height: int, width: int) -> Tensor:

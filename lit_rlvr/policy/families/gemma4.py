@@ -33,8 +33,8 @@ class PooledProcessor(ImageProcessor):
         return self._enclosed(high * wide // (patch * pool) ** 2)
 
     def cut(self, resized: Sequence[Any]) -> Pixels:
-        made = self.processor(images=list(resized), return_tensors="pt")
-        pairs = zip(made["pixel_values"], made["image_position_ids"], strict=True)
+        outputs = self.processor(images=list(resized), return_tensors="pt")
+        pairs = zip(outputs["pixel_values"], outputs["image_position_ids"], strict=True)
         inputs = tuple({"pixel_values": values[None], "image_position_ids": at[None]} for values, at in pairs)
         return Pixels(inputs, tuple(self._enclosed(self.family.features(image)) for image in inputs), tuple(resized))
 

@@ -36,9 +36,9 @@ class CanvasProcessor(ImageProcessor):
         return self._expanded(self.processor.get_number_of_image_patches(height, width, {"crop_to_patches": True}))
 
     def cut(self, resized: Sequence[Any]) -> Pixels:
-        made = self.processor(images=list(resized), crop_to_patches=True, return_tensors="pt")
-        counts = [int(count) for count in made["num_patches"]]
-        tiles = made["pixel_values"].split(counts)  # (n, 3, side, side) each
+        outputs = self.processor(images=list(resized), crop_to_patches=True, return_tensors="pt")
+        counts = [int(count) for count in outputs["num_patches"]]
+        tiles = outputs["pixel_values"].split(counts)  # (n, 3, side, side) each
         inputs = tuple({"pixel_values": image} for image in tiles)
         return Pixels(inputs, tuple(map(self._expanded, counts)), tuple(resized))
 

@@ -76,9 +76,9 @@ class QwenImageProcessor(ImageProcessor):
         from transformers import AutoProcessor
 
         with reading("the processor of videos", self.folder):
-            own = AutoProcessor.from_pretrained(self.folder, trust_remote_code=False)
-        self.check_sizes(own.video_processor, "video")
-        return own
+            processor = AutoProcessor.from_pretrained(self.folder, trust_remote_code=False)
+        self.check_sizes(processor.video_processor, "video")
+        return processor
 
     def video_grid(self, size: tuple[int, int], frames: int) -> tuple[int, int, int]:
         """Return how many patches (time, height, width) a video has.
@@ -125,23 +125,23 @@ class QwenImageProcessor(ImageProcessor):
         return image.resize((wide * patch, high * patch), Image.Resampling.BICUBIC)
 
     def cut(self, resized: Sequence[Any]) -> Pixels:
-        made = [self._cut_video(x) if isinstance(x, Video) else self._cut_image(x) for x in resized]
-        inputs, placeholders = zip(*made, strict=True)
+        parts = [self._cut_video(x) if isinstance(x, Video) else self._cut_image(x) for x in resized]
+        inputs, placeholders = zip(*parts, strict=True)
         return Pixels(inputs, placeholders, tuple(resized))
 
     def _cut_image(self, image: Any) -> tuple[dict[str, Tensor], tuple[int, ...]]:
         """Return the model's inputs of an image, and its placeholders."""
-        made = self.processor(images=[image], do_resize=False, return_tensors="pt")
-        inputs = {name: made[name] for name in ("pixel_values", "image_grid_thw")}
+        outputs = self.processor(images=[image], do_resize=False, return_tensors="pt")
+        inputs = {name: outputs[name] for name in ("pixel_values", "image_grid_thw")}
         return inputs, (self.family.image_token_id,) * self.family.features(inputs)
 
     def _cut_video(self, video: Video) -> tuple[dict[str, Tensor], tuple[int, ...]]:
         """Return the inputs of a video, by the names of an image's, with the seconds between its temporal patches."""
         processor = self._own.video_processor
         options = {"do_resize": False, "do_sample_frames": False, "cap_pixels_per_frame": True}
-        made = processor(videos=[video.array], return_tensors="pt", **options)
+        outputs = processor(videos=[video.array], return_tensors="pt", **options)
         seconds = processor.temporal_patch_size * video.total / len(video.indices) / video.fps
-        patches, grid = made["pixel_values_videos"], made["video_grid_thw"]
+        patches, grid = outputs["pixel_values_videos"], outputs["video_grid_thw"]
         inputs = {"pixel_values": patches, "image_grid_thw": grid, "second_per_grid_ts": torch.tensor([seconds])}
         return inputs, self._video_tokens(grid, video)
 
@@ -233,9 +233,9 @@ def save_vlm(config: Any, folder: Path, seed: int = 0) -> Path:
 
 def _sections(head: int) -> list[int]:
     """Return how many rotary frequencies time (a quarter), height and width (half the rest each) have."""
-    first = head // 8
-    second = (head // 2 - first) // 2
-    return [first, second, head // 2 - first - second]
+    frames = head // 8
+    rows = (head // 2 - frames) // 2
+    return [frames, rows, head // 2 - frames - rows]
 
 
 class QwenVL(VisionFamily):

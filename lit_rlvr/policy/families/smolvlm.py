@@ -48,9 +48,9 @@ class TileProcessor(ImageProcessor):
         return self._expanded(rows, columns)
 
     def cut(self, resized: Sequence[Any]) -> Pixels:
-        made = self.processor(images=[list(resized)], return_row_col_info=True, return_tensors="pt")
-        shapes = list(zip(made["rows"][0], made["cols"][0], strict=True))
-        tiles = made["pixel_values"][0].split([rows * columns + 1 for rows, columns in shapes])  # (n, 3, side, side)
+        outputs = self.processor(images=[list(resized)], return_row_col_info=True, return_tensors="pt")
+        shapes = list(zip(outputs["rows"][0], outputs["cols"][0], strict=True))
+        tiles = outputs["pixel_values"][0].split([rows * columns + 1 for rows, columns in shapes])  # (n, 3, side, side)
         placeholders = tuple(self._expanded(rows, columns) for rows, columns in shapes)
         return Pixels(tuple({"pixel_values": image} for image in tiles), placeholders, tuple(resized))
 

@@ -191,15 +191,15 @@ class _Reader:
         if self.is_yes_no and (stated := self._yes_or_no(phrase)):
             return stated
         asserted, negated = self._negated.subn(" ", phrase)
-        first = self._first.match(asserted)
-        if first is not None:
-            mentions, place = self._chain(first, asserted)
+        opening = self._first.match(asserted)
+        if opening is not None:
+            mentions, place = self._chain(opening, asserted)
             reason = _REASON.search(asserted, place)
             mentions += self._list.finditer(asserted, place, reason.start() if reason else len(asserted))
         else:
             asserted = _REASON_CLAUSE.sub(" ", asserted)
             mentions = [
-                found for stated in self._stated.finditer(asserted) for found in self._chain(stated, asserted)[0]
+                mention for stated in self._stated.finditer(asserted) for mention in self._chain(stated, asserted)[0]
             ]
         if not mentions:
             return frozenset() if negated else None
@@ -230,9 +230,9 @@ class _Reader:
     def _yes_or_no(self, phrase: str) -> frozenset[int]:
         """Return the option "yes" or "no" if the phrase begins with it and does not contain the other."""
         answer = normalise(_REASON.split(phrase)[0])
-        given = set(re.findall(r"\b(yes|no)\b", answer))
-        said = re.match(r"(yes|no)\b", answer)
-        return self._with_text(said[1]) if said and len(given) == 1 else frozenset()
+        words = set(re.findall(r"\b(yes|no)\b", answer))
+        match = re.match(r"(yes|no)\b", answer)
+        return self._with_text(match[1]) if match and len(words) == 1 else frozenset()
 
 
 _reader = lru_cache(maxsize=64)(_Reader)

@@ -210,7 +210,7 @@ def _expressions(reference: Expression, answer: Expression, rules: Rules) -> boo
 def _with_same_case(r: Any, a: Any) -> tuple[Any, Any]:
     """Return both with lower-case symbols if only the case of letters differs."""
     names = [{str(s) for s in value.free_symbols} for value in (r, a)]
-    lower = [{name.lower() for name in own} for own in names]
+    lower = [{name.lower() for name in symbols} for symbols in names]
     if names[0] == names[1] or lower[0] != lower[1] or any(len(n) != len(s) for n, s in zip(names, lower, strict=True)):
         return r, a
     return tuple(v.xreplace({s: sympy.Symbol(str(s).lower()) for s in v.free_symbols}) for v in (r, a))
@@ -334,7 +334,7 @@ def _labelled(reference: Labelled, answer: Labelled, rules: Rules) -> bool:
     r, a = reference.values, answer.values
     if len(r) != len(a):  # x_1 = 1, x_2 = 2 and x = 1 or x = 2
         stems = [{_stem(label) for label in values} for values in (r, a)]
-        items = [tuple(item for found in values.values() for item in found) for values in (r, a)]
+        items = [tuple(item for group in values.values() for item in group) for values in (r, a)]
         return stems[0] == stems[1] and len(stems[0]) == 1 and _same_items(items[0], items[1], False, rules)
     if len(r) == 1 and set(r) != set(a):
         (x, left), (y, right) = (*r.items(), *a.items())
@@ -397,8 +397,8 @@ def _hours(time: tuple[Any, ...]) -> tuple[Any, ...] | None:
 
 
 def _pairs(r: Sequence[Any], a: Sequence[Any]) -> list[Any]:
-    both = list(zip(r, a, strict=True))
-    return [((x[0], y[0]), (x[1], y[1])) for x, y in combinations(both, 2)]
+    pairs = list(zip(r, a, strict=True))
+    return [((x[0], y[0]), (x[1], y[1])) for x, y in combinations(pairs, 2)]
 
 
 def _part_value(part: Parts, number: Number, rules: Rules) -> bool:

@@ -81,9 +81,9 @@ def answer_region(text: str, boxed_only: bool = False, open_thoughts: bool = Fal
     text = without_thoughts(text, open_thoughts)
     before = text[: next_question(text)[0]]
     if len(before) < len(text):
-        said = _find(before, boxed_only)
-        ends = before.endswith("\n\n") and any(map(str.isdigit, said.text))
-        text = before if said.text and (said.where != "line" or ends) else text
+        answer = _find(before, boxed_only)
+        ends = before.endswith("\n\n") and any(map(str.isdigit, answer.text))
+        text = before if answer.text and (answer.where != "line" or ends) else text
     return text
 
 
@@ -114,8 +114,10 @@ def _find(text: str, boxed_only: bool) -> Found:
     if boxes.is_open or (boxed_only and not boxes.contents):
         return Found("", "box")
     if boxes.contents:
-        several = boxes.joiner in ("or", "line") and len(boxes.contents) > 1
-        return Found(boxes.text, "box", tuple(boxes.contents), boxes.joiner) if several else Found(boxes.text, "box")
+        has_several = boxes.joiner in ("or", "line") and len(boxes.contents) > 1
+        return (
+            Found(boxes.text, "box", tuple(boxes.contents), boxes.joiner) if has_several else Found(boxes.text, "box")
+        )
     tail = _DISPLAY.sub(_in_line, text[-TAIL_CHARACTERS:])
     if (line := _behind_hashes(text)) is not None:
         return Found(line, "hash")

@@ -160,6 +160,6 @@ def separators_outside(text: str, separator: re.Pattern[str]) -> list[re.Match[s
 
 def split_outside(text: str, separator: re.Pattern[str]) -> list[str]:
     """Split at separators that stand outside brackets."""
-    found = separators_outside(text, separator)
-    starts, ends = [0, *(match.end() for match in found)], [*(match.start() for match in found), len(text)]
+    matches = separators_outside(text, separator)
+    starts, ends = [0, *(match.end() for match in matches)], [*(match.start() for match in matches), len(text)]
     return [text[start:end] for start, end in zip(starts, ends, strict=True)]

@@ -197,10 +197,10 @@ def _read_amount(text: str) -> list[Reading]:
             tail = f"{fraction[1]}/{fraction[2]}"
         unit = None if not is_apart and re.fullmatch("[A-Za-z]", tail) else read_unit(tail)  # 5m may be a product
         if unit and (number := read_constant(trim(head))) is not None:
-            found: list[Reading] = [Quantity(number, *unit)]
+            results: list[Reading] = [Quantity(number, *unit)]
             if unit[1] == (("deg", 1),):
-                found.append(Number(number.value * sympy.pi / 180))
-            return found
+                results.append(Number(number.value * sympy.pi / 180))
+            return results
         if _LABEL.fullmatch(tail) and (number := read_constant(trim(head))) is not None:
             return [number]
     return []

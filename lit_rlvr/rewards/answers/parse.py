@@ -89,9 +89,9 @@ def _read(text: str, depth: int) -> list[Reading]:
     if re.fullmatch(r"-?\d+(?:\.\d+)?(?:\s+-?\d+(?:\.\d+)?)+", text):
         return []  # a row of numbers
     for reader in (read_parts, read_number, read_quantity):
-        if found := reader(text):
+        if results := reader(text):
             is_list = re.fullmatch(r"\d+(?:,\d+)+|.*\sand\s.*", text)  # 1,234
-            return [*found, *(_list(text, depth) if is_list else [])]
+            return [*results, *(_list(text, depth) if is_list else [])]
     if re.fullmatch(r"\\emptyset|\\\{\s*\\\}|(?i:no (?:real )?solutions?)|(?i:(?:the )?empty set)", text):
         return [Series((), "{}")]
     if re.fullmatch(r"\(?-?\s*\\infty,\s*\+?\s*\\infty\)?|\\mathbb\{R\}", text):
@@ -101,8 +101,8 @@ def _read(text: str, depth: int) -> list[Reading]:
         if named is None:
             return read_formula(text)
         return [Labelled({_label(named[1]): (readings(text[named.end() :], depth + 1),)})]
-    if said := next((key for key, pattern in _SAID.items() if re.fullmatch(pattern, text, re.I)), None):
-        return [Text(said)]
+    if word := next((key for key, pattern in _SAID.items() if re.fullmatch(pattern, text, re.I)), None):
+        return [Text(word)]
     first, second = (_plus_minus, _bracketed) if text[0] == "(" else (_bracketed, _plus_minus)
     for read in (_list, _set_operations, _relation, first, second):
         if values := read(text, depth):
@@ -133,11 +133,11 @@ def _list(text: str, depth: int) -> list[Reading]:
         return [Labelled(merged)]
     regions = [next((v for v in item if isinstance(v, Region)), None) for item in items]
     if all(v is not None for v in regions) and all(_has_relation(part) for part in parts):
-        sets = [_sympy_set(v) for v in regions if v is not None]
-        return _region(sympy.Union(*sets) if _OR.search(text) else sympy.Intersection(*sets))
-    first = relations[0]
-    if isinstance(first, Labelled) and len(first.values) == 1 and not any(relations[1:]):
-        ((label, values),) = first.values.items()
+        solutions = [_sympy_set(v) for v in regions if v is not None]
+        return _region(sympy.Union(*solutions) if _OR.search(text) else sympy.Intersection(*solutions))
+    relation = relations[0]
+    if isinstance(relation, Labelled) and len(relation.values) == 1 and not any(relations[1:]):
+        ((label, values),) = relation.values.items()
         return [Labelled({label: (*values, *items[1:])})]
     flat = _flat(items)
     letters = [Text("".join(parts).lower())] if all(re.fullmatch("[A-Z]", part) for part in parts) else []
@@ -148,8 +148,8 @@ def _flat(items: Sequence[tuple[Reading, ...]]) -> list[tuple[Reading, ...]]:
     """Return items with those of a list among them, such as both values of \u00b1 2, in its place."""
     flat: list[tuple[Reading, ...]] = []
     for item in items:
-        both = next((v for v in item if isinstance(v, Series) and v.brackets == ""), None)
-        flat += both.items if both is not None else [item]
+        series = next((v for v in item if isinstance(v, Series) and v.brackets == ""), None)
+        flat += series.items if series is not None else [item]
     return flat
 
 
@@ -192,8 +192,8 @@ def _set_operations(text: str, depth: int) -> list[Reading]:
             text.replace("\\{", "{").replace("\\}", "}"), re.compile(rf"\s*(?:{command})(?![A-Za-z])\s*")
         )
         if len(parts) > 1:
-            sets = [_as_set(trim(part), depth + 1) for part in parts]
-            return _region(combine(*sets)) if all(s is not None for s in sets) else []
+            operands = [_as_set(trim(part), depth + 1) for part in parts]
+            return _region(combine(*operands)) if all(s is not None for s in operands) else []
     return []
 
 
@@ -273,9 +273,9 @@ def _relation(text: str, depth: int) -> list[Reading]:
         pairs = zip(sides, signs, sides[1:], strict=False)
         return [Chain(frozenset(_oriented(*pair) for pair in pairs))]
     sides = [re.sub(r"^\\?[A-Za-z]+\s*\([A-Za-z]\)$", "x", side) for side in sides]  # g(x) is an unknown of its own
-    sets = [_solved(left, sign, right) for left, sign, right in zip(sides, signs, sides[1:], strict=False)]
-    if all(s is not None for s in sets):
-        return _region(sympy.Intersection(*sets))
+    solutions = [_solved(left, sign, right) for left, sign, right in zip(sides, signs, sides[1:], strict=False)]
+    if all(s is not None for s in solutions):
+        return _region(sympy.Intersection(*solutions))
     formulas = [to_sympy(side) for side in sides]
     if len(signs) > 1 or signs[0] not in "<>\\le\\ge\\ne" or not all(isinstance(f, sympy.Expr) for f in formulas):
         return []

@@ -35,8 +35,8 @@ class PairwiseJudge(Judge):
     def check(self, pairs: Sequence[Pair]) -> list[RewardResult]:
         matches = [match for group in groups_of(pairs) for match in combinations(group, 2)]
         texts = [self.text_of(pair) for pair in pairs]
-        asked = [order for a, b in matches if texts[a] != texts[b] for order in ((a, b), (b, a))]
-        replies = dict(zip(asked, self.ask([self.question(pairs, *order) for order in asked]), strict=True))
+        orders = [order for a, b in matches if texts[a] != texts[b] for order in ((a, b), (b, a))]
+        replies = dict(zip(orders, self.ask([self.question(pairs, *order) for order in orders]), strict=True))
         points: list[list[float]] = [[] for _ in pairs]
         failures: list[list[str]] = [[] for _ in pairs]
         for a, b in matches:
@@ -51,12 +51,12 @@ class PairwiseJudge(Judge):
                 points[b].append(1 - won)
         return [result_of(*judged) for judged in zip(points, failures, strict=True)]
 
-    def question(self, pairs: Sequence[Pair], first: int, second: int) -> Question:
+    def question(self, pairs: Sequence[Pair], a: int, b: int) -> Question:
         """Return the question which of two completions is better."""
         material = {
-            "question": prompt_text(pairs[first][1].prompt),
-            "answer A": self.text_of(pairs[first]),
-            "answer B": self.text_of(pairs[second]),
+            "question": prompt_text(pairs[a][1].prompt),
+            "answer A": self.text_of(pairs[a]),
+            "answer B": self.text_of(pairs[b]),
         }
         return ask_about(self.task, material, {"better": tuple(POINTS)}, self.has_reason)
 

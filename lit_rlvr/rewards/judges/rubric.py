@@ -105,8 +105,8 @@ class RubricJudge(Judge):
         """Return the result for the replies to the questions about a completion."""
         if failures := [reply for reply in replies if isinstance(reply, str)]:
             return RewardResult(0.0, None, "error", failures[0])
-        found = [reply for reply in replies if isinstance(reply, dict)]
-        scores = [score / self.highest for reply in found for score in reply.values()]
+        grades = [reply for reply in replies if isinstance(reply, dict)]
+        scores = [score / self.highest for reply in grades for score in reply.values()]
         total = sum(weight * score for weight, score in zip(rubric.values(), scores, strict=True))
         value = min(max(total / sum(max(weight, 0.0) for weight in rubric.values()), 0.0), 1.0)
         detail = f"{value:.3g}, right from {self.threshold:g} on"
@@ -144,9 +144,9 @@ def read_rubric(rubric: Any, where: str) -> Rubric:
         rubric = [{TEXTS[0]: text, WEIGHTS[0]: weight} for text, weight in rubric.items()]
     if isinstance(rubric, str) or not isinstance(rubric, Sequence) or not rubric:
         raise UserError(f"{where}: {given_text(rubric)} is no list of criteria, nor JSON text of one; give some")
-    read = [one if isinstance(one, Mapping) else {TEXTS[0]: one} for one in rubric]
-    texts: list[Any] = [next((one[key] for key in TEXTS if key in one), None) for one in read]
-    weights: list[Any] = [next((one[key] for key in WEIGHTS if key in one), None) for one in read]
+    read = [criterion if isinstance(criterion, Mapping) else {TEXTS[0]: criterion} for criterion in rubric]
+    texts: list[Any] = [next((criterion[key] for key in TEXTS if key in criterion), None) for criterion in read]
+    weights: list[Any] = [next((criterion[key] for key in WEIGHTS if key in criterion), None) for criterion in read]
     if weights == [None] * len(read):
         weights = [1.0] * len(read)
     for number, (text, weight) in enumerate(zip(texts, weights, strict=True), 1):

@@ -108,8 +108,8 @@ class Answers:
 
     def get(self, request: dict[str, Any]) -> str | None:
         """Return the text of the answer to a request; None if there is none."""
-        found = self._file.execute("SELECT text FROM answers WHERE key = ?", [self._key_of(request)]).fetchone()
-        return None if found is None else str(found[0])
+        row = self._file.execute("SELECT text FROM answers WHERE key = ?", [self._key_of(request)]).fetchone()
+        return None if row is None else str(row[0])
 
     def add(self, request: dict[str, Any], text: str) -> None:
         """Keep the answer to a request; the first one stays."""

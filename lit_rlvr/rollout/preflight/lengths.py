@@ -64,14 +64,14 @@ def length_requirements(rollout: RolloutSettings, data: PromptDataModule) -> lis
     ]
 
 
-def check_lengths(model_folder: str, sets: Sequence[LengthRequirement]) -> None:
+def check_lengths(model_folder: str, requirements: Sequence[LengthRequirement]) -> None:
     """Refuse a set whose longest prompt and completion exceed the model's context. Reads only the model's config.
 
     Raises:
         UserError: names the prompt, and which option to lower to what.
     """
     context = context_length(load_model_config(model_folder))
-    for requirement in sets:
+    for requirement in requirements:
         if context is None or requirement.max_sequence_tokens <= context:
             continue
         tokens = requirement.max_sequence_tokens - requirement.max_tokens
@@ -89,7 +89,7 @@ def check_lengths(model_folder: str, sets: Sequence[LengthRequirement]) -> None:
         )
 
 
-def within_context(model_folder: str, sets: Sequence[LengthRequirement]) -> int:
+def within_context(model_folder: str, requirements: Sequence[LengthRequirement]) -> int:
     """Return the longest sequence; warn about completions that the context truncates.
 
     Returns:
@@ -100,8 +100,8 @@ def within_context(model_folder: str, sets: Sequence[LengthRequirement]) -> int:
     """
     context = context_length(load_model_config(model_folder))
     if context is None:
-        return max(requirement.max_sequence_tokens for requirement in sets)
-    for requirement in sets:
+        return max(requirement.max_sequence_tokens for requirement in requirements)
+    for requirement in requirements:
         tokens = len(requirement.longest.token_ids)
         if tokens >= context:
             raise UserError(
@@ -115,7 +115,7 @@ def within_context(model_folder: str, sets: Sequence[LengthRequirement]) -> int:
                 "completions end there, after %d tokens at the least",
                 requirement.name, cut, len(requirement.prompts), requirement.max_tokens, context, context - tokens,
             )  # fmt: skip
-    return min(context, max(requirement.max_sequence_tokens for requirement in sets))
+    return min(context, max(requirement.max_sequence_tokens for requirement in requirements))
 
 
 def context_length(config: Any) -> int | None:

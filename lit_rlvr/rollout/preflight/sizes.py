@@ -37,13 +37,13 @@ def check_routes(module: RLVRModule, engine: RolloutEngine, sampling: Sampling, 
     is_own_teacher = teacher is not None and teacher.model is None and teacher.ema is None
     refuse_all(
         f"rollout.replay_routes: {reason}; leave the option off"
-        for wrong, reason in (
+        for is_refused, reason in (
             (not any(map(has_experts, layers)), "the model has no experts among which tokens choose"),
             (module.compute.torch_compile is True, "layers that model.compute.torch_compile compiles cannot replay"),
             (is_own_teacher, "a policy that is its own teacher without an average (model.teacher.ema) reads another "
                              "prompt, whose experts are unknown"),
         )
-        if wrong
+        if is_refused
     )  # fmt: skip
     engine.check_routes(device, sampling)
 

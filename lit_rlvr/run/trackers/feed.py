@@ -170,6 +170,6 @@ def run_name(root: Path) -> str:
 
     Outside the current directory, it is only the last part.
     """
-    root, here = root.resolve(), Path.cwd()
-    parts = root.relative_to(here).parts if root.is_relative_to(here) else ()
+    root, folder = root.resolve(), Path.cwd()
+    parts = root.relative_to(folder).parts if root.is_relative_to(folder) else ()
     return "/".join(parts[1:] if len(parts) > 1 and parts[0] == "runs" else parts) or root.name

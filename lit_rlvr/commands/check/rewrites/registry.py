@@ -151,5 +151,5 @@ def other_answers(gold: Gold) -> tuple[str, ...]:
     value = value_of_answer(gold.answer)
     if gold.kind == "number" and value is not None:
         return tuple(str(int(value) + k) for k in (-1, 1, 2) if int(value) + k != value)
-    wrong = dict.fromkeys(other for other in gold.others if not may_answer(other, gold))
-    return tuple(wrong)[:3]
+    answers = dict.fromkeys(other for other in gold.others if not may_answer(other, gold))
+    return tuple(answers)[:3]
