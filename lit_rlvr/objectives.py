@@ -48,12 +48,13 @@ class LossInputs:
         plain_weight: (B, T) token_weight without the importance weight: each token's share in the KL and entropy
             terms.
         rollout_logp: (B, T) log-probabilities that the tokens were sampled with, as the engine reports them.
-        ref_logp: (B, T) log-probabilities under the reference policy; None unless a term needs it.
+        ref_logp: (B, T) log-probabilities under the reference policy; None unless the loss or a term needs it.
         entropy: (B, T) exact entropy of the policy at each position; None if it is not computed.
         selected: (B, T) bool, the tokens that the loss's `select` has chosen; None if it has none.
-        correct: (B,) bool, True for completions that a reward calls right; None unless a term needs it.
+        correct: (B,) bool, True for completions that a reward calls right; None unless the loss or a term needs it.
         divergence: (B, T) divergence from the teacher at each position, which has a gradient; None without that term.
         expert_imbalance: (B, T) loss of the use of experts at each position; None without that term.
+        row: (B,) long, each row's number p * G + g in the whole rollout (all ranks), for values that `observe` kept.
     """
 
     logp: Tensor
@@ -71,6 +72,7 @@ class LossInputs:
     correct: Tensor | None = None
     divergence: Tensor | None = None
     expert_imbalance: Tensor | None = None
+    row: Tensor | None = None
 
     def scale_tokens(self, factor: Tensor) -> LossInputs:
         """Return the inputs with each token's share in the loss multiplied by a constant factor (B, T)."""

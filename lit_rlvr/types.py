@@ -563,8 +563,7 @@ class Rollout:
             training.
         stale_cache: (B, T) bool, True for tokens that follow keys and values which older weights may have made, so
             that fresh scoring gives them another log-probability; None = there are none.
-        is_unrewarded: no reward gives any completion a value, on any rank, and there is no teacher: nothing can be
-            trained on.
+        is_unrewarded: no completion has a reward, on any rank, and there is no teacher: nothing can be trained on.
         is_demonstration: the completions are the data's own, so that no `rollout_logprobs` are known.
     """
 

@@ -85,10 +85,10 @@ class AGRAE(Composed):
     def _update(self, group: GroupBatch) -> float:
         """Record a rollout and return the omega to use."""
         values, known = group.values(self.omega_from)
+        if not known.any():
+            return max(self._omega or 0.0, self.omega_floor)
         whole = impute(values.reshape(1, -1), ~known.reshape(1, -1)).view_as(values)
         omega = float(self._rates(whole, "omega_from").double().mean())
-        if self._omega is not None and not known.any():
-            omega = self._omega
         if self.omega_scope == "ema" and self._omega is not None:
             omega = self.ema_decay * self._omega + (1 - self.ema_decay) * omega
         self._omega = omega

@@ -1,5 +1,10 @@
 """One LightningModule per algorithm; each file is one loss.
 
+The formulas write P prompts, G completions of each, B = P G; n_i tokens of completion i in the loss, N of a whole step;
+r, mu and sd for a reward, and mean and deviation of its group; A for an advantage; w = exp(logp - old_logp) for the
+ratio of a token's probability to that at the beginning of the iteration; and W for the ratio of a completion's
+probability to that when it was sampled.
+
 `__all__` has ours that learn from the model's own completions: all but `SFT` and
 `FunctionLoss`, whose loss is a user's function.
 """

@@ -31,7 +31,8 @@ class ClipCov(GRPO):
     Args:
         clip_low: the ratio is clipped at 1 - clip_low.
         clip_high: the ratio is clipped at 1 + clip_high.
-        clip_share: share of the step's tokens that lose their gradient, at least one token.
+        clip_share: share of the step's tokens that lose their gradient, at least one token; fewer, or none, if fewer
+            lie between the bounds.
         covariance_low: lower bound of their covariance.
         covariance_high: upper bound of their covariance.
     """

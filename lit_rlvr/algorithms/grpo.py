@@ -16,7 +16,9 @@ from lit_rlvr.training.module import RLVRModule
 class GRPO(RLVRModule):
     """`-(1/B) sum_i (1/n_i) sum_t min(w A, clip(w, 1 - clip_low, 1 + clip_high) A)`.
 
-    If `kl.coef` is above 0, the KL term is added.
+    w = exp(logp - old_logp) is the ratio of a token's probability to that at the beginning of the iteration, A its
+    advantage, n_i the number of tokens of completion i in the loss, B the number of completions. If `kl.coef` is above
+    0, the KL term is added.
 
     Source: Shao et al. 2024 (DeepSeekMath, arXiv 2402.03300), eq. 3; Yu et al. 2026 (A-GRAE), eq. 1.
 

@@ -18,8 +18,8 @@ class M2PO(RLVRModule):
     """`-(1/N) sum_i sum_t M r A`, with r the ratio to the policy mu that sampled the token, and no clip.
 
     M drops the step's tokens with the largest `(log old - log mu)^2`, as few as it takes for the mean of the others to
-    be below `threshold`; old is the policy at the beginning of the iteration. Made for tokens of much older weights
-    (`rollout.staleness`): without them nothing is dropped.
+    be below `threshold`, but never all; old is the policy at the beginning of the iteration. Made for tokens of much
+    older weights (`rollout.staleness`): without them nothing is dropped.
 
     Source: Zheng et al. 2025 (M2PO, arXiv 2510.01161), as in AReaL.
 

@@ -128,9 +128,10 @@ def combine(rewards: Sequence[Reward], results: Judgements, samples: Sequence[Sa
     """Return scores of G = `width` completions of each of P samples from each reward's results for all P * G.
 
     Among the rewards of a row, `correct` comes from the one with `correct_from`, else from the first that reports it,
-    else from the first. If that reward reports it for some completions only, it counts as failed on the others (status
-    "error"); if it reports it for none, its value 1 is correct. Of a completion that it does not judge (status
-    "unjudged"), `correct` comes from the first reward that reports it there.
+    else from the first whose checks all failed, else from the first. If that reward reports it for some completions
+    only, it counts as failed on the others (status "error"); if it reports it for none, its value 1 is correct. Of a
+    completion that it does not judge (status "unjudged"), `correct` comes from the first reward that reports it
+    there.
 
     Args:
         rewards: the rewards.

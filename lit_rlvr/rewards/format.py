@@ -21,7 +21,7 @@ class Format(Reward):
         contains: a string that the text must contain, such as "\\n</think>\\n".
         boxed: the text must contain `\\boxed{`.
         truncated_is_wrong: a completion cut off at max_tokens earns 0.
-        kwargs: `weight`, `correct_from` and `name` of every reward.
+        kwargs: `weight`, `correct_from`, `name` and `isolate` of every reward.
 
     Raises:
         UserError: no condition is given, or `pattern` is not a regular expression.

@@ -106,7 +106,7 @@ def join(first: Rollout, second: Rollout) -> Rollout:
     return replace(first, **joined)
 
 
-def take(rollout: Rollout, p: int) -> Rollout:
+def take_group(rollout: Rollout, p: int) -> Rollout:
     """Return a rollout of one group alone, with copies of its tensors: a view would be sent with its whole tensor."""
     group, rows = slice(p, p + 1), slice(p * rollout.group_size, (p + 1) * rollout.group_size)
     taken: dict[str, Any] = {name: getattr(rollout, name)[group] for name in LIST_FIELDS}

@@ -8,7 +8,7 @@ from functools import reduce
 from typing import Any
 
 from lit_rlvr.distributed.collectives import gather_objects, rank, world_size
-from lit_rlvr.rollout.assemble import join, take
+from lit_rlvr.rollout.assemble import join, take_group
 from lit_rlvr.rollout.summaries import Summaries
 from lit_rlvr.types import Pixels, Rollout
 
@@ -34,10 +34,10 @@ def balance(
     if world_size() == 1:
         return rollout
     places = even_out(summaries, minibatches, pinned_groups)[rank()]
-    light = take if cut is None else lambda rollout, p: without_patches(take(rollout, p))
+    light = take_group if cut is None else lambda rollout, p: without_patches(take_group(rollout, p))
     stay = {p for r, p in places if r == rank()}
     sent = gather_objects({p: light(rollout, p) for p in range(len(rollout.prompts)) if p not in stay})
-    arrived = [take(rollout, p) if r == rank() else sent[r][p] for r, p in places]
+    arrived = [take_group(rollout, p) if r == rank() else sent[r][p] for r, p in places]
     if cut is not None:
         arrived = [
             group if r == rank() else _with_pixels(group, lambda pixels: cut(pixels.images))

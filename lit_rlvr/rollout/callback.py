@@ -86,7 +86,7 @@ class RolloutCallback(RolloutSettings, Callback):
         module.log("time/rollout", time.perf_counter() - started)
         if source.is_scored:
             metrics = rollout_metrics(rollout, module.tokenizer, source.generation_seconds, source.extra_completions)
-            rollout.is_unrewarded = metrics["reward/status/unjudged"] == 1 and not self.sampler.has_teacher
+            rollout.is_unrewarded = math.isnan(metrics["rollout/reward"]) and not self.sampler.has_teacher
             module.unrewarded.count(rollout, module.iteration + 1, int(metrics["rollout/samples"]))
             self._log_rollout(trainer, module, rollout, metrics)
         return rollout

@@ -50,8 +50,8 @@ class GroupSampler:
         synced_engine: generates; it is started here.
         rewards: score a completion.
         environment: answers the model between its turns; None = a completion is one turn.
-        max_failure_rate: see `Safeguards`.
-        mask_truncated: see `RolloutSettings`.
+        max_failure_rate: the largest share of failed checks, in [0, 1], before the run ends.
+        mask_truncated: leave truncated completions out of the loss.
         exact: whether the engine's log-probabilities equal the trainer's.
         has_teacher: whether a teacher scores the completions that are trained on.
         run: the run's folder, for the examples of failed checks.

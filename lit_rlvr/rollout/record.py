@@ -311,7 +311,7 @@ class ReplaySource(RolloutSource):
         module: the algorithm.
         data: where prompts are found again by the ids of their samples.
         sampling: how the recorded completions were sampled.
-        mask_truncated: see `RolloutCallback`.
+        mask_truncated: leave truncated completions out of the loss.
     """
 
     generates = False

@@ -85,7 +85,7 @@ class SkippedSteps:
 
 
 class UnrewardedRollouts:
-    """Counts rollouts for which every reward is None, equally on all ranks, and ends the run after too many in a row.
+    """Counts rollouts without any reward, equally on all ranks, and ends the run after too many in a row.
 
     Args:
         limit: how many in a row are skipped.
@@ -112,13 +112,13 @@ class UnrewardedRollouts:
             return
         self.in_a_row += 1
         self._said = (
-            f"rollout.rewards: {', '.join(rollout.parts)}: None for all {completions} completions of iteration "
-            f"{number}, so there is nothing to train on"
+            f"rollout.rewards: {', '.join(rollout.parts)}: no reward for any of the {completions} completions of "
+            f"iteration {number}, so there is nothing to train on"
         )
         if self.in_a_row > self.limit:
             self._end()
         if rank() == 0:
-            log.warning("%s: it is skipped (None leaves a completion out)", self._said)
+            log.warning("%s: it is skipped (None and a failed check leave a completion out)", self._said)
 
     def check_any_rewarded(self) -> None:
         """Refuse a whole run without a reward.

@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 
 from lit_rlvr.advantages import Advantage, GroupBatch
 from lit_rlvr.advantages.base import impute
-from lit_rlvr.distributed.collectives import all_max, gather_columns, gather_rows, to_device
+from lit_rlvr.distributed.collectives import all_max, gather_columns, gather_rows, rank, to_device
 from lit_rlvr.rewards.base import row_weights
 from lit_rlvr.types import Rollout
 
@@ -65,3 +65,8 @@ def gather_groups(rollout: Rollout, rewards: Tensor, advantage: Advantage) -> Gr
             for tokens, empty in ((rollout.mask, False), (rollout.turns, -1))
         )
     return group
+
+
+def of_this_rank(values: Tensor, size: int) -> Tensor:
+    """Return this rank's part of values of all ranks, which each have `size` of."""
+    return values[rank() * size : (rank() + 1) * size]

@@ -39,7 +39,16 @@ from lit_rlvr.objectives import (
     masked_mean,
 )
 from lit_rlvr.options import KL, Loss
-from lit_rlvr.training.terms import EntropyBonus, ExpertBalance, InitialLogprobs, KLTerm, Need, PositiveNLL, Term, costs
+from lit_rlvr.training.terms import (
+    EntropyBonus,
+    ExpertBalance,
+    InitialLogprobs,
+    KLTerm,
+    Need,
+    PositiveNLL,
+    Term,
+    term_costs,
+)
 
 
 class LossModule(ABC):
@@ -53,6 +62,12 @@ class LossModule(ABC):
         uses_rollout: True = its ratio is to the policy that sampled each token (`x.rollout_logp`), and it bounds
             that ratio itself, so that there is no importance correction.
         fixes_aggregation: True = its formula says what the losses of tokens are divided by, the class's default.
+        objective_needs: fields of `x` that the objective needs and that are computed only then: `ref_logp`, `correct`,
+            and `entropy` with a gradient.
+        advantage: the estimator.
+        loss_options: `model.loss`.
+        kl: `model.kl`.
+        terms: the costs of tokens, ours first.
     """
 
     has_ratio: ClassVar[bool] = True
@@ -61,6 +76,7 @@ class LossModule(ABC):
     sequence_level: ClassVar[bool] = False
     uses_rollout: ClassVar[bool] = False
     fixes_aggregation: ClassVar[bool] = False
+    objective_needs: ClassVar[tuple[Need, ...]] = ()
 
     def __init__(
         self, advantage: Advantage | str, loss: Loss, kl: KL, teacher: Term | None = None, terms: Sequence[Term] = ()
@@ -80,12 +96,14 @@ class LossModule(ABC):
         self._warned_of_change = False  # that something changes its input
 
     def needs(self, need: Need, in_loss: bool = True) -> bool:
-        """Return whether some term needs a field of its input.
+        """Return whether the objective or some term needs a field of its input.
 
         Args:
             need: the field.
-            in_loss: ask the terms in the loss; False = those in the rewards and advantages.
+            in_loss: ask the objective and the terms in the loss; False = the terms in the rewards and advantages.
         """
+        if in_loss and need in self.objective_needs:
+            return True
         return any(need in term.needs for term in self.terms if (term.place == "loss") == in_loss)
 
     @property
@@ -156,7 +174,7 @@ class LossModule(ABC):
         """Return what the terms take from some rewards (P, G), in their shape and precision; and sums over tokens, by
         metric, which are logged as means."""
         total, stats = torch.zeros_like(rewards), Stats()
-        for term, cost in costs(self.terms, "rewards", initial):
+        for term, cost in term_costs(self.terms, "rewards", initial):
             total = total + term.coef * cost.sum(1).view(rewards.shape).to(total)
             stats[term.metric] = cost.double().sum()
         return total, stats
@@ -220,7 +238,7 @@ class LossModule(ABC):
         """
         with inputs_stay(self.objective, x, "x"):
             loss, stats = require_loss(self.objective, self.objective(replace(x)), x)
-        for term, cost in costs(self.terms, "loss", x):
+        for term, cost in term_costs(self.terms, "loss", x):
             loss = loss + term.coef * (cost * x.plain_weight).sum()
             if term.metric:
                 stats = stats | {term.metric: cost.detach().sum()}

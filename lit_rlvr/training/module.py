@@ -31,7 +31,7 @@ which calls `collect`, and then `training_step`. The constructor of `RLVRCLI`, a
         Policy.forward_rows           policy/policy.py            forward: log-probabilities of a micro-batch
         loss_inputs                   training/step.py            what the objective gets
         LossModule.loss               training/loss.py            calls the algorithm's `objective` (algorithms/)
-          costs                       training/terms.py           the KL divergence and other costs of tokens
+          term_costs                  training/terms.py           the KL divergence and other costs of tokens
         Updater.reduce_and_clip       training/update.py          gradients over ranks, and their norm
         Updater.step_or_skip          training/update.py          the optimizer's step, if all is finite and rewarded
       RLVRModule.finish_iteration     training/module.py          counts, reference, position in the data, logs
@@ -54,7 +54,7 @@ from lit_rlvr.advantages import Advantage
 from lit_rlvr.advantages.base import is_mixed
 from lit_rlvr.common.init_arguments import init_arguments, with_class_defaults
 from lit_rlvr.common.terminal import progress
-from lit_rlvr.distributed.collectives import rank, to_device
+from lit_rlvr.distributed.collectives import to_device
 from lit_rlvr.errors import MAX_SIZE, ChecksArguments, check_within, refuse_all
 from lit_rlvr.objectives import masked_mean, resolve_correction
 from lit_rlvr.options import KL, AutoLR, Compute, Importance, Lora, Loss, Optim, Teacher
@@ -62,7 +62,7 @@ from lit_rlvr.policy.speed import return_freed_memory
 from lit_rlvr.training.adaptive_lr import AdaptiveLR
 from lit_rlvr.training.contradictions import contradictions
 from lit_rlvr.training.failures import SkippedSteps, TokenBudget, UnrewardedRollouts
-from lit_rlvr.training.groups import gather_groups
+from lit_rlvr.training.groups import gather_groups, of_this_rank
 from lit_rlvr.training.loss import LossModule
 from lit_rlvr.training.metrics import advantage_metrics, staleness_metrics
 from lit_rlvr.training.optimizer import apply_options, build_optimizer, check_lr, schedule_of_run
@@ -70,7 +70,7 @@ from lit_rlvr.training.reference import Reference
 from lit_rlvr.training.saving import SavedModule
 from lit_rlvr.training.step import PreparedRollout
 from lit_rlvr.training.teachers import Teachers
-from lit_rlvr.training.terms import InitialLogprobs, Term, costs
+from lit_rlvr.training.terms import InitialLogprobs, Term, term_costs
 from lit_rlvr.training.trace import Trace
 from lit_rlvr.training.update import Updater
 from lit_rlvr.training.validation import EvaluatingModule
@@ -116,7 +116,9 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
         updates: optimizer steps taken so far: the version of the weights.
         iteration: rollouts trained on so far.
         selection: which groups an iteration needs and trains on.
-        terms: the costs of tokens, ours first.
+        reference: the reference policy; its `policy` is None if nothing needs one.
+        budget: the most input tokens in a micro-batch, which running out of memory lowers.
+        skipped, unrewarded: counts of skipped steps, and of rollouts without a reward.
     """
 
     config_key = "model"
@@ -312,17 +314,15 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
         """
         rewards = to_device(rollout.rewards, self.device)
         reward_costs, cost_sums = self.reward_costs(initial, rewards)  # (P, G)
-        group = gather_groups(rollout, rewards - reward_costs, self.advantage)
-        advantages, metrics = self.estimate(group)  # (P, G) or (B, T), over all ranks
-        means = self.completion_means(advantages, group)  # (P, G)
-        num_prompts, group_size = rollout.rewards.shape
-        start = rank() * num_prompts
-        rollout.advantages = means[start : start + num_prompts].cpu()
-        rows = advantages.reshape(-1, 1) if advantages.shape == means.shape else advantages  # (B, 1) or (B, T)
-        advantages = rows[start * group_size : (start + num_prompts) * group_size, : rollout.mask.shape[1]]
+        group = gather_groups(rollout, rewards - reward_costs, self.advantage)  # of all ranks
+        estimates, metrics = self.estimate(group)  # (P, G) or (B, T), of all ranks
+        means = self.completion_means(estimates, group)  # (P, G), of all ranks
+        rows = estimates.reshape(-1, 1) if estimates.shape == means.shape else estimates  # (B, 1) or (B, T)
+        rollout.advantages = of_this_rank(means, len(rollout.prompts)).cpu()  # (P, G)
+        advantages = of_this_rank(rows, len(rollout.mask))[:, : rollout.mask.shape[1]]
         if self.teachers.options is not None:  # completions without a reward learn from the teacher alone
             advantages = advantages.masked_fill(~to_device(rollout.rewarded.reshape(-1, 1), advantages.device), 0)
-        for term, cost in costs(self.terms, "advantages", initial):
+        for term, cost in term_costs(self.terms, "advantages", initial):
             advantages = advantages - term.coef * cost.to(advantages.dtype)
             rollout.advantages = masked_mean(advantages, initial.mask).view(rollout.rewards.shape).cpu()
             cost_sums[term.metric] = cost.double().sum()

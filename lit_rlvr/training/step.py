@@ -76,20 +76,21 @@ class PreparedRollout:
         """Whether the weights are still those of the iteration's beginning."""
         return self.steps_taken == 0
 
-    def keep_old_logprobs(self, rows: list[int], index: Tensor, logp: Tensor, rollout_logp: Tensor) -> Tensor:
-        """Return the log-probabilities (rows, T) of some rows under the policy at the beginning of the iteration.
+    def record_old_logprobs(self, rows: list[int], logp: Tensor) -> None:
+        """Keep the log-probabilities (rows, T) that the first step computes, for later steps on the same rows."""
+        if self.is_first_step and self.old_logp is not None:
+            self.old_logp[index_tensor(rows, self.old_logp.device)] = logp.detach().to(self.old_logp.dtype)
 
-        In the first step they are the current ones, which it keeps for later steps on the same rows.
+    def old_logprobs(self, rows: list[int], index: Tensor, logp: Tensor, rollout_logp: Tensor) -> Tensor:
+        """Return the log-probabilities (rows, T) of some rows under the policy at the beginning of the iteration.
 
         Args:
             rows: the rows.
-            index: (rows,) the same on the device, because a second copy would wait.
+            index: (rows,) the rows as a tensor on the device.
             logp: (rows, T) under the current policy, detached.
             rollout_logp: (rows, T) at sampling time.
         """
         if self.is_first_step:
-            if self.old_logp is not None:
-                self.old_logp[index] = logp.to(self.old_logp.dtype)
             return logp
         if self.old_logp is not None:
             return self.old_logp[index]
@@ -108,7 +109,7 @@ class StepPlan:
         in_objective: (B, T) bool, the tokens whose objective counts; None = all.
         selected: (B, T) bool, the tokens that `LossModule.select` chose; None = the loss chooses none.
         correct: (B,) bool, the completions that a reward calls right; None = no term needs it.
-        row_share: a sequence's weight in a sequence-level loss: 1 / the step's sequences on all ranks.
+        sequence_share: a sequence's weight in a sequence-level loss: 1 / the step's sequences on all ranks.
         microbatches: lists of rows. The first `num_counted` of them count; the others repeat a micro-batch with
             weight 0, so that with sharded weights a rank with less work stays in lockstep with the others.
         num_counted: how many of them count.
@@ -121,7 +122,7 @@ class StepPlan:
     in_objective: Tensor | None
     selected: Tensor | None
     correct: Tensor | None
-    row_share: float
+    sequence_share: float
     microbatches: list[list[int]]
     num_counted: int
 
@@ -140,7 +141,7 @@ def loss_inputs(plan: StepPlan, k: int, output: PolicyOutput) -> tuple[LossInput
     is_counted = float(k < plan.num_counted)
     index = index_tensor(rows, plan.mask.device)
     mask, rollout_logp = plan.mask[index], plan.rollout_logp[index]
-    old = prepared.keep_old_logprobs(rows, index, logp.detach(), rollout_logp)
+    old = prepared.old_logprobs(rows, index, logp.detach(), rollout_logp)
     if prepared.rollout.is_demonstration:
         rollout_logp = old
     advantages = prepared.advantages[index]
@@ -151,14 +152,15 @@ def loss_inputs(plan: StepPlan, k: int, output: PolicyOutput) -> tuple[LossInput
     dropped = ((token_correction == 0) & mask).sum()
     if plan.in_objective is not None:
         token_correction = token_correction * plan.in_objective[index]
+    row = index + rank() * len(plan.mask)
     inputs = LossInputs(
         logp=logp,
         old_logp=old,
         mask=mask,
         advantages=advantages,
         token_weight=plain_weight * token_correction,
-        row_weight=row_correction * plan.row_share * is_counted,
-        prompt=index // prepared.rollout.group_size + rank() * len(prepared.rollout.prompts),
+        row_weight=row_correction * plan.sequence_share * is_counted,
+        prompt=row // prepared.rollout.group_size,
         plain_weight=plain_weight,
         rollout_logp=rollout_logp,
         ref_logp=None if prepared.ref_logp is None else prepared.ref_logp[index],
@@ -167,6 +169,7 @@ def loss_inputs(plan: StepPlan, k: int, output: PolicyOutput) -> tuple[LossInput
         correct=None if plan.correct is None else plan.correct[index],
         divergence=divergence,
         expert_imbalance=expert_imbalance,
+        row=row,
     )
     stats = {"tokens": mask.sum(), "entropy": torch.where(mask, entropy.detach(), 0.0).sum()}
     if not prepared.rollout.is_demonstration:
@@ -269,7 +272,7 @@ def plan_step(
         in_objective=in_objective,
         selected=selected,
         correct=correct,
-        row_share=1.0 / sequences,
+        sequence_share=1.0 / sequences,
         microbatches=microbatches,
         num_counted=num_counted,
     )

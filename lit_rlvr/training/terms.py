@@ -108,7 +108,7 @@ class Term(ChecksArguments):
         """Restore what `state_dict` returned; it is not called for {}."""
 
 
-def costs(terms: list[Term], place: Place, x: LossInputs | InitialLogprobs) -> Iterator[tuple[Term, Tensor]]:
+def term_costs(terms: list[Term], place: Place, x: LossInputs | InitialLogprobs) -> Iterator[tuple[Term, Tensor]]:
     """Yield the terms that count in a place, in their order, each with its cost (B, T) of each token, 0 where masked.
 
     Raises:

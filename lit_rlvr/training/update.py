@@ -60,6 +60,10 @@ class Updater:
         skipped: counts skipped steps.
         run: the run's folder, for what a failed step leaves.
         adaptive_lr: changes the learning rate after each step; None = the schedule alone does.
+
+    Attributes:
+        sharded: whether each rank has a part of each weight.
+        adaptive_step: takes the steps, if there is an `adaptive_lr`.
     """
 
     policy: Policy
@@ -105,7 +109,8 @@ class Updater:
     def add_fixed_logprobs(self, prepared: PreparedRollout, minibatches: list[list[int]]) -> None:
         """Add the log-probabilities that stay fixed during a rollout's updates, and choose what its trace records.
 
-        The first minibatch runs on the rollout's weights, so its old log-probabilities are its current ones.
+        The first minibatch runs on the weights of the iteration's beginning, so its old log-probabilities are its
+        current ones.
         Collective: call it on every rank.
 
         Args:
@@ -196,6 +201,7 @@ class Updater:
         sums: Stats = {}
         for k, rows in enumerate(plan.microbatches):
             output = self.forward_microbatch(plan, k)
+            prepared.record_old_logprobs(rows, output.logp)
             inputs, stats = loss_inputs(plan, k, output)
             if prepared.is_first_step and self.policy.flips is not None:
                 stats["expert_flips"] = (self.policy.flips * inputs.mask).sum()

@@ -261,6 +261,13 @@ def test_a_base_is_a_name_a_dotted_path_a_class_or_a_function() -> None:
     assert AGRAE(base="aapo").reference_completions == ReferenceCompletions()
 
 
+def test_agraes_average_begins_with_the_first_rollout_that_is_judged() -> None:
+    agrae, right = AGRAE(omega_scope="ema"), torch.ones(1, 2)
+    for judged, metrics in ((False, {}), (True, {"omega": 1.0}), (False, {"omega": 1.0})):
+        agrae(GroupBatch(right, right * judged, judged=torch.full((1, 2), judged)))
+        assert agrae.metrics == metrics
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [("nothing", "use one of .*grpo_lead"), ("lit_rlvr.advantages.EQUAL_SPREAD", "names: .*grpo_lead"),

@@ -17,7 +17,7 @@ from two_ranks import in_two_ranks
 
 from lit_rlvr.algorithms import AAPO, GRPO, GRPOLead, Reinforce
 from lit_rlvr.policy.loading import load_image_processor
-from lit_rlvr.rollout.assemble import join, take
+from lit_rlvr.rollout.assemble import join, take_group
 from lit_rlvr.rollout.balance import balance, even_out, without_patches
 from lit_rlvr.rollout.summaries import GroupSummary, gather_summaries, group_tokens
 from lit_rlvr.types import RewardResult, Rollout
@@ -73,14 +73,14 @@ def test_a_rollout_is_what_its_groups_make() -> None:
         whole, reference_rewards=whole.rewards + 0.5, versions=ages, stale_cache=ages > 9, repeats=[0, 2, 1],
         parts={"a": whole.rewards - 1}, details=details,
     )  # fmt: skip
-    again = join(join(take(whole, 0), take(whole, 1)), take(whole, 2))
+    again = join(join(take_group(whole, 0), take_group(whole, 1)), take_group(whole, 2))
     for field in fields(Rollout):
         ours, wanted = getattr(again, field.name), getattr(whole, field.name)
         if isinstance(wanted, torch.Tensor | dict):
             torch.testing.assert_close(ours, wanted, rtol=0, atol=0)
         else:
             assert ours == wanted, field.name
-    assert take(whole, 1).token_ids.untyped_storage().nbytes() == 2 * 6 * 8, "a view would be sent with all the rest"
+    assert take_group(whole, 1).token_ids.untyped_storage().nbytes() == 2 * 6 * 8, "a view would be sent whole"
 
 
 def test_groups_that_training_will_run() -> None:
@@ -109,8 +109,8 @@ def _rank_exchanges(rank: int, folder: Path) -> None:
     for pixel in found:
         (inputs,) = pixel.inputs
         assert all(torch.equal(inputs[name], wanted[name]) for name in wanted) and inputs.keys() == wanted.keys()
-    light = without_patches(take(rollout, 0))
-    assert len(pickle.dumps(light)) + wanted["pixel_values"].nbytes / 2 < len(pickle.dumps(take(rollout, 0)))
+    light = without_patches(take_group(rollout, 0))
+    assert len(pickle.dumps(light)) + wanted["pixel_values"].nbytes / 2 < len(pickle.dumps(take_group(rollout, 0)))
 
 
 def test_patches_of_images_are_made_again_instead_of_sent(vlm_folder: Path, tmp_path: Path) -> None:

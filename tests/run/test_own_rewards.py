@@ -71,7 +71,7 @@ def test_a_reward_that_fails_is_named_by_file_and_line(lit_rlvr: CLI) -> None:
     said = lit_rlvr(*FIT, *SHORT, *rewards("own_rewards.column")).refusal
     assert "reward 'column' failed on 16 of 16" in said and ": own_rewards.py:11: KeyError: 'colour';" in said
     said = lit_rlvr(*FIT, *SHORT, *rewards("own_rewards.nothing"), "--overwrite", "true").refusal
-    assert "rollout.rewards: nothing: None for all 16 completions of iteration 1, so there is nothing" in said
+    assert "rollout.rewards: nothing: no reward for any of the 16 completions of iteration 1, so" in said
 
 
 @pytest.mark.slow

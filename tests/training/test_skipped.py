@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -124,12 +125,16 @@ def test_a_good_step_in_between_sets_the_count_back(
 
 
 def judge_others(monkeypatch: pytest.MonkeyPatch, unjudged: set[int]) -> None:
-    """Let the reward be None in some iterations, counted from 1."""
-    begin = FunctionReward.begin_rollout
+    """Let the reward fail on one completion of some iterations, counted from 1, and be None on their other 23."""
+    begin, calls = FunctionReward.begin_rollout, itertools.count()
+
+    def none_or_failed(*_: Any) -> None:
+        if next(calls) % 24 == 0:
+            raise ValueError
 
     def begin_counted(self: FunctionReward, step: int, steps: int) -> None:
         begin(self, step, steps)
-        vars(self)["function"] = (lambda *_: None) if step + 1 in unjudged else first_token
+        vars(self)["function"] = none_or_failed if step + 1 in unjudged else first_token
 
     monkeypatch.setattr(FunctionReward, "begin_rollout", begin_counted)
 
@@ -145,7 +150,7 @@ def test_a_rollout_without_any_reward_is_skipped(
     assert [m["train/skipped_steps"] for m in seen.metrics] == [0, 1, 2, 2, 2]
     assert [math.isnan(m["rollout/reward"]) for m in seen.metrics] == [False, True, True, False, False]
     warned = [record.message for record in caplog.records if "it is skipped" in record.message]
-    assert len(warned) == 2 and "first_token: None for all 24 completions of iteration 2" in warned[0]
+    assert len(warned) == 2 and "first_token: no reward for any of the 24 completions of iteration 2" in warned[0]
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def test_a_token_weighs_its_share_of_the_step(
     plan = a_plan([0, 2], loss={"aggregation": aggregation, "count_empty_rows": counts_empty})
     of_rows = torch.tensor([*weights[:2], 0.0, 0.0, weights[2], 0.0])  # group 1 is not in this step
     torch.testing.assert_close(plan.token_weight, of_rows[:, None] * plan.mask)
-    assert plan.row_share == pytest.approx(1 / 4 if counts_empty else 1 / 3)
+    assert plan.sequence_share == pytest.approx(1 / 4 if counts_empty else 1 / 3)
 
 
 @pytest.mark.parametrize(
@@ -97,9 +97,10 @@ def _rank_plans(rank: int) -> None:
         plan = a_plan(groups, **options)
         microbatches = ([[4], [4]] if lockstep else [[4]]) if rank else [[4], [0, 1]]
         assert (plan.microbatches, plan.num_counted) == (microbatches, 1 if rank else 2)
-        assert plan.row_share == 1 / (4 + 2)
+        assert plan.sequence_share == 1 / (4 + 2)
         torch.testing.assert_close(plan.token_weight[4], torch.tensor([1 / 8, 1 / 8, 0]))  # of 6 + 2 tokens
-        assert inputs_of(plan)[0].prompt.tolist() == [2 + 3 * rank], "of all ranks' six"
+        x, _ = inputs_of(plan)
+        assert (x.prompt.tolist(), x.row.tolist()) == ([2 + 3 * rank], [4 + 6 * rank]), "of all ranks' six and twelve"
         for k in range(len(plan.microbatches)):
             x, _ = inputs_of(plan, k)
             weighs = [bool(weight.any()) for weight in (x.token_weight, x.plain_weight, x.row_weight)]
@@ -135,6 +136,7 @@ def test_old_logprobs_are_those_of_the_iteration_s_beginning(
     kept = None if stored is None else stored.clone()
     plan = a_plan([1], live=[2, 3], age=AGE, old_logp=kept, steps_taken=steps)
     plan.rollout_logp.fill_(-4.0)
+    plan.prepared.record_old_logprobs([2, 3], torch.full((2, 3), -1.0))
     torch.testing.assert_close(inputs_of(plan)[0].old_logp, torch.tensor(wanted))
     if kept is not None:
         torch.testing.assert_close(kept[2:4], torch.tensor(wanted))

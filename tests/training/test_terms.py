@@ -8,8 +8,9 @@ import torch
 from tiny_fit import Recorder, fit
 from torch import Tensor
 
+from lit_rlvr.algorithms import GRPO
 from lit_rlvr.errors import UserError
-from lit_rlvr.objectives import LossInputs, kl_estimate
+from lit_rlvr.objectives import LossInputs, Stats, kl_estimate
 from lit_rlvr.training.terms import Need, Term
 
 
@@ -123,3 +124,17 @@ class Sums(Term):
 def test_a_wrong_term_is_named(tiny_model_folder: Path, tmp_path: Path, term: Term, said: str) -> None:
     with pytest.raises(UserError, match=said):
         fit(tiny_model_folder, tmp_path, terms=[term])
+
+
+def test_an_objective_gets_what_it_says_it_needs(tiny_model_folder: Path, tmp_path: Path) -> None:
+    class Anchored(GRPO):
+        objective_needs = ("ref_logp", "correct")
+
+        def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
+            loss, stats = super().objective(x)
+            assert x.ref_logp is not None and x.correct is not None
+            return loss, stats | {"far": (x.logp.detach() - x.ref_logp).abs().sum(), "right": x.correct.sum()}
+
+    _, seen = fit(tiny_model_folder, tmp_path, 2, algorithm=Anchored)
+    assert seen.metrics[0]["train/far"] == pytest.approx(0, abs=1e-5)
+    assert seen.metrics[1]["train/far"] > 1e-3 and seen.metrics[0]["train/right"] > 0

@@ -19,7 +19,7 @@ from lit_rlvr.conformance import Batch, Step, replay_step
 from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import LossInputs, StepTokens, aggregation_weights
 from lit_rlvr.training.step import correction_weights
-from lit_rlvr.training.terms import InitialLogprobs, costs
+from lit_rlvr.training.terms import InitialLogprobs, term_costs
 
 
 def replay(batch: Mapping[str, np.ndarray], algorithms: Mapping[str, RLVRModule]) -> dict[str, np.ndarray]:
@@ -82,7 +82,7 @@ def algorithm_step(batch: FrozenBatch, algorithm: RLVRModule, advantages: Tensor
         scores = InitialLogprobs(batch.mask, batch.old_logp, batch.entropy, batch.ref_logp)
         taken, _ = algorithm.reward_costs(scores, group.rewards)
         advantages, _ = algorithm.estimate(replace(group, rewards=group.rewards - taken))
-        for term, cost in costs(algorithm.terms, "advantages", scores):
+        for term, cost in term_costs(algorithm.terms, "advantages", scores):
             rows = advantages.reshape(-1, 1) if advantages.shape == group.rewards.shape else advantages
             advantages = rows - term.coef * cost
 
@@ -135,6 +135,7 @@ def frozen_inputs(batch: FrozenBatch, algorithm: RLVRModule, logp: Tensor, advan
         ref_logp=batch.ref_logp,
         entropy=batch.entropy,
         selected=selected,
+        row=torch.arange(len(lengths)),
     )
 
 
