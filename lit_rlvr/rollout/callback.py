@@ -16,26 +16,24 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_rlvr.common.seeds import run_seed
 from lit_rlvr.distributed.checkpoints import user_code, warn_of_changes
-from lit_rlvr.engines.base import EngineContext, most_images
 from lit_rlvr.errors import UserError, check_all, log
 from lit_rlvr.policy.precision import compute_dtype, use_deterministic_kernels
 from lit_rlvr.rewards import shared_pool
 from lit_rlvr.rewards.combine import logged_metrics
 from lit_rlvr.rollout.agreement import agreement_metrics
+from lit_rlvr.rollout.engine_context import engine_context, most_sampled_tokens
 from lit_rlvr.rollout.episodes import begins, turn_metrics
 from lit_rlvr.rollout.generate import GroupSampler, completion_seeds
 from lit_rlvr.rollout.metrics import rollout_metrics, set_metrics
 from lit_rlvr.rollout.preflight.data import check_data, report_rewards
-from lit_rlvr.rollout.preflight.lengths import length_requirements
 from lit_rlvr.rollout.preflight.sizes import check_sizes, log_sizes
 from lit_rlvr.rollout.queue import QueueSource
 from lit_rlvr.rollout.record import Record, ReplaySource, replay_settings
 from lit_rlvr.rollout.settings import RolloutSettings
 from lit_rlvr.rollout.source import RolloutSource, SyncSource
 from lit_rlvr.training.module import RLVRModule
-from lit_rlvr.training.optimizer import unallocated, updates_per_iteration
+from lit_rlvr.training.optimizer import updates_per_iteration
 from lit_rlvr.types import PromptBatch, Rollout, Sampling
 
 if TYPE_CHECKING:
@@ -201,7 +199,7 @@ class RolloutCallback(RolloutSettings, Callback):
         if self.deterministic and device == "cuda":
             use_deterministic_kernels()
         module.replays_routes = self.replay_routes and stage == "fit"
-        module.most_tokens = self._most_tokens(trainer, module) * module.epochs_per_rollout
+        module.most_tokens = most_sampled_tokens(self, trainer, module) * module.epochs_per_rollout
         sizes = data.prompts_per_rollout, trainer.world_size, str(trainer.precision), device
         check_all(lambda: check_sizes(self, module, *sizes), lambda: check_data(self, module, data))
         for reward in self.rewards if stage != "fit" else ():  # of a fit, `Trainer.fit` before the warm start
@@ -270,48 +268,9 @@ class RolloutCallback(RolloutSettings, Callback):
         """Start the engine, unless it runs."""
         if self.synced_engine.started:
             return
-        self.sampler.start(self._context(trainer, module), module.policy, module.data)
+        self.sampler.start(engine_context(self, trainer, module), module.policy, module.data)
         self.source.sampling, self.eval_sampling = (
             sampling.with_banned(module.policy.placeholder_ids) for sampling in (self.sampling, self.eval_sampling)
-        )
-
-    def _context(self, trainer: Trainer, module: RLVRModule) -> EngineContext:
-        """Return what the engine is started with: the model, the longest sequence, the most images, the memory."""
-        data = module.data
-        requirements = length_requirements(self, data)
-        images = most_images(prompt for requirement in requirements for prompt in requirement.prompts)
-        turns = max(self.sampling.max_turns, self.eval_sampling.max_turns)  # an image may follow each but the last
-        needs_tower = any(images.values()) or self.environment is not None
-        if not (module.policy.family is None or needs_tower or module.freeze_vision or module.lora):
-            log.info("no prompt has an image; model.freeze_vision: true spares the vision tower's memory and syncs")
-        return EngineContext(
-            folder=module.model_folder,
-            policy=module.policy,
-            tokenizer=module.tokenizer,
-            max_tokens=max(requirement.max_sequence_tokens for requirement in requirements),
-            max_sequences=max(
-                data.prompts_per_rollout * self.completions_of(module) // trainer.world_size,
-                *(
-                    other.evaluation.prompts_per_batch * self.samples_of(other.name) // trainer.world_size
-                    for other in data.validated
-                ),
-            ),
-            seed=run_seed(),
-            dtype=compute_dtype(str(trainer.precision)),
-            max_images=images["max_images"] + (0 if self.environment is None else turns - 1),
-            max_videos=images["max_videos"],
-            deterministic=self.deterministic,
-            reserved=sum(unallocated(optimizer, module.policy.device) for optimizer in trainer.optimizers),
-            tokens=self._most_tokens(trainer, module),
-            run=Path(trainer.default_root_dir),
-            streams=self.staleness > 0,
-        )
-
-    def _most_tokens(self, trainer: Trainer, module: RLVRModule) -> int:
-        """Return the most tokens that the run samples; 0 = its steps are not bounded."""
-        sequences = module.data.prompts_per_rollout * self.completions_of(module)
-        return (
-            max(0, math.ceil(trainer.max_steps / updates_per_iteration(module))) * sequences * self.sampling.max_tokens
         )
 
     # ---- checkpoints --------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ call; what it calls in turn is in its file. For each batch, Lightning calls `Rol
 which calls `collect`, and then `training_step`. The constructor of `RLVRCLI`, a LightningCLI, calls `Trainer.fit`.
 
     main                              cli/main.py                 the command that was typed
+    run                               cli/lightning_cli.py        a command that takes a config
     RLVRCLI                           cli/lightning_cli.py        settings -> model, data, rollout, trainer
       Run.open                        run/run.py                  locks the run folder, and finds what is resumed
       Trainer.fit                     run/trainer.py              prepares, then Lightning's loop over batches
@@ -113,8 +114,7 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
         target: the column of the data with the completions, of a module that demonstrates.
         target_empty_thoughts: whether empty thoughts at the beginning of its turns are in the loss.
         policy: the trained policy; built in `configure_model`.
-        updates: optimizer steps taken so far: the version of the weights.
-        iteration: rollouts trained on so far.
+        updates: optimizer steps taken so far, the version of the weights; `iteration` counts rollouts.
         selection: which groups an iteration needs and trains on.
         reference: the reference policy; its `policy` is None if nothing needs one.
         budget: the most input tokens in a micro-batch, which running out of memory lowers.

@@ -1,0 +1,58 @@
+"""What a run's engine is started with."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from lightning.pytorch import Trainer
+
+from lit_rlvr.common.seeds import run_seed
+from lit_rlvr.engines.base import EngineContext, most_images
+from lit_rlvr.errors import log
+from lit_rlvr.policy.precision import compute_dtype
+from lit_rlvr.rollout.preflight.lengths import length_requirements
+from lit_rlvr.rollout.settings import RolloutSettings
+from lit_rlvr.training.module import RLVRModule
+from lit_rlvr.training.optimizer import unallocated, updates_per_iteration
+
+
+def engine_context(rollout: RolloutSettings, trainer: Trainer, module: RLVRModule) -> EngineContext:
+    """Return what the engine is started with: the model, the longest sequence, the most images, the memory."""
+    data = module.data
+    requirements = length_requirements(rollout, data)
+    images = most_images(prompt for requirement in requirements for prompt in requirement.prompts)
+    turns = max(rollout.sampling.max_turns, rollout.eval_sampling.max_turns)  # an image may follow each but the last
+    needs_tower = any(images.values()) or rollout.environment is not None
+    if not (module.policy.family is None or needs_tower or module.freeze_vision or module.lora):
+        log.info("no prompt has an image; model.freeze_vision: true spares the vision tower's memory and syncs")
+    return EngineContext(
+        folder=module.model_folder,
+        policy=module.policy,
+        tokenizer=module.tokenizer,
+        max_tokens=max(requirement.max_sequence_tokens for requirement in requirements),
+        max_sequences=max(
+            data.prompts_per_rollout * rollout.completions_of(module) // trainer.world_size,
+            *(
+                other.evaluation.prompts_per_batch * rollout.samples_of(other.name) // trainer.world_size
+                for other in data.validated
+            ),
+        ),
+        seed=run_seed(),
+        dtype=compute_dtype(str(trainer.precision)),
+        max_images=images["max_images"] + (0 if rollout.environment is None else turns - 1),
+        max_videos=images["max_videos"],
+        deterministic=rollout.deterministic,
+        reserved=sum(unallocated(optimizer, module.policy.device) for optimizer in trainer.optimizers),
+        tokens=most_sampled_tokens(rollout, trainer, module),
+        run=Path(trainer.default_root_dir),
+        streams=rollout.staleness > 0,
+    )
+
+
+def most_sampled_tokens(rollout: RolloutSettings, trainer: Trainer, module: RLVRModule) -> int:
+    """Return the most tokens that the run samples; 0 = its steps are not bounded."""
+    sequences = module.data.prompts_per_rollout * rollout.completions_of(module)
+    return (
+        max(0, math.ceil(trainer.max_steps / updates_per_iteration(module))) * sequences * rollout.sampling.max_tokens
+    )
