@@ -38,7 +38,8 @@ class LossInputs:
     Args:
         logp: (B, T) log-probabilities under the current policy; only this, `entropy`, `divergence` and
             `expert_imbalance` have a gradient.
-        old_logp: (B, T) log-probabilities under the policy at the beginning of the iteration, by the trainer.
+        old_logp: (B, T) log-probabilities under the policy at the beginning of the iteration, by the trainer
+            (interpolated with `importance.prox_logp_method: loglinear`).
         mask: (B, T) bool.
         advantages: (B, 1), or (B, T) if the estimator gives one for each token; constant.
         token_weight: (B, T) share of each token in the loss (`aggregation_weights`, times the

@@ -49,7 +49,7 @@ class Optim:
         warmup_steps: optimizer steps over which the learning rate rises linearly.
         max_grad_norm: gradients are scaled down to this norm; 0 = off.
         max_skipped_steps: optimizer steps in a row that may be skipped for a loss or gradient that is not finite, and
-            rollouts in a row for which every reward is None.
+            rollouts in a row without any reward: all None, or failed checks.
     """
 
     optimizer: OptimizerCallable | None = None

@@ -125,8 +125,7 @@ def test_a_completion_has_parts() -> None:
 def test_thoughts_that_the_prompt_opened_and_that_never_end_hold_no_answer(reward: type[Reward]) -> None:
     sample = Sample("a", "?", "A") if reward is Choice else SAMPLE
     right = Completion(f"The answer is {sample.answer}.", (1,), "stop", prefill="<think>\n")
-    made = reward()
-    values = made.score([(right, sample), (replace(right, text=f"So.</think>{right.text}"), sample)])
+    values = reward().score([(right, sample), (replace(right, text=f"So.</think>{right.text}"), sample)])
     assert [value.value for value in values] == [0.0, 1.0]
 
 

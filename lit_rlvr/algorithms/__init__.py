@@ -5,8 +5,9 @@ r, mu and sd for a reward, and mean and deviation of its group; A for an advanta
 ratio of a token's probability to that at the beginning of the iteration; and W for the ratio of a completion's
 probability to that when it was sampled.
 
-`__all__` has ours that learn from the model's own completions: all but `SFT` and
-`FunctionLoss`, whose loss is a user's function.
+Their base class, `RLVRModule`, stands in `training/module.py`. `SFT` is here because it is trained by the same loop, on
+the data's own completions. `__all__` has ours that learn from the model's: all but `SFT` and `FunctionLoss`, whose loss
+is a user's function.
 """
 
 from lit_rlvr.algorithms.aapo import AAPO

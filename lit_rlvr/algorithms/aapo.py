@@ -7,7 +7,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from lit_rlvr.advantages import Advantage, ReferenceCompletions
-from lit_rlvr.errors import check_within
+from lit_rlvr.errors import UserError, check_within
 from lit_rlvr.objectives import LossInputs, Stats, policy_gradient
 from lit_rlvr.options import Loss
 from lit_rlvr.training.module import RLVRModule
@@ -41,8 +41,18 @@ class AAPO(RLVRModule):
     ) -> None:
         super().__init__(advantage=advantage, loss=loss, **kwargs)
         check_within("[1, inf)", "model", reference_pool_size=reference_pool_size)
-        if self.reference_completions is not None:
-            self.reference_completions = ReferenceCompletions(reference_rollouts, reference_pool_size)
+        requested, declared, default = (
+            ReferenceCompletions(reference_rollouts, reference_pool_size),
+            self.reference_completions,
+            ReferenceCompletions(),
+        )
+        if declared == default:
+            self.reference_completions = requested
+        elif declared is not None and requested not in (declared, default):
+            raise UserError(
+                f"model.reference_rollouts: {reference_rollouts}, but the advantage declares {declared.rollouts}; "
+                "leave the option out"
+            )
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
         return policy_gradient(x)

@@ -40,5 +40,4 @@ class TOPR(RLVRModule):
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
         log_w = log_ratio(x.logp.detach(), x.rollout_logp, x.mask).sum(1, keepdim=True)  # (B, 1)
         alpha = torch.where(x.advantages < 0, log_w.clamp(max=0).exp(), 1.0)
-        loss = -masked_sum(alpha * x.advantages * x.logp, x.token_weight, x.mask)
-        return loss, {"taper": (alpha * x.mask).sum()}
+        return -masked_sum(alpha * x.advantages * x.logp, x.token_weight, x.mask), {"taper": (alpha * x.mask).sum()}

@@ -61,5 +61,4 @@ class VESPO(RLVRModule):
         k = torch.where(x.advantages < 0, torch.full_like(log_w, self.k_neg), self.k_pos)  # (B, 1)
         rate = torch.where(x.advantages < 0, torch.full_like(log_w, self.lambda_neg), self.lambda_pos)
         phi = (k * log_w + rate * (1 - log_w.exp())).exp()  # (B, 1)
-        loss = -masked_sum(phi * x.advantages * x.logp, x.token_weight, x.mask)
-        return loss, {"phi": (phi * x.mask).sum()}
+        return -masked_sum(phi * x.advantages * x.logp, x.token_weight, x.mask), {"phi": (phi * x.mask).sum()}

@@ -140,7 +140,8 @@ class QueueSource(SyncSource):
     Checkpoints store what is finished. What ran is generated again on resuming, with the same seeds.
 
     Args:
-        staleness: in iterations, at least 1. The others are those of `SyncSource`.
+        args, kwargs: the arguments of `SyncSource`.
+        staleness: the most iterations between the weights that sample a token and those that train on it, at least 1.
         max_group_seconds: drop a group that has been sampled for longer; None = none.
     """
 

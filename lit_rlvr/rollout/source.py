@@ -84,7 +84,7 @@ class RolloutSource(ABC):
 
 
 class SyncSource(RolloutSource):
-    """Samples each rollout with the weights that are trained on it.
+    """Samples a rollout, waits for it, and trains on it: the weights that sample are those that are trained.
 
     Args:
         sampler: generates and scores.

@@ -33,7 +33,8 @@ class GroupSummary(NamedTuple):
         sample_id: of its prompt.
         tokens: the input tokens that training will run; 0 = it has no gradient.
         is_mixed: whether it has a signal (`mixed_groups`).
-        number: its place in the order of the groups that are trained on; None = it is not trained on.
+        number: its position in its rank's rollout; with dynamic sampling, from `number_mixed` on, its place among all
+            ranks' groups that are trained on, or None if it is not.
         correct, counted: numbers of its correct completions, and of those that count in accuracies.
     """
 
@@ -111,7 +112,7 @@ def number_mixed(summaries: Summaries, prompts_per_rank: int, limit: int) -> Sum
         for p, group in enumerate(rank_groups)
         if group.is_mixed
     )
-    numbers = {(r, turn * prompts_per_rank + p): number for number, (turn, r, p) in enumerate(places[:limit])}
+    numbers = {(r, k * prompts_per_rank + p): number for number, (k, r, p) in enumerate(places[:limit])}  # k: rounds
     return [
         [group._replace(number=numbers.get((r, p))) for p, group in enumerate(rank_groups)]
         for r, rank_groups in enumerate(summaries)

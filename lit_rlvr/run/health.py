@@ -10,7 +10,7 @@ from itertools import chain
 from statistics import fmean
 
 from lit_rlvr.common.terminal import number_text
-from lit_rlvr.run.falls import MARGIN, STRETCH, FallTest, threshold
+from lit_rlvr.run.collapse import MARGIN, STRETCH, FallTest, threshold
 
 RECENT = 4
 """Iterations that a mean is taken over."""

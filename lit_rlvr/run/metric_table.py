@@ -65,7 +65,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         ),
         Metric(
             "rollout/judged_prompts",
-            "number of prompts with a completion that a reward calls right or wrong",
+            "number of prompts with a completion that counts in accuracies: called right or wrong, or its check failed",
             "0 to the prompts of a rollout",
             "Below them: some rewards return no `correct`",
         ),
@@ -417,7 +417,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         ),
         Metric(
             "train/skipped_steps",
-            "optimizer steps skipped since the start: a value was not finite, or no completion was judged",
+            "optimizer steps skipped since the start: a value was not finite, or no completion had a reward",
             "0 or more",
             "Above 0: read `skipped/`; a smaller `lr`, or `trainer.precision: 32-true`",
         ),

@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lit_rlvr.common.init_arguments import dotted_path_of
 from lit_rlvr.common.run_files import COLLAPSE, EARLY_STOP, VALIDATION
 from lit_rlvr.errors import ChecksArguments, log
-from lit_rlvr.run.falls import paired_certainty
+from lit_rlvr.run.collapse import paired_certainty
 from lit_rlvr.run.health import (
     FEW_SAMPLES,
     GUIDE,

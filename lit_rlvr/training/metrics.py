@@ -45,7 +45,7 @@ def step_metrics(sums: Stats) -> dict[str, float]:
 
 
 def staleness_metrics(
-    prepared: PreparedRollout, groups: set[int], updates: int, log_zero: bool = True
+    prepared: PreparedRollout, minibatches: list[list[int]], log_zero: bool = True
 ) -> dict[str, float]:
     """Return how old the tokens are that are run, over all ranks: the mean, the largest, and the share of tokens that
     follow older keys and values; {} if none is run.
@@ -54,14 +54,15 @@ def staleness_metrics(
 
     Args:
         prepared: the rollout.
-        groups: positions of this rank's groups that are trained on.
-        updates: optimizer steps of an iteration, by which ages are divided: they are logged in iterations.
+        minibatches: positions of this rank's groups in each optimizer step; ages are logged in iterations, that is
+            divided by the number of steps.
         log_zero: False = return {} also if no token is old.
     """
     rollout = prepared.rollout
+    groups = {p for minibatch in minibatches for p in minibatch}
     rows = [i for i in prepared.live if i // rollout.group_size in groups]
     mask = rollout.mask[rows]
-    age = prepared.age[rows][mask].double() / updates
+    age = prepared.age[rows][mask].double() / len(minibatches)
     oldest = float(age.max()) if len(age) else 0.0
     stale = 0.0 if rollout.stale_cache is None else float(rollout.stale_cache[rows][mask].sum())
     sums_of_rank = torch.tensor([[float(age.sum()), float(len(age)), stale, oldest]], dtype=torch.float64)

@@ -21,9 +21,9 @@ which calls `collect`, and then `training_step`. The constructor of `RLVRCLI`, a
           BackgroundScoring.scores    rewards/combine.py          each completion's rewards, and their weighted sum
           assemble                    rollout/assemble.py         the tensors of a `Rollout`
     RLVRModule.training_step          training/module.py          scored groups -> optimizer steps
-      Updater.initial_logprobs        training/update.py          log-probabilities that rewards or advantages need
+      Updater.initial_logprobs        training/update.py          log-probabilities that advantages or `select` need
       RLVRModule.estimate_advantages  training/module.py          rewards -> advantages, over all ranks
-        gather_groups                 training/groups.py          the groups of all ranks
+        gather_groups                 training/gather.py          the groups of all ranks
         LossModule.estimate           training/loss.py            calls `observe`, then the estimator (advantages/)
       RLVRModule.split_groups         training/module.py          minibatches of whole groups
       Updater.add_fixed_logprobs      training/update.py          log-probabilities that stay fixed during the updates
@@ -63,7 +63,7 @@ from lit_rlvr.policy.speed import return_freed_memory
 from lit_rlvr.training.adaptive_lr import AdaptiveLR
 from lit_rlvr.training.contradictions import contradictions
 from lit_rlvr.training.failures import SkippedSteps, TokenBudget, UnrewardedRollouts
-from lit_rlvr.training.groups import gather_groups, of_this_rank
+from lit_rlvr.training.gather import gather_groups, of_this_rank
 from lit_rlvr.training.loss import LossModule
 from lit_rlvr.training.metrics import advantage_metrics, staleness_metrics
 from lit_rlvr.training.optimizer import apply_options, build_optimizer, check_lr, schedule_of_run
@@ -96,7 +96,8 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
         updates_per_rollout: number of minibatches (optimizer steps) that a rollout is split into.
         epochs_per_rollout: passes over each rollout.
         optim: the optimizer and its schedule.
-        loss: how the losses of tokens become one, and the entropy bonus.
+        loss: how the losses of tokens become one, which tokens count, and the terms of entropy, correct answers and
+            experts.
         kl: the divergence from a reference policy, in the loss or in the rewards.
         importance: the correction for completions that were not sampled from the policy in the loss.
         compute: how training computes, with the same results up to rounding.
@@ -276,9 +277,7 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
             entropy=initial.entropy,
         )
         self.updater.add_fixed_logprobs(prepared, minibatches)
-        groups = {p for minibatch in minibatches for p in minibatch}
-        was_stale = "train/staleness/max" in self._logged
-        metrics = [staleness_metrics(prepared, groups, len(minibatches), log_zero=was_stale)]
+        metrics = [staleness_metrics(prepared, minibatches, log_zero="train/staleness/max" in self._logged)]
         prepared.logs_staleness = bool(metrics[0])
         for minibatch in minibatches:
             metrics.append(self.updater.step(prepared, minibatch, self.updates + 1))
@@ -288,8 +287,8 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
         self.log("step", float(self.updates))  # Lightning uses it as the logs' x axis
 
     def finish_iteration(self, batch: PromptBatch, metrics: list[dict[str, float]]) -> None:
-        """Count the iteration, renew the reference if it is due, commit the data's position, and log means over the
-        updates."""
+        """Count the iteration, renew the reference and the terms if they are due, commit the data's position, and log
+        means over the updates."""
         self.iteration += 1
         self.reference.renew(self.policy, self.iteration)
         for term in self.terms:

@@ -54,7 +54,7 @@ class PreparedRollout:
         old_logp: (B, T) log-probabilities at the beginning of the iteration. The first step runs on these weights, so
             its own forward pass fills in its rows. None = the current ones in the first step, then `loglinear_old`.
         steps_taken: optimizer steps taken on it so far.
-        ref_logp: (B, T) log-probabilities under the reference policy; None unless a term of the loss needs it.
+        ref_logp: (B, T) log-probabilities under the reference policy; None unless the loss or a term in it needs it.
         entropy: (B, T) of the policy at the beginning of the iteration; None unless tokens are chosen by it, or a term
             in the rewards or advantages needs it.
     """
@@ -108,10 +108,11 @@ class StepPlan:
         token_weight: (B, T) weight of each token in the loss, 0 outside this step's groups.
         in_objective: (B, T) bool, the tokens whose objective counts; None = all.
         selected: (B, T) bool, the tokens that `LossModule.select` chose; None = the loss chooses none.
-        correct: (B,) bool, the completions that a reward calls right; None = no term needs it.
+        correct: (B,) bool, the completions that a reward calls right; None = neither the loss nor a term needs it.
         sequence_share: a sequence's weight in a sequence-level loss: 1 / the step's sequences on all ranks.
         microbatches: lists of rows. The first `num_counted` of them count; the others repeat a micro-batch with
-            weight 0, so that with sharded weights a rank with less work stays in lockstep with the others.
+            weight 0, so that with sharded weights a rank with less work stays in lockstep with the others, and a rank
+            without work has the metrics that all ranks sum.
         num_counted: how many of them count.
     """
 

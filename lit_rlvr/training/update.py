@@ -49,7 +49,7 @@ class Updater:
 
     Args:
         policy: the trained policy.
-        reference: the reference policy; None if neither a term nor the advantage needs it.
+        reference: the reference policy; None if nothing needs it.
         teachers: the teachers; there may be none.
         algorithm: its loss and its terms.
         optimizer: Lightning's wrapper of the optimizer.
@@ -136,7 +136,7 @@ class Updater:
 
         Collective: call it on every rank.
         """
-        assert policy is not None, "a reference is loaded where a term needs it"
+        assert policy is not None, "a reference is loaded where it is needed"
         return logprobs_in_microbatches(policy, rollout, rows, self.budget.tokens, self.sharded, entropy)
 
     def step(self, prepared: PreparedRollout, groups: list[int], number: int) -> dict[str, float]:

@@ -12,7 +12,7 @@ from slow_loops import random_case
 from tiny import tiny_llama
 
 import lit_rlvr.algorithms
-from lit_rlvr.advantages import AGRAE, GroupBatch
+from lit_rlvr.advantages import AGRAE, AAPOAdvantage, GroupBatch, ReferenceCompletions
 from lit_rlvr.algorithms import (
     AAPO,
     APMPO,
@@ -212,3 +212,12 @@ def test_a_cpu_that_emulates_bfloat16_is_warned_of(
         assert not caplog.messages
         log_sizes(rollout, GRPO(), 4, 1, "bf16-mixed")
     assert ("100 times slower than in float32; use --trainer.precision 32-true" in caplog.text) is warned
+
+
+def test_aapo_keeps_what_its_advantage_declares() -> None:
+    class Pooled(AAPOAdvantage):
+        reference_completions = ReferenceCompletions("pool", 4)
+
+    assert AAPO(advantage=Pooled()).reference_completions == ReferenceCompletions("pool", 4)
+    with pytest.raises(UserError, match=r"model\.reference_rollouts: pool, but the advantage declares"):
+        AAPO(advantage=Pooled(), reference_rollouts="pool")

@@ -90,8 +90,7 @@ def test_slake_is_read_in_english_with_its_folder(tmp_path: Path) -> None:
     row = {"img_id": 1, "img_name": "xmlab1/source.jpg", "question": "What modality?", "answer": "MRI", "q_lang": "en",
            "location": "Abdomen", "modality": "MRI", "answer_type": "OPEN", "content_type": "Modality",
            "triple": ["vhead", "_", "_"], "qid": 11934}  # fmt: skip
-    chinese = row | {"q_lang": "zh", "question": "\u4ec0\u4e48?", "qid": 5}
-    (sample,) = load_json(tmp_path, [chinese, row])
+    (sample,) = load_json(tmp_path, [(row | {"q_lang": "zh", "question": "\u4ec0\u4e48?", "qid": 5}), row])
     assert (sample.id, sample.prompt, sample.answer, sample.category) == ("11934", "What modality?", "MRI", "MRI")
 
 

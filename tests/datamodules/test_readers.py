@@ -58,8 +58,7 @@ def test_arrow_files_and_json_with_a_data_key_are_read(tmp_path: Path):
 
 def test_broken_json_lines_are_bad_rows_with_their_line_number(tmp_path: Path):
     path = tmp_path / "x.jsonl"
-    deep = "[" * 100_000
-    path.write_text('\ufeff{"a": 1}\n\n{"a": \n[1]\n' + deep + '\n{"a": 2}\n')
+    path.write_text('\ufeff{"a": 1}\n\n{"a": \n[1]\n' + ("[" * 100_000) + '\n{"a": 2}\n')
     rows = list(read_rows(str(path)))
     assert [row.source.rpartition(":")[2] for row in rows] == [*"13456"]
     assert rows[0].value == {"a": 1} and rows[4].value == {"a": 2}

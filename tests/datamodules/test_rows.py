@@ -256,8 +256,7 @@ def test_an_answer_that_is_an_object_reaches_rewards_as_one(form):
         "easyr1": lambda reward_input: {"overall": float(reward_input["ground_truth"]["ids"] == [1, 2])},
     }
     for cell in ({"ids": [1, 2]}, '{"ids": [1, 2]}', {"ids": np.array([1, 2])}):
-        row = {"prompt": "q", "reward_model": {"ground_truth": cell}}
-        sample = map_columns(row, {}, "", "f:1", answers="object")
+        sample = map_columns({"prompt": "q", "reward_model": {"ground_truth": cell}}, {}, "", "f:1", answers="object")
         assert sample.answer == '{"ids": [1, 2]}'
         assert FunctionReward(functions[form], name="f").score([(Completion("", (), "stop"), sample)])[0].value == 1
     assert map_columns({"prompt": "q", "answer": "4"}, {}, "", "f:1", answers="object").answer == "4"

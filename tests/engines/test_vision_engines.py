@@ -97,8 +97,7 @@ def test_vllm_agrees_with_the_trainer_after_every_sync(
     vlm_engine: VLLMEngine, policy: Policy, prompts: list[Prompt]
 ) -> None:
     """The first sync replaces noise, the second older weights, the third sends merged adapters."""
-    groups = generate(vlm_engine, policy, prompts)
-    assert_agrees(policy, prompts, groups, 5e-5)
+    assert_agrees(policy, prompts, generate(vlm_engine, policy, prompts), 5e-5)
     change(policy, 0.3)
     with pytest.raises(AssertionError):
         assert_agrees(policy, prompts, vlm_engine.generate(prompts, sampling(policy), SEEDS), 0.1)

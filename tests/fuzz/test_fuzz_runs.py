@@ -64,8 +64,7 @@ def test_odd_configs_end_in_one_line(
 @given(content=st.binary(max_size=300) | st.text(max_size=300).map(lambda text: text.encode(errors="replace")))
 def test_config_files_of_any_bytes_end_in_one_line(run_folder: Path, lit_rlvr: CLI, content: bytes) -> None:
     (run_folder / "odd.yaml").write_bytes(content)
-    result = lit_rlvr(*FIT, "--trainer.max_steps", 1, "--config", "odd.yaml", "--overwrite", "true")
-    assert_said_in_one_line(result)
+    assert_said_in_one_line(lit_rlvr(*FIT, "--trainer.max_steps", 1, "--config", "odd.yaml", "--overwrite", "true"))
 
 
 @pytest.fixture

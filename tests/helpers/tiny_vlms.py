@@ -168,8 +168,7 @@ def picture(width: int, height: int, seed: int) -> Image.Image:
     """Noise."""
     from PIL import Image
 
-    generator = torch.Generator().manual_seed(seed)
-    pixels = torch.randint(0, 256, (height, width, 3), generator=generator, dtype=torch.uint8)
+    pixels = torch.randint(0, 256, (height, width, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
     return Image.fromarray(pixels.numpy(), "RGB")
 
 
@@ -241,8 +240,7 @@ def slow(policy: Policy, prompt: Prompt, completion: Sequence[int], banned: Sequ
         elif model.config.model_type != "internvl":  # all tiles are images of one sequence
             images["pixel_values"] = images["pixel_values"][None]
     model.model.rope_deltas = None
-    tower = model.config.vision_config
-    ours = tower._attn_implementation
+    ours = model.config.vision_config._attn_implementation
     model.set_attn_implementation({"vision_config": "sdpa"})
     logits = model(ids, use_cache=False, **images).logits[0, len(prompt.token_ids) - 1 : -1].clone()
     model.set_attn_implementation({"vision_config": ours})

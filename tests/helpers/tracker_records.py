@@ -99,8 +99,7 @@ def mlflow_store(uri: str, experiment: str = "lit-rlvr") -> Kept:
     from mlflow import MlflowClient
 
     client = MlflowClient(uri)
-    runs = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
-    (run,) = runs
+    (run,) = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
     kept = Kept(ids={run.info.run_id}, name=run.info.run_name, config=dict(run.data.params))
     points: list[tuple[int, str, float]] = []
     for key in run.data.metrics:

@@ -28,8 +28,7 @@ def in_two_ranks(folder: Path, work: Callable[..., None], *arguments: Any, secon
 
 
 def _rank(folder: Path, rank: int, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    store = dist.FileStore(str(folder / "store"), 2)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    dist.init_process_group("gloo", store=dist.FileStore(str(folder / "store"), 2), rank=rank, world_size=2)
     try:
         work(rank, *arguments)
         dist.barrier()

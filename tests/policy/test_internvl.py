@@ -18,8 +18,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_tokens_around_images_are_never_sampled(folder: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    never = tokenizer.convert_tokens_to_ids(["<img>", "</img>", "<IMG_CONTEXT>", "<video>"])
+    never = AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids(["<img>", "</img>", "<IMG_CONTEXT>", "<video>"])
     assert {*never} == {*load_policy(str(folder)).placeholder_ids}
 
 

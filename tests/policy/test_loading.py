@@ -58,8 +58,7 @@ def lose_a_shard(folder: Path) -> None:
     names = sorted(load_file(folder / WEIGHTS))
     (folder / WEIGHTS).rename(folder / "model-00001-of-00002.safetensors")
     position_ids = {name: f"model-0000{1 + (k > 5)}-of-00002.safetensors" for k, name in enumerate(names)}
-    index = {"metadata": {}, "weight_map": position_ids}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": position_ids}))
 
 
 def lose_the_tokenizer(folder: Path) -> None:
@@ -256,7 +255,6 @@ def test_weights_that_are_not_numbers(folder: Path) -> None:
 
 def test_an_encoder_is_refused(tmp_path: Path) -> None:
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    config = BertConfig(vocab_size=260, eos_token_id=2, **sizes)
-    BertForMaskedLM(config).save_pretrained(tmp_path / "bert")
+    BertForMaskedLM(BertConfig(vocab_size=260, eos_token_id=2, **sizes)).save_pretrained(tmp_path / "bert")
     with pytest.raises(UserError, match=r"^model: "):
         load_policy(str(tmp_path / "bert"))

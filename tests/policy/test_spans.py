@@ -46,8 +46,7 @@ def one_by_one(q: Tensor, k: Tensor, v: Tensor, prompts: list[range], completion
     for asking, seen in [(p, [*p]) for p in prompts] + [(c, [*prompts[p], *c]) for p, c in completions]:
         for t in asking:
             sees = torch.tensor([s for s in seen if s <= t], device=q.device)
-            weights = (torch.einsum("hd,shd->hs", q[t], k[sees]) / 4).softmax(-1)
-            out[t] = torch.einsum("hs,shd->hd", weights, v[sees])
+            out[t] = torch.einsum("hs,shd->hd", (torch.einsum("hd,shd->hs", q[t], k[sees]) / 4).softmax(-1), v[sees])
     return torch.stack(out)
 
 

@@ -17,7 +17,7 @@ from lit_rlvr.rewards.combine import BackgroundScoring, score_rollout
 from lit_rlvr.rewards.gold_answers import check_references
 from lit_rlvr.rollout.assemble import assemble
 from lit_rlvr.rollout.metrics import rollout_metrics
-from lit_rlvr.training.groups import gather_groups
+from lit_rlvr.training.gather import gather_groups
 from lit_rlvr.types import Completion, Prompt, RewardResult, Sample, Sampling
 
 
@@ -163,8 +163,7 @@ def test_none_leaves_a_reward_out_and_only_none_leaves_the_completion_out() -> N
 
 def test_without_a_reward_a_completion_changes_nothing() -> None:
     """It is not in the loss, and the mean and the correctness of its group are those of the others."""
-    judged = Table({"a": True, "b": False, "n": None})
-    scores = score_rollout([judged], [group("abna")], SAMPLES[:1])
+    scores = score_rollout([Table({"a": True, "b": False, "n": None})], [group("abna")], SAMPLES[:1])
     rollout = assemble([Prompt(SAMPLES[0], [1])], [group("abna")], scores, Sampling())
     assert rollout.mask[:, 0].tolist() == [True, True, False, True]
     assert rollout.rewards[0].tolist() == rollout.correct[0].tolist() == pytest.approx([1, 0, 2 / 3, 1])

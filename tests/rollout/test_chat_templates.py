@@ -171,8 +171,7 @@ def turns_of(name: str, talk: Talk, trains_empty_thoughts: bool = True) -> list[
     """What the model reads and writes, alternately, in each sequence of a conversation."""
     (tokenizer, ends), (messages, tools) = tokenizer_and_ends(name), prepared(name, talk)
     chat = Chat().with_tools(tools or ())
-    opening = chat.opening(tokenizer)
-    found = split_turns(messages, chat, tokenizer, opening, ends, "f:1", trains_empty_thoughts)
+    found = split_turns(messages, chat, tokenizer, chat.opening(tokenizer), ends, "f:1", trains_empty_thoughts)
     assert all([part.is_written for part in parts] == [False, True] * (len(parts) // 2) for parts in found.sequences)
     texts = [[tokenizer.decode(part.token_ids) for part in parts] for parts in found.sequences]
     return [list(zip(parts[::2], parts[1::2], strict=True)) for parts in texts]

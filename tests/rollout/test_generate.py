@@ -25,6 +25,5 @@ def test_seeds_belong_to_the_prompt_and_not_to_its_place() -> None:
     assert completion_seeds(prompts[::-1], [0] * 3, 4, "rollout", 7) == forward[::-1]
     assert completion_seeds(prompts[1:], [0] * 2, 4, "rollout", 7) == forward[1:]
     assert completion_seeds(prompts[:1], [0], 8, "rollout", 7)[0][:4] == forward[0]
-    again = [prompts[0], prompts[1], prompts[0]]
-    twice = completion_seeds(again, [0, 0, 1], 4, "rollout", 7)
+    twice = completion_seeds([prompts[0], prompts[1], prompts[0]], [0, 0, 1], 4, "rollout", 7)
     assert twice[:2] == forward[:2] and not set(twice[2]) & set(twice[0])

@@ -137,8 +137,7 @@ def test_an_environment_may_bring_the_prompt_and_the_reward(
 ) -> None:
     """All completions of a row get the same task, and a reward of None masks."""
     rows = [{"environment": "count"}, {"environment": "quiet", "prompt": user("")}]
-    script = [call("increment", step=3), "Done."]
-    rollout = one_iteration(qwen3_folder, tmp_path, environment, None, rows, script)
+    rollout = one_iteration(qwen3_folder, tmp_path, environment, None, rows, [call("increment", step=3), "Done."])
     for p, prompt in enumerate(rollout.prompts):
         text, is_masked = byte_tokenizer().decode(prompt.token_ids), not rollout.mask[3 * p : 3 * p + 3].any()
         assert "Increment the counter by " in text

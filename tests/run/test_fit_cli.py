@@ -186,8 +186,7 @@ def test_other_settings_on_resume_are_named_and_used(run_folder: Path, lit_rlvr:
         "resumed with a different trainer.max_steps: 2 -> 3",
     ]
     assert [float(row["train/lr"]) for row in metrics(run_folder / "run")[1:]] == pytest.approx([1e-3, 1e-3, 5e-4])
-    saved = torch.load(last_checkpoint(run_folder / "run"), weights_only=True)
-    (group,) = saved["optimizer_states"][0]["param_groups"]
+    (group,) = torch.load(last_checkpoint(run_folder / "run"), weights_only=True)["optimizer_states"][0]["param_groups"]
     assert (group["lr"], group["initial_lr"], group["weight_decay"]) == (5e-4, 5e-4, 0.1)
 
 

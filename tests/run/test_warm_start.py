@@ -168,8 +168,7 @@ def test_it_computes_as_the_run_does(
     monkeypatch.setattr(Policy, "forward", noted)
     data = Arithmetic(high=6, held_out=4, prompts_per_rollout=2)
     for _ in range(2):
-        module = GRPO(model=str(tiny_model_folder))
-        WarmStart(steps=2, checked=4, check_every=2).apply(module, data, dtype=dtype)
+        WarmStart(steps=2, checked=4, check_every=2).apply(GRPO(model=str(tiny_model_folder)), data, dtype=dtype)
     assert seen == [dtype == torch.bfloat16] * 2, "two steps, and then it is cached"
     WarmStart(steps=2, checked=4, check_every=2).apply(GRPO(model=str(tiny_model_folder)), data)
     assert len(list(cache.glob("[!.]*"))) == 1 + (dtype == torch.bfloat16), "another precision, another result"

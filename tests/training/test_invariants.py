@@ -237,8 +237,7 @@ def test_an_iteration_without_signal_steps_with_zero_gradients(
             parameter.grad = seen.gradients[step][name]
         optimizer.step()
     for name, parameter in model.named_parameters():
-        ours = dict(module.policy.model.named_parameters())[name]
-        torch.testing.assert_close(ours, parameter, atol=1e-7, rtol=1e-6)
+        torch.testing.assert_close(dict(module.policy.model.named_parameters())[name], parameter, atol=1e-7, rtol=1e-6)
         assert not torch.equal(seen.weights[1][name], seen.weights[2][name]), "momentum moves on"
 
 

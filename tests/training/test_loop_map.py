@@ -8,7 +8,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import pytest
 from lightning.pytorch import Callback, LightningModule
 
 import lit_rlvr.training.module
@@ -49,7 +48,6 @@ def first_token(completion: Completion, sample: Sample) -> float:
     return completion.token_ids[0] / 1000
 
 
-@pytest.mark.slow
 def test_a_step_makes_the_calls_that_the_docstring_lists(tmp_path: Path, tiny_model_folder: Path) -> None:
     entered = Entered()
     rollout = RolloutCallback(group_size=4, engine="hf", sampling=Sampling(max_tokens=6), rewards=[first_token])

@@ -15,7 +15,7 @@ from lit_rlvr.advantages import AGRAE, GroupBatch, GRPOAdvantage, HardFocused
 from lit_rlvr.algorithms import AAPO, GRPO, GSPO, FunctionLoss
 from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import LossInputs, Stats, StepTokens, masked_sum
-from lit_rlvr.training.groups import gather_groups
+from lit_rlvr.training.gather import gather_groups
 
 # ---- loss -----------------------------------------------------------------------------------------------------
 

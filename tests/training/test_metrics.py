@@ -60,15 +60,15 @@ def _rank_ages(rank: int) -> None:
     age = torch.tensor([[4, 2, 9], [0, 9, 9], [9, 9, 9], [8, 0, 0]]) * (1 - rank)
     rollout = SimpleNamespace(group_size=2, mask=mask, stale_cache=age > 2)
     prepared: Any = SimpleNamespace(rollout=rollout, age=age, live=[0, 1, 3])
-    found = staleness_metrics(prepared, {0} if rank else {0, 1}, updates=2)
+    found = staleness_metrics(prepared, [[0], [] if rank else [1]])
     wanted = {"train/staleness/mean": (4 + 2 + 8) / 2 / 9, "train/staleness/max": 4}
     assert found == pytest.approx(wanted | {"train/staleness/stale_cache": 2 / 9})
     rollout.stale_cache = None
-    assert staleness_metrics(prepared, {0} if rank else {0, 1}, updates=2) == pytest.approx(wanted)
+    assert staleness_metrics(prepared, [[0], [] if rank else [1]]) == pytest.approx(wanted)
     prepared.live = [0] if rank else []
-    assert staleness_metrics(prepared, {0}, updates=2) == {"train/staleness/mean": 0, "train/staleness/max": 0}
+    assert staleness_metrics(prepared, [[0], []]) == {"train/staleness/mean": 0, "train/staleness/max": 0}
     prepared.live = []
-    assert staleness_metrics(prepared, {0}, updates=2) == {}
+    assert staleness_metrics(prepared, [[0], []]) == {}
 
 
 def test_staleness_is_that_of_all_ranks(tmp_path: Path) -> None:

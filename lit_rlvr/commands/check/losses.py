@@ -51,7 +51,7 @@ def check_algorithm(algorithm: RLVRModule, expect: str | None = None) -> list[Fi
         properties.flat_finding(
             properties.replay_step(algorithm_step(flat, observer, observer.advantage(flat.group)), flat)
         ),
-        Finding("ratio", _ratio(algorithm, batch), 0, "1 if has_ratio and the loss disagree on the use of x.old_logp"),
+        Finding("ratio", _ratio(algorithm, batch), 0, "1 if has_ratio and the loss disagree on a ratio to older logp"),
     ]
 
 

@@ -56,8 +56,7 @@ def test_bad_input_is_one_line(
 
 def test_programs_get_the_same(tmp_path: Path, lit_rlvr: CLI) -> None:
     run = make_run(tmp_path / "run", metrics=METRICS | {6: {"train/skipped_steps": 1.0}})
-    result = lit_rlvr("watch", run, "--json")
-    ((name, state),) = json.loads(result.out).items()
+    ((name, state),) = json.loads(lit_rlvr("watch", run, "--json").out).items()
     (finding,) = state.pop("findings")
     assert name == str(run) and finding["title"] == "Optimizer steps were skipped"
     assert state == {"state": "finished", "line": "finished after 6 steps", "step": 6, "steps": 6, "learnt": ""}
