@@ -36,14 +36,14 @@ class LossInputs:
     """The input of an objective: some rows of one optimizer step.
 
     Args:
-        logp: (B, T) log-probabilities under the current policy; only this, `entropy`, `divergence` and
-            `expert_imbalance` have a gradient.
+        logp: (B, T) log-probabilities under the current policy; only this, `divergence`, `expert_imbalance` and, where
+            the loss or a term needs it, `entropy` have a gradient.
         old_logp: (B, T) log-probabilities under the policy at the beginning of the iteration, by the trainer
             (interpolated with `importance.prox_logp_method: loglinear`).
         mask: (B, T) bool.
         advantages: (B, 1), or (B, T) if the estimator gives one for each token; constant.
         token_weight: (B, T) share of each token in the loss (`aggregation_weights`, times the
-            train/inference importance weight); 0 where masked.
+            train/inference importance weight); 0 where masked, and outside `loss.top_entropy_quantile`.
         row_weight: (B,) share of each sequence in a sequence-level loss (1/B times the importance weight).
         prompt: (B,) long, each row's prompt as an index into the whole rollout's `GroupBatch` (all ranks).
         plain_weight: (B, T) token_weight without the importance weight: each token's share in the KL and entropy

@@ -548,7 +548,7 @@ class Rollout:
         correct: (P, G) float in {0, 1}, or the mean of the group's others where not `judged`; never inferred from the
             reward.
         judged: (P, G) bool, True = a reward says whether the answer is correct.
-        parts: name -> (P, G) float, each reward before its weight; NaN where it gave none.
+        parts: name -> (P, G) float, each reward before its weight; NaN where it does not judge, 0 if its check failed.
         statuses: P lists of G, the worst status of each completion.
         sampling: the engine's sampling settings.
         exact: True if the engine's log-probabilities equal the trainer's up to rounding.

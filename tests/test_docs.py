@@ -402,6 +402,7 @@ def test_plug_points_run(run_folder: Path, vlm_folder: Path, lit_rlvr: Any) -> N
         "stateful": ["--model.init_args.advantage", "my_task.Baseline"],
         "engine": ["--rollout.engine", "my_task.Slow"],
         "algorithm": ["--model", "my_task.Plain", "--model.init_args.lr", "1e-3"],
+        "sequences": ["--model", "my_task.Whole"],
         "groups": ["--model", "my_task.OnlyMixed"],
         "function of a loss": ["--model", "FunctionLoss", "--model.init_args.function", "my_task.my_loss"],
         "term": ["--model.init_args.terms", "[{class_path: my_task.Confidence, init_args: {coef: 0.01}}]"],

@@ -27,7 +27,7 @@ from lit_rlvr.rollout.preflight.lengths import context_length
 from lit_rlvr.run.health import CERTAIN
 from lit_rlvr.run.warm_start import LARGE, WarmStart
 from lit_rlvr.sizing.memory import shape_of
-from lit_rlvr.training.pass_at_k import constant_guess
+from lit_rlvr.training.validation_metrics import constant_guess
 from lit_rlvr.types import Completion, Prompt
 
 if TYPE_CHECKING:

@@ -73,19 +73,21 @@ def require_choice(select: Callable[..., Any], chosen: Any, everything: Tensor) 
         )
 
 
-def require_metrics(observe: Callable[..., Any], metrics: Any) -> None:
+def require_metrics(source: str, metrics: Any) -> None:
     """Refuse metrics that are not a dict of names and numbers.
+
+    Args:
+        source: what returned them, for the message.
+        metrics: what it returned.
 
     Raises:
         UserError: says which of them is something else.
     """
     if not isinstance(metrics, dict):
-        raise UserError(f"model: {defined_at(observe)} must return a dict of metrics, not {type_text(metrics)}")
+        raise UserError(f"{source} must return a dict of metrics, not {type_text(metrics)}")
     for name, value in metrics.items():
         if not isinstance(value, Real) and not (_is_scalar(value) and not value.is_meta):
-            raise UserError(
-                f"model: {defined_at(observe)} must return a dict of names and numbers; {name!r} is {_described(value)}"
-            )
+            raise UserError(f"{source} must return a dict of names and numbers; {name!r} is {_described(value)}")
 
 
 def changed_fields(before: Any, after: Any) -> list[str]:

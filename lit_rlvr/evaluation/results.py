@@ -34,7 +34,7 @@ def suite_results(samples: Sequence[Sample], sampled: RowsByQuestion, greedy: Ro
     """
     import torch
 
-    from lit_rlvr.training.pass_at_k import pass_at_k, powers_up_to
+    from lit_rlvr.training.validation_metrics import pass_at_k, powers_up_to
 
     groups = sampled or greedy
     results: dict[str, Any] = {"n": len(sampled[0]) if sampled else 0, "questions": len(samples)}

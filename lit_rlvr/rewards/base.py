@@ -111,8 +111,8 @@ class Reward(ChecksArguments, ABC):
     def __call__(self, completion: Completion, sample: Sample) -> float | RewardResult | None:
         """Return the reward of one completion; True and False also report `correct`, a number does not.
 
-        None means that this reward does not judge the completion: the others decide, and a completion that none of them
-        judges is masked out of the loss.
+        None means that this reward does not judge the completion: the others decide. A completion that none of them
+        judges is masked out of the loss, unless there is a teacher.
         """
 
     def gold_completion(self, sample: Sample) -> str | None:

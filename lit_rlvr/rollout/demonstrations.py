@@ -22,7 +22,7 @@ from lit_rlvr.policy.loading import turn_ends
 from lit_rlvr.rollout.balance import balance
 from lit_rlvr.rollout.episodes import Episodes, between_turns
 from lit_rlvr.rollout.source import RolloutSource
-from lit_rlvr.rollout.summaries import gather_summaries
+from lit_rlvr.rollout.summaries import gather_summaries, trainable_groups
 from lit_rlvr.speech.thoughts import closes_thoughts, ends_in_thoughts, read_text
 from lit_rlvr.training.module import RLVRModule
 from lit_rlvr.types import Completion, Prompt, PromptBatch, Rollout, Sample, Sampling
@@ -281,7 +281,7 @@ class DemonstrationSource(RolloutSource):
         module = self.module
         rollout = self.demonstrations.rollout(batch.prompts, module.policy.placeholder_ids)
         cut = module.image_processor.cut if module.policy.family is not None else None
-        groups = gather_summaries(rollout, module.trainable_groups(rollout))
+        groups = gather_summaries(rollout, trainable_groups(module, rollout))
         rollout = balance(rollout, groups, 1, self.pinned_groups, cut)
         rollout.versions = torch.full(rollout.token_ids.shape, module.updates)
         counts = all_sum(torch.tensor([float(rollout.lengths.sum()), float(len(batch))], dtype=torch.float64)).tolist()

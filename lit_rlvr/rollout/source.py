@@ -24,6 +24,7 @@ from lit_rlvr.rollout.summaries import (
     count_successes,
     gather_summaries,
     number_mixed,
+    trainable_groups,
 )
 from lit_rlvr.training.module import RLVRModule
 from lit_rlvr.types import Completion, Prompt, PromptBatch, Rollout, Sampling
@@ -105,6 +106,7 @@ class SyncSource(RolloutSource):
         self.metrics, self.extra_completions = {}, []
 
     def next(self, batch: PromptBatch) -> Rollout:
+        """Return the rollout of one iteration: sync, sample, sample more, reference, balance."""
         self.metrics, self.extra_completions, self.sampler.seconds = {}, [], defaultdict(float)
         self.sync_weights(batch.prompts)
         rollout, summaries = self.sample(batch.prompts)  # generate, score, assemble; then what all ranks know of it
@@ -157,7 +159,7 @@ class SyncSource(RolloutSource):
 
         Collective: call it on every rank.
         """
-        return gather_summaries(rollout, self.module.trainable_groups(rollout), self.module.selection.by)
+        return gather_summaries(rollout, trainable_groups(self.module, rollout), self.module.selection.by)
 
     def sample_more(self, rollout: Rollout, summaries: Summaries, batch: PromptBatch) -> tuple[Rollout, Summaries]:
         """Sample further prompts until the algorithm has the groups that it needs (dynamic sampling: DAPO, eq. 11)."""

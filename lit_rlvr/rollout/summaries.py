@@ -9,6 +9,7 @@ from typing import NamedTuple
 from lit_rlvr.advantages.base import is_mixed
 from lit_rlvr.distributed.collectives import gather_objects
 from lit_rlvr.rewards.combine import Scores
+from lit_rlvr.training.module import RLVRModule
 from lit_rlvr.types import Rollout
 
 
@@ -24,6 +25,15 @@ def mixed_groups(scored: Scores | Rollout, by: str = "reward") -> list[int]:
         values = scored.rewards if by == "reward" else scored.parts[by]
         known = scored.rewarded & ~values.isnan()
     return [int(p) for p in is_mixed(values, known).flatten().nonzero().flatten()]
+
+
+def trainable_groups(module: RLVRModule, rollout: Rollout) -> list[bool]:
+    """Return for each group whether its mask and rewards allow a gradient; there are no advantages yet."""
+    allowed = rollout.mask.any(1).reshape(rollout.rewards.shape).any(1)  # (P,)
+    # A term in the rewards makes equal rewards differ.
+    if module.advantage.zero_for_equal_rewards and not module.trains_all_rows and not module.terms:
+        allowed &= is_mixed(rollout.rewards, rollout.rewarded).flatten()
+    return [bool(value) for value in allowed]
 
 
 class GroupSummary(NamedTuple):
@@ -57,7 +67,7 @@ def gather_summaries(rollout: Rollout, runs: Sequence[bool], by: str = "reward")
 
     Args:
         rollout: this rank's groups.
-        runs: for each of this rank's groups, whether training will run it (`RLVRModule.trainable_groups`).
+        runs: for each of this rank's groups, whether training will run it (`trainable_groups`).
         by: as for `mixed_groups`.
     """
     mixed = {*mixed_groups(rollout, by)}

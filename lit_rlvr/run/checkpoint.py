@@ -26,8 +26,8 @@ from lit_rlvr.run.folder import FAILED_FOLDER, delete_backup, remove_folder
 from lit_rlvr.run.loggers import callbacks_of, metrics_file
 from lit_rlvr.run.monitor import is_own
 from lit_rlvr.run.outputs import validate_now
-from lit_rlvr.training.pass_at_k import EvaluationMetrics
 from lit_rlvr.training.validation import EvaluatingModule
+from lit_rlvr.training.validation_metrics import EvaluationMetrics
 
 
 def lacks_validation(trainer: Trainer) -> bool:

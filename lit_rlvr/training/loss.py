@@ -190,7 +190,7 @@ class LossModule(ABC):
                 tokens, which this loss does not take.
         """
         observed = self._call_on_copy("model", self.observe, group)
-        require_metrics(self.observe, observed)
+        require_metrics(f"model: {defined_at(self.observe)}", observed)
         advantages = require_advantages(
             self.advantage, self._call_on_copy("model.advantage", self.advantage, group), group.rewards,
             group.mask if self.advantage.needs_tokens else None,
@@ -200,6 +200,7 @@ class LossModule(ABC):
                 f"model.advantage: {defined_at(self.advantage)} gives each token an advantage, and "
                 f"{type(self).__name__} weighs whole sequences; use a loss on tokens, such as GRPO"
             )
+        require_metrics(f"model.advantage: {type(self.advantage).__name__}.metrics", self.advantage.metrics)
         rewarded = self.completion_means(advantages, group)[group.rewarded]
         return advantages, observed | self.advantage.metrics | {
             "advantage": float(rewarded.mean()),

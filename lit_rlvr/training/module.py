@@ -1,41 +1,47 @@
 """The map of the training loop, and its second half, `RLVRModule.training_step`: scored groups to optimizer steps.
 
 From the parsed command to an optimizer step, in the order of the calls, and where to find each part. Each line is a
-call; what it calls in turn is in its file. For each batch, Lightning calls `RolloutCallback.on_train_batch_start`,
-which calls `collect`, and then `training_step`. The constructor of `RLVRCLI`, a LightningCLI, calls `Trainer.fit`.
+call, made by the one above it that is indented less. The constructor of `RLVRCLI`, a LightningCLI, calls `Trainer.fit`.
+For each batch, Lightning then calls `RolloutCallback.on_train_batch_start`, which calls `collect`, and `training_step`.
 
-    main                              cli/main.py                 the command that was typed
-    run                               cli/lightning_cli.py        a command that takes a config
-    RLVRCLI                           cli/lightning_cli.py        settings -> model, data, rollout, trainer
-      Run.open                        run/run.py                  locks the run folder, and finds what is resumed
-      Trainer.fit                     run/trainer.py              prepares, then Lightning's loop over batches
-        PlannedRun.prepare            run/planned.py              refuses what may not run (rollout/preflight/)
-        RolloutCallback.setup         rollout/callback.py         where rollouts come from
-        LoadedModule.configure_model  training/loading.py         policy, reference, teachers, sharded as asked
-        build_optimizer               training/optimizer.py       AdamW and its schedule
-    RolloutCallback.collect           rollout/callback.py         asks the source for a rollout, and logs
-      SyncSource.next                 rollout/source.py           sync, sample, sample more, reference, balance
-        SyncedEngine.sync_weights     engines/synced.py           the engine receives the policy's weights
-        GroupSampler.sample           rollout/generate.py         P x G completions, and their rewards
-          SyncedEngine.generate       engines/synced.py           the engine's completions, group by group
-          BackgroundScoring.scores    rewards/combine.py          each completion's rewards, and their weighted sum
-          assemble                    rollout/assemble.py         the tensors of a `Rollout`
-    RLVRModule.training_step          training/module.py          scored groups -> optimizer steps
-      Updater.initial_logprobs        training/update.py          log-probabilities that advantages or `select` need
-      RLVRModule.estimate_advantages  training/module.py          rewards -> advantages, over all ranks
-        gather_groups                 training/gather.py          the groups of all ranks
-        LossModule.estimate           training/loss.py            calls `observe`, then the estimator (advantages/)
-      RLVRModule.split_groups         training/module.py          minibatches of whole groups
-      Updater.add_fixed_logprobs      training/update.py          log-probabilities that stay fixed during the updates
-      Updater.step                    training/update.py          forward, loss, backward; reduce and clip; step or skip
-        plan_step                     training/step.py            normalisers over all ranks, micro-batches
-        Policy.forward_rows           policy/policy.py            forward: log-probabilities of a micro-batch
-        loss_inputs                   training/step.py            what the objective gets
-        LossModule.loss               training/loss.py            calls the algorithm's `objective` (algorithms/)
-          term_costs                  training/terms.py           the KL divergence and other costs of tokens
-        Updater.reduce_and_clip       training/update.py          gradients over ranks, and their norm
-        Updater.step_or_skip          training/update.py          the optimizer's step, if all is finite and rewarded
-      RLVRModule.finish_iteration     training/module.py          counts, reference, position in the data, logs
+    main                                  cli/main.py            the command that was typed
+      run                                 cli/lightning_cli.py   a command that takes a config
+        RLVRCLI                           cli/lightning_cli.py   settings -> model, data, rollout, trainer
+          Run.open                        run/run.py             locks the run folder, and finds what is resumed
+          Trainer.fit                     run/trainer.py         prepares, then Lightning's loop over batches
+            PlannedRun.prepare            run/planned.py         refuses what may not run (rollout/preflight/)
+            RolloutCallback.setup         rollout/callback.py    where rollouts come from
+            LoadedModule.configure_model  training/loading.py    policy, reference, teachers, sharded as asked
+            build_optimizer               training/optimizer.py  AdamW and its schedule
+
+    RolloutCallback.collect               rollout/callback.py    asks the source for a rollout, and logs
+      SyncSource.next                     rollout/source.py      the steps from prompts to scored groups
+        SyncedEngine.sync_weights         engines/synced.py      the engine receives the policy's weights
+        GroupSampler.sample               rollout/generate.py    P x G completions, and their rewards
+          SyncedEngine.generate           engines/synced.py      the engine's completions, group by group
+          BackgroundScoring.scores        rewards/combine.py     each completion's rewards, and their weighted sum
+          assemble                        rollout/assemble.py    the tensors of a `Rollout`
+        SyncSource.sample_more            rollout/source.py      further prompts, until enough groups are mixed
+        SyncSource.add_reference_rewards  rollout/source.py      rewards of the reference, if the advantage asks
+        SyncSource.balance                rollout/source.py      groups exchanged, as much work on each rank
+    RLVRModule.training_step              training/module.py     scored groups -> optimizer steps
+      Updater.initial_logprobs            training/update.py     log-probabilities that advantages or `select` need
+      RLVRModule.estimate_advantages      training/module.py     rewards -> advantages, over all ranks
+        gather_groups                     training/gather.py     the groups of all ranks
+        LossModule.estimate               training/loss.py       calls `observe`, then the estimator (advantages/)
+      RLVRModule.split_groups             training/module.py     minibatches of whole groups
+      Updater.add_fixed_logprobs          training/update.py     log-probabilities that stay fixed in the updates
+      Updater.step                        training/update.py     one optimizer step
+        Updater.accumulate                training/update.py     gradients, micro-batch by micro-batch
+          plan_step                       training/step.py       normalisers over all ranks, micro-batches
+          Policy.forward_rows             policy/policy.py       forward: log-probabilities of a micro-batch
+          loss_inputs                     training/step.py       what the objective gets
+          LossModule.loss                 training/loss.py       calls the algorithm's `objective` (algorithms/)
+            term_costs                    training/terms.py      the KL divergence and other costs of tokens
+          Updater.backward_microbatch     training/update.py     backward
+        Updater.reduce_and_clip           training/update.py     gradients over ranks, and their norm
+        Updater.step_or_skip              training/update.py     steps the optimizer, if all is finite and rewarded
+      RLVRModule.finish_iteration         training/module.py     counts, reference, position in the data, logs
 """
 
 from __future__ import annotations
@@ -52,7 +58,6 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from lit_rlvr.advantages import Advantage
-from lit_rlvr.advantages.base import is_mixed
 from lit_rlvr.common.init_arguments import init_arguments, with_class_defaults
 from lit_rlvr.common.terminal import progress
 from lit_rlvr.distributed.collectives import to_device
@@ -120,6 +125,8 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
         reference: the reference policy; its `policy` is None if nothing needs one.
         budget: the most input tokens in a micro-batch, which running out of memory lowers.
         skipped, unrewarded: counts of skipped steps, and of rollouts without a reward.
+        updater: takes the optimizer steps; from the start of training on.
+        trace: records what the next rollout's updates do with its tokens; None = nothing does.
     """
 
     config_key = "model"
@@ -195,14 +202,6 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
         """
         mode = "none" if self.uses_rollout else resolve_correction(self.importance.correction, exact)
         return replace(self.importance, correction=mode)
-
-    def trainable_groups(self, rollout: Rollout) -> list[bool]:
-        """Return for each group whether its mask and rewards allow a gradient; there are no advantages yet."""
-        allowed = rollout.mask.any(1).reshape(rollout.rewards.shape).any(1)  # (P,)
-        # A term in the rewards makes equal rewards differ.
-        if self.advantage.zero_for_equal_rewards and not self.trains_all_rows and not self.terms:
-            allowed &= is_mixed(rollout.rewards, rollout.rewarded).flatten()
-        return [bool(value) for value in allowed]
 
     # ---- set-up -------------------------------------------------------------------------------------------
 

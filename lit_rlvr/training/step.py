@@ -84,6 +84,11 @@ class PreparedRollout:
     def old_logprobs(self, rows: list[int], index: Tensor, logp: Tensor, rollout_logp: Tensor) -> Tensor:
         """Return the log-probabilities (rows, T) of some rows under the policy at the beginning of the iteration.
 
+        - In the first step: the current ones, because the weights are still the same.
+        - In later steps: the table `old_logp`, if there is one: of `Updater.initial_logprobs`, or of
+          `add_fixed_logprobs`; `record_old_logprobs` fills in the rows of the first step.
+        - Else, with `prox_logp_method: loglinear`: between the current ones and those at sampling time.
+
         Args:
             rows: the rows.
             index: (rows,) the rows as a tensor on the device.
@@ -150,16 +155,16 @@ def loss_inputs(plan: StepPlan, k: int, output: PolicyOutput) -> tuple[LossInput
         logp, old, rollout_logp, mask, advantages, prepared.correction
     )
     plain_weight = plan.token_weight[index] * is_counted
-    dropped = ((token_correction == 0) & mask).sum()
+    token_weight = plain_weight * token_correction
     if plan.in_objective is not None:
-        token_correction = token_correction * plan.in_objective[index]
+        token_weight = token_weight * plan.in_objective[index]
     row = index + rank() * len(plan.mask)
     inputs = LossInputs(
         logp=logp,
         old_logp=old,
         mask=mask,
         advantages=advantages,
-        token_weight=plain_weight * token_correction,
+        token_weight=token_weight,
         row_weight=row_correction * plan.sequence_share * is_counted,
         prompt=row // prepared.rollout.group_size,
         plain_weight=plain_weight,
@@ -182,7 +187,7 @@ def loss_inputs(plan: StepPlan, k: int, output: PolicyOutput) -> tuple[LossInput
             "engine_ratio_squared": engine_ratio.square().sum(),
         }
     if prepared.correction.drops:
-        stats["importance_dropped"] = dropped
+        stats["importance_dropped"] = ((token_correction == 0) & mask).sum()
     if prepared.logs_staleness:
         stats |= {"weight": (token_correction * mask).sum(), "weight_squared": (token_correction * mask).square().sum()}
     return inputs, stats
@@ -210,7 +215,7 @@ def correction_weights(
     if correction.off_policy_threshold is None:
         return tokens, rows
     drift = masked_mean(log_ratio(rollout_logp, logp.detach(), mask), mask)  # (B,)
-    kept = (advantages.sum(1) >= 0) | (drift <= correction.off_policy_threshold)
+    kept = (torch.where(mask, advantages, 0.0).sum(1) >= 0) | (drift <= correction.off_policy_threshold)
     return tokens * kept[:, None], rows * kept
 
 

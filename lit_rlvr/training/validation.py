@@ -12,7 +12,7 @@ from lit_rlvr.policy.families.base import ImageProcessor
 from lit_rlvr.policy.loading import load_image_processor, load_tokenizer
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.sources import resolve_model
-from lit_rlvr.training.pass_at_k import EvaluationMetrics
+from lit_rlvr.training.validation_metrics import EvaluationMetrics
 from lit_rlvr.types import PromptBatch
 
 if TYPE_CHECKING:

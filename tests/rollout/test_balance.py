@@ -19,7 +19,7 @@ from lit_rlvr.algorithms import AAPO, GRPO, GRPOLead, Reinforce
 from lit_rlvr.policy.loading import load_image_processor
 from lit_rlvr.rollout.assemble import join, take_group
 from lit_rlvr.rollout.balance import balance, even_out, without_patches
-from lit_rlvr.rollout.summaries import GroupSummary, gather_summaries, group_tokens
+from lit_rlvr.rollout.summaries import GroupSummary, gather_summaries, group_tokens, trainable_groups
 from lit_rlvr.types import RewardResult, Rollout
 
 
@@ -89,9 +89,11 @@ def test_groups_that_training_will_run() -> None:
     rollout.rewards[0] = 1.0
     rollout.mask[4:] = False
     assert [group_tokens(rollout, p) for p in range(2)] == [3 + 6, 4 + 7]
-    assert GRPO().trainable_groups(rollout) == AAPO(advantage="agrae").trainable_groups(rollout) == [False, True, False]
+    assert (
+        trainable_groups(GRPO(), rollout) == trainable_groups(AAPO(advantage="agrae"), rollout) == [False, True, False]
+    )
     for algorithm in (GRPO(kl={"coef": 0.1}), GRPO(loss={"entropy_coef": 0.1}), Reinforce(), AAPO(), GRPOLead()):
-        assert algorithm.trainable_groups(rollout) == [True, True, False], type(algorithm).__name__
+        assert trainable_groups(algorithm, rollout) == [True, True, False], type(algorithm).__name__
 
 
 def _rank_exchanges(rank: int, folder: Path) -> None:

@@ -128,3 +128,11 @@ def test_costs_count_in_the_mean_that_stands_for_a_missing_reward() -> None:
     rollout.statuses = [["ok", "ok", "error"]]
     group = gather_groups(rollout, torch.tensor([[0.9, -0.3, 0.5]]), GRPOAdvantage())
     torch.testing.assert_close(group.rewards, torch.tensor([[0.9, -0.3, 0.3]]))
+
+
+def test_metrics_of_an_advantage_are_numbers() -> None:
+    class Silent(GRPOAdvantage):
+        metrics = property(lambda self: {"baseline": None})
+
+    with pytest.raises(UserError, match=r"model\.advantage: Silent\.metrics must return .*; 'baseline' is None"):
+        GRPO(advantage=Silent()).estimate(GroupBatch(torch.eye(2), torch.eye(2)))

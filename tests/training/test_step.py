@@ -15,7 +15,7 @@ from two_ranks import in_two_ranks
 from lit_rlvr.algorithms import GRPO
 from lit_rlvr.options import Importance
 from lit_rlvr.policy.logprobs import PolicyOutput
-from lit_rlvr.training.step import PreparedRollout, StepPlan, chances, loss_inputs, plan_step
+from lit_rlvr.training.step import PreparedRollout, StepPlan, chances, correction_weights, loss_inputs, plan_step
 from lit_rlvr.types import Sampling
 
 LIVE = [0, 1, 3, 4]
@@ -170,15 +170,26 @@ def test_a_token_s_weight_is_its_plain_weight_times_the_correction(
     assert stats["engine_ratio_squared"] == pytest.approx(float(ratios[PLAIN > 0].square().sum()))
 
 
+def test_a_sequence_is_dropped_by_the_advantages_of_its_tokens_in_the_loss() -> None:
+    """Not by those of padding, which keep the completion's own: -0.3, with a term that adds 0.8 to each token."""
+    mask = torch.arange(10)[None] < 2
+    advantages = torch.where(mask, 0.5, -0.3)
+    logp, correction = torch.full((1, 10), -2.0), Importance("none", off_policy_threshold=0.5)
+    for sign, kept in ((1, 1.0), (-1, 0.0)):
+        weights = correction_weights(logp, logp + 1, logp + 1, mask, sign * advantages, correction)
+        assert [float(weight.max()) for weight in weights] == [kept, kept]
+
+
 def test_tokens_outside_the_objective_keep_their_plain_weight_and_are_not_called_dropped() -> None:
     """Half of the tokens, by their entropy at the beginning of the iteration."""
     entropy = torch.tensor([[1.0, 4, 3], [2, 9, 9]] + [[9.0] * 3] * 4)
     plan = a_plan(
         [0], loss={"top_entropy_quantile": 0.5}, correction=Importance("token_mis"), old_logp=torch.full((6, 3), -1.0),
-        entropy=entropy,
+        entropy=entropy, logs_staleness=True,
     )  # fmt: skip
     plan.rollout_logp.fill_(-1.0)
     x, stats = inputs_of(plan)
+    assert stats["weight"] == stats["weight_squared"] == 4, "the correction's, of all tokens"
     torch.testing.assert_close(x.token_weight, PLAIN * torch.tensor([[0, 1, 1], [0, 0, 0]]))
     torch.testing.assert_close(x.plain_weight, PLAIN)
     assert stats["importance_dropped"] == 0

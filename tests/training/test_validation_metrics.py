@@ -8,7 +8,7 @@ import torch
 from tiny import make_rollout
 
 from lit_rlvr.errors import UserError
-from lit_rlvr.training.pass_at_k import EvaluationMetrics, PassAtK, pass_at_k
+from lit_rlvr.training.validation_metrics import EvaluationMetrics, PassAtK, pass_at_k
 from lit_rlvr.types import Rollout
 
 
@@ -110,7 +110,7 @@ def test_accuracy_of_each_category_over_all_ranks(monkeypatch: pytest.MonkeyPatc
     ranks[1].update(of_category("MRI", [[0.0]]))
     ranks[1].update(of_category("X-ray", [[1.0], [1.0]]))
     gathered = [(rank.correct_in, rank.counted_in, True, rank.questions, rank.answers) for rank in ranks]
-    monkeypatch.setattr("lit_rlvr.training.pass_at_k.gather_objects", lambda _: gathered)
+    monkeypatch.setattr("lit_rlvr.training.validation_metrics.gather_objects", lambda _: gathered)
     for rank in ranks:
         shares = {name: value for name, value in rank.compute().items() if "/" in name}
         assert shares == {"accuracy/CT": 0.0, "accuracy/MRI": 2 / 4, "accuracy/X-ray": 1.0}
