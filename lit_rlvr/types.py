@@ -544,7 +544,7 @@ class Rollout:
         mask: (B, T) bool, True = in the loss (EOS is in; padding, observations, failed checks, completions
             without a reward unless there is a teacher, and with `mask_truncated` truncated ones are not).
         rollout_logprobs: (B, T) float, log-probabilities at sampling time, 0 where padded or observed.
-        rewards: (P, G) float, the weighted sum of all rewards.
+        rewards: (P, G) float, the weighted sum of all rewards; where not `rewarded`, the mean of the group's others.
         correct: (P, G) float in {0, 1}, or the mean of the group's others where not `judged`; never inferred from the
             reward.
         judged: (P, G) bool, True = a reward says whether the answer is correct.

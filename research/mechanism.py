@@ -173,7 +173,7 @@ class ComparingUpdater(Updater):
         self._measured["gradient/live_groups"] = float((signals > 0).sum())
         for name, loss in self._compared.losses.items():
             advantages = self._advantages[name]
-            other = replace(prepared, advantages=advantages, correction=Importance("none"))
+            other = replace(prepared, advantages=advantages, importance=Importance("none"))
             theirs = gradient(loss, self._plan(loss, other, prompts))
             self._measured |= {
                 f"gradient/{name}/cosine": cosine(own, theirs),

@@ -27,6 +27,7 @@ class AAPO(RLVRModule):
         reference_rollouts: `fresh` samples the reference model at every visit of a prompt; `pool` samples
             `reference_pool_size` completions at the first visit and draws from their rewards later.
         reference_pool_size: completions in a prompt's pool; None = twice the group size.
+        kwargs: the options of `RLVRModule`.
     """
 
     has_ratio = False

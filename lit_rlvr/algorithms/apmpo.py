@@ -40,6 +40,7 @@ class APMPO(RLVRModule):
         adaptive_lower: clip below at 1 - eps_ada instead of 1 - eps_low.
         schedule: how p and eps_ada follow the rewards; the paper's ablations.
         dual_clip: upper bound of token ratios where the advantage is negative; None = off.
+        kwargs: the options of `RLVRModule`.
     """
 
     needs_updates, sequence_level, fixes_aggregation = True, True, True

@@ -28,6 +28,7 @@ class CISPO(RLVRModule):
         ratio_cap: upper bound of a token's ratio.
         ratio_floor: lower bound; 0 = none, as in the paper's experiments (verl: 1 - clip_ratio_low).
         dual_clip: the same bound for negative advantages only, if it is lower; None = off.
+        kwargs: the options of `RLVRModule`.
     """
 
     stops_gradient = True

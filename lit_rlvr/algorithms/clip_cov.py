@@ -35,6 +35,7 @@ class ClipCov(GRPO):
             lie between the bounds.
         covariance_low: lower bound of their covariance.
         covariance_high: upper bound of their covariance.
+        kwargs: the options of `GRPO`.
     """
 
     def __init__(

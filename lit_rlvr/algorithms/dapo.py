@@ -27,6 +27,7 @@ class DAPO(GRPO):
             replace them: `reward` (or true), the weighted sum of all rewards; `correct`, as in the paper and verl's
             recipe (`filter_groups.metric: acc`), whatever else is in the sum; the name of one reward; false = none.
         max_sampling_rounds: most batches of prompts to sample in one iteration; then it trains on the groups it has.
+        kwargs: the options of `GRPO`.
     """
 
     def __init__(

@@ -34,6 +34,7 @@ class DPPO(RLVRModule):
         delta_low: largest divergence where A < 0; None = 0.2 for `tv`, 0.05 for `kl`.
         delta_high: largest divergence where A > 0; None = the same.
         drift_coef: weight of `(log r)^2`, a penalty on all tokens (Kimi K2.5, prime-rl's kl_tau).
+        kwargs: the options of `RLVRModule`.
     """
 
     uses_rollout = True

@@ -20,6 +20,9 @@ class DrGRPO(GRPO):
         ```yaml
         model: {class_path: DrGRPO, init_args: {lr: 1.0e-6, updates_per_rollout: 2}}
         ```
+
+    Args:
+        kwargs: the options of `GRPO`.
     """
 
     def __init__(

@@ -29,6 +29,7 @@ class DRO(RLVRModule):
 
     Args:
         beta: weight of the penalty (the papers' tau).
+        kwargs: the options of `RLVRModule`.
     """
 
     sequence_level, uses_rollout, fixes_aggregation = True, True, True

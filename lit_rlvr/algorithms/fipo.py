@@ -37,6 +37,7 @@ class FIPO(DAPO):
         influence_low: lower bound of f; the authors' code has 0.8 for 7B.
         influence_high: upper bound of f.
         safe_ratio: ratio from which f may not raise the loss of a negative advantage.
+        kwargs: the options of `DAPO`.
     """
 
     stops_gradient = True
@@ -67,5 +68,4 @@ class FIPO(DAPO):
         f = future.exp().clamp(self.influence_low, self.influence_high)
         f = torch.where((x.advantages < 0) & (w > self.safe_ratio), f.clamp(*SAFE_INFLUENCE), f)
         kept = (far & (x.advantages < 0)).sum(1, keepdim=True) < 2  # (B, 1)
-        loss = -masked_sum(f * surrogate * kept, x.token_weight, x.mask)
-        return loss, stats | {"influence": (f * x.mask).sum()}
+        return -masked_sum(f * surrogate * kept, x.token_weight, x.mask), stats | {"influence": (f * x.mask).sum()}

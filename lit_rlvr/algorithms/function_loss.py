@@ -23,6 +23,7 @@ class FunctionLoss(RLVRModule):
     Args:
         function: `(x: LossInputs) -> (loss, stats)`; a config gives its dotted path.
         has_ratio: False = the loss has no ratio to the sampling policy, as `has_ratio` of a class says.
+        kwargs: the options of `RLVRModule`.
     """
 
     def __init__(

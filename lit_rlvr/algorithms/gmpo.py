@@ -27,6 +27,7 @@ class GMPO(RLVRModule):
         clip_low: the log-ratio is clipped at -clip_low.
         clip_high: the log-ratio is clipped at clip_high.
         dual_clip: upper bound of token ratios where the advantage is negative; None = off.
+        kwargs: the options of `RLVRModule`.
     """
 
     needs_updates, sequence_level, fixes_aggregation = True, True, True

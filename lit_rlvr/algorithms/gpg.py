@@ -20,6 +20,9 @@ class GPG(Reinforce):
           init_args:
             advantage: {class_path: GPGAdvantage, init_args: {min_valid_fraction: 0.6}}
         ```
+
+    Args:
+        kwargs: the options of `Reinforce`.
     """
 
     def __init__(self, advantage: Advantage | str = "gpg", **kwargs: Any) -> None:

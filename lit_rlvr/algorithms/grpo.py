@@ -31,6 +31,7 @@ class GRPO(RLVRModule):
         clip_low: the ratio is clipped at 1 - clip_low.
         clip_high: the ratio is clipped at 1 + clip_high.
         dual_clip: bound the loss of negative advantages at this many |A|; None = off.
+        kwargs: the options of `RLVRModule`.
     """
 
     def __init__(

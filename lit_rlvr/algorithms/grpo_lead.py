@@ -17,6 +17,9 @@ class GRPOLead(GRPO):
         ```yaml
         model: {class_path: GRPOLead, init_args: {advantage: {class_path: GRPOLeadAdvantage, init_args: {alpha: 0.05}}}}
         ```
+
+    Args:
+        kwargs: the options of `GRPO`.
     """
 
     def __init__(self, advantage: Advantage | str = "grpo_lead", **kwargs: Any) -> None:

@@ -33,6 +33,7 @@ class GSPO(RLVRModule):
         clip_low: the sequence's ratio is clipped at 1 - clip_low.
         clip_high: the sequence's ratio is clipped at 1 + clip_high.
         dual_clip: bound the loss of negative advantages at this many |A|; None = off.
+        kwargs: the options of `RLVRModule`.
     """
 
     sequence_level, fixes_aggregation = True, True

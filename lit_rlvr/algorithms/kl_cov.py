@@ -31,6 +31,7 @@ class KLCov(RLVRModule):
     Args:
         penalty_share: share of the step's tokens with the penalty, at least one token.
         penalty_coef: weight of the penalty.
+        kwargs: the options of `RLVRModule`.
     """
 
     trains_all_rows = True  # a token with advantage 0 may have the penalty

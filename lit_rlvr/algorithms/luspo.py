@@ -28,6 +28,7 @@ class LUSPO(GSPO):
     Args:
         clip_low: the sequence's ratio is clipped at 1 - clip_low.
         clip_high: the sequence's ratio is clipped at 1 + clip_high.
+        kwargs: the options of `GSPO`.
     """
 
     def __init__(

@@ -30,6 +30,7 @@ class M2PO(RLVRModule):
 
     Args:
         threshold: bound of the second moment (tau_M2).
+        kwargs: the options of `RLVRModule`.
     """
 
     uses_rollout = True

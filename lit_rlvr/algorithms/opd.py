@@ -24,6 +24,9 @@ class OPD(Reinforce):
         ```yaml
         model: {class_path: OPD, init_args: {model: smollm2, teacher: {model: HuggingFaceTB/SmolLM2-1.7B-Instruct}}}
         ```
+
+    Args:
+        kwargs: the options of `Reinforce`.
     """
 
     def __init__(self, advantage: Advantage | str = "none", **kwargs: Any) -> None:

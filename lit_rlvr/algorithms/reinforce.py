@@ -21,6 +21,9 @@ class Reinforce(RLVRModule):
         ```yaml
         model: {class_path: Reinforce, init_args: {advantage: rloo, loss: {entropy_coef: 0.001}}}
         ```
+
+    Args:
+        kwargs: the options of `RLVRModule`.
     """
 
     has_ratio = False

@@ -29,6 +29,7 @@ class SAPO(RLVRModule):
     Args:
         tau_pos: temperature of the gate where the advantage is positive; a higher one closes it sooner.
         tau_neg: temperature elsewhere.
+        kwargs: the options of `RLVRModule`.
     """
 
     def __init__(

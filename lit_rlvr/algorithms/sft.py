@@ -35,6 +35,7 @@ class SFT(RLVRModule):
             column `completion`.
         target_empty_thoughts: `mask` leaves the empty thoughts that a chat template writes around an answer without
             any, such as "<think>\\n\\n</think>", out of the loss; `train` trains on them.
+        kwargs: the options of `RLVRModule`.
     """
 
     demonstrates = True

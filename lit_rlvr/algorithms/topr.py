@@ -28,6 +28,9 @@ class TOPR(RLVRModule):
         ```yaml
         model: {class_path: TOPR, init_args: {updates_per_rollout: 4}}
         ```
+
+    Args:
+        kwargs: the options of `RLVRModule`.
     """
 
     stops_gradient, sequence_level, uses_rollout = True, True, True

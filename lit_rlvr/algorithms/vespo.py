@@ -36,6 +36,7 @@ class VESPO(RLVRModule):
         lambda_pos: lambda where A >= 0.
         k_neg: k where A < 0.
         lambda_neg: lambda where A < 0.
+        kwargs: the options of `RLVRModule`.
     """
 
     stops_gradient, sequence_level, uses_rollout = True, True, True

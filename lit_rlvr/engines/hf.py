@@ -219,8 +219,7 @@ class _Row(Row):
         self.uniform = self._numbers()
 
     def _numbers(self) -> Any:
-        generator = torch.Generator().manual_seed(self.seed)
-        return torch.rand(self._most, generator=generator, dtype=torch.float64).numpy()
+        return torch.rand(self._most, generator=torch.Generator().manual_seed(self.seed), dtype=torch.float64).numpy()
 
 
 def draw_tokens(logits: Tensor, sampling: Sampling, uniform: Tensor) -> tuple[Tensor, Tensor]:

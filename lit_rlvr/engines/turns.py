@@ -110,8 +110,7 @@ class Row:
         """The prompt of the current turn: everything before it."""
         if not self._before:
             return self.prompt
-        ids = [*self.prompt.token_ids, *self._before]
-        return Prompt(self.prompt.sample, ids, Pixels.joined(self._pixels))
+        return Prompt(self.prompt.sample, [*self.prompt.token_ids, *self._before], Pixels.joined(self._pixels))
 
     def next_turn(self, how: Continuation) -> None:
         """Begin the next turn."""

@@ -471,8 +471,7 @@ class VLLMEngine(RolloutEngine):
         for image, kind in zip(prompt.pixels.images, kinds_of(prompt.pixels.images), strict=True):
             chosen = (image.array, image.metadata | {"do_sample_frames": False}) if kind == "video" else image
             media.setdefault(kind, []).append(chosen)
-        ids = with_single_placeholders(self._context.policy, prompt)
-        return {"prompt_token_ids": ids, "multi_modal_data": media}
+        return {"prompt_token_ids": with_single_placeholders(self._context.policy, prompt), "multi_modal_data": media}
 
     def _parameters(self, sampling: Sampling, seed: int, limit: int) -> Any:
         from vllm import SamplingParams

@@ -41,7 +41,8 @@ class Reward(ChecksArguments, ABC):
             False = groups of them as they come.
         reports_correct: False = it never says whether an answer is right.
         assumed_max_tokens: the `max_tokens` of completions that its settings assume; None = any.
-        metrics: numbers of the current rollout to log as `reward/<name>`: their means; [] = none this time.
+        metrics: numbers to log as `reward/<name>`: their means over what training judged since the rollout before; [] =
+            none this time.
     """
 
     config_key = "rewards.{}"
@@ -84,14 +85,13 @@ class Reward(ChecksArguments, ABC):
     def begin_run(self, folder: Path) -> None:
         """Take note of the run's folder, which is ready for the run's files; may be called more than once."""
 
-    def begin_rollout(self, step: int, max_steps: int) -> None:
-        """Take note that a rollout of training begins; forget the metrics of the one before.
+    def begin_rollout(self, step: int, max_steps: int) -> None:  # optional
+        """Take note that a rollout of training begins.
 
         Args:
             step: optimizer steps that the run has taken.
             max_steps: optimizer steps of the whole run.
         """
-        self.metrics = {name: [] for name in self.metrics}
 
     def check_reference(self, sample: Sample) -> None:
         """Refuse a sample whose reference this reward cannot read; called for all samples when the data are loaded.

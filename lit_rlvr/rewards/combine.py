@@ -230,7 +230,7 @@ def _say_rule(name: str) -> None:
 
 
 def logged_metrics(rewards: Sequence[Reward]) -> dict[str, float]:
-    """Return the means of what rewards logged in a rollout, as `reward/<name>`.
+    """Return the means of what rewards logged since the last call, as `reward/<name>`, and forget it.
 
     What they logged only before is NaN, since Lightning would repeat its last value.
 
@@ -240,6 +240,7 @@ def logged_metrics(rewards: Sequence[Reward]) -> dict[str, float]:
     for reward in rewards:
         for name, values in reward.metrics.items():
             logged.setdefault(f"reward/{name}", []).extend(values)
+        reward.metrics = {name: [] for name in reward.metrics}
     ranks = gather_objects(logged)
     names = dict.fromkeys(name for metrics in ranks for name in metrics)
     values_of = {name: [value for metrics in ranks for value in metrics.get(name, [])] for name in names}

@@ -158,13 +158,19 @@ class RolloutCallback(RolloutSettings, Callback):
         batch.demonstrations = demonstrations.rollout(prompts, module.policy.placeholder_ids)
 
     def _validate(self, module: RLVRModule, batch: PromptBatch, sampling: Sampling, samples: int) -> Rollout:
-        """Sample and score the completions of a validation batch."""
+        """Sample and score the completions of a validation batch; what rewards log meanwhile is not training's."""
         if not batch.prompts:  # another rank has the last prompts, and gathering sharded weights needs all ranks
             self.synced_engine.generate([], sampling, [])
             return Rollout.unscored([], [], sampling, samples)
         data = next((other for other in module.data.validated if other.name == batch.name), module.data)
         seeds = completion_seeds(batch.prompts, [0] * len(batch), samples, "validation", batch.name)
-        return self.sampler.sample(batch.prompts, seeds, sampling, data)
+        training_metrics = [reward.metrics for reward in self.rewards]
+        for reward in self.rewards:
+            reward.metrics = {}
+        rollout = self.sampler.sample(batch.prompts, seeds, sampling, data)
+        for reward, metrics in zip(self.rewards, training_metrics, strict=True):
+            reward.metrics = metrics
+        return rollout
 
     on_test_batch_start = on_validation_batch_start
 

@@ -109,7 +109,9 @@ class SyncSource(RolloutSource):
         """Return the rollout of one iteration: sync, sample, sample more, reference, balance."""
         self.metrics, self.extra_completions, self.sampler.seconds = {}, [], defaultdict(float)
         self.sync_weights(batch.prompts)
-        rollout, summaries = self.sample(batch.prompts)  # generate, score, assemble; then what all ranks know of it
+        rollout, summaries = self.sample_round(
+            batch.prompts
+        )  # generate, score, assemble; then what all ranks know of it
         rollout, summaries = self.sample_more(rollout, summaries, batch)
         batch.successes = count_successes(summaries)
         self.add_reference_rewards(rollout)
@@ -129,7 +131,7 @@ class SyncSource(RolloutSource):
             version = "policy", self.module.updates
             self.sampler.synced_engine.sync_weights(self.module.policy, version, prompts, self.sampling)
 
-    def sample(self, prompts: list[Prompt], rounds: int = 1) -> tuple[Rollout, Summaries]:
+    def sample_round(self, prompts: list[Prompt], rounds: int = 1) -> tuple[Rollout, Summaries]:
         """Sample and score G completions per prompt; return also what all ranks know of the groups.
 
         Args:
@@ -171,7 +173,7 @@ class SyncSource(RolloutSource):
             rounds += 1
             further = self.data.train_dataloader().take(batch.cursor)
             batch.cursor = further.cursor
-            further_rollout, further_summaries = self.sample(further.prompts, rounds)
+            further_rollout, further_summaries = self.sample_round(further.prompts, rounds)
             rollout = join(rollout, further_rollout)
             summaries = [before + after for before, after in zip(summaries, further_summaries, strict=True)]
         return rollout, self.select_groups(rollout, summaries, len(batch), num_prompts, rounds)

@@ -1,8 +1,9 @@
 """The map of the training loop, and its second half, `RLVRModule.training_step`: scored groups to optimizer steps.
 
 From the parsed command to an optimizer step, in the order of the calls, and where to find each part. Each line is a
-call, made by the one above it that is indented less. The constructor of `RLVRCLI`, a LightningCLI, calls `Trainer.fit`.
-For each batch, Lightning then calls `RolloutCallback.on_train_batch_start`, which calls `collect`, and `training_step`.
+call, made by the one above it that is indented less, or by a helper of it. `RLVRCLI`, a LightningCLI, calls
+`Trainer.fit` in its constructor; for each batch, Lightning then calls `RolloutCallback.on_train_batch_start`, which
+calls `collect`, and `training_step`.
 
     main                                  cli/main.py            the command that was typed
       run                                 cli/lightning_cli.py   a command that takes a config
@@ -269,7 +270,7 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
             rollout,
             advantages,
             live=self.live_rows(rollout, advantages),
-            correction=self.choose_correction(rollout.exact),
+            importance=self.choose_correction(rollout.exact),
             age=self.updates - rollout.versions,
             trace=self.trace,
             old_logp=initial.logp,
@@ -320,6 +321,7 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
         advantages = of_this_rank(rows, len(rollout.mask))[:, : rollout.mask.shape[1]]
         if self.teachers.options is not None:  # completions without a reward learn from the teacher alone
             advantages = advantages.masked_fill(~to_device(rollout.rewarded.reshape(-1, 1), advantages.device), 0)
+            rollout.advantages = rollout.advantages.masked_fill(~rollout.rewarded, 0)
         for term, cost in term_costs(self.terms, "advantages", initial):
             advantages = advantages - term.coef * cost.to(advantages.dtype)
             rollout.advantages = masked_mean(advantages, initial.mask).view(rollout.rewards.shape).cpu()

@@ -47,7 +47,7 @@ class PreparedRollout:
         rollout: the rollout of this rank.
         advantages: (B, 1) or (B, T).
         live: rows that can have a gradient.
-        correction: `model.importance` of the run, with a correction chosen.
+        importance: `model.importance` of the run, with a correction chosen.
         age: (B, T) optimizer steps between the weights that sampled each token and those of the first update.
         trace: records what the updates do with its tokens; None = nothing does.
         logs_staleness: whether to log `train/staleness/...`.
@@ -62,7 +62,7 @@ class PreparedRollout:
     rollout: Rollout
     advantages: Tensor
     live: list[int]
-    correction: Importance
+    importance: Importance
     age: Tensor
     trace: Trace | None = None
     logs_staleness: bool = False
@@ -73,7 +73,7 @@ class PreparedRollout:
 
     @property
     def is_first_step(self) -> bool:
-        """Whether the weights are still those of the iteration's beginning."""
+        """Whether no step was taken or skipped yet, so that the weights are those of the iteration's beginning."""
         return self.steps_taken == 0
 
     def record_old_logprobs(self, rows: list[int], logp: Tensor) -> None:
@@ -110,7 +110,8 @@ class StepPlan:
         prepared: the rollout.
         mask: (B, T) bool, the tokens in the loss.
         rollout_logp: (B, T) log-probabilities at sampling time.
-        token_weight: (B, T) weight of each token in the loss, 0 outside this step's groups.
+        plain_weight: (B, T) weight of each token in the loss, 0 outside this step's groups, without the importance
+            correction.
         in_objective: (B, T) bool, the tokens whose objective counts; None = all.
         selected: (B, T) bool, the tokens that `LossModule.select` chose; None = the loss chooses none.
         correct: (B,) bool, the completions that a reward calls right; None = neither the loss nor a term needs it.
@@ -124,7 +125,7 @@ class StepPlan:
     prepared: PreparedRollout
     mask: Tensor
     rollout_logp: Tensor
-    token_weight: Tensor
+    plain_weight: Tensor
     in_objective: Tensor | None
     selected: Tensor | None
     correct: Tensor | None
@@ -152,9 +153,9 @@ def loss_inputs(plan: StepPlan, k: int, output: PolicyOutput) -> tuple[LossInput
         rollout_logp = old
     advantages = prepared.advantages[index]
     token_correction, row_correction = correction_weights(
-        logp, old, rollout_logp, mask, advantages, prepared.correction
+        logp, old, rollout_logp, mask, advantages, prepared.importance
     )
-    plain_weight = plan.token_weight[index] * is_counted
+    plain_weight = plan.plain_weight[index] * is_counted
     token_weight = plain_weight * token_correction
     if plan.in_objective is not None:
         token_weight = token_weight * plan.in_objective[index]
@@ -186,7 +187,7 @@ def loss_inputs(plan: StepPlan, k: int, output: PolicyOutput) -> tuple[LossInput
             "engine_ratio": engine_ratio.sum(),
             "engine_ratio_squared": engine_ratio.square().sum(),
         }
-    if prepared.correction.drops:
+    if prepared.importance.drops:
         stats["importance_dropped"] = ((token_correction == 0) & mask).sum()
     if prepared.logs_staleness:
         stats |= {"weight": (token_correction * mask).sum(), "weight_squared": (token_correction * mask).square().sum()}
@@ -250,15 +251,15 @@ def plan_step(
     counts = all_sum(torch.tensor([float(counted_rows), float(lengths.sum())], dtype=torch.float64))
     sequences, tokens = (max(count, 1.0) for count in counts.tolist())
     mask, index = to_device(rollout.mask, device), index_tensor(rows, device)
-    token_weight = torch.zeros(mask.shape, device=device)
-    token_weight[index] = aggregation_weights(
+    plain_weight = torch.zeros(mask.shape, device=device)
+    plain_weight[index] = aggregation_weights(
         mask[index],
         group_size,
         algorithm.loss_options.aggregation,
         sequences,
         tokens,
         rollout.sampling.max_sampled_tokens,
-    ).to(token_weight.dtype)
+    ).to(plain_weight.dtype)
     live = set(prepared.live)
     microbatches = cut_rows(rollout, [i for i in rows if i in live], tokens_per_microbatch, shared_prefix)
     num_counted = len(microbatches)
@@ -274,7 +275,7 @@ def plan_step(
         prepared=prepared,
         mask=mask,
         rollout_logp=rollout_logp,
-        token_weight=token_weight,
+        plain_weight=plain_weight,
         in_objective=in_objective,
         selected=selected,
         correct=correct,

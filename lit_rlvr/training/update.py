@@ -81,11 +81,11 @@ class Updater:
 
     def __post_init__(self) -> None:
         self.sharded = has_shards(self.policy.parameters())
-        self.adaptive_step: AdaptiveStep | None = None
-        if self.adaptive_lr is not None:
-            self.adaptive_step = AdaptiveStep(
-                self.adaptive_lr, self.policy, self.optimizer, self.schedule, copy(self.budget), self.run
-            )
+        self.adaptive_step = (
+            None
+            if self.adaptive_lr is None
+            else AdaptiveStep(self.adaptive_lr, self.policy, self.optimizer, self.schedule, copy(self.budget), self.run)
+        )
 
     def initial_logprobs(self, rollout: Rollout) -> InitialLogprobs:
         """Score a rollout's tokens under the policy, the reference and the teachers before its first update, as far as
@@ -120,7 +120,7 @@ class Updater:
         rollout, live = prepared.rollout, prepared.live
         if prepared.trace is not None and rollout.advantages is not None:
             prepared.trace.choose(rollout.advantages, {p for groups in minibatches for p in groups})
-        recomputes = prepared.correction.prox_logp_method == "recompute"
+        recomputes = prepared.importance.prox_logp_method == "recompute"
         if prepared.old_logp is None and len(minibatches) > 1 and recomputes:
             first = set(minibatches[0])
             later = [i for i in live if i // rollout.group_size not in first]
@@ -174,10 +174,10 @@ class Updater:
         Collective: call it on every rank.
         """
         if self.adaptive_step is not None and not is_skipped:
-            return self.adaptive_step.take(plan)
+            return self.adaptive_step.take(plan)  # it steps the optimizer, between two measurements
         if is_skipped:
             self.optimizer.zero_grad()
-        self.optimizer.step()
+        self.optimizer.step()  # also after a skip: Lightning counts the run's steps by it
         self.optimizer.zero_grad()  # frees the gradients' memory for the next rollout
         return {}
 

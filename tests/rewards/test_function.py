@@ -228,6 +228,9 @@ def test_a_function_of_trl_gets_what_trl_gives(foreign: Any) -> None:
     assert [info["index"] for info in rest["extra_info"]] == [7] * 4
     reward.begin_rollout(4, 20)
     assert isnan(logged_metrics([reward])["reward/size"]), "Lightning would repeat the last value"
+    reward.score(PAIRS)
+    reward.begin_rollout(5, 20)
+    assert logged_metrics([reward]) == {"reward/size": 4.0}, "judged during training, for a later rollout"
     reward.check_reference(PAIRS[0][1])
     with pytest.raises(UserError, match=r"reward 'everything': foreign.everything takes level, which is no column of"):
         reward.check_reference(replace(PAIRS[0][1], row={}))

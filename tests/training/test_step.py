@@ -35,7 +35,7 @@ def a_plan(
     """
     completions = [[[5, 6, 7], [5]], [[5, 6], [6, 7]], [[7, 8], []]]
     rollout = make_rollout([[1], [2], [3]], completions, sampling=Sampling(max_tokens=5))
-    fields: dict[str, Any] = {"correction": Importance(), "age": torch.zeros_like(rollout.token_ids)}
+    fields: dict[str, Any] = {"importance": Importance(), "age": torch.zeros_like(rollout.token_ids)}
     prepared = PreparedRollout(rollout, torch.tensor([[1.0], [-1.0]] * 3), live, **fields | options)
     return plan_step(
         prepared, groups, GRPO(loss=loss or {}), device=torch.device("cpu"), tokens_per_microbatch=budget,
@@ -69,7 +69,7 @@ def test_a_token_weighs_its_share_of_the_step(
 ) -> None:
     plan = a_plan([0, 2], loss={"aggregation": aggregation, "count_empty_rows": counts_empty})
     of_rows = torch.tensor([*weights[:2], 0.0, 0.0, weights[2], 0.0])  # group 1 is not in this step
-    torch.testing.assert_close(plan.token_weight, of_rows[:, None] * plan.mask)
+    torch.testing.assert_close(plan.plain_weight, of_rows[:, None] * plan.mask)
     assert plan.sequence_share == pytest.approx(1 / 4 if counts_empty else 1 / 3)
 
 
@@ -98,7 +98,7 @@ def _rank_plans(rank: int) -> None:
         microbatches = ([[4], [4]] if lockstep else [[4]]) if rank else [[4], [0, 1]]
         assert (plan.microbatches, plan.num_counted) == (microbatches, 1 if rank else 2)
         assert plan.sequence_share == 1 / (4 + 2)
-        torch.testing.assert_close(plan.token_weight[4], torch.tensor([1 / 8, 1 / 8, 0]))  # of 6 + 2 tokens
+        torch.testing.assert_close(plan.plain_weight[4], torch.tensor([1 / 8, 1 / 8, 0]))  # of 6 + 2 tokens
         x, _ = inputs_of(plan)
         assert (x.prompt.tolist(), x.row.tolist()) == ([2 + 3 * rank], [4 + 6 * rank]), "of all ranks' six and twelve"
         for k in range(len(plan.microbatches)):
@@ -158,7 +158,7 @@ def test_a_token_s_weight_is_its_plain_weight_times_the_correction(
     options: dict[str, Any], tokens: list[list[float]], rows: list[float], dropped: int | None
 ) -> None:
     """The policy has moved by -0.5 since the beginning of the iteration."""
-    plan = a_plan([0], correction=Importance(**options), old_logp=torch.full((6, 3), -3.0), steps_taken=1)
+    plan = a_plan([0], importance=Importance(**options), old_logp=torch.full((6, 3), -3.0), steps_taken=1)
     ratios = torch.tensor([[0.25] * 3, [0.25, 9, 9]] if "off_policy_threshold" in options else [[0.5, 3, 1], [4, 9, 9]])
     plan.rollout_logp[:2] = -3 - ratios.log()
     x, stats = inputs_of(plan, logp=-3.5)
@@ -184,7 +184,7 @@ def test_tokens_outside_the_objective_keep_their_plain_weight_and_are_not_called
     """Half of the tokens, by their entropy at the beginning of the iteration."""
     entropy = torch.tensor([[1.0, 4, 3], [2, 9, 9]] + [[9.0] * 3] * 4)
     plan = a_plan(
-        [0], loss={"top_entropy_quantile": 0.5}, correction=Importance("token_mis"), old_logp=torch.full((6, 3), -1.0),
+        [0], loss={"top_entropy_quantile": 0.5}, importance=Importance("token_mis"), old_logp=torch.full((6, 3), -1.0),
         entropy=entropy, logs_staleness=True,
     )  # fmt: skip
     plan.rollout_logp.fill_(-1.0)
