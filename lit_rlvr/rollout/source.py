@@ -109,9 +109,7 @@ class SyncSource(RolloutSource):
         """Return the rollout of one iteration: sync, sample, sample more, reference, balance."""
         self.metrics, self.extra_completions, self.sampler.seconds = {}, [], defaultdict(float)
         self.sync_weights(batch.prompts)
-        rollout, summaries = self.sample_round(
-            batch.prompts
-        )  # generate, score, assemble; then what all ranks know of it
+        rollout, summaries = self.sample_round(batch.prompts)  # generate, score, assemble; tell all ranks
         rollout, summaries = self.sample_more(rollout, summaries, batch)
         batch.successes = count_successes(summaries)
         self.add_reference_rewards(rollout)
