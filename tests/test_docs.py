@@ -268,7 +268,7 @@ def test_links_lead_somewhere() -> None:
 
 
 def test_the_home_page_leads_to_every_page() -> None:
-    """To each page for users, the tutorials included; docs/algorithms and docs/api have lists of their own."""
+    """The home page links each page for users, the tutorials included; algorithms and api have lists of their own."""
     docs = ROOT / "docs"
     linked = set(re.findall(r"\]\(([\w/]+\.md)", (docs / "index.md").read_text()))
     pages = {str(page.relative_to(docs)) for folder in (docs, docs / "tutorials") for page in folder.glob("*.md")}

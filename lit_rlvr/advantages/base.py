@@ -267,7 +267,7 @@ def centered(rewards: Tensor, known: Tensor, weights: Tensor | None = None) -> T
         weights = weights * known
         total = weights.sum(1, keepdim=True)
         mean = (weights * rewards).sum(1, keepdim=True) / torch.where(total > 0, total, 1.0)
-    return torch.where(~is_mixed(rewards, known) | ~known, 0.0, rewards - mean)
+    return torch.where(is_mixed(rewards, known) & known, rewards - mean, 0.0)
 
 
 def standardised(rewards: Tensor, known: Tensor, eps: float, unbiased: bool = False, scale: Scale = "group") -> Tensor:
@@ -284,5 +284,5 @@ def standardised(rewards: Tensor, known: Tensor, eps: float, unbiased: bool = Fa
         return centered(rewards, known)
     shape = (1, -1) if scale == "batch" else rewards.shape  # (1, P G)
     values, mask = rewards.reshape(shape), known.reshape(shape)
-    std = torch.where(~is_mixed(values, mask), 1.0, group_std(values, mask, unbiased) + eps)  # (1, 1) or (P, 1)
+    std = torch.where(is_mixed(values, mask), group_std(values, mask, unbiased) + eps, 1.0)  # (1, 1) or (P, 1)
     return centered(rewards, known) / std

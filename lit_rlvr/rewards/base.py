@@ -85,7 +85,7 @@ class Reward(ChecksArguments, ABC):
     def begin_run(self, folder: Path) -> None:
         """Take note of the run's folder, which is ready for the run's files; may be called more than once."""
 
-    def begin_rollout(self, step: int, max_steps: int) -> None:  # optional
+    def begin_rollout(self, step: int, max_steps: int) -> None:
         """Take note that a rollout of training begins.
 
         Args:

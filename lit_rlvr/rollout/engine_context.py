@@ -1,4 +1,4 @@
-"""What a run's engine is started with."""
+"""The context of a run's engine: the model, the longest sequence, the most images, the memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lit_rlvr.training.optimizer import unallocated, updates_per_iteration
 
 
 def engine_context(rollout: RolloutSettings, trainer: Trainer, module: RLVRModule) -> EngineContext:
-    """Return what the engine is started with: the model, the longest sequence, the most images, the memory."""
+    """Return the context that the engine of a run is started with."""
     data = module.data
     requirements = length_requirements(rollout, data)
     images = most_images(prompt for requirement in requirements for prompt in requirement.prompts)

@@ -154,7 +154,7 @@ class AdaptiveStep:
 
     @property
     def subtracts_rounding(self) -> bool:
-        """Whether the rounding of activations adds to the divergence of a step, from which it is then subtracted."""
+        """True if the rounding of activations adds to the measured divergence, so that it has to be subtracted."""
         return torch.is_autocast_enabled(self.policy.device.type) and not self.measures_in_float32
 
     def measured_logprobs(self, plan: StepPlan, rows: list[int]) -> Tensor:

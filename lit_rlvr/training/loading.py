@@ -49,7 +49,7 @@ class LoadedModule(EvaluatingModule):
 
     @property
     def needs_reference(self) -> bool:
-        """Whether the loss, a term or the advantage needs a reference policy."""
+        """True if the loss, a term or the advantage needs a reference policy."""
         by_terms = self.needs("ref_logp") or self.needs("ref_logp", in_loss=False)
         return by_terms or self.reference_completions is not None
 

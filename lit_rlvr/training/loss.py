@@ -108,8 +108,7 @@ class LossModule(ABC):
 
     @property
     def trains_all_rows(self) -> bool:
-        """Whether rows with advantage 0 can have a gradient, too: from a term in the loss, or from the loss itself, of
-        a subclass that says so."""
+        """True if rows with advantage 0 can have a gradient: from a term in the loss, or, in a subclass, from it."""
         return any(term.place == "loss" for term in self.terms)
 
     @property

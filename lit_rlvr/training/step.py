@@ -73,7 +73,7 @@ class PreparedRollout:
 
     @property
     def is_first_step(self) -> bool:
-        """Whether no step was taken or skipped yet, so that the weights are those of the iteration's beginning."""
+        """True if no step was taken or skipped yet, so that the weights are those of the iteration's beginning."""
         return self.steps_taken == 0
 
     def record_old_logprobs(self, rows: list[int], logp: Tensor) -> None:
