@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from lit_rlvr.common.packages import require
 from lit_rlvr.common.seeds import derive_seed, run_seed
+from lit_rlvr.distributed.sharding import own_shard
 from lit_rlvr.errors import UserError, first_line
 from lit_rlvr.options import Lora
 from lit_rlvr.policy.families import language_modules, vision_modules
+from lit_rlvr.policy.precision import dither
 
 
 def quantize_layers(model: nn.Module, names: Sequence[str], compute_dtype: torch.dtype) -> None:
@@ -329,12 +331,17 @@ def used_adapters(layer: Any, view: str | None) -> list[str]:
     return [name for name in layer.r if name == view or (view == ADAPTER and name == SUBTRACTED)]
 
 
-def merged_parameters(model: nn.Module, view: str | None = ADAPTER) -> Iterator[tuple[str, Tensor]]:
+def merged_parameters(
+    model: nn.Module, view: str | None = ADAPTER, dtype: torch.dtype | None = None
+) -> Iterator[tuple[str, Tensor]]:
     """Return a model's parameters by the names that they have without adapters, each with its adapter merged in.
 
     Args:
         model: the model.
         view: see `used_adapters`.
+        dtype: what the caller rounds them to. For bfloat16, the weights under adapters are dithered first: else an
+            adapter that adds less than half a digit to a weight would not change it, and the engine would sample from
+            older weights.
     """
     layers = adapted_modules(model)
     for name, parameter in model.named_parameters():
@@ -342,7 +349,11 @@ def merged_parameters(model: nn.Module, view: str | None = ADAPTER) -> Iterator[
             continue
         plain, weight = _plain_name(name), dense(parameter)
         layer: Any = layers.get(plain)
-        for adapter in used_adapters(layer, view) if layer is not None else []:
+        adapters = [] if layer is None else used_adapters(layer, view)
+        if adapters and dtype == torch.bfloat16:
+            weight = weight.detach().to(torch.float32, copy=True)
+            dither(plain, own_shard(weight))
+        for adapter in adapters:
             weight = weight.detach() + layer.get_delta_weight(adapter).detach()
             if adapter in layer.lora_magnitude_vector:
                 lengths = layer.lora_magnitude_vector[adapter].weight.detach() / torch.linalg.norm(weight, dim=1)

@@ -148,7 +148,7 @@ class Policy(nn.Module):
             only: names of the weights to yield; None = all.
             dtype: what to round them to, before they are gathered; None = leave them as they are.
         """
-        weights = chain(merged_parameters(self.model, self._view), _saved_buffers(self.model))
+        weights = chain(merged_parameters(self.model, self._view, dtype), _saved_buffers(self.model))
         return ((name, full_tensor(weight, dtype)) for name, weight in weights if only is None or name in only)
 
     @property

@@ -19,7 +19,7 @@ from lit_rlvr.policy.adapters import add_adapters, round_frozen
 from lit_rlvr.policy.families import family_of, freeze_vision_tower, vision_modules
 from lit_rlvr.policy.loading import differing_tokens, load_model_config, load_policy
 from lit_rlvr.policy.policy import Policy
-from lit_rlvr.policy.precision import compute_dtype, round_ties
+from lit_rlvr.policy.precision import compute_dtype, dither
 from lit_rlvr.policy.sources import adapter_folder, weights_version
 from lit_rlvr.policy.speed import compile_layers, compiling_pays, uncompile_layers, use_liger
 from lit_rlvr.policy.verify import check_spans, compile_and_verify, verify_or_fall_back
@@ -105,7 +105,9 @@ class LoadedModule(EvaluatingModule):
             if not self.sharded:  # shards are gathered in this type
                 round_frozen(policy.model, self._compute_dtype)
         elif self._compute_dtype == torch.bfloat16 and not self._starts_empty:
-            round_ties(p for p in policy.parameters() if p.requires_grad)
+            for name, parameter in policy.named_parameters():
+                if parameter.requires_grad:
+                    dither(name, parameter)
         return policy
 
     @property
