@@ -44,7 +44,8 @@ class Trainer(ChecksArguments, lightning.pytorch.Trainer):
             `Budget` with options replaces the default one.
         accelerator: the kind of device.
         precision: `32-true`; `bf16-mixed`: products and the vectors between layers in bfloat16, as vLLM has them, and
-            weights, gradients, AdamW, softmax and loss in float32; `auto`: bf16-mixed if the hardware multiplies
+            weights, gradients, AdamW, softmax and loss in float32. The weights begin at random places within their last
+            digit of bfloat16, so that rounding passes on short steps. `auto`: bf16-mixed if the hardware multiplies
             bfloat16, else 32-true. `bf16-true` is refused: weights of 16 bits lose small updates.
         logger: further loggers of Lightning; False = `metrics.csv` alone, without TensorBoard.
         enable_checkpointing: save checkpoints; without them the run cannot be resumed.
