@@ -344,10 +344,7 @@ def sample_rows(rollout: Rollout, step: int, prompts: int, run: Path) -> list[di
                     **({"turns": [turn.recorded() for turn in completion.turns]} if completion.turns else {}),
                     "finish_reason": completion.finish_reason,
                     "tokens": completion.length,
-                    "reward": round(float(rollout.rewards[p, g]), 6),
-                    "correct": bool(rollout.correct[p, g]) if rollout.judged[p, g] else None,
-                    "status": rollout.statuses[p][g],
-                    "advantage": None if rollout.advantages is None else round(float(rollout.advantages[p, g]), 6),
+                    **rollout.record(p, g, digits=6),
                     **images,
                 }
             )
@@ -360,7 +357,7 @@ def show_rows(rows: list[dict[str, Any]], step: int) -> None:
     for row in rows:
         prompt = row["prompt"] if isinstance(row["prompt"], str) else str(row["prompt"][-1]["content"])
         advantage = "" if row["advantage"] is None else f"{row['advantage']:+.2f}"
-        reward = "" if row["status"] == "unjudged" else f"{row['reward']:.2f}"
+        reward = "" if row["reward"] is None else f"{row['reward']:.2f}"
         cells.append((_short(prompt), _short(row["completion"]), reward, advantage))
     Terminal(stderr=True, width=None if os.isatty(2) else 120).print(
         table_of(("prompt", "completion", "reward", "advantage"), cells, 2, title=f"Samples of step {step}")
