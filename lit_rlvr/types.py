@@ -669,7 +669,9 @@ class Rollout:
             "reward": _rounded(self.rewards[p, g], digits) if has_reward else None,
             "correct": bool(self.correct[p, g]) if self.judged[p, g] else None,
             "status": self.statuses[p][g],
-            "advantage": _rounded(self.advantages[p, g], digits) if has_reward and self.advantages is not None else None,
+            "advantage": _rounded(self.advantages[p, g], digits)
+            if has_reward and self.advantages is not None
+            else None,
         }
 
     @property

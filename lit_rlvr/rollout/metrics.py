@@ -99,7 +99,8 @@ def rollout_metrics(
 def set_metrics(rollout: Rollout, names: Sequence[str]) -> dict[str, float]:
     """Return the metrics of each data set after training on a rollout, over all ranks.
 
-    They are NaN for a set of which the rollout has no prompt. Weighted by prompts, they add up to those of the rollout.
+    They are NaN for a set of which the rollout has no prompt. Weighted by prompts, they add up to those of the rollout
+    if every completion is judged.
 
     Collective: call it on every rank.
 
