@@ -14,7 +14,8 @@ cores, and tested the claims of three papers. What we saw holds for this model a
   ({gate_lead}, {gate_lead_interval}). With one update per rollout, as in its Algorithm 1, it is GRPO.
 - **AAPO** leads GRPO in groups of two at equal steps by {margin_lead} ({margin_lead_interval}), at a second look, by
   the mean of the last three validations, as registered; by the last one alone it cannot be told ({margin_last},
-  {margin_last_interval}, {margin_last_p}). The paper prints at least {margin_printed}. In groups of six it ends where GRPO does ({six_lead}, {six_lead_interval}).
+  {margin_last_interval}, {margin_last_p}). The paper prints at least {margin_printed}.
+  In groups of six it ends where GRPO does ({six_lead}, {six_lead_interval}).
   AAPO's reference answers cost as many samples again.
 - **Losses**: at its best learning rate no loss's lead over GRPO can be told from 0, and {best_pairs} pairs could tell
   only large ones, of {best_shown}. {best_told} ends below GRPO.

@@ -278,8 +278,8 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         ),
         Metric(
             "reward/<name>/cached",
-            "share of a judge's questions that were answered before, and cost nothing; with `rollout.staleness`, it and "
-            "`calls` depend on timing",
+            "share of a judge's questions that were answered before, and cost nothing; with `rollout.staleness`, it "
+            "and `calls` depend on timing",
             "0 to 1",
             "Near 1: the completions repeat",
         ),

@@ -118,8 +118,8 @@ class RunFolder(ChecksArguments, Callback):
     writes when it stops early.
 
     Args:
-        save_prompts: prompts per iteration whose groups are saved to completions.jsonl; of several processes, prompts of
-            the first.
+        save_prompts: prompts per iteration whose groups are saved to completions.jsonl; of several processes, prompts
+            of the first.
         show_every: iterations between tables of sample completions in the terminal; 0 = never.
         trace_every: iterations between rollouts whose tokens are saved for `lit-rlvr explain`, for `save_prompts`
             prompts each; the last rollout and the newest with a gradient are saved too; 0 = never.

@@ -20,8 +20,8 @@ from lit_rlvr.speech.prompts import prompt_text
 
 ROW: Fields = {
     "step": int, "id": str, "sample": int, "prompt": (str, list), "answer": str, "completion": str,
-    "finish_reason": str, "tokens": int, "reward": (int, float, type(None)), "correct": (bool, type(None)), "status": str,
-    "advantage": (int, float, type(None)),
+    "finish_reason": str, "tokens": int, "reward": (int, float, type(None)), "correct": (bool, type(None)),
+    "status": str, "advantage": (int, float, type(None)),
 }  # fmt: skip
 """A line of completions.jsonl."""
 MOST_BARS = 40
