@@ -138,8 +138,8 @@ def thought_counts(rollout: Rollout, tokenizer: Any) -> dict[str, Tensor]:
     for prompt, group in zip(rollout.prompts, rollout.completions, strict=True):
         for completion in group:
             thoughts = count_thought_tokens(texts, completion.token_ids, completion.from_model, prompt.prefill)
-            tokens += thoughts.count
-            thinking += thoughts.count > 0
+            tokens += thoughts.tokens
+            thinking += thoughts.tokens > 0
             closed += thoughts.are_closed
             unclosed += ends_in_thoughts(prompt.prefill + completion.text)
     counts = {

@@ -18,11 +18,11 @@ class ThoughtTokens(NamedTuple):
     """The thoughts of a completion.
 
     Args:
-        count: how many of its sampled tokens lie between the marks of thoughts.
+        tokens: how many of its sampled tokens lie between the marks of thoughts.
         are_closed: True if the engine wrote the mark that ends them (`max_thought_tokens`).
     """
 
-    count: int
+    tokens: int
     are_closed: bool
 
 
