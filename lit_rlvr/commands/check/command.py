@@ -1,5 +1,6 @@
 """`lit-rlvr check CLASS`: measure an algorithm, an advantage or a term, a line per property; exit with 1 if one fails.
-With --data, count the errors of a reward on rewritten answers of a set; with --text, show how a reward judges one text."""
+With --data, count the errors of a reward on rewritten answers of a set; with --text, show how a reward judges one
+text."""
 
 from __future__ import annotations
 
