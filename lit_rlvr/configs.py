@@ -379,7 +379,8 @@ def changed_classes(args: Sequence[str], config: Any) -> Iterator[str]:
             options = {*_dotted(init_args.as_dict() if init_args else {})}
             dropped = [key for key in given if key not in options]
             new = chosen.class_path.rpartition(".")[2] if chosen is not None else "none"
-            old = str(section.get("class_path")).rpartition(".")[2] if isinstance(section, dict) else new
+            named = section.get("class_path") if isinstance(section, dict) else None
+            old = new if named is None else str(named).rpartition(".")[2]  # a config may change options alone
             if dropped or (old != new and given):
                 kept = ", ".join(key for key in given if key in options) or "nothing"
                 lost = ", ".join(dropped) or "nothing"

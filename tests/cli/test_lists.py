@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from lit_rlvr.cli.lightning_cli import ConfigCheck
-from lit_rlvr.configs import find_configs
+from lit_rlvr.configs import changed_classes, find_configs
 from lit_rlvr.training.terms import Term
 
 
@@ -52,9 +52,14 @@ def check() -> ConfigCheck:
     return ConfigCheck()
 
 
+def whole(check: ConfigCheck, arguments: list[str]) -> Any:
+    """Return the settings that a command line gives."""
+    return check.parser.parse_line(["fit", *find_configs(arguments)]).fit
+
+
 def parsed(check: ConfigCheck, arguments: list[str], key: str) -> Any:
     """Return an option of the settings that a command line gives."""
-    return check.parser.parse_line(["fit", *find_configs(arguments)]).fit[key]
+    return whole(check, arguments)[key]
 
 
 def nested(key: str, value: str) -> dict[str, Any]:
@@ -118,6 +123,17 @@ def test_a_part_of_a_list_changes_it_and_a_plus_extends_it(check: ConfigCheck, t
     assert [(item.init_args.weight, item.init_args.truncated_is_wrong) for item in changed] == [(0.25, False)]
     extended = parsed(check, [*first, "--rollout.rewards+", "{class_path: MathAnswer}"], "rollout.rewards")
     assert [item.init_args.weight for item in extended] == [0.5, 1.0]
+
+
+def test_a_config_without_a_class_replaces_none(check: ConfigCheck, tmp_path: Path) -> None:
+    (tmp_path / "first.yaml").write_text(FIRST)
+    (tmp_path / "second.yaml").write_text("model: {init_args: {lr: 0.1}}")
+    arguments = ["--config", str(tmp_path / "first.yaml"), "--config", str(tmp_path / "second.yaml")]
+    assert list(changed_classes(arguments, whole(check, arguments))) == []
+    arguments += ["--model", "DAPO"]
+    lines = list(changed_classes(arguments, whole(check, arguments)))
+    assert lines[0].startswith("model: DAPO instead of GRPO of first.yaml: ")
+    assert not any("None" in line for line in lines)
 
 
 def test_a_mapping_of_a_class_is_still_merged(check: ConfigCheck, tmp_path: Path) -> None:
