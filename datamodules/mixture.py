@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -134,8 +135,9 @@ class Mixture(PromptDataModule):
         samples = with_distinct_ids([prompt.sample for prompt in prompts])
         check_ids(samples)
         if split == "train" and self.temperature is not None:
-            sizes = [sample.dataset for sample in samples]
-            self.weights = {name: sizes.count(name) ** (1 / self.temperature) for name in dict.fromkeys(sizes)}
+            sizes = Counter(sample.dataset for sample in samples)
+            largest = max(sizes.values(), default=1)  # relative to it no weight is too large for a float
+            self.weights = {name: (size / largest) ** (1 / self.temperature) for name, size in sizes.items()}
         return [replace(prompt, sample=sample) for prompt, sample in zip(prompts, samples, strict=True)]
 
     def test_dataloader(self) -> list[EvalLoader]:

@@ -12,6 +12,7 @@ from typing import Any, Union, get_args, get_origin
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, _typehints
+from jsonargparse._common import get_parsing_setting
 from jsonargparse._loaders_dumpers import get_yaml_default_loader
 from jsonargparse._parameter_resolvers import get_signature_parameters
 
@@ -229,8 +230,22 @@ def _int_before_float(typehint: Any) -> Any:
     return union
 
 
+def _adapt_whole_lists(val: Any, typehint: Any, *args: Any, **options: Any) -> Any:
+    """Adapt a value to a type; let a list that is given replace the list before it whole.
+
+    jsonargparse gives every item of a list the `init_args` of the item that stood in its place before, or of the class
+    that stood in the place of the list. Options that change or extend the list before it (`--rewards.weight`,
+    `--rewards+`) keep it.
+    """
+    if isinstance(val, list) and not options.get("append"):
+        options["prev_val"] = get_parsing_setting("unset_sentinel")
+    return _adapt(val, typehint, *args, **options)
+
+
 _sort_union = _typehints.sort_unions_in_typehint
 _typehints.sort_unions_in_typehint = _int_before_float
+_adapt = _typehints.adapt_typehints
+_typehints.adapt_typehints = _adapt_whole_lists
 for _loader in (_UniqueKeyLoader, get_yaml_default_loader()):  # ours, and the one that reads every option's value
     _use_yaml12_numbers(_loader)
 
@@ -364,7 +379,8 @@ def changed_classes(args: Sequence[str], config: Any) -> Iterator[str]:
             options = {*_dotted(init_args.as_dict() if init_args else {})}
             dropped = [key for key in given if key not in options]
             new = chosen.class_path.rpartition(".")[2] if chosen is not None else "none"
-            old = str(section.get("class_path")).rpartition(".")[2] if isinstance(section, dict) else new
+            named = section.get("class_path") if isinstance(section, dict) else None
+            old = new if named is None else str(named).rpartition(".")[2]  # a config may change options alone
             if dropped or (old != new and given):
                 kept = ", ".join(key for key in given if key in options) or "nothing"
                 lost = ", ".join(dropped) or "nothing"

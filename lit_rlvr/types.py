@@ -531,6 +531,10 @@ class GroupSelection:
         return math.ceil(self.min_mixed_fraction * num_prompts)
 
 
+def _rounded(value: Tensor, digits: int | None) -> float:
+    return float(value) if digits is None else round(float(value), digits)
+
+
 @dataclass
 class Rollout:
     """P prompts with G scored completions each, on this rank.
@@ -651,6 +655,24 @@ class Rollout:
         """(P, G) bool: True for completions with a reward, False if a check failed or no reward judges it."""
         values = [[status not in ("error", "unjudged") for status in group] for group in self.statuses]
         return self._table(values).bool()
+
+    def record(self, p: int, g: int, digits: int | None = None) -> dict[str, Any]:
+        """Return what files say of a completion's judgement; what was put in for a missing reward is null.
+
+        Args:
+            p: the index of the prompt.
+            g: the index of the completion in its group.
+            digits: decimals of the numbers; None = all.
+        """
+        has_reward = bool(self.rewarded[p, g])
+        return {
+            "reward": _rounded(self.rewards[p, g], digits) if has_reward else None,
+            "correct": bool(self.correct[p, g]) if self.judged[p, g] else None,
+            "status": self.statuses[p][g],
+            "advantage": _rounded(self.advantages[p, g], digits)
+            if has_reward and self.advantages is not None
+            else None,
+        }
 
     @property
     def lengths(self) -> Tensor:

@@ -398,6 +398,7 @@ def margin_claims(start: str) -> tuple[Claim, ...]:
 
 MARGIN = (
     *margin_claims(""),
+    Claim("At the last step alone: AAPO is better than GRPO", "-", PASS_1, "aapo", "grpo", None, afterwards=True),
     *(
         Claim(says, "-", LAST_THREE, more, less, None, afterwards=True)
         for says, more, less in (

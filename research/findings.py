@@ -557,7 +557,7 @@ def verdicts_table(found: Mapping[str, Mapping[str, Any]]) -> str:
             if f.claim.by_construction or now.startswith(("cannot be tested", "not the paper's")):
                 continue
             later = "" if now == f.verdict else f"; {reason if f.claim.now else SMALLER_THAN_PRINTED.partition(',')[0]}"
-            measured = f.claim.measure.name.partition(", mean of")[0]
+            measured = re.sub("the validations at steps .*", "three validations", f.claim.measure.name)
             paper = STUDIES[name].title.split()[0].removesuffix("'s")
             rows.append(
                 f"| {f.claim.says} | {f.verdict}{later} | {signed_interval(f.differences)} | {measured} | "

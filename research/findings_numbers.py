@@ -284,6 +284,7 @@ def margin_numbers(found: Found, start: str = "") -> dict[str, str]:
         "lead": "AAPO is better than GRPO at equal steps",
         "margin": "AAPO is better than AAPO without the margin",
         "own": "AAPO is better than with reference rewards of other prompts",
+        "last": "At the last step alone: AAPO is better than GRPO",
         "constant": "A margin that is the same for all prompts is better than none",
         "sample": "AAPO with the sample's deviation is better than with the population's",
         "aggregation": "GRPO's mean over completions is better than one over a group's tokens",
@@ -292,6 +293,7 @@ def margin_numbers(found: Found, start: str = "") -> dict[str, str]:
     primary = [there[key] for key in ("lead", "margin", "own")]
     return {
         **differences(there),
+        **({"last_p": p_value(there["last"].p)} if "last" in there else {}),
         "pairs": str(primary[0].n),
         "p": f"{max(f.adjusted for f in primary[:2]):.3f}",
         "verdicts": "; ".join(f.verdict for f in primary),
@@ -367,6 +369,7 @@ def regime_numbers(tasks: Mapping[str, Any], found: Found, families: Mapping[str
     primary = [there[key] for key in ("agrae_1", "agrae_32", "half_1")]
     return {
         **differences(there),
+        **({"last_p": p_value(there["last"].p)} if "last" in there else {}),
         "pairs": str(primary[0].n),
         "printed_32": f"{primary[1].claim.printed:+.3f}",
         "below": p_value(max(primary[0].below, primary[2].below)),

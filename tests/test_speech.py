@@ -179,3 +179,20 @@ def test_marks_in_arguments_stay_as_they_are() -> None:
 def test_a_name_and_an_object_alone_are_a_call_of_glm_4() -> None:
     assert find_calls('f\n{"x": 1}<|observation|>') == [Call("f", named={"x": 1})]
     assert find_calls('The object of f\n{"x": 1}') == []
+
+
+@pytest.mark.parametrize(
+    ("written", "named", "problem"),
+    [
+        ('{"name": "f", "input": {"a": 1}}', {"a": 1}, ""),
+        ('{"name": "f", "Arguments": {"a": 1}, "id": "7"}', {"a": 1}, ""),
+        ('{"tool_name": "f", "kwargs": {}}', {}, ""),
+        ('{"name": "f"}', {}, ""),
+        ('{"name": "f", "a": 1}', {}, 'under "arguments"; there is a'),
+        ('{"name": "f", "a": {"b": 1}, "c": 2}', {}, 'under "arguments"; there is a, c'),
+    ],
+)
+def test_arguments_under_another_key_are_read_or_named(written: str, named: dict[str, Any], problem: str) -> None:
+    (call,) = find_calls(f"<tool_call>{written}</tool_call>")
+    assert (call.name, call.named) == ("f", named)
+    assert problem in call.problem and bool(call.problem) == bool(problem)

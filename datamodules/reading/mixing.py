@@ -6,6 +6,7 @@ import os
 import random
 import re
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,10 @@ def named_files(train: Any) -> tuple[dict[str, str], dict[str, float]]:
     """Return the files and weights that a list of files, or {file: weight}, names, both by the names of the sets.
 
     A list has no weights; other values have no files either. A set is called like its file, without folder and ending:
-    `math` of `data/math.jsonl.gz`.
+    `math` of `data/math.jsonl.gz`; files that are called alike have longer names (`distinct_names`).
 
     Raises:
-        UserError: two files have the same name.
+        UserError: a file stands twice.
     """
     weights = train if isinstance(train, Mapping) else {}
     is_text = isinstance(train, Sequence | Mapping) and not isinstance(train, str)
@@ -30,11 +31,35 @@ def named_files(train: Any) -> tuple[dict[str, str], dict[str, float]]:
     if not (is_text and train and has_weights and all(isinstance(file, str | os.PathLike) for file in train)):
         return {}, {}
     files = [os.fspath(file) for file in train]
-    names = [re.sub(r"[@:].*$|(\.\w+)+$", "", Path(file).name) for file in files]
+    refuse_twice(files, "data.train", "files are", "leave one out, or give it a weight")
+    names = distinct_names(files)
     refuse_twice(
         names, "data.train", "files are", "rename one, or give data modules with a `name` each (data: Mixture)"
     )
     return dict(zip(names, files, strict=True)), dict(zip(names, weights.values(), strict=False))
+
+
+def distinct_names(files: Sequence[str]) -> list[str]:
+    """Return a name for each file; of files that are called alike, the shortest form that tells all of them apart.
+
+    The forms are the name without endings (`level`), without the last ending (`level.1`), with the folder
+    (`gsm8k-train`), and the whole name (`a.jsonl`), with the folder.
+    """
+    plain = [re.sub(r"[@:].*$|(\.\w+)+$", "", Path(file).name) for file in files]
+    whole = [re.sub("[@:]", "-", Path(file).name) for file in files]
+    forms = [
+        plain,
+        [re.sub(r"[@:].*$|\.\w+$", "", Path(file).name) for file in files],
+        [f"{Path(file).parent.name}-{name}" for file, name in zip(files, plain, strict=True)],
+        whole,
+        [f"{Path(file).parent.name}-{name}" for file, name in zip(files, whole, strict=True)],
+    ]
+    names = []
+    for i, name in enumerate(plain):
+        alike = [k for k, other in enumerate(plain) if other == name]
+        chosen = next((form for form in forms if len({form[k] for k in alike}) == len(alike)), plain)
+        names.append(chosen[i])
+    return names
 
 
 def refuse_twice(names: Sequence[str], option: str, what: str, remedy: str) -> None:
@@ -67,6 +92,8 @@ def check_weights(weights: Mapping[str, float], known: Sequence[str], option: st
     )
     if missing := [name for name in known if name not in weights]:
         raise UserError(f"{option}: {', '.join(missing)} has no weight; give one, 0 if it is not to be drawn")
+    if not isfinite(sum(weights.values())):
+        raise UserError(f"{option}: the weights add up to more than a float can hold; give smaller ones")
     if not sum(weights.values()):
         raise UserError(f"{option}: all weights are 0, so there is no set to draw from; raise one")
 

@@ -280,6 +280,10 @@ def _nearest(key: str, known: Iterable[str]) -> str:
     names = [other for other in known if other != key]
     if replacement := option_instead(key, names):
         return f"; did you mean {replacement!r}?"
+    same = [other for other in names if other.rpartition(".")[2] == name.lstrip("-")]
+    if same and not dot:
+        of_the_model = [other for other in same if "model.init_args." in other]
+        return f"; did you mean {min(of_the_model or same)!r}?"
     siblings = [other.rpartition(".")[2] for other in names if other.rpartition(".")[0] == group] if dot else []
     near = nearest(name, siblings) if siblings else nearest(key, names)
     return f"; did you mean {(f'{group}.' if siblings else '') + near!r}?" if near else ""

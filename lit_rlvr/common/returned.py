@@ -57,6 +57,31 @@ def require_loss(objective: Callable[..., Any], value: Any, x: LossInputs) -> tu
     return value
 
 
+def require_cost(option: str, function: Callable[..., Any], cost: Any, mask: Tensor, must_be_finite: bool) -> None:
+    """Refuse a cost that is not a real number for each token.
+
+    Args:
+        option: the option that the function comes from, for the message.
+        function: what returned the cost.
+        cost: what it returned.
+        mask: (B, T) bool, the tokens that count.
+        must_be_finite: refuse costs of these tokens that are not finite.
+
+    Raises:
+        UserError: the cost is no tensor of floating-point numbers of the mask's shape, or not finite.
+    """
+    problem = ""
+    if not isinstance(cost, Tensor) or cost.shape != mask.shape or not cost.is_floating_point():
+        problem = _described(cost)
+    elif must_be_finite and not bool(cost[mask].isfinite().all()):
+        problem = _described(cost[mask])
+    if problem:
+        raise UserError(
+            f"{option}: {defined_at(function)} must return a cost for each token, real numbers in a tensor of shape "
+            f"{tuple(mask.shape)}; it gave {problem}"
+        )
+
+
 def require_choice(select: Callable[..., Any], chosen: Any, everything: Tensor) -> None:
     """Refuse a choice of tokens that is not of the form of `everything` (N,), a bool for each token.
 

@@ -185,7 +185,8 @@ class Records:
 def group_rows(part: str, prompt: Prompt, completions: list[Completion], scores: Scores, p: int) -> list[RecordRow]:
     """Return a judged group of one prompt as rows.
 
-    `correct` is null if the check failed or no reward judges the answer.
+    `correct` is null if the check failed or no reward judges the answer, `reward` if the check failed or no reward
+    judges the completion.
 
     Args:
         part: the suite or part of it that the prompt belongs to.
@@ -208,7 +209,7 @@ def group_rows(part: str, prompt: Prompt, completions: list[Completion], scores:
             "status": scores.statuses[p][g],
             "finish_reason": completion.finish_reason,
             "tokens": completion.length,
-            "reward": round(float(scores.rewards[p, g]), 6),
+            "reward": round(float(scores.rewards[p, g]), 6) if bool(scores.rewarded[p, g]) else None,
         }
         for g, completion in enumerate(completions)
     ]

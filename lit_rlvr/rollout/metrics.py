@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from lit_rlvr.distributed.collectives import all_sum
-from lit_rlvr.speech.thoughts import ends_in_thoughts, thoughts_in
+from lit_rlvr.speech.thought_tokens import TokenTexts, count_thought_tokens
+from lit_rlvr.speech.thoughts import ends_in_thoughts
 from lit_rlvr.types import STATUSES, Completion, Rollout
 
 
@@ -28,8 +29,9 @@ def rollout_metrics(
     `rollout/accuracy_error` is the standard error of the accuracy, by the spread of the prompts' accuracies, because
     the completions of a prompt are correlated.
 
-    `rollout/thought_tokens`, the tokens of thoughts as the tokenizer writes their texts, `rollout/answer_tokens`, the
-    others, and the share `rollout/unclosed_thoughts` are means over all completions, where any of them has thoughts.
+    `rollout/thought_tokens`, the sampled tokens of thoughts, `rollout/answer_tokens`, the others, and the shares
+    `rollout/unclosed_thoughts` and `rollout/closed_thoughts` are means over all completions, where any of them has
+    thoughts.
 
     Collective: call it on every rank.
 
@@ -82,7 +84,8 @@ def rollout_metrics(
     if total.pop("thinking"):
         total["rollout/answer_tokens"] = tokens - total["rollout/thought_tokens"]
     else:
-        del total["rollout/thought_tokens"], total["rollout/unclosed_thoughts"]
+        for name in ("thought_tokens", "unclosed_thoughts", "closed_thoughts"):
+            del total[f"rollout/{name}"]
     prompts, shares_sum, squares = counts["rollout/judged_prompts"], total.pop("shares"), total.pop("squares")
     if prompts > 1:
         deviations = max(squares - shares_sum**2 / prompts, 0.0)
@@ -96,7 +99,8 @@ def rollout_metrics(
 def set_metrics(rollout: Rollout, names: Sequence[str]) -> dict[str, float]:
     """Return the metrics of each data set after training on a rollout, over all ranks.
 
-    They are NaN for a set of which the rollout has no prompt. Weighted by prompts, they add up to those of the rollout.
+    They are NaN for a set of which the rollout has no prompt. Weighted by prompts, they add up to those of the rollout
+    if every completion is judged.
 
     Collective: call it on every rank.
 
@@ -125,19 +129,23 @@ def set_metrics(rollout: Rollout, names: Sequence[str]) -> dict[str, float]:
 
 
 def thought_counts(rollout: Rollout, tokenizer: Any) -> dict[str, Tensor]:
-    """Return the tokens of all thoughts, and the numbers of completions that have some and whose thoughts never end."""
-    thoughts: list[str] = []
-    thinking = unclosed = 0
+    """Return the tokens of all thoughts, and numbers of completions.
+
+    The numbers are of completions that have thoughts, whose thoughts never end, and whose thoughts the engine closed.
+    """
+    texts = TokenTexts(tokenizer)
+    tokens = thinking = unclosed = closed = 0
     for prompt, group in zip(rollout.prompts, rollout.completions, strict=True):
-        begun = thoughts_in(prompt.prefill)
         for completion in group:
-            texts = [
-                thoughts_in(prompt.prefill + turn.text).removeprefix(begun).strip()
-                for turn in completion.turns or (completion,)
-            ]
-            thoughts += filter(None, texts)
-            thinking += any(texts)
+            thoughts = count_thought_tokens(texts, completion.token_ids, completion.from_model, prompt.prefill)
+            tokens += thoughts.tokens
+            thinking += thoughts.tokens > 0
+            closed += thoughts.are_closed
             unclosed += ends_in_thoughts(prompt.prefill + completion.text)
-    tokens = sum(map(len, tokenizer(thoughts, add_special_tokens=False).input_ids)) if thoughts else 0
-    counts = {"rollout/thought_tokens": tokens, "rollout/unclosed_thoughts": unclosed, "thinking": thinking}
+    counts = {
+        "rollout/thought_tokens": tokens,
+        "rollout/unclosed_thoughts": unclosed,
+        "rollout/closed_thoughts": closed,
+        "thinking": thinking,
+    }
     return {name: torch.tensor(float(count)) for name, count in counts.items()}

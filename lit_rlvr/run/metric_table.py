@@ -109,7 +109,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         ),
         Metric(
             "rollout/thought_tokens",
-            "mean tokens of a completion's thoughts, as the tokenizer writes them; only where some have thoughts",
+            "mean sampled tokens of a completion's thoughts, without the marks; only where some have thoughts",
             "0 to `max_tokens`",
             "Falls to 0: an earlier format is forgotten. Grows without accuracy: `sampling.max_thought_tokens`",
             "-",
@@ -128,6 +128,14 @@ METRICS: dict[str, tuple[Metric, ...]] = {
             "share of completions whose thoughts never end, which have no answer",
             "0 to 1",
             "High: raise `rollout.sampling.max_tokens`, or set `max_thought_tokens`",
+            "-",
+            "-",
+        ),
+        Metric(
+            "rollout/closed_thoughts",
+            "share of completions whose thoughts `max_thought_tokens` ended: the model did not",
+            "0 to 1",
+            "High while `unclosed_thoughts` is low: the model has not learnt to end its thoughts",
             "-",
             "-",
         ),
@@ -270,7 +278,8 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         ),
         Metric(
             "reward/<name>/cached",
-            "share of a judge's questions that were answered before, and cost nothing",
+            "share of a judge's questions that were answered before, and cost nothing; with `rollout.staleness`, it "
+            "and `calls` depend on timing",
             "0 to 1",
             "Near 1: the completions repeat",
         ),

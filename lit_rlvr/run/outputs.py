@@ -118,7 +118,8 @@ class RunFolder(ChecksArguments, Callback):
     writes when it stops early.
 
     Args:
-        save_prompts: prompts per iteration whose groups are saved to completions.jsonl.
+        save_prompts: prompts per iteration whose groups are saved to completions.jsonl; of several processes, prompts
+            of the first.
         show_every: iterations between tables of sample completions in the terminal; 0 = never.
         trace_every: iterations between rollouts whose tokens are saved for `lit-rlvr explain`, for `save_prompts`
             prompts each; the last rollout and the newest with a gradient are saved too; 0 = never.
@@ -344,10 +345,7 @@ def sample_rows(rollout: Rollout, step: int, prompts: int, run: Path) -> list[di
                     **({"turns": [turn.recorded() for turn in completion.turns]} if completion.turns else {}),
                     "finish_reason": completion.finish_reason,
                     "tokens": completion.length,
-                    "reward": round(float(rollout.rewards[p, g]), 6),
-                    "correct": bool(rollout.correct[p, g]) if rollout.judged[p, g] else None,
-                    "status": rollout.statuses[p][g],
-                    "advantage": None if rollout.advantages is None else round(float(rollout.advantages[p, g]), 6),
+                    **rollout.record(p, g, digits=6),
                     **images,
                 }
             )
@@ -360,7 +358,7 @@ def show_rows(rows: list[dict[str, Any]], step: int) -> None:
     for row in rows:
         prompt = row["prompt"] if isinstance(row["prompt"], str) else str(row["prompt"][-1]["content"])
         advantage = "" if row["advantage"] is None else f"{row['advantage']:+.2f}"
-        reward = "" if row["status"] == "unjudged" else f"{row['reward']:.2f}"
+        reward = "" if row["reward"] is None else f"{row['reward']:.2f}"
         cells.append((_short(prompt), _short(row["completion"]), reward, advantage))
     Terminal(stderr=True, width=None if os.isatty(2) else 120).print(
         table_of(("prompt", "completion", "reward", "advantage"), cells, 2, title=f"Samples of step {step}")

@@ -121,7 +121,8 @@ class RunProgress(ProgressBar):
             text = "".join(f"{name} {value:.3f}  " for name, value in metrics.items() if not isnan(value)) + (
                 f"truncated {values.get('rollout/truncated', 0):.0%}  no signal {values.get('train/no_signal', 0):.0%}"
             )
-        text += "".join(f"  {form.format(values[name])}" for name, form in PROGRESS_TEXTS.items() if name in values)
+        known = {name: value for name, value in values.items() if not isnan(value)}
+        text += "".join(f"  {form.format(known[name])}" for name, form in PROGRESS_TEXTS.items() if name in known)
         matches = [(re.fullmatch("train/([^/]+)/accuracy", name), value) for name, value in values.items()]
         if accuracies := [f"{match[1]} {value:.3f}" for match, value in matches if match and not isnan(value)]:
             text += f"  ({', '.join(accuracies)})"

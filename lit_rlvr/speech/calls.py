@@ -206,7 +206,29 @@ def _as_calls(value: Any) -> list[Call]:
     name = value.get("name", value.get("tool_name")) if isinstance(value, dict) else None
     if not isinstance(name, str):
         return [Call(problem='the call must be a JSON object such as {"name": "...", "arguments": {...}}')]
-    return [_with_arguments(name, value.get("arguments", value.get("parameters", value.get("args", {}))))]
+    for key in ("arguments", "parameters", "args"):
+        if key in value:
+            return [_with_arguments(name, value[key])]
+    return [_with_other_keys(name, {key: value[key] for key in value if key not in _ABOUT_A_CALL})]
+
+
+_ABOUT_A_CALL = {"name", "tool_name", "id", "call_id", "type", "index", "description"}
+"""Keys of a call that are not its arguments."""
+
+
+def _with_other_keys(name: str, others: dict[str, Any]) -> Call:
+    """Read a call whose arguments stand under no usual key: the only other key has them, if it has an object.
+
+    Args:
+        name: the tool.
+        others: what else the call's object has.
+    """
+    if not others:
+        return Call(name, named={})
+    values = list(others.values())
+    if len(values) == 1 and isinstance(values[0], dict):
+        return Call(name, named=values[0])
+    return Call(name, problem=f'the arguments must be a JSON object under "arguments"; there is {", ".join(others)}')
 
 
 def _as_mapped_calls(value: Any) -> list[Call]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -19,6 +19,8 @@ _GEMMA = "<|channel>thought", "<channel|>"
 _GPT_OSS = "<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"
 """Marks of several tokens. gpt-oss's thoughts end where any channel does."""
 _CLOSING = dict([*_PAIRS.items(), _GEMMA, _GPT_OSS])
+CLOSING_MARKS = frozenset(_CLOSING.values())
+"""Marks that end thoughts, as an engine writes them."""
 
 
 def _any_of(marks: Iterable[str]) -> str:
@@ -82,17 +84,41 @@ def split_thoughts(text: str) -> Parts:
     """
     thoughts: list[str] = []
     answer: list[str] = []
+    unfinished = closing = ""
+    for kind, start, end in _pieces(text):
+        if kind == "thoughts":
+            thoughts.append(text[start:end])
+        elif kind == "answer":
+            answer.append(text[start:end])
+        else:
+            unfinished, closing = text[start:end], _CLOSING[kind]
+    answer_text = "\n".join(piece for piece in answer if piece.strip())
+    return Parts("".join(thoughts), unfinished, answer_text, closing)
+
+
+def _pieces(text: str) -> Iterator[tuple[str, int, int]]:
+    """Yield (kind, start, end) of each piece of a text between marks of thoughts.
+
+    The kind is "thoughts", "answer" or, of thoughts that never end, the mark that opens them.
+    """
     opening, place = "", 0
     for number, mark in enumerate(MARK.finditer(text)):
         if opening and mark["opening"]:
             continue
-        ended = thoughts if mark["closing"] and (opening or number == 0) else answer
-        ended.append(text[place : mark.start()])
+        ended = "thoughts" if mark["closing"] and (opening or number == 0) else "answer"
+        yield ended, place, mark.start()
         opening, place = mark["opening"] or "", mark.end()
-    if not opening:
-        answer.append(text[place:])
-    answer_text = "\n".join(piece for piece in answer if piece.strip())
-    return Parts("".join(thoughts), text[place:] if opening else "", answer_text, _CLOSING.get(opening, ""))
+    yield opening or "answer", place, len(text)
+
+
+def thought_spans(text: str) -> list[tuple[int, int]]:
+    """Return (start, end) of the thoughts in a text, without blanks around them; none of thoughts that are blank."""
+    spans = []
+    for kind, start, end in _pieces(text):
+        piece = text[start:end]
+        if kind != "answer" and piece.strip():
+            spans.append((start + len(piece) - len(piece.lstrip()), start + len(piece.rstrip())))
+    return spans
 
 
 def without_thoughts(text: str, open_thoughts: bool = False) -> str:

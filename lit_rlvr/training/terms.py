@@ -5,16 +5,20 @@ Ours are built from `model.kl`, `model.loss` and `model.teacher`; `model.terms` 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Real
+from threading import Timer
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from lit_rlvr.common.init_arguments import init_arguments
-from lit_rlvr.common.returned import inputs_stay
-from lit_rlvr.errors import ChecksArguments, UserError, defined_at
+from lit_rlvr.common.returned import inputs_stay, require_cost
+from lit_rlvr.errors import ChecksArguments, UserError, check_calls_super, check_takes, defined_at, log
 from lit_rlvr.objectives import KLEstimator, LossInputs, kl_estimate, ratio
 from lit_rlvr.policy.policy import Policy
 
@@ -26,6 +30,8 @@ NEEDS: dict[Place, tuple[Need, ...]] = {
     "advantages": ("ref_logp", "entropy", "teacher_logp"),
 }
 """Place -> the fields that a term may need there."""
+SLOW_COST_SECONDS = 10.0
+"""Seconds after which a line says that a term is still being computed."""
 
 
 @dataclass
@@ -108,11 +114,41 @@ class Term(ChecksArguments):
         """Restore what `state_dict` returned; it is not called for {}."""
 
 
+def check_term(term: Term) -> None:
+    """Refuse a term of the user's that cannot be computed.
+
+    Raises:
+        UserError: it has no `cost` of one argument, its `__init__` does not call ours, or its coefficient is no finite
+            number.
+    """
+    name = type(term).__name__
+    check_calls_super(term, "model.terms")
+    if type(term).cost is Term.cost:
+        raise UserError(f"model.terms: {name} has no cost; give it a method cost(self, x) that returns a tensor (B, T)")
+    check_takes(term.cost, "x")
+    if not isinstance(term.coef, Real) or not math.isfinite(term.coef):
+        raise UserError(f"model.terms: coef of {name} is {term.coef!r}; give a finite number")
+
+
+@contextmanager
+def said_if_slow(term: Term) -> Iterator[None]:
+    """Print a line if computing a term takes long."""
+    said = f"{term.option}: {defined_at(term.cost)} is still computing after {SLOW_COST_SECONDS:.0f} s"
+    timer = Timer(SLOW_COST_SECONDS, log.warning, ("%s", said))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 def term_costs(terms: list[Term], place: Place, x: LossInputs | InitialLogprobs) -> Iterator[tuple[Term, Tensor]]:
     """Yield the terms that count in a place, in their order, each with its cost (B, T) of each token, 0 where masked.
 
     Raises:
-        UserError: the input lacks what a term needs, or a cost has another shape.
+        UserError: the input lacks what a term needs, a cost has another shape or type, or one in the rewards or
+            advantages is not finite.
     """
     for term in terms:
         if term.place != place:
@@ -120,13 +156,9 @@ def term_costs(terms: list[Term], place: Place, x: LossInputs | InitialLogprobs)
         for need in term.needs:
             if getattr(x, need, None) is None:
                 raise UserError(f"{term.option}: it needs `{need}`, which is missing; give it, or leave the option out")
-        with inputs_stay(term.cost, x, "x", term.option):
+        with inputs_stay(term.cost, x, "x", term.option), said_if_slow(term):
             cost = term.cost(x)
-        if not isinstance(cost, Tensor) or cost.shape != x.mask.shape:
-            raise UserError(
-                f"model.terms: {defined_at(term.cost)} must return a cost for each token, a tensor of shape "
-                f"{tuple(x.mask.shape)}"
-            )
+        require_cost(term.option, term.cost, cost, x.mask, must_be_finite=place != "loss")
         has_gradient = cost.requires_grad or "entropy" in term.needs
         if isinstance(x, LossInputs) and x.logp.requires_grad and not has_gradient:
             raise UserError(

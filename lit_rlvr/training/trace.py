@@ -74,23 +74,19 @@ class Trace:
 
     def _completion(self, rollout: Rollout, p: int, g: int, tokenizer: Any) -> dict[str, Any]:
         completion = rollout.completions[p][g]
-        advantages = rollout.advantages
         numbers = self.tokens.get(p * rollout.group_size + g, {})
         return {
             "text": completion.text,
             **({"sampled": list(completion.sampled)} if completion.sampled else {}),
             "tokens": [tokenizer.decode([token]) for token in completion.token_ids],
             "finish_reason": completion.finish_reason,
-            "reward": float(rollout.rewards[p, g]),
             "parts": {name: None if part[p, g].isnan() else float(part[p, g]) for name, part in rollout.parts.items()},
-            "correct": bool(rollout.correct[p, g]) if rollout.judged[p, g] else None,
-            "status": rollout.statuses[p][g],
+            **rollout.record(p, g),
             "criteria": {
                 criterion: score
                 for result in (rollout.details[p][g] if rollout.details else {}).values()
                 for criterion, score in result.criteria.items()
             },
-            "advantage": None if advantages is None else float(advantages[p, g]),
             "engine_logp": [round(v, 6) for v in completion.logprobs],
             **{name: _traced_numbers(values, completion.from_model) for name, values in numbers.items()},
         }

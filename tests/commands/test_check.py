@@ -61,6 +61,7 @@ def test_every_advantage_passes(name: str) -> None:
         {"loss": {"aggregation": "token_sum"}},
         {"kl": {"coef": 0.1, "in_reward": True, "estimator": "k1"}},
         {"kl": {"coef": 0.1, "estimator": "k2"}},
+        {"loss": {"balance_coef": 0.1, "positive_nll_coef": 0.1}},
     ],
 )  # fmt: skip
 def test_options_pass(options: dict[str, Any]) -> None:
@@ -262,6 +263,7 @@ def test_what_is_not_finite_is_never_ok() -> None:
 MODULE = """
 from lit_rlvr.algorithms import RLVRModule
 from lit_rlvr.objectives import masked_sum
+from lit_rlvr.training.terms import Term
 class Plain(RLVRModule):
     has_ratio = False
     def __init__(self, broken: bool = False, **kwargs):
@@ -270,6 +272,20 @@ class Plain(RLVRModule):
     def objective(self, x):
         weight = x.mask / x.mask.sum().clamp(min=1) if self.broken else x.token_weight
         return -masked_sum(x.logp * x.advantages, weight, x.mask), {}
+def my_loss(x):
+    return -masked_sum(x.logp * x.advantages, x.token_weight, x.mask), {}
+def batch_loss(x):
+    return -masked_sum(x.logp * x.advantages, x.mask / x.mask.sum().clamp(min=1), x.mask), {}
+class Confidence(Term):
+    def cost(self, x):
+        return x.logp
+class Forgetful(Term):
+    def cost(self, x):
+        return (x.logp - x.logp[x.mask].mean()) ** 2
+class Taught(Term):
+    needs = ("teacher_logp",)
+    def cost(self, x):
+        return x.logp - x.teacher_logp
 def centred(group):
     return group.rewards - group.rewards.mean(1, keepdim=True)
 def flat(group):
@@ -301,6 +317,19 @@ def test_the_command_exits_with_1_if_a_property_fails(own: Path, lit_rlvr: CLI) 
     assert lit_rlvr("check", "--config", "own.yaml").status == 1
     assert lit_rlvr("check", "--config", "own.yaml", "--init_args.broken", "false").status == 0
     assert lit_rlvr("check", "own_losses.centred").status == 0
+
+
+def test_losses_as_functions_and_terms_are_measured(own: Path, lit_rlvr: CLI) -> None:
+    without_ratio = ("--init_args.has_ratio", "false")
+    assert lit_rlvr("check", "FunctionLoss", "--init_args.function", "own_losses.my_loss", *without_ratio).status == 0
+    plain = lit_rlvr("check", "own_losses.my_loss")
+    assert [line for line in plain.out.splitlines() if "FAILED" in line and "ratio" not in line] == [
+        "own_losses.my_loss: 1 of 16 properties FAILED"
+    ], "it has no ratio, which only FunctionLoss can be told"
+    assert "FAILED  micro-batches" in lit_rlvr("check", "own_losses.batch_loss").out
+    assert lit_rlvr("check", "own_losses.Confidence", "--init_args.coef", 0.1).status == 0
+    assert "FAILED  micro-batches" in lit_rlvr("check", "own_losses.Forgetful").out
+    lit_rlvr("check", "own_losses.Taught", status=2, says="own_losses.Taught needs teacher_logp of a model")
 
 
 def test_arguments_without_types_are_options(own: Path, lit_rlvr: CLI) -> None:

@@ -13,6 +13,7 @@ from lit_rlvr.datamodules import Arithmetic, Mixture, PromptDataModule, TextMath
 from lit_rlvr.datamodules.base import EvaluationData
 from lit_rlvr.datamodules.reading.chat import Chat
 from lit_rlvr.datamodules.reading.curriculum import Curriculum
+from lit_rlvr.datamodules.reading.mixing import distinct_names, named_files
 from lit_rlvr.datamodules.reading.stream import START_CURSOR, TrainLoader
 from lit_rlvr.errors import UserError
 
@@ -47,6 +48,28 @@ def test_files_are_sets_with_distinct_ids_and_weights(jsonl: Write, chat_tokeniz
     assert all(sorted(own[k : k + 10]) == sorted(own[:10]) for k in range(0, 250, 10)), "each epoch has all its rows"
 
 
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        (["gsm8k/train.jsonl", "math/train.jsonl", "c.jsonl"], ["gsm8k-train", "math-train", "c"]),
+        (["a.v1.jsonl", "a.v2.jsonl"], ["a.v1", "a.v2"]),
+        (["level.1.jsonl", "x/level.2.jsonl", "b.v2.jsonl"], ["level.1", "level.2", "b"]),
+        (["a.jsonl", "a.parquet"], ["a.jsonl", "a.parquet"]),
+        (["x/a.jsonl", "x/a.parquet", "y/a.jsonl"], ["x-a.jsonl", "x-a.parquet", "y-a.jsonl"]),
+        (["org/set:train", "org/set:test"], ["set-train", "set-test"]),
+        (["p/x/train.jsonl", "q/x/train.jsonl"], ["train", "train"]),
+    ],
+)
+def test_files_that_are_called_alike_have_longer_names(files: list[str], names: list[str]) -> None:
+    """The last ones have no such name, and are refused."""
+    assert distinct_names(files) == names
+    if len({*names}) == len(names):
+        assert [*named_files(dict.fromkeys(files, 1))[0]] == names
+    else:
+        with pytest.raises(UserError, match="two files are called train"):
+            named_files(files)
+
+
 def test_the_draw_is_a_function_of_the_cursor_on_any_number_of_ranks(jsonl: Write, chat_tokenizer: Any) -> None:
     data = built(TextMath(train={jsonl(rows(7), "a.jsonl"): 2, jsonl(rows(5), "b.jsonl"): 1}), chat_tokenizer)
     whole = [sample.id for sample in taken(data, 60)]
@@ -59,7 +82,7 @@ def test_the_draw_is_a_function_of_the_cursor_on_any_number_of_ranks(jsonl: Writ
         assert (seen, cursor["epoch"], {*cursor}) == (whole, 5, {"epoch", "position", "set/a", "set/b"})
 
 
-@pytest.mark.parametrize(("temperature", "share"), [(1.0, 0.9), (2.0, 0.75), (1e9, 0.5)])
+@pytest.mark.parametrize(("temperature", "share"), [(1.0, 0.9), (2.0, 0.75), (1e9, 0.5), (1e-3, 1.0)])
 def test_a_temperature_evens_out_the_sets(temperature: float, share: float, chat_tokenizer: Any) -> None:
     sets = [
         Arithmetic(high=9, held_out=0, name="large"),
@@ -150,6 +173,7 @@ def mixture(**options: Any) -> Mixture:
 BAD: dict[str, tuple[Callable[[Path], PromptDataModule], str]] = {
     "no set": (lambda _: mixture(sets=[]), r"data\.sets: give at least one data module"),
     "all zero": (lambda _: mixture(weights={"sums": 0, "products": 0}), r"data\.weights: all weights are 0"),
+    "huge": (lambda _: mixture(weights={"sums": 1e308, "products": 1e308}), r"weights: the weights add up to more"),
     "negative": (lambda _: mixture(weights={"sums": -1, "products": 1}), r"data\.weights\.sums: -1 must lie in"),
     "unknown": (lambda _: mixture(weights={"sums": 1, "product": 1}), r"no set 'product' .* are sums, products"),
     "missing": (lambda _: mixture(weights={"sums": 1}), r"data\.weights: products has no weight"),
@@ -159,7 +183,7 @@ BAD: dict[str, tuple[Callable[[Path], PromptDataModule], str]] = {
     "own order": (lambda _: mixture(sets=[Arithmetic(order="given")]), r"arithmetic has an order, a curriculum or we"),
     "no rows": (lambda folder: TextMath(train=[*_files(folder), str(folder / "empty.jsonl")]), r"empty\.jsonl: no usa"),
     "file weights": (lambda folder: TextMath(train=dict.fromkeys(_files(folder), 0)), r"data\.train: all weights a"),
-    "same stem": (lambda folder: TextMath(train=_files(folder) * 2), r"data\.train: two files are called a"),
+    "same stem": (lambda folder: TextMath(train=_files(folder) * 2), r"data\.train: two files are called .*a\.jsonl"),
     "other columns": (lambda folder: TextMath(train=[*_files(folder), str(folder / "odd.jsonl")]),
                       r"odd\.jsonl: 1 of 1 rows cannot be used.*no known layout, the columns are x"),
     "difficulty": (lambda folder: TextMath(train=_files(folder), order="difficulty"),

@@ -45,6 +45,7 @@ def test_groups_are_found_again(tmp_path: Path) -> None:
     assert first | second == second  # the same fields
     assert (first["correct"], first["extracted"], first["tokens"], first["finish_reason"]) == (True, "4", 1, "stop")
     assert (second["correct"], second["status"], second["completion"]) == (None, "error", "5\u2028")
+    assert (first["reward"], second["reward"]) == (1.0, None)
 
 
 def test_a_record_can_be_judged_again(tmp_path: Path) -> None:

@@ -220,13 +220,35 @@ def test_metrics_of_a_rollout_are_hand_computed_values() -> None:
             "rollout/tokens_per_second": 8 / 4.0,
         }
     )
-    rollout.prompts = [replace(prompt, prefill="<think>") for prompt in rollout.prompts]  # of bytes
-    texts = iter(("abc</think>x", "abcdef", "</think>y", "ab</think>"))
-    rollout.completions = [[replace(c, text=next(texts)) for c in group] for group in rollout.completions]
-    found = rollout_metrics(rollout, byte_tokenizer(), 4.0, others)
-    assert [found[f"rollout/{name}"] for name in ("thought_tokens", "answer_tokens", "unclosed_thoughts")] == [
-        (3 + 6 + 0 + 2) / 4, (8 - 11) / 4, 1 / 4,
+
+
+def thinking_metrics(prefill: str, *token_ids: list[int], written: int = 0) -> list[float]:
+    """Return what is logged of the thoughts in completions; the engine wrote some tokens behind the third of each."""
+    rollout = make_rollout([[5]], [[[*ids] for ids in token_ids]], [[0.0] * len(token_ids)])
+    for g, ids in enumerate(token_ids):
+        sampled = tuple(not 3 <= k < 3 + written for k in range(len(ids)))
+        text = byte_tokenizer().decode(ids)
+        rollout.completions[0][g] = replace(rollout.completions[0][g], text=text, sampled=sampled)
+        rollout.mask[g, : len(ids)] = torch.tensor(sampled)
+    rollout.prompts = [replace(prompt, prefill=prefill) for prompt in rollout.prompts]
+    found = rollout_metrics(rollout, byte_tokenizer(), 4.0)
+    names = ("thought_tokens", "answer_tokens", "unclosed_thoughts", "closed_thoughts")
+    return [found[f"rollout/{name}"] for name in names]
+
+
+def test_thoughts_are_counted_in_sampled_tokens() -> None:
+    read = byte_tokenizer()
+    ends, closed = read("</think>").input_ids, read("\n</think>\n\n").input_ids
+    abc, begun = read("abc").input_ids, read("日").input_ids[:1]
+    no_text = [read("日").input_ids[1]] * 20  # bytes that are no character; as a text each would be three tokens
+    marks = len(ends)
+    assert thinking_metrics("<think>", [*abc, *ends, *abc], [*abc], [*ends, *abc], [*abc, *ends]) == [
+        9 / 4, (3 * marks + 6) / 4, 1 / 4, 0.0,
     ]  # fmt: skip
+    assert thinking_metrics("<think>\n", no_text) == [20.0, 0.0, 1.0, 0.0]
+    assert thinking_metrics("<think>\n", [*abc, *no_text, *ends, *no_text]) == [23.0, marks + 20.0, 0.0, 0.0]
+    assert thinking_metrics("<think>\n", [*begun, *ends]) == [1.0, marks, 0.0, 0.0]
+    assert thinking_metrics("<think>\n", [*abc, *closed, *abc], [*abc], written=len(closed)) == [3.0, 1.5, 0.5, 0.5]
 
 
 def test_an_engine_that_rests_during_training_gets_its_weights_before_the_next_rollout(

@@ -1,5 +1,8 @@
 """Terms of the objective: where they count, what they get, and what a checkpoint keeps of them."""
 
+import math
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ from torch import Tensor
 from lit_rlvr.algorithms import GRPO
 from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import LossInputs, Stats, kl_estimate
+from lit_rlvr.training import terms
 from lit_rlvr.training.terms import Need, Term
 
 
@@ -110,9 +114,31 @@ class Sums(Term):
         return x.logp.sum()
 
 
+class Infinite(Term):
+    place = "rewards"
+
+    def cost(self, x: Any) -> Tensor:
+        return x.logp / 0
+
+
+class Complex(Term):
+    def cost(self, x: LossInputs) -> Tensor:
+        return x.logp * 1j
+
+
+class Whole(Term):
+    place = "advantages"
+
+    def cost(self, x: Any) -> Tensor:
+        return x.mask.long()
+
+
 @pytest.mark.parametrize(
     ("term", "said"),
     [
+        (Infinite(), r"^model.terms: Infinite\.cost .* real numbers in a tensor .* values that are not finite"),
+        (Complex(), r"^model.terms: Complex\.cost .* it gave torch.complex64"),
+        (Whole(), r"^model.terms: Whole\.cost .* it gave torch.int64"),
         (Clamps(), r"model.terms: Clamps\.cost .*test_terms.py:\d+.* changes .*x.old_logp in place"),
         (Sums(), r"model.terms: Sums\.cost .*test_terms.py:\d+.* must return a cost for each token"),
         (Own(1.0, "teacher_logp", "advantages"), "model.terms: Own needs a teacher; give model.teacher"),
@@ -124,6 +150,60 @@ class Sums(Term):
 def test_a_wrong_term_is_named(tiny_model_folder: Path, tmp_path: Path, term: Term, said: str) -> None:
     with pytest.raises(UserError, match=said):
         fit(tiny_model_folder, tmp_path, terms=[term])
+
+
+class NoCost(Term): ...
+
+
+class NoSuper(Term):
+    def __init__(self) -> None:
+        self.scale = 1.0
+
+    def cost(self, x: LossInputs) -> Tensor:
+        return x.logp
+
+
+class TwoInputs(Term):
+    def cost(self, x: LossInputs, group: Any) -> Tensor:  # type: ignore[override]
+        return x.logp
+
+
+class OwnCoef(Term):
+    def __init__(self, coef: Any) -> None:
+        super().__init__()
+        self.coef = coef
+
+    def cost(self, x: LossInputs) -> Tensor:
+        return x.logp
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (NoCost, "model.terms: NoCost has no cost; give it a method"),
+        (NoSuper, r"model.terms: NoSuper\.__init__ .* must call super"),
+        (TwoInputs, r"TwoInputs\.cost .* must take \(x\)"),
+        (lambda: OwnCoef(math.nan), "model.terms: coef of OwnCoef is nan"),
+        (lambda: OwnCoef(math.inf), "model.terms: coef of OwnCoef is inf"),
+        (lambda: OwnCoef("1"), "model.terms: coef of OwnCoef is '1'"),
+    ],
+)
+def test_a_term_that_cannot_be_computed_is_refused_when_it_is_given(make: Callable[[], Term], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        GRPO(terms=[make()])
+
+
+def test_a_slow_term_is_named_while_it_runs(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(terms, "SLOW_COST_SECONDS", 0.05)
+    with terms.said_if_slow(OwnCoef(1.0)):
+        assert caplog.text == ""
+        time.sleep(0.5)
+        assert "OwnCoef.cost" in caplog.text and "is still computing" in caplog.text
+    caplog.clear()
+    with terms.said_if_slow(OwnCoef(1.0)):
+        pass
+    time.sleep(0.2)
+    assert caplog.text == ""
 
 
 def test_an_objective_gets_what_it_says_it_needs(tiny_model_folder: Path, tmp_path: Path) -> None:

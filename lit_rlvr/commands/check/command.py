@@ -1,19 +1,22 @@
-"""`lit-rlvr check CLASS`: measure an algorithm or an advantage, a line per property; exit with 1 if one fails. With
---data, count the errors of a reward on rewritten answers of a set; with --text, show how a reward judges one text."""
+"""`lit-rlvr check CLASS`: measure an algorithm, an advantage or a term, a line per property; exit with 1 if one fails.
+With --data, count the errors of a reward on rewritten answers of a set; with --text, show how a reward judges one
+text."""
 
 from __future__ import annotations
 
+import inspect
 import sys
 from contextlib import closing
 from typing import Any
 
 from lit_rlvr import algorithms, rewards
 from lit_rlvr.advantages import REGISTRY, Advantage
-from lit_rlvr.algorithms import RLVRModule
+from lit_rlvr.algorithms import FunctionLoss, RLVRModule
 from lit_rlvr.commands.check.checkup import check_reward, written
 from lit_rlvr.commands.check.losses import Finding, check_advantage, check_algorithm
 from lit_rlvr.commands.check.parity import build_object
 from lit_rlvr.commands.check.printed_reward import print_checkup, print_stages
+from lit_rlvr.commands.check.replay import OF_A_MODEL
 from lit_rlvr.commands.check.sets import read_set
 from lit_rlvr.common.init_arguments import dotted_path_of
 from lit_rlvr.common.packages import import_path
@@ -22,12 +25,13 @@ from lit_rlvr.configs import Parser, find_config, load_config
 from lit_rlvr.conformance.published import LOSSES
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import FunctionReward, Reward
+from lit_rlvr.training.terms import Term
 from lit_rlvr.types import Sample
 
 _PARTS = [*(getattr(module, name) for module in (algorithms, rewards) for name in module.__all__), *REGISTRY.values()]
 SHIPPED: dict[str, type] = {
     part.__name__: part
-    for part in _PARTS
+    for part in (*_PARTS, FunctionLoss)
     if isinstance(part, type) and issubclass(part, RLVRModule | Advantage | Reward) and part not in (RLVRModule, Reward)
 }
 """The shipped algorithms, rewards and advantages by their names."""
@@ -131,12 +135,15 @@ def show_judgement(name: str, reward: Reward, config: Any) -> None:
 def check(name: str, options: dict[str, Any]) -> list[Finding]:
     """Measure the class or function that a name stands for; compare our losses with their published values.
 
+    A term is measured in GRPO's loss.
+
     Args:
-        name: a class of an algorithm or an advantage, or the dotted path of a function.
+        name: a class of an algorithm, an advantage or a term, or the dotted path of a function: of a loss if it takes
+            `x`, as `FunctionLoss` does, else of an advantage.
         options: the class's `init_args`.
 
     Raises:
-        UserError: there is nothing of that name, it is neither an algorithm nor an advantage, or an option is wrong.
+        UserError: there is nothing of that name, it is none of these, or an option is wrong.
     """
     target = REGISTRY.get(name) or (import_path("check", name) if "." in name else SHIPPED.get(name))
     if target is None:
@@ -147,20 +154,38 @@ def check(name: str, options: dict[str, Any]) -> list[Finding]:
     if not isinstance(target, type):
         if options:
             raise UserError(f"check: {name} is a function, which takes no options; leave out {', '.join(options)}")
+        if callable(target) and "x" in inspect.signature(target).parameters:
+            return check_algorithm(FunctionLoss(target))
         return check_advantage(name)
-    kind = next((kind for kind in (RLVRModule, Advantage) if issubclass(target, kind)), None)
+    kind = next((kind for kind in (RLVRModule, Advantage, Term) if issubclass(target, kind)), None)
     if kind is None:
         if issubclass(target, Reward):
             raise UserError(f"check: {name} is a reward; give rows to check it on with --data, or a --text to judge")
         raise UserError(
-            f"check: {name} is neither an algorithm (RLVRModule) nor an advantage (Advantage, or a function) nor a "
-            "reward"
+            f"check: {name} is neither an algorithm (RLVRModule, or a function of x) nor an advantage (Advantage, or a "
+            "function) nor a term (Term) nor a reward"
         )
     instance = build_object({"class_path": dotted_path_of(target), "init_args": options}, f"check: {name}", kind)
     if kind is Advantage:
         return check_advantage(instance)
+    if kind is Term:
+        return check_term(name, instance)
     is_published = target in vars(algorithms).values() and target.__name__ in LOSSES and not options
     return check_algorithm(instance, target.__name__ if is_published else None)
+
+
+def check_term(name: str, term: Term) -> list[Finding]:
+    """Measure GRPO's loss with a term.
+
+    Raises:
+        UserError: the term needs what only a model has.
+    """
+    missing = [need for need in term.needs if need in OF_A_MODEL]
+    if missing:
+        raise UserError(
+            f"check: {name} needs {', '.join(missing)} of a model, which frozen batches have not; try it in a run"
+        )
+    return check_algorithm(algorithms.GRPO(terms=[term]))
 
 
 def print_findings(name: str, findings: list[Finding]) -> None:

@@ -19,7 +19,7 @@ from lit_rlvr.conformance import Batch, Step, replay_step
 from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import LossInputs, StepTokens, aggregation_weights
 from lit_rlvr.training.step import correction_weights
-from lit_rlvr.training.terms import InitialLogprobs, term_costs
+from lit_rlvr.training.terms import InitialLogprobs, Need, term_costs
 
 
 def replay(batch: Mapping[str, np.ndarray], algorithms: Mapping[str, RLVRModule]) -> dict[str, np.ndarray]:
@@ -63,7 +63,7 @@ def replay_one(batch: FrozenBatch, algorithm: RLVRModule) -> dict[str, Tensor]:
     return replay_step(algorithm_step(batch, algorithm), batch)
 
 
-OF_A_MODEL = ("teacher_logp", "divergence", "balance")
+OF_A_MODEL: tuple[Need, ...] = ("teacher_logp", "divergence", "expert_imbalance")
 """Fields of a model, which a batch has not: the terms that need them are left out."""
 
 
@@ -134,6 +134,7 @@ def frozen_inputs(batch: FrozenBatch, algorithm: RLVRModule, logp: Tensor, advan
         rollout_logp=rollout,
         ref_logp=batch.ref_logp,
         entropy=batch.entropy,
+        correct=(batch.correct if batch.judged is None else batch.correct * batch.judged).reshape(-1),
         selected=selected,
         row=torch.arange(len(lengths)),
     )

@@ -53,12 +53,14 @@ def close_up(group: RunGroup) -> dict[str, Any]:
     )
 
 
-def extremes(rewards: Sequence[float]) -> list[int]:
-    """Choose the completions of a group to show, from the highest to the lowest reward.
+def extremes(rewards: Sequence[float | None]) -> list[int]:
+    """Choose the completions of a group to show, from the highest to the lowest reward, then those without one.
 
     They are half of `MOST_COMPLETIONS` each with the highest and lowest rewards, or all of a small group.
     """
-    ranked = sorted(range(len(rewards)), key=lambda g: -rewards[g])
+    known = {g: reward for g, reward in enumerate(rewards) if reward is not None}
+    ranked = sorted(known, key=lambda g: -known[g])
+    ranked += [g for g in range(len(rewards)) if g not in known]
     half = MOST_COMPLETIONS // 2
     return ranked if len(ranked) <= MOST_COMPLETIONS else ranked[:half] + ranked[-half:]
 

@@ -108,15 +108,19 @@ def cells(completion: dict[str, Any]) -> list[str]:
     ratio = [value for value, sampled in zip(completion.get("ratio", []), is_sampled, strict=False) if sampled]
     weight = completion.get("weight", [])
     return [
-        f"{completion['reward']:.3f}",
+        _number(completion["reward"], ".3f"),
         {"correct": "yes", "wrong": "no"}.get(judgement := verdict_text(completion), judgement),
-        f"{completion['advantage']:+.3f}",
+        _number(completion["advantage"], "+.3f"),
         str(sum(is_sampled)),
         f"{sum(ratio) / len(ratio):.4f}" if ratio else "not run",
         str(sum(is_clipped for _, _, is_clipped, _ in token_details(completion))),
         f"{sum(weight):+.3g}" if weight else "0",
         completion["status"] if completion["finish_reason"] == "stop" else f"{completion['status']}/cut",
     ]
+
+
+def _number(value: float | None, form: str) -> str:
+    return "none" if value is None else format(value, form)
 
 
 def criteria_rows(completions: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
@@ -130,7 +134,7 @@ def token_details(completion: dict[str, Any]) -> list[tuple[str, float, bool, st
     """Return (token, weight in the gradient of logp, clipped, all numbers as text) of each token."""
     details = [(0.0, False, "not run")] * len(completion["tokens"])  # the trainer skips a group without a gradient
     if completion.get("weight") and completion.get("ratio"):
-        live = completion["advantage"] != 0
+        live = bool(completion["advantage"])
         details = [
             (weight, live and weight == 0, f"weight {weight:+.3g}, ratio {ratio:.4f}, log-probability {logp:.3f}")
             for weight, ratio, logp in zip(completion["weight"], completion["ratio"], completion["logp"], strict=True)

@@ -20,8 +20,8 @@ from lit_rlvr.speech.prompts import prompt_text
 
 ROW: Fields = {
     "step": int, "id": str, "sample": int, "prompt": (str, list), "answer": str, "completion": str,
-    "finish_reason": str, "tokens": int, "reward": (int, float), "correct": (bool, type(None)), "status": str,
-    "advantage": (int, float, type(None)),
+    "finish_reason": str, "tokens": int, "reward": (int, float, type(None)), "correct": (bool, type(None)),
+    "status": str, "advantage": (int, float, type(None)),
 }  # fmt: skip
 """A line of completions.jsonl."""
 MOST_BARS = 40
@@ -50,7 +50,8 @@ class Visit:
         correct: completions with a right answer.
         judged: completions whose answer a reward calls right or wrong.
         count: all completions.
-        reward: the sum of all rewards.
+        rewarded: completions with a reward.
+        reward: the sum of their rewards.
         has_gradient: whether any advantage is not 0.
     """
 
@@ -61,6 +62,7 @@ class Visit:
     correct: int = 0
     judged: int = 0
     count: int = 0
+    rewarded: int = 0
     reward: float = 0.0
     has_gradient: bool = False
 
@@ -68,6 +70,11 @@ class Visit:
     def share(self) -> float:
         """The share of judged completions that are correct."""
         return self.correct / max(self.judged, 1)
+
+    @property
+    def mean_reward(self) -> str:
+        """The mean reward as text; "none" without one."""
+        return f"{self.reward / self.rewarded:.3g}" if self.rewarded else "none"
 
     @property
     def score(self) -> str:
@@ -189,7 +196,9 @@ class Completions:
         judgement = verdict_text(row)
         visit.correct += judgement == "correct"
         visit.judged += judgement in ("correct", "wrong")
-        visit.reward += row["reward"]
+        if row["reward"] is not None:
+            visit.rewarded += 1
+            visit.reward += row["reward"]
         visit.has_gradient = visit.has_gradient or bool(row["advantage"])
 
     def read_group(self, visit: Visit) -> list[dict[str, Any]]:

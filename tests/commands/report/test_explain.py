@@ -15,7 +15,9 @@ from PIL import Image
 from tiny import make_rollout
 from tiny_runs import CLI
 
+from lit_rlvr.commands.report.closeup import extremes
 from lit_rlvr.commands.report.explain import cells, group_page, load_group
+from lit_rlvr.commands.report.page import write_report
 from lit_rlvr.commands.report.prompts import index_completions, verdict_text
 from lit_rlvr.commands.report.runs import read_run
 from lit_rlvr.common.run_files import THUMBNAILS, list_traces, read_trace
@@ -153,6 +155,30 @@ def test_a_failed_check_is_recorded_as_neither_right_nor_wrong() -> None:
     assert [one["correct"] for one in found["completions"]] == [True, None, False]
     assert [one["parts"] for one in found["completions"]] == [{"answer": 1.0}, {"answer": None}, {"answer": 0.0}]
     assert [one["correct"] for one in sample_rows(rollout, 1, 1, Path())] == [True, None, False]
+
+
+@pytest.mark.parametrize("status", ["error", "unjudged"])
+def test_what_stands_in_for_a_missing_reward_is_not_recorded(status: str, tmp_path: Path) -> None:
+    """In the group's statistics it has the mean of the others, which nobody has given."""
+    rollout = make_rollout([[5]], [[[6], [7], [8]]], [[1.0, 0.5, 0.0]])
+    rollout.judged, rollout.statuses = torch.tensor([[True, False, True]]), [["ok", status, "ok"]]
+    rollout.advantages, trace = torch.tensor([[1.0, 0.25, -1.25]]), Trace(1)
+    trace.choose(rollout.advantages, [0])
+    (traced,) = trace.records(rollout, SimpleNamespace(decode=str))
+    sampled = sample_rows(rollout, 1, 1, tmp_path)
+    for rows in (traced["completions"], sampled):
+        assert [one["reward"] for one in rows] == [1.0, None, 0.0]
+        assert [one["advantage"] for one in rows] == [1.0, None, -1.25]
+
+    made = group("q")
+    made["completions"][1] |= {"reward": None, "advantage": None, "status": status, "correct": None}
+    run = make_run(tmp_path / "run", traces={1: [made]}, rows=[row | {"id": "q"} for row in sampled])
+    shown = cells(load_group(run, None, None)[2]["completions"][1])
+    assert shown[:3] == ["none", "check failed" if status == "error" else "not judged", "none"]
+    (visit,) = index_completions(read_run(run)).prompts["q"].visits
+    assert (visit.mean_reward, visit.rewarded, visit.count) == ("0.5", 2, 3)
+    assert extremes([None, 1.0, None, 2.0]) == [3, 1, 0, 2]
+    assert write_report([run]).is_file()
 
 
 def test_the_page_shows_the_images_of_a_traced_group(tmp_path: Path, lit_rlvr: CLI) -> None:

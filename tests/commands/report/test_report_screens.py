@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import CHROMIUM, NEEDED
+from browser import chromium
 from made_runs import METRICS, config, group, make_run, make_study, row
 from PIL import Image
 
@@ -45,11 +45,10 @@ onload = () => {{
 
 def browse(page: str, width: int, height: int, folder: Path) -> tuple[dict[str, Any], Image.Image]:
     """What a browser measures of a page, and its picture."""
-    assert CHROMIUM is not None, NEEDED
     frame, picture = folder / "frame.html", folder / "picture.png"
     frame.write_text(FRAME.format(width=width, height=height, page=html.escape(page)), encoding="utf-8")
     command = [
-        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+        chromium(), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
         "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
         f"--user-data-dir={folder / 'profile'}", f"--window-size={max(width, 500)},{height + 200}",
     ]  # fmt: skip

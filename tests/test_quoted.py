@@ -1,0 +1,101 @@
+"""What pages quote from the files of results that they link."""
+
+import csv
+import json
+import re
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+PAGES = [
+    *ROOT.glob("*.md"),
+    *(page for part in ("docs", "research", "benchmarks") for page in ROOT.glob(f"{part}/**/*.md")),
+]
+RESULTS = (".json", ".jsonl", ".csv", ".tsv", ".log")
+QUOTED = {
+    "docs/learning_rate.md": ["research/results/auto_lr_high.json"],
+}
+"""Page -> files of results that it links, whose numbers a test of this file recomputes."""
+
+
+def rows_of(page: Path, first: str) -> list[list[str]]:
+    """Return the cells of the table of a page whose first heading is given, without its two first lines."""
+    lines = page.read_text().splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(first))
+    rows = []
+    for line in lines[start + 2 :]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip() for cell in line.strip("|").split("|")])
+    return rows
+
+
+def test_every_file_of_results_that_a_page_links_is_recomputed() -> None:
+    linked: dict[str, list[str]] = {}
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            path = (page.parent / target).resolve()
+            if path.suffix in RESULTS and path.is_file():
+                linked.setdefault(str(page.relative_to(ROOT)), []).append(str(path.relative_to(ROOT)))
+    assert linked == QUOTED
+
+
+def test_the_learning_rate_that_is_too_high() -> None:
+    results: Any = json.loads((ROOT / "research/results/auto_lr_high.json").read_text())
+    cells = results["tasks"]["steps"]["cells"]
+    fixed = cells["grpo_3e-4"]["mean"]
+    start = {seed: run["best"] for seed, run in cells["grpo_auto_1e-2"]["by_seed"].items()}  # it only fell
+    expected, regrets = [], []
+    for cell in ("grpo_3e-4", "grpo_auto_1e-3", "grpo_auto_1e-2"):
+        mean = cells[cell]["mean"]
+        fallen = sum(value < start[seed] - 0.05 for seed, value in cells[cell]["values"].items())
+        regret = "-" if cell == "grpo_3e-4" else f"{fixed - mean:.3f}"
+        expected.append([f"{mean:.3f}", regret, f"{fallen} of {len(start)}"])
+        regrets.append(fixed - mean)
+    page = ROOT / "docs/learning_rate.md"
+    assert [row[1:] for row in rows_of(page, "| | last validation | regret")] == expected
+    assert f"the mean regret is {fmean(regrets[1:]):.3f}." in page.read_text()
+    before = results["tasks"]["steps"]["before"]["mean"]
+    assert f"three seeds, {before:.3f}\nbefore training" in page.read_text()
+
+
+TASKS = ("clock", "largest", "minutes")
+
+
+def summary(task: str) -> dict[str, Any]:
+    """Return the summary of a first task's run."""
+    return dict(json.loads((ROOT / f"benchmarks/first_tasks/{task}/summary.json").read_text()))
+
+
+def test_the_first_tasks() -> None:
+    page = ROOT / "benchmarks/first_tasks.md"
+    rows = {row[0].split("`")[1]: row for row in rows_of(page, "| task |")}
+    assert tuple(rows) == TASKS
+    gains, steps = [], []
+    for task, row in rows.items():
+        found = summary(task)
+        before, after = found["accuracy_before"], found["accuracy_after"]
+        assert abs(float(row[2]) - before) <= 0.0005  # 0.5625 is rounded up
+        assert row[3] == f"{after:.3f}"
+        assert row[5] == f"{found['train_seconds']:.0f}"
+        with (ROOT / f"benchmarks/first_tasks/{task}/metrics.csv").open(newline="") as file:
+            assert max(int(line["step"]) for line in csv.DictReader(file)) == found["steps"] == 30
+        gains.append(f"{after - before:.2f}")
+        steps.append(
+            re.findall(r"step (\d+) of at most", (ROOT / f"benchmarks/first_tasks/{task}/tune.log").read_text())[-1]
+        )
+    text = " ".join(page.read_text().split())
+    assert "the answers: {}, {} and {} steps".format(*steps) in text
+    assert "GRPO adds {}, {} and {} in its 30".format(*gains) in text
+
+
+def test_the_tutorial_quotes_the_first_tasks() -> None:
+    text = " ".join((ROOT / "docs/tutorials/first_task.md").read_text().split())
+    clock, largest, minutes = map(summary, TASKS)
+    assert f"from 0.00 to {clock['accuracy_before']:.2f} by `tune`'s warm start" in text
+    assert (
+        f"and to {clock['accuracy_after']:.2f} in 30 rollouts, in 7 and {clock['train_seconds'] / 60:.0f} minutes"
+        in text
+    )
+    assert f"go from 0.00 to {largest['accuracy_after']:.2f} and to {minutes['accuracy_after']:.2f}" in text
