@@ -8,13 +8,15 @@ from typing import Any
 
 from lit_rlvr.errors import log
 from lit_rlvr.rewards.base import CheckedReward
-from lit_rlvr.rewards.judges.prompts import Question, Reply
-from lit_rlvr.rewards.judges.server import Client, JudgeServer
-from lit_rlvr.types import Pair
+from lit_rlvr.rewards.judges.prompts import Question, Reply, ask_about
+from lit_rlvr.rewards.judges.server import Answer, Client, JudgeServer
+from lit_rlvr.types import Completion, Pair, Sample
 from lit_rlvr.workers.pool import Waiting
 
 SAME = 200
 """Number of answers after which the run warns of a judge that always said the same."""
+TRIAL: Pair = Completion.made_elsewhere("1", 1, "stop"), Sample("trial", "What is 1 + 0?", "1")
+"""What the judge is asked about at the start."""
 
 
 class Judge(CheckedReward):
@@ -43,16 +45,20 @@ class Judge(CheckedReward):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.client = self.client_class(JudgeServer(**server) if isinstance(server, dict) else server)
+        self.client = self.client_class(JudgeServer(**server) if isinstance(server, dict) else server, self.name)
         self.task = self.default_task if task is None else task
         self.has_reason, self.sees_thoughts = has_reason, sees_thoughts
         self._asked, self._said = 0, set[str]()
 
     def connect(self) -> None:
-        self.client.connect()
+        self.client.connect(self.trial(), self.read)
 
     def begin_run(self, folder: Path) -> None:
         self.client.begin_run(folder)
+
+    def trial(self) -> Question:
+        """Return the question that tells at the start whether the judge answers."""
+        return ask_about(self.task, {"question": "What is 1 + 0?", "answer": "1"}, {"score": (0, 1)}, self.has_reason)
 
     def text_of(self, pair: Pair) -> str:
         """Return what the judge sees of a completion."""
@@ -65,17 +71,9 @@ class Judge(CheckedReward):
         """
         different = list(dict.fromkeys(questions))
         with Waiting(self.dotted_path, [f"{len(different)} questions"]) as waiting, waiting.judging(0):
-            answers = self.client.ask(different)
-        replies = {q: answer.error or self.read(q, answer.text) for q, answer in zip(different, answers, strict=True)}
-        for name, values in {
-            "cached": [float(answer.seconds is None) for answer in answers],
-            "failed": [float(bool(answer.error)) for answer in answers],
-            "unreadable": [
-                float(isinstance(reply, str)) for reply, answer in zip(replies.values(), answers, strict=True)
-                if not answer.error
-            ],
-            "seconds": [answer.seconds for answer in answers if answer.seconds is not None],
-        }.items():  # fmt: skip
+            answers = self.client.ask(different, self.read)
+        replies = {question: answer.reply for question, answer in zip(different, answers, strict=True)}
+        for name, values in counts_of(answers).items():
             self.metrics.setdefault(f"{self.name}/{name}", []).extend(values)
         self.metrics |= {f"{self.name}/{name}": [value] for name, value in self.client.spent().items()}
         before, self._asked = self._asked, self._asked + len(answers)
@@ -90,3 +88,15 @@ class Judge(CheckedReward):
     def read(self, question: Question, answer: str) -> Reply:
         """Return the fields that the judge filled in, or why there are none."""
         return question.read(answer)
+
+
+def counts_of(answers: Sequence[Answer]) -> dict[str, list[float]]:
+    """Return what is logged of answers: for each, whether it was kept, failed, was asked again or cannot be read."""
+    answered = [answer for answer in answers if not answer.failed]
+    return {
+        "cached": [float(answer.calls == 0) for answer in answers],
+        "failed": [float(answer.failed) for answer in answers],
+        "asked_again": [float(answer.calls > 1) for answer in answers],
+        "unreadable": [float(isinstance(answer.reply, str)) for answer in answered],
+        "seconds": [answer.seconds for answer in answers if answer.calls],
+    }

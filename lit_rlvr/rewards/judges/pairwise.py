@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from itertools import combinations
 
 from lit_rlvr.rewards.base import groups_of
-from lit_rlvr.rewards.judges.base import Judge
+from lit_rlvr.rewards.judges.base import TRIAL, Judge
 from lit_rlvr.rewards.judges.prompts import Question, ask_about
 from lit_rlvr.speech.prompts import prompt_text
-from lit_rlvr.types import Pair, RewardResult
+from lit_rlvr.types import Completion, Pair, RewardResult
 
 POINTS = {"A": 1.0, "B": 0.0, "tie": 0.5}
 """The judgement -> the points of the answer that is shown first."""
@@ -50,6 +50,11 @@ class PairwiseJudge(Judge):
                 points[a].append(won)
                 points[b].append(1 - won)
         return [result_of(*judged) for judged in zip(points, failures, strict=True)]
+
+    def trial(self) -> Question:
+        completion, sample = TRIAL
+        other = Completion.made_elsewhere("one", 1, "stop")
+        return self.question([(completion, sample), (other, sample)], 0, 1)
 
     def question(self, pairs: Sequence[Pair], a: int, b: int) -> Question:
         """Return the question which of two completions is better."""

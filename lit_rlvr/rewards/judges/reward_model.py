@@ -10,8 +10,9 @@ from typing import Any
 from lit_rlvr.errors import UserError, first_line
 from lit_rlvr.rewards.base import CheckedReward
 from lit_rlvr.rewards.forms import as_messages
-from lit_rlvr.rewards.judges.base import Judge
+from lit_rlvr.rewards.judges.base import TRIAL, Judge
 from lit_rlvr.rewards.judges.prompts import Question, Reply
+from lit_rlvr.rewards.judges.replies import Received, read_usage
 from lit_rlvr.rewards.judges.server import Client, JudgeServer
 from lit_rlvr.types import Pair, RewardResult
 
@@ -78,15 +79,15 @@ class RewardModel(CheckedReward):
 class ScoringClient(Client):
     """A client of a server that scores conversations."""
 
-    trial = Question("", '[{"role": "user", "content": "1 + 0?"}, {"role": "assistant", "content": "1"}]', ())
+    path = "/classify"
 
-    def request(self, question: Question) -> dict[str, Any]:
-        return {"model": self.server.model, "messages": json.loads(question.text), "use_activation": False}
+    def request(self, question: Question, attempt: int = 0) -> dict[str, Any]:
+        request = {"model": self.server.model, "messages": json.loads(question.text), "use_activation": False}
+        return request | (self.server.extra_body or {})
 
-    async def send(self, request: dict[str, Any]) -> tuple[str, int, int]:
-        reply: Any = await self._openai.post("/classify", body=request, cast_to=object)
-        (score,) = reply["data"][0]["probs"]
-        return str(float(score)), reply["usage"]["prompt_tokens"], 0
+    def read_body(self, body: Any) -> Received:
+        (score,) = body["data"][0]["probs"]
+        return Received(str(float(score)), "", read_usage(body.get("usage"), has_completion=False))
 
 
 class RewardModelServer(Judge):
@@ -113,6 +114,9 @@ class RewardModelServer(Judge):
             else scored(reply["score"], self.threshold)
             for reply in replies
         ]
+
+    def trial(self) -> Question:
+        return Question("", json.dumps(conversation_of(TRIAL)), ())
 
     def read(self, question: Question, answer: str) -> Reply:
         return {"score": float(answer)}

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 from lit_rlvr.errors import UserError, check_within, fits, given_text
-from lit_rlvr.rewards.judges.base import Judge
+from lit_rlvr.rewards.judges.base import TRIAL, Judge
 from lit_rlvr.rewards.judges.prompts import Question, Reply, ask_about
 from lit_rlvr.speech.prompts import prompt_text
 from lit_rlvr.types import Pair, RewardResult, Sample
@@ -60,6 +60,10 @@ class RubricJudge(Judge):
 
     def check_reference(self, sample: Sample) -> None:
         self.rubric_of(sample)
+
+    def trial(self) -> Question:
+        """Return a question about all criteria, or about one if each row has its own."""
+        return super().trial() if self.rubric is None else self.questions(TRIAL)[0]
 
     def rubric_of(self, sample: Sample) -> Rubric:
         """Return the criteria for a sample.
