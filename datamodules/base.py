@@ -450,7 +450,10 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         keep that many tokens.
         """
         chat, limit = self._chat_of(sample), FAR_TOO_LONG * self.reading.max_prompt_tokens
-        text = self._render(sample, chat)
+        messages = chat.messages(self._with_plain_prompt(sample))
+        if messages != as_messages(sample.prompt):
+            sample = replace(sample, conversation=tuple(messages))
+        text = chat.text(messages, self.tokenizer, sample.source)
         token_ids = self._token_ids(text[: limit * CHARACTERS])
         if len(token_ids) < 2 * limit and len(text) > limit * CHARACTERS:
             token_ids = self._token_ids(text)

@@ -40,6 +40,7 @@ class Reward(ChecksArguments, ABC):
         whole_rollout: True = `score` gets all completions of a rollout at once, after the last of them is generated;
             False = groups of them as they come.
         reports_correct: False = it never says whether an answer is right.
+        compares: a completion's value depends on the others of its group.
         assumed_max_tokens: the `max_tokens` of completions that its settings assume; None = any.
         metrics: numbers to log as `reward/<name>`: their means over what training judged since the rollout before; [] =
             none this time.
@@ -48,6 +49,7 @@ class Reward(ChecksArguments, ABC):
     config_key = "rewards.{}"
     whole_rollout = False
     reports_correct = True
+    compares = False
     assumed_max_tokens: int | None = None
 
     def __init__(
@@ -203,6 +205,11 @@ class Reward(ChecksArguments, ABC):
 
     def close(self) -> None:
         """Release the reward's resources; none by default."""
+
+
+def reaches(value: float, threshold: float) -> bool:
+    """Return whether a value is at least a threshold, of which rounding may have taken a last digit."""
+    return value >= threshold or math.isclose(value, threshold, rel_tol=1e-9, abs_tol=1e-9)
 
 
 LARGEST = 1e15

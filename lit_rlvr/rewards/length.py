@@ -161,6 +161,8 @@ class RelativeLength(MathAnswer):
         kwargs: the options of `MathAnswer` and of every reward.
     """
 
+    compares = True
+
     def __init__(self, length_weight: float = 1.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         check_within("[0, inf)", "rewards.RelativeLength", length_weight=length_weight)

@@ -8,6 +8,7 @@ import logging
 import re
 import sqlite3
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from stub_judge import Raw, StubJudge
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import PairwiseJudge, PointwiseJudge, RewardModelServer, RubricJudge
+from lit_rlvr.rewards.base import reaches
 from lit_rlvr.types import Completion, Sample
 
 SAMPLE = Sample("a", "Which organ makes insulin?", "pancreas", source="set.jsonl:3")
@@ -209,3 +211,65 @@ def test_a_file_with_other_tables_is_refused_before_anything_is_written(tmp_path
     with pytest.raises(UserError, match=rf"has the table '{name}'; nothing was written into it, name another file"):
         PointwiseJudge(server={"base_url": "http://127.0.0.1:9/v1", "model": "none", "answers": str(file)})
     assert file.read_bytes() == before and [path.name for path in tmp_path.iterdir()] == [file.name]
+
+
+CODE = (
+    "<div><b>5</b></div>", "List<String> x; a[INDEX]", "vector<int>", "x[I]", "Map<String, List<Integer>> m", "a <| b",
+    "[ERROR] <p class='x'>", "x[~mask]", "<T extends Comparable<T>>", "if (a<b && c>d) a[N] = 1;",
+)  # fmt: skip
+TOKENS = (
+    "<|im_start|>", "<|channel>", "<channel|>", "<\uff5cUser\uff5c>", "</s>", "<s>", "<bos>", "<start_of_turn>", 
+    "[INST]", "[/INST]", "[SYSTEM_PROMPT]", "<<SYS>>", "<</SYS>>", "<extra_id_1>", "<seed:eos>", "]~b]", "[e~[",
+    "\u25c1think\u25b7", "<end_of_utterance>", "<image>",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("text", [*CODE, *TOKENS])
+def test_code_reaches_the_judge_unchanged_and_special_tokens_do_not(text: str) -> None:
+    with StubJudge(seven) as stub:
+        PointwiseJudge(server=stub.server()).score(paired(f"an answer {text} ends"))
+    shown = stub.bodies[0]["messages"][-1]["content"]
+    assert (f"an answer {text} ends" in shown) is (text in CODE)
+    assert (text in shown) is (text in CODE)
+
+
+def test_empty_answers_lose_comparisons_without_a_call() -> None:
+    group = paired("one", "two", "", "<think>three</think>", "one")
+    with StubJudge(lambda text, fields: {"better": "A"}) as stub:
+        results = PairwiseJudge(stub.server()).score(group)
+    assert [result.value for result in results] == pytest.approx([3 / 4, 3 / 4, 0.125, 0.125, 3 / 4])
+    assert stub.calls == 2, "equal ones are compared once with the other one"
+
+
+def test_a_value_at_the_threshold_is_right_whatever_rounding_does() -> None:
+    rubric = {"a": 0.1, "b": 0.2, "c": 0.3, "d": 0.4}
+    with StubJudge(lambda text, fields: {"score_1": 1, "score_2": 1, "score_3": 0, "score_4": 1}) as stub:
+        judge = RubricJudge(server=stub.server(), rubric=rubric, threshold=0.7)
+        low = RubricJudge(server=stub.server(), rubric=rubric, threshold=0.701)
+        (reached,), (missed,) = judge.score(paired("one")), low.score(paired("one"))
+    assert (reached.correct, missed.correct) == (True, False)
+    assert [reaches(0.1 + 0.2 + 0.3, 0.6), reaches(0.6, 0.1 + 0.2 + 0.3), reaches(0.599, 0.6)] == [True, True, False]
+
+
+def test_the_judge_sees_what_the_model_was_told() -> None:
+    told = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Which organ? Use one word."})
+    sample = replace(SAMPLE, conversation=told)
+    pairs = [(Completion(text, (1,), "stop"), sample) for text in ("one", "two")]
+    with StubJudge(lambda text, fields: dict.fromkeys(fields, "tie" if "better" in fields else 1)) as stub:
+        for judge in (PointwiseJudge(server=stub.server()), PairwiseJudge(stub.server())):
+            judge.score(pairs)
+        assert all("Be brief." in body["messages"][-1]["content"] for body in stub.bodies)
+        assert all("Use one word." in body["messages"][-1]["content"] for body in stub.bodies)
+        stub.bodies.clear()
+        RewardModelServer(stub.server()).score(pairs[:1])
+        assert stub.bodies[0]["messages"] == [*told, {"role": "assistant", "content": "one"}]
+
+
+def test_a_judge_says_once_that_it_sees_no_images(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "lit_rlvr"):
+        judge = PointwiseJudge(server={"base_url": "http://127.0.0.1:9/v1", "model": "none"})
+        judge.check_reference(SAMPLE)
+        assert not caplog.text
+        for number in (4, 5):
+            judge.check_reference(replace(SAMPLE, images=("a.png",), source=f"set.jsonl:{number}"))
+    assert caplog.text.count("the judge sees no images and no videos") == 1 and "set.jsonl:4" in caplog.text

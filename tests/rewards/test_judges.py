@@ -321,6 +321,13 @@ def test_a_reward_model_scores_the_conversation(tmp_path: Path) -> None:
     results = RewardModel(str(tmp_path), threshold=0.0).score(pairs)
     assert [result.value for result in results] == pytest.approx(wanted, abs=1e-6)
     assert [result.correct for result in results] == [value >= 0 for value in wanted]
+    model.config.pad_token_id = tokenizer.pad_token_id = tokenizer("pancreas").input_ids[-1]
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    model.save_pretrained(tmp_path / "padded")
+    tokenizer.save_pretrained(tmp_path / "padded")
+    model.config.pad_token_id = None
+    last = model(torch.tensor([tokenizer(SAMPLE.prompt + "pancreas").input_ids])).logits.item()
+    assert RewardModel(str(tmp_path / "padded")).score(pairs[:1])[0].value == pytest.approx(last, abs=1e-6)
     with pytest.raises(UserError, match=r"rewards\.RewardModel\.model: .* lacks score\.weight; give a reward model"):
         RewardModel(tiny).connect()
     with StubJudge(by_length) as stub:

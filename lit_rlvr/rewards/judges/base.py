@@ -9,10 +9,14 @@ from typing import Any
 from lit_rlvr.errors import log
 from lit_rlvr.rewards.base import CheckedReward
 from lit_rlvr.rewards.judges.prompts import Question, Reply, ask_about
-from lit_rlvr.rewards.judges.server import Answer, Client, JudgeServer
+from lit_rlvr.rewards.judges.server import Answer, Client, JudgeServer, Read
 from lit_rlvr.types import Completion, Pair, Sample
 from lit_rlvr.workers.pool import Waiting
 
+NO_IMAGES = (
+    "reward %s: the judge sees no images and no videos, only their places in the text (first, %s); have the task or "
+    "the reference answer say what is in them"
+)
 SAME = 200
 """Number of answers after which the run warns of a judge that always said the same."""
 TRIAL: Pair = Completion.made_elsewhere("1", 1, "stop"), Sample("trial", "What is 1 + 0?", "1")
@@ -49,12 +53,19 @@ class Judge(CheckedReward):
         self.task = self.default_task if task is None else task
         self.has_reason, self.sees_thoughts = has_reason, sees_thoughts
         self._asked, self._said = 0, set[str]()
+        self._said_no_images = False
 
     def connect(self) -> None:
         self.client.connect(self.trial(), self.read)
 
     def begin_run(self, folder: Path) -> None:
         self.client.begin_run(folder)
+
+    def check_reference(self, sample: Sample) -> None:
+        """Say once that the judge does not see images."""
+        if sample.images and not self._said_no_images:
+            self._said_no_images = True
+            log.warning(NO_IMAGES, self.name, sample.source or sample.id)
 
     def trial(self) -> Question:
         """Return the question that tells at the start whether the judge answers."""
@@ -63,6 +74,17 @@ class Judge(CheckedReward):
     def text_of(self, pair: Pair) -> str:
         """Return what the judge sees of a completion."""
         return (pair[0].full_text if self.sees_thoughts else pair[0].answer).strip()
+
+    def questions_about(self, pairs: Sequence[Pair]) -> set[Question]:
+        """Return the questions that judging these completions asks; ask none."""
+        noted: Any = NotedQuestions()
+        client, metrics, asked, said = self.client, self.metrics, self._asked, self._said
+        self.client, self.metrics, self._said = noted, {}, set()
+        try:
+            self.score(pairs)
+        finally:
+            self.client, self.metrics, self._asked, self._said = client, metrics, asked, said
+        return noted.questions
 
     def ask(self, questions: Sequence[Question]) -> list[Reply]:
         """Return what the judge says to questions, in order; equal ones are asked once.
@@ -88,6 +110,22 @@ class Judge(CheckedReward):
     def read(self, question: Question, answer: str) -> Reply:
         """Return the fields that the judge filled in, or why there are none."""
         return question.read(answer)
+
+
+class NotedQuestions:
+    """A client that notes questions instead of asking them."""
+
+    def __init__(self) -> None:
+        self.questions: set[Question] = set()
+
+    def ask(self, questions: Sequence[Question], read: Read) -> list[Answer]:
+        """Note questions; answer none of them."""
+        self.questions.update(questions)
+        return [Answer("not asked", failed=True) for _ in questions]
+
+    def spent(self) -> dict[str, float]:
+        """Return nothing, for nothing was spent."""
+        return {}
 
 
 def counts_of(answers: Sequence[Answer]) -> dict[str, list[float]]:

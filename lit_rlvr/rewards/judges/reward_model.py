@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-from lit_rlvr.errors import UserError, first_line
-from lit_rlvr.rewards.base import CheckedReward
+from lit_rlvr.errors import UserError, first_line, log
+from lit_rlvr.rewards.base import CheckedReward, reaches
 from lit_rlvr.rewards.forms import as_messages
-from lit_rlvr.rewards.judges.base import TRIAL, Judge
+from lit_rlvr.rewards.judges.base import NO_IMAGES, TRIAL, Judge
 from lit_rlvr.rewards.judges.prompts import Question, Reply
 from lit_rlvr.rewards.judges.replies import Received, read_usage
 from lit_rlvr.rewards.judges.server import Client, JudgeServer
-from lit_rlvr.types import Pair, RewardResult
+from lit_rlvr.speech.prompts import content_text
+from lit_rlvr.types import Pair, RewardResult, Sample
 
 
 class RewardModel(CheckedReward):
@@ -33,6 +34,12 @@ class RewardModel(CheckedReward):
         super().__init__(**kwargs)
         self.model, self.device, self.threshold = model, device, threshold
         self.reports_correct = threshold is not None
+        self._said_no_images = False
+
+    def check_reference(self, sample: Sample) -> None:
+        if sample.images and not self._said_no_images:
+            self._said_no_images = True
+            log.warning(NO_IMAGES, self.name, sample.source or sample.id)
 
     def connect(self) -> None:
         _ = self._parts
@@ -60,6 +67,7 @@ class RewardModel(CheckedReward):
                 f"{where} has {model.config.num_labels} labels and lacks {', '.join(lacks) or 'nothing'}; give a "
                 "reward model, which has 1 label, a trained head and a chat template"
             )
+        model.config.get_text_config().pad_token_id = None  # it reads the last token, although that may pad batches
         return model.to(self.device).eval(), tokenizer
 
     def check(self, pairs: Sequence[Pair]) -> list[RewardResult]:
@@ -123,11 +131,12 @@ class RewardModelServer(Judge):
 
 
 def conversation_of(pair: Pair) -> list[dict[str, Any]]:
-    """Return a prompt and its completion, without thoughts, as chat messages."""
+    """Return what the model was told and its completion, without thoughts, as chat messages of text."""
     completion, sample = pair
-    return [*as_messages(sample.prompt), {"role": "assistant", "content": completion.answer}]
+    told = [message | {"content": content_text(message["content"])} for message in as_messages(sample.told)]
+    return [*told, {"role": "assistant", "content": completion.answer}]
 
 
 def scored(score: float, threshold: float | None) -> RewardResult:
     """Return the result for a score; `correct` if a threshold says which scores are."""
-    return RewardResult(score, None if threshold is None else score >= threshold)
+    return RewardResult(score, None if threshold is None else reaches(score, threshold))

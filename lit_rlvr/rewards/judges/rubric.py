@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 from lit_rlvr.errors import UserError, check_within, fits, given_text
+from lit_rlvr.rewards.base import reaches
 from lit_rlvr.rewards.judges.base import TRIAL, Judge
 from lit_rlvr.rewards.judges.prompts import Question, Reply, ask_about
 from lit_rlvr.speech.prompts import prompt_text
@@ -59,6 +60,7 @@ class RubricJudge(Judge):
         self.threshold, self.with_reference = threshold, with_reference
 
     def check_reference(self, sample: Sample) -> None:
+        super().check_reference(sample)
         self.rubric_of(sample)
 
     def trial(self) -> Question:
@@ -91,7 +93,7 @@ class RubricJudge(Judge):
         sample = pair[1]
         reference = " or ".join(map(str, filter(None, sample.references))) if self.with_reference else ""
         material = {
-            "question": prompt_text(sample.prompt),
+            "question": prompt_text(sample.told),
             **({"reference answer": reference} if reference else {}),
             "answer": self.text_of(pair),
         }
@@ -114,7 +116,7 @@ class RubricJudge(Judge):
         total = sum(weight * score for weight, score in zip(rubric.values(), scores, strict=True))
         value = min(max(total / sum(max(weight, 0.0) for weight in rubric.values()), 0.0), 1.0)
         detail = f"{value:.3g}, right from {self.threshold:g} on"
-        return RewardResult(value, value >= self.threshold, "ok", detail, dict(zip(rubric, scores, strict=True)))
+        return RewardResult(value, reaches(value, self.threshold), "ok", detail, dict(zip(rubric, scores, strict=True)))
 
 
 class PointwiseJudge(RubricJudge):
