@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import re
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_rlvr.common.seeds import derive_seed
+from lit_rlvr.datamodules.reading.rows import rank_zero_warn
 from lit_rlvr.datamodules.reading.stream import Cursor, PromptStream
 from lit_rlvr.errors import UserError, check_within, refuse_all
 from lit_rlvr.types import Prompt
@@ -19,7 +21,8 @@ def named_files(train: Any) -> tuple[dict[str, str], dict[str, float]]:
     """Return the files and weights that a list of files, or {file: weight}, names, both by the names of the sets.
 
     A list has no weights; other values have no files either. A set is called like its file, without folder and ending:
-    `math` of `data/math.jsonl.gz`.
+    `math` of `data/math.jsonl.gz`. If two would be called the same, all are called by what tells them apart: the whole
+    stem (`a.v1`), the folder (`gsm8k` of `gsm8k/train.jsonl`), both (`gsm8k_train`), or the file's name.
 
     Raises:
         UserError: two files have the same name.
@@ -30,11 +33,40 @@ def named_files(train: Any) -> tuple[dict[str, str], dict[str, float]]:
     if not (is_text and train and has_weights and all(isinstance(file, str | os.PathLike) for file in train)):
         return {}, {}
     files = [os.fspath(file) for file in train]
-    names = [re.sub(r"[@:].*$|(\.\w+)+$", "", Path(file).name) for file in files]
+    names = [_short_name(file) for file in files]
+    for longer in (_stem, _folder, _folder_and_stem, _file_name):
+        if len(set(names)) == len(names):
+            break
+        if len({*map(longer, files)}) == len(files):
+            names = [*map(longer, files)]
     refuse_twice(
         names, "data.train", "files are", "rename one, or give data modules with a `name` each (data: Mixture)"
     )
     return dict(zip(names, files, strict=True)), dict(zip(names, weights.values(), strict=False))
+
+
+_FORMAT = re.compile(r"\.(jsonl|json|csv|tsv|parquet|arrow)(\.gz)?$")
+"""The ending that says how to read a file."""
+
+
+def _short_name(file: str) -> str:
+    return re.sub(r"[@:].*$|(\.\w+)+$", "", Path(file).name)
+
+
+def _stem(file: str) -> str:
+    return _FORMAT.sub("", Path(file).name)
+
+
+def _folder(file: str) -> str:
+    return Path(file).parent.name
+
+
+def _folder_and_stem(file: str) -> str:
+    return "_".join(filter(None, (_folder(file), _stem(file))))
+
+
+def _file_name(file: str) -> str:
+    return Path(file).name
 
 
 def refuse_twice(names: Sequence[str], option: str, what: str, remedy: str) -> None:
@@ -67,8 +99,15 @@ def check_weights(weights: Mapping[str, float], known: Sequence[str], option: st
     )
     if missing := [name for name in known if name not in weights]:
         raise UserError(f"{option}: {', '.join(missing)} has no weight; give one, 0 if it is not to be drawn")
-    if not sum(weights.values()):
+    total = sum(weights.values())
+    if not total:
         raise UserError(f"{option}: all weights are 0, so there is no set to draw from; raise one")
+    if not math.isfinite(total):
+        raise UserError(f"{option}: the weights sum to infinity; give smaller ones, of which only the ratios count")
+    looks_like_shares = all(weight <= 1 for weight in weights.values()) and not set(weights.values()) <= {0, 1}
+    if looks_like_shares and not math.isclose(total, 1, abs_tol=0.005):
+        drawn = ", ".join(f"{name} {weight / total:.1%}" for name, weight in weights.items())
+        rank_zero_warn(f"{option}: the shares sum to {total:.3g} and not to 1; only their ratios count: {drawn}")
 
 
 class MixedStream(PromptStream):

@@ -37,6 +37,7 @@ class Judge(CheckedReward):
         kwargs: `weight`, `correct_from`, `name` and `truncated_is_wrong` of every reward.
     """
 
+    needs_answer = False
     default_task = ""
     client_class = Client
 

@@ -29,6 +29,7 @@ class RewardModel(CheckedReward):
     """
 
     may_be_negative = True
+    needs_answer = False
 
     def __init__(self, model: str, device: str = "cpu", threshold: float | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
