@@ -38,7 +38,7 @@ def named_files(train: Any) -> tuple[dict[str, str], dict[str, float]]:
         if len(set(names)) == len(names):
             break
         if len({*map(longer, files)}) == len(files):
-            names = [*map(longer, files)]
+            names = [re.sub(r"[@:]", "_", longer(file)) for file in files]
     refuse_twice(
         names, "data.train", "files are", "rename one, or give data modules with a `name` each (data: Mixture)"
     )

@@ -183,10 +183,15 @@ def _criteria_in(rubric: Mapping[str, Any]) -> list[Any]:
     lists = [value for value in rubric.values() if isinstance(value, list)]
     if len(lists) == 1:
         return lists[0]
-    if any(isinstance(value, Mapping) for value in rubric.values()):
-        return [{TEXTS[0]: text} | dict(entry) if isinstance(entry, Mapping) else [text, entry]
-                for text, entry in rubric.items()]  # fmt: skip
-    return [[text, weight] for text, weight in rubric.items()]
+    return [_entry(text, entry) for text, entry in rubric.items()]
+
+
+def _entry(text: str, entry: Any) -> Any:
+    """Return a criterion of a mapping: its key is the text, unless the mapping that it stands for has one."""
+    if not isinstance(entry, Mapping):
+        return [text, entry]
+    has_text = any(plain(str(key)) in TEXTS for key in _without_nulls(entry))
+    return entry if has_text else {TEXTS[0]: text} | dict(entry)
 
 
 def _criterion(entry: Any, place: str) -> tuple[str, Any]:
