@@ -276,7 +276,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         ),
         Metric(
             "reward/<name>/cached",
-            "share of a judge's questions that were answered before, and cost nothing; with staleness it depends on timing",
+            "share of a judge's questions answered before, at no cost; with staleness it depends on timing",
             "0 to 1",
             "Near 1: the completions repeat",
         ),
