@@ -15,10 +15,11 @@ from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule
 
+from lit_rlvr.common.columns import as_object, parse_text
 from lit_rlvr.common.init_arguments import init_arguments, snake_case, with_class_defaults
 from lit_rlvr.common.seeds import run_seed
 from lit_rlvr.datamodules.reading.assistant_turns import Part, TrainedTurns, split_turns
-from lit_rlvr.datamodules.reading.cells import BadRow, as_answers, as_object, as_reward_weights, parse_text
+from lit_rlvr.datamodules.reading.cells import BadRow, as_answers, as_reward_weights
 from lit_rlvr.datamodules.reading.chat import Chat, break_up, special_tokens
 from lit_rlvr.datamodules.reading.checks import (
     FIELDS,
@@ -67,6 +68,7 @@ from lit_rlvr.datamodules.reading.stream import (
 from lit_rlvr.environments.base import Environment
 from lit_rlvr.errors import ChecksArguments, UserError, check_takes, check_within, defined_at, option_group
 from lit_rlvr.policy.families.base import ImageProcessor
+from lit_rlvr.rewards.base import Reward, own_weights, row_weights
 from lit_rlvr.rewards.forms import as_messages
 from lit_rlvr.types import Prompt, Sample
 
@@ -218,6 +220,7 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         self._restored: dict[str, str] | None = None
         self.environment: Environment | None = None
         self.optional: frozenset[str] = frozenset()  # fields of prompt and answer that rows may lack
+        self.judges_by_answer: list[Reward] = []  # those of them that judge a row may need its answer
 
     # ---- what subclasses override -------------------------------------------------------------------------
 
@@ -312,19 +315,21 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
 
     # ---- what the model sees ------------------------------------------------------------------------------
 
-    def use_environment(self, environment: Environment | None, needs_answers: bool = True) -> None:
-        """Offer the environment's tools in every prompt, and let rows lack what it supplies.
+    def use_environment(self, environment: Environment | None, rewards: Sequence[Reward] | None = None) -> None:
+        """Offer the environment's tools in every prompt, and let rows lack what it supplies or no reward needs.
 
         This holds here and in the sets of `also_validate`. Call it before `setup`.
 
         Args:
             environment: the run's environment, if it has one.
-            needs_answers: whether rewards judge every row.
+            rewards: the rewards that judge the rows; None = some that need an answer in every row.
         """
         asks = environment is not None and environment.begins
         scores = environment is not None and (environment.has_reward or bool(environment.reward_functions))
-        lacking = {"prompt": asks, "answer": scores or not needs_answers}
+        some_need_none = rewards is not None and not (rewards and all(reward.needs_answer for reward in rewards))
+        lacking = {"prompt": asks, "answer": scores or some_need_none}
         for data in self.validated:
+            data.judges_by_answer = [] if scores else [*(rewards or ())]
             data.optional |= {field for field, may_lack in lacking.items() if may_lack}
             if environment is not None and data.environment is not environment:
                 data.environment = environment
@@ -450,7 +455,10 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         keep that many tokens.
         """
         chat, limit = self._chat_of(sample), FAR_TOO_LONG * self.reading.max_prompt_tokens
-        text = self._render(sample, chat)
+        messages = chat.messages(self._with_plain_prompt(sample))
+        if messages != as_messages(sample.prompt):
+            sample = replace(sample, conversation=tuple(messages))
+        text = chat.text(messages, self.tokenizer, sample.source)
         token_ids = self._token_ids(text[: limit * CHARACTERS])
         if len(token_ids) < 2 * limit and len(text) > limit * CHARACTERS:
             token_ids = self._token_ids(text)
@@ -491,7 +499,7 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         """Read, check and tokenise the sets of a stage, so that bad data fails before the weights load."""
         for callback in () if self.trainer is None else self.trainer.callbacks:  # type: ignore[attr-defined]
             if getattr(callback, "config_key", "") == "rollout":
-                self.use_environment(callback.environment, callback.has_reward and not self.demonstrates)
+                self.use_environment(callback.environment, callback.judging_rewards(self.demonstrates))
         new = "train" not in self.prompts
         for split in STAGE_SPLITS.get(stage, ("train", "validation", "test")):
             if split not in self.prompts:
@@ -586,8 +594,9 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         """Read all usable rows of a split; later calls return the same list."""
         if split not in self._samples:
             name = f"{self.name} {split}"
+            rows = map(self._with_answer, require_samples(self.rows(split), self.rows))
             good, self.bad_rows[split] = filter_rows(
-                require_samples(self.rows(split), self.rows), name, self.reading.max_bad_rows, self.optional,
+                rows, name, self.reading.max_bad_rows, self.optional,
                 self.images, not self.demonstrates,
             )  # fmt: skip
             good = [
@@ -604,6 +613,17 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
             check_ids(good)
             self._samples[split] = good
         return self._samples[split]
+
+    def _with_answer(self, row: Sample | BadRow) -> Sample | BadRow:
+        """Return a row, or a bad row for one without the answer that a reward needs which judges it."""
+        if isinstance(row, BadRow) or row.answer or not self.judges_by_answer:
+            return row
+        judged = replace(row, rewards=self._rewards if row.rewards is None else row.rewards)
+        names = row_weights(judged, own_weights(self.judges_by_answer))
+        needing = [reward.name for reward in self.judges_by_answer if reward.needs_answer and reward.name in names]
+        if not needing:
+            return row
+        return BadRow(f"missing, and the reward {needing[0]} judges by it", "answer", row.source)
 
     # ---- loaders ------------------------------------------------------------------------------------------
 

@@ -9,8 +9,9 @@ from datetime import date
 from string import ascii_lowercase
 from typing import Any
 
+from lit_rlvr.common.columns import lookup, parse_text
 from lit_rlvr.datamodules.base import PromptDataModule, Split
-from lit_rlvr.datamodules.reading.cells import BadRow, as_text, is_blank, lookup, parse_text
+from lit_rlvr.datamodules.reading.cells import BadRow, as_text, is_blank
 from lit_rlvr.datamodules.reading.chat import wrapped_prompt
 from lit_rlvr.datamodules.reading.code_tests import as_tests
 from lit_rlvr.datamodules.reading.conversations import sharegpt_to_messages

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from lit_rlvr.datamodules.reading.split import ReadingOptions
 from lit_rlvr.datamodules.reading.stream import EvalLoader
 from lit_rlvr.environments.base import Environment
 from lit_rlvr.errors import UserError, check_within, refuse_all
+from lit_rlvr.rewards.base import Reward
 from lit_rlvr.types import Prompt, Sample
 
 
@@ -100,7 +102,7 @@ class Mixture(PromptDataModule):
     def difficulty(self, sample: Sample) -> float:
         return self.part_of(sample).difficulty(sample)
 
-    def use_environment(self, environment: Environment | None, needs_answers: bool = True) -> None:
+    def use_environment(self, environment: Environment | None, rewards: Sequence[Reward] | None = None) -> None:
         chat = self.parts[0].chat
         refuse_all(
             "data.sets: with an environment, all sets need the same chat.prefill and chat_template_kwargs; "
@@ -108,7 +110,7 @@ class Mixture(PromptDataModule):
             for part in (self.parts if environment is not None else ())
             if (part.chat.prefill, part.chat.chat_template_kwargs) != (chat.prefill, chat.chat_template_kwargs)
         )
-        super().use_environment(environment, needs_answers)
+        super().use_environment(environment, rewards)
 
     # rows
 

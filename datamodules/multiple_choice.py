@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from lit_rlvr.common.columns import lookup
 from lit_rlvr.datamodules.base import PromptDataModule
-from lit_rlvr.datamodules.reading.cells import BadRow, lookup
+from lit_rlvr.datamodules.reading.cells import BadRow
 from lit_rlvr.datamodules.reading.chat import wrapped_prompt
 from lit_rlvr.datamodules.reading.choices import format_options, options_in_columns, read_options, right_letter
 from lit_rlvr.datamodules.reading.readers import TEXT_TABLES

@@ -9,8 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lit_rlvr.common.columns import lookup
 from lit_rlvr.datamodules.base import PromptDataModule
-from lit_rlvr.datamodules.reading.cells import BadRow, as_text, lookup
+from lit_rlvr.datamodules.reading.cells import BadRow, as_text
 from lit_rlvr.datamodules.reading.chat import Chat, wrapped_prompt
 from lit_rlvr.datamodules.reading.rows import map_columns
 from lit_rlvr.datamodules.reading.split import ReadingOptions

@@ -79,6 +79,8 @@ class Sample:
         answer_object: the reference answer as the data hold it, for rewards that read lists and dicts; None = `answer`.
         dataset: the name of the set that the row is of.
         rewards: the rewards that judge completions of this row -> their weights, None for a reward's own; None = all.
+        conversation: the messages that the model is given, if they are others than `prompt`: with the system prompt and
+            the template of `data.chat`. () = `prompt`.
     """
 
     id: str
@@ -94,6 +96,12 @@ class Sample:
     answer_object: Any = None
     dataset: str = ""
     rewards: Mapping[str, float | None] | None = None
+    conversation: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def told(self) -> str | list[dict[str, Any]]:
+        """What the model is told: the prompt, with the system prompt and the template around it."""
+        return list(self.conversation) or self.prompt
 
     @property
     def label(self) -> Any:

@@ -1,9 +1,7 @@
-"""The cells of rows as Python values: text, nested columns, lists and dicts in JSON text, reference answers; and
-`BadRow`, a row that cannot be used."""
+"""The cells of rows: text, rewards, reference answers; and `BadRow`, a row that cannot be used."""
 
 from __future__ import annotations
 
-import ast
 import json
 import math
 import re
@@ -11,6 +9,8 @@ from collections.abc import Mapping
 from datetime import date, time
 from decimal import Decimal
 from typing import Any, Literal
+
+from lit_rlvr.common.columns import as_object, as_python, is_missing, parse_text
 
 
 class BadRow(Exception):
@@ -32,51 +32,11 @@ class BadRow(Exception):
 
 Answers = Literal["any", "all", "object"]
 
-_TEXT = r"""'(?:[^'\\\n]|\\.)*+'|"(?:[^"\\\n]|\\.)*+\""""
-_NUMPY_TEXTS = re.compile(rf"\[\s*+(?:{_TEXT})(?:\s*+(?:{_TEXT}))++\s*+\]")
 _ANSWER_TAG = re.compile(r"(?:.*</think>)?\s*<answer>(.*?)</answer>\s*", re.DOTALL | re.IGNORECASE)
 
 ANSWER_KEYS = ("value", "target", "text", "answer", "ground_truth")
 """Keys that hold the answer in a cell that is a dict: TriviaQA's, Search-R1's, SQuAD's and others."""
 ALIAS_KEYS = ("aliases", "normalized_aliases")
-
-
-def as_python(value: Any) -> Any:
-    """Convert a NumPy scalar or array to a Python value; return any other value as it is."""
-    if str(getattr(value, "dtype", "")).startswith("datetime64"):  # in nanoseconds, `tolist` would give an integer
-        value = value.astype("datetime64[us]")
-    return value.tolist() if hasattr(value, "tolist") else value
-
-
-def is_missing(value: Any) -> bool:
-    """Return True for None and for the values that are not equal to themselves: NaN, NaT."""
-    return value is None or (isinstance(value, float | Decimal | date) and value != value)
-
-
-def parse_text(value: Any) -> Any:
-    """Return the list or dict that a text holds; return any other value as it is.
-
-    The text is JSON, a Python literal, or an array of texts as NumPy prints it and pandas writes it to CSV files
-    ("['a' 'b']", which Python would read as one text).
-    """
-    text = value.strip() if isinstance(value, str) else ""
-    if not text.startswith(("[", "{")):
-        return value
-    for parse in (_printed_array, json.loads, ast.literal_eval):
-        try:
-            parsed = parse(text)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            continue
-        return parsed if isinstance(parsed, list | dict) else value
-    return value
-
-
-def as_object(value: Any) -> Any:
-    """Return the list or dict of a cell or of the text in it, with Python values; any other value as it is."""
-    value = parse_text(as_python(value))
-    if isinstance(value, Mapping):
-        return {key: as_object(inner) for key, inner in value.items()}
-    return [as_object(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def as_reward_weights(value: Any, field: str = "reward") -> dict[str, float | None] | None:
@@ -100,21 +60,6 @@ def as_reward_weights(value: Any, field: str = "reward") -> dict[str, float | No
         if not isinstance(name, str) or not (weight is None or is_number):
             raise BadRow("expected a reward's name, a list of names, or a dict of name: weight", field)
     return dict(named)
-
-
-def _printed_array(text: str) -> list[str]:
-    if not _NUMPY_TEXTS.fullmatch(text):
-        raise ValueError("no array of texts")
-    return [ast.literal_eval(item) for item in re.findall(_TEXT, text)]
-
-
-def lookup(row: Mapping[str, Any], column: str) -> Any:
-    """Return the value of a column, or of a nested one ("metadata.subject"), also in JSON text; None if missing."""
-    if column in row:
-        return row[column]
-    head, _, rest = column.partition(".")
-    inner = parse_text(row.get(head)) if rest else None
-    return lookup(inner, rest) if isinstance(inner, Mapping) else None
 
 
 def as_text(value: Any, field: str) -> str:

@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any, Literal
 
-from lit_rlvr.datamodules.reading.cells import parse_text
+from lit_rlvr.common.columns import parse_text
 from lit_rlvr.datamodules.reading.conversations import THOUGHT_KEYS, text_of, without_nulls
 from lit_rlvr.datamodules.reading.images import PLACEHOLDER, as_parts
 from lit_rlvr.errors import UserError, given_text, option_group, refuse_all

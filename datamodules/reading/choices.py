@@ -9,7 +9,8 @@ from decimal import Decimal
 from string import ascii_uppercase
 from typing import Any, NamedTuple
 
-from lit_rlvr.datamodules.reading.cells import BadRow, as_python, as_text, is_blank, parse_text, without_tags
+from lit_rlvr.common.columns import as_python, parse_text
+from lit_rlvr.datamodules.reading.cells import BadRow, as_text, is_blank, without_tags
 
 KNOWN_FORMS = (
     'a list of texts, {"A": ...}, a list of {"label", "text"}, {"label": [...], "text": [...]}, JSON text of one of '

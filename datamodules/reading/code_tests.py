@@ -8,7 +8,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from lit_rlvr.datamodules.reading.cells import BadRow, as_python, parse_text
+from lit_rlvr.common.columns import as_python, parse_text
+from lit_rlvr.datamodules.reading.cells import BadRow
 
 KNOWN_TESTS = (
     'a list of {"input", "output"}, {"inputs": [...], "outputs": [...]} with or without "fn_name", assert statements '

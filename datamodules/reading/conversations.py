@@ -12,7 +12,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from lit_rlvr.datamodules.reading.cells import BadRow, as_python, is_blank, is_empty, parse_text
+from lit_rlvr.common.columns import as_python, parse_text
+from lit_rlvr.datamodules.reading.cells import BadRow, is_blank, is_empty
 from lit_rlvr.types import Video
 
 Messages = list[dict[str, Any]]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from lit_rlvr.errors import UserError, check_within, checks_arguments
+from lit_rlvr.rewards.base import reaches
 
 Successes = Mapping[str, tuple[int, int]]
 """Sample id -> correct completions of an iteration, and those that count in accuracies."""
@@ -76,4 +77,4 @@ class RunningSuccess:
 
     def _fits(self, share: float) -> bool:
         low, high = self.curriculum.band
-        return low <= share <= high
+        return reaches(share, low) and reaches(high, share)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import re
 from collections.abc import Mapping, Sequence
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from lit_rlvr.common.seeds import derive_seed
+from lit_rlvr.datamodules.reading.rows import rank_zero_warn
 from lit_rlvr.datamodules.reading.stream import Cursor, PromptStream
 from lit_rlvr.errors import UserError, check_within, refuse_all
 from lit_rlvr.types import Prompt
@@ -20,10 +21,11 @@ def named_files(train: Any) -> tuple[dict[str, str], dict[str, float]]:
     """Return the files and weights that a list of files, or {file: weight}, names, both by the names of the sets.
 
     A list has no weights; other values have no files either. A set is called like its file, without folder and ending:
-    `math` of `data/math.jsonl.gz`; files that are called alike have longer names (`distinct_names`).
+    `math` of `data/math.jsonl.gz`. If two would be called the same, all are called by what tells them apart: the whole
+    stem (`a.v1`), the folder (`gsm8k` of `gsm8k/train.jsonl`), both (`gsm8k_train`), or the file's name.
 
     Raises:
-        UserError: a file stands twice.
+        UserError: two files have the same name.
     """
     weights = train if isinstance(train, Mapping) else {}
     is_text = isinstance(train, Sequence | Mapping) and not isinstance(train, str)
@@ -31,35 +33,40 @@ def named_files(train: Any) -> tuple[dict[str, str], dict[str, float]]:
     if not (is_text and train and has_weights and all(isinstance(file, str | os.PathLike) for file in train)):
         return {}, {}
     files = [os.fspath(file) for file in train]
-    refuse_twice(files, "data.train", "files are", "leave one out, or give it a weight")
-    names = distinct_names(files)
+    names = [_short_name(file) for file in files]
+    for longer in (_stem, _folder, _folder_and_stem, _file_name):
+        if len(set(names)) == len(names):
+            break
+        if len({*map(longer, files)}) == len(files):
+            names = [re.sub(r"[@:]", "_", longer(file)) for file in files]
     refuse_twice(
         names, "data.train", "files are", "rename one, or give data modules with a `name` each (data: Mixture)"
     )
     return dict(zip(names, files, strict=True)), dict(zip(names, weights.values(), strict=False))
 
 
-def distinct_names(files: Sequence[str]) -> list[str]:
-    """Return a name for each file; of files that are called alike, the shortest form that tells all of them apart.
+_FORMAT = re.compile(r"\.(jsonl|json|csv|tsv|parquet|arrow)(\.gz)?$")
+"""The ending that says how to read a file."""
 
-    The forms are the name without endings (`level`), without the last ending (`level.1`), with the folder
-    (`gsm8k-train`), and the whole name (`a.jsonl`), with the folder.
-    """
-    plain = [re.sub(r"[@:].*$|(\.\w+)+$", "", Path(file).name) for file in files]
-    whole = [re.sub("[@:]", "-", Path(file).name) for file in files]
-    forms = [
-        plain,
-        [re.sub(r"[@:].*$|\.\w+$", "", Path(file).name) for file in files],
-        [f"{Path(file).parent.name}-{name}" for file, name in zip(files, plain, strict=True)],
-        whole,
-        [f"{Path(file).parent.name}-{name}" for file, name in zip(files, whole, strict=True)],
-    ]
-    names = []
-    for i, name in enumerate(plain):
-        alike = [k for k, other in enumerate(plain) if other == name]
-        chosen = next((form for form in forms if len({form[k] for k in alike}) == len(alike)), plain)
-        names.append(chosen[i])
-    return names
+
+def _short_name(file: str) -> str:
+    return re.sub(r"[@:].*$|(\.\w+)+$", "", Path(file).name)
+
+
+def _stem(file: str) -> str:
+    return _FORMAT.sub("", Path(file).name)
+
+
+def _folder(file: str) -> str:
+    return Path(file).parent.name
+
+
+def _folder_and_stem(file: str) -> str:
+    return "_".join(filter(None, (_folder(file), _stem(file))))
+
+
+def _file_name(file: str) -> str:
+    return Path(file).name
 
 
 def refuse_twice(names: Sequence[str], option: str, what: str, remedy: str) -> None:
@@ -92,10 +99,15 @@ def check_weights(weights: Mapping[str, float], known: Sequence[str], option: st
     )
     if missing := [name for name in known if name not in weights]:
         raise UserError(f"{option}: {', '.join(missing)} has no weight; give one, 0 if it is not to be drawn")
-    if not isfinite(sum(weights.values())):
-        raise UserError(f"{option}: the weights add up to more than a float can hold; give smaller ones")
-    if not sum(weights.values()):
+    total = sum(weights.values())
+    if not total:
         raise UserError(f"{option}: all weights are 0, so there is no set to draw from; raise one")
+    if not math.isfinite(total):
+        raise UserError(f"{option}: the weights sum to infinity; give smaller ones, of which only the ratios count")
+    looks_like_shares = all(weight <= 1 for weight in weights.values()) and not set(weights.values()) <= {0, 1}
+    if looks_like_shares and not math.isclose(total, 1, abs_tol=0.005):
+        drawn = ", ".join(f"{name} {weight / total:.1%}" for name, weight in weights.items())
+        rank_zero_warn(f"{option}: the shares sum to {total:.3g} and not to 1; only their ratios count: {drawn}")
 
 
 class MixedStream(PromptStream):

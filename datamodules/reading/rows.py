@@ -10,17 +10,8 @@ from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from lit_rlvr.datamodules.reading.cells import (
-    Answers,
-    BadRow,
-    as_answers,
-    as_object,
-    as_reward_weights,
-    as_text,
-    is_blank,
-    lookup,
-    parse_text,
-)
+from lit_rlvr.common.columns import as_object, as_python, column_of, lookup, parse_text
+from lit_rlvr.datamodules.reading.cells import Answers, BadRow, as_answers, as_reward_weights, as_text, is_blank
 from lit_rlvr.datamodules.reading.choices import read_options
 from lit_rlvr.datamodules.reading.conversations import (
     Messages,
@@ -100,12 +91,15 @@ def map_columns(
         value = lookup(row, column)
         if value is None and field not in columns:
             value = find_cell(row, FALLBACKS.get(field, ()))
-        head = column.partition(".")[0]
+        head = column_of(column)
         if value is None and (field in columns or field in {"prompt", "answer"} - optional):
             if head not in row:
                 raise BadRow(f"no column {column!r}; the columns are {', '.join(map(str, row))}", field)
-            if head != column and row[head] is not None and not isinstance(parse_text(row[head]), Mapping):
-                raise BadRow(f"{column!r} cannot be read, because {head!r} is no dict and no JSON text of one", field)
+            inner = parse_text(as_python(row[head]))
+            if head != column and inner is not None and not isinstance(inner, Mapping | list):
+                raise BadRow(
+                    f"{column!r} cannot be read, because {head!r} is no dict or list and no JSON text of one", field
+                )
         return row.get("images", row.get("file_name")) if value is None and field == "image" else value
 
     row_id, category, images = cell("id"), cell("category"), as_images(cell("image"))

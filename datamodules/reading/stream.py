@@ -9,8 +9,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 
+from lit_rlvr.common.columns import is_missing, lookup, single
 from lit_rlvr.common.seeds import derive_seed
-from lit_rlvr.datamodules.reading.cells import is_missing, lookup
 from lit_rlvr.distributed.checkpoints import NEW_RUN
 from lit_rlvr.errors import UserError, given_text
 from lit_rlvr.types import Prompt, PromptBatch, Sample
@@ -79,6 +79,13 @@ class PromptStream:
         return sum(self.is_retired(name, self.epoch_of(name, cursor)) for name in self.by_id) / len(self)
 
 
+NUMBER = re.compile(
+    r"(?<![\w.])[+-]?(?:\d{1,3}(?:,\d{3})+(?:\.\d*)?|\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?"
+    r"|\d+(?:\.\d+)?"
+)
+"""A number in a text, with its sign, thousands and exponent; behind a letter, as in `level3`, its digits."""
+
+
 def difficulty_of(sample: Sample, column: str) -> float:
     """Return the number in a column of a sample's row, or the last number in its text, such as 3 in "Level 3".
 
@@ -86,13 +93,14 @@ def difficulty_of(sample: Sample, column: str) -> float:
         UserError: there is none.
     """
     cell = lookup(sample.row, column)
-    numbers = re.findall(r"-?\d+(?:\.\d+)?", str(cell))
-    if is_missing(cell) or not numbers:
+    cell = single(cell)
+    numbers = [] if is_missing(cell) else NUMBER.findall(str(cell))
+    if not numbers:
         raise UserError(
             f"{sample.source or sample.id}: data.order: difficulty needs a number in the column {column!r}, not "
             f"{given_text(cell)}; name the column with `columns: {{difficulty: COLUMN}}`"
         )
-    return float(numbers[-1])
+    return float(numbers[-1].replace(",", ""))
 
 
 Prepare = Callable[[Prompt], Prompt]

@@ -239,8 +239,8 @@ class RLVRCLI(LightningCLI):
         super().instantiate_classes()
         report_namesake(type(self.datamodule))
         rollout = self.config_init[self.subcommand].rollout
-        needs_answers = rollout.has_reward and (self.subcommand == "filter" or not self.model.demonstrates)
-        self.datamodule.use_environment(rollout.environment, needs_answers)
+        demonstrates = self.subcommand != "filter" and self.model.demonstrates
+        self.datamodule.use_environment(rollout.environment, rollout.judging_rewards(demonstrates))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         check_calls_super(self.model, "model")

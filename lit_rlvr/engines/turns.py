@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from lit_rlvr.common.seeds import derive_seed
+from lit_rlvr.errors import UserError
 from lit_rlvr.speech.thoughts import raw_text, read_text, split_thoughts
 from lit_rlvr.types import Completion, Pixels, Prompt, Sampling
 
@@ -250,9 +251,7 @@ class ThoughtBudget(Turns):
         return replace(how, max_tokens=min(self._sampling.max_thought_tokens, how.max_tokens))
 
     def _closing(self, text: str) -> tuple[int, ...]:
-        mark = split_thoughts(text).closing
-        text = f"\n{mark}\n\n" if mark.startswith("</") else mark  # as chat templates write tags
-        return tuple(self._tokenizer(text, add_special_tokens=False).input_ids) if mark else ()
+        return closing_tokens(self._tokenizer, split_thoughts(text).closing)
 
     def _joined(self, thoughts: Completion, written: tuple[int, ...], turn: Completion) -> Completion:
         ids = (*thoughts.token_ids, *written, *turn.token_ids)
@@ -264,6 +263,35 @@ class ThoughtBudget(Turns):
             labels=thoughts.labels + turn.labels,
             stale_cache=thoughts.stale_cache + turn.stale_cache,
             routes=turn.routes,
+        )
+
+
+def closing_tokens(tokenizer: Any, mark: str) -> tuple[int, ...]:
+    """Return the tokens that end thoughts with a mark, written as chat templates write it; none without a mark."""
+    text = f"\n{mark}\n\n" if mark.startswith("</") else mark
+    return tuple(tokenizer(text, add_special_tokens=False).input_ids) if mark else ()
+
+
+def check_room_for_answer(sampling: Sampling, tokenizer: Any, opening: str, option: str) -> None:
+    """Refuse a budget of thoughts that leaves no room for the mark that ends them and a token of the answer.
+
+    Args:
+        sampling: the settings.
+        tokenizer: the model's.
+        opening: the text with which answers begin in the prompt; it tells the marks.
+        option: the option of the settings, for the message.
+
+    Raises:
+        UserError: there is no room.
+    """
+    if not sampling.max_thought_tokens:
+        return
+    mark = split_thoughts(opening).closing or "</think>"
+    most = sampling.max_tokens - len(closing_tokens(tokenizer, mark)) - 1
+    if sampling.max_thought_tokens > most:
+        raise UserError(
+            f"{option}.max_thought_tokens: {sampling.max_thought_tokens} of max_tokens={sampling.max_tokens} leaves no "
+            f"room for {mark!r} and an answer; give at most {max(most, 0)}, or raise max_tokens"
         )
 
 

@@ -47,7 +47,7 @@ def load_prompts(
         UserError: the set is empty, or a reward refuses it.
     """
     data.use_model(module)
-    data.use_environment(environment)
+    data.use_environment(environment, rewards)
     data.setup("test" if split == "test" else "fit")
     if not data.prompts[split]:
         raise UserError(f"{option}: there is no {split} set")

@@ -11,6 +11,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from lit_rlvr.common.columns import as_object
 from lit_rlvr.common.init_arguments import dotted_path_of, init_arguments, snake_case
 from lit_rlvr.errors import ChecksArguments, UserError, check_calls_super, first_line, first_line_of, log, user_line
 from lit_rlvr.types import Completion, Pair, Prompt, RewardResult, Sample
@@ -26,7 +27,7 @@ class Reward(ChecksArguments, ABC):
     Args:
         weight: factor of this reward in the weighted sum.
         correct_from: take `correct` (accuracy, pass@k) from this reward. If no reward sets this, `correct` comes from
-            the first one that reports it; if none does, value 1 of the first reward is correct.
+            the first one that reports it; if none does in the whole run, value 1 of the first reward is correct.
         name: the reward's name in metrics (`reward/<name>`). Default: the class name in snake case.
         isolate: judge each completion in a worker process, where a crash, a hang or a leak affects only that
             completion; true, or limits other than `{cpu_seconds: 2, wall_seconds: 20, memory_mb: 2048}`.
@@ -39,7 +40,10 @@ class Reward(ChecksArguments, ABC):
     Attributes:
         whole_rollout: True = `score` gets all completions of a rollout at once, after the last of them is generated;
             False = groups of them as they come.
-        reports_correct: False = it never says whether an answer is right.
+        reports_correct: True = it says whether an answer is right; False = it never does, and its rows have no accuracy
+            unless `correct_from` asks for it; None = its values tell.
+        needs_answer: it judges by the row's reference answer, which its rows may not lack.
+        compares: a completion's value depends on the others of its group.
         assumed_max_tokens: the `max_tokens` of completions that its settings assume; None = any.
         metrics: numbers to log as `reward/<name>`: their means over what training judged since the rollout before; [] =
             none this time.
@@ -47,7 +51,9 @@ class Reward(ChecksArguments, ABC):
 
     config_key = "rewards.{}"
     whole_rollout = False
-    reports_correct = True
+    reports_correct: bool | None = None
+    needs_answer = True
+    compares = False
     assumed_max_tokens: int | None = None
 
     def __init__(
@@ -205,6 +211,11 @@ class Reward(ChecksArguments, ABC):
         """Release the reward's resources; none by default."""
 
 
+def reaches(value: float, threshold: float) -> bool:
+    """Return whether a value is at least a threshold, of which rounding may have taken a last digit."""
+    return value >= threshold or math.isclose(value, threshold, rel_tol=1e-9, abs_tol=1e-9)
+
+
 LARGEST = 1e15
 """The largest size of a reward: statistics of groups square it in float32."""
 
@@ -240,6 +251,8 @@ def _reward_number(value: object) -> float:
 
 class NoReward(Reward):
     """The reward of a run with `rollout.rewards: []`, which learns from a teacher alone; it judges nothing."""
+
+    needs_answer = False
 
     def __call__(self, completion: Completion, sample: Sample) -> None:
         return None
@@ -283,11 +296,29 @@ def row_weights(sample: Sample, weights: Mapping[str, float]) -> dict[str, float
     """
     named = sample.rewards
     if named is None:
-        cells = [sample.row.get(column) for column in REWARD_COLUMNS]
-        names = [cell for cell in cells if isinstance(cell, str) and cell in weights]
-        named = dict.fromkeys(names[:1] or weights)
+        in_columns = [named_rewards(sample, column, weights) for column in REWARD_COLUMNS]
+        named = dict.fromkeys([*filter(None, in_columns), list(weights)][0])
     chosen = {name: named[name] for name in weights if name in named}
     return {name: weights[name] if weight is None else weight for name, weight in chosen.items()}
+
+
+def names_in(sample: Sample, column: str) -> list[str]:
+    """Return the names that a column of a row has: a text, or a list of texts, also in JSON text."""
+    cell = as_object(sample.row.get(column))
+    cells = cell if isinstance(cell, list) else [cell]
+    return [name for name in cells if isinstance(name, str)]
+
+
+def named_rewards(sample: Sample, column: str, weights: Iterable[str]) -> list[str]:
+    """Return the rewards that a column of a row names, whose case does not count.
+
+    Args:
+        sample: the row.
+        column: the column.
+        weights: the names of all rewards.
+    """
+    names = {name.casefold() for name in names_in(sample, column)}
+    return [name for name in weights if name.casefold() in names]
 
 
 def groups_of(pairs: Sequence[Pair]) -> list[list[int]]:
@@ -330,6 +361,7 @@ class CheckedReward(Reward):
         may_be_negative: True = truncated completions are checked as well, and earn at most 0.
     """
 
+    reports_correct: bool | None = True
     may_be_negative = False
 
     @abstractmethod

@@ -36,6 +36,8 @@ class Choice(Reward):
         kwargs: `weight`, `correct_from`, `name` and `truncated_is_wrong` of every reward.
     """
 
+    reports_correct = True
+
     def __init__(
         self,
         boxed_only: bool = False,

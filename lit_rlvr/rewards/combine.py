@@ -128,9 +128,10 @@ def combine(rewards: Sequence[Reward], results: Judgements, samples: Sequence[Sa
     """Return scores of G = `width` completions of each of P samples from each reward's results for all P * G.
 
     Among the rewards of a row, `correct` comes from the one with `correct_from`, else from the first that reports it,
-    else from the first whose checks all failed, else from the first. If that reward reports it for some completions
-    only, it counts as failed on the others (status "error"); if it reports it for none, its value 1 is correct. Of a
-    completion that it does not judge (status "unjudged"), `correct` comes from the first reward that reports it
+    else from the first whose checks all failed, else from the first that may report it. If that reward reports it for
+    some completions only, it counts as failed on the others (status "error"). If it reports it for none, its value 1 is
+    correct, unless it is known never to report it or another reward of the run does; then nothing says what is correct.
+    Of a completion that it does not judge (status "unjudged"), `correct` comes from the first reward that reports it
     there.
 
     Args:
@@ -154,7 +155,8 @@ def combine(rewards: Sequence[Reward], results: Judgements, samples: Sequence[Sa
         own_rows = [b for b in range(len(judging)) if tuple(sample_weights[b // width]) == names]
         columns = {name: [results[name][b] for b in own_rows] for name in names}
         source = _correct_source([reward for reward in rewards if reward.name in names], columns)
-        for b, result in zip(own_rows, _with_correct(source, columns[source]), strict=True):
+        counts_ones = _counts_ones(next(reward for reward in rewards if reward.name == source), rewards)
+        for b, result in zip(own_rows, _with_correct(source, columns[source], counts_ones), strict=True):
             judging[b], results[source][b] = source, result
 
     rows = [dict(zip(results, row_results, strict=True)) for row_results in zip(*results.values(), strict=True)]  # B
@@ -200,15 +202,34 @@ def _correct_source(rewards: Sequence[Reward], results: Judgements) -> str:
     marked = [reward.name for reward in rewards if reward.correct_from]
     reporting = [name for name, column in results.items() if any(r.correct is not None for r in column)]
     failed = [name for name, column in results.items() if column and all(r.status == "error" for r in column)]
-    return [*marked, *reporting, *failed, rewards[0].name][0]  # one that failed may report `correct` elsewhere
+    may_report = [reward.name for reward in rewards if reward.reports_correct is not False]
+    return [*marked, *reporting, *failed, *may_report, rewards[0].name][
+        0
+    ]  # one that failed may report `correct` elsewhere
 
 
-def _with_correct(name: str, column: list[RewardResult]) -> list[RewardResult]:
-    """Set `correct` in the results of the reward that it comes from, wherever its check has not failed."""
+def _counts_ones(source: Reward, rewards: Sequence[Reward]) -> bool:
+    """Return whether the value 1 of a reward that reports no `correct` counts as correct."""
+    if source.correct_from:
+        return True
+    reported = any(reward.reports_correct for reward in rewards if reward is not source)
+    return source.reports_correct is not False and not reported
+
+
+def _with_correct(name: str, column: list[RewardResult], counts_ones: bool) -> list[RewardResult]:
+    """Set `correct` in the results of the reward that it comes from, wherever its check has not failed.
+
+    Args:
+        name: the reward's name.
+        column: its results.
+        counts_ones: if it reports no `correct`, its value 1 is correct.
+    """
     if any(result.correct is not None for result in column):
         return [_reported(result) for result in column]
     if any(result.status == "ok" for result in column):
-        _say_rule(name)
+        _say_rule(name, counts_ones)
+    if not counts_ones:
+        return column
     return [r if r.status in VALUES else replace(r, correct=r.value == 1) for r in column]
 
 
@@ -221,7 +242,13 @@ def _reported(result: RewardResult) -> RewardResult:
 
 
 @lru_cache
-def _say_rule(name: str) -> None:
+def _say_rule(name: str, counts_ones: bool) -> None:
+    if not counts_ones:
+        log.info(
+            "reward %r reports no `correct`: rows that it alone judges have no accuracy, and the curriculum leaves "
+            "them as they are; `correct_from: true` counts its value 1 as correct", name,
+        )  # fmt: skip
+        return
     log.info(
         "reward %r reports no `correct` (accuracy, pass@k): its value 1 counts as correct; "
         "for another rule, set `correct_from: true` on the reward that decides, or let it return True or False, or "

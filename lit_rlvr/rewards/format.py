@@ -27,6 +27,9 @@ class Format(Reward):
         UserError: no condition is given, or `pattern` is not a regular expression.
     """
 
+    reports_correct = False
+    needs_answer = False
+
     def __init__(
         self,
         pattern: str | None = None,

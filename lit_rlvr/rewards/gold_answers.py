@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import chdir
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from lit_rlvr.common.columns import as_object
 from lit_rlvr.errors import UserError, log, refuse_all
-from lit_rlvr.rewards.base import REWARD_COLUMNS, Reward, own_weights, row_weights
+from lit_rlvr.rewards.base import REWARD_COLUMNS, Reward, named_rewards, names_in, own_weights, row_weights
 from lit_rlvr.rewards.combine import score_rollout
 from lit_rlvr.types import Completion, Prompt, Sample, Sampling
 
@@ -42,10 +43,11 @@ def check_references(rewards: Sequence[Reward], samples: Sequence[Sample]) -> No
     for sample in samples:
         if unknown := sorted(dict(sample.rewards or {}).keys() - weights.keys()):
             raise UserError(f"{sample.source or sample.id}: reward: there is no {unknown[0]!r}; {known}")
-        cells = {} if sample.rewards is not None else {column: sample.row.get(column) for column in REWARD_COLUMNS}
-        for column, cell in cells.items():
-            if isinstance(cell, str):
-                chosen.setdefault((sample.dataset, column, cell in weights), sample)
+        _check_parallel_answers(sample, weights)
+        for column in REWARD_COLUMNS if sample.rewards is None else ():
+            named = {name.casefold() for name in named_rewards(sample, column, weights)}
+            for name in names_in(sample, column):
+                chosen.setdefault((sample.dataset, column, name.casefold() in named), sample)
     refuse_all(
         f"{sample.source or sample.id}: {column}: there is no reward {sample.row[column]!r}, but one for other rows; "
         f"name the reward of each row in a column of its own (data.columns.reward); {known}"
@@ -63,6 +65,25 @@ def check_references(rewards: Sequence[Reward], samples: Sequence[Sample]) -> No
         for reward in rewards
         if (problem := _unreadable(reward, [sample for sample, names in judging if reward.name in names]))
     )
+
+
+def _check_parallel_answers(sample: Sample, weights: Iterable[str]) -> None:
+    """Refuse a row of open-instruct's with an answer for each of several rewards.
+
+    Raises:
+        UserError: it has a list of rewards and one of as many answers, all of which would be right for each reward.
+    """
+    names = as_object(sample.row.get("dataset"))
+    answers = as_object(sample.row.get("ground_truth"))
+    if not isinstance(names, list) or not isinstance(answers, list) or not 1 < len(names) == len(answers):
+        return
+    named = named_rewards(sample, "dataset", weights)
+    if len(named) > 1 and len(sample.references) > 1:
+        raise UserError(
+            f"{sample.source or sample.id}: dataset and ground_truth have {len(names)} entries, an answer for each of "
+            f"the rewards {', '.join(named)}, and rewards judge by all answers of a row; make a row for each reward, "
+            "or map a column with the answer of one (data.columns.answer)"
+        )
 
 
 def _unreadable(reward: Reward, samples: Sequence[Sample]) -> str:

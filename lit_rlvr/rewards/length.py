@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from lit_rlvr.common.columns import lookup, single
 from lit_rlvr.errors import UserError, check_within
 from lit_rlvr.rewards.base import Reward, groups_of
 from lit_rlvr.rewards.math import MathAnswer
@@ -27,6 +28,9 @@ class Overlong(Reward):
     Raises:
         UserError: `cache_tokens` is not in [0, max_tokens].
     """
+
+    reports_correct = False
+    needs_answer = False
 
     def __init__(self, max_tokens: int, cache_tokens: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -101,7 +105,8 @@ class LCPO(MathAnswer):
     length. Source: Aggarwal & Welleck 2025 (L1, arXiv 2503.04697).
 
     Args:
-        target: n_gold in tokens, or the name of the data's column with each prompt's.
+        target: n_gold in tokens, or the name of the data's column with each prompt's, perhaps nested
+            (`metadata.tokens`).
         alpha: weight of a token of difference.
         delta: null: LCPO-exact; a number: LCPO-max with it (the paper uses 0.5), the share of r at a length of n_gold.
         kwargs: the options of `MathAnswer` and of every reward.
@@ -137,8 +142,8 @@ class LCPO(MathAnswer):
         if not isinstance(self.target, str):
             return self.target
         try:
-            target = float(sample.row[self.target])
-        except (KeyError, TypeError, ValueError):
+            target = float(single(lookup(sample.row, self.target)))
+        except (TypeError, ValueError, OverflowError):
             target = math.nan
         if not 1 <= target < math.inf:
             raise UserError(
@@ -160,6 +165,8 @@ class RelativeLength(MathAnswer):
         length_weight: weight of the length against that of a right answer.
         kwargs: the options of `MathAnswer` and of every reward.
     """
+
+    compares = True
 
     def __init__(self, length_weight: float = 1.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)

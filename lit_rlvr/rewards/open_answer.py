@@ -28,6 +28,8 @@ class OpenAnswer(Reward):
         kwargs: `weight`, `correct_from`, `name` and `truncated_is_wrong` of every reward.
     """
 
+    reports_correct = True
+
     def __init__(self, exact: bool = False, boxed_only: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.exact = exact

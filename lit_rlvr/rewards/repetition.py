@@ -21,6 +21,9 @@ class RepetitionPenalty(Reward):
         kwargs: `weight`, `correct_from` and `name` of every reward.
     """
 
+    reports_correct = False
+    needs_answer = False
+
     def __init__(self, ngram_size: int = 3, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         check_within("[1, inf)", "rewards.RepetitionPenalty", ngram_size=ngram_size)

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lit_rlvr.common.columns import lookup
 from lit_rlvr.datamodules.reading.assistant_turns import Part, split_turns
-from lit_rlvr.datamodules.reading.cells import BadRow, lookup
+from lit_rlvr.datamodules.reading.cells import BadRow
 from lit_rlvr.datamodules.reading.conversations import as_conversation
 from lit_rlvr.datamodules.reading.rows import abbreviate, rank_zero_warn
 from lit_rlvr.distributed.collectives import all_sum

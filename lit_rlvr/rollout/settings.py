@@ -178,3 +178,11 @@ class RolloutSettings(ChecksArguments):
     def has_reward(self) -> bool:
         """Whether the run has a reward; `rewards: []` becomes one `NoReward`."""
         return not all(isinstance(reward, NoReward) for reward in self.rewards)
+
+    def judging_rewards(self, demonstrates: bool) -> list[Reward]:
+        """Return the rewards that judge the rows.
+
+        Args:
+            demonstrates: the run trains on the completions that the data hold, of which rewards judge none.
+        """
+        return [] if demonstrates or not self.has_reward else [*self.rewards]

@@ -277,9 +277,14 @@ METRICS: dict[str, tuple[Metric, ...]] = {
             "Above 0: `server.structured: true`, a higher `server.max_tokens`, or another judge",
         ),
         Metric(
+            "reward/<name>/asked_again",
+            "share of a judge's questions that were asked more than once, because an answer could not be read",
+            "0 to 1",
+            "High: as for `unreadable`; each costs a call",
+        ),
+        Metric(
             "reward/<name>/cached",
-            "share of a judge's questions that were answered before, and cost nothing; with `rollout.staleness`, it "
-            "and `calls` depend on timing",
+            "share of a judge's questions answered before, at no cost; with staleness it depends on timing",
             "0 to 1",
             "Near 1: the completions repeat",
         ),
@@ -291,7 +296,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         ),
         Metric(
             "reward/<name>/calls",
-            "calls of the judge so far, by the file of its answers",
+            "calls of this judge so far, by the file of its answers; with staleness they depend on timing",
             "0 or more",
             "Limit: `server.max_calls`",
         ),

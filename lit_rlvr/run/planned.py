@@ -80,7 +80,7 @@ class PlannedRun:
         """
         rollout, data = self.rollout, self.data
         data.use_model(self.module)
-        data.use_environment(rollout.environment, rollout.has_reward and not self.module.demonstrates)
+        data.use_environment(rollout.environment, rollout.judging_rewards(self.module.demonstrates))
 
         def check_rows() -> None:
             data.setup("fit")

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
+from lit_rlvr.common.columns import lookup
 from lit_rlvr.common.files import cache_folder, check_writable
 from lit_rlvr.common.run_files import is_run
 from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.configs import read_config
-from lit_rlvr.datamodules.reading.cells import lookup
 from lit_rlvr.distributed.checkpoints import is_sharded, last_checkpoint, read_checkpoint
 from lit_rlvr.errors import UserError
 from lit_rlvr.options import Lora

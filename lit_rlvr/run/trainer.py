@@ -161,6 +161,8 @@ class Trainer(ChecksArguments, lightning.pytorch.Trainer):
         """Train a run, whose folder is locked and whose settings are known."""
         PlannedRun(self, model, datamodule, self.warm_start).prepare()
         for reward in rollout_of(self).rewards:
+            if run.checkpoint is not None:  # what the run has spent counts from the start on
+                reward.begin_run(run.folder)
             reward.connect()
         self.make_warm_start(model, datamodule)
         run.loggers = open_loggers(self._chosen_logger, run.folder, run.checkpoint)

@@ -62,7 +62,8 @@ class Demonstration(TeacherPrompt):
 
     def ask(self, sample: Sample) -> Sample:
         # These import every data set.
-        from lit_rlvr.datamodules.reading.cells import BadRow, as_text, lookup
+        from lit_rlvr.common.columns import lookup
+        from lit_rlvr.datamodules.reading.cells import BadRow, as_text
         from lit_rlvr.datamodules.reading.chat import break_up, find_tokens, wrapped_prompt
         from lit_rlvr.datamodules.reading.conversations import as_conversation, without_nulls
         from lit_rlvr.rewards.forms import as_messages
@@ -296,7 +297,8 @@ class Teachers(Term):
 
     def _label(self, sample: Sample) -> str:
         """Return the value of `column`, "" without one."""
-        from lit_rlvr.datamodules.reading.cells import as_text, lookup
+        from lit_rlvr.common.columns import lookup
+        from lit_rlvr.datamodules.reading.cells import as_text
 
         assert self.options is not None
         return (

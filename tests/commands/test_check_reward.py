@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
 import unicodedata
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stub_judge import StubJudge
 from tiny_runs import CLI
 
 from lit_rlvr.commands.check.checkup import GOLD, Checkup, Rate, check_reward, read_golds, texts_of
@@ -18,7 +20,16 @@ from lit_rlvr.commands.check.gold import may_answer, read_gold
 from lit_rlvr.commands.check.rewrites import REWRITES
 from lit_rlvr.commands.check.sets import read_set
 from lit_rlvr.errors import UserError
-from lit_rlvr.rewards import Choice, CodeTests, MathAnswer, OpenAnswer, Reward, SQLExecution
+from lit_rlvr.rewards import (
+    Choice,
+    CodeTests,
+    MathAnswer,
+    OpenAnswer,
+    PairwiseJudge,
+    PointwiseJudge,
+    Reward,
+    SQLExecution,
+)
 from lit_rlvr.types import Completion, Sample
 
 LONG = 1e6
@@ -142,6 +153,25 @@ def test_without_correct_the_value_of_the_gold_completion_decides() -> None:
     assert errors(found, False) <= {"answer taken back", "every box at once"}
     always = check_reward(Always(), rows("7", "18"), LONG)
     assert always.right_texts.errors == 0 and always.wrong_texts.value == 1
+
+
+def test_a_judge_is_asked_no_more_than_is_said_first(caplog: pytest.LogCaptureFixture) -> None:
+    """Against all other texts of its row, the comparisons alone would be 30,000 for 4 rows."""
+
+    def right(text: str, fields: dict[str, list[Any]]) -> Any:
+        shown = re.findall(r"\[answer[\w ]* \w{16}\]\n(.*?)\n\[end", text, re.DOTALL)
+        good = [bool(re.search(r"\b(7|41)\b", answer)) for answer in shown]
+        if "better" not in fields:
+            return 10 * good[0]
+        return {"better": "tie" if good[0] == good[1] else "A" if good[0] else "B"}
+
+    with StubJudge(right) as stub, caplog.at_level(logging.INFO, "lit_rlvr"):
+        for judge in (PairwiseJudge(stub.server()), PointwiseJudge(server=stub.server())):
+            stub.calls = 0
+            found = check_reward(judge, rows("7", "41"), LONG)
+            said = re.findall(r"asks its judge at most (\d+) questions about 2 rows", caplog.text)
+            assert found.gold.value == 0 and found.wrong_texts.texts > 50
+            assert 0.3 * int(said[-1]) < stub.calls <= int(said[-1]) < 700, (said, stub.calls)
 
 
 def test_a_failed_check_is_counted_and_an_unjudged_text_is_not() -> None:

@@ -33,7 +33,13 @@ def test_the_chat_template_is_applied_once_and_nothing_is_added(chat_tokenizer):
     assert module.render(QUESTION) == expected
     prompt = module.encode(QUESTION)
     assert chat_tokenizer.decode(prompt.token_ids) == expected
-    assert prompt.token_ids.count(chat_tokenizer.bos_token_id) == 1 and prompt.sample is QUESTION
+    assert (
+        prompt.token_ids.count(chat_tokenizer.bos_token_id) == 1 and replace(prompt.sample, conversation=()) == QUESTION
+    )
+    assert [message["content"] for message in prompt.sample.conversation] == ["Be brief.", QUESTION.prompt]
+    assert prompt.sample.told == list(prompt.sample.conversation)
+    plain = data(chat_tokenizer).encode(QUESTION).sample
+    assert plain is QUESTION and plain.told == QUESTION.prompt, "there is nothing around it"
 
 
 TURNS = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +15,11 @@ from lit_rlvr.datamodules import Arithmetic, Mixture, PromptDataModule, TextMath
 from lit_rlvr.datamodules.base import EvaluationData
 from lit_rlvr.datamodules.reading.chat import Chat
 from lit_rlvr.datamodules.reading.curriculum import Curriculum
-from lit_rlvr.datamodules.reading.mixing import distinct_names, named_files
-from lit_rlvr.datamodules.reading.stream import START_CURSOR, TrainLoader
+from lit_rlvr.datamodules.reading.mixing import named_files
+from lit_rlvr.datamodules.reading.stream import START_CURSOR, TrainLoader, difficulty_of
 from lit_rlvr.errors import UserError
+from lit_rlvr.rewards import MathAnswer, PairwiseJudge, PointwiseJudge, RewardModelServer, RubricJudge
+from lit_rlvr.types import Sample
 
 Write = Callable[..., str]
 
@@ -46,28 +50,6 @@ def test_files_are_sets_with_distinct_ids_and_weights(jsonl: Write, chat_tokeniz
     assert abs(Counter(sample.dataset for sample in taken(weighted, 4000))["b"] / 4000 - 0.75) < 0.02
     own = [sample.id for sample in taken(weighted, 400) if sample.dataset == "b"]
     assert all(sorted(own[k : k + 10]) == sorted(own[:10]) for k in range(0, 250, 10)), "each epoch has all its rows"
-
-
-@pytest.mark.parametrize(
-    ("files", "names"),
-    [
-        (["gsm8k/train.jsonl", "math/train.jsonl", "c.jsonl"], ["gsm8k-train", "math-train", "c"]),
-        (["a.v1.jsonl", "a.v2.jsonl"], ["a.v1", "a.v2"]),
-        (["level.1.jsonl", "x/level.2.jsonl", "b.v2.jsonl"], ["level.1", "level.2", "b"]),
-        (["a.jsonl", "a.parquet"], ["a.jsonl", "a.parquet"]),
-        (["x/a.jsonl", "x/a.parquet", "y/a.jsonl"], ["x-a.jsonl", "x-a.parquet", "y-a.jsonl"]),
-        (["org/set:train", "org/set:test"], ["set-train", "set-test"]),
-        (["p/x/train.jsonl", "q/x/train.jsonl"], ["train", "train"]),
-    ],
-)
-def test_files_that_are_called_alike_have_longer_names(files: list[str], names: list[str]) -> None:
-    """The last ones have no such name, and are refused."""
-    assert distinct_names(files) == names
-    if len({*names}) == len(names):
-        assert [*named_files(dict.fromkeys(files, 1))[0]] == names
-    else:
-        with pytest.raises(UserError, match="two files are called train"):
-            named_files(files)
 
 
 def test_the_draw_is_a_function_of_the_cursor_on_any_number_of_ranks(jsonl: Write, chat_tokenizer: Any) -> None:
@@ -117,6 +99,88 @@ def test_each_set_of_a_mixture_formats_and_names_its_own(jsonl: Write, chat_toke
     assert (one.rewards, other.rewards) == ({"exact": None}, {"loose": 0.5})
     assert all(data.encode(prompt.sample).token_ids == prompt.token_ids for prompt in prompts.values())
     assert [loader.name for loader in data.val_dataloader()] == ["sums"]
+
+
+@pytest.mark.parametrize(
+    ("weights", "line"),
+    [
+        (
+            {"sums": 0.7, "products": 0.7},
+            "data.weights: the shares sum to 1.4 and not to 1; only their ratios",
+        ),
+        ({"sums": 0.3, "products": 0.7}, ""),
+        ({"sums": 1 / 3, "products": 0.667}, ""),
+        ({"sums": 3, "products": 1}, ""),
+        ({"sums": 1, "products": 1}, ""),
+    ],
+)
+def test_shares_that_do_not_sum_to_1_are_said(
+    weights: Any, line: str, chat_tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "lit_rlvr"):
+        built(mixture(weights=weights), chat_tokenizer)
+    assert line in caplog.text if line else "shares sum" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        (["x/math.jsonl.gz", "x/essays.v2.jsonl"], ["math", "essays"]),
+        (["gsm8k/train.jsonl", "math/train.jsonl"], ["gsm8k", "math"]),
+        (["level.1.jsonl", "level.2.jsonl"], ["level.1", "level.2"]),
+        (["a.jsonl", "a.parquet"], ["a.jsonl", "a.parquet"]),
+        (["x/train.jsonl", "x/test.jsonl", "y/train.jsonl"], ["x_train", "x_test", "y_train"]),
+        (["org/name:train", "org/name:test"], ["name_train", "name_test"]),
+    ],
+)
+def test_files_are_called_by_what_tells_them_apart(files: list[str], names: list[str]) -> None:
+    assert [*named_files(files)[0]] == names
+    assert named_files(dict.fromkeys(files, 0.5))[1] == dict.fromkeys(names, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("cell", "number"),
+    [
+        ("1e-05", 1e-5), (1e-05, 1e-5), (".25", 0.25), ("Level 3", 3), ("level3", 3), ("-2", -2), ("3 of 5", 5),
+        ("1,234", 1234), ("L-3", 3), ("-.5", -0.5), ("10%", 10), ([3], 3), ("[4]", 4), ("+7", 7), ("2.5E+2", 250),
+    ],
+)  # fmt: skip
+def test_a_difficulty_is_the_last_number_of_its_cell(cell: Any, number: float) -> None:
+    assert difficulty_of(Sample("a", "?", "", row={"level": cell}), "level") == number
+
+
+NOWHERE = {"base_url": "http://127.0.0.1:9/v1", "model": "none"}
+
+
+def test_rows_that_only_judges_judge_need_no_answer(tmp_path: Path, chat_tokenizer: Any) -> None:
+    file = tmp_path / "rows.jsonl"
+    rows = [
+        {"prompt": "Why?", "by": "rubric_judge"},
+        {"prompt": "1+1?", "by": "math_answer", "answer": "2"},
+        {"prompt": "1+2?", "by": "math_answer"},
+        {"prompt": "How?", "by": ["rubric_judge", "math_answer"]},
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    judge, rule = RubricJudge(server=NOWHERE, rubric={"a": 1}), MathAnswer()
+
+    def read(rewards: list[Any] | None, **options: Any) -> PromptDataModule:
+        data = PromptDataModule(train=str(file), reading={"max_bad_rows": 0.75}, prompts_per_rollout=1, **options)  # type: ignore[arg-type]
+        data.tokenizer = chat_tokenizer
+        data.use_environment(None, rewards)
+        data.load("train")
+        return data
+
+    by = {"columns": {"reward": "by"}}
+    mixed = read([judge, rule], **by)
+    assert [sample.prompt for sample in mixed.load("train")] == ["Why?", "1+1?"]
+    assert "missing, and the reward math_answer judges by it" in str(mixed.bad_rows["train"][0])
+    assert len(read([judge]).load("train")) == 4
+    assert len(read([judge, rule], rewards=["rubric_judge"]).load("train")) == 4
+    assert len(read([rule]).load("train")) == len(read(None).load("train")) == 1
+    assert not any(
+        reward.needs_answer
+        for reward in (PointwiseJudge(server=NOWHERE), PairwiseJudge(NOWHERE), RewardModelServer(NOWHERE))
+    )
 
 
 @pytest.mark.parametrize("order", ["given", "difficulty"])
@@ -172,8 +236,8 @@ def mixture(**options: Any) -> Mixture:
 
 BAD: dict[str, tuple[Callable[[Path], PromptDataModule], str]] = {
     "no set": (lambda _: mixture(sets=[]), r"data\.sets: give at least one data module"),
+    "infinite": (lambda _: mixture(weights={"sums": 1e308, "products": 1e308}), r"data\.weights: the weights sum to"),
     "all zero": (lambda _: mixture(weights={"sums": 0, "products": 0}), r"data\.weights: all weights are 0"),
-    "huge": (lambda _: mixture(weights={"sums": 1e308, "products": 1e308}), r"weights: the weights add up to more"),
     "negative": (lambda _: mixture(weights={"sums": -1, "products": 1}), r"data\.weights\.sums: -1 must lie in"),
     "unknown": (lambda _: mixture(weights={"sums": 1, "product": 1}), r"no set 'product' .* are sums, products"),
     "missing": (lambda _: mixture(weights={"sums": 1}), r"data\.weights: products has no weight"),

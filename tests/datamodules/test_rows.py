@@ -9,8 +9,9 @@ from decimal import Decimal
 import numpy as np
 import pytest
 
+from lit_rlvr.common.columns import lookup
 from lit_rlvr.datamodules import PromptDataModule
-from lit_rlvr.datamodules.reading.cells import BadRow, as_answers, as_text, lookup
+from lit_rlvr.datamodules.reading.cells import BadRow, as_answers, as_text
 from lit_rlvr.datamodules.reading.checks import require_samples
 from lit_rlvr.datamodules.reading.rows import (
     as_prompt,
@@ -266,7 +267,7 @@ def test_nested_columns_are_read_in_json_text():
     row = {"prompt": "q", "meta": '{"gt": {"value": 4}}', "old": "{'gt': '5'}", "note": "none"}
     assert map_columns(row, {"answer": "meta.gt.value"}, "", "").answer == "4"
     assert map_columns(row, {"answer": "old.gt"}, "", "").answer == "5"
-    with pytest.raises(BadRow, match=r"answer: 'note\.gt' cannot be read, because 'note' is no dict and no JSON text"):
+    with pytest.raises(BadRow, match=r"answer: 'note\.gt' cannot be read, because 'note' is no dict or list and "):
         map_columns(row, {"answer": "note.gt"}, "", "")
 
 

@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, MambaConfig, PreTrainedModel, Rwk
 
 from lit_rlvr.engines.hf import HFEngine, draw_tokens
 from lit_rlvr.engines.synced import probe_sampling
+from lit_rlvr.engines.turns import check_room_for_answer
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.types import Completion, Sampling
@@ -224,3 +225,16 @@ def test_the_edges_of_the_unit_interval_never_draw_an_impossible_token() -> None
 def test_an_engine_decodes_at_least_one_sequence() -> None:
     with pytest.raises(UserError, match=r"rollout.engine.max_sequences: 0 must lie in \[1, inf\)"):
         HFEngine(max_sequences=0)
+
+
+def test_a_budget_of_thoughts_leaves_room_for_their_mark_and_an_answer(tiny_tokenizer: Any) -> None:
+    mark = len(tiny_tokenizer("\n</think>\n\n", add_special_tokens=False).input_ids)
+    option = "rollout.sampling"
+    for opening in ("", "<think>\n"):
+        fits = Sampling(max_tokens=64, max_thought_tokens=64 - mark - 1)
+        check_room_for_answer(fits, tiny_tokenizer, opening, option)
+        full = replace(fits, max_thought_tokens=64 - mark)
+        line = rf"rollout\.sampling\.max_thought_tokens: {64 - mark} of max_tokens=64 .*; give at most {64 - mark - 1}"
+        with pytest.raises(UserError, match=line):
+            check_room_for_answer(full, tiny_tokenizer, opening, option)
+    check_room_for_answer(Sampling(max_tokens=2), tiny_tokenizer, "", option)

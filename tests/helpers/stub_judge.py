@@ -6,7 +6,8 @@ import asyncio
 import json
 import re
 from collections.abc import Callable
-from typing import Any
+from contextlib import suppress
+from typing import Any, NamedTuple
 
 from aiohttp import web
 
@@ -31,14 +32,20 @@ class StubJudge:
         seconds: how long it thinks.
 
     Attributes:
-        faults: what it does with the next requests: a status, `broken` (no JSON), `slow` or `cut` (it hangs up).
+        faults: what it does with the next requests: a status, `broken` (no JSON), `slow`, `drips` (a byte now and
+            then), `cut` (it hangs up), `Raw` (a body), or parts of the reply as a dict.
+        every: what it does with every request that has no other fault.
         calls, most: numbers of requests, and of those at one time.
+        bodies, headers: of all requests.
     """
 
     def __init__(self, rule: Callable[[str, dict[str, list[Any]]], Any], seconds: float = 0.0) -> None:
         self.rule, self.seconds = rule, seconds
         self.faults: list[Any] = []
+        self.every: Any = None
         self.calls = self.now = self.most = 0
+        self.bodies: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
 
     def __enter__(self) -> StubJudge:
         resolved(self.start())
@@ -61,26 +68,37 @@ class StubJudge:
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
+        self.bodies.append(body)
+        self.headers.append({name.lower(): value for name, value in request.headers.items()})
         self.calls, self.now = self.calls + 1, self.now + 1
         self.most = max(self.most, self.now)
-        fault = self.faults.pop(0) if self.faults else None
+        fault = self.faults.pop(0) if self.faults else self.every
         await asyncio.sleep(30 if fault == "slow" else self.seconds)
         self.now -= 1
         if fault == "cut" and request.transport:
             request.transport.abort()
         if isinstance(fault, int):
             return web.json_response({"error": {"message": "not now"}}, status=fault, headers={"retry-after-ms": "1"})
-        return web.json_response(text='{"choices": [' if fault == "broken" else json.dumps(self.reply(body)))
+        if isinstance(fault, Raw):
+            return web.Response(text=fault.text, status=fault.status, content_type=fault.content_type)
+        if fault == "drips":
+            return await drip(request, json.dumps(self.reply(body)))
+        reply = self.reply(body)
+        if isinstance(fault, dict):
+            changed(reply, fault)
+        return web.json_response(text='{"choices": [' if fault == "broken" else json.dumps(reply))
 
     def reply(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Return the response to a request: a rating by the rule; from a reward model, the last message's length."""
+        """Return the response to a request: a rating by the rule; from a reward model, the last message's length.
+
+        It fills in the highest values in the question at the start.
+        """
         text = "\n".join(message["content"] for message in body["messages"])
-        usage = {"prompt_tokens": len(text), "completion_tokens": 7, "total_tokens": 0}
+        usage = {"prompt_tokens": len(text), "completion_tokens": 7, "total_tokens": len(text) + 7}
         if "use_activation" in body:
             return {"data": [{"probs": [float(len(body["messages"][-1]["content"]))]}], "usage": usage}
-        properties = body["response_format"]["json_schema"]["schema"]["properties"]
-        fields = {name: kind["enum"] for name, kind in properties.items() if "enum" in kind}
-        said = 1 if text.startswith("Reply with") else self.rule(text, fields)
+        fields = fields_of(body, text)
+        said = {name: values[-1] for name, values in fields.items()} if TRIAL in text else self.rule(text, fields)
         if not isinstance(said, str):
             said = json.dumps({"reason": "so"} | (dict.fromkeys(fields, said) if isinstance(said, int) else said))
         choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": said}}
@@ -88,3 +106,48 @@ class StubJudge:
             "id": "1", "object": "chat.completion", "created": 0, "model": body["model"], "choices": [choice],
             "usage": usage,
         }  # fmt: skip
+
+
+TRIAL = "What is 1 + 0?"
+"""The question at the start."""
+
+
+class Raw(NamedTuple):
+    """A body that is sent as it is."""
+
+    text: str
+    status: int = 200
+    content_type: str = "application/json"
+
+
+def changed(reply: dict[str, Any], fault: dict[str, Any]) -> None:
+    """Change the parts of a reply that a fault names: `usage`, `finish_reason`, and those of the message."""
+    (choice,) = reply["choices"]
+    for name, value in fault.items():
+        place = reply if name == "usage" else choice if name == "finish_reason" else choice["message"]
+        place[name] = value
+
+
+def fields_of(body: dict[str, Any], text: str) -> dict[str, list[Any]]:
+    """Return the fields that a question asks for, by its schema or else by its text."""
+    if "response_format" in body:
+        properties = body["response_format"]["json_schema"]["schema"]["properties"]
+        return {name: kind["enum"] for name, kind in properties.items() if "enum" in kind}
+    form = re.search(r", where (.*)\.", text)
+    assert form, text
+    fields = dict(part.split(" is one of ") for part in form[1].split("; "))
+    return {
+        name: [int(value) if value.isdigit() else value for value in values.split(", ")]
+        for name, values in fields.items()
+    }
+
+
+async def drip(request: web.Request, text: str) -> web.StreamResponse:
+    """Send a response whose bytes come too late one by one, though none is long in coming."""
+    response = web.StreamResponse(headers={"content-type": "application/json"})
+    await response.prepare(request)
+    with suppress(ConnectionError):
+        for character in text:
+            await response.write(character.encode())
+            await asyncio.sleep(0.05)
+    return response

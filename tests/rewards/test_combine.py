@@ -99,6 +99,29 @@ def test_where_nobody_reports_correct_it_is_the_value_1_of_the_first() -> None:
     assert score_rollout([other, marked], GROUPS, SAMPLES).correct.tolist() == scores.correct.tolist()
 
 
+class Checker(Table):
+    """Says by its class that it reports `correct`."""
+
+    reports_correct = True
+
+
+def test_sets_that_nobody_reports_correct_for_have_no_accuracy() -> None:
+    """Next to a reward that reports it, neither a number nor a reward that never reports it stands in for it."""
+    rows = [Sample("sum", "?", "", rewards={"rule": None}), Sample("essay", "?", "", rewards={"number": None})]
+    rule = Checker({"a": RewardResult(1.0, True), "b": RewardResult(0.0, False)}, name="rule")
+    number = Table({"a": 1.0, "b": 0.7}, name="number")
+    scores = score_rollout([rule, number], [group("ab"), group("ab")], rows)
+    assert scores.judged.tolist() == [[True, True], [False, False]] and scores.correct.tolist() == [[1, 0], [0, 0]]
+    assert scores.rewards.tolist() == [[1.0, 0.0], [1.0, pytest.approx(0.7)]] and not scores.failed.any()
+    number.correct_from = True
+    assert score_rollout([rule, number], [group("ab")], rows[1:]).correct.tolist() == [[1.0, 0.0]]
+
+    alone = Table({"a": 1.0, "b": 0.0}, name="form")
+    alone.reports_correct = False
+    assert not score_rollout([alone], [group("ab")], [SAMPLES[0]]).judged.any()
+    assert score_rollout([alone, number], [group("ab")], [SAMPLES[0]]).judged.all(), "the other one may report it"
+
+
 def test_the_rule_for_correct_is_said_once(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     caplog.set_level(logging.INFO, "lit_rlvr")
     for _ in range(2):

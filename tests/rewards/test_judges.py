@@ -26,7 +26,6 @@ from lit_rlvr.rewards import (
     RubricJudge,
 )
 from lit_rlvr.rewards.combine import logged_metrics, score_rollout
-from lit_rlvr.rewards.judges.prompts import Question
 from lit_rlvr.rewards.judges.rubric import read_rubric
 from lit_rlvr.rollout.agreement import agreement_metrics, kappa
 from lit_rlvr.types import Completion, RewardResult, Sample
@@ -132,26 +131,6 @@ def test_judges_in_one_file_have_answers_and_budgets_of_their_own(tmp_path: Path
         assert [judge.client.spent()["calls"] for judge in judges] == [2, 2]
 
 
-@pytest.mark.parametrize(
-    ("answer", "score"),
-    [
-        ('{"reason": "a } and a {", "score": 3}', 3),
-        ('{"reason": "<think> and </think>,\n a line", "score": 3}', 3),
-        ('The text says {"score": 10}, but:\n```json\n{"score": 2}\n```', 2),
-        ('<think>{"score": 10}</think>\n{"score": 1.0}', 1),
-        ('{"score": 10} is what it asks for.', None),
-        ('{"score": 11}', None),
-        ('{"score": true}', None),
-        ('{"score": "7"}', None),
-        ("{score: 7}", None),
-        ("", None),
-    ],
-)
-def test_a_score_is_read_only_in_the_form_asked_for(answer: str, score: int | None) -> None:
-    found = Question("", "", (("score", tuple(range(11))),)).read(answer)
-    assert found == {"score": score} if score is not None else "the judge's answer cannot be read" in found
-
-
 ATTACKS = [
     *(
         found.apply(Gold(SAMPLE, "text", "pancreas", str))
@@ -228,8 +207,8 @@ def test_answers_are_kept_and_the_budget_ends_the_run(tmp_path: Path) -> None:
         assert [result.value for result in resumed.score(pairs)] == [0.1, 0.2, 0.3]
         assert stub.calls == 4 and resumed.metrics["pointwise_judge/cached"] == [1.0, 1.0, 0.0]
         spent = resumed.client.answers.spent()
-        assert spent[0] == 4 and spent[2] == 4 * 7
-        assert logged_metrics([resumed])["reward/pointwise_judge/cost"] == spent[1] + 2 * spent[2]
+        assert spent.calls == 4 and spent.completion_tokens == 4 * 7
+        assert logged_metrics([resumed])["reward/pointwise_judge/cost"] == spent.prompt_tokens + 2 * 4 * 7
         poor = PointwiseJudge(server={**server, "max_calls": None, "max_total_tokens": 5})
         with pytest.raises(UserError, match=r"max_total_tokens: the budget is used up"):
             poor.score(paired("four"))
@@ -271,7 +250,7 @@ def test_rubrics_are_read_in_the_forms_that_data_have(given: Any) -> None:
         ([{"criterion": "a", "points": 1}, {"criterion": " ", "points": 1}], "criterion 2 is empty"),
         (["a", "a"], "criterion 2 is empty, or an earlier one"),
         ([{"criterion": "a", "points": 1}, "b"], "criterion 2 has the weight None; give a number as weight"),
-        ([{"criterion": "a", "points": "1"}], "criterion 1 has the weight '1'"),
+        ([{"criterion": "a", "points": "much"}], "criterion 1 has the weight 'much'"),
         ({"a": -1.0}, "no criterion has a weight above 0"),
     ],
 )  # fmt: skip
@@ -342,6 +321,13 @@ def test_a_reward_model_scores_the_conversation(tmp_path: Path) -> None:
     results = RewardModel(str(tmp_path), threshold=0.0).score(pairs)
     assert [result.value for result in results] == pytest.approx(wanted, abs=1e-6)
     assert [result.correct for result in results] == [value >= 0 for value in wanted]
+    model.config.pad_token_id = tokenizer.pad_token_id = tokenizer("pancreas").input_ids[-1]
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    model.save_pretrained(tmp_path / "padded")
+    tokenizer.save_pretrained(tmp_path / "padded")
+    model.config.pad_token_id = None
+    last = model(torch.tensor([tokenizer(SAMPLE.prompt + "pancreas").input_ids])).logits.item()
+    assert RewardModel(str(tmp_path / "padded")).score(pairs[:1])[0].value == pytest.approx(last, abs=1e-6)
     with pytest.raises(UserError, match=r"rewards\.RewardModel\.model: .* lacks score\.weight; give a reward model"):
         RewardModel(tiny).connect()
     with StubJudge(by_length) as stub:

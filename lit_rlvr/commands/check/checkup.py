@@ -14,10 +14,13 @@ from lit_rlvr.commands.check.rewrites import REWRITES
 from lit_rlvr.commands.check.rewrites.registry import NUMERIC_KINDS
 from lit_rlvr.commands.check.shortcuts import frequent_answers, shortcuts
 from lit_rlvr.common.terminal import progress_bar
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import UserError, log
 from lit_rlvr.rewards import Reward
+from lit_rlvr.rewards.combine import pairs_of
 from lit_rlvr.rewards.gold_answers import GOLD_FORMS
-from lit_rlvr.types import Completion, RewardResult, Sample
+from lit_rlvr.rewards.judges.base import Judge
+from lit_rlvr.rewards.judges.prompts import Question
+from lit_rlvr.types import Completion, Pair, RewardResult, Sample
 
 GOLD = "gold itself"
 """The rewrite that changes nothing."""
@@ -191,6 +194,11 @@ def check_reward(reward: Reward, samples: Sequence[Sample], seconds: float) -> C
         UserError: the reward failed on every text.
     """
     start = time.monotonic()
+    if isinstance(reward, Judge):
+        log.info(
+            "%s: asks its judge at most %d questions about %d rows; --rows and --seconds lower the number, "
+            "server.max_calls limits it", reward.name, most_questions(reward, samples), len(samples),
+        )  # fmt: skip
     form = choose_form(reward, samples)
     golds = read_golds(reward, samples, form)
     in_endings = reads_endings(reward, golds[:FORM_ROWS])
@@ -210,6 +218,31 @@ def check_reward(reward: Reward, samples: Sequence[Sample], seconds: float) -> C
     return checkup
 
 
+def most_questions(reward: Judge, samples: Sequence[Sample]) -> int:
+    """Return the most questions that a check-up asks a judge, each once; ask none."""
+    questions: set[Question] = set()
+    for form in GOLD_FORMS:
+        questions |= reward.questions_about(form_pairs(read_golds(reward, samples[:FORM_ROWS], form)))
+    golds = read_golds(reward, samples, next(iter(GOLD_FORMS)))
+    questions |= reward.questions_about(ending_pairs(golds[:FORM_ROWS]))
+    frequent = frequent_answers(golds)
+    for gold in golds:
+        questions |= reward.questions_about(pairs_of_texts(reward, gold, texts_of(gold, frequent, in_endings=True)))
+    return len(questions)
+
+
+def pairs_of_texts(reward: Reward, gold: Gold, texts: Sequence[TriedText]) -> list[Pair]:
+    """Return the texts of a row as completions of it.
+
+    For a reward that compares, each is a group with the gold completion and an empty text, and stands first in it:
+    against all other texts it would ask far more questions than a run, whose groups are small.
+    """
+    if not reward.compares:
+        return [(written(text.text), gold.sample) for text in texts]
+    groups = ([text.text, gold.text if gold.answer else "", ""] for text in texts)
+    return [pair for group in groups for pair in pairs_of(list(map(written, group)), gold.sample)]
+
+
 def judge_rows(
     reward: Reward, golds: Sequence[Gold], frequent: Sequence[str], in_endings: bool, checkup: Checkup
 ) -> None:
@@ -223,18 +256,22 @@ def judge_rows(
         checkup: counts the judged texts.
     """
     texts = [texts_of(gold, frequent, in_endings) for gold in golds]
-    pairs = [(written(text.text), gold.sample) for gold, row in zip(golds, texts, strict=True) for text in row]
+    pairs = [pair for gold, row in zip(golds, texts, strict=True) for pair in pairs_of_texts(reward, gold, row)]
     results = iter(reward.score(pairs))
     for gold, row in zip(golds, texts, strict=True):
-        judged = [next(results) for _ in row]
-        best = next((result for text, result in zip(row, judged, strict=True) if text.kind == GOLD), None)
-        floor = next(result for text, result in zip(row, judged, strict=True) if not text.text)
-        gold_paid = best is not None and is_paid(best, best, floor)
-        for text, result in zip(row, judged, strict=True):
+        if reward.compares:
+            groups = [(next(results), next(results), next(results)) for _ in row]
+        else:
+            judged = [next(results) for _ in row]
+            best = next((result for text, result in zip(row, judged, strict=True) if text.kind == GOLD), None)
+            floor = next(result for text, result in zip(row, judged, strict=True) if not text.text)
+            groups = [(result, best or floor, floor) for result in judged]
+        gold_paid = any(is_paid(*group) for text, group in zip(row, groups, strict=True) if text.kind == GOLD)
+        for text, (result, best, floor) in zip(row, groups, strict=True):
             if result.status == "error":
                 checkup.failures[result.detail] = checkup.failures.get(result.detail, 0) + 1
             elif result.status != "unjudged":
-                checkup.add(text, gold, is_paid(result, best or floor, floor), gold_paid, result.detail)
+                checkup.add(text, gold, is_paid(result, best, floor), gold_paid, result.detail)
         checkup.rows += 1
 
 
@@ -253,17 +290,23 @@ def is_paid(result: RewardResult, gold: RewardResult, floor: RewardResult) -> bo
 
 def reads_endings(reward: Reward, golds: Sequence[Gold]) -> bool:
     """Return True if a reward pays most of the answers that it pays without the mark around them, too."""
-    results = reward.score(
-        [
-            (written(text), gold.sample)
-            for gold in golds
-            if gold.answer and gold.kind in NUMERIC_KINDS
-            for text in (gold.text, ENDINGS[0].format(gold.answer), "")
-        ]
-    )
+    results = reward.score(ending_pairs(golds))
     groups = zip(results[::3], results[1::3], results[2::3], strict=True)
     paid = [(is_paid(best, best, floor), is_paid(end, best, floor)) for best, end, floor in groups]
     return 2 * sum(end for best, end in paid if best) > sum(best for best, _ in paid)
+
+
+def ending_pairs(golds: Sequence[Gold]) -> list[Pair]:
+    """Return the numbers among gold answers in the form that is tried, in an ordinary ending, and an empty text."""
+    numbers = [gold for gold in golds if gold.answer and gold.kind in NUMERIC_KINDS]
+    groups = [(gold, [gold.text, ENDINGS[0].format(gold.answer), ""]) for gold in numbers]
+    return [pair for gold, texts in groups for pair in pairs_of(list(map(written, texts)), gold.sample)]
+
+
+def form_pairs(golds: Sequence[Gold]) -> list[Pair]:
+    """Return gold answers in a form, each with an empty text."""
+    groups = [(gold, [gold.text, ""]) for gold in golds if gold.answer]
+    return [pair for gold, texts in groups for pair in pairs_of(list(map(written, texts)), gold.sample)]
 
 
 def texts_of(gold: Gold, frequent: Sequence[str], in_endings: bool = False) -> list[TriedText]:
@@ -322,8 +365,7 @@ def choose_form(reward: Reward, samples: Sequence[Sample]) -> str:
         return "gold_completion of the reward"
     paid = {}
     for form in GOLD_FORMS:
-        golds = [gold for gold in read_golds(reward, samples[:FORM_ROWS], form) if gold.answer]
-        results = reward.score([(written(text), gold.sample) for gold in golds for text in (gold.text, "")])
+        results = reward.score(form_pairs(read_golds(reward, samples[:FORM_ROWS], form)))
         paid[form] = sum(is_paid(best, best, floor) for best, floor in zip(results[::2], results[1::2], strict=True))
     return max(GOLD_FORMS, key=lambda form: paid[form])
 

@@ -8,13 +8,19 @@ from typing import Any
 
 from lit_rlvr.errors import log
 from lit_rlvr.rewards.base import CheckedReward
-from lit_rlvr.rewards.judges.prompts import Question, Reply
-from lit_rlvr.rewards.judges.server import Client, JudgeServer
-from lit_rlvr.types import Pair
+from lit_rlvr.rewards.judges.prompts import Question, Reply, ask_about
+from lit_rlvr.rewards.judges.server import Answer, Client, JudgeServer, Read
+from lit_rlvr.types import Completion, Pair, Sample
 from lit_rlvr.workers.pool import Waiting
 
+NO_IMAGES = (
+    "reward %s: the judge sees no images and no videos, only their places in the text (first, %s); have the task or "
+    "the reference answer say what is in them"
+)
 SAME = 200
 """Number of answers after which the run warns of a judge that always said the same."""
+TRIAL: Pair = Completion.made_elsewhere("1", 1, "stop"), Sample("trial", "What is 1 + 0?", "1")
+"""What the judge is asked about at the start."""
 
 
 class Judge(CheckedReward):
@@ -31,6 +37,7 @@ class Judge(CheckedReward):
         kwargs: `weight`, `correct_from`, `name` and `truncated_is_wrong` of every reward.
     """
 
+    needs_answer = False
     default_task = ""
     client_class = Client
 
@@ -43,20 +50,42 @@ class Judge(CheckedReward):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.client = self.client_class(JudgeServer(**server) if isinstance(server, dict) else server)
+        self.client = self.client_class(JudgeServer(**server) if isinstance(server, dict) else server, self.name)
         self.task = self.default_task if task is None else task
         self.has_reason, self.sees_thoughts = has_reason, sees_thoughts
         self._asked, self._said = 0, set[str]()
+        self._said_no_images = False
 
     def connect(self) -> None:
-        self.client.connect()
+        self.client.connect(self.trial(), self.read)
 
     def begin_run(self, folder: Path) -> None:
         self.client.begin_run(folder)
 
+    def check_reference(self, sample: Sample) -> None:
+        """Say once that the judge does not see images."""
+        if sample.images and not self._said_no_images:
+            self._said_no_images = True
+            log.warning(NO_IMAGES, self.name, sample.source or sample.id)
+
+    def trial(self) -> Question:
+        """Return the question that tells at the start whether the judge answers."""
+        return ask_about(self.task, {"question": "What is 1 + 0?", "answer": "1"}, {"score": (0, 1)}, self.has_reason)
+
     def text_of(self, pair: Pair) -> str:
         """Return what the judge sees of a completion."""
         return (pair[0].full_text if self.sees_thoughts else pair[0].answer).strip()
+
+    def questions_about(self, pairs: Sequence[Pair]) -> set[Question]:
+        """Return the questions that judging these completions asks; ask none."""
+        noted: Any = NotedQuestions()
+        client, metrics, asked, said = self.client, self.metrics, self._asked, self._said
+        self.client, self.metrics, self._said = noted, {}, set()
+        try:
+            self.score(pairs)
+        finally:
+            self.client, self.metrics, self._asked, self._said = client, metrics, asked, said
+        return noted.questions
 
     def ask(self, questions: Sequence[Question]) -> list[Reply]:
         """Return what the judge says to questions, in order; equal ones are asked once.
@@ -65,17 +94,9 @@ class Judge(CheckedReward):
         """
         different = list(dict.fromkeys(questions))
         with Waiting(self.dotted_path, [f"{len(different)} questions"]) as waiting, waiting.judging(0):
-            answers = self.client.ask(different)
-        replies = {q: answer.error or self.read(q, answer.text) for q, answer in zip(different, answers, strict=True)}
-        for name, values in {
-            "cached": [float(answer.seconds is None) for answer in answers],
-            "failed": [float(bool(answer.error)) for answer in answers],
-            "unreadable": [
-                float(isinstance(reply, str)) for reply, answer in zip(replies.values(), answers, strict=True)
-                if not answer.error
-            ],
-            "seconds": [answer.seconds for answer in answers if answer.seconds is not None],
-        }.items():  # fmt: skip
+            answers = self.client.ask(different, self.read)
+        replies = {question: answer.reply for question, answer in zip(different, answers, strict=True)}
+        for name, values in counts_of(answers).items():
             self.metrics.setdefault(f"{self.name}/{name}", []).extend(values)
         self.metrics |= {f"{self.name}/{name}": [value] for name, value in self.client.spent().items()}
         before, self._asked = self._asked, self._asked + len(answers)
@@ -90,3 +111,31 @@ class Judge(CheckedReward):
     def read(self, question: Question, answer: str) -> Reply:
         """Return the fields that the judge filled in, or why there are none."""
         return question.read(answer)
+
+
+class NotedQuestions:
+    """A client that notes questions instead of asking them."""
+
+    def __init__(self) -> None:
+        self.questions: set[Question] = set()
+
+    def ask(self, questions: Sequence[Question], read: Read) -> list[Answer]:
+        """Note questions; answer none of them."""
+        self.questions.update(questions)
+        return [Answer("not asked", failed=True) for _ in questions]
+
+    def spent(self) -> dict[str, float]:
+        """Return nothing, for nothing was spent."""
+        return {}
+
+
+def counts_of(answers: Sequence[Answer]) -> dict[str, list[float]]:
+    """Return what is logged of answers: for each, whether it was kept, failed, was asked again or cannot be read."""
+    answered = [answer for answer in answers if not answer.failed]
+    return {
+        "cached": [float(answer.calls == 0) for answer in answers],
+        "failed": [float(answer.failed) for answer in answers],
+        "asked_again": [float(answer.calls > 1) for answer in answers],
+        "unreadable": [float(isinstance(answer.reply, str)) for answer in answered],
+        "seconds": [answer.seconds for answer in answers if answer.calls],
+    }

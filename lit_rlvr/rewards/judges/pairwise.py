@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from itertools import combinations
 
 from lit_rlvr.rewards.base import groups_of
-from lit_rlvr.rewards.judges.base import Judge
+from lit_rlvr.rewards.judges.base import TRIAL, Judge
 from lit_rlvr.rewards.judges.prompts import Question, ask_about
 from lit_rlvr.speech.prompts import prompt_text
-from lit_rlvr.types import Pair, RewardResult
+from lit_rlvr.types import Completion, Pair, RewardResult
 
 POINTS = {"A": 1.0, "B": 0.0, "tie": 0.5}
 """The judgement -> the points of the answer that is shown first."""
@@ -19,14 +19,16 @@ class PairwiseJudge(Judge):
     """The share of a completion's comparisons with the others of its group that it wins; a tie counts one half.
 
     The judge sees each two in both orders, so that its liking for the first one evens out: G * (G - 1) calls for a
-    group of G. Equal texts tie without a call. It reports no `correct`: give another reward, too. A completion that is
-    alone in its group is not judged, and a truncated one, with `truncated_is_wrong`, gets 0 and is not compared.
+    group of G. Equal texts tie and empty ones lose without a call. It reports no `correct`: give another reward, too. A
+    completion that is alone in its group is not judged, and a truncated one, with `truncated_is_wrong`, gets 0 and is
+    not compared.
 
     Args:
         kwargs: `server` and the other options of `Judge`; `task` says which answer is better.
     """
 
     reports_correct = False
+    compares = True
     default_task = (
         "Compare two answers to a question. The better one is right, complete and to the point; its length and its "
         "place say nothing."
@@ -35,12 +37,18 @@ class PairwiseJudge(Judge):
     def check(self, pairs: Sequence[Pair]) -> list[RewardResult]:
         matches = [match for group in groups_of(pairs) for match in combinations(group, 2)]
         texts = [self.text_of(pair) for pair in pairs]
-        orders = [order for a, b in matches if texts[a] != texts[b] for order in ((a, b), (b, a))]
+        asked = [(a, b) for a, b in matches if texts[a] and texts[b] and texts[a] != texts[b]]
+        orders = [order for a, b in asked for order in ((a, b), (b, a))]
         replies = dict(zip(orders, self.ask([self.question(pairs, *order) for order in orders]), strict=True))
         points: list[list[float]] = [[] for _ in pairs]
         failures: list[list[str]] = [[] for _ in pairs]
         for a, b in matches:
-            forth, back = (replies.get(order, {"better": "tie"}) for order in ((a, b), (b, a)))
+            if (a, b) not in replies:
+                won = 0.5 if texts[a] == texts[b] else float(bool(texts[a]))
+                points[a].append(won)
+                points[b].append(1 - won)
+                continue
+            forth, back = replies[a, b], replies[b, a]
             if isinstance(forth, str) or isinstance(back, str):  # one order alone would pay for the place
                 failed = forth if isinstance(forth, str) else str(back)
                 failures[a].append(failed)
@@ -51,10 +59,15 @@ class PairwiseJudge(Judge):
                 points[b].append(1 - won)
         return [result_of(*judged) for judged in zip(points, failures, strict=True)]
 
+    def trial(self) -> Question:
+        completion, sample = TRIAL
+        other = Completion.made_elsewhere("one", 1, "stop")
+        return self.question([(completion, sample), (other, sample)], 0, 1)
+
     def question(self, pairs: Sequence[Pair], a: int, b: int) -> Question:
         """Return the question which of two completions is better."""
         material = {
-            "question": prompt_text(pairs[a][1].prompt),
+            "question": prompt_text(pairs[a][1].told),
             "answer A": self.text_of(pairs[a]),
             "answer B": self.text_of(pairs[b]),
         }

@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-from lit_rlvr.errors import UserError, first_line
-from lit_rlvr.rewards.base import CheckedReward
+from lit_rlvr.errors import UserError, first_line, log
+from lit_rlvr.rewards.base import CheckedReward, reaches
 from lit_rlvr.rewards.forms import as_messages
-from lit_rlvr.rewards.judges.base import Judge
+from lit_rlvr.rewards.judges.base import NO_IMAGES, TRIAL, Judge
 from lit_rlvr.rewards.judges.prompts import Question, Reply
+from lit_rlvr.rewards.judges.replies import Received, read_usage
 from lit_rlvr.rewards.judges.server import Client, JudgeServer
-from lit_rlvr.types import Pair, RewardResult
+from lit_rlvr.speech.prompts import content_text
+from lit_rlvr.types import Pair, RewardResult, Sample
 
 
 class RewardModel(CheckedReward):
@@ -27,11 +29,18 @@ class RewardModel(CheckedReward):
     """
 
     may_be_negative = True
+    needs_answer = False
 
     def __init__(self, model: str, device: str = "cpu", threshold: float | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.model, self.device, self.threshold = model, device, threshold
         self.reports_correct = threshold is not None
+        self._said_no_images = False
+
+    def check_reference(self, sample: Sample) -> None:
+        if sample.images and not self._said_no_images:
+            self._said_no_images = True
+            log.warning(NO_IMAGES, self.name, sample.source or sample.id)
 
     def connect(self) -> None:
         _ = self._parts
@@ -59,6 +68,7 @@ class RewardModel(CheckedReward):
                 f"{where} has {model.config.num_labels} labels and lacks {', '.join(lacks) or 'nothing'}; give a "
                 "reward model, which has 1 label, a trained head and a chat template"
             )
+        model.config.get_text_config().pad_token_id = None  # it reads the last token, although that may pad batches
         return model.to(self.device).eval(), tokenizer
 
     def check(self, pairs: Sequence[Pair]) -> list[RewardResult]:
@@ -78,15 +88,15 @@ class RewardModel(CheckedReward):
 class ScoringClient(Client):
     """A client of a server that scores conversations."""
 
-    trial = Question("", '[{"role": "user", "content": "1 + 0?"}, {"role": "assistant", "content": "1"}]', ())
+    path = "/classify"
 
-    def request(self, question: Question) -> dict[str, Any]:
-        return {"model": self.server.model, "messages": json.loads(question.text), "use_activation": False}
+    def request(self, question: Question, attempt: int = 0) -> dict[str, Any]:
+        request = {"model": self.server.model, "messages": json.loads(question.text), "use_activation": False}
+        return request | (self.server.extra_body or {})
 
-    async def send(self, request: dict[str, Any]) -> tuple[str, int, int]:
-        reply: Any = await self._openai.post("/classify", body=request, cast_to=object)
-        (score,) = reply["data"][0]["probs"]
-        return str(float(score)), reply["usage"]["prompt_tokens"], 0
+    def read_body(self, body: Any) -> Received:
+        (score,) = body["data"][0]["probs"]
+        return Received(str(float(score)), "", read_usage(body.get("usage"), has_completion=False))
 
 
 class RewardModelServer(Judge):
@@ -114,16 +124,20 @@ class RewardModelServer(Judge):
             for reply in replies
         ]
 
+    def trial(self) -> Question:
+        return Question("", json.dumps(conversation_of(TRIAL)), ())
+
     def read(self, question: Question, answer: str) -> Reply:
         return {"score": float(answer)}
 
 
 def conversation_of(pair: Pair) -> list[dict[str, Any]]:
-    """Return a prompt and its completion, without thoughts, as chat messages."""
+    """Return what the model was told and its completion, without thoughts, as chat messages of text."""
     completion, sample = pair
-    return [*as_messages(sample.prompt), {"role": "assistant", "content": completion.answer}]
+    told = [message | {"content": content_text(message["content"])} for message in as_messages(sample.told)]
+    return [*told, {"role": "assistant", "content": completion.answer}]
 
 
 def scored(score: float, threshold: float | None) -> RewardResult:
     """Return the result for a score; `correct` if a threshold says which scores are."""
-    return RewardResult(score, None if threshold is None else score >= threshold)
+    return RewardResult(score, None if threshold is None else reaches(score, threshold))

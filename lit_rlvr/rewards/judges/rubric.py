@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+from lit_rlvr.common.columns import as_object, is_missing, lookup
 from lit_rlvr.errors import UserError, check_within, fits, given_text
-from lit_rlvr.rewards.judges.base import Judge
+from lit_rlvr.rewards.base import LARGEST, reaches
+from lit_rlvr.rewards.judges.base import TRIAL, Judge
 from lit_rlvr.rewards.judges.prompts import Question, Reply, ask_about
+from lit_rlvr.rewards.judges.replies import plain
 from lit_rlvr.speech.prompts import prompt_text
 from lit_rlvr.types import Pair, RewardResult, Sample
 
 Rubric = dict[str, float]
 """Criterion -> its weight."""
 
-TEXTS, WEIGHTS = ("criterion", "description", "rubric_str", "text"), ("weight", "points")
-"""Keys of a criterion's text and of its weight in rows: those of HealthBench, Rubrics as Rewards, tinker-cookbook."""
+TEXTS = (
+    "criterion", "criteria", "criteriontext", "description", "rubricstr", "rubricitem", "rubric", "requirement", "text",
+    "question", "ingredient", "name", "title",
+)  # fmt: skip
+"""Keys of a criterion's text in rows, without case and separators: the first that is there counts."""
+WEIGHTS = ("weight", "weights", "points", "point", "score", "value")
+"""Keys of a criterion's weight."""
+NOTES = (
+    "title", "name", "tags", "id", "index", "number", "category", "axis", "section", "source", "explanation",
+    "rationale", "examples", "extractionregex", "graderoutputformatinstruction",
+)  # fmt: skip
+"""Keys that say nothing of the weight."""
 
 
 class RubricJudge(Judge):
@@ -30,8 +42,8 @@ class RubricJudge(Judge):
     Args:
         rubric: criterion -> weight, for all rows; meeting a criterion with a weight below 0 costs as much. null: each
             row has its own rubric, in `column`.
-        column: the column of the rows' rubrics: a mapping, or a list of texts or of mappings with `criterion`
-            (`description`, `rubric_str`) and `weight` (`points`), or JSON text of one.
+        column: the column of the rows' rubrics, perhaps nested (`extra_info.rubric`): a mapping, or a list of texts or
+            of mappings with `criterion` (`description`, `rubric_str`) and `weight` (`points`), or JSON text of one.
         highest: the score of a criterion that is fully met; 1 = met or not, above it there is partial credit.
         one_call_each: ask about each criterion alone: more reliable, with a call for each criterion.
         threshold: the least value of a right answer.
@@ -59,7 +71,12 @@ class RubricJudge(Judge):
         self.threshold, self.with_reference = threshold, with_reference
 
     def check_reference(self, sample: Sample) -> None:
+        super().check_reference(sample)
         self.rubric_of(sample)
+
+    def trial(self) -> Question:
+        """Return a question about all criteria, or about one if each row has its own."""
+        return super().trial() if self.rubric is None else self.questions(TRIAL)[0]
 
     def rubric_of(self, sample: Sample) -> Rubric:
         """Return the criteria for a sample.
@@ -70,7 +87,7 @@ class RubricJudge(Judge):
         if self.rubric is not None:
             return self.rubric
         where = f"{sample.source or sample.id}, column {self.column!r} (rewards.RubricJudge.column)"
-        return read_rubric(sample.row.get(self.column), where)
+        return read_rubric(lookup(sample.row, self.column), where)
 
     def check(self, pairs: Sequence[Pair]) -> list[RewardResult]:
         questions_of_pairs = [self.questions(pair) if self.text_of(pair) else [] for pair in pairs]
@@ -87,7 +104,7 @@ class RubricJudge(Judge):
         sample = pair[1]
         reference = " or ".join(map(str, filter(None, sample.references))) if self.with_reference else ""
         material = {
-            "question": prompt_text(sample.prompt),
+            "question": prompt_text(sample.told),
             **({"reference answer": reference} if reference else {}),
             "answer": self.text_of(pair),
         }
@@ -110,7 +127,7 @@ class RubricJudge(Judge):
         total = sum(weight * score for weight, score in zip(rubric.values(), scores, strict=True))
         value = min(max(total / sum(max(weight, 0.0) for weight in rubric.values()), 0.0), 1.0)
         detail = f"{value:.3g}, right from {self.threshold:g} on"
-        return RewardResult(value, value >= self.threshold, "ok", detail, dict(zip(rubric, scores, strict=True)))
+        return RewardResult(value, reaches(value, self.threshold), "ok", detail, dict(zip(rubric, scores, strict=True)))
 
 
 class PointwiseJudge(RubricJudge):
@@ -135,27 +152,95 @@ class PointwiseJudge(RubricJudge):
 def read_rubric(rubric: Any, where: str) -> Rubric:
     """Read a rubric in one of the known forms. All criteria have weights, or none has one and each counts 1.
 
+    It is a mapping of texts and weights, or a list of texts, of pairs of text and weight, or of mappings; also one that
+    a mapping holds as its only list, and JSON text of each. Nulls fill up the columns of Parquet and say nothing.
+
     Raises:
-        UserError: it has no such form, a criterion is empty or twice there, or a weight is missing or no number.
+        UserError: it has no such form, a criterion is empty or twice there, a weight is missing or no number, or a
+            criterion without a weight has another key that could be one.
     """
-    with suppress(ValueError):
-        rubric = json.loads(rubric) if isinstance(rubric, str) else rubric
+    given = rubric
+    rubric = as_object(rubric)
     if isinstance(rubric, Mapping):
-        rubric = [{TEXTS[0]: text, WEIGHTS[0]: weight} for text, weight in rubric.items()]
-    if isinstance(rubric, str) or not isinstance(rubric, Sequence) or not rubric:
-        raise UserError(f"{where}: {given_text(rubric)} is no list of criteria, nor JSON text of one; give some")
-    read = [criterion if isinstance(criterion, Mapping) else {TEXTS[0]: criterion} for criterion in rubric]
-    texts: list[Any] = [next((criterion[key] for key in TEXTS if key in criterion), None) for criterion in read]
-    weights: list[Any] = [next((criterion[key] for key in WEIGHTS if key in criterion), None) for criterion in read]
-    if weights == [None] * len(read):
-        weights = [1.0] * len(read)
-    for number, (text, weight) in enumerate(zip(texts, weights, strict=True), 1):
-        if not isinstance(text, str) or not text.strip() or text in texts[: number - 1]:
-            raise UserError(
-                f"{where}: criterion {number} is empty, or an earlier one; say as {TEXTS[0]} what it asks for"
-            )
-        if not fits(weight, float) or not math.isfinite(weight):
-            raise UserError(f"{where}: criterion {number} has the weight {weight!r}; give a number as {WEIGHTS[0]}")
-    if max(weights) <= 0:
+        rubric = _criteria_in(_without_nulls(rubric))
+    if not isinstance(rubric, list) or not rubric:
+        raise UserError(f"{where}: {given_text(given)} is no list of criteria, nor JSON text of one; give some")
+    places = [f"{where}: criterion {number}" for number in range(1, len(rubric) + 1)]
+    read = [_criterion(entry, place) for entry, place in zip(rubric, places, strict=True)]
+    has_weights = any(weight is not None for _, weight in read)
+    criteria: Rubric = {}
+    for (text, weight), place in zip(read, places, strict=True):
+        if not text.strip() or text in criteria:
+            raise UserError(f"{place} is empty, or an earlier one; say as {TEXTS[0]} what it asks for")
+        criteria[text] = _as_weight(weight, place) if has_weights else 1.0
+    if max(criteria.values()) <= 0:
         raise UserError(f"{where}: no criterion has a weight above 0, so there is nothing to earn; give one")
-    return dict(zip(texts, map(float, weights), strict=True))
+    return criteria
+
+
+def _criteria_in(rubric: Mapping[str, Any]) -> list[Any]:
+    """Return the criteria that a mapping holds as its only list, or whose texts are its keys."""
+    lists = [value for value in rubric.values() if isinstance(value, list)]
+    if len(lists) == 1:
+        return lists[0]
+    return [_entry(text, entry) for text, entry in rubric.items()]
+
+
+def _entry(text: str, entry: Any) -> Any:
+    """Return a criterion of a mapping: its key is the text, unless the mapping that it stands for has one."""
+    if not isinstance(entry, Mapping):
+        return [text, entry]
+    has_text = any(plain(str(key)) in TEXTS for key in _without_nulls(entry))
+    return entry if has_text else {TEXTS[0]: text} | dict(entry)
+
+
+def _criterion(entry: Any, place: str) -> tuple[str, Any]:
+    """Return the text of a criterion and its weight, None if it has none.
+
+    Raises:
+        UserError: its text or its weight cannot be told.
+    """
+    if isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str):
+        return entry[0], entry[1]
+    if not isinstance(entry, Mapping):
+        return (entry, None) if isinstance(entry, str) else ("", None)
+    named = {plain(str(key)): (key, value) for key, value in _without_nulls(entry).items()}
+    text_keys = [key for key in TEXTS if isinstance(named.get(key, ("", None))[1], str)]
+    if not text_keys:
+        if not named:
+            return "", None
+        raise UserError(
+            f"{place} says in none of its keys ({', '.join(map(str, entry))}) what it asks for; say it as {TEXTS[0]}"
+        )
+    weights = {named[key][0]: named[key][1] for key in WEIGHTS if key in named}
+    others = [key for name, (key, _) in named.items() if name not in (*text_keys[:1], *NOTES, *WEIGHTS)]
+    if not weights and others:
+        raise UserError(
+            f"{place} has no {WEIGHTS[0]}, but {others[0]!r}, which may be one; call it {WEIGHTS[0]} (also "
+            f"{', '.join(WEIGHTS[2:])}) and give a number, or leave it out"
+        )
+    if len({repr(weight) for weight in weights.values()}) > 1:
+        raise UserError(f"{place} has two weights, {' and '.join(map(repr, weights))}; leave one out")
+    return named[text_keys[0]][1], next(iter(weights.values()), None)
+
+
+def _as_weight(weight: Any, place: str) -> float:
+    """Return a weight, which may be a number in text.
+
+    Raises:
+        UserError: it is no finite number, or too large to sum up.
+    """
+    number = math.nan
+    if isinstance(weight, str) or fits(weight, float):
+        with suppress(ValueError, OverflowError):
+            number = float(weight)
+    if not math.isfinite(number):
+        raise UserError(f"{place} has the weight {given_text(weight)}; give a number as {WEIGHTS[0]}")
+    if abs(number) > LARGEST:
+        raise UserError(f"{place} has the weight {number:g}; give one between -{LARGEST:g} and {LARGEST:g}")
+    return number
+
+
+def _without_nulls(entry: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Return a mapping without the keys that hold null, or no number."""
+    return {key: value for key, value in entry.items() if not is_missing(value)}

@@ -1,35 +1,38 @@
-"""The server of a judge: its options, the file of its answers, and a client that asks many questions at once."""
+"""The server of a judge: its options, and a client that asks many questions at once."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import os
-import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from lit_rlvr.common.packages import require
 from lit_rlvr.common.seeds import derive_seed
-from lit_rlvr.errors import UserError, check_within, first_line, option_group, refuse_all, shown
+from lit_rlvr.errors import UserError, check_within, first_line, log, option_group, refuse_all
 from lit_rlvr.rewards.function import resolved
-from lit_rlvr.rewards.judges.prompts import Question
+from lit_rlvr.rewards.judges.answers import Answers, Spent
+from lit_rlvr.rewards.judges.prompts import Question, Reply
+from lit_rlvr.rewards.judges.replies import Received, clean, parse_body, read_chat
 
 WHERE = "rollout.rewards: judge.server"
-_TABLES = """
-PRAGMA synchronous = OFF;
-CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, text TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS spent (
-    judge TEXT PRIMARY KEY, calls INTEGER, prompt_tokens INTEGER, completion_tokens INTEGER
-);
-"""
-"""Without `synchronous`, a commit costs nothing, and survives the death of the process but not of the machine."""
-BROKEN = (ValueError, TypeError, LookupError, AttributeError)
+BROKEN = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
 """Exceptions at a reply that is no JSON, or of another form."""
+FIRST_WAIT, LONGEST_WAIT = 0.5, 8.0
+"""Seconds before the further tries of a call whose answer is broken; as OpenAI's client waits for others."""
+REMINDER = (
+    "Your last answer to this could not be read. Think briefly, and reply with one JSON object in the form above and "
+    "with nothing else."
+)
+OPTIONS_OF_KEYS = {
+    "model": "model", "messages": "task", "temperature": "temperature", "response_format": "structured",
+    "max_tokens": "max_tokens, with token_limit: max_tokens", "max_completion_tokens": "max_tokens",
+    "seed": "", "n": "", "stream": "",
+}  # fmt: skip
+"""What requests set themselves -> the option for it, if there is one."""
 
 
 @option_group("judge.server")
@@ -43,13 +46,19 @@ class JudgeServer:
         api_key_env: NAME of the environment variable that holds the server's key, if it has one.
         structured: ask for answers by a JSON schema; false for a server that takes none.
         max_tokens: most tokens of an answer, thoughts included.
+        token_limit: the name of that limit in requests; older servers know `max_tokens` alone.
         temperature: temperature of sampling; above 0 each question has a seed of its own. null: the server's own.
-        timeout: seconds that a call may take.
+        extra_body: further entries of every request, such as {chat_template_kwargs: {enable_thinking: false}} or
+            {reasoning_effort: low}.
+        extra_headers: further headers of every request.
+        timeout: seconds that a try of a call may take, from its connection to the last byte of its answer.
         max_retries: further tries of a call that the server refuses as too many (429), or that fails by a timeout, a
             lost connection or a fault of the server, after waits that double.
+        max_unreadable_retries: how often a question is asked again whose answer cannot be read, with a reminder of the
+            form and, above temperature 0, another seed. Each counts as a call.
         max_concurrent: most calls at a time.
-        max_calls: calls after which the run ends; null: no limit. Further tries of a call are not counted, the question
-            with which each start tries the server is.
+        max_calls: calls of this judge after which the run ends; null: no limit. Further tries of a call are not
+            counted, the question with which each start tries the server is.
         max_total_tokens: tokens, of questions and answers, after which the run ends; null: no limit.
         prompt_price: US dollars for a million tokens of questions, for the metric `cost`.
         completion_price: the same for answers.
@@ -62,9 +71,13 @@ class JudgeServer:
     api_key_env: str | None = None
     structured: bool = True
     max_tokens: int = 512
+    token_limit: Literal["max_completion_tokens", "max_tokens"] = "max_completion_tokens"
     temperature: float | None = 0.0
+    extra_body: dict[str, Any] | None = None
+    extra_headers: dict[str, str] | None = None
     timeout: float = 60.0
     max_retries: int = 5
+    max_unreadable_retries: int = 2
     max_concurrent: int = 64
     max_calls: int | None = None
     max_total_tokens: int | None = None
@@ -77,116 +90,123 @@ class JudgeServer:
                      max_calls=self.max_calls, max_total_tokens=self.max_total_tokens)  # fmt: skip
         check_within("(0, inf)", WHERE, timeout=self.timeout)
         check_within("[0, inf)", WHERE, max_retries=self.max_retries, temperature=self.temperature,
+                     max_unreadable_retries=self.max_unreadable_retries,
                      prompt_price=self.prompt_price, completion_price=self.completion_price)  # fmt: skip
         if not self.base_url.startswith(("http://", "https://")):
             raise UserError(f"{WHERE}.base_url: {self.base_url!r} is no address; give http://HOST:PORT/v1")
         if self.api_key_env is not None and not os.environ.get(self.api_key_env):
             raise UserError(f"{WHERE}.api_key_env: the environment variable {self.api_key_env} is not set")
-
-
-class Answers:
-    """Answers of judges and the sum of what was spent on them, in a SQLite file which processes may share.
-
-    Args:
-        judge: the server and its model: other judges have answers and spending of their own in the file.
-        path: the file; ":memory:" = none, they end with this process.
-
-    Raises:
-        UserError: the file cannot be opened, or is none of these.
-    """
-
-    def __init__(self, judge: str, path: str | Path = ":memory:") -> None:
-        self.judge, self.path = judge, path
-        try:
-            self._file = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
-            self._file.executescript(_TABLES)
-            self.spent()
-        except sqlite3.Error as error:
-            raise UserError(
-                f"{shown(path)}: no file of judges' answers ({error}); delete it or name another"
-            ) from error
-
-    def get(self, request: dict[str, Any]) -> str | None:
-        """Return the text of the answer to a request; None if there is none."""
-        row = self._file.execute("SELECT text FROM answers WHERE key = ?", [self._key_of(request)]).fetchone()
-        return None if row is None else str(row[0])
-
-    def add(self, request: dict[str, Any], text: str) -> None:
-        """Keep the answer to a request; the first one stays."""
-        self._file.execute("INSERT OR IGNORE INTO answers VALUES (?, ?)", [self._key_of(request), text])
-
-    def _key_of(self, request: dict[str, Any]) -> str:
-        return hashlib.sha256(json.dumps([self.judge, request], sort_keys=True).encode()).hexdigest()
-
-    def spend(self, calls: int = 0, prompt_tokens: int = 0, completion_tokens: int = 0) -> None:
-        """Add to what was spent."""
-        self._file.execute(
-            "INSERT INTO spent VALUES (?, ?, ?, ?) ON CONFLICT (judge) DO UPDATE SET calls = calls + excluded.calls, "
-            "prompt_tokens = prompt_tokens + excluded.prompt_tokens, "
-            "completion_tokens = completion_tokens + excluded.completion_tokens",
-            [self.judge, calls, prompt_tokens, completion_tokens],
-        )  # fmt: skip
-
-    def spent(self) -> tuple[int, int, int]:
-        """Return the judge's calls and tokens of questions and answers, of all processes that use the file."""
-        sums = self._file.execute("SELECT * FROM spent WHERE judge = ?", [self.judge]).fetchone() or (
-            self.judge,
-            0,
-            0,
-            0,
+        refuse_all(
+            f"{WHERE}.extra_body: {key!r} is set by lit-rlvr; " + (f"use {option}" if option else "leave it out")
+            for key, option in OPTIONS_OF_KEYS.items()
+            if key in (self.extra_body or {})
         )
-        return sums[1], sums[2], sums[3]
+
+
+Read = Callable[[Question, str], Reply]
+"""The reader of answers: it returns the fields of a judgement, or why there are none."""
 
 
 class Answer(NamedTuple):
     """The answer to a question.
 
     Args:
-        text: what the judge says; "" if the call failed.
-        error: why the call failed; "" if it did not.
-        seconds: the time that the call took; None = the answer was kept from an earlier call.
+        reply: the fields that the judge filled in, or why there are none.
+        failed: no answer came.
+        calls: how often the judge was asked; 0 = the answer was kept from an earlier call.
+        seconds: the time that the calls took.
     """
 
-    text: str
+    reply: Reply
+    failed: bool = False
+    calls: int = 0
+    seconds: float = 0.0
+
+
+class Call(NamedTuple):
+    """A call of the server.
+
+    Args:
+        received: what it sent; None if the call failed.
+        error: why the call failed; "" if it did not.
+    """
+
+    received: Received | None
     error: str = ""
-    seconds: float | None = None
 
 
 class Client:
-    """A client of a judge's server, which keeps the answers."""
+    """A client of a judge's server, which keeps the answers.
 
-    trial = Question("", 'Reply with {"score": 1}.', (("score", (0, 1)),), has_reason=False)
+    Args:
+        server: the server.
+        judge: the reward's name; its calls, tokens and limits are its own.
+    """
 
-    def __init__(self, server: JudgeServer) -> None:
+    path = "/chat/completions"
+
+    def __init__(self, server: JudgeServer, judge: str) -> None:
         require("openai", "a judge")
         from openai import AsyncOpenAI
 
-        self.server = server
-        self._judge = f"{server.model} at {server.base_url}"
-        self.answers = Answers(self._judge, Path(server.answers).expanduser() if server.answers else ":memory:")
+        from lit_rlvr.rewards.judges.whole_timeout import WholeTimeoutClient
+
+        self.server, self.judge = server, judge
+        self.answers = self._open(Path(server.answers).expanduser() if server.answers else ":memory:")
         self._slots = asyncio.Semaphore(server.max_concurrent)
+        self._said_no_usage = False
         key = os.environ[server.api_key_env] if server.api_key_env else "none"
         self._openai = AsyncOpenAI(
-            base_url=server.base_url, api_key=key, timeout=server.timeout, max_retries=server.max_retries
-        )
+            base_url=server.base_url, api_key=key, max_retries=server.max_retries, timeout=server.timeout,
+            default_headers=server.extra_headers, http_client=WholeTimeoutClient(server.timeout),
+        )  # fmt: skip
+
+    @property
+    def place(self) -> str:
+        """The server and its model, for messages."""
+        return f"judge {self.server.model!r} at {self.server.base_url}"
+
+    def _open(self, path: str | Path) -> Answers:
+        return Answers(f"{self.server.model} at {self.server.base_url}", self.judge, path)
 
     def begin_run(self, folder: Path) -> None:
-        """Keep answers in the run's folder, unless the options name a file."""
+        """Keep answers in the run's folder, unless the options name a file; what was spent before counts there."""
         path = folder / "judge_answers.sqlite"
         if self.server.answers is None and self.answers.path != path:
             folder.mkdir(parents=True, exist_ok=True)
-            self.answers = Answers(self._judge, path)
+            before = self.answers.spent() if self.answers.path == ":memory:" else Spent()
+            self.answers = self._open(path)
+            self.answers.spend(before)
 
-    def connect(self) -> None:
-        """Ask one question, which tells whether the server answers.
+    def connect(self, question: Question, read: Read) -> None:
+        """Ask one question, with all that the others are asked with.
+
+        Args:
+            question: a question of the kind that the judge will be asked.
+            read: the reader of its answer.
 
         Raises:
-            UserError: it does not.
+            UserError: the server does not answer, or what it says cannot be read.
         """
-        if error := resolved(self._answer(self.request(self.trial))).error:
-            raise UserError(f"{error}; start the server, or mend base_url, model, api_key_env or structured")
+        answer = resolved(self._new_answer(question, read))
+        if answer.failed:
+            raise UserError(f"{answer.reply}; {self._remedy(str(answer.reply))}")
+        if isinstance(answer.reply, str):
+            raise UserError(
+                f"{self.place}: {answer.reply}; this was the question at the start, asked {answer.calls} times. Set "
+                "server.structured: true, raise server.max_tokens, or take another judge"
+            )
 
-    def ask(self, questions: Sequence[Question]) -> list[Answer]:
+    def _remedy(self, error: str) -> str:
+        """Return what to do about a call that failed at the start."""
+        if "Error code: 400" not in error and "Error code: 422" not in error:
+            return "start the server, or mend base_url, model or api_key_env"
+        return (
+            "leave out of the request what the server does not take: `server.temperature: null`, "
+            "`server.token_limit: max_tokens`, `server.structured: false`, or mend model or extra_body"
+        )
+
+    def ask(self, questions: Sequence[Question], read: Read) -> list[Answer]:
         """Return the answers to questions, all of them different, in order.
 
         Raises:
@@ -194,65 +214,146 @@ class Client:
         """
 
         async def answers() -> list[Answer]:
-            return await asyncio.gather(*(self._known_or_new(self.request(question)) for question in questions))
+            return await asyncio.gather(*(self._known_or_new(question, read) for question in questions))
 
         return resolved(answers())
 
-    def request(self, question: Question) -> dict[str, Any]:
-        """Return all that a question's answer depends on."""
+    def request(self, question: Question, attempt: int = 0) -> dict[str, Any]:
+        """Return all that a question's answer depends on.
+
+        Args:
+            question: the question.
+            attempt: how often it was asked before, each time without an answer that can be read.
+        """
         server = self.server
-        roles = {"system": question.rules, "user": question.text}
-        return {
+        text = f"{question.text}\n\n{REMINDER}" if attempt else question.text
+        roles = {"system": question.rules, "user": text}
+        request: dict[str, Any] = {
             "model": server.model,
             "messages": [{"role": role, "content": text} for role, text in roles.items() if text],
-            "max_completion_tokens": server.max_tokens,
-            **({"response_format": question.response_format} if server.structured else {}),
-            **({} if server.temperature is None else {"temperature": server.temperature}),
-            **({"seed": derive_seed("judge", question.text) % 2**31} if server.temperature else {}),
+            server.token_limit: server.max_tokens,
         }
+        if server.structured:
+            request["response_format"] = question.response_format
+        if server.temperature is not None:
+            request["temperature"] = server.temperature
+        if server.temperature:
+            names = ("judge", question.text, attempt) if attempt else ("judge", question.text)
+            request["seed"] = derive_seed(*names) % 2**31
+        return request | (server.extra_body or {})
 
-    async def _known_or_new(self, request: dict[str, Any]) -> Answer:
-        known = self.answers.get(request)
-        return await self._answer(request) if known is None else Answer(known)
+    async def _known_or_new(self, question: Question, read: Read) -> Answer:
+        """Return the answer that is kept, or a new one, which is kept if it can be read."""
+        request = self.request(question)
+        kept = self.answers.get(request)
+        if kept is not None:
+            reply = read(question, kept)
+            if not isinstance(reply, str):
+                return Answer(reply)
+            self.answers.drop(request)
+        async with self._slots:
+            return await self._new_answer(question, read, keeps=True)
 
-    async def _answer(self, request: dict[str, Any]) -> Answer:
-        """Call the server, unless the budget is used up; keep what it answers and what that costs."""
+    async def _new_answer(self, question: Question, read: Read, keeps: bool = False) -> Answer:
+        """Ask a question until the answer can be read, at most `max_unreadable_retries` times more."""
+        answer = Answer("")
+        for attempt in range(1 + self.server.max_unreadable_retries):
+            started = time.perf_counter()
+            call = await self._call(self.request(question, attempt))
+            seconds = answer.seconds + time.perf_counter() - started
+            if call.received is None:
+                return Answer(call.error, failed=True, calls=attempt + 1, seconds=seconds)
+            reply = read(question, call.received.text)
+            if isinstance(reply, str) and call.received.lack:
+                reply = f"the judge's answer cannot be read: {call.received.lack}"
+            answer = Answer(reply, calls=attempt + 1, seconds=seconds)
+            if not isinstance(reply, str):
+                if keeps:
+                    self.answers.add(self.request(question), call.received.text)
+                break
+        return answer
+
+    async def _call(self, request: dict[str, Any]) -> Call:
+        """Call the server, unless the budget is used up; count what that costs."""
         from openai import OpenAIError
 
-        async with self._slots:
-            self._check_budget()
-            self.answers.spend(calls=1)
-            started = time.perf_counter()
+        self._begin_call()
+        try:
+            received = await self._receive(request)
+        except (OpenAIError, *BROKEN) as error:
+            cause = error.__cause__ if str(error) == "Connection error." else None
+            return Call(None, f"{self.place}: {clean(first_line(cause or error))}")
+        if received.tokens is None:
+            self._report_no_usage()
+        else:
+            self.answers.spend(Spent(0, *received.tokens))
+        return Call(received)
+
+    async def _receive(self, request: dict[str, Any]) -> Received:
+        """Return what the server sends, after further tries if that is broken although its status is good."""
+        for attempt in range(self.server.max_retries):
             try:
-                text, *tokens = await self.send(request)
-            except (OpenAIError, *BROKEN) as error:
-                cause = error.__cause__ if str(error) == "Connection error." else None
-                place = f"judge {self.server.model!r} at {self.server.base_url}"
-                return Answer("", f"{place}: {first_line(cause or error)}", time.perf_counter() - started)
-            self.answers.spend(0, *tokens)
-            self.answers.add(request, text)
-            return Answer(text, "", time.perf_counter() - started)
+                return await self.send(request)
+            except BROKEN:
+                await asyncio.sleep(min(FIRST_WAIT * 2**attempt, LONGEST_WAIT))
+        return await self.send(request)
 
-    async def send(self, request: dict[str, Any]) -> tuple[str, int, int]:
-        """Return the text of the reply to a request, and the tokens of both."""
-        reply: Any = await self._openai.chat.completions.create(**request)
-        return reply.choices[0].message.content or "", reply.usage.prompt_tokens, reply.usage.completion_tokens
+    async def send(self, request: dict[str, Any]) -> Received:
+        """Send a request, and read the reply."""
+        from httpx2 import Response  # openai's
 
-    def _check_budget(self) -> None:
-        used, server = self.spent(), self.server
+        response = await self._openai.post(self.path, body=request, cast_to=Response)
+        return self.read_body(parse_body(response.text))
+
+    def read_body(self, body: Any) -> Received:
+        """Read a reply."""
+        return read_chat(body)
+
+    def _begin_call(self) -> None:
+        """Count a call.
+
+        Raises:
+            UserError: the budget is used up.
+        """
+        server = self.server
+        if self.answers.begin_call(server.max_calls, server.max_total_tokens):
+            return
+        spent = self.answers.spent()
         budget = {
-            "max_calls": (used["calls"], server.max_calls),
-            "max_total_tokens": (used["tokens"], server.max_total_tokens),
+            "max_calls": (spent.calls, server.max_calls),
+            "max_total_tokens": (spent.tokens, server.max_total_tokens),
         }
         refuse_all(
-            f"{WHERE}.{option}: the budget is used up ({spent} of {limit}); raise it, and resume with --ckpt_path "
+            f"{WHERE}.{option}: the budget is used up ({used} of {limit}); raise it, and resume with --ckpt_path "
             "last: no answer is paid for twice"
-            for option, (spent, limit) in budget.items()
-            if limit is not None and spent >= limit
+            for option, (used, limit) in budget.items()
+            if limit is not None and used >= limit
         )
 
+    def _report_no_usage(self) -> None:
+        """Say once that the server does not count tokens.
+
+        Raises:
+            UserError: an option needs them.
+        """
+        server = self.server
+        needing = {
+            "max_total_tokens": server.max_total_tokens is not None,
+            "prompt_price": server.prompt_price > 0,
+            "completion_price": server.completion_price > 0,
+        }
+        refuse_all(
+            f"{WHERE}.{option}: {self.place} does not say how many tokens a call takes (`usage`); leave the option "
+            "out, and limit the calls with max_calls"
+            for option, needs in needing.items()
+            if needs
+        )
+        if not self._said_no_usage:
+            log.warning("%s does not say how many tokens a call takes (`usage`): they count as 0", self.place)
+        self._said_no_usage = True
+
     def spent(self) -> dict[str, float]:
-        """Return the calls, tokens and US dollars that were spent on the file of answers."""
-        calls, questions, answers = self.answers.spent()
-        dollars = questions * self.server.prompt_price + answers * self.server.completion_price
-        return {"calls": calls, "tokens": questions + answers, "cost": dollars / 1e6}
+        """Return the calls, tokens and US dollars that the judge has spent, by the file of answers."""
+        spent, server = self.answers.spent(), self.server
+        dollars = spent.prompt_tokens * server.prompt_price + spent.completion_tokens * server.completion_price
+        return {"calls": spent.calls, "tokens": spent.tokens, "cost": dollars / 1e6}

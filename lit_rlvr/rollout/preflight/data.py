@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lit_rlvr.engines.turns import check_room_for_answer
 from lit_rlvr.errors import UserError, check_all, log, refuse_all
 from lit_rlvr.rewards.base import check_prefills, report_rewards_in_process
 from lit_rlvr.rewards.gold_answers import (
@@ -46,8 +47,19 @@ def check_data(rollout: RolloutSettings, module: RLVRModule, data: PromptDataMod
         lambda: check_demonstrations(rollout, module, data),
         lambda: check_lengths(module.model_folder, length_requirements(rollout, data)),
         lambda: check_teachers(rollout, module, data),
+        lambda: check_thoughts(rollout, data),
     )
     refuse_all(str(answers) for answers in find_long_answers(rollout, data) if answers.is_hopeless)
+
+
+def check_thoughts(rollout: RolloutSettings, data: PromptDataModule) -> None:
+    """Refuse budgets of thoughts, in training and in validation, that leave no room for an answer."""
+    if data.demonstrates:
+        return
+    settings = {"rollout.sampling": rollout.sampling, "rollout.evaluation.sampling": rollout.eval_sampling}
+    for option, sampling in settings.items():
+        if sampling.max_thought_tokens:
+            check_room_for_answer(sampling, data.tokenizer, data.opening, option)
 
 
 def scored_samples(rollout: RolloutSettings, data: PromptDataModule) -> list[Sample]:

@@ -48,7 +48,7 @@ def check_selection(rollout: RolloutSettings, module: RLVRModule, data: PromptDa
             f"model.dynamic_sampling: there is no reward {by!r}; give reward, correct, false, or the name of a "
             f"reward: {', '.join(names)}"
         )
-    if data.success is not None and not any(reward.reports_correct for reward in rollout.rewards):
+    if data.success is not None and all(reward.reports_correct is False for reward in rollout.rewards):
         raise UserError(
             f"data.curriculum: it goes by `correct`, which {', '.join(names)} do not report; give a threshold or "
             "another reward"
