@@ -17,7 +17,7 @@ from lit_rlvr.rewards.answers.compare import Rules, same
 from lit_rlvr.rewards.answers.find import Found, find_answer, last_boxed
 from lit_rlvr.rewards.answers.latex import clean
 from lit_rlvr.rewards.answers.parse import parse
-from lit_rlvr.rewards.answers.prose import candidates, in_prose, last_step
+from lit_rlvr.rewards.answers.prose import candidates, has_value, in_prose, last_step
 from lit_rlvr.rewards.answers.values import Parts, Reading, Series, Text, describe, text_keys
 
 _UNEVALUATED = re.compile(
@@ -87,12 +87,25 @@ def _judge(predicted: Found, answer: str, rules: Rules) -> tuple[bool, str, str]
             is_derivation = candidate == predicted.text and (
                 in_prose(candidate) or (predicted.where == "box" and last_step(candidate))
             )
-            if not (is_derivation or _VERDICT.match(candidate)):
+            is_sentence = predicted.where in ("line", "phrase") and not has_value(values)
+            if not (is_derivation or is_sentence or _VERDICT.match(candidate)):
                 return False, "ok", candidate
+    if predicted.otherwise is not None and _is_note(predicted.text) and has_value(golds):
+        return _judge(predicted.otherwise, answer, rules)
     is_read = (
         predicted.where in ("box", "tag") and bool(predicted.text) and all(isinstance(value, Text) for value in golds)
     )
     return False, "ok" if is_read else "parse_fail", predicted.text
+
+
+_NO_VALUE = re.compile(
+    r"(?i)\b(?:not|n't|no|none|unknown|undefined|infinite(?:ly)?|impossible|undetermined|wrong|incorrect|cannot|never|dne|zero)\b"
+)
+
+
+def _is_note(text: str) -> bool:
+    """Return True for words that say nothing of an answer: a heading, "an approximation"."""
+    return not re.search(r"[\d\\$]", text) and not _NO_VALUE.search(text)
 
 
 def is_restated(text: str) -> bool:

@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import sympy
 
+from lit_rlvr.rewards.answers.characters import ALPHABET
 from lit_rlvr.rewards.answers.formulas import FUNCTIONS, LETTER_NAMES, read_formula
 from lit_rlvr.rewards.answers.latex import trim
 from lit_rlvr.rewards.answers.units import BASES, CURRENCIES, MAGNITUDES, read_chinese, read_numeral, read_unit
@@ -142,14 +143,17 @@ def read_constant(text: str) -> Number | None:
 # ---- numbers with words -----------------------------------------------------------------------------------
 
 _BOUNDARY = re.compile(
-    r"(?<=[\d}).!|])\s*(?=[A-Za-z/$\u00a2-\u00a5\u20a0-\u20bf\u3000-\u9fff\uac00-\ud7a3^-]|\\(?:frac|mu|Omega)(?![a-z]))|(?<=pi)\s+(?=[A-Za-z])"
+    rf"(?<=[\d}}).!|])\s*(?=[{ALPHABET}/$\u00a2-\u00a5\u20a0-\u20bf\u3000-\u9fff\uac00-\ud7a3^-]|\\(?:frac|mu|Omega)(?![a-z]))|(?<=pi)\s+(?=[A-Za-z])"
 )
 _LABEL = re.compile(  # of at least three letters: "2rh" and "\\frac12 abc" are products
     rf"(?!(?:{FUNCTIONS}|{LETTER_NAMES}|or|and|not|to|plus|minus|times)\b)"
-    r"(?:-?(?:[A-Za-z]{4,}|(?=[a-z]*[aeiou])(?![abcdxyz]{3})[A-Za-z]{3})[.']?(?:[/'][A-Za-z]+)?|an?(?=\s)|of|per|/)"
-    r"(?:[\s-]+[A-Za-z.'/]+){0,7}(?:\^\{?\d\}?)?"
+    rf"(?:-?(?:[{ALPHABET}]{{4,}}|(?=[a-z]*[aeiou])(?![abcdxyz]{{3}})[A-Za-z]{{3}}|(?=[A-Za-z]*[^A-Za-z\W\d_])[{ALPHABET}]{{2,3}})"
+    rf"[.']?(?:[/'][{ALPHABET}]+)?|an?(?=\s)|of|per|/)"
+    rf"(?:[\s-]+[{ALPHABET}.'/]+){{0,7}}(?:\^\{{?\d\}}?)?"
     r"|[\u3000-\u9fff\uac00-\ud7a3]+"
 )
+_CAPITALS = re.compile(rf"(?:[A-Z]{{2,}}s|[A-Z]{{3,}}|[A-Z]-[a-z]{{3,}}|[a-z][A-Z][a-z]{{2,}})(?:\s+[{ALPHABET}]+){{0,3}}")
+"""Abbreviations of things that are counted: CDs, DVD, T-shirts, VIP tickets, iPads."""
 _UNIT_FRACTION = re.compile(r"\\frac\s*\{\s*(\w+)\s*\}\s*\{\s*(\w+(?:\^\{?\d\}?)?)\s*\}")
 _PIECE = re.compile(
     r"(?P<number>\d+(?:\.\d+)?(?:\s+\d+/\d+|/\d+)?)\s*(?P<unit>[A-Za-z]+\.?|'{1,2}|\"|\u5c0f\u65f6|\u5206\u949f?|\u79d2)"
@@ -201,7 +205,8 @@ def _read_amount(text: str) -> list[Reading]:
             if unit[1] == (("deg", 1),):
                 results.append(Number(number.value * sympy.pi / 180))
             return results
-        if _LABEL.fullmatch(tail) and (number := read_constant(trim(head))) is not None:
+        is_named = _LABEL.fullmatch(tail) or (is_apart and _CAPITALS.fullmatch(tail))
+        if is_named and (number := read_constant(trim(head))) is not None:
             return [number]
     return []
 
