@@ -11,8 +11,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import lru_cache
+from string import ascii_uppercase
 from typing import Any
 
+from lit_rlvr.rewards.answers.arithmetic import has_steps, same_steps, sides
+from lit_rlvr.rewards.answers.choices import named_options
 from lit_rlvr.rewards.answers.compare import Rules, same
 from lit_rlvr.rewards.answers.find import Found, find_answer, last_boxed
 from lit_rlvr.rewards.answers.latex import clean
@@ -59,12 +62,37 @@ def check_math(
     references = (answer,) if isinstance(answer, str) else tuple(answer)
     found_answer = find_answer(text, boxed_only, open_thoughts)
     rules = Rules(decimals, reference_precision)
-    results = [_judge(found_answer, reference, rules) for reference in references]
+    results = []
+    for reference in references:
+        if letter := _option_letter(reference):
+            results.append(_judge_letter(text, letter, found_answer, boxed_only))
+        else:
+            results.append(_judge(found_answer, reference, rules))
     return next((result for result in results if result[0]), results[0])
+
+
+_LETTER = re.compile(r"(?:(?i:option|choice|answer)\s*)?\(?([A-Z])\)?[.):]?|(?i:option|choice)\s*\(?([a-z])\)?")
+
+
+def _option_letter(answer: str) -> str:
+    """Return the letter of a reference that is an option of a multiple-choice question: "B", "(B)", "Option B"."""
+    match = _LETTER.fullmatch(clean(_bare_reference(answer)))
+    return (match[1] or match[2]).upper() if match else ""
+
+
+def _judge_letter(text: str, letter: str, found: Found, boxed_only: bool) -> tuple[bool, str, str]:
+    """Judge an answer to a multiple-choice question whose options are not known."""
+    named = named_options(text, boxed_only, (), True, ascii_uppercase)
+    return ascii_uppercase.index(letter) in named, "ok" if named else "parse_fail", found.text
 
 
 def _judge(predicted: Found, answer: str, rules: Rules) -> tuple[bool, str, str]:
     golds = _reference(answer)
+    steps = sides(_bare_reference(answer)) if re.search(r"\d", answer) else []
+    if has_steps(steps) and (len(steps) > 1 or is_restated(_bare_reference(answer))):
+        stated = next(filter(has_steps, map(sides, candidates(predicted, text_keys(golds)))), None)
+        if stated or len(steps) > 1:
+            return bool(stated) and same_steps(steps, stated or []), "ok", predicted.text
     if predicted.boxes:
         verdicts = [_judge(Found(text, "box"), answer, rules) for text in predicted.boxes]
         if all(correct for correct, _, _ in (verdicts if predicted.joiner == "or" else verdicts[-1:])):
@@ -160,7 +188,14 @@ def _bare_reference(answer: str) -> str:
 
 @lru_cache(maxsize=4096)
 def _reference(answer: str) -> tuple[Reading, ...]:
-    values = tuple(value for form in re.split(r"\s+OR\s+", _bare_reference(answer)) for value in parse(form))
+    bare = _bare_reference(answer)
+    if re.fullmatch(r"(['\"])[^'\"]*\1", bare):  # a string of code
+        return tuple(value for value in parse(bare) if isinstance(value, Text))
+    if accepted := re.fullmatch(r"(.*\S)\s*\((?:both|either|all|any)\b[^()]*\)\.?", bare):
+        forms = re.split(r"\s*(?:,|\bor\b|\band\b)\s*", accepted[1])
+    else:
+        forms = re.split(r"\s+OR\s+|\s*\\?#\s*\\?#\s*", bare)
+    values = tuple(value for form in forms for value in parse(form.strip(" $")  if len(forms) > 1 else form))
     listed = next((value for value in values if isinstance(value, Series) and not value.brackets), None)
     if listed is not None and all(same(listed.items[0], item, Rules()) for item in listed.items):
         return (*values, *listed.items[0])  # one value in several forms

@@ -85,10 +85,22 @@ _REPEATING = re.compile(
 _RATE = re.compile(r"(.*\S)\s*(%|\u2030)")
 
 
+_DECIMAL_COMMA = re.compile(r"([-+]?\s*)(\d{1,3}(?:\.\d{3})+|\d+),(\d{1,2}|\d{4,})|([-+]?\s*)(\d{1,3}(?:\.\d{3}){2,})")
+
+
+def _read_head(text: str) -> Number | None:
+    """Read the number before a unit or sign, which may have a decimal comma: a list has no unit."""
+    match = _DECIMAL_COMMA.fullmatch(text)
+    if match is None:
+        return read_constant(text)
+    sign, whole = match[1] or match[4] or "", match[2] or match[5]
+    return _literal(f"{sign}{whole.replace('.', '')}.{match[3] or ''}")
+
+
 def read_number(text: str) -> list[Reading]:
     """Read a literal number; a percentage is its fraction as well as the number before the sign."""
     if rate := _RATE.fullmatch(text):
-        number = read_constant(rate[1])
+        number = _read_head(rate[1])
         if number is None:
             return []
         return [Percentage(number, 2 if rate[2] == "%" else 3)]
@@ -171,7 +183,8 @@ def read_quantity(text: str) -> list[Reading]:
         return [total]
     if before := re.match(rf"([-+]?)\s*({CURRENCIES})(?![A-Za-z])\s*", text):
         unit = read_unit("usd" if before[2] in ("$", "US$") else before[2].removesuffix("."))
-        inside = _read_amount(before[1] + text[before.end() :])
+        amount = before[1] + text[before.end() :]
+        inside = [head] if (head := _read_head(amount)) is not None else _read_amount(amount)
         return [Quantity(v, *unit) if unit and isinstance(v, Number) else v for v in inside]
     return _read_amount(text)
 
@@ -184,7 +197,8 @@ def _read_amount(text: str) -> list[Reading]:
         head, tail, is_apart = text[: boundary.start()], text[boundary.end() :], bool(boundary[0])
         word = re.match(r"[A-Za-z]+|[\u4e00-\u9fff]", tail)
         factor = MAGNITUDES.get(word[0], 0) if word else 0
-        if factor and word and not (is_apart and len(word[0]) == 1 and word[0].isascii()):
+        is_prefix = word is not None and not word[0].isascii() and read_unit(tail) is not None  # "kilo" in Chinese
+        if factor and word and not is_prefix and not (is_apart and len(word[0]) == 1 and word[0].isascii()):
             number, rest = read_constant(trim(head)), tail[word.end() :].strip(" -")
             if number is not None:
                 scaled = Number(number.value * factor, None)
@@ -200,13 +214,13 @@ def _read_amount(text: str) -> list[Reading]:
         if fraction := _UNIT_FRACTION.fullmatch(tail):
             tail = f"{fraction[1]}/{fraction[2]}"
         unit = None if not is_apart and re.fullmatch("[A-Za-z]", tail) else read_unit(tail)  # 5m may be a product
-        if unit and (number := read_constant(trim(head))) is not None:
+        if unit and (number := _read_head(trim(head))) is not None:
             results: list[Reading] = [Quantity(number, *unit)]
             if unit[1] == (("deg", 1),):
                 results.append(Number(number.value * sympy.pi / 180))
             return results
         is_named = _LABEL.fullmatch(tail) or (is_apart and _CAPITALS.fullmatch(tail))
-        if is_named and (number := read_constant(trim(head))) is not None:
+        if is_named and (number := _read_head(trim(head))) is not None:
             return [number]
     return []
 

@@ -39,6 +39,8 @@ _GOES_ON = re.compile(
     r"\b(?:if|otherwise|else)\b)"
 )
 """Behind a value: it is not the answer, or not all of it."""
+_OPERATION = re.compile(r"\d\S*\s+(?:divided|multiplied)$")
+_END_OF_CHAIN = re.compile(r"=\s*([^=<>]{1,60}?)[.\s]*$")
 _NEGATED = re.compile(
     r"(?i)\b(?:not|cannot|never)\b|n't\b|\u4e0d\u662f|\u4e0d\u7b49\u4e8e|\u5e76\u975e"
     r"|\u81f3[\u5c11\u591a]|\u4e0d(?:\u8d85\u8fc7|\u5c11\u4e8e)|[\u8d85\u5927\u5c0f][\u8fc7\u4e8e]"
@@ -164,10 +166,11 @@ def _in_sentence(answer: Found, keys: Collection[str]) -> Iterator[str]:
         yield count
     if verb and _NEGATED.search(text[: verb.end() + 4]):
         statement = text
-    cut = _CLAUSE.search(statement) if is_phrase or statement != text else None
-    clause = statement[: cut.start()] if cut else statement
+    clause = statement[: _cut(statement)] if is_phrase or statement != text else statement
     rest = statement[len(clause) :]
-    if _GOES_ON.match(rest) or is_denied(rest):
+    if _GOES_ON.match(rest) or is_denied(rest) or _OPERATION.search(clause):
+        if chain := _END_OF_CHAIN.search(text):
+            yield chain[1]
         return
     for phrase in dict.fromkeys((text, clause)):
         if not keys.isdisjoint(text_keys(parse(phrase))):
@@ -223,12 +226,22 @@ def _verb(text: str, is_phrase: bool) -> re.Match[str] | None:
     """Return the verb before the answer of a line, or of a phrase that is a sentence with another number before it."""
     if not is_phrase:
         return _THERE.search(text) or max(_VERB.finditer(text), key=re.Match.start, default=None)
-    cut = _CLAUSE.search(text)
-    end = cut.start() if cut else len(text)
+    cut = _cut(text)
+    end = cut if cut is not None else len(text)
     verb = max(_VERB.finditer(text, 0, end), key=re.Match.start, default=None)
     if verb and re.search(r"\d", text[: verb.start()]) and re.search(r"\d|\\", text[verb.end() : end]):
         return verb
-    return _PREDICATE.match(text, 0, end)
+    reason = re.search(r",|\b(?:because|since|as|so|if|when|where|which|that|but)\b", text)
+    return _PREDICATE.match(text, 0, reason.start() if reason else len(text))
+
+
+def _cut(text: str) -> int | None:
+    """Return where the clause that a text begins with ends, outside brackets; None if it is all of the text."""
+    for match in _CLAUSE.finditer(text):
+        before = text[: match.start()]
+        if all(before.count(opening) <= before.count(closing) for opening, closing in ("()", "[]")):
+            return match.start()
+    return None
 
 
 def _named(clause: str, keys: Collection[str]) -> str:
