@@ -16,6 +16,7 @@ from typing import Any
 
 from lit_rlvr.rewards.answers.arithmetic import has_steps, same_steps, sides
 from lit_rlvr.rewards.answers.choices import named_options
+from lit_rlvr.rewards.answers.comma import has_decimal_comma, with_decimal_point
 from lit_rlvr.rewards.answers.compare import Rules, same
 from lit_rlvr.rewards.answers.find import Found, find_answer, last_boxed
 from lit_rlvr.rewards.answers.latex import clean
@@ -68,7 +69,12 @@ def check_math(
             results.append(_judge_letter(text, letter, found_answer, boxed_only))
         else:
             results.append(_judge(found_answer, reference, rules))
-    return next((result for result in results if result[0]), results[0])
+    right = next((result for result in results if result[0]), None)
+    if right is None and has_decimal_comma(text):
+        pointed = with_decimal_point(found_answer)
+        others = [_judge(pointed, reference, rules) for reference in references if not _option_letter(reference)]
+        right = next((result for result in others if result[0]), None)
+    return right or results[0]
 
 
 _LETTER = re.compile(r"(?:(?i:option|choice|answer)\s*)?\(?([A-Z])\)?[.):]?|(?i:option|choice)\s*\(?([a-z])\)?")
@@ -89,7 +95,8 @@ def _judge_letter(text: str, letter: str, found: Found, boxed_only: bool) -> tup
 def _judge(predicted: Found, answer: str, rules: Rules) -> tuple[bool, str, str]:
     golds = _reference(answer)
     steps = sides(_bare_reference(answer)) if re.search(r"\d", answer) else []
-    if has_steps(steps) and (len(steps) > 1 or is_restated(_bare_reference(answer))):
+    is_equation = has_steps(steps) and not any(isinstance(value, Parts) for value in golds)
+    if is_equation and (len(steps) > 1 or is_restated(_bare_reference(answer))):
         stated = next(filter(has_steps, map(sides, candidates(predicted, text_keys(golds)))), None)
         if stated or len(steps) > 1:
             return bool(stated) and same_steps(steps, stated or []), "ok", predicted.text

@@ -125,7 +125,8 @@ def _find(text: str, boxed_only: bool) -> Found:
         behind = "" if boxed_only else _behind(text, boxes.end)
         if boxes.joiner in ("or", "line") and len(boxes.contents) > 1:
             return Found(boxes.text, "box", tuple(boxes.contents), boxes.joiner, behind=behind)
-        return Found(boxes.text, "box", behind=behind)
+        whole = boxes.text if boxes.joiner else _with_surroundings(text, boxes)
+        return Found(whole, "box", behind=behind)
     tail = _DISPLAY.sub(_in_line, text[-TAIL_CHARACTERS:])
     if (line := _behind_hashes(text)) is not None:
         return Found(line, "hash", otherwise=_without_heading(text, line))
@@ -144,6 +145,33 @@ def _framed(text: str) -> tuple[int, int, str] | None:
 def _behind(text: str, end: int) -> str:
     """Return what follows an answer, without the signs that close its mathematics."""
     return text[end : end + BEHIND_CHARACTERS].lstrip("$*_`\\)]} \n.")
+
+
+_SIGN_BEFORE = re.compile(r"(?:\$|=|\(|\[|\\approx)\s*(-|\\pm)\s*$")
+_FRACTION_BEFORE = re.compile(r"(-?\s*)\\[dtc]?frac\s*\{\s*$")
+_NUMERATOR_BEFORE = re.compile(r"(-?\s*)\\[dtc]?frac\s*\{([^{}]*)\}\s*\{\s*$")
+_ROOT_BEFORE = re.compile(r"((?:-\s*)?\d*)\s*\\sqrt\s*\{\s*$")
+_FACTOR_BEHIND = re.compile(
+    r"\s*(/\s*\d+|\^\s*(?:\{[^{}]*\}|\d)|(?:\\times|\\cdot)\s*10\s*\^\s*(?:\{[^{}]*\}|\d)|\\pi(?![A-Za-z])|\\sqrt\s*\{[^{}]*\})"
+)
+
+
+def _with_surroundings(text: str, boxes: _Boxes) -> str:
+    """Return a box's content with the sign, fraction, root or factor around it, as in `-\\boxed{5}`."""
+    inside, before, behind = boxes.text, text[max(0, boxes.start - 80) : boxes.start], text[boxes.end : boxes.end + 80]
+    closed = behind.lstrip()[:1] == "}"
+    if closed and (match := _NUMERATOR_BEFORE.search(before)):
+        return f"{match[1]}\\frac{{{match[2]}}}{{{inside}}}"
+    if closed and (match := _FRACTION_BEFORE.search(before)) and (below := re.match(r"\s*\}\s*\{([^{}]*)\}", behind)):
+        return f"{match[1]}\\frac{{{inside}}}{{{below[1]}}}"
+    if closed and (match := _ROOT_BEFORE.search(before)):
+        return f"{match[1]}\\sqrt{{{inside}}}"
+    sign = _SIGN_BEFORE.search(before)
+    factor = _FACTOR_BEHIND.match(behind)
+    if not sign and not factor:
+        return inside
+    is_sum = re.search(r"(?<=[^\s(^{])\s*[-+]", inside) is not None
+    return f"{sign[1] if sign else ''}{f'({inside})' if is_sum else inside}{factor[1] if factor else ''}"
 
 
 def _last_line(tail: str) -> Found:

@@ -25,6 +25,8 @@ _DATES = [
         r"(?P<year>\d{4})[-/](?P<number>\d{1,2})[-/](?P<day>\d{1,2})",
         rf"{_MONTH}\s+(?P<day>\d{{1,2}})(?:st|nd|rd|th)?(?:,?\s+(?P<year>\d{{4}}))?",
         rf"(?P<day>\d{{1,2}})(?:st|nd|rd|th)?(?:\s+of)?\s+{_MONTH},?(?:\s+(?P<year>\d{{4}}))?",
+        r"(?P<number>\d{1,2})/(?P<day>1[3-9]|2\d|3[01])/(?P<year>\d{4})",
+        r"(?P<day>1[3-9]|2\d|3[01])[/.](?P<number>\d{1,2})[/.](?P<year>\d{4})",
         r"(?P<year>\d{4})\u5e74(?P<number>\d{1,2})\u6708(?P<day>\d{1,2})\u65e5",
     )
 ]
@@ -159,7 +161,7 @@ _BOUNDARY = re.compile(
 )
 _LABEL = re.compile(  # of at least three letters: "2rh" and "\\frac12 abc" are products
     rf"(?!(?:{FUNCTIONS}|{LETTER_NAMES}|or|and|not|to|plus|minus|times)\b)"
-    rf"(?:-?(?:[{ALPHABET}]{{4,}}|(?=[a-z]*[aeiou])(?![abcdxyz]{{3}})[A-Za-z]{{3}}|(?=[A-Za-z]*[^A-Za-z\W\d_])[{ALPHABET}]{{2,3}})"
+    rf"(?:-?(?:[{ALPHABET}]{{4,}}|(?=[a-z]*[aeiou])(?![abcdxyz]{{3}})[A-Za-z]{{3}}|(?=[{ALPHABET}]*[\u00e0-\u00e6\u00e8-\u00ef\u00f2-\u00fc\u0430-\u044f])[{ALPHABET}]{{2,3}})"
     rf"[.']?(?:[/'][{ALPHABET}]+)?|an?(?=\s)|of|per|/)"
     rf"(?:[\s-]+[{ALPHABET}.'/]+){{0,7}}(?:\^\{{?\d\}}?)?"
     r"|[\u3000-\u9fff\uac00-\ud7a3]+"

@@ -53,7 +53,7 @@ def parse(text: str) -> tuple[Reading, ...]:
         readings_of_text.append(Text(key.replace(" ", "")))
     if is_code(key.upper()) and "_" in key:
         readings_of_text.append(Text(re.sub(r"[_{}]", "", key)))
-    if not re.search(r"\d|[\\^_=]", key) and (spelt := re.sub(r"(?<=\w)\.(?=\s|$)", "", key)) != key:  # initials
+    if not re.search(r"\d|[\\^_=]", key) and (spelt := re.sub(r"\.\s*", " ", key).strip()) != key:  # initials
         readings_of_text.append(Text(spelt))
     if article := re.match(r"(?:the|an?) (?=[a-z]{3})", key):
         readings_of_text.append(Text(key[article.end() :]))
