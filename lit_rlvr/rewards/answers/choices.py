@@ -12,7 +12,7 @@ from string import ascii_uppercase
 
 from lit_rlvr.rewards.answers.characters import ALPHABET, plain_characters
 from lit_rlvr.rewards.answers.find import answer_region, find_answer, last_boxed, normalise
-from lit_rlvr.rewards.answers.retracted import CORRECTION, MAYBE
+from lit_rlvr.rewards.answers.retracted import CORRECTION, MAYBE, PREFERRED
 
 YES_NO = ("yes", "no")
 LETTERS = ascii_uppercase[:10]
@@ -59,17 +59,13 @@ _VERDICT = (
     r"(?:(?:is|was|would be|must be|should be|seems|looks|appears|fits|matches)(?: \w+){0,2} "
     r"(?:correct|right|best|answer|choice|option|true|one)|best|remains|is left)(?![^\W_])|\u662f?\u6b63\u786e|\u9879"
 )
-_PREFERRED = (
-    r"(?:is|was|would be|must be|should be|seems|looks|appears|fits)(?: \w+){0,2}? "
-    r"(?:better|best|correct|right|true|answer|likelier|more (?:likely|plausible|accurate|precise)|it)(?![^\W_])"
-)
 _SPOKEN = (
     r"(?:it|that|this|the|correct|right|best|better|answer|option|choice|letter|is|be|should|must|would|may|might|i|i'd|we|think|"
     r"choose|pick|mean|meant|say|wait|no|actually|sorry|go|with|for|rather|really)"
 )
 _NEXT_WORD = rf"(?:{_CAUSE}|but|so|or|and|rather|instead|not|here|\u662f\u6b63)(?![^\W_])|{_VERDICT}"
 _NOT = (
-    r"(?:(?<![^\W_])(?:not|never|neither|nor|cannot|rather than|instead of|over|other than|except|unlike)|n't|"
+    r"(?:(?<![^\W_])(?:not|never|neither|nor|cannot|rather than|instead of|over|other than|except|unlike|anything but|close to|far from|different from)|n't|"
     r"\u4e0d\u662f|\u4e0d\u9009|\u800c\u975e)"
     r"(?:\s+(?:be|have|been|the|an?|option|choice|answer|letter|for|\u9009\u9879))*(?:\s+(?:[:(\"']\s*)?|[:(\"']\s*)"
 )
@@ -201,7 +197,7 @@ class _Reader:
         correct = rf"(?:^|[\s.,;:!?(\u2014])(?i:{CORRECTION})(?![\w'])[\s,:;.!\u2014-]*(?i:{_SPOKEN}\b[\s,:;.(-]*)*"
         self._corrected = re.compile(rf"{correct}(?:{text}|{upper_letter}(?={end}))")
         contrast = r"(?i:\b(?:but|although|though|however|yet|while|whereas))\b[\s,]+(?:\w+\s+){0,2}?\(?"
-        self._contrasted = re.compile(rf"{contrast}(?:{upper_letter}|{named_text})\)?\s+(?i:{_PREFERRED})")
+        self._contrasted = re.compile(rf"{contrast}(?:{upper_letter}|{named_text})\)?\s+(?i:{PREFERRED})")
         titled = rf"(?i:(?<![^\W_])(?:{_ANSWER}|letra|lettre|buchstabe))\s*:?\s*\(?{upper_letter}\)?"
         ends = rf"(?:(?<![{ALPHABET}])[{ALPHABET}]{{1,3}}\s+|[\u3000-\u9fff\uac00-\ud7af]\s*)\(?{upper_letter.replace('?P<letter>', '?P<right>')}\W*$"
         self._placed = re.compile(rf"{titled}|{ends}")

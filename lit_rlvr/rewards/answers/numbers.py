@@ -166,6 +166,8 @@ _LABEL = re.compile(  # of at least three letters: "2rh" and "\\frac12 abc" are 
     rf"(?:[\s-]+[{ALPHABET}.'/]+){{0,7}}(?:\^\{{?\d\}}?)?"
     r"|[\u3000-\u9fff\uac00-\ud7a3]+"
 )
+_NO_LABEL = re.compile(r"(?i)\b(?:not|cannot|never|is|are|was|were|but|or|can|could|should|would)\b|n't")
+"""Words of a sentence, which is no name of what is counted."""
 _CAPITALS = re.compile(rf"(?:[A-Z]{{2,}}s|[A-Z]{{3,}}|[A-Z]-[a-z]{{3,}}|[a-z][A-Z][a-z]{{2,}})(?:\s+[{ALPHABET}]+){{0,3}}")
 """Abbreviations of things that are counted: CDs, DVD, T-shirts, VIP tickets, iPads."""
 _UNIT_FRACTION = re.compile(r"\\frac\s*\{\s*(\w+)\s*\}\s*\{\s*(\w+(?:\^\{?\d\}?)?)\s*\}")
@@ -221,6 +223,8 @@ def _read_amount(text: str) -> list[Reading]:
             if unit[1] == (("deg", 1),):
                 results.append(Number(number.value * sympy.pi / 180))
             return results
+        if _NO_LABEL.search(tail):
+            continue
         is_named = _LABEL.fullmatch(tail) or (is_apart and _CAPITALS.fullmatch(tail))
         if is_named and (number := _read_head(trim(head))) is not None:
             return [number]

@@ -11,7 +11,7 @@ from lit_rlvr.rewards.answers.characters import ALPHABET, plain_characters
 from lit_rlvr.rewards.answers.find import Found
 from lit_rlvr.rewards.answers.latex import clean
 from lit_rlvr.rewards.answers.parse import LONGEST, parse
-from lit_rlvr.rewards.answers.retracted import correction, is_altered, is_denied
+from lit_rlvr.rewards.answers.retracted import contrast, correction, is_altered, is_denied
 from lit_rlvr.rewards.answers.units import read_numeral, read_unit
 from lit_rlvr.rewards.answers.values import Labelled, Reading, Series, Text, text_keys
 
@@ -145,6 +145,9 @@ def _in_sentence(answer: Found, keys: Collection[str]) -> Iterator[str]:
     if corrected := _corrected(text, answer.behind):
         yield from candidates(Found(corrected, "phrase"), keys)
         return
+    if (instead := contrast(text)) and next(_spans(instead), None):
+        yield from candidates(Found(instead, "phrase"), keys)
+        return
     if is_phrase and _NEGATED.match(text):
         return
     if not is_phrase and text.endswith("?"):
@@ -203,7 +206,7 @@ def _corrected(text: str, behind: str) -> str:
     after = correction(f"{text}\n{behind}").partition("\n")[0]
     if not after:
         return ""
-    values = [after[start:end] for start, end in _spans(after)]
+    values = [after[start:end] for start, end in _spans(after) if not re.search(r"\d\s*[-+*/]\s*\d", after[start:end])]
     original = text[: text.find(after)] if after in text else text
     before = [original[start:end] for start, end in _spans(original)]
     is_other = bool(values) and bool(before) and before[0].strip("$") not in [value.strip("$") for value in values]
