@@ -25,7 +25,7 @@ from lit_rlvr.rewards.answers.prose import candidates, has_value, in_prose, last
 from lit_rlvr.rewards.answers.values import Parts, Reading, Series, Text, describe, text_keys
 
 _UNEVALUATED = re.compile(
-    r"(?=.*\d\)?\s*(?:[-+*\u00d7\u00f7]|\\times|\\cdot|\\div))(?:[-\d\s.,()+*\u00d7\u00f7]|\\times|\\cdot|\\div)+"
+    r"(?=.*\d\)?\s*(?:[-+*\u00d7\u00f7]|\\times|\\cdot|\\div))(?:[-\d\s.,()+*/\u00d7\u00f7]|\\times|\\cdot|\\div)+"
 )
 _SCIENTIFIC = re.compile(
     r".*(?:\*|\u00d7|\\times|\\cdot)\s*10\s*(?:\^.*|\*\*.*|[\u2070\u00b9\u00b2\u00b3\u2074-\u207b]+)"
@@ -92,9 +92,23 @@ def _judge_letter(text: str, letter: str, found: Found, boxed_only: bool) -> tup
     return ascii_uppercase.index(letter) in named, "ok" if named else "parse_fail", found.text
 
 
+_STRING = re.compile(r"""(['"])([^'"]*)\1""")
+
+
+def _judge_string(reference: str, found: Found) -> tuple[bool, str, str]:
+    """Compare with a string of code, letter by letter: the last string of the answer, or all of it."""
+    strings = [match[2] for match in _STRING.finditer(found.text)]
+    given = strings[-1] if strings else found.text.strip()
+    if not strings and found.where in ("phrase", "line"):
+        given = given.removesuffix(".")
+    return given == reference, "ok" if found.text else "parse_fail", given
+
+
 def _judge(predicted: Found, answer: str, rules: Rules) -> tuple[bool, str, str]:
     golds = _reference(answer)
     steps = sides(_bare_reference(answer)) if re.search(r"\d", answer) else []
+    if string := _STRING.fullmatch(_bare_reference(answer)):
+        return _judge_string(string[2], predicted)
     is_equation = has_steps(steps) and not any(isinstance(value, Parts) for value in golds)
     if is_equation and (len(steps) > 1 or is_restated(_bare_reference(answer))):
         stated = next(filter(has_steps, map(sides, candidates(predicted, text_keys(golds)))), None)
@@ -196,13 +210,13 @@ def _bare_reference(answer: str) -> str:
 @lru_cache(maxsize=4096)
 def _reference(answer: str) -> tuple[Reading, ...]:
     bare = _bare_reference(answer)
-    if re.fullmatch(r"(['\"])[^'\"]*\1", bare):  # a string of code
-        return tuple(value for value in parse(bare) if isinstance(value, Text))
     if accepted := re.fullmatch(r"(.*\S)\s*\((?:both|either|all|any)\b[^()]*\)\.?", bare):
         forms = re.split(r"\s*(?:,|\bor\b|\band\b)\s*", accepted[1])
     else:
         forms = re.split(r"\s+OR\s+|\s*\\?#\s*\\?#\s*", bare)
     values = tuple(value for form in forms for value in parse(form.strip(" $")  if len(forms) > 1 else form))
+    if verdict := re.fullmatch(r"(?i)yes[.,;:]\s*(\$.*\$)\.?", bare):
+        values += parse(verdict[1])
     listed = next((value for value in values if isinstance(value, Series) and not value.brackets), None)
     if listed is not None and all(same(listed.items[0], item, Rules()) for item in listed.items):
         return (*values, *listed.items[0])  # one value in several forms

@@ -38,23 +38,28 @@ def sides(text: str) -> list[Tree]:
 
 
 def has_steps(trees: list[Tree]) -> bool:
-    """Return True if a side is more than a number with a sign, a power or a fraction."""
-    return any(_is_operation(tree) for tree in trees)
+    """Return True if a side is a sum or product, or one of several sides is more than a number with a sign."""
+    return any(_is_operation(tree, len(trees) > 1) for tree in trees)
 
 
-def _is_operation(tree: Tree) -> bool:
-    """Return True for a sum or product; a number with a sign, a fraction of numbers and a power are values."""
-    if isinstance(tree, str) or tree[0] in ("^", "-"):
+def _is_operation(tree: Tree, in_equation: bool) -> bool:
+    """Return True for a sum or product; a number with a sign is a value, outside an equation a fraction or power too."""
+    if isinstance(tree, str) or (tree[0] == "-" and isinstance(tree[1], str)):
         return False
+    if in_equation:
+        return True
     is_fraction = tree[0] == "*" and len(tree) == 3 and all(isinstance(part, str) or part[0] == "/" for part in tree[1:])
-    return not (is_fraction and any(part[0] == "/" for part in tree[1:]))
+    return tree[0] in ("+", "*") and not (is_fraction and any(part[0] == "/" for part in tree[1:]))
 
 
 def same_steps(reference: list[Tree], answer: list[Tree]) -> bool:
-    """Return True if an answer has every side of the reference that is an operation, and no other value at its end."""
-    operations = [tree for tree in reference if _is_operation(tree)]
-    values = [tree for tree in reference if not _is_operation(tree)]
-    return all(tree in answer for tree in operations) and (not values or len(answer) == 1 or any(v in answer for v in values))
+    """Return True if an answer has every side of the reference that is an operation, and no other value beside them."""
+    is_equation = len(reference) > 1
+    operations = [tree for tree in reference if _is_operation(tree, is_equation)]
+    values = [tree for tree in reference if not _is_operation(tree, is_equation)]
+    if not all(tree in answer for tree in operations):
+        return False
+    return not values or len(answer) == 1 or any(value in answer for value in values)
 
 
 def _tree(text: str) -> Tree | None:

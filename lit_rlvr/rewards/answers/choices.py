@@ -57,7 +57,7 @@ _REASON = re.compile(
 _REASON_CLAUSE = re.compile(rf"{_REASON.pattern}[^,.;\n]*")
 _VERDICT = (
     r"(?:(?:is|was|would be|must be|should be|seems|looks|appears|fits|matches)(?: \w+){0,2} "
-    r"(?:correct|right|best|answer|choice|option|true|one)|best|remains|is left)(?![^\W_])|\u662f?\u6b63\u786e|\u9879"
+    r"(?:correct|right|best|answer|choice|option|true|one)|best|remains|is left)(?![^\W_])|\u662f?\u6b63\u786e|\u9009?\u9879"
 )
 _SPOKEN = (
     r"(?:it|that|this|the|correct|right|best|better|answer|option|choice|letter|is|be|should|must|would|may|might|i|i'd|we|think|"
@@ -200,7 +200,8 @@ class _Reader:
         self._contrasted = re.compile(rf"{contrast}(?:{upper_letter}|{named_text})\)?\s+(?i:{PREFERRED})")
         titled = rf"(?i:(?<![^\W_])(?:{_ANSWER}|letra|lettre|buchstabe))\s*:?\s*\(?{upper_letter}\)?"
         ends = rf"(?:(?<![{ALPHABET}])[{ALPHABET}]{{1,3}}\s+|[\u3000-\u9fff\uac00-\ud7af]\s*)\(?{upper_letter.replace('?P<letter>', '?P<right>')}\W*$"
-        self._placed = re.compile(rf"{titled}|{ends}")
+        placed = rf"(?i:{_ANSWER})[^.;\n]{{0,40}}?\s\(?{upper_letter.replace('?P<letter>', '?P<bracketed>')}\W*$"
+        self._placed = re.compile(rf"{titled}|{ends}|{placed}")
         item = rf"(?:{letter.replace('?P<letter>', '?:')}|{text.replace('?P<text>', '?:')})"
         self._negated = re.compile(
             rf"(?i:{_NOT}){item}(?:\s*(?i:or|nor)\s+\(?{item})*|{letter.replace('?P<letter>', '?:')}(?i:{_WRONG})"

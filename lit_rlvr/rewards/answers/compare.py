@@ -182,8 +182,8 @@ def _percentage_number(percentage: Percentage, number: Number, rules: Rules) -> 
 
 
 def _without_unit(quantity: Quantity, number: Number, rules: Rules) -> bool:
-    """Compare with a number that lacks the unit, which no sum of units can."""
-    return not quantity.is_sum and _numbers(quantity.number, number, rules)
+    """Compare with a number that lacks the unit, which no sum of units can, and no number of something else."""
+    return not quantity.is_sum and not number.noun and _numbers(quantity.number, number, rules)
 
 
 # ---- formulas ---------------------------------------------------------------------------------------------
@@ -231,6 +231,8 @@ def _values_of_both(r: Any, a: Any) -> list[tuple[Any, Any]]:
     """Return the values of two expressions at the points where both have one."""
     symbols = sorted(r.free_symbols | a.free_symbols, key=str)
     points = INTEGERS if any(value.has(*_STEPS) for value in (r, a)) else POINTS
+    if len(symbols) > 1 and any(not power.exp.is_integer for value in (r, a) for power in value.atoms(sympy.Pow)):
+        points = tuple(map(abs, points))  # quantities under roots
     values = (_values(value, symbols, points) for value in (r, a))
     return [(x, y) for x, y in zip(*values, strict=True) if None not in (x, y)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 
@@ -227,8 +228,20 @@ def _read_amount(text: str) -> list[Reading]:
             continue
         is_named = _LABEL.fullmatch(tail) or (is_apart and _CAPITALS.fullmatch(tail))
         if is_named and (number := _read_head(trim(head))) is not None:
-            return [number]
+            return [replace(number, noun=_noun(tail))]
     return []
+
+
+def _noun(words: str) -> str:
+    """Return the first word behind a number if it is a noun that is no unit: "apples", but not "of", "more", "pounds"."""
+    first = re.split(r"[\s.'/-]", words)[0]
+    return "" if first.lower() in _NO_NOUN or read_unit(first) is not None else first
+
+
+_NO_NOUN = frozenset(
+    "a an of per each more less fewer in at on by to from for with after before total altogether left remaining old long "
+    "wide tall high deep away ago apart exactly approximately about only and square cubic sq cu degrees units unit".split()
+)
 
 
 def _sum_of_units(text: str) -> Quantity | None:

@@ -16,6 +16,7 @@ import sympy
 from lit_rlvr.rewards.answers.characters import plain_characters
 from lit_rlvr.rewards.answers.find import normalise
 from lit_rlvr.rewards.answers.formulas import is_code, read_formula, to_sympy
+from lit_rlvr.rewards.answers.frames import single_backslashes
 from lit_rlvr.rewards.answers.latex import (
     BRACKETS,
     COMMAS,
@@ -47,6 +48,7 @@ LONGEST = 2000
 @lru_cache(maxsize=4096)
 def parse(text: str) -> tuple[Reading, ...]:
     """Return all readings of a text, as text first."""
+    text = single_backslashes(text)
     key = normalise(plain_characters(text)) or normalise(text)
     readings_of_text: list[Reading] = [Text(key)] if key else []
     if re.fullmatch(r"\w(?: \w)+", key) and not key.replace(" ", "").isdigit():
@@ -55,6 +57,8 @@ def parse(text: str) -> tuple[Reading, ...]:
         readings_of_text.append(Text(re.sub(r"[_{}]", "", key)))
     if not re.search(r"\d|[\\^_=]", key) and (spelt := re.sub(r"\.\s*", " ", key).strip()) != key:  # initials
         readings_of_text.append(Text(spelt))
+    if re.fullmatch(r"-?[\d.,]+ [a-z]+", key):
+        readings_of_text.append(Text(key.replace(" ", "")))
     if article := re.match(r"(?:the|an?) (?=[a-z]{3})", key):
         readings_of_text.append(Text(key[article.end() :]))
     if len(text) <= LONGEST and (cleaned := clean(text)):
@@ -89,7 +93,7 @@ def _read(text: str, depth: int) -> list[Reading]:
     if depth > 6 or not text:
         return []
     if option := _OPTION.fullmatch(text):
-        return [Text((option[1] or option[3]).lower()), *_read(trim(option[2] or option[4]), depth + 1)]
+        return [Text((option[1] or option[3]).lower()), *readings(option[2] or option[4], depth + 1)]
     if re.fullmatch(r"-?\d+(?:\.\d+)?(?:\s+-?\d+(?:\.\d+)?)+", text):
         return []  # a row of numbers
     for reader in (read_parts, read_number, read_quantity):
@@ -307,6 +311,9 @@ def _relation(text: str, depth: int) -> list[Reading]:
         return _equal_sides(sides, depth)
     if signs == ["\\in"] and _NAME.fullmatch(sides[0]):
         return [*_read(sides[1], depth + 1), Labelled({_label(sides[0]): (readings(sides[1], depth + 1),)})]
+    if signs == ["\\ne"] and (both := _plus_minus(sides[1], depth)):
+        zeros = [next((v.value for v in item if isinstance(v, Number)), None) for item in both[0].items]  # type: ignore[union-attr]
+        return _region(sympy.Complement(sympy.S.Reals, sympy.FiniteSet(*zeros))) if None not in zeros else []
     if "=" not in signs and all(re.fullmatch(r"\\?[A-Za-z]+(?:_\{?\w+\}?|\(\w+\))?", side) for side in sides):
         pairs = zip(sides, signs, sides[1:], strict=False)
         return [Chain(frozenset(_oriented(*pair) for pair in pairs))]
@@ -350,7 +357,7 @@ def _equal_sides(sides: Sequence[str], depth: int) -> list[Reading]:
         results.append(Labelled({_label(last): (readings(first, depth + 1),)}))
     elif to_sympy(first) is None and read_constant(last) is not None:  # the name of a sum, a determinant, ...
         results.append(Labelled({_label(first): (readings(last, depth + 1),)}))
-    elif len(sides) > 2 or (read_constant(first) is not None and _is_constant(last, depth)):
+    elif len(sides) > 2 or (read_constant(first.replace("%", "")) is not None and _is_constant(last, depth)):
         return _read(last, depth + 1)
     formulas = [to_sympy(side) for side in (first, last)]
     if len(sides) == 2 and all(isinstance(f, sympy.Expr) for f in formulas):

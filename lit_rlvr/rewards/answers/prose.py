@@ -13,7 +13,7 @@ from lit_rlvr.rewards.answers.latex import clean
 from lit_rlvr.rewards.answers.parse import LONGEST, parse
 from lit_rlvr.rewards.answers.retracted import contrast, correction, is_altered, is_denied
 from lit_rlvr.rewards.answers.units import read_numeral, read_unit
-from lit_rlvr.rewards.answers.values import Labelled, Reading, Series, Text, text_keys
+from lit_rlvr.rewards.answers.values import Labelled, Number, Reading, Series, Text, text_keys
 
 _NUMBER = r"(?:[$\u20ac\u00a3\u00a5\u20b9]\s?)?\d[\d,]*(?:\.\d+)?(?:[eE][-+]?\d+)?%?|\.\d+"
 _LATEX = r"\\[A-Za-z]+(?:\s*[\[{](?:[^{}\[\]]|\{(?:[^{}]|\{[^{}]*\})*\})*[\]}])*|\\[%$,;! {}]"
@@ -27,7 +27,7 @@ _DELIMITED = re.compile(r"\$\$?([^$]+)\$\$?(?!\d)|\\\((.+?)\\\)|\\\[(.+?)\\\]")
 _CLAUSE = re.compile(
     r"[.;?](?:\s|$)|!(?=\s+[A-Z][a-z]|\s*$)|,?\s+\(?(?:because|since|which|as|so|when|where|for|that|with|after"
     r"|altogether|in total|i\.e\.|if|but|by)\b"
-    r"|,\s+(?=(?!and\b|or\b)[a-z]{2,})|\s+-\s+(?=[a-z]{2,})|\s\((?![A-J]\))|:\s"
+    r"|,\s+(?=(?!and\b|or\b)[a-z]{2,})|\s+-\s+(?=[a-z]{2,})|(?<![-+*/=^])\s\((?![A-J]\))|:\s"
 )
 _THERE = re.compile(r"(?i)\bthere\s+(?:is|are|was|were|remains?)\s+")
 _VERB = re.compile(
@@ -81,12 +81,13 @@ YES_NO = frozenset(
 )
 """Answers that are a verdict, in several languages."""
 _VERDICT_WORD = "|".join(sorted(YES_NO, key=len, reverse=True))
-_FIRST_WORD = re.compile(rf"(?i)(?:[{ALPHABET}]+,\s+|so\s+)?({_VERDICT_WORD})(?![{ALPHABET}])(?=\s*(?:[,.;:!\uff0c\u3002-]|$))")
+_FIRST_WORD = re.compile(rf"(?i)(?:[{ALPHABET}]+[,:]\s+|so\s+)?({_VERDICT_WORD})(?![{ALPHABET}])(?=\s*(?:[,.;:!\uff0c\u3002-]|$))")
 _SO = re.compile(
-    r"(?i)(?:[,;.]|\s+and)\s+(?:so|thus|hence|therefore|then|which (?:gives|means|makes)|giving|making)\b,?\s+"
-    r"(?!that\b|far\b|many\b|much\b|long\b)(?:(?:us|me|you|them)\s+)?"
+    r"(?i)(?:[,;.]|\s+and)\s+(?:i\.e\.,?\s+|(?:so|thus|hence|therefore|then|which (?:gives|means|makes)|giving|making|namely|in other words|that is(?=,)|or equivalently)\b,?\s+"
+    r"(?!that\b|far\b|many\b|much\b|long\b)(?:(?:us|me|you|them)\s+)?)"
 )
 """Before the conclusion of a line."""
+_REASON_FIRST = re.compile(r"(?i)(?:since|because|as|if|when|given that)\s[^,]*,\s+(?:then\s+)?(?=[A-Za-z]{2})")
 _ASKS = re.compile(
     r"(?i)(?:so|now|first|next|then|here)?,?\s*(?:(?:we|i|you)\s+(?:want\b|(?:need|have|wish|are asked|would like)\s+to\b)"
     r"|(?:find|compute|evaluate|calculate|determine|simplify)\b)"
@@ -171,7 +172,7 @@ def _in_sentence(answer: Found, keys: Collection[str]) -> Iterator[str]:
         statement = text
     clause = statement[: _cut(statement)] if is_phrase or statement != text else statement
     rest = statement[len(clause) :]
-    if _GOES_ON.match(rest) or is_denied(rest) or _OPERATION.search(clause):
+    if _GOES_ON.match(rest) or is_denied(rest) or _is_unread_chain(clause):
         if chain := _END_OF_CHAIN.search(text):
             yield chain[1]
         return
@@ -193,6 +194,13 @@ def _in_sentence(answer: Found, keys: Collection[str]) -> Iterator[str]:
         if len(text) < 200:
             yield text
         yield from _above(answer, keys)
+
+
+def _is_unread_chain(clause: str) -> bool:
+    """Return True for an operation in words, and for steps with units that are no equation: "90 s * 2 m/s = 180 m"."""
+    if _OPERATION.search(clause):
+        return True
+    return re.match(r"[\d$(\\].*[A-Za-z].*=", clause) is not None and not _is_value(clause)
 
 
 def _above(answer: Found, keys: Collection[str]) -> Iterator[str]:
@@ -221,6 +229,8 @@ def _verdict(text: str) -> str:
 
 def _conclusion(text: str) -> str:
     """Return the conclusion of a line behind its last "so", if it has a value; else the line."""
+    if (reason := _REASON_FIRST.match(text)) and next(_spans(text[reason.end() :]), None):
+        text = text[reason.end() :]
     last = _SO.split(text)[-1]
     return last if next(_spans(last), None) else text
 
@@ -384,8 +394,8 @@ def _with_unit(text: str, start: int, end: int) -> str:
     for count in range(len(pieces), 0, -1):
         longer = span + "".join(pieces[:count]).rstrip(".")
         values = parse(longer)
-        if _is_value(longer) and [v for v in values if not isinstance(v, Text)] != [
-            v for v in plain if not isinstance(v, Text)
-        ]:
+        is_counted = any(isinstance(value, Number) and value.noun for value in values)
+        new_values = [value for value in values if not isinstance(value, Text)]
+        if _is_value(longer) and (is_counted or new_values != [v for v in plain if not isinstance(v, Text)]):
             return longer
     return span
