@@ -18,7 +18,7 @@ from lit_rlvr.rewards.answers.arithmetic import has_steps, same_steps, sides
 from lit_rlvr.rewards.answers.choices import named_options
 from lit_rlvr.rewards.answers.comma import has_decimal_comma, with_decimal_point
 from lit_rlvr.rewards.answers.compare import Rules, same
-from lit_rlvr.rewards.answers.find import Found, find_answer, last_boxed
+from lit_rlvr.rewards.answers.find import Found, answer_region, find_answer, last_boxed
 from lit_rlvr.rewards.answers.latex import clean
 from lit_rlvr.rewards.answers.parse import parse
 from lit_rlvr.rewards.answers.prose import candidates, has_value, in_prose, last_step
@@ -155,6 +155,36 @@ _NO_VALUE = re.compile(
 def _is_note(text: str) -> bool:
     """Return True for words that say nothing of an answer: a heading, "an approximation"."""
     return not re.search(r"[\d\\$]", text) and not _NO_VALUE.search(text)
+
+
+def second_opinion(
+    text: str,
+    answer: str | Sequence[str],
+    boxed_only: bool = False,
+    decimals: int = 6,
+    reference_precision: bool = False,
+    open_thoughts: bool = False,
+) -> bool:
+    """Return True if Math-Verify calls the final answer right; takes the arguments of `check_math`.
+
+    It reads the part of the completion in which an answer may be, and a box alone if there is one. Its own limits of
+    time are off, because the worker has some. What it cannot read is not right.
+    """
+    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify  # an optional package
+
+    found_answer = find_answer(text, boxed_only, open_thoughts)
+    if boxed_only or found_answer.where == "box":
+        text = f"\\boxed{{{found_answer.text}}}"
+    else:
+        text = answer_region(text, boxed_only, open_thoughts)
+    forms = (LatexExtractionConfig(), ExprExtractionConfig())
+    given = parse(text, forms, parsing_timeout=None) if found_answer.text else []
+    references = (answer,) if isinstance(answer, str) else tuple(answer)
+    for reference in references:
+        gold = parse(f"${_bare_reference(reference).strip('$')}$", forms, parsing_timeout=None)
+        if gold and given and verify(gold, given, float_rounding=decimals, timeout_seconds=None):
+            return True
+    return False
 
 
 def is_restated(text: str) -> bool:
