@@ -115,7 +115,8 @@ class LCPO(MathAnswer):
 
     LCPO-exact: `r - alpha |n_gold - n|`, r = 1 for a right answer and 0 for a wrong one, n its length in tokens.
     LCPO-max: `r clip(alpha (n_gold - n) + delta, 0, 1)`, which lets an answer be shorter. The prompt has to name the
-    length. Completions whose reference cannot be parsed are not judged. Source: Aggarwal & Welleck 2025 (L1, arXiv 2503.04697).
+    length. Completions whose reference cannot be parsed are not judged.
+    Source: Aggarwal & Welleck 2025 (L1, arXiv 2503.04697).
 
     Args:
         target: n_gold in tokens, or the name of the data's column with each prompt's.
@@ -173,7 +174,8 @@ class RelativeLength(MathAnswer):
 
     `r + length_weight * lambda`, r = 1 for a right answer and 0 for a wrong one, with
     `lambda = 0.5 - (n - n_min) / (n_max - n_min)` for a completion of n tokens among the group's; a wrong answer gets
-    min(0, lambda), and all get 0 if they are equally long. Completions whose check failed are left out, and those whose reference cannot be parsed.
+    min(0, lambda), and all get 0 if they are equally long. Completions whose check failed
+    or whose reference cannot be parsed are left out.
     Source: Kimi Team 2025 (Kimi k1.5, arXiv 2501.12599), section 2.3.3, which starts training without it.
 
     Args:

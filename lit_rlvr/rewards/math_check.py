@@ -244,7 +244,7 @@ def _reference(answer: str) -> tuple[Reading, ...]:
         forms = re.split(r"\s*(?:,|\bor\b|\band\b)\s*", accepted[1])
     else:
         forms = re.split(r"\s+OR\s+|\s*\\?#\s*\\?#\s*", bare)
-    values = tuple(value for form in forms for value in parse(form.strip(" $")  if len(forms) > 1 else form))
+    values = tuple(value for form in forms for value in parse(form.strip(" $") if len(forms) > 1 else form))
     if verdict := re.fullmatch(r"(?i)yes[.,;:]\s*(\$.*\$)\.?", bare):
         values += parse(verdict[1])
     listed = next((value for value in values if isinstance(value, Series) and not value.brackets), None)

@@ -140,7 +140,8 @@ _INLINE = re.compile(r"```(?:(?:sqlite|sql)\b)?([^`\n]*)```", re.IGNORECASE)
 _START = r"(?:SELECT|WITH\s+(?:RECURSIVE\s+)?\S+\s*(?:\([^)]*\)\s*)?AS)\b"  # not every text that begins with "With"
 _QUERY = re.compile(rf"(?:\s|\(|--[^\n]*\n|/\*.*?\*/)*+(?:{_START}|VALUES\b)", re.DOTALL | re.IGNORECASE)
 _BARE = re.compile(
-    rf"^[ \t]*(?:[^\n:]{{0,80}}\b(?:sql|query|answer|statement)\b[^\n:]{{0,20}}:[ \t]*)?(`?)({_START}.*)", re.DOTALL | re.I | re.M
+    rf"^[ \t]*(?:[^\n:]{{0,80}}\b(?:sql|query|answer|statement)\b[^\n:]{{0,20}}:[ \t]*)?(`?)({_START}.*)",
+    re.DOTALL | re.I | re.M,
 )
 _END = re.compile(r"(?:;\s*){2,}\Z")
 """Several semicolons at the end of a query, of which SQLite takes one."""

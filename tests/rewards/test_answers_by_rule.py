@@ -50,8 +50,8 @@ BOTH_OPTIONS = [
     "The answer is anything but D.", "D is wrong.", "The answer is D (or A).",
 ]  # fmt: skip
 CORRECTED_OPTIONS = [
-    "The answer is D. No, it is A.", "Answer: D. Wait, actually A.", "The answer is D? No, A.", "\\boxed{D}. Actually A.",
-    "The answer is D, I mean A.", "The answer is D, although it is really A.", "Answer: D, but A is better.",
+    "The answer is D. No, it is A.", "Answer: D. Wait, actually A.", "The answer is D? No, A.",
+    "\\boxed{D}. Actually A.", "The answer is D, I mean A.", "The answer is D, although it is really A.", "Answer: D, but A is better.",
     "Answer: D\nSorry, it is A.", "A and D are possible, but A is better.",
 ]  # fmt: skip
 
@@ -74,7 +74,7 @@ def test_options_are_taken_back_and_joined_by_the_same_rule(options: tuple[str, 
         ("C)640", "C", "B)640"),
         ("\\boxed{Option C}", "C", "\\boxed{Option D}"),
         ("Hence, option C is correct.", "C", "Answer: A. red B. blue C. green"),
-        ("Deshalb ist Antwort C richtig.\n\nBei Fragen gern melden.", "C", "C. 5 = 5.\n\nDeshalb ist Antwort B richtig."),
+        ("Deshalb ist Antwort C richtig.\n\nBei Fragen gern melden.", "C", "Deshalb ist Antwort B richtig."),
         ("故选C。", "C", "故选D。"),
         ("Yes, the two lines are parallel.", "yes", "No, the two lines are not parallel."),
         ("Also: nein, sie ist nicht prim.\n\nIch hoffe, das hilft!", "nein", "Ja, sie ist prim."),
@@ -95,7 +95,7 @@ def test_letters_and_verdicts_are_read_by_their_place(right: str, reference: str
         ("Answer: 24 <eoa>", "24", "Answer: 9 <eoa>"),
         ("\\\\boxed{\\\\frac{3}{7}}", "\\frac{3}{7}", "\\\\boxed{\\\\frac{7}{3}}"),
         ("#### Area\n\nThe area is **24**.", "24", "#### 9\n\nThe area is **24**."),
-        ("The answer is 24.\n\nNote that the final answer is an approximation.", "24", "The answer is 24.\n\nThe answer is 9."),
+        ("The answer is 24.\n\nThe final answer is an approximation.", "24", "The answer is 24.\n\nThe answer is 9."),
         ("So it is $-\\boxed{24}$.", "-24", "So it is $\\boxed{24}$."),
         ("$\\frac{\\boxed{24}}{7}$", "24/7", "$\\frac{\\boxed{24}}{5}$"),
         ("$\\boxed{24}\\pi$", "24\\pi", "$\\boxed{24}$"),
@@ -209,7 +209,7 @@ def test_sides_keep_their_operations() -> None:
         ("'Ab c'", "The function returns `'Ab c'`.", "<answer>'ab c'</answer>"),
         ("'Ab c'", '<answer>"Ab c"</answer>', "<answer>'Abc'</answer>"),
         ("[(5, 2), (1, 3)]", "The output is `[(5, 2), (1, 3)]`.", "The output is `[(1, 3), (5, 2)]`."),
-        ("[7,0; 0, 7]", "\\boxed{\\begin{bmatrix}7&0\\\\0&7\\end{bmatrix}}", "\\boxed{\\begin{bmatrix}7&0\\\\0&8\\end{bmatrix}}"),
+        ("[7,0; 0, 7]", "$\\begin{bmatrix}7&0\\\\0&7\\end{bmatrix}$", "$\\begin{bmatrix}7&0\\\\0&8\\end{bmatrix}$"),
         ("(1)(3)(4)", "【答案】①③④", "【答案】①③"),
         ("61,300", "\\boxed{61300}", "\\boxed{300, 61}"),
         ("y=3x-2", "The tangent is $3x-y-2=0$.", "The tangent is $3x+y-2=0$."),

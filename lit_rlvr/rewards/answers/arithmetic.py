@@ -43,12 +43,14 @@ def has_steps(trees: list[Tree]) -> bool:
 
 
 def _is_operation(tree: Tree, in_equation: bool) -> bool:
-    """Return True for a sum or product; a number with a sign is a value, outside an equation a fraction or power too."""
+    """Return True for a sum or product, and in an equation for all but a number with a sign."""
     if isinstance(tree, str) or (tree[0] == "-" and isinstance(tree[1], str)):
         return False
     if in_equation:
         return True
-    is_fraction = tree[0] == "*" and len(tree) == 3 and all(isinstance(part, str) or part[0] == "/" for part in tree[1:])
+    is_fraction = (
+        tree[0] == "*" and len(tree) == 3 and all(isinstance(part, str) or part[0] == "/" for part in tree[1:])
+    )
     return tree[0] in ("+", "*") and not (is_fraction and any(part[0] == "/" for part in tree[1:]))
 
 

@@ -57,7 +57,8 @@ _REASON = re.compile(
 _REASON_CLAUSE = re.compile(rf"{_REASON.pattern}[^,.;\n]*")
 _VERDICT = (
     r"(?:(?:is|was|would be|must be|should be|seems|looks|appears|fits|matches)(?: \w+){0,2} "
-    r"(?:correct|right|best|answer|choice|option|true|one)|best|remains|is left)(?![^\W_])|\u662f?\u6b63\u786e|\u9009?\u9879"
+    r"(?:correct|right|best|answer|choice|option|true|one)|best|remains|is left)(?![^\W_])"
+    r"|\u662f?\u6b63\u786e|\u9009?\u9879"
 )
 _SPOKEN = (
     r"(?:it|that|this|the|correct|right|best|better|answer|option|choice|letter|is|be|should|must|would|may|might|i|i'd|we|think|"
@@ -65,7 +66,8 @@ _SPOKEN = (
 )
 _NEXT_WORD = rf"(?:{_CAUSE}|but|so|or|and|rather|instead|not|here|\u662f\u6b63)(?![^\W_])|{_VERDICT}"
 _NOT = (
-    r"(?:(?<![^\W_])(?:not|never|neither|nor|cannot|rather than|instead of|over|other than|except|unlike|anything but|close to|far from|different from)|n't|"
+    r"(?:(?<![^\W_])(?:not|never|neither|nor|cannot|rather than|instead of|over|other than|except|unlike"
+    r"|anything but|close to|far from|different from)|n't|"
     r"\u4e0d\u662f|\u4e0d\u9009|\u800c\u975e)"
     r"(?:\s+(?:be|have|been|the|an?|option|choice|answer|letter|for|\u9009\u9879))*(?:\s+(?:[:(\"']\s*)?|[:(\"']\s*)"
 )
@@ -170,7 +172,8 @@ class _Reader:
         any_letter = f"[{letters}{letters.lower()}]" if letters else "(?!)"
         letter = rf"(?<![^\W_])(?P<letter>{any_letter})(?![^\W_]|['\u2019]\w)"
         end = (
-            rf"\s*$|\s*[,;:!?)\]}}\"'|\u2014\u2013](?!\d)|\s*\)|\s*\.(?![A-Za-z0-9])|\s*-(?=\s|$)|\s+\(|\s+(?i:{_NEXT_WORD})"
+            rf"\s*$|\s*[,;:!?)\]}}\"'|\u2014\u2013](?!\d)|\s*\)|\s*\.(?![A-Za-z0-9])|\s*-(?=\s|$)|\s+\("
+            rf"|\s+(?i:{_NEXT_WORD})"
         )
         named_text = rf"(?<![^\W_])(?i:(?:an?|the)\s+)?(?P<text>(?i:{text}))"
         text = rf"{named_text}(?={end}|\s+{any_letter}(?![^\W_]))"
@@ -199,7 +202,10 @@ class _Reader:
         contrast = r"(?i:\b(?:but|although|though|however|yet|while|whereas))\b[\s,]+(?:\w+\s+){0,2}?\(?"
         self._contrasted = re.compile(rf"{contrast}(?:{upper_letter}|{named_text})\)?\s+(?i:{PREFERRED})")
         titled = rf"(?i:(?<![^\W_])(?:{_ANSWER}|letra|lettre|buchstabe))\s*:?\s*\(?{upper_letter}\)?"
-        ends = rf"(?:(?<![{ALPHABET}])[{ALPHABET}]{{1,3}}\s+|[\u3000-\u9fff\uac00-\ud7af]\s*)\(?{upper_letter.replace('?P<letter>', '?P<right>')}\W*$"
+        ends = (
+            rf"(?:(?<![{ALPHABET}])[{ALPHABET}]{{1,3}}\s+"
+            rf"|[\u3000-\u9fff\uac00-\ud7af]\s*)\(?{upper_letter.replace('?P<letter>', '?P<right>')}\W*$"
+        )
         placed = rf"(?i:{_ANSWER})[^.;\n]{{0,40}}?\s\(?{upper_letter.replace('?P<letter>', '?P<bracketed>')}\W*$"
         self._placed = re.compile(rf"{titled}|{ends}|{placed}")
         item = rf"(?:{letter.replace('?P<letter>', '?:')}|{text.replace('?P<text>', '?:')})"
@@ -248,7 +254,7 @@ class _Reader:
         return frozenset.intersection(*map(self._numbers, mentions))
 
     def corrected(self, phrase: str) -> frozenset[int]:
-        """Return the option that a phrase says instead of the one before: "D. No, it is A."; none without such words."""
+        """Return the option that a phrase says instead of the one before ("D. No, it is A."); else none."""
         for pattern in (self._corrected, self._contrasted):
             for match in pattern.finditer(self._negated.sub(" ", phrase)):
                 if match.start():

@@ -8,7 +8,7 @@ from dataclasses import replace
 from lit_rlvr.rewards.answers.find import Found
 
 _WORDS = {
-    "de": "der die das und ist sind ein eine er sie wir f\u00fcr nicht mit von zu den dem des sich auf insgesamt betr\u00e4gt also",
+    "de": "der die das und ist sind ein eine er sie wir f\u00fcr nicht mit von zu den dem des sich auf insgesamt also",
     "es": "el la los las es son una un por para con que del se m\u00e1s en y total respuesta",
     "fr": "le la les est sont une un des du et pour avec que dans il elle donc total r\u00e9ponse",
     "it": "il lo la gli \u00e8 una un per con che di della sono quindi risposta",
@@ -17,7 +17,7 @@ _WORDS = {
 }
 """Frequent words of languages with a decimal comma."""
 _SETS = [frozenset(words.split()) for words in _WORDS.values()]
-_ENGLISH = frozenset("the is are of and we so to has have answer".split())
+_ENGLISH = frozenset(["the", "is", "are", "of", "and", "we", "so", "to", "has", "have", "answer"])
 _CYRILLIC = re.compile("[\u0400-\u052f]{2}")
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:\.\d{3})+(?![\d.])")
 _COMMA = re.compile(r"(?<=\d),(?=\d)")

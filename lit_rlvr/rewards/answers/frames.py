@@ -7,10 +7,12 @@ import re
 _BACKSLASHES = re.compile(r"\\+")
 _DOUBLED_COMMAND = re.compile(r"(?<!\\)\\\\(?:[A-Za-z]{3,}|[()\[\]])")
 _TAG = re.compile(
-    r"<(?P<name>(?:final[_ -]?)?(?:answer|ans|solution|result))>|\[(?P<bracketed>(?:final[_ -]?)?answer)\]", re.IGNORECASE
+    r"<(?P<name>(?:final[_ -]?)?(?:answer|ans|solution|result))>|\[(?P<bracketed>(?:final[_ -]?)?answer)\]",
+    re.IGNORECASE,
 )
 _FIELD = re.compile(
-    r"[{,]\s*\"[\w -]*(?:answer|result|solution)\"\s*:\s*(?P<value>\"(?:[^\"\\]|\\.)*\"|\[[^\[\]]*\]|[^\s,{}\[\]\"][^,{}\n]*)",
+    r"[{,]\s*\"[\w -]*(?:answer|result|solution)\"\s*:\s*(?P<value>\"(?:[^\"\\]|\\.)*\"|\[[^\[\]]*\]"
+    r"|[^\s,{}\[\]\"][^,{}\n]*)",
     re.IGNORECASE,
 )
 _FENCE = re.compile(r"\s*(?:`{3,}|~{3,})\s*\w*\s*|\s*(?:\"{3}|'{3})\s*")

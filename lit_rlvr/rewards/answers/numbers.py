@@ -169,7 +169,9 @@ _LABEL = re.compile(  # of at least three letters: "2rh" and "\\frac12 abc" are 
 )
 _NO_LABEL = re.compile(r"(?i)\b(?:not|cannot|never|is|are|was|were|but|or|can|could|should|would)\b|n't")
 """Words of a sentence, which is no name of what is counted."""
-_CAPITALS = re.compile(rf"(?:[A-Z]{{2,}}s|[A-Z]{{3,}}|[A-Z]-[a-z]{{3,}}|[a-z][A-Z][a-z]{{2,}})(?:\s+[{ALPHABET}]+){{0,3}}")
+_CAPITALS = re.compile(
+    rf"(?:[A-Z]{{2,}}s|[A-Z]{{3,}}|[A-Z]-[a-z]{{3,}}|[a-z][A-Z][a-z]{{2,}})(?:\s+[{ALPHABET}]+){{0,3}}"
+)
 """Abbreviations of things that are counted: CDs, DVD, T-shirts, VIP tickets, iPads."""
 _UNIT_FRACTION = re.compile(r"\\frac\s*\{\s*(\w+)\s*\}\s*\{\s*(\w+(?:\^\{?\d\}?)?)\s*\}")
 _PIECE = re.compile(
@@ -233,14 +235,57 @@ def _read_amount(text: str) -> list[Reading]:
 
 
 def _noun(words: str) -> str:
-    """Return the first word behind a number if it is a noun that is no unit: "apples", but not "of", "more", "pounds"."""
+    """Return the first word behind a number if it may be a noun and is no unit: "apples", not "of" or "pounds"."""
     first = re.split(r"[\s.'/-]", words)[0]
     return "" if first.lower() in _NO_NOUN or read_unit(first) is not None else first
 
 
 _NO_NOUN = frozenset(
-    "a an of per each more less fewer in at on by to from for with after before total altogether left remaining old long "
-    "wide tall high deep away ago apart exactly approximately about only and square cubic sq cu degrees units unit".split()
+    [
+        "a",
+        "an",
+        "of",
+        "per",
+        "each",
+        "more",
+        "less",
+        "fewer",
+        "in",
+        "at",
+        "on",
+        "by",
+        "to",
+        "from",
+        "for",
+        "with",
+        "after",
+        "before",
+        "total",
+        "altogether",
+        "left",
+        "remaining",
+        "old",
+        "long",
+        "wide",
+        "tall",
+        "high",
+        "deep",
+        "away",
+        "ago",
+        "apart",
+        "exactly",
+        "approximately",
+        "about",
+        "only",
+        "and",
+        "square",
+        "cubic",
+        "sq",
+        "cu",
+        "degrees",
+        "units",
+        "unit",
+    ]
 )
 
 

@@ -19,7 +19,10 @@ _NUMBER = r"(?:[$\u20ac\u00a3\u00a5\u20b9]\s?)?\d[\d,]*(?:\.\d+)?(?:[eE][-+]?\d+
 _LATEX = r"\\[A-Za-z]+(?:\s*[\[{](?:[^{}\[\]]|\{(?:[^{}]|\{[^{}]*\})*\})*[\]}])*|\\[%$,;! {}]"
 _LETTER = rf"(?<![{ALPHABET}'\\])[A-Za-z](?![{ALPHABET}'])"
 _MONTH = r"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]*\.?"
-_DATE = rf"{_MONTH}\s+\d{{1,2}}(?:st|nd|rd|th)?(?:,?\s+\d{{4}})?(?!\d)|\d{{1,2}}(?:st|nd|rd|th)?(?:\s+of)?\s+{_MONTH}(?:,?\s+\d{{4}})?(?!\d)"
+_DATE = (
+    rf"{_MONTH}\s+\d{{1,2}}(?:st|nd|rd|th)?(?:,?\s+\d{{4}})?(?!\d)|\d{{1,2}}(?:st|nd|rd"
+    rf"|th)?(?:\s+of)?\s+{_MONTH}(?:,?\s+\d{{4}})?(?!\d)"
+)
 _SIGN = r"[-+*/^=<>!|_:\u00b1\u00d7\u00f7]"
 _TOKEN = rf"(?:{_DATE}|{_NUMBER}|{_LATEX}|{_LETTER}|{_SIGN}|[()\[\]{{}},])"
 _SPAN = re.compile(rf"{_TOKEN}(?:\s*{_TOKEN})*")
@@ -31,7 +34,8 @@ _CLAUSE = re.compile(
 )
 _THERE = re.compile(r"(?i)\bthere\s+(?:is|are|was|were|remains?)\s+")
 _VERB = re.compile(
-    r"(?<!that )(?<!which )(?<!who )(?<!where )\b(?:is|are|was|were|be|equals?|becomes?|gives?|gets?|obtain|have|has|yields?)"
+    r"(?<!that )(?<!which )(?<!who )(?<!where )\b(?:is|are|was|were|be|equals?|becomes?|gives?|gets?"
+    r"|obtain|have|has|yields?)"
     r"\s+(?:that\s+)?(?:(?:us|me|you|him|her|them)\s+)?(?:the\s+)?"
 )
 _GOES_ON = re.compile(
@@ -77,24 +81,51 @@ def _closed(text: str) -> str:
 
 
 YES_NO = frozenset(
-    "yes no true false s\u00ed si oui non ja nein sim n\u00e3o \u0434\u0430 \u043d\u0435\u0442 \u662f \u5426 \u5bf9 \u9519 \u6b63\u786e \u9519\u8bef".split()
+    [
+        "yes",
+        "no",
+        "true",
+        "false",
+        "sí",
+        "si",
+        "oui",
+        "non",
+        "ja",
+        "nein",
+        "sim",
+        "não",
+        "да",
+        "нет",
+        "是",
+        "否",
+        "对",
+        "错",
+        "正确",
+        "错误",
+    ]
 )
 """Answers that are a verdict, in several languages."""
 _VERDICT_WORD = "|".join(sorted(YES_NO, key=len, reverse=True))
-_FIRST_WORD = re.compile(rf"(?i)(?:[{ALPHABET}]+[,:]\s+|so\s+)?({_VERDICT_WORD})(?![{ALPHABET}])(?=\s*(?:[,.;:!\uff0c\u3002-]|$))")
+_FIRST_WORD = re.compile(
+    rf"(?i)(?:[{ALPHABET}]+[,:]\s+|so\s+)?({_VERDICT_WORD})(?![{ALPHABET}])(?=\s*(?:[,.;:!\uff0c\u3002-]|$))"
+)
 _SO = re.compile(
-    r"(?i)(?:[,;.]|\s+and)\s+(?:i\.e\.,?\s+|(?:so|thus|hence|therefore|then|which (?:gives|means|makes)|giving|making|namely|in other words|that is(?=,)|or equivalently)\b,?\s+"
+    r"(?i)(?:[,;.]|\s+and)\s+(?:i\.e\.,?\s+|(?:so|thus|hence|therefore|then|which (?:gives|means|makes)"
+    r"|giving|making|namely|in other words|that is(?=,)|or equivalently)\b,?\s+"
     r"(?!that\b|far\b|many\b|much\b|long\b)(?:(?:us|me|you|them)\s+)?)"
 )
 """Before the conclusion of a line."""
 _REASON_FIRST = re.compile(r"(?i)(?:since|because|as|if|when|given that)\s[^,]*,\s+(?:then\s+)?(?=[A-Za-z]{2})")
 _ASKS = re.compile(
-    r"(?i)(?:so|now|first|next|then|here)?,?\s*(?:(?:we|i|you)\s+(?:want\b|(?:need|have|wish|are asked|would like)\s+to\b)"
+    r"(?i)(?:so|now|first|next|then|here)?,?\s*(?:(?:we|i|you)\s+(?:want\b|(?:need|have|wish|are asked"
+    r"|would like)\s+to\b)"
     r"|(?:find|compute|evaluate|calculate|determine|simplify)\b)"
 )
 """Before what a question asks for."""
 _BOUND = re.compile(r"(?i)\bat (?:least|most)\s*\$?$|\u81f3[\u5c11\u591a]")
-_NEEDED_BEFORE = re.compile(r"(?i)\b(?:need|require|take|buy|use)\w*\s+at (?:least|most)\s*\$?$|\u81f3[\u5c11\u591a]\u9700?\u8981")
+_NEEDED_BEFORE = re.compile(
+    r"(?i)\b(?:need|require|take|buy|use)\w*\s+at (?:least|most)\s*\$?$|\u81f3[\u5c11\u591a]\u9700?\u8981"
+)
 _NEEDED_BEHIND = re.compile(r"(?i)[^.;\n]{0,40}\b(?:needed|required|necessary)\b")
 _OPTION_LETTER = re.compile(r"(?<![\w'\\$])(?:[B-HJ-Z]|A(?=[.)!]*$))(?![\w'$])(?!\.\s?[A-Z])")
 _CLOSED_CLASS = (
@@ -260,7 +291,8 @@ def _cut(text: str) -> int | None:
 def _named(clause: str, keys: Collection[str]) -> str:
     """Return what a clause says of its subject behind a participle or preposition: "facing East", "in Paris"."""
     match = re.match(
-        r"(?:(?:called|named|known as|[a-z]+ing|located|made|said to be)\s+)?(?:(?:in|at|on|to|as|by|the|an?|towards?)\s+)*(.+)",
+        r"(?:(?:called|named|known as|[a-z]+ing|located|made|said to be)\s+)?(?:(?:in|at|on|to|as|by|the"
+        r"|an?|towards?)\s+)*(.+)",
         clause,
     )
     words = re.sub(r"^\u662f|\u7684$", "", match[1].strip(" .!*")) if match else ""
@@ -357,7 +389,11 @@ def _is_exponent_of_unit(text: str, match: re.Match[str]) -> bool:
     if re.match(r"\^", match[0]) and re.search(rf"[{ALPHABET}]$", text[: match.start()]):
         return True
     is_behind_number = re.search(r"[\d}$)]\s+$", text[: match.start()]) is not None
-    return is_behind_number and re.fullmatch(r"[A-Za-z]\^\{?-?\d\}?", match[0]) is not None and read_unit(match[0]) is not None
+    return (
+        is_behind_number
+        and re.fullmatch(r"[A-Za-z]\^\{?-?\d\}?", match[0]) is not None
+        and read_unit(match[0]) is not None
+    )
 
 
 def _is_mathematics(match: re.Match[str]) -> bool:
@@ -388,7 +424,9 @@ def _with_unit(text: str, start: int, end: int) -> str:
     """Return a run of mathematics with the words behind it that belong to it: a magnitude, a unit."""
     span = text[start:end]
     letters = rf"[{ALPHABET}\u4e00-\u9fff%/]"
-    words = re.match(rf"(?:\s*(?!(?:and|or)\b)(?:{letters}|[.-](?={letters}))+(?:\^\{{?-?\d\}}?)?\.?){{1,3}}", text[end:])
+    words = re.match(
+        rf"(?:\s*(?!(?:and|or)\b)(?:{letters}|[.-](?={letters}))+(?:\^\{{?-?\d\}}?)?\.?){{1,3}}", text[end:]
+    )
     pieces = re.findall(rf"\s*[{ALPHABET}\u4e00-\u9fff%/-]+(?:\^\{{?-?\d\}}?)?\.?", words[0]) if words else []
     plain = parse(span)
     for count in range(len(pieces), 0, -1):

@@ -47,8 +47,8 @@ _BASE: dict[str, dict[str, str]] = {
     "chf": {"1": "chf"}, "peso": {"1": "peso pesos"},
     "mol": {"1": "mol mole moles"},
     "bit": {
-        "1": "bit bits", "8": "byte bytes B", "8192": "KiB", "8388608": "MiB", "8589934592": "GiB", "8796093022208": "TiB",
-        "8000": "KB",
+        "1": "bit bits", "8": "byte bytes B", "8000": "KB", "8192": "KiB", "8388608": "MiB", "8589934592": "GiB",
+        "8796093022208": "TiB",
     },
 }  # fmt: skip
 _DERIVED: dict[str, tuple[str, str]] = {  # name -> (factor, units)
@@ -76,7 +76,9 @@ _PREFIXES = {
     "nano": "1/1000000000", "micro": "1/1000000", "milli": "1/1000", "centi": "1/100", "kilo": "1000",
     "mega": "1000000", "giga": "1000000000",
 }  # fmt: skip
-_SYMBOLS = frozenset(["m", "g", "s", "A", "L", "l", "N", "J", "W", "V", "Pa", "Hz", "mol", "eV", "C", "bit", "B", "Wh", "\\Omega"])
+_SYMBOLS = frozenset(
+    ["m", "g", "s", "A", "L", "l", "N", "J", "W", "V", "Pa", "Hz", "mol", "eV", "C", "bit", "B", "Wh", "\\Omega"]
+)
 _PREFIXED = re.compile(
     r"(?:met(?:er|re)|gram|second|ampere|lit(?:er|re)|newton|joule|watt|volt|pascal|mole|ohm|byte)s?|hertz"
 )
