@@ -51,7 +51,8 @@ BOTH_OPTIONS = [
 ]  # fmt: skip
 CORRECTED_OPTIONS = [
     "The answer is D. No, it is A.", "Answer: D. Wait, actually A.", "The answer is D? No, A.",
-    "\\boxed{D}. Actually A.", "The answer is D, I mean A.", "The answer is D, although it is really A.", "Answer: D, but A is better.",
+    "\\boxed{D}. Actually A.", "The answer is D, I mean A.",
+    "The answer is D, although it is really A.", "Answer: D, but A is better.",
     "Answer: D\nSorry, it is A.", "A and D are possible, but A is better.",
 ]  # fmt: skip
 
