@@ -95,6 +95,7 @@ def test_letters_and_verdicts_are_read_by_their_place(right: str, reference: str
         ("<final_answer>24</final_answer> as 9 + 15", "24", "<final_answer>9</final_answer> 24"),
         ("Answer: 24 <eoa>", "24", "Answer: 9 <eoa>"),
         ("\\\\boxed{\\\\frac{3}{7}}", "\\frac{3}{7}", "\\\\boxed{\\\\frac{7}{3}}"),
+        ("$-\\\\boxed{24}$", "-24", "$\\\\boxed{24}$"),
         ("#### Area\n\nThe area is **24**.", "24", "#### 9\n\nThe area is **24**."),
         ("The answer is 24.\n\nThe final answer is an approximation.", "24", "The answer is 24.\n\nThe answer is 9."),
         ("So it is $-\\boxed{24}$.", "-24", "So it is $\\boxed{24}$."),
