@@ -36,14 +36,17 @@ def fenced_blocks(text: str) -> list[Block]:
     """Return the fenced blocks of a text, in order.
 
     A block begins with three or more backticks or tildes, also behind other text, as in a list. It ends at a line that
-    begins with at least as many, at a line that ends with them, or at the end of the text.
+    begins with at least as many, at a line that ends with them, or at the end of the text. As in Markdown, a fence that
+    is indented by four columns more than the opening one closes nothing (it stands in a docstring), unless no other
+    does, and neither does one in a comment ("# ```").
     """
     blocks = []
     place = 0
     while place < len(text) and (opening := _OPENING.search(text, place)):
         fence, start = opening["fence"], opening.start()
-        closing = re.compile(rf"^[ \t>]*{fence[0]}{{{len(fence)},}}|{fence}[ \t]*$|\Z", re.MULTILINE)
-        end = closing.search(text, opening.end())
+        end = _closing(opening).search(text, opening.end())
+        if end is None or end.start() == len(text):
+            end = re.compile(rf"^[ \t>]*{fence[0]}{{{len(fence)},}}|\Z", re.MULTILINE).search(text, opening.end())
         assert end is not None, "a text has an end"
         before = opening["before"].strip(_LIST_OR_QUOTE)
         heading = before or text[max(0, start - _HEADING_CHARACTERS) : start].rstrip().rpartition("\n")[2]
@@ -52,6 +55,14 @@ def fenced_blocks(text: str) -> list[Block]:
         opens_another = text[end.end() : end.end() + 1].isalnum()
         place = end.start() if opens_another else max(end.end(), opening.end())
     return blocks
+
+
+def _closing(opening: re.Match[str]) -> re.Pattern[str]:
+    """Return the pattern of what closes a block."""
+    fence, before = opening["fence"], opening["before"]
+    tab = "\t" if "\t" in before else ""
+    indent = rf"[ >{tab}]{{0,{len(before) + 3}}}"
+    return re.compile(rf"^{indent}{fence[0]}{{{len(fence)},}}|(?<![#\s])[ \t]?{fence}[ \t]*$|\Z", re.MULTILINE)
 
 
 def _without_margin(content: str, is_quoted: bool) -> str:

@@ -44,6 +44,30 @@ class Overlong(Reward):
         return -min(max(over / max(self.cache_tokens, 1), 0.0), 1.0)
 
 
+def without_unreadable(
+    results: Sequence[RewardResult], pairs: Sequence[Pair], cpu_seconds: float
+) -> list[RewardResult]:
+    """Return results with "unjudged" where the reference is no mathematics: nothing tells which answers are wrong.
+
+    Args:
+        results: the result of each pair.
+        pairs: completions with their samples.
+        cpu_seconds: CPU time in which a reference must be read.
+    """
+    references = list(dict.fromkeys(sample.references for _, sample in pairs))
+    answers = list(dict.fromkeys(answer for several in references for answer in several))
+    outcomes = shared_pool().run(
+        "lit_rlvr.rewards.math_check:is_readable", [(a,) for a in answers], cpu_seconds=cpu_seconds
+    )
+    unreadable = {a for a, outcome in zip(answers, outcomes, strict=True) if outcome.value is False}
+    return [
+        RewardResult(0.0, None, "unjudged", f"the reference {sample.answer!r} cannot be read")
+        if unreadable.issuperset(sample.references)
+        else result
+        for result, (_, sample) in zip(results, pairs, strict=True)
+    ]
+
+
 class CosineScaled(MathAnswer):
     """A reward by which right answers earn more when short, and wrong ones lose less when long.
 
@@ -76,17 +100,10 @@ class CosineScaled(MathAnswer):
         self.ends = {True: (max_correct, min_correct), False: (min_wrong, max_wrong)}
 
     def score(self, pairs: Sequence[Pair]) -> list[RewardResult]:
-        judged = super().score(pairs)
-        answers = list(dict.fromkeys(sample.answer for _, sample in pairs))
-        outcomes = shared_pool().run(
-            "lit_rlvr.rewards.math_check:is_readable", [(a,) for a in answers], cpu_seconds=self.cpu_seconds
-        )
-        unreadable = {a for a, outcome in zip(answers, outcomes, strict=True) if outcome.value is False}
+        results = without_unreadable(super().score(pairs), pairs, self.cpu_seconds)
         return [
-            RewardResult(0.0, None, "unjudged", f"the reference {sample.answer!r} cannot be read")
-            if sample.answer in unreadable
-            else self._scaled(result, completion)
-            for result, (completion, sample) in zip(judged, pairs, strict=True)
+            result if result.status == "unjudged" else self._scaled(result, completion)
+            for result, (completion, _) in zip(results, pairs, strict=True)
         ]
 
     def _scaled(self, result: RewardResult, completion: Completion) -> RewardResult:
@@ -102,7 +119,8 @@ class LCPO(MathAnswer):
 
     LCPO-exact: `r - alpha |n_gold - n|`, r = 1 for a right answer and 0 for a wrong one, n its length in tokens.
     LCPO-max: `r clip(alpha (n_gold - n) + delta, 0, 1)`, which lets an answer be shorter. The prompt has to name the
-    length. Source: Aggarwal & Welleck 2025 (L1, arXiv 2503.04697).
+    length. Completions whose reference cannot be parsed are not judged.
+    Source: Aggarwal & Welleck 2025 (L1, arXiv 2503.04697).
 
     Args:
         target: n_gold in tokens, or the name of the data's column with each prompt's, perhaps nested
@@ -124,9 +142,12 @@ class LCPO(MathAnswer):
 
     def score(self, pairs: Sequence[Pair]) -> list[RewardResult]:
         targets = [self._target(sample) for _, sample in pairs]
+        results = without_unreadable(super().score(pairs), pairs, self.cpu_seconds)
         return [
-            result if result.status == "error" else replace(result, value=self._value(result, target - c.length))
-            for result, target, (c, _) in zip(super().score(pairs), targets, pairs, strict=True)
+            result
+            if result.status in ("error", "unjudged")
+            else replace(result, value=self._value(result, target - c.length))
+            for result, target, (c, _) in zip(results, targets, pairs, strict=True)
         ]
 
     def check_reference(self, sample: Sample) -> None:
@@ -158,7 +179,8 @@ class RelativeLength(MathAnswer):
 
     `r + length_weight * lambda`, r = 1 for a right answer and 0 for a wrong one, with
     `lambda = 0.5 - (n - n_min) / (n_max - n_min)` for a completion of n tokens among the group's; a wrong answer gets
-    min(0, lambda), and all get 0 if they are equally long. Completions whose check failed are left out.
+    min(0, lambda), and all get 0 if they are equally long. Completions whose check failed
+    or whose reference cannot be parsed are left out.
     Source: Kimi Team 2025 (Kimi k1.5, arXiv 2501.12599), section 2.3.3, which starts training without it.
 
     Args:
@@ -175,9 +197,9 @@ class RelativeLength(MathAnswer):
 
     def score(self, pairs: Sequence[Pair]) -> list[RewardResult]:
         """Judge a batch of whole groups, in order."""
-        results = super().score(pairs)
+        results = without_unreadable(super().score(pairs), pairs, self.cpu_seconds)
         for group in groups_of(pairs):
-            judged = [k for k in group if results[k].status != "error"]
+            judged = [k for k in group if results[k].status not in ("error", "unjudged")]
             lengths = [pairs[k][0].length for k in judged]
             for k, length in zip(judged, lengths, strict=True):
                 results[k] = self._shaped(results[k], length, lengths)

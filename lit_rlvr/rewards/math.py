@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from lit_rlvr.common.packages import require
 from lit_rlvr.rewards.base import CheckedReward, verdict
 from lit_rlvr.types import Completion, Pair, RewardResult, Sample
 from lit_rlvr.workers.pool import shared_pool
@@ -24,6 +25,8 @@ class MathAnswer(CheckedReward):
         reference_precision: a number that rounds to the reference's decimals is right too: 7/3 for 2.33.
         open_thoughts: thoughts that never end (`<think>` without `</think>`) may hold the answer.
         cpu_seconds: CPU time of one check.
+        second_opinion: ask Math-Verify about answers that this check calls wrong. What it calls right is paid, and is
+            marked as disputed: `reward/<name>/disputed`, and `disputed` among the criteria in completions.jsonl.
         kwargs: `weight`, `correct_from`, `name` and `truncated_is_wrong` of every reward.
     """
 
@@ -34,22 +37,45 @@ class MathAnswer(CheckedReward):
         reference_precision: bool = False,
         open_thoughts: bool = False,
         cpu_seconds: float = 2.0,
+        second_opinion: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.options = boxed_only, decimals, reference_precision, open_thoughts
         self.cpu_seconds = cpu_seconds
+        self.second_opinion = second_opinion
+        if second_opinion:
+            require("math_verify", "rewards.MathAnswer.second_opinion", "math-verify>=0.9,<0.10")
 
     def gold_completion(self, sample: Sample) -> str:
         return f"\\boxed{{{sample.answer}}}"
 
     def check(self, pairs: Sequence[Pair]) -> list[RewardResult]:
-        return [verdict(outcome) for outcome in self._run("check_math", pairs)]
+        results = [verdict(outcome) for outcome in self._run("check_math", pairs)]
+        return self._asked_again(results, pairs) if self.second_opinion else results
 
     def explain(self, completion: Completion, sample: Sample) -> list[tuple[str, str]]:
         """Return (stage, result) of each stage of the check of one completion."""
         (outcome,) = self._run("explain_check", [(completion, sample)])
-        return outcome.value if outcome.status == "ok" else [(outcome.status, outcome.detail)]
+        if outcome.status != "ok":
+            return [(outcome.status, outcome.detail)]
+        stages: list[tuple[str, str]] = outcome.value
+        if self.second_opinion:
+            (result,) = self.check([(completion, sample)])
+            stages.append(("second opinion", "right, so disputed" if result.criteria else "not asked, or wrong too"))
+        return stages
+
+    def _asked_again(self, results: list[RewardResult], pairs: Sequence[Pair]) -> list[RewardResult]:
+        """Return results in which answers that Math-Verify calls right, against this check, are right and disputed."""
+        wrong = [k for k, result in enumerate(results) if result.correct is False and result.status != "timeout"]
+        outcomes = self._run("second_opinion", [pairs[k] for k in wrong])
+        disputed = {k for k, outcome in zip(wrong, outcomes, strict=True) if outcome.value is True}
+        for k in range(len(results)):
+            self.metrics.setdefault(f"{self.name}/disputed", []).append(float(k in disputed))
+        return [
+            RewardResult(1.0, True, "ok", result.detail, {"disputed": 1.0}) if k in disputed else result
+            for k, result in enumerate(results)
+        ]
 
     def _run(self, check: str, pairs: Sequence[Pair]) -> list[Outcome]:
         """Run a function of `math_check` on completions in worker processes."""

@@ -11,17 +11,21 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import lru_cache
+from string import ascii_uppercase
 from typing import Any
 
+from lit_rlvr.rewards.answers.arithmetic import has_steps, same_steps, sides
+from lit_rlvr.rewards.answers.choices import named_options
+from lit_rlvr.rewards.answers.comma import has_decimal_comma, with_decimal_point
 from lit_rlvr.rewards.answers.compare import Rules, same
-from lit_rlvr.rewards.answers.find import Found, find_answer, last_boxed
+from lit_rlvr.rewards.answers.find import Found, answer_region, find_answer, last_boxed
 from lit_rlvr.rewards.answers.latex import clean
 from lit_rlvr.rewards.answers.parse import parse
-from lit_rlvr.rewards.answers.prose import candidates, in_prose, last_step
+from lit_rlvr.rewards.answers.prose import candidates, has_value, in_prose, last_step
 from lit_rlvr.rewards.answers.values import Parts, Reading, Series, Text, describe, text_keys
 
 _UNEVALUATED = re.compile(
-    r"(?=.*\d\)?\s*(?:[-+*\u00d7\u00f7]|\\times|\\cdot|\\div))(?:[-\d\s.,()+*\u00d7\u00f7]|\\times|\\cdot|\\div)+"
+    r"(?=.*\d\)?\s*(?:[-+*\u00d7\u00f7]|\\times|\\cdot|\\div))(?:[-\d\s.,()+*/\u00d7\u00f7]|\\times|\\cdot|\\div)+"
 )
 _SCIENTIFIC = re.compile(
     r".*(?:\*|\u00d7|\\times|\\cdot)\s*10\s*(?:\^.*|\*\*.*|[\u2070\u00b9\u00b2\u00b3\u2074-\u207b]+)"
@@ -59,12 +63,57 @@ def check_math(
     references = (answer,) if isinstance(answer, str) else tuple(answer)
     found_answer = find_answer(text, boxed_only, open_thoughts)
     rules = Rules(decimals, reference_precision)
-    results = [_judge(found_answer, reference, rules) for reference in references]
-    return next((result for result in results if result[0]), results[0])
+    results = []
+    for reference in references:
+        if letter := _option_letter(reference):
+            results.append(_judge_letter(text, letter, found_answer, boxed_only))
+        else:
+            results.append(_judge(found_answer, reference, rules))
+    right = next((result for result in results if result[0]), None)
+    if right is None and has_decimal_comma(text):
+        pointed = with_decimal_point(found_answer)
+        others = [_judge(pointed, reference, rules) for reference in references if not _option_letter(reference)]
+        right = next((result for result in others if result[0]), None)
+    return right or results[0]
+
+
+_LETTER = re.compile(r"(?:(?i:option|choice|answer)\s*)?\(?([A-Z])\)?[.):]?|(?i:option|choice)\s*\(?([a-z])\)?")
+
+
+def _option_letter(answer: str) -> str:
+    """Return the letter of a reference that is an option of a multiple-choice question: "B", "(B)", "Option B"."""
+    match = _LETTER.fullmatch(clean(_bare_reference(answer)))
+    return (match[1] or match[2]).upper() if match else ""
+
+
+def _judge_letter(text: str, letter: str, found: Found, boxed_only: bool) -> tuple[bool, str, str]:
+    """Judge an answer to a multiple-choice question whose options are not known."""
+    named = named_options(text, boxed_only, (), True, ascii_uppercase)
+    return ascii_uppercase.index(letter) in named, "ok" if named else "parse_fail", found.text
+
+
+_STRING = re.compile(r"""(['"])([^'"]*)\1""")
+
+
+def _judge_string(reference: str, found: Found) -> tuple[bool, str, str]:
+    """Compare with a string of code, letter by letter: the last string of the answer, or all of it."""
+    strings = [match[2] for match in _STRING.finditer(found.text)]
+    given = strings[-1] if strings else found.text.strip()
+    if not strings and found.where in ("phrase", "line"):
+        given = given.removesuffix(".")
+    return given == reference, "ok" if found.text else "parse_fail", given
 
 
 def _judge(predicted: Found, answer: str, rules: Rules) -> tuple[bool, str, str]:
     golds = _reference(answer)
+    steps = sides(_bare_reference(answer)) if re.search(r"\d", answer) else []
+    if string := _STRING.fullmatch(_bare_reference(answer)):
+        return _judge_string(string[2], predicted)
+    is_equation = has_steps(steps) and not any(isinstance(value, Parts) for value in golds)
+    if is_equation and (len(steps) > 1 or is_restated(_bare_reference(answer))):
+        stated = next(filter(has_steps, map(sides, candidates(predicted, text_keys(golds)))), None)
+        if stated or len(steps) > 1:
+            return bool(stated) and same_steps(steps, stated or []), "ok", predicted.text
     if predicted.boxes:
         verdicts = [_judge(Found(text, "box"), answer, rules) for text in predicted.boxes]
         if all(correct for correct, _, _ in (verdicts if predicted.joiner == "or" else verdicts[-1:])):
@@ -87,12 +136,55 @@ def _judge(predicted: Found, answer: str, rules: Rules) -> tuple[bool, str, str]
             is_derivation = candidate == predicted.text and (
                 in_prose(candidate) or (predicted.where == "box" and last_step(candidate))
             )
-            if not (is_derivation or _VERDICT.match(candidate)):
+            is_sentence = predicted.where in ("line", "phrase") and not has_value(values)
+            if not (is_derivation or is_sentence or _VERDICT.match(candidate)):
                 return False, "ok", candidate
+    if predicted.otherwise is not None and _is_note(predicted.text) and has_value(golds):
+        return _judge(predicted.otherwise, answer, rules)
     is_read = (
         predicted.where in ("box", "tag") and bool(predicted.text) and all(isinstance(value, Text) for value in golds)
     )
     return False, "ok" if is_read else "parse_fail", predicted.text
+
+
+_NO_VALUE = re.compile(
+    r"(?i)\b(?:not|n't|no|none|unknown|undefined|infinite(?:ly)?|impossible|undetermined|wrong|incorrect|cannot|never|dne|zero)\b"
+)
+
+
+def _is_note(text: str) -> bool:
+    """Return True for words that say nothing of an answer: a heading, "an approximation"."""
+    return not re.search(r"[\d\\$]", text) and not _NO_VALUE.search(text)
+
+
+def second_opinion(
+    text: str,
+    answer: str | Sequence[str],
+    boxed_only: bool = False,
+    decimals: int = 6,
+    reference_precision: bool = False,
+    open_thoughts: bool = False,
+) -> bool:
+    """Return True if Math-Verify calls the final answer right; takes the arguments of `check_math`.
+
+    It reads the part of the completion in which an answer may be, and a box alone if there is one. Its own limits of
+    time are off, because the worker has some. What it cannot read is not right.
+    """
+    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify  # an optional package
+
+    found_answer = find_answer(text, boxed_only, open_thoughts)
+    if boxed_only or found_answer.where == "box":
+        text = f"\\boxed{{{found_answer.text}}}"
+    else:
+        text = answer_region(text, boxed_only, open_thoughts)
+    forms = (LatexExtractionConfig(), ExprExtractionConfig())
+    given = parse(text, forms, parsing_timeout=None) if found_answer.text else []
+    references = (answer,) if isinstance(answer, str) else tuple(answer)
+    for reference in references:
+        gold = parse(f"${_bare_reference(reference).strip('$')}$", forms, parsing_timeout=None)
+        if gold and given and verify(gold, given, float_rounding=decimals, timeout_seconds=None):
+            return True
+    return False
 
 
 def is_restated(text: str) -> bool:
@@ -147,7 +239,14 @@ def _bare_reference(answer: str) -> str:
 
 @lru_cache(maxsize=4096)
 def _reference(answer: str) -> tuple[Reading, ...]:
-    values = tuple(value for form in re.split(r"\s+OR\s+", _bare_reference(answer)) for value in parse(form))
+    bare = _bare_reference(answer)
+    if accepted := re.fullmatch(r"(.*\S)\s*\((?:both|either|all|any)\b[^()]*\)\.?", bare):
+        forms = re.split(r"\s*(?:,|\bor\b|\band\b)\s*", accepted[1])
+    else:
+        forms = re.split(r"\s+OR\s+|\s*\\?#\s*\\?#\s*", bare)
+    values = tuple(value for form in forms for value in parse(form.strip(" $") if len(forms) > 1 else form))
+    if verdict := re.fullmatch(r"(?i)yes[.,;:]\s*(\$.*\$)\.?", bare):
+        values += parse(verdict[1])
     listed = next((value for value in values if isinstance(value, Series) and not value.brackets), None)
     if listed is not None and all(same(listed.items[0], item, Rules()) for item in listed.items):
         return (*values, *listed.items[0])  # one value in several forms

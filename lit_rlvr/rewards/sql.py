@@ -140,8 +140,11 @@ _INLINE = re.compile(r"```(?:(?:sqlite|sql)\b)?([^`\n]*)```", re.IGNORECASE)
 _START = r"(?:SELECT|WITH\s+(?:RECURSIVE\s+)?\S+\s*(?:\([^)]*\)\s*)?AS)\b"  # not every text that begins with "With"
 _QUERY = re.compile(rf"(?:\s|\(|--[^\n]*\n|/\*.*?\*/)*+(?:{_START}|VALUES\b)", re.DOTALL | re.IGNORECASE)
 _BARE = re.compile(
-    rf"^[ \t]*(?:(?:\w+[ \t]+)?(?:sql|query|answer)[ \t]*:[ \t]*)?(`?)({_START}.*)", re.DOTALL | re.I | re.M
+    rf"^[ \t]*(?:[^\n:]{{0,80}}\b(?:sql|query|answer|statement)\b[^\n:]{{0,20}}:[ \t]*)?(`?)({_START}.*)",
+    re.DOTALL | re.I | re.M,
 )
+_END = re.compile(r"(?:;\s*){2,}\Z")
+"""Several semicolons at the end of a query, of which SQLite takes one."""
 _TAGS = re.compile(r"</?(?:answer|sql|query|final_answer)>", re.IGNORECASE)
 _CLAUSES = "SELECT|FROM|WHERE|GROUP|HAVING|ORDER|LIMIT|UNION|INTERSECT|EXCEPT|JOIN|INNER|LEFT|CROSS|ON|AND|OR"
 _GOES_ON = re.compile(r"(?:[,(]|\b(?:UNION|ALL|INTERSECT|EXCEPT|AND|OR|FROM|WHERE|BY|SELECT|ON))\s*\Z", re.IGNORECASE)
@@ -172,7 +175,7 @@ def check_sql(
     Returns:
         (correct, status, the SQL or what went wrong). A failure of the reference has status "error".
     """
-    sql = reference if text is None else extract_sql(text)
+    sql = reference if text is None else _END.sub("", extract_sql(text))
     if not sql:
         return False, "parse_fail", "no SQL"
     try:

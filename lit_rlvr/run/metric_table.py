@@ -265,6 +265,12 @@ METRICS: dict[str, tuple[Metric, ...]] = {
             "Rises: the judge pays wrong answers",
         ),
         Metric(
+            "reward/<name>/disputed",
+            "share of answers that `MathAnswer` calls wrong and its second opinion right; they are paid",
+            "0 to 1",
+            "Above 0: read the completions with the criterion `disputed`",
+        ),
+        Metric(
             "reward/<name>/failed",
             "share of a judge's questions that its server did not answer; their completions are out of the loss",
             "0 to 1",

@@ -376,3 +376,17 @@ def test_calls_need_json() -> None:
     for pair in (("[1", "1"), ("1", "one"), ("1 2", "3")):
         with pytest.raises(ValueError, match="test 2 of a function is not JSON"):
             check_call_tests(read_tests(cell(("1", "1"), pair)))
+
+
+@pytest.mark.parametrize("indent", ["    ", "        ", "\t"])
+@pytest.mark.parametrize("tag", ["", "python"])
+def test_a_fence_in_a_docstring_or_comment_closes_nothing(indent: str, tag: str) -> None:
+    example = f"{indent}```{tag}\n{indent}>>> f()\n{indent}```\n"
+    program = f'def f():\n{indent}"""Return 1.\n\n{example}{indent}"""\n{indent}# ```\n{indent}return 1\n'
+    assert extract_program(f"```python\n{program}```\nThat is all.", "f") == program
+
+
+def test_a_fence_closes_its_block_in_a_list_and_where_no_other_does() -> None:
+    assert extract_program("1. ```python\n   x = 1\n   ```\n\nDone.", "").strip() == "x = 1"
+    assert extract_program("```python\nx = 1\n      ```\nDone.", "").strip() == "x = 1"
+    assert extract_program("```python\nx = 1```\nDone.", "").strip() == "x = 1"

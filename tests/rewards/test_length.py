@@ -76,6 +76,17 @@ def test_cosine_scaled_masks_a_reference_that_cannot_be_read() -> None:
     assert "'???' cannot be read" in found[0].detail
 
 
+@pytest.mark.parametrize("reward", [RelativeLength(), LCPO(target=20)])
+def test_length_alone_is_not_taught_where_nobody_can_be_right(reward: MathAnswer) -> None:
+    texts = [completion("The answer is 7.", 9), completion("The answer is 8.", 30)]
+    for answer in ("see picture", "$\\square$", "\\int_0^1 f"):
+        sample = Sample("s", "?", answer)
+        found = reward.score([(text, sample) for text in texts])
+        assert [(r.value, r.correct, r.status) for r in found] == [(0.0, None, "unjudged")] * 2
+    sample = Sample("s", "?", "???", aliases=("7",))
+    assert [r.status for r in reward.score([(text, sample) for text in texts])] == ["ok", "ok"]
+
+
 # ---- LCPO ------------------------------------------------------------------------------------------------------
 
 

@@ -103,6 +103,15 @@ def test_the_query_is_extracted(text: str, sql: str) -> None:
     assert extract_sql(text) == sql
 
 
+def test_several_semicolons_end_a_query_and_words_may_stand_before_one(tmp_path: Path) -> None:
+    database = tmp_path / "d.sqlite"
+    sqlite3.connect(database).close()
+    for text in ("```sql\nselect 1;;\n```", "```sql\nselect 1; ;\n```", "The final query is: SELECT 1"):
+        assert check_sql(text, "select 1", (str(database),), "bird", LIMITS)[:2] == (True, "ok"), text
+    assert not check_sql("```sql\nselect 1; select 2;\n```", "select 1", (str(database),), "bird", LIMITS)[0]
+    assert not check_sql("The final query is: SELECT 2", "select 1", (str(database),), "bird", LIMITS)[0]
+
+
 def test_result_tables_and_tags_do_not_spoil_a_right_query(pets: str) -> None:
     for text in (
         "```sql\nSELECT 1\n```\nResult:\n```text\n1\n```", "```sql\nSELECT 1\n```\nResult:\n```\n1\n```",

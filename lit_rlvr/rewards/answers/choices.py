@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from functools import lru_cache
 from string import ascii_uppercase
 
-from lit_rlvr.rewards.answers.characters import plain_characters
+from lit_rlvr.rewards.answers.characters import ALPHABET, plain_characters
 from lit_rlvr.rewards.answers.find import answer_region, find_answer, last_boxed, normalise
+from lit_rlvr.rewards.answers.retracted import CORRECTION, MAYBE, PREFERRED
 
 YES_NO = ("yes", "no")
 LETTERS = ascii_uppercase[:10]
@@ -36,7 +37,7 @@ _ANSWER = (
 )
 _MARKER = re.compile(
     rf"(?:{_ANSWER})(?:(?! [A-Z]\b)[ \w]){{0,30}}?\s*(?:[:=]|\b(?:is|are|would be|should be|must be|est|ist|es)\b"
-    r"|\u5e94\u8be5\u662f|\u5e94\u4e3a|\u662f|\u4e3a)(?!\s*n[o']t\s*$)",
+    r"|\u5e94\u8be5\u662f|\u5e94\u4e3a|\u662f|\u4e3a)(?!\s*n[o']t\s*$)|\(\u7b54\u6848\)\s*:?",
     re.IGNORECASE,
 )
 _LISTED = re.compile(r"[ \t]*(?:[-+\u2022][ \t]*)?\(?([A-Za-z])[.:)]+(?=\s)")
@@ -56,11 +57,17 @@ _REASON = re.compile(
 _REASON_CLAUSE = re.compile(rf"{_REASON.pattern}[^,.;\n]*")
 _VERDICT = (
     r"(?:(?:is|was|would be|must be|should be|seems|looks|appears|fits|matches)(?: \w+){0,2} "
-    r"(?:correct|right|best|answer|choice|option|true|one)|best|remains|is left)(?![^\W_])|\u662f?\u6b63\u786e|\u9879"
+    r"(?:correct|right|best|answer|choice|option|true|one)|best|remains|is left)(?![^\W_])"
+    r"|\u662f?\u6b63\u786e|\u9009?\u9879"
+)
+_SPOKEN = (
+    r"(?:it|that|this|the|correct|right|best|better|answer|option|choice|letter|is|be|should|must|would|may|might|i|i'd|we|think|"
+    r"choose|pick|mean|meant|say|wait|no|actually|sorry|go|with|for|rather|really)"
 )
 _NEXT_WORD = rf"(?:{_CAUSE}|but|so|or|and|rather|instead|not|here|\u662f\u6b63)(?![^\W_])|{_VERDICT}"
 _NOT = (
-    r"(?:(?<![^\W_])(?:not|never|neither|nor|cannot|rather than|instead of|over|other than|except|unlike)|n't|"
+    r"(?:(?<![^\W_])(?:not|never|neither|nor|cannot|rather than|instead of|over|other than|except|unlike"
+    r"|anything but|close to|far from|different from)|n't|"
     r"\u4e0d\u662f|\u4e0d\u9009|\u800c\u975e)"
     r"(?:\s+(?:be|have|been|the|an?|option|choice|answer|letter|for|\u9009\u9879))*(?:\s+(?:[:(\"']\s*)?|[:(\"']\s*)"
 )
@@ -70,31 +77,41 @@ _WRONG = (
 )
 
 
-def named_options(completion: str, boxed_only: bool, texts: tuple[str, ...], has_letters: bool) -> frozenset[int]:
+def named_options(
+    completion: str, boxed_only: bool, texts: tuple[str, ...], has_letters: bool, letters: str = LETTERS
+) -> frozenset[int]:
     """Return the numbers of the options that a completion's answer names, from 0.
 
-    They are several only for options with the same text. An answer that names two options names none.
+    They are several only for options with the same text. An answer that names two options names none; one that is
+    corrected ("D. No, it is A.") is what it is corrected to.
 
     Args:
         completion: the text of the completion.
         boxed_only: only boxes hold an answer.
         texts: the options; () = only letters are known.
         has_letters: False if only the texts name an option.
+        letters: the letters of options whose texts are not known.
     """
     answer = find_answer(completion, boxed_only)
     if not answer.text:
         return frozenset()
-    region = "; ".join(answer.boxes) or answer.text
-    if answer.where in ("phrase", "line"):
-        region = answer_region(completion)
-    reader = _reader(texts, has_letters)
-    region = _without_markup(region)
+    reader = _reader(texts, has_letters, letters)
+    if answer.where in ("box", "tag"):
+        corrected = reader.corrected(f". {_without_markup(answer.behind)}") if not boxed_only else frozenset()
+        return corrected or _named_in(_without_markup("; ".join(answer.boxes) or answer.text), reader)
+    if answer.where == "hash":
+        return _named_in(_without_markup(answer.text), reader)
+    return _named_in(_without_markup(answer_region(completion)), reader)
+
+
+def _named_in(region: str, reader: _Reader) -> frozenset[int]:
+    """Return the options that a text without markup names: behind its last marker, else in its last lines or first."""
     if exact := reader.exact(region):
         return exact
     for stated in reversed(_MARKER.split(region)[1:]):
-        line = next(filter(str.strip, stated.splitlines()), "")
+        line, _, below = stated.strip().partition("\n")
         if (named := reader.named(line)) is not None:
-            return named
+            return reader.corrected(f". {below.strip()[:300]}") or named
     return next(filter(None, map(reader.named, _outer_lines(region))), frozenset())
 
 
@@ -117,11 +134,23 @@ def _without_markup(text: str) -> str:
 def _outer_lines(region: str) -> Iterator[str]:
     """Yield the last line and the first one; leave out a line of a list that names several letters."""
     paragraphs = [part.strip().splitlines() for part in re.split(r"\n\s*\n", region) if part.strip()]
-    for paragraph, line in ((paragraphs[-1], -1), (paragraphs[0], 0)) if paragraphs else ():
+    outer = [(paragraphs[-1], -1), *_above_courtesies(paragraphs), (paragraphs[0], 0)] if paragraphs else []
+    for paragraph, line in outer:
         listed = [_LISTED.match(text) for text in paragraph]
         letters = {match[1].upper() for match in listed if match}
         if not (listed[line] and len(letters) > 1):
             yield paragraph[line]
+
+
+def _above_courtesies(paragraphs: list[list[str]]) -> list[tuple[list[str], int]]:
+    """Return the last line above at most two last paragraphs of one line without a number."""
+    count = 0
+    while count < min(2, len(paragraphs) - 1):
+        last = paragraphs[-1 - count]
+        if len(last) > 1 or any(map(str.isdigit, last[0])):
+            break
+        count += 1
+    return [(paragraphs[-2 - k], -1) for k in range(count)]
 
 
 class _Reader:
@@ -130,10 +159,11 @@ class _Reader:
     Args:
         texts: the options.
         has_letters: their letters name them, too.
+        letters: those of options without known texts.
     """
 
-    def __init__(self, texts: tuple[str, ...], has_letters: bool) -> None:
-        letters = (ascii_uppercase[: len(texts)] or LETTERS) if has_letters else ""
+    def __init__(self, texts: tuple[str, ...], has_letters: bool, letters: str = LETTERS) -> None:
+        letters = (ascii_uppercase[: len(texts)] or letters) if has_letters else ""
         self._texts = [_without_markup(text).rstrip(". ") for text in texts]
         self.is_yes_no = {*map(normalise, texts)} == {*YES_NO}
         known = {*self._texts, *map(_without_article, self._texts)} - {""} if not self.is_yes_no else ()
@@ -142,17 +172,20 @@ class _Reader:
         any_letter = f"[{letters}{letters.lower()}]" if letters else "(?!)"
         letter = rf"(?<![^\W_])(?P<letter>{any_letter})(?![^\W_]|['\u2019]\w)"
         end = (
-            rf"\s*$|\s*[,;:!?)\]}}\"'|\u2014\u2013](?!\d)|\s*\.(?![A-Za-z0-9])|\s*-(?=\s|$)|\s+\(|\s+(?i:{_NEXT_WORD})"
+            rf"\s*$|\s*[,;:!?)\]}}\"'|\u2014\u2013](?!\d)|\s*\)|\s*\.(?![A-Za-z0-9])|\s*-(?=\s|$)|\s+\("
+            rf"|\s+(?i:{_NEXT_WORD})"
         )
-        text = rf"(?<![^\W_])(?i:(?:an?|the)\s+)?(?P<text>(?i:{text}))(?={end}|\s+{any_letter}(?![^\W_]))"
+        named_text = rf"(?<![^\W_])(?i:(?:an?|the)\s+)?(?P<text>(?i:{text}))"
+        text = rf"{named_text}(?={end}|\s+{any_letter}(?![^\W_]))"
         own_text = rf"[.:)\s-]*(?i:{text.replace('?P<text>', '?:')})"
         self._pure = re.compile(rf"\W*(?i:(?:option|choice|answer)\W*)?{letter}\W*")
         self._first = re.compile(
             rf"{_FILLERS}(?:{text}|{letter}(?={end}|\.(?![A-Za-z]\.)|\s*[/&(]|\s+{any_letter}(?![^\W_])|{own_text}))"
         )
         separator = r"[\s,;:.?!()\[\]\"'|/&+\u2014\u2013-]*"
-        separator += r"(?i:(?:(?:or|and|else|plus|both|either|option|choice|letter)\b[\s(]*)*)"
-        follows = rf"\s*$|\s*[.,:;?!)/&]|\s+(?i:or|and)\b|\s+{any_letter}(?![^\W_])"
+        separator += rf"(?i:(?:(?:or|and|else|plus|both|either|option|choice|letter|{MAYBE})\b[\s(]*)*)"
+        follows = rf"\s*$|\s*[.,:;?!)/&|]|\s+(?i:or|and)\b|\s+{any_letter}(?![^\W_])"
+        follows += r"|\s+(?i:both|are|fit|work|apply|hold|seem|look)\b"
         self._next = re.compile(rf"{separator}(?:{text}|{letter}(?={follows}|{own_text}))")
         upper = f"[{letters}]" if letters else "(?!)"
         self._list = re.compile(rf"(?<![^\W_])(?P<letter>{upper})(?:\)|[.:](?=\s+\S))")
@@ -164,6 +197,17 @@ class _Reader:
             rf"|\({upper_letter.replace('?P<letter>', '?P<bracketed>')}\)"
             rf"|{upper_letter.replace('?P<letter>', '?P<right>')}(?=\)?\s+(?:{_VERDICT}))"
         )
+        correct = rf"(?:^|[\s.,;:!?(\u2014])(?i:{CORRECTION})(?![\w'])[\s,:;.!\u2014-]*(?i:{_SPOKEN}\b[\s,:;.(-]*)*"
+        self._corrected = re.compile(rf"{correct}(?:{text}|{upper_letter}(?={end}))")
+        contrast = r"(?i:\b(?:but|although|though|however|yet|while|whereas))\b[\s,]+(?:\w+\s+){0,2}?\(?"
+        self._contrasted = re.compile(rf"{contrast}(?:{upper_letter}|{named_text})\)?\s+(?i:{PREFERRED})")
+        titled = rf"(?i:(?<![^\W_])(?:{_ANSWER}|letra|lettre|buchstabe))\s*:?\s*\(?{upper_letter}\)?"
+        ends = (
+            rf"(?:(?<![{ALPHABET}])[{ALPHABET}]{{1,3}}\s+"
+            rf"|[\u3000-\u9fff\uac00-\ud7af]\s*)\(?{upper_letter.replace('?P<letter>', '?P<right>')}\W*$"
+        )
+        placed = rf"(?i:{_ANSWER})[^.;\n]{{0,40}}?\s\(?{upper_letter.replace('?P<letter>', '?P<bracketed>')}\W*$"
+        self._placed = re.compile(rf"{titled}|{ends}|{placed}")
         item = rf"(?:{letter.replace('?P<letter>', '?:')}|{text.replace('?P<text>', '?:')})"
         self._negated = re.compile(
             rf"(?i:{_NOT}){item}(?:\s*(?i:or|nor)\s+\(?{item})*|{letter.replace('?P<letter>', '?:')}(?i:{_WRONG})"
@@ -191,6 +235,8 @@ class _Reader:
         if self.is_yes_no and (stated := self._yes_or_no(phrase)):
             return stated
         asserted, negated = self._negated.subn(" ", phrase)
+        if corrected := self.corrected(asserted):
+            return corrected
         opening = self._first.match(asserted)
         if opening is not None:
             mentions, place = self._chain(opening, asserted)
@@ -201,9 +247,19 @@ class _Reader:
             mentions = [
                 mention for stated in self._stated.finditer(asserted) for mention in self._chain(stated, asserted)[0]
             ]
+        if not mentions and not negated:
+            mentions = list(self._placed.finditer(phrase))
         if not mentions:
             return frozenset() if negated else None
         return frozenset.intersection(*map(self._numbers, mentions))
+
+    def corrected(self, phrase: str) -> frozenset[int]:
+        """Return the option that a phrase says instead of the one before ("D. No, it is A."); else none."""
+        for pattern in (self._corrected, self._contrasted):
+            for match in pattern.finditer(self._negated.sub(" ", phrase)):
+                if match.start():
+                    return frozenset.intersection(*map(self._numbers, self._chain(match, phrase)[0]))
+        return frozenset()
 
     def _chain(self, first: re.Match[str], phrase: str) -> tuple[list[re.Match[str]], int]:
         """Return a mention with those that follow it directly, as in "A, B or C", and where they end."""

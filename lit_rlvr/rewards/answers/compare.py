@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import combinations
 from typing import Any
@@ -182,8 +182,8 @@ def _percentage_number(percentage: Percentage, number: Number, rules: Rules) -> 
 
 
 def _without_unit(quantity: Quantity, number: Number, rules: Rules) -> bool:
-    """Compare with a number that lacks the unit, which no sum of units can."""
-    return not quantity.is_sum and _numbers(quantity.number, number, rules)
+    """Compare with a number that lacks the unit, which no sum of units can, and no number of something else."""
+    return not quantity.is_sum and not number.noun and _numbers(quantity.number, number, rules)
 
 
 # ---- formulas ---------------------------------------------------------------------------------------------
@@ -231,6 +231,8 @@ def _values_of_both(r: Any, a: Any) -> list[tuple[Any, Any]]:
     """Return the values of two expressions at the points where both have one."""
     symbols = sorted(r.free_symbols | a.free_symbols, key=str)
     points = INTEGERS if any(value.has(*_STEPS) for value in (r, a)) else POINTS
+    if len(symbols) > 1 and any(not power.exp.is_integer for value in (r, a) for power in value.atoms(sympy.Pow)):
+        points = tuple(map(abs, points))  # quantities under roots
     values = (_values(value, symbols, points) for value in (r, a))
     return [(x, y) for x, y in zip(*values, strict=True) if None not in (x, y)]
 
@@ -269,9 +271,21 @@ def _equations(reference: Equation, answer: Equation, rules: Rules) -> bool:
 
 
 def _sum_of_unknowns(reference: Number, answer: Equation, rules: Rules) -> bool:
-    """Compare a number with an answer such as m + n = 33, which names what was asked for."""
-    is_named = answer.total is not None and len(answer.difference.free_symbols) > 1
-    return is_named and _numbers(reference, Number(answer.total), rules)
+    """Compare a number with an answer such as m + n = 33, which names what was asked for; 2x + 3y = 5 is a line."""
+    if answer.total is None or len(answer.difference.free_symbols) < 2:
+        return False
+    return _is_asked_for(answer) and _numbers(reference, Number(answer.total), rules)
+
+
+def _is_asked_for(equation: Equation) -> bool:
+    """Return True for an equation whose other side is a plain sum or product of unknowns, or has no coordinates."""
+    names = {str(symbol) for symbol in equation.difference.free_symbols}
+    if not names & {"x", "y", "z"}:
+        return True
+    symbols = equation.difference.free_symbols
+    sums = [sympy.Add(*symbols), sympy.Mul(*symbols)]
+    forms = [equation.difference + equation.total, equation.total - equation.difference]
+    return any(sympy.expand(form - plain) == 0 for form in forms for plain in sums)
 
 
 def _matrices(reference: Matrix, answer: Matrix, rules: Rules) -> bool:
@@ -365,6 +379,8 @@ def _values_in_order(labelled: Labelled, series: Series, rules: Rules) -> bool:
 
 
 def _regions(reference: Region, answer: Region, rules: Rules) -> bool:
+    """Compare interval by interval; ends have no decimals to round to."""
+    rules = replace(rules, reference_places=False)
     return len(reference.intervals) == len(answer.intervals) and all(
         r[2:] == a[2:] and all(_numbers(Number(x, 0), Number(y, 0), rules) for x, y in zip(r[:2], a[:2], strict=True))
         for r, a in zip(reference.intervals, answer.intervals, strict=True)

@@ -6,12 +6,14 @@ All functions are pure and linear in the text's length, because completions are 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from lit_rlvr.rewards.answers.characters import plain_characters
+from lit_rlvr.rewards.answers.frames import is_frame, last_field, last_tag, single_backslashes, without_frame
 from lit_rlvr.speech.thoughts import without_thoughts
 
+BEHIND_CHARACTERS = 300  # of what follows an answer
 TAIL_CHARACTERS = 2000  # without a marker, text further from the end is not the final answer
 _BOX = r"\\(?:f?boxed|fbox)\s*\{|\\boxed\s*(?![A-Za-z])([^\s${}\\]++)(?!\{)"
 _BOX_OR_BRACE = re.compile(rf"{_BOX}|\\(?!{_BOX}).|[{{}}]", re.DOTALL)  # an escaped brace is no brace
@@ -44,6 +46,8 @@ class Found:
         boxes: the contents of several boxes, of which `text` is the last; else ().
         joiner: what stands between them: "or", or nothing but a new line.
         above: lines above a last one that may be a courtesy.
+        behind: what follows the answer, which may take it back.
+        otherwise: what answers if `text` is only a heading or a note.
     """
 
     text: str
@@ -51,6 +55,8 @@ class Found:
     boxes: tuple[str, ...] = ()
     joiner: Literal["", "and", "or", "line"] = ""
     above: tuple[str, ...] = ()
+    behind: str = field(default="", compare=False)
+    otherwise: Found | None = field(default=None, compare=False)
 
 
 def find_answer(text: str, boxed_only: bool = False, open_thoughts: bool = False) -> Found:
@@ -78,7 +84,7 @@ def answer_region(text: str, boxed_only: bool = False, open_thoughts: bool = Fal
         text: the completion.
         boxed_only, open_thoughts: as for `find_answer`.
     """
-    text = without_thoughts(text, open_thoughts)
+    text = single_backslashes(without_thoughts(text, open_thoughts))
     before = text[: next_question(text)[0]]
     if len(before) < len(text):
         answer = _find(before, boxed_only)
@@ -105,27 +111,82 @@ def _find(text: str, boxed_only: bool) -> Found:
     text = text.replace("<|begin_of_box|>", "\\boxed{").replace("<|end_of_box|>", "}")
     text = _SPECIAL.sub("\n", text)
     boxes = _last_boxes(text)
-    tag = -1 if boxed_only else text.rfind("<answer>")
-    if tag > boxes.end:
-        inside = text[tag + 8 :].partition("</answer>")[0].strip()
+    framed = None if boxed_only else _framed(text)
+    if framed is not None and framed[0] > boxes.start:
+        start, end, framed_text = framed
+        inside = "\n".join(line for line in framed_text.splitlines() if not is_frame(line)).strip()
         boxes = _last_boxes(inside)
         if not boxes.contents and not boxes.is_open:
-            return Found(inside, "tag")
+            return Found(inside, "tag", behind=_behind(text, end))
+        boxes.end += start
     if boxes.is_open or (boxed_only and not boxes.contents):
         return Found("", "box")
     if boxes.contents:
-        has_several = boxes.joiner in ("or", "line") and len(boxes.contents) > 1
-        return (
-            Found(boxes.text, "box", tuple(boxes.contents), boxes.joiner) if has_several else Found(boxes.text, "box")
-        )
+        behind = "" if boxed_only else _behind(text, boxes.end)
+        if boxes.joiner in ("or", "line") and len(boxes.contents) > 1:
+            return Found(boxes.text, "box", tuple(boxes.contents), boxes.joiner, behind=behind)
+        whole = boxes.text if boxes.joiner else _with_surroundings(text, boxes)
+        return Found(whole, "box", behind=behind)
     tail = _DISPLAY.sub(_in_line, text[-TAIL_CHARACTERS:])
     if (line := _behind_hashes(text)) is not None:
-        return Found(line, "hash")
-    phrase = _phrase(tail)
-    if phrase is not None:
-        return Found(phrase, "phrase")
+        return Found(line, "hash", otherwise=_without_heading(text, line))
+    phrases = _phrases(tail)
+    if phrases:
+        return phrases[-1]
+    return _last_line(tail)
+
+
+def _framed(text: str) -> tuple[int, int, str] | None:
+    """Return the last tag or field of JSON that holds an answer: where it begins and ends, and what is in it."""
+    frames = [frame for frame in (last_tag(text), last_field(text)) if frame is not None]
+    return max(frames, default=None)
+
+
+def _behind(text: str, end: int) -> str:
+    """Return what follows an answer, without the signs that close its mathematics."""
+    return text[end : end + BEHIND_CHARACTERS].lstrip("$*_`\\)]} \n.")
+
+
+_SIGN_BEFORE = re.compile(r"(?:\$|=|\(|\[|\\approx)\s*(-|\\pm)\s*$")
+_FRACTION_BEFORE = re.compile(r"(-?\s*)\\[dtc]?frac\s*\{\s*$")
+_NUMERATOR_BEFORE = re.compile(r"(-?\s*)\\[dtc]?frac\s*\{([^{}]*)\}\s*\{\s*$")
+_ROOT_BEFORE = re.compile(r"((?:-\s*)?\d*)\s*\\sqrt\s*\{\s*$")
+_FACTOR_BEHIND = re.compile(
+    r"\s*(/\s*\d+|\^\s*(?:\{[^{}]*\}|\d)|(?:\\times|\\cdot)\s*10\s*\^\s*(?:\{[^{}]*\}|\d)|\\pi(?![A-Za-z])|\\sqrt\s*\{[^{}]*\})"
+)
+
+
+def _with_surroundings(text: str, boxes: _Boxes) -> str:
+    """Return a box's content with the sign, fraction, root or factor around it, as in `-\\boxed{5}`."""
+    inside, before, behind = boxes.text, text[max(0, boxes.start - 80) : boxes.start], text[boxes.end : boxes.end + 80]
+    closed = behind.lstrip()[:1] == "}"
+    if closed and (match := _NUMERATOR_BEFORE.search(before)):
+        return f"{match[1]}\\frac{{{match[2]}}}{{{inside}}}"
+    if closed and (match := _FRACTION_BEFORE.search(before)) and (below := re.match(r"\s*\}\s*\{([^{}]*)\}", behind)):
+        return f"{match[1]}\\frac{{{inside}}}{{{below[1]}}}"
+    if closed and (match := _ROOT_BEFORE.search(before)):
+        return f"{match[1]}\\sqrt{{{inside}}}"
+    sign = _SIGN_BEFORE.search(before)
+    factor = _FACTOR_BEHIND.match(behind)
+    if not sign and not factor:
+        return inside
+    is_sum = re.search(r"(?<=[^\s(^{])\s*[-+]", inside) is not None
+    return f"{sign[1] if sign else ''}{f'({inside})' if is_sum else inside}{factor[1] if factor else ''}"
+
+
+def _last_line(tail: str) -> Found:
+    """Return the last line that is not empty, with the lines above it."""
     lines = [bare for line in tail.splitlines() if (bare := _bare(line))] or [""]
     return Found(lines[-1], "line", above=tuple(lines[-4:-1]))
+
+
+def _without_heading(text: str, line: str) -> Found | None:
+    """Return the answer of a text if the line behind its last `####` is a heading: words with more text below them."""
+    _, _, below = text.rpartition("####")
+    _, _, below = below.partition("\n")
+    if re.search(r"[\d\\$]", line) or not below.strip():
+        return None
+    return _find(below, False)
 
 
 def last_boxed(text: str) -> str | None:
@@ -149,6 +210,7 @@ class _Boxes:
 
     contents: list[str]
     joiner: Literal["", "and", "or", "line"] = ""
+    start: int = -1
     end: int = -1
     is_open: bool = False
 
@@ -178,7 +240,7 @@ def _last_boxes(text: str) -> _Boxes:
                 boxes.contents.clear()
             boxes.joiner = joiner
             boxes.contents.append(_without_full_stop(text[closed[1] : closed[2]].strip()))
-            start, boxes.end = closed[1], match.end()
+            start, boxes.start, boxes.end = closed[1], closed[0], match.end()
     boxes.is_open = any(box is not None and box[0] >= boxes.end for box in opened)
     return boxes
 
@@ -218,15 +280,26 @@ _MARKER = re.compile(
     r"|\u7b54\u6848|\u6545\u9009)[*_\s]*(?:\([^()\n]*\)\s*)?"
     r"(?:(?:is|are|would be)(?![A-Za-z])|[=:\uff1a\u4e3a\u662f\u3011]+)|\bfinal answer\b[*_#\s]*\n"
 )
-_MARKDOWN = re.compile(r"</?(?:b|strong|i|em|u|code)>|\*\*|__(?!\w)|(?<!\w)__|^[>#\s]+|`+")
+_MARKDOWN = re.compile(r"</?[biu]>|\*\*|__(?!\w)|(?<!\w)__|^[>#\s]+|`+")
 
 
 def _phrase(text: str) -> str | None:
     """Return the first line behind the last "answer is" or "answer:"; None without such words."""
+    phrases = _phrases(text)
+    return phrases[-1].text if phrases else None
+
+
+def _phrases(text: str) -> list[Found]:
+    """Return the first line behind each "answer is" or "answer:", each with the one before it as what else answers."""
     markers = list(_MARKER.finditer(text))
-    if not markers:
-        return None
-    return next((bare for line in text[markers[-1].end() :].splitlines() if (bare := _bare(line))), "")
+    found: list[Found] = []
+    for marker in markers[-3:]:
+        rest = text[marker.end() : marker.end() + TAIL_CHARACTERS]
+        lines = [(line, bare) for line in rest.splitlines(keepends=True) if (bare := _bare(line))]
+        bare = lines[0][1] if lines else ""
+        behind = "".join(line for line, _ in lines[1:])[:BEHIND_CHARACTERS]
+        found.append(Found(bare, "phrase", behind=behind, otherwise=found[-1] if found else None))
+    return found
 
 
 _DISPLAY = re.compile(r"\\\[(.*?)\\\]|\$\$(.*?)\$\$", re.DOTALL)
@@ -238,8 +311,10 @@ def _in_line(display: re.Match[str]) -> str:
 
 
 def _bare(line: str) -> str:
-    """Return a line without Markdown and outer space; "" for a rule, or one that only closes LaTeX."""
-    bare = _MARKDOWN.sub("", line.strip()).strip().lstrip(":").strip()
+    """Return a line without Markdown, frames and outer space; "" for a rule, a fence, or one that only closes LaTeX."""
+    if is_frame(line):
+        return ""
+    bare = without_frame(_MARKDOWN.sub("", line.strip())).strip().lstrip(":").strip()
     return "" if re.fullmatch(r"[-=*_\s]*|(?:\\end\s*\{\w+\*?\}|\\[\])]|[}$.\s])*", bare) else bare
 
 

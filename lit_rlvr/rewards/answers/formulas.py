@@ -43,7 +43,7 @@ _TIDIED = [
     (re.compile(pattern), new)
     for pattern, new in (
         (r"(?<=\d),(?=\d{3}(?!\d))", ""),
-        (r"(?<!\d)\.(?=\d)", "0."),
+        (r"(?<!\d)\.(?=\d)", "0."), (r"(?<=\d)\.(?=\s*[-+*/)]|$)", ""),
         (r"\*", r"\\cdot "),
         (rf"(?<![\\A-Za-z])({FUNCTIONS}|pi|theta|alpha|beta)(?![A-Za-z])", r"\\\1"),
         (r"\\lg(?![A-Za-z])", r"\\log_{10}"), (r"\\log\s*_\s*\{?\s*e\s*\}?", r"\\ln"),

@@ -48,6 +48,7 @@ _REPLACEMENTS = [(re.compile(pattern), new) for pattern, new in _REPLACED.items(
 _LEAD = re.compile(
     r"(?i)(?:on|the)\s+(?=\d+(?:st|nd|rd|th))|(?:(?:so|thus|hence|therefore),?\s+)?(?:(?:the|our|my)\s+)?(?:(?:final|correct)\s+)?(?:answers?|results?|"
     r"solutions?|values?)\s*(?:is|are|=|:)\s*|(?:is|are|equals?|approximately|approx\.?|about|roughly|exactly|only)\s+"
+    r"|(?:so|thus|hence|therefore|then|finally),?\s+(?=[$\\(\d]|[A-Za-z]\s*=)"
     r"|(?:\\approx|\\equiv(?=\s*\d+$)|=)\s*|\u7ea6|\u5171"
 )
 _REMARK = re.compile(r"(?<=[\s\d}])\((?![^()]*\bmod\b)(?=[^(),\\]*[A-Za-z]{2})[^(),\\+*/^=]*\)\s*$")

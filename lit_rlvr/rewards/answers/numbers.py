@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 
 import sympy
 
+from lit_rlvr.rewards.answers.characters import ALPHABET
 from lit_rlvr.rewards.answers.formulas import FUNCTIONS, LETTER_NAMES, read_formula
 from lit_rlvr.rewards.answers.latex import trim
 from lit_rlvr.rewards.answers.units import BASES, CURRENCIES, MAGNITUDES, read_chinese, read_numeral, read_unit
@@ -24,6 +26,8 @@ _DATES = [
         r"(?P<year>\d{4})[-/](?P<number>\d{1,2})[-/](?P<day>\d{1,2})",
         rf"{_MONTH}\s+(?P<day>\d{{1,2}})(?:st|nd|rd|th)?(?:,?\s+(?P<year>\d{{4}}))?",
         rf"(?P<day>\d{{1,2}})(?:st|nd|rd|th)?(?:\s+of)?\s+{_MONTH},?(?:\s+(?P<year>\d{{4}}))?",
+        r"(?P<number>\d{1,2})/(?P<day>1[3-9]|2\d|3[01])/(?P<year>\d{4})",
+        r"(?P<day>1[3-9]|2\d|3[01])[/.](?P<number>\d{1,2})[/.](?P<year>\d{4})",
         r"(?P<year>\d{4})\u5e74(?P<number>\d{1,2})\u6708(?P<day>\d{1,2})\u65e5",
     )
 ]
@@ -84,10 +88,22 @@ _REPEATING = re.compile(
 _RATE = re.compile(r"(.*\S)\s*(%|\u2030)")
 
 
+_DECIMAL_COMMA = re.compile(r"([-+]?\s*)(\d{1,3}(?:\.\d{3})+|\d+),(\d{1,2}|\d{4,})|([-+]?\s*)(\d{1,3}(?:\.\d{3}){2,})")
+
+
+def _read_head(text: str) -> Number | None:
+    """Read the number before a unit or sign, which may have a decimal comma: a list has no unit."""
+    match = _DECIMAL_COMMA.fullmatch(text)
+    if match is None:
+        return read_constant(text)
+    sign, whole = match[1] or match[4] or "", match[2] or match[5]
+    return _literal(f"{sign}{whole.replace('.', '')}.{match[3] or ''}")
+
+
 def read_number(text: str) -> list[Reading]:
     """Read a literal number; a percentage is its fraction as well as the number before the sign."""
     if rate := _RATE.fullmatch(text):
-        number = read_constant(rate[1])
+        number = _read_head(rate[1])
         if number is None:
             return []
         return [Percentage(number, 2 if rate[2] == "%" else 3)]
@@ -142,14 +158,21 @@ def read_constant(text: str) -> Number | None:
 # ---- numbers with words -----------------------------------------------------------------------------------
 
 _BOUNDARY = re.compile(
-    r"(?<=[\d}).!|])\s*(?=[A-Za-z/$\u00a2-\u00a5\u20a0-\u20bf\u3000-\u9fff\uac00-\ud7a3^-]|\\(?:frac|mu|Omega)(?![a-z]))|(?<=pi)\s+(?=[A-Za-z])"
+    rf"(?<=[\d}}).!|])\s*(?=[{ALPHABET}/$\u00a2-\u00a5\u20a0-\u20bf\u3000-\u9fff\uac00-\ud7a3^-]|\\(?:frac|mu|Omega)(?![a-z]))|(?<=pi)\s+(?=[A-Za-z])"
 )
 _LABEL = re.compile(  # of at least three letters: "2rh" and "\\frac12 abc" are products
     rf"(?!(?:{FUNCTIONS}|{LETTER_NAMES}|or|and|not|to|plus|minus|times)\b)"
-    r"(?:-?(?:[A-Za-z]{4,}|(?=[a-z]*[aeiou])(?![abcdxyz]{3})[A-Za-z]{3})[.']?(?:[/'][A-Za-z]+)?|an?(?=\s)|of|per|/)"
-    r"(?:[\s-]+[A-Za-z.'/]+){0,7}(?:\^\{?\d\}?)?"
+    rf"(?:-?(?:[{ALPHABET}]{{4,}}|(?=[a-z]*[aeiou])(?![abcdxyz]{{3}})[A-Za-z]{{3}}|(?=[{ALPHABET}]*[\u00e0-\u00e6\u00e8-\u00ef\u00f2-\u00fc\u0430-\u044f])[{ALPHABET}]{{2,3}})"
+    rf"[.']?(?:[/'][{ALPHABET}]+)?|an?(?=\s)|of|per|/)"
+    rf"(?:[\s-]+[{ALPHABET}.'/]+){{0,7}}(?:\^\{{?\d\}}?)?"
     r"|[\u3000-\u9fff\uac00-\ud7a3]+"
 )
+_NO_LABEL = re.compile(r"(?i)\b(?:not|cannot|never|is|are|was|were|but|or|can|could|should|would)\b|n't")
+"""Words of a sentence, which is no name of what is counted."""
+_CAPITALS = re.compile(
+    rf"(?:[A-Z]{{2,}}s|[A-Z]{{3,}}|[A-Z]-[a-z]{{3,}}|[a-z][A-Z][a-z]{{2,}})(?:\s+[{ALPHABET}]+){{0,3}}"
+)
+"""Abbreviations of things that are counted: CDs, DVD, T-shirts, VIP tickets, iPads."""
 _UNIT_FRACTION = re.compile(r"\\frac\s*\{\s*(\w+)\s*\}\s*\{\s*(\w+(?:\^\{?\d\}?)?)\s*\}")
 _PIECE = re.compile(
     r"(?P<number>\d+(?:\.\d+)?(?:\s+\d+/\d+|/\d+)?)\s*(?P<unit>[A-Za-z]+\.?|'{1,2}|\"|\u5c0f\u65f6|\u5206\u949f?|\u79d2)"
@@ -167,7 +190,8 @@ def read_quantity(text: str) -> list[Reading]:
         return [total]
     if before := re.match(rf"([-+]?)\s*({CURRENCIES})(?![A-Za-z])\s*", text):
         unit = read_unit("usd" if before[2] in ("$", "US$") else before[2].removesuffix("."))
-        inside = _read_amount(before[1] + text[before.end() :])
+        amount = before[1] + text[before.end() :]
+        inside = [head] if (head := _read_head(amount)) is not None else _read_amount(amount)
         return [Quantity(v, *unit) if unit and isinstance(v, Number) else v for v in inside]
     return _read_amount(text)
 
@@ -180,7 +204,8 @@ def _read_amount(text: str) -> list[Reading]:
         head, tail, is_apart = text[: boundary.start()], text[boundary.end() :], bool(boundary[0])
         word = re.match(r"[A-Za-z]+|[\u4e00-\u9fff]", tail)
         factor = MAGNITUDES.get(word[0], 0) if word else 0
-        if factor and word and not (is_apart and len(word[0]) == 1 and word[0].isascii()):
+        is_prefix = word is not None and not word[0].isascii() and read_unit(tail) is not None  # "kilo" in Chinese
+        if factor and word and not is_prefix and not (is_apart and len(word[0]) == 1 and word[0].isascii()):
             number, rest = read_constant(trim(head)), tail[word.end() :].strip(" -")
             if number is not None:
                 scaled = Number(number.value * factor, None)
@@ -196,14 +221,72 @@ def _read_amount(text: str) -> list[Reading]:
         if fraction := _UNIT_FRACTION.fullmatch(tail):
             tail = f"{fraction[1]}/{fraction[2]}"
         unit = None if not is_apart and re.fullmatch("[A-Za-z]", tail) else read_unit(tail)  # 5m may be a product
-        if unit and (number := read_constant(trim(head))) is not None:
+        if unit and (number := _read_head(trim(head))) is not None:
             results: list[Reading] = [Quantity(number, *unit)]
             if unit[1] == (("deg", 1),):
                 results.append(Number(number.value * sympy.pi / 180))
             return results
-        if _LABEL.fullmatch(tail) and (number := read_constant(trim(head))) is not None:
-            return [number]
+        if _NO_LABEL.search(tail):
+            continue
+        is_named = _LABEL.fullmatch(tail) or (is_apart and _CAPITALS.fullmatch(tail))
+        if is_named and (number := _read_head(trim(head))) is not None:
+            return [replace(number, noun=_noun(tail))]
     return []
+
+
+def _noun(words: str) -> str:
+    """Return the first word behind a number if it may be a noun and is no unit: "apples", not "of" or "pounds"."""
+    first = re.split(r"[\s.'/-]", words)[0]
+    return "" if first.lower() in _NO_NOUN or read_unit(first) is not None else first
+
+
+_NO_NOUN = frozenset(
+    [
+        "a",
+        "an",
+        "of",
+        "per",
+        "each",
+        "more",
+        "less",
+        "fewer",
+        "in",
+        "at",
+        "on",
+        "by",
+        "to",
+        "from",
+        "for",
+        "with",
+        "after",
+        "before",
+        "total",
+        "altogether",
+        "left",
+        "remaining",
+        "old",
+        "long",
+        "wide",
+        "tall",
+        "high",
+        "deep",
+        "away",
+        "ago",
+        "apart",
+        "exactly",
+        "approximately",
+        "about",
+        "only",
+        "and",
+        "square",
+        "cubic",
+        "sq",
+        "cu",
+        "degrees",
+        "units",
+        "unit",
+    ]
+)
 
 
 def _sum_of_units(text: str) -> Quantity | None:

@@ -16,6 +16,7 @@ import sympy
 from lit_rlvr.rewards.answers.characters import plain_characters
 from lit_rlvr.rewards.answers.find import normalise
 from lit_rlvr.rewards.answers.formulas import is_code, read_formula, to_sympy
+from lit_rlvr.rewards.answers.frames import single_backslashes
 from lit_rlvr.rewards.answers.latex import (
     BRACKETS,
     COMMAS,
@@ -32,6 +33,8 @@ from lit_rlvr.rewards.answers.values import (
     Labelled,
     Matrix,
     Number,
+    Percentage,
+    Quantity,
     Reading,
     Region,
     Series,
@@ -45,12 +48,17 @@ LONGEST = 2000
 @lru_cache(maxsize=4096)
 def parse(text: str) -> tuple[Reading, ...]:
     """Return all readings of a text, as text first."""
+    text = single_backslashes(text)
     key = normalise(plain_characters(text)) or normalise(text)
     readings_of_text: list[Reading] = [Text(key)] if key else []
     if re.fullmatch(r"\w(?: \w)+", key) and not key.replace(" ", "").isdigit():
         readings_of_text.append(Text(key.replace(" ", "")))
     if is_code(key.upper()) and "_" in key:
         readings_of_text.append(Text(re.sub(r"[_{}]", "", key)))
+    if not re.search(r"\d|[\\^_=]", key) and (spelt := re.sub(r"\.\s*", " ", key).strip()) != key:  # initials
+        readings_of_text.append(Text(spelt))
+    if re.fullmatch(r"-?[\d.,]+ [a-z]+", key):
+        readings_of_text.append(Text(key.replace(" ", "")))
     if article := re.match(r"(?:the|an?) (?=[a-z]{3})", key):
         readings_of_text.append(Text(key[article.end() :]))
     if len(text) <= LONGEST and (cleaned := clean(text)):
@@ -85,13 +93,19 @@ def _read(text: str, depth: int) -> list[Reading]:
     if depth > 6 or not text:
         return []
     if option := _OPTION.fullmatch(text):
-        return [Text((option[1] or option[3]).lower()), *_read(trim(option[2] or option[4]), depth + 1)]
+        return [Text((option[1] or option[3]).lower()), *readings(option[2] or option[4], depth + 1)]
     if re.fullmatch(r"-?\d+(?:\.\d+)?(?:\s+-?\d+(?:\.\d+)?)+", text):
         return []  # a row of numbers
     for reader in (read_parts, read_number, read_quantity):
         if results := reader(text):
-            is_list = re.fullmatch(r"\d+(?:,\d+)+|.*\sand\s.*", text)  # 1,234
-            return [*results, *(_list(text, depth) if is_list else [])]
+            if re.fullmatch(r"\d+(?:,\d+)+", text):  # 1,234
+                items = [value for value in _list(text, depth) if isinstance(value, Series)]
+                is_grouped = re.fullmatch(r"\d{1,3}(?:,\d{3})+", text) is not None
+                return [*results, *(Series(value.items, "()" if is_grouped else "") for value in items)]
+            return [*results, *(_list(text, depth) if re.fullmatch(r".*\sand\s.*", text) else [])]
+    if re.fullmatch(r"(?:\(\d{1,2}\)){2,}", text):  # statements by their numbers
+        numbers = re.findall(r"\d+", text)
+        return [Series(tuple(readings(number, depth + 1) for number in numbers)), *read_formula(text)]
     if re.fullmatch(r"\\emptyset|\\\{\s*\\\}|(?i:no (?:real )?solutions?)|(?i:(?:the )?empty set)", text):
         return [Series((), "{}")]
     if re.fullmatch(r"\(?-?\s*\\infty,\s*\+?\s*\\infty\)?|\\mathbb\{R\}", text):
@@ -139,9 +153,25 @@ def _list(text: str, depth: int) -> list[Reading]:
     if isinstance(relation, Labelled) and len(relation.values) == 1 and not any(relations[1:]):
         ((label, values),) = relation.values.items()
         return [Labelled({label: (*values, *items[1:])})]
+    if solution := _solution(relations):
+        return [solution]
     flat = _flat(items)
     letters = [Text("".join(parts).lower())] if all(re.fullmatch("[A-Z]", part) for part in parts) else []
     return [Series(tuple(flat)), *letters]
+
+
+def _solution(relations: Sequence[Any]) -> Labelled | None:
+    """Return the last of some equations in one unknown if it is the solution of the others: "5x = 30, x = 6"."""
+    *equations, last = relations
+    if not isinstance(last, Labelled) or len(last.values) != 1 or not all(isinstance(v, Equation) for v in equations):
+        return None
+    ((label, items),) = last.values.items()
+    value = next((v.value for v in items[0] if isinstance(v, Number)), None)
+    symbols = {str(symbol) for equation in equations for symbol in equation.difference.free_symbols}
+    if value is None or len(items) != 1 or symbols != {label}:
+        return None
+    left = [equation.difference.subs(sympy.Symbol(label), value) for equation in equations]
+    return last if all(sympy.simplify(number) == 0 for number in left) else None
 
 
 def _flat(items: Sequence[tuple[Reading, ...]]) -> list[tuple[Reading, ...]]:
@@ -163,6 +193,8 @@ def _bracketed(text: str, depth: int) -> list[Reading]:
         return []
     if text[0] in BRACKETS and BRACKETS[text[0]] == closing and closing_bracket(text, 0) != len(text) - 1:
         return []
+    if matrix := _rows_of_matrix(opening, inside):
+        return [matrix]
     parts = [trim(part) for part in split_outside(inside, re.compile(r"\s*[,;]\s*"))]
     if opening == "{" and (match := re.match(r"\s*[a-z]\s*(?:\\in\s*\\mathbb\{R\}\s*)?[|:]\s*", inside)):
         return _read(trim(inside[match.end() :]), depth + 1)
@@ -180,6 +212,16 @@ def _bracketed(text: str, depth: int) -> list[Reading]:
             if (start < end) == True:  # noqa: E712 (a sympy relation)
                 results += _region(sympy.Interval(start, end, brackets[0] == "(", brackets[1] == ")"))
     return results
+
+
+def _rows_of_matrix(opening: str, inside: str) -> Matrix | None:
+    """Read rows with semicolons between them, as in "[1, 2; 3, 4]"."""
+    rows = [re.split(r"\s*,\s*|\s+", row.strip()) for row in inside.split(";")]
+    if opening != "[" or len(rows) < 2 or len(rows[0]) < 2 or len({len(row) for row in rows}) > 1:
+        return None
+    cells = [[to_sympy(cell) for cell in row] for row in rows]
+    is_read = all(isinstance(cell, sympy.Expr) for row in cells for cell in row)
+    return Matrix(sympy.ImmutableMatrix(cells)) if is_read else None
 
 
 def _set_operations(text: str, depth: int) -> list[Reading]:
@@ -269,6 +311,9 @@ def _relation(text: str, depth: int) -> list[Reading]:
         return _equal_sides(sides, depth)
     if signs == ["\\in"] and _NAME.fullmatch(sides[0]):
         return [*_read(sides[1], depth + 1), Labelled({_label(sides[0]): (readings(sides[1], depth + 1),)})]
+    if signs == ["\\ne"] and (both := _plus_minus(sides[1], depth)):
+        zeros = [next((v.value for v in item if isinstance(v, Number)), None) for item in both[0].items]  # type: ignore[union-attr]
+        return _region(sympy.Complement(sympy.S.Reals, sympy.FiniteSet(*zeros))) if None not in zeros else []
     if "=" not in signs and all(re.fullmatch(r"\\?[A-Za-z]+(?:_\{?\w+\}?|\(\w+\))?", side) for side in sides):
         pairs = zip(sides, signs, sides[1:], strict=False)
         return [Chain(frozenset(_oriented(*pair) for pair in pairs))]
@@ -312,13 +357,21 @@ def _equal_sides(sides: Sequence[str], depth: int) -> list[Reading]:
         results.append(Labelled({_label(last): (readings(first, depth + 1),)}))
     elif to_sympy(first) is None and read_constant(last) is not None:  # the name of a sum, a determinant, ...
         results.append(Labelled({_label(first): (readings(last, depth + 1),)}))
-    elif len(sides) > 2 or (read_constant(first) is not None and read_constant(last) is not None):
+    elif len(sides) > 2 or (read_constant(first.replace("%", "")) is not None and _is_constant(last, depth)):
         return _read(last, depth + 1)
     formulas = [to_sympy(side) for side in (first, last)]
     if len(sides) == 2 and all(isinstance(f, sympy.Expr) for f in formulas):
         total = next((f for f in formulas if not f.free_symbols), None)
-        results.append(Equation(formulas[0] - formulas[1], total=total))
+        difference = formulas[0] - formulas[1]
+        results.append(Equation(difference, total=total))
+        if total is None and not _NAME.fullmatch(first) and sympy.expand(difference) == 0:
+            results += _read(last, depth + 1)  # a step of a transformation
     return results
+
+
+def _is_constant(text: str, depth: int) -> bool:
+    """Return True for a number, also with a unit or percent sign."""
+    return any(isinstance(value, Number | Quantity | Percentage) for value in _read(text, depth + 1))
 
 
 def _solved(left: str, sign: str, right: str) -> Any:

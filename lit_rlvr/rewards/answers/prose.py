@@ -7,35 +7,44 @@ from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as Collection
 from dataclasses import replace
 
-from lit_rlvr.rewards.answers.characters import plain_characters
+from lit_rlvr.rewards.answers.characters import ALPHABET, plain_characters
 from lit_rlvr.rewards.answers.find import Found
 from lit_rlvr.rewards.answers.latex import clean
 from lit_rlvr.rewards.answers.parse import LONGEST, parse
-from lit_rlvr.rewards.answers.units import read_numeral
-from lit_rlvr.rewards.answers.values import Labelled, Reading, Series, Text, text_keys
+from lit_rlvr.rewards.answers.retracted import contrast, correction, is_altered, is_denied
+from lit_rlvr.rewards.answers.units import read_numeral, read_unit
+from lit_rlvr.rewards.answers.values import Labelled, Number, Reading, Series, Text, text_keys
 
 _NUMBER = r"(?:[$\u20ac\u00a3\u00a5\u20b9]\s?)?\d[\d,]*(?:\.\d+)?(?:[eE][-+]?\d+)?%?|\.\d+"
 _LATEX = r"\\[A-Za-z]+(?:\s*[\[{](?:[^{}\[\]]|\{(?:[^{}]|\{[^{}]*\})*\})*[\]}])*|\\[%$,;! {}]"
-_LETTER = r"(?<![A-Za-z'\\])[A-Za-z](?![A-Za-z'])"
+_LETTER = rf"(?<![{ALPHABET}'\\])[A-Za-z](?![{ALPHABET}'])"
+_MONTH = r"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]*\.?"
+_DATE = (
+    rf"{_MONTH}\s+\d{{1,2}}(?:st|nd|rd|th)?(?:,?\s+\d{{4}})?(?!\d)|\d{{1,2}}(?:st|nd|rd"
+    rf"|th)?(?:\s+of)?\s+{_MONTH}(?:,?\s+\d{{4}})?(?!\d)"
+)
 _SIGN = r"[-+*/^=<>!|_:\u00b1\u00d7\u00f7]"
-_TOKEN = rf"(?:{_NUMBER}|{_LATEX}|{_LETTER}|{_SIGN}|[()\[\]{{}},])"
+_TOKEN = rf"(?:{_DATE}|{_NUMBER}|{_LATEX}|{_LETTER}|{_SIGN}|[()\[\]{{}},])"
 _SPAN = re.compile(rf"{_TOKEN}(?:\s*{_TOKEN})*")
 _DELIMITED = re.compile(r"\$\$?([^$]+)\$\$?(?!\d)|\\\((.+?)\\\)|\\\[(.+?)\\\]")
 _CLAUSE = re.compile(
     r"[.;?](?:\s|$)|!(?=\s+[A-Z][a-z]|\s*$)|,?\s+\(?(?:because|since|which|as|so|when|where|for|that|with|after"
     r"|altogether|in total|i\.e\.|if|but|by)\b"
-    r"|,\s+(?=(?!and\b|or\b)[a-z]{2,})|\s+-\s+(?=[a-z]{2,})|\s\((?![A-J]\))|:\s"
+    r"|,\s+(?=(?!and\b|or\b)[a-z]{2,})|\s+-\s+(?=[a-z]{2,})|(?<![-+*/=^])\s\((?![A-J]\))|:\s"
 )
 _THERE = re.compile(r"(?i)\bthere\s+(?:is|are|was|were|remains?)\s+")
 _VERB = re.compile(
-    r"(?<!that )(?<!which )(?<!who )(?<!where )\b(?:is|are|was|were|equals?|becomes?|gives?|get|obtain|have|has)\s+"
-    r"(?:that\s+)?(?:the\s+)?"
+    r"(?<!that )(?<!which )(?<!who )(?<!where )\b(?:is|are|was|were|be|equals?|becomes?|gives?|gets?"
+    r"|obtain|have|has|yields?)"
+    r"\s+(?:that\s+)?(?:(?:us|me|you|him|her|them)\s+)?(?:the\s+)?"
 )
 _GOES_ON = re.compile(
     r"(?i)\$?\s*(?:(?:or|to|plus|minus|times|divided)\b|(?:percent|%)\s+of\b|\?|\(\s*wrong\b|(?:if|when|for)\b.*"
     r"\b(?:if|otherwise|else)\b)"
 )
 """Behind a value: it is not the answer, or not all of it."""
+_OPERATION = re.compile(r"\d\S*\s+(?:divided|multiplied)$")
+_END_OF_CHAIN = re.compile(r"=\s*([^=<>]{1,60}?)[.\s]*$")
 _NEGATED = re.compile(
     r"(?i)\b(?:not|cannot|never)\b|n't\b|\u4e0d\u662f|\u4e0d\u7b49\u4e8e|\u5e76\u975e"
     r"|\u81f3[\u5c11\u591a]|\u4e0d(?:\u8d85\u8fc7|\u5c11\u4e8e)|[\u8d85\u5927\u5c0f][\u8fc7\u4e8e]"
@@ -71,61 +80,243 @@ def _closed(text: str) -> str:
     return text.removesuffix("}").strip() if text.count("}") > text.count("{") else text
 
 
+YES_NO = frozenset(
+    [
+        "yes",
+        "no",
+        "true",
+        "false",
+        "sí",
+        "si",
+        "oui",
+        "non",
+        "ja",
+        "nein",
+        "sim",
+        "não",
+        "да",
+        "нет",
+        "是",
+        "否",
+        "对",
+        "错",
+        "正确",
+        "错误",
+    ]
+)
+"""Answers that are a verdict, in several languages."""
+_VERDICT_WORD = "|".join(sorted(YES_NO, key=len, reverse=True))
+_FIRST_WORD = re.compile(
+    rf"(?i)(?:[{ALPHABET}]+[,:]\s+|so\s+)?({_VERDICT_WORD})(?![{ALPHABET}])(?=\s*(?:[,.;:!\uff0c\u3002-]|$))"
+)
+_SO = re.compile(
+    r"(?i)(?:[,;.]|\s+and)\s+(?:i\.e\.,?\s+|(?:so|thus|hence|therefore|then|which (?:gives|means|makes)"
+    r"|giving|making|namely|in other words|that is(?=,)|or equivalently)\b,?\s+"
+    r"(?!that\b|far\b|many\b|much\b|long\b)(?:(?:us|me|you|them)\s+)?)"
+)
+"""Before the conclusion of a line."""
+_REASON_FIRST = re.compile(r"(?i)(?:since|because|as|if|when|given that)\s[^,]*,\s+(?:then\s+)?(?=[A-Za-z]{2})")
+_ASKS = re.compile(
+    r"(?i)(?:so|now|first|next|then|here)?,?\s*(?:(?:we|i|you)\s+(?:want\b|(?:need|have|wish|are asked"
+    r"|would like)\s+to\b)"
+    r"|(?:find|compute|evaluate|calculate|determine|simplify)\b)"
+)
+"""Before what a question asks for."""
+_BOUND = re.compile(r"(?i)\bat (?:least|most)\s*\$?$|\u81f3[\u5c11\u591a]")
+_NEEDED_BEFORE = re.compile(
+    r"(?i)\b(?:need|require|take|buy|use)\w*\s+at (?:least|most)\s*\$?$|\u81f3[\u5c11\u591a]\u9700?\u8981"
+)
+_NEEDED_BEHIND = re.compile(r"(?i)[^.;\n]{0,40}\b(?:needed|required|necessary)\b")
+_OPTION_LETTER = re.compile(r"(?<![\w'\\$])(?:[B-HJ-Z]|A(?=[.)!]*$))(?![\w'$])(?!\.\s?[A-Z])")
+_CLOSED_CLASS = (
+    r"in|of|per|from|at|on|by|to|than|with|for|and|or|more|less|fewer|each|every|within|during|after|before|until|about|"
+    r"only|exactly|plus|minus|times|the|an?|is|are|was|were|grade|day|page|step|chapter|number|part|year|week|room|level|"
+    r"over|under|between|through|into|out|as|if|when|where|which|that|because|since|so|but|not|nor|equals?"
+)
+_PREDICATE = re.compile(
+    rf"[$\\]?\d[\d.,]*\$?\s+[{ALPHABET}]+\s[^.;]*?(?<!\d\s)\b(?!(?:{_CLOSED_CLASS})\s)[a-z]{{2,}}\s+(?=[$\\]?\d)"
+)
+"""The subject of a sentence that begins with a number, and a verb before another one: "10 ducks need 5 pounds"."""
+
+
 def candidates(answer: Found, keys: Collection[str]) -> Iterator[str]:
     """Yield the parts of what was found that may be the answer, the likeliest first."""
     if not answer.text:
         return
-    prose = in_prose(answer.text)
     if answer.where in ("box", "tag"):
-        yield answer.text
-        if last := last_step(prose or answer.text):
-            if not prose:
-                yield last
-            yield from candidates(Found(last if prose else clean(last), "line"), keys)
-        elif len(answer.text) <= LONGEST and re.search(r"[A-Za-z]{2}.*\s.*[A-Za-z]{2}", answer.text):
-            is_sentence = re.match(r"(?!\\|(?i:yes|no|true|false)\b)[A-Za-z]+,?\s+[A-Za-z]", prose or answer.text)
-            yield from candidates(Found(prose or clean(answer.text), "line" if is_sentence else "phrase"), keys)
-        return
-    if prose:
+        yield from _in_box(answer, keys)
+    elif prose := in_prose(answer.text):
         yield from candidates(replace(answer, text=prose), keys)
+    else:
+        yield from _in_sentence(answer, keys)
+
+
+def _in_box(answer: Found, keys: Collection[str]) -> Iterator[str]:
+    """Yield what a box or tag holds, and the last step of a derivation or the value of a sentence in it."""
+    if corrected := _corrected(answer.text, answer.behind):
+        yield from candidates(Found(corrected, "phrase"), keys)
         return
+    prose = in_prose(answer.text)
+    yield answer.text
+    if last := last_step(prose or answer.text):
+        if not prose:
+            yield last
+        yield from candidates(Found(last if prose else clean(last), "line"), keys)
+    elif len(answer.text) <= LONGEST and re.search(r"[A-Za-z]{2}.*\s.*[A-Za-z]{2}", answer.text):
+        is_sentence = re.match(r"(?!\\|(?i:yes|no|true|false)\b)[A-Za-z]+,?\s+[A-Za-z]", prose or answer.text)
+        yield from candidates(Found(prose or clean(answer.text), "line" if is_sentence else "phrase"), keys)
+
+
+def _in_sentence(answer: Found, keys: Collection[str]) -> Iterator[str]:
+    """Yield the parts of a phrase or line that may be the answer."""
     if re.match(r"&|.*\\(?:begin\{a|Rightarrow|implies|therefore)", answer.text) and (last := last_step(answer.text)):
         yield last
         return
     text = plain_characters(_PROSE_DASH.sub(", ", answer.text)).strip()
     is_phrase = answer.where != "line"
+    if corrected := _corrected(text, answer.behind):
+        yield from candidates(Found(corrected, "phrase"), keys)
+        return
+    if (instead := contrast(text)) and next(_spans(instead), None):
+        yield from candidates(Found(instead, "phrase"), keys)
+        return
     if is_phrase and _NEGATED.match(text):
+        return
+    if not is_phrase and text.endswith("?"):
+        yield from _above(answer, keys)
         return
     if listed := re.fullmatch(r"\[(\s*['\"].*['\"]\s*)\]\.?", text):  # a list literal
         yield re.sub(r"(?:^|(?<=,))\s*['\"]|['\"]\s*(?=,|$)", " ", listed[1]).strip()
         return
-    verb = None if is_phrase else _THERE.search(text) or max(_VERB.finditer(text), key=re.Match.start, default=None)
+    if not keys.isdisjoint(YES_NO) and (verdict := _verdict(text)):
+        yield verdict
+        return
+    if not is_phrase:
+        text = _conclusion(text)
+        if _ASKS.match(text) and "=" not in text:
+            return
+    verb = _verb(text, is_phrase)
     statement = text[verb.end() :] if verb else text
     if count := _count(statement if verb else text if not re.search(r"\d", text) else ""):
         yield count
     if verb and _NEGATED.search(text[: verb.end() + 4]):
         statement = text
-    cut = _CLAUSE.search(statement) if is_phrase or statement != text else None
-    clause = statement[: cut.start()] if cut else statement
-    if _GOES_ON.match(statement, len(clause)):
+    clause = statement[: _cut(statement)] if is_phrase or statement != text else statement
+    rest = statement[len(clause) :]
+    if _GOES_ON.match(rest) or is_denied(rest) or _is_unread_chain(clause):
+        if chain := _END_OF_CHAIN.search(text):
+            yield chain[1]
         return
     for phrase in dict.fromkeys((text, clause)):
         if not keys.isdisjoint(text_keys(parse(phrase))):
             yield phrase
-    for phrase in dict.fromkeys((text.rstrip("."), clause)):
+    if named := _named(clause, keys):
+        yield named
+    for phrase in dict.fromkeys((clause, text.rstrip(".")) if verb else (text.rstrip("."), clause)):
         if _is_value(phrase):
             yield phrase
     searched = clause if next(_spans(clause), None) else text
-    spans = list(_spans(searched))
+    spans = _without_ordinals(searched, list(_spans(searched)))
     for start, end in spans[:1] if is_phrase or searched is not text else spans[-1:]:
         before, after = re.split(r"[.;:,]\s", searched[:start])[-1], searched[end:]
-        if not _NEGATED.search(before) and not _GOES_ON.match(after):
+        if not _is_negated(before, after) and not _GOES_ON.match(after) and not is_denied(after):
             yield _with_unit(searched, start, end)
     if not spans:
         if len(text) < 200:
             yield text
-        if answer.above:
-            yield from candidates(Found(answer.above[-1], "line", above=answer.above[:-1]), keys)
+        yield from _above(answer, keys)
+
+
+def _is_unread_chain(clause: str) -> bool:
+    """Return True for an operation in words, and for steps with units that are no equation: "90 s * 2 m/s = 180 m"."""
+    if _OPERATION.search(clause):
+        return True
+    return re.match(r"[\d$(\\].*[A-Za-z].*=", clause) is not None and not _is_value(clause)
+
+
+def _above(answer: Found, keys: Collection[str]) -> Iterator[str]:
+    """Yield the parts of the line above a last one without a value, unless that one is an answer in words."""
+    if answer.above and not _OPTION_LETTER.search(answer.text) and not _verdict(answer.text):
+        yield from candidates(Found(answer.above[-1], "line", above=answer.above[:-1]), keys)
+
+
+def _corrected(text: str, behind: str) -> str:
+    """Return the line that corrects an answer with another value, which stands behind it; "" if none does."""
+    after = correction(f"{text}\n{behind}").partition("\n")[0]
+    if not after:
+        return ""
+    values = [after[start:end] for start, end in _spans(after) if not re.search(r"\d\s*[-+*/]\s*\d", after[start:end])]
+    original = text[: text.find(after)] if after in text else text
+    before = [original[start:end] for start, end in _spans(original)]
+    is_other = bool(values) and bool(before) and before[0].strip("$") not in [value.strip("$") for value in values]
+    return after if is_other else ""
+
+
+def _verdict(text: str) -> str:
+    """Return yes or no, in any language, if a sentence begins with it or ends with nothing else behind a comma."""
+    match = _FIRST_WORD.match(text) or re.search(rf"(?i)[,:]\s*({_VERDICT_WORD})\W*$", text)
+    return match[1] if match else ""
+
+
+def _conclusion(text: str) -> str:
+    """Return the conclusion of a line behind its last "so", if it has a value; else the line."""
+    if (reason := _REASON_FIRST.match(text)) and next(_spans(text[reason.end() :]), None):
+        text = text[reason.end() :]
+    last = _SO.split(text)[-1]
+    return last if next(_spans(last), None) else text
+
+
+def _verb(text: str, is_phrase: bool) -> re.Match[str] | None:
+    """Return the verb before the answer of a line, or of a phrase that is a sentence with another number before it."""
+    if not is_phrase:
+        return _THERE.search(text) or max(_VERB.finditer(text), key=re.Match.start, default=None)
+    cut = _cut(text)
+    end = cut if cut is not None else len(text)
+    verb = max(_VERB.finditer(text, 0, end), key=re.Match.start, default=None)
+    if verb and re.search(r"\d", text[: verb.start()]) and re.search(r"\d|\\", text[verb.end() : end]):
+        return verb
+    reason = re.search(r",|\b(?:because|since|as|so|if|when|where|which|that|but)\b", text)
+    return _PREDICATE.match(text, 0, reason.start() if reason else len(text))
+
+
+def _cut(text: str) -> int | None:
+    """Return where the clause that a text begins with ends, outside brackets; None if it is all of the text."""
+    for match in _CLAUSE.finditer(text):
+        before = text[: match.start()]
+        if all(before.count(opening) <= before.count(closing) for opening, closing in ("()", "[]")):
+            return match.start()
+    return None
+
+
+def _named(clause: str, keys: Collection[str]) -> str:
+    """Return what a clause says of its subject behind a participle or preposition: "facing East", "in Paris"."""
+    match = re.match(
+        r"(?:(?:called|named|known as|[a-z]+ing|located|made|said to be)\s+)?(?:(?:in|at|on|to|as|by|the"
+        r"|an?|towards?)\s+)*(.+)",
+        clause,
+    )
+    words = re.sub(r"^\u662f|\u7684$", "", match[1].strip(" .!*")) if match else ""
+    chinese = re.search(r"[\u662f\u4e3a]\s*([\u4e00-\u9fff]+?)\u7684?[.\s]*$", clause)
+    for name in (words, chinese[1] if chinese else ""):
+        if name and not keys.isdisjoint(text_keys(parse(name))):
+            return name
+    return ""
+
+
+def _is_negated(before: str, after: str) -> bool:
+    """Return True if a value is denied or a bound by what stands before it; "at least 5 are needed" answers 5."""
+    if is_altered(before):
+        return True
+    if _BOUND.search(before) and (_NEEDED_BEFORE.search(before) or _NEEDED_BEHIND.match(after)):
+        return False
+    if re.search(r"(?i)\b(?:add|sum|come|total|amount)\w*\s+up\s+to\s*\$?$", before):
+        return False
+    return _NEGATED.search(before) is not None
+
+
+def _without_ordinals(text: str, spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return the spans that are no ordinal ("7th"); all if there is no other."""
+    return [(start, end) for start, end in spans if not re.match(r"(?:st|nd|rd|th)\b", text[end:])] or spans
 
 
 def _count(text: str) -> str:
@@ -161,9 +352,14 @@ def _items(value: Reading) -> Iterable[Sequence[Reading]]:
 
 def _is_value(phrase: str) -> bool:
     """Return True if a whole phrase means something besides its words."""
-    return len(phrase) < 200 and any(
+    return len(phrase) < 200 and has_value(parse(phrase))
+
+
+def has_value(values: Iterable[Reading]) -> bool:
+    """Return True if a reading is more than words, or a list with words in it."""
+    return any(
         not isinstance(value, Text) and not any(all(isinstance(v, Text) for v in item) for item in _items(value))
-        for value in parse(phrase)
+        for value in values
     )
 
 
@@ -172,6 +368,8 @@ def _spans(text: str) -> Iterator[tuple[int, int]]:
     spans: list[tuple[int, int]] = []
     taken = [match.span() for match in _DELIMITED.finditer(text) if _is_mathematics(match)]
     for match in _SPAN.finditer(text):
+        if _is_exponent_of_unit(text, match):
+            continue
         inside = next((span for span in taken if span[0] < match.end() and match.start() < span[1]), None)
         if inside is None:
             spans += _without_words(text, *match.span())
@@ -184,6 +382,18 @@ def _spans(text: str) -> Iterator[tuple[int, int]]:
         else:
             joined.append((start, end))
     yield from joined
+
+
+def _is_exponent_of_unit(text: str, match: re.Match[str]) -> bool:
+    """Return True for what a unit behind a number ends with: the "^{2}" of "cm^{2}", "m^{2}" behind "84"."""
+    if re.match(r"\^", match[0]) and re.search(rf"[{ALPHABET}]$", text[: match.start()]):
+        return True
+    is_behind_number = re.search(r"[\d}$)]\s+$", text[: match.start()]) is not None
+    return (
+        is_behind_number
+        and re.fullmatch(r"[A-Za-z]\^\{?-?\d\}?", match[0]) is not None
+        and read_unit(match[0]) is not None
+    )
 
 
 def _is_mathematics(match: re.Match[str]) -> bool:
@@ -213,14 +423,17 @@ def _without_words(text: str, start: int, end: int) -> list[tuple[int, int]]:
 def _with_unit(text: str, start: int, end: int) -> str:
     """Return a run of mathematics with the words behind it that belong to it: a magnitude, a unit."""
     span = text[start:end]
-    words = re.match(r"(?:\s*(?!(?:and|or)\b)[A-Za-z\u4e00-\u9fff%/.]+){1,3}", text[end:])
-    pieces = re.findall(r"\s*[A-Za-z\u4e00-\u9fff%/]+\.?", words[0]) if words else []
+    letters = rf"[{ALPHABET}\u4e00-\u9fff%/]"
+    words = re.match(
+        rf"(?:\s*(?!(?:and|or)\b)(?:{letters}|[.-](?={letters}))+(?:\^\{{?-?\d\}}?)?\.?){{1,3}}", text[end:]
+    )
+    pieces = re.findall(rf"\s*[{ALPHABET}\u4e00-\u9fff%/-]+(?:\^\{{?-?\d\}}?)?\.?", words[0]) if words else []
     plain = parse(span)
     for count in range(len(pieces), 0, -1):
         longer = span + "".join(pieces[:count]).rstrip(".")
         values = parse(longer)
-        if any(not isinstance(v, Text) for v in values) and [v for v in values if not isinstance(v, Text)] != [
-            v for v in plain if not isinstance(v, Text)
-        ]:
+        is_counted = any(isinstance(value, Number) and value.noun for value in values)
+        new_values = [value for value in values if not isinstance(value, Text)]
+        if _is_value(longer) and (is_counted or new_values != [v for v in plain if not isinstance(v, Text)]):
             return longer
     return span

@@ -46,7 +46,10 @@ _BASE: dict[str, dict[str, str]] = {
     "ampere": {"1": "A ampere amperes amp amps"},
     "chf": {"1": "chf"}, "peso": {"1": "peso pesos"},
     "mol": {"1": "mol mole moles"},
-    "bit": {"1": "bit bits", "8": "byte bytes"},
+    "bit": {
+        "1": "bit bits", "8": "byte bytes B", "8000": "KB", "8192": "KiB", "8388608": "MiB", "8589934592": "GiB",
+        "8796093022208": "TiB",
+    },
 }  # fmt: skip
 _DERIVED: dict[str, tuple[str, str]] = {  # name -> (factor, units)
     "l L liter liters litre litres": ("1/1000", "m^3"), "ml milliliter milliliters cc": ("1/1000000", "m^3"),
@@ -56,7 +59,7 @@ _DERIVED: dict[str, tuple[str, str]] = {  # name -> (factor, units)
     "ha hectare hectares": ("10000", "m^2"), "acre acres": ("40468564224/10000000", "m^2"),
     "mph": ("1", "mi/h"), "kmh kmph kph": ("1", "km/h"), "N newton newtons": ("1", "kg*m/s^2"),
     "J joule joules": ("1", "kg*m^2/s^2"), "kj kilojoule kilojoules": ("1000", "kg*m^2/s^2"),
-    "W watt watts": ("1", "kg*m^2/s^3"), "kw kilowatt kilowatts": ("1000", "kg*m^2/s^3"),
+    "W watt watts": ("1", "kg*m^2/s^3"), "Wh": ("3600", "kg*m^2/s^2"), "kw kilowatt kilowatts": ("1000", "kg*m^2/s^3"),
     "pa pascal pascals": ("1", "kg/m/s^2"), "kpa": ("1000", "kg/m/s^2"), "hz hertz": ("1", "s^-1"),
     "V volt volts": ("1", "kg*m^2/s^3/ampere"), "ohm ohms \\Omega": ("1", "kg*m^2/s^3/ampere^2"),
 }  # fmt: skip
@@ -69,10 +72,13 @@ _CHINESE = {
 }  # fmt: skip
 _PREFIXES = {
     "n": "1/1000000000", "u": "1/1000000", "m": "1/1000", "c": "1/100", "k": "1000", "M": "1000000", "G": "1000000000",
+    "T": "1000000000000",
     "nano": "1/1000000000", "micro": "1/1000000", "milli": "1/1000", "centi": "1/100", "kilo": "1000",
     "mega": "1000000", "giga": "1000000000",
 }  # fmt: skip
-_SYMBOLS = frozenset(["m", "g", "s", "A", "L", "l", "N", "J", "W", "V", "Pa", "Hz", "mol", "eV", "C", "bit", "\\Omega"])
+_SYMBOLS = frozenset(
+    ["m", "g", "s", "A", "L", "l", "N", "J", "W", "V", "Pa", "Hz", "mol", "eV", "C", "bit", "B", "Wh", "\\Omega"]
+)
 _PREFIXED = re.compile(
     r"(?:met(?:er|re)|gram|second|ampere|lit(?:er|re)|newton|joule|watt|volt|pascal|mole|ohm|byte)s?|hertz"
 )

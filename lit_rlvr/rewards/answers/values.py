@@ -19,10 +19,17 @@ class Text:
 
 @dataclass(frozen=True)
 class Number:
-    """A constant. `places`: decimal places if it is written as a decimal, else None (exact)."""
+    """A constant.
+
+    Args:
+        value: the constant.
+        places: decimal places if it is written as a decimal, else None (exact).
+        noun: the word behind it that says what is counted ("apples"); "" = none.
+    """
 
     value: Any
     places: int | None = None
+    noun: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)

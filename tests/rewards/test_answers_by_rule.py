@@ -1,0 +1,243 @@
+"""The rules by which an answer is found in a text, each with answers that it must and must not pay."""
+
+import pytest
+
+from lit_rlvr.rewards.answers.arithmetic import same_steps, sides
+from lit_rlvr.rewards.answers.comma import has_decimal_comma
+from lit_rlvr.rewards.answers.frames import single_backslashes
+from lit_rlvr.rewards.choice import Choice
+from lit_rlvr.rewards.math import MathAnswer
+from lit_rlvr.rewards.math_check import check_math
+from lit_rlvr.types import Completion, Sample
+
+
+def judged(cases: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return the cases (text, reference) that are right."""
+    return [(text, reference) for text, reference in cases if check_math(text, reference)[0]]
+
+
+TAKEN_BACK = [
+    "{} is wrong.", "So {} cannot be right.", "{} can't be the answer.", "The answer is anything but {}.",
+    "The answer is close to {}.", "The answer is {}+.", "The answer is {} or more.", "The answer is twice {}.",
+    "The answer is nearly {}.", "The answer is {}. No, it is {}1.", "Answer: {}. Wait, actually {}1.",
+    "The answer is {}... or rather {}1.", "The answer is {}, I mean {}1.", "The answer is {} (no, {}1).",
+    "The answer is {}, but {}1 is better.", "The answer is not {} but {}1.", "\\boxed{{{}}}. Actually {}1.",
+    "<answer>{}</answer>\nSorry, it should be {}1.", "Answer: {}\n\nScratch that, {}1.", "The answer is {}, maybe {}1.",
+]  # fmt: skip
+
+
+def test_a_number_that_its_text_takes_back_or_denies_is_no_answer() -> None:
+    texts = [text.replace("{}", "7").replace("{{", "{").replace("}}", "}") for text in TAKEN_BACK]
+    assert judged([(text, "7") for text in texts]) == []
+    corrected = [text for text in texts if "71" in text and "maybe" not in text]
+    assert len(corrected) == 10 and [text for text in corrected if not check_math(text, "71")[0]] == []
+
+
+KEPT = [
+    "The answer is 7, not 8.", "The answer is 7. Wait, let me check: 3 + 4 = 7. Yes.", "Not 8 but 7.",
+    "The answer is 7, because 8 is wrong.", "Wait, actually the answer is 7.", "The answer is 7. I hope this helps!",
+    "\\boxed{7}. Actually, that is 3 + 4.", "The answer is about 7.", "We need at least 7 buses.",
+    "The answer is 7. Note that 8 would be too large.", "It adds up to 7.",
+]  # fmt: skip
+
+
+def test_words_around_a_number_do_not_always_take_it_back() -> None:
+    assert judged([(text, "7") for text in KEPT]) == [(text, "7") for text in KEPT]
+
+
+BOTH_OPTIONS = [
+    "The answer is D or maybe A.", "The answer is D and also A.", "<answer>D, perhaps A</answer>", "A and D both fit.",
+    "The answer is anything but D.", "D is wrong.", "The answer is D (or A).",
+]  # fmt: skip
+CORRECTED_OPTIONS = [
+    "The answer is D. No, it is A.", "Answer: D. Wait, actually A.", "The answer is D? No, A.",
+    "\\boxed{D}. Actually A.", "The answer is D, I mean A.",
+    "The answer is D, although it is really A.", "Answer: D, but A is better.",
+    "Answer: D\nSorry, it is A.", "A and D are possible, but A is better.",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", [(), ("a dog", "a cat", "a cow", "a pig")])
+def test_options_are_taken_back_and_joined_by_the_same_rule(options: tuple[str, ...]) -> None:
+    def value(text: str, answer: str) -> float:
+        return Choice()(Completion(text, (), "stop"), Sample("1", "?", answer, options=options)).value
+
+    assert [text for text in BOTH_OPTIONS + CORRECTED_OPTIONS if value(text, "D")] == []
+    assert [text for text in CORRECTED_OPTIONS if not value(text, "A")] == []
+    right = ["The answer is A because D is too small.", "Answer: A. D is too small.", "I would choose A over D."]
+    assert [text for text in right if not value(text, "A")] == []
+
+
+@pytest.mark.parametrize(
+    ("right", "reference", "wrong"),
+    [
+        ("The correct answer is option C) Rs. 640.", "C", "The correct answer is option B) Rs. 640."),
+        ("C)640", "C", "B)640"),
+        ("\\boxed{Option C}", "C", "\\boxed{Option D}"),
+        ("Hence, option C is correct.", "C", "Answer: A. red B. blue C. green"),
+        ("Deshalb ist Antwort C richtig.\n\nBei Fragen gern melden.", "C", "Deshalb ist Antwort B richtig."),
+        ("故选C。", "C", "故选D。"),
+        ("Yes, the two lines are parallel.", "yes", "No, the two lines are not parallel."),
+        ("Also: nein, sie ist nicht prim.\n\nIch hoffe, das hilft!", "nein", "Ja, sie ist prim."),
+        ("The result is N) circle.", "N", "The result is M) circle."),
+    ],
+)  # fmt: skip
+def test_letters_and_verdicts_are_read_by_their_place(right: str, reference: str, wrong: str) -> None:
+    assert judged([(right, reference), (wrong, reference)]) == [(right, reference)]
+
+
+@pytest.mark.parametrize(
+    ("right", "reference", "wrong"),
+    [
+        ('FINAL ANSWER:\n"""\n24\n"""', "24", '"""\n24\n"""\nFINAL ANSWER:\n25'),
+        ('```json\n{"reason": "9 and 15", "answer": "24"}\n```', "24", '{"answer": "9", "sum": "24"}'),
+        ("[ANSWER]24[/ANSWER] as 9 + 15", "24", "[ANSWER]9[/ANSWER] 24"),
+        ("<final_answer>24</final_answer> as 9 + 15", "24", "<final_answer>9</final_answer> 24"),
+        ("Answer: 24 <eoa>", "24", "Answer: 9 <eoa>"),
+        ("\\\\boxed{\\\\frac{3}{7}}", "\\frac{3}{7}", "\\\\boxed{\\\\frac{7}{3}}"),
+        ("$-\\\\boxed{24}$", "-24", "$\\\\boxed{24}$"),
+        ("#### Area\n\nThe area is **24**.", "24", "#### 9\n\nThe area is **24**."),
+        ("The answer is 24.\n\nThe final answer is an approximation.", "24", "The answer is 24.\n\nThe answer is 9."),
+        ("So it is $-\\boxed{24}$.", "-24", "So it is $\\boxed{24}$."),
+        ("$\\frac{\\boxed{24}}{7}$", "24/7", "$\\frac{\\boxed{24}}{5}$"),
+        ("$\\boxed{24}\\pi$", "24\\pi", "$\\boxed{24}$"),
+    ],
+)  # fmt: skip
+def test_frames_and_what_stands_around_a_box(right: str, reference: str, wrong: str) -> None:
+    assert judged([(right, reference), (wrong, reference)]) == [(right, reference)]
+
+
+def test_single_backslashes_only_where_all_are_doubled() -> None:
+    assert single_backslashes("\\\\frac{1}{2}") == "\\frac{1}{2}"
+    matrix = "\\begin{pmatrix} 1 \\\\ \\frac{1}{2} \\end{pmatrix}"
+    assert single_backslashes(matrix) == matrix and single_backslashes("x = 1 \\\\ y = 2") == "x = 1 \\\\ y = 2"
+
+
+@pytest.mark.parametrize(
+    ("text", "right", "wrong"),
+    [
+        ("Answer: 12 hens lay 9 eggs a day.", "9", "12"),
+        ("The answer is: Tom's age in 12 years is 40.", "40", "12"),
+        ("Answer: 4 bags with 3 figs and 2 extra figs make 14 figs.", "14", "4"),
+        ("Tom needs 40 points to reach the 6th grade.", "40", "6"),
+        ("She paid `1,300` in total, which gives us 1,300.", "1300", "300"),
+        ("Since there are 50 numbers, the chance is \\frac{9}{50}.", "\\frac{9}{50}", "50"),
+        ("Dividing by $4$ gives $3x + 2x = 20$, so $5x = 20$ and $x = 4$.", "4", "20"),
+        ("So the total is 600 divided by 2/3, which is 600 * 3/2 = 900.", "900", "600"),
+        ("The share is 6/24 = 25%.", "25", "6"),
+        ("The way is 30 s * 2 m/s = 60 m.", "60", "30"),
+        ("Collecting: $x^2 + 2x - x = x^2 + x$.", "x^2+x", "x^2"),
+        ("Hence the set is all numbers above 3, i.e. $(3, \\infty)$.", "(3,\\infty)", "3"),
+        ("We meet on 9 May 2024.", "May 9, 2024", "2024"),
+        ("5/25/1990", "May 25, 1990", "5"),
+        ("We want $\\sin^2 18^\\circ + \\sin^2 72^\\circ.$", "", "1"),
+        ("\\boxed{15 * 4 / 2}", "", "30"),
+        ("Would you like to see step 3?", "", "3"),
+        ("Tom is heading North.", "north", "south"),
+    ],
+)  # fmt: skip
+def test_sentences_with_several_numbers(text: str, right: str, wrong: str) -> None:
+    assert not right or check_math(text, right)[0]
+    assert not check_math(text, wrong)[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "right", "wrong"),
+    [
+        ("Ana tiene 31 años.", "31", "3"),
+        ("Es gibt 31 Möglichkeiten.", "31", "31 m"),
+        ("Luc a 31 pièces.", "31", "31 pi"),
+        ("Er hat 31 Gäste.", "31", "31 g"),
+        ("El área es de $31$ cm².", "31", "2"),
+        ("Tom sold 31 CDs.", "31", "3"),
+        ("There are 31 VIP tickets.", "31", "3"),
+        ("31 T-shirts", "31", "3"),
+        ("Le prix est de 31,50 euros.", "31.5", "31"),
+        ("31,50 $", "31.5", "50"),
+        ("31,5 %", "31.5", "5"),
+        ("Die Kosten betragen insgesamt 3.150 Euro.", "3150", "150"),
+        ("The costs are 3.150 dollars.", "3.15", "3150"),
+        ("El coste es 3.150,50.", "3150.5", "3150"),
+        ("速度是每小时31.5千米。", "31.5", "5"),
+        ("所以至少需要31辆车。", "31", "1"),
+        ("x = 31\n\nIch hoffe, das hilft!", "31", "1"),
+        ("x = 31\n\nSi tienes más preguntas, no dudes en decírmelo.", "31", "1"),
+        ("The disk has 31 MiB.", "31", "31 MB"),
+    ],
+)  # fmt: skip
+def test_numbers_in_other_languages_and_with_words_behind_them(text: str, right: str, wrong: str) -> None:
+    assert check_math(text, right)[0] and not check_math(text, wrong)[0]
+
+
+def test_the_language_tells_whether_a_comma_is_decimal() -> None:
+    assert has_decimal_comma("Die Kosten sind 3,5.") and has_decimal_comma("Ответ: 3,5")
+    assert not has_decimal_comma("The cost of it is 3,5.") and not has_decimal_comma("3,5")
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer", "is_right"),
+    [
+        ("9 + 2 + 15 = 26", "\\boxed{9 + 2 + 15 = 26}", True),
+        ("9 + 2 + 15 = 26", "The answer is 2 + 15 + 9 = 26.", True),
+        ("9 + 2 + 15 = 26", "\\boxed{9 + 2 + 15}", True),
+        ("9 + 2 + 15 = 26", "\\boxed{11 + 15 = 26}", False),
+        ("9 + 2 + 15 = 26", "\\boxed{26}", False),
+        ("9 + 2 + 15 = 26", "\\boxed{9 + 2 + 15 = 27}", False),
+        ("8 / 2 * 3 = 12", "\\boxed{\\frac{8}{2} \\times 3 = 12}", True),
+        ("8 - 3 = 5", "\\boxed{3 - 8 = 5}", False),
+        ("3^2 = 9", "\\boxed{3^2 = 9}", True),
+        ("3^2 = 9", "\\boxed{9^1 = 9}", False),
+        ("9 + 2", "\\boxed{11}", True),
+        ("9 + 2", "\\boxed{8 + 3 = 11}", False),
+        ("26", "\\boxed{9 + 2 + 15 = 26}", True),
+        ("2024-03-04", "\\boxed{2024-04-03}", False),
+        ("7", "\\boxed{2x + 3y = 7}", False),
+        ("7", "\\boxed{m + n = 7}", True),
+    ],
+)  # fmt: skip
+def test_an_equation_between_numbers_is_compared_side_by_side(reference: str, answer: str, is_right: bool) -> None:
+    assert check_math(answer, reference)[0] is is_right
+
+
+def test_sides_keep_their_operations() -> None:
+    assert sides("2*(3+4)") == sides("(4+3)*2") == [("*", "2", ("+", "3", "4"))]
+    assert sides("8-3") != sides("3-8") and sides("x + 2") == sides("2 +") == sides("") == sides("(" * 99) == []
+    assert same_steps(sides("3+4=7"), sides("7=4+3")) and not same_steps(sides("3+4=7"), sides("3+5=8"))
+
+
+@pytest.mark.parametrize(
+    ("reference", "right", "wrong"),
+    [
+        ("'Ab c'", "The function returns `'Ab c'`.", "<answer>'ab c'</answer>"),
+        ("'Ab c'", '<answer>"Ab c"</answer>', "<answer>'Abc'</answer>"),
+        ("[(5, 2), (1, 3)]", "The output is `[(5, 2), (1, 3)]`.", "The output is `[(1, 3), (5, 2)]`."),
+        ("[7,0; 0, 7]", "$\\begin{bmatrix}7&0\\\\0&7\\end{bmatrix}$", "$\\begin{bmatrix}7&0\\\\0&8\\end{bmatrix}$"),
+        ("(1)(3)(4)", "【答案】①③④", "【答案】①③"),
+        ("61,300", "\\boxed{61300}", "\\boxed{300, 61}"),
+        ("y=3x-2", "The tangent is $3x-y-2=0$.", "The tangent is $3x+y-2=0$."),
+        ("x \\ne \\pm 3", "\\boxed{(-\\infty,-3)\\cup(-3,3)\\cup(3,\\infty)}", "\\boxed{(-\\infty,3)\\cup(3,\\infty)}"),
+        ("Ann B Lee", "Ann B. Lee", "Ann C. Lee"),
+        ("steam", "The answer is (C) steam.", "The answer is (C) ice."),
+    ],
+)  # fmt: skip
+def test_references_in_other_notations(reference: str, right: str, wrong: str) -> None:
+    assert judged([(right, reference), (wrong, reference)]) == [(right, reference)]
+
+
+def test_ends_of_an_interval_are_not_rounded_to_the_references_places() -> None:
+    assert not check_math("\\boxed{(0,1.4)}", "(0,1)", reference_precision=True)[0]
+    assert check_math("\\boxed{2.3333}", "2.33", reference_precision=True)[0]
+
+
+def test_a_second_opinion_is_asked_where_the_check_says_no_and_marks_the_verdict() -> None:
+    pytest.importorskip("math_verify")
+    reward = MathAnswer(second_opinion=True)
+    texts = {"\\boxed{\\frac{dy}{dx}-2y=0}": "\\frac{dy}{dx}=2y", "\\boxed{5}": "5", "\\boxed{6}": "7", "": "8"}
+    pairs = [(Completion(text, (), "stop"), Sample(gold, "?", gold)) for text, gold in texts.items()]
+    assert not check_math(pairs[0][0].text, pairs[0][1].answer)[0], "else nothing is disputed"
+    results = reward.score(pairs)
+    assert [result.correct for result in results] == [True, True, False, False]
+    assert [dict(result.criteria) for result in results] == [{"disputed": 1.0}, {}, {}, {}]
+    assert reward.metrics == {"math_answer/disputed": [1.0, 0.0, 0.0, 0.0]}
+    assert reward.explain(*pairs[0])[-1] == ("second opinion", "right, so disputed")
+    assert [result.correct for result in MathAnswer().score(pairs)] == [False, True, False, False]
