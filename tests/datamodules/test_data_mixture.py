@@ -163,10 +163,10 @@ def test_rows_that_only_judges_judge_need_no_answer(tmp_path: Path, chat_tokeniz
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     judge, rule = RubricJudge(server=NOWHERE, rubric={"a": 1}), MathAnswer()
 
-    def read(rewards: list[Any] | None, **options: Any) -> PromptDataModule:
+    def read(judging: list[Any] | None, **options: Any) -> PromptDataModule:
         data = PromptDataModule(train=str(file), reading={"max_bad_rows": 0.75}, prompts_per_rollout=1, **options)  # type: ignore[arg-type]
         data.tokenizer = chat_tokenizer
-        data.use_environment(None, rewards)
+        data.use_environment(None, judging)
         data.load("train")
         return data
 
