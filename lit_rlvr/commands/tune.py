@@ -53,9 +53,8 @@ FIRST_STEPS, EXACT = 100, 0.5
 a share of about one half samples are right often enough, too."""
 PRETRAINED_LR = 5e-5
 """The learning rate of such a warm start for a pretrained model."""
-PAID, BARE = 0.9, 16
-"""A warm start trains on a column whose texts the rewards call right in at least this share of the rows, and which are
-at least this part of max_tokens long: on bare answers a model would unlearn to reason where it has room to."""
+PAID = 0.9
+"""A warm start trains on a column whose texts the rewards call right in at least this share of the rows."""
 
 MeasuredGroup = tuple[Prompt, list[RecordRow]]
 
@@ -141,8 +140,8 @@ class Tuner:
                 limit, groups = self._measured()
             else:
                 self.tuned.reasons.append(
-                    f"A warm start needs a column of texts that are right by the rewards and a {BARE}th of max_tokens "
-                    "long (docs/sft.md); if one should be right, see what `lit-rlvr check REWARD --data FILE` says."
+                    "A warm start needs a column of texts that are right by the rewards (docs/sft.md); if one should be "
+                    "right, see what `lit-rlvr check REWARD --data FILE` says."
                 )
         self._choose(limit, groups)
         return self.tuned
@@ -169,9 +168,8 @@ class Tuner:
             if len(texts) == len(samples):
                 completions = [Completion(text, tuple(self.data.tokenizer.encode(text)), "stop") for text in texts]
                 scores = score_rollout(self.rollout.rewards, [[completion] for completion in completions], samples)
-                tokens = fmean(completion.length for completion in completions)
-                if scores.correct.mean() >= PAID and BARE * tokens >= self.rollout.sampling.max_tokens:
-                    lengths[name] = tokens
+                if scores.correct.mean() >= PAID:
+                    lengths[name] = fmean(completion.length for completion in completions)
         return max(lengths, key=lambda name: lengths[name], default="")
 
     def _choose_warm_start(self, column: str, accuracy: float) -> None:

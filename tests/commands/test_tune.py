@@ -9,7 +9,6 @@ import pytest
 import yaml
 from tiny_runs import CLI
 
-from lit_rlvr.commands import tune
 from lit_rlvr.commands.tune import mixed_share
 from lit_rlvr.training import loading
 
@@ -77,9 +76,11 @@ def test_a_model_that_cannot_answer_gets_the_tokens_and_a_warm_start_that_it_nee
     assert settings["warm_start"]["solution"] == "answer"
     fit = lit_rlvr("fit", "--config", "tiny.yaml", *data, "--config", "t.yaml", "--trainer.max_steps", 1)
     assert fit.status == 0 and "Warm start: at most" not in fit.err, fit.err
-    monkeypatch.setattr(tune, "BARE", 0)  # answers are short next to max_tokens
     assert lit_rlvr(*TUNE, *data, "--rollout.rewards", "[tiny_rewards.whole_answer]", "--out", "b.yaml").status == 0
-    settings, reasons = chosen(run_folder, "b.yaml")
+    settings, _ = chosen(run_folder, "b.yaml")
+    assert settings["warm_start"]["solution"] == "answer", "one token of max_tokens is a column like any other"
+    assert lit_rlvr(*TUNE, *data, "--rollout.rewards", "[tiny_rewards.always_wrong]", "--out", "w.yaml").status == 0
+    settings, reasons = chosen(run_folder, "w.yaml")
     assert "warm_start" not in settings and "A warm start needs a column of texts that are right" in reasons
 
 
