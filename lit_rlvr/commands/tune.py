@@ -140,8 +140,8 @@ class Tuner:
                 limit, groups = self._measured()
             else:
                 self.tuned.reasons.append(
-                    "A warm start needs a column of texts that are right by the rewards (docs/sft.md); if one should be "
-                    "right, see what `lit-rlvr check REWARD --data FILE` says."
+                    "A warm start needs a column of texts that are right by the rewards (docs/sft.md); if one should "
+                    "be right, see what `lit-rlvr check REWARD --data FILE` says."
                 )
         self._choose(limit, groups)
         return self.tuned
