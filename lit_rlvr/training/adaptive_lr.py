@@ -16,7 +16,7 @@ from lit_rlvr.distributed.collectives import all_sum, gather_objects, index_tens
 from lit_rlvr.distributed.sharding import has_shards, own_shard
 from lit_rlvr.objectives import kl_estimate
 from lit_rlvr.policy.policy import Policy
-from lit_rlvr.policy.precision import flip_low_bits, more_bits_than_autocast
+from lit_rlvr.policy.precision import more_bits_than_autocast, turn_rounding
 from lit_rlvr.training.failures import TokenBudget, smaller_microbatches_when_out_of_memory
 from lit_rlvr.training.optimizer import all_parameters, set_lr, updates_per_iteration
 from lit_rlvr.training.step import StepPlan, logprobs_in_microbatches
@@ -138,9 +138,9 @@ class AdaptiveStep:
         after = self.measured_logprobs(plan, rows)
         kl = mean_kl(before, after)
         if self.subtracts_rounding:
-            flip_low_bits(all_parameters(self.optimizer))
+            turn_rounding(all_parameters(self.optimizer))
             rounding = mean_kl(after, self.measured_logprobs(plan, rows))
-            flip_low_bits(all_parameters(self.optimizer))
+            turn_rounding(all_parameters(self.optimizer))
             kl = kl if isnan(kl) else max(kl - rounding, 0.0)
         self.adaptive_lr.adapt(kl, cosine, self.optimizer, self.schedule)
         return {k: v for k, v in {"train/kl_step": kl, "train/step_cosine": cosine}.items() if not isnan(v)}

@@ -19,6 +19,9 @@ from lit_rlvr.training.terms import Term
 class Confidence(Term):
     """The term of the example."""
 
+    def cost(self, x: Any) -> Any:
+        return -x.logp
+
 
 def my_loss(x: LossInputs) -> Any:
     """The loss of the example."""

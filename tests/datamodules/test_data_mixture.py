@@ -247,7 +247,7 @@ BAD: dict[str, tuple[Callable[[Path], PromptDataModule], str]] = {
     "own order": (lambda _: mixture(sets=[Arithmetic(order="given")]), r"arithmetic has an order, a curriculum or we"),
     "no rows": (lambda folder: TextMath(train=[*_files(folder), str(folder / "empty.jsonl")]), r"empty\.jsonl: no usa"),
     "file weights": (lambda folder: TextMath(train=dict.fromkeys(_files(folder), 0)), r"data\.train: all weights a"),
-    "same stem": (lambda folder: TextMath(train=_files(folder) * 2), r"data\.train: two files are called .*a\.jsonl"),
+    "same stem": (lambda folder: TextMath(train=_files(folder) * 2), r"data\.train: two files are called a;"),
     "other columns": (lambda folder: TextMath(train=[*_files(folder), str(folder / "odd.jsonl")]),
                       r"odd\.jsonl: 1 of 1 rows cannot be used.*no known layout, the columns are x"),
     "difficulty": (lambda folder: TextMath(train=_files(folder), order="difficulty"),
