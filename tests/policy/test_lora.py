@@ -52,6 +52,28 @@ def train(policy: Policy, seed: int = 0) -> None:
             parameter.data = parameter.data + torch.randn(parameter.shape, generator=generator) * 0.1
 
 
+def test_adapters_that_add_less_than_half_a_digit_reach_an_engine_in_bfloat16(tiny_model_folder: Path) -> None:
+    """On frozen weights published in bfloat16, as most are; without dither none of it would."""
+    policy = load_policy(str(tiny_model_folder))
+    add_adapters(policy.model, Lora(rank=3, alpha=6))
+    for parameter in policy.parameters():
+        parameter.data = parameter.data.bfloat16().float()
+    round_frozen(policy.model, torch.bfloat16)
+    published = {name: weight.detach().clone() for name, weight in policy.named_weights(dtype=torch.bfloat16)}
+    plain = load_policy(str(tiny_model_folder)).named_weights(dtype=torch.bfloat16)
+    assert all(torch.equal(weight, published[name]) for name, weight in plain), "adapters of zero change nothing"
+    for name, parameter in policy.named_parameters():
+        if ".lora_B" in name:
+            parameter.data = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)) * 1e-4
+    exact, merged = dict(policy.named_weights()), dict(policy.named_weights(dtype=torch.bfloat16))
+    arrived = added = 0.0
+    for name in adapted_modules(policy.model):
+        delta = exact[name].detach() - published[name]
+        arrived += float(((merged[name].detach().float() - published[name].float()) * delta).sum())
+        added += float(delta.square().sum())
+    assert arrived / added == pytest.approx(1, abs=0.1)
+
+
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {}, "rslora": {"rslora": True}, "dora": {"dora": True}, "gaussian": {"init": "gaussian"},
     "pissa": {"init": "pissa"}, "rslora pissa": {"init": "pissa", "rslora": True},
