@@ -139,8 +139,8 @@ ROUNDING_BIT = 1 << 15
 """The highest of the bits of float32 that bfloat16 lacks: it says whether a number is rounded up or down."""
 TURNED = 17
 """One of so many weights is rounded the other way by `turn_rounding`, about as many as in a step of 1e-5. In SmolLM2
-that is a divergence of 3.3e-3 nats per token, and such a step one of 3.0e-3. Widths of models are no multiples of it, so
-that the weights of all inputs are among them."""
+that is a divergence of 3.3e-3 nats per token, and such a step one of 3.0e-3. Widths of models are no multiples of it,
+so that the weights of all inputs are among them."""
 
 
 @torch.no_grad()
