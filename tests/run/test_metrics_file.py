@@ -77,6 +77,7 @@ def test_a_broken_line_is_named(tmp_path: Path, line: str) -> None:
 
 
 ONE = ("--trainer.max_steps", 1, "--trainer.limit_val_batches", 0)
+DISPUTABLE = {"class_path": "MathAnswer", "init_args": {"second_opinion": True}}
 RUNS: dict[str, tuple[Any, ...]] = {
     "plain": (
         *("--model.init_args.kl.coef", 0.1, "--model.init_args.lr", "auto"),
@@ -90,7 +91,7 @@ RUNS: dict[str, tuple[Any, ...]] = {
     "rewards": (
         *("--model", "APMPO", "--rollout.safeguards.max_failure_rate", 1, "--rollout.staleness", 1, "--rollout.engine"),
         *("tiny_engines.Streaming", "--trainer.max_steps", 3, "--trainer.limit_val_batches", 0, "--rollout.rewards"),
-        json.dumps([judged_as_is("broken_for_some"), judged_as_is("in_steps"), {"class_path": "MathAnswer"}]),
+        json.dumps([judged_as_is("broken_for_some"), judged_as_is("in_steps"), DISPUTABLE]),
     ),
     "turns": (
         *("--model", "DAPO", "--model.init_args.dynamic_sampling", "true", "--rollout.environment"),
