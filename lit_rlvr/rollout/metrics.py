@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lit_rlvr.distributed.collectives import all_sum
 from lit_rlvr.speech.thought_tokens import TokenTexts, count_thought_tokens
-from lit_rlvr.speech.thoughts import ends_in_thoughts
+from lit_rlvr.speech.thoughts import MARK, ends_in_thoughts
 from lit_rlvr.types import STATUSES, Completion, Rollout
 
 
@@ -137,10 +137,12 @@ def thought_counts(rollout: Rollout, tokenizer: Any) -> dict[str, Tensor]:
     tokens = thinking = unclosed = closed = 0
     for prompt, group in zip(rollout.prompts, rollout.completions, strict=True):
         for completion in group:
-            thoughts = count_thought_tokens(texts, completion.token_ids, completion.from_model, prompt.prefill)
-            tokens += thoughts.tokens
-            thinking += thoughts.tokens > 0
-            closed += thoughts.are_closed
+            turns = completion.turns or (completion,)
+            if any(MARK.search(prompt.prefill + turn.text) for turn in turns):  # else no token need be decoded
+                thoughts = count_thought_tokens(texts, completion.token_ids, completion.from_model, prompt.prefill)
+                tokens += thoughts.tokens
+                thinking += thoughts.tokens > 0
+                closed += thoughts.are_closed
             unclosed += ends_in_thoughts(prompt.prefill + completion.text)
     counts = {
         "rollout/thought_tokens": tokens,

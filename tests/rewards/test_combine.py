@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import byte_tokenizer
 
 from lit_rlvr.advantages.group import GDPOAdvantage
 from lit_rlvr.environments.base import EnvironmentReward
@@ -192,14 +191,12 @@ def test_without_a_reward_a_completion_changes_nothing() -> None:
     assert rollout.mask[:, 0].tolist() == [True, True, False, True]
     assert rollout.rewards[0].tolist() == rollout.correct[0].tolist() == pytest.approx([1, 0, 2 / 3, 1])
     assert rollout.judged.tolist() == rollout.counted.tolist() == [[True, True, False, True]]
-    found = rollout_metrics(rollout, byte_tokenizer(), 1.0)
+    found = rollout_metrics(rollout, None, 1.0)
     names = ("rollout/accuracy", "rollout/reward", "reward/table")
     assert [found[name] for name in names] == pytest.approx([2 / 3] * 3)
     assert found["reward/status/unjudged"] == 1 / 4 and found["reward/status/error"] == 0.0
     scores = score_rollout([Table({"n": None})], [group("nn")], SAMPLES[:1])
-    found = rollout_metrics(
-        assemble([Prompt(SAMPLES[0], [1])], [group("nn")], scores, Sampling()), byte_tokenizer(), 1.0
-    )
+    found = rollout_metrics(assemble([Prompt(SAMPLES[0], [1])], [group("nn")], scores, Sampling()), None, 1.0)
     assert all(isnan(found[name]) for name in names), "Lightning would repeat the last values"
 
 
@@ -233,7 +230,7 @@ def test_a_row_chooses_its_rewards_and_their_weights() -> None:
     assert scores.judged.all() and scores.rewarded.all()
     assert [asked for asked in answer.asked if asked[:-1] in ("other", "column")] == []
     prompts = [Prompt(sample, [1]) for sample in samples]
-    found = rollout_metrics(assemble(prompts, [group("ab")] * 5, scores, Sampling()), byte_tokenizer(), 1.0)
+    found = rollout_metrics(assemble(prompts, [group("ab")] * 5, scores, Sampling()), None, 1.0)
     assert found["reward/answer"] == 0.5 and found["reward/answer/parse_fail"] == 0.5, "of the rows that have it"
     assert found["reward/form"] == pytest.approx(0.625) and found["rollout/accuracy"] == 0.4
     batch = gather_groups(assemble(prompts, [group("ab")] * 5, scores, Sampling()), scores.rewards, GDPOAdvantage())
