@@ -118,7 +118,7 @@ def summarise(player: Player, measured: int) -> dict[str, Any]:
     }
 
 
-def run_seed(options: Any, seed: int, rate: MatmulRate) -> dict[str, Any]:
+def race(options: Any, seed: int, rate: MatmulRate) -> dict[str, Any]:
     """Let both train from one seed; return their summaries, the ratios, and the seconds to the reward."""
     workload = make_workload(options, seed)
     players: list[Player] = []
@@ -159,7 +159,7 @@ def main() -> None:
     rate = MatmulRate(options.precision, sizes=options.matmul_sizes)
     results = []
     for seed in options.seeds:
-        results.append(run_seed(options, seed, rate))
+        results.append(race(options, seed, rate))
         print_seed(results[-1])
     ratios = {
         name: round(geometric_mean(result[name] for result in results), 3)

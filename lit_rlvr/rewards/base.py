@@ -296,8 +296,8 @@ def row_weights(sample: Sample, weights: Mapping[str, float]) -> dict[str, float
     """
     named = sample.rewards
     if named is None:
-        in_columns = [named_rewards(sample, column, weights) for column in REWARD_COLUMNS]
-        named = dict.fromkeys([*filter(None, in_columns), list(weights)][0])
+        in_columns = (named_rewards(sample, column, weights) for column in REWARD_COLUMNS)
+        named = dict.fromkeys(next(filter(None, in_columns), list(weights)))
     chosen = {name: named[name] for name in weights if name in named}
     return {name: weights[name] if weight is None else weight for name, weight in chosen.items()}
 

@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
@@ -203,9 +204,8 @@ def _correct_source(rewards: Sequence[Reward], results: Judgements) -> str:
     reporting = [name for name, column in results.items() if any(r.correct is not None for r in column)]
     failed = [name for name, column in results.items() if column and all(r.status == "error" for r in column)]
     may_report = [reward.name for reward in rewards if reward.reports_correct is not False]
-    return [*marked, *reporting, *failed, *may_report, rewards[0].name][
-        0
-    ]  # one that failed may report `correct` elsewhere
+    # One that failed may report `correct` elsewhere.
+    return next(chain(marked, reporting, failed, may_report), rewards[0].name)
 
 
 def _counts_ones(source: Reward, rewards: Sequence[Reward]) -> bool:

@@ -47,7 +47,7 @@ from lit_rlvr.training.terms import (
     Need,
     PositiveNLL,
     Term,
-    check_term,
+    require_term,
     term_costs,
 )
 
@@ -94,7 +94,7 @@ class LossModule(ABC):
             PositiveNLL(loss.positive_nll_coef) if loss.positive_nll_coef else None,
         )
         for term in terms:
-            check_term(term)
+            require_term(term)
         self.terms = [*(term for term in built_in if term is not None), *terms]
         self._warned_of_change = False  # that something changes its input
 

@@ -114,7 +114,7 @@ class Term(ChecksArguments):
         """Restore what `state_dict` returned; it is not called for {}."""
 
 
-def check_term(term: Term) -> None:
+def require_term(term: Term) -> None:
     """Refuse a term of the user's that cannot be computed.
 
     Raises:

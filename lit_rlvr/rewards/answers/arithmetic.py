@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 from lit_rlvr.rewards.answers.latex import clean
@@ -85,20 +86,19 @@ class _Tokens:
         self.tokens = tokens[::-1]
 
     def sum(self, depth: int) -> Tree | None:
-        terms = [self.product(depth)]
-        while self._next() in ("+", "-"):
-            is_negative = self.tokens.pop() == "-"
-            term = self.product(depth)
-            terms.append(("-", term) if is_negative and term is not None else term)
-        return _joined("+", terms)
+        return self._operation("+", "-", self.product, depth)
 
     def product(self, depth: int) -> Tree | None:
-        factors = [self.power(depth)]
-        while self._next() in ("*", "/"):
-            is_divisor = self.tokens.pop() == "/"
-            factor = self.power(depth)
-            factors.append(("/", factor) if is_divisor and factor is not None else factor)
-        return _joined("*", factors)
+        return self._operation("*", "/", self.power, depth)
+
+    def _operation(self, sign: str, inverse: str, operand: Callable[[int], Tree | None], depth: int) -> Tree | None:
+        """Read operands between a sign and its inverse, and join them."""
+        parts = [operand(depth)]
+        while self._next() in (sign, inverse):
+            is_inverse = self.tokens.pop() == inverse
+            part = operand(depth)
+            parts.append((inverse, part) if is_inverse and part is not None else part)
+        return _joined(sign, parts)
 
     def power(self, depth: int) -> Tree | None:
         base = self.atom(depth)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lit_rlvr.rewards.judges.replies import Values, clean, find_judgement
+from lit_rlvr.rewards.judges.replies import Values, find_judgement, without_surrogates
 
 RULES = """{task}
 
@@ -81,7 +81,7 @@ def ask_about(task: str, material: Mapping[str, str], fields: Mapping[str, Value
         fields: field of the reply -> the values that it may have.
         has_reason: whether the judge gives a reason first.
     """
-    material = {title: clean(text) for title, text in material.items()}
+    material = {title: without_surrogates(text) for title, text in material.items()}
     mark = hashlib.sha256(json.dumps([*material.items()]).encode()).hexdigest()[:16]
     parts = [
         TOKEN.sub(lambda bracket: f"{bracket[0]} ", text).join((f"[{title} {mark}]\n", f"\n[end of {title} {mark}]"))

@@ -105,7 +105,7 @@ class Objects:
 
     def __init__(self, text: str, fields: Fields) -> None:
         self.text = text
-        self.names = {plain(name) for name, _ in fields} | {"reason"}
+        self.names = {plain_key(name) for name, _ in fields} | {"reason"}
 
     def __iter__(self) -> Iterator[Object]:
         """Yield the outermost objects, up to one that never ends: whatever is in it may be quoted."""
@@ -134,7 +134,7 @@ class Objects:
     def _opens(self, start: int) -> bool:
         """Return whether a brace begins an object, although that may never end."""
         key = _KEY_COLON.match(self.text, start + 1)
-        return key is not None and (key[1][0] in _QUOTES or plain(key[1]) in self.names)
+        return key is not None and (key[1][0] in _QUOTES or plain_key(key[1]) in self.names)
 
     def _object(self, start: int, depth: int) -> tuple[Pairs, int]:
         if depth > _MOST_DEPTH:
@@ -199,7 +199,7 @@ def read_fields(pairs: Pairs, fields: Fields) -> dict[str, Any] | None:
     """
     found: dict[str, Any] = {}
     for name, values in fields:
-        meant = {meaning(value, values) for key, value in pairs if plain(key) == plain(name)}
+        meant = {meaning(value, values) for key, value in pairs if plain_key(key) == plain_key(name)}
         if len(meant) == 1:
             found[name] = meant.pop()
     if len(found) == len(fields) and None not in found.values():
@@ -276,7 +276,7 @@ def _says_equal(text: str, texts: Sequence[str]) -> bool:
     return bool(says & _EQUAL) and not says & (_DENIES - _EQUAL) and len(named) in (0, len(others))
 
 
-def plain(name: str) -> str:
+def plain_key(name: str) -> str:
     """Return a key without case, quotes and separators."""
     return re.sub(r"[\W_]", "", name).casefold()
 
@@ -339,22 +339,22 @@ def read_chat(body: Any) -> Received:
         raise NoAnswerError(f"the server sends an error as an answer: {given_text(said if said else dict(body))}")
     message = choice.get("message")
     message = message if isinstance(message, Mapping) else {"content": choice.get("text")}
-    text = clean(content_text(message.get("content")))
+    text = without_surrogates(_content_text(message.get("content")))
     return Received(text, _lack(choice, message, text), read_usage(body.get("usage")))
 
 
-def content_text(content: Any) -> str:
+def _content_text(content: Any) -> str:
     """Return the text of a message's content: a text, a part, or a list of parts, of which thoughts do not count."""
     if isinstance(content, str):
         return content
     if isinstance(content, list):
-        return "".join(map(content_text, content))
+        return "".join(map(_content_text, content))
     if isinstance(content, Mapping):
         if re.search("think|reason", str(content.get("type", ""))):
             return ""
         inner = content.get("text", content.get("value"))
         if inner is not None:
-            return content_text(inner)
+            return _content_text(inner)
         return "" if "type" in content else json.dumps(content)
     return "" if content is None else json.dumps(content)
 
@@ -418,6 +418,6 @@ def _count(value: Any) -> int | None:
     return int(value) if 0 <= value <= _MOST_TOKENS and value == int(value) else None
 
 
-def clean(text: str) -> str:
+def without_surrogates(text: str) -> str:
     """Return a text with `?` for what is no Unicode: half of a pair of surrogates."""
     return text.encode("utf-8", "replace").decode()

@@ -12,7 +12,7 @@ from lit_rlvr.errors import UserError, check_within, fits, given_text
 from lit_rlvr.rewards.base import LARGEST, reaches
 from lit_rlvr.rewards.judges.base import TRIAL, Judge
 from lit_rlvr.rewards.judges.prompts import Question, Reply, ask_about
-from lit_rlvr.rewards.judges.replies import plain
+from lit_rlvr.rewards.judges.replies import plain_key
 from lit_rlvr.speech.prompts import prompt_text
 from lit_rlvr.types import Pair, RewardResult, Sample
 
@@ -190,7 +190,7 @@ def _entry(text: str, entry: Any) -> Any:
     """Return a criterion of a mapping: its key is the text, unless the mapping that it stands for has one."""
     if not isinstance(entry, Mapping):
         return [text, entry]
-    has_text = any(plain(str(key)) in TEXTS for key in _without_nulls(entry))
+    has_text = any(plain_key(str(key)) in TEXTS for key in _without_nulls(entry))
     return entry if has_text else {TEXTS[0]: text} | dict(entry)
 
 
@@ -204,7 +204,7 @@ def _criterion(entry: Any, place: str) -> tuple[str, Any]:
         return entry[0], entry[1]
     if not isinstance(entry, Mapping):
         return (entry, None) if isinstance(entry, str) else ("", None)
-    named = {plain(str(key)): (key, value) for key, value in _without_nulls(entry).items()}
+    named = {plain_key(str(key)): (key, value) for key, value in _without_nulls(entry).items()}
     text_keys = [key for key in TEXTS if isinstance(named.get(key, ("", None))[1], str)]
     if not text_keys:
         if not named:

@@ -16,7 +16,7 @@ from lit_rlvr.errors import UserError, check_within, first_line, log, option_gro
 from lit_rlvr.rewards.function import resolved
 from lit_rlvr.rewards.judges.answers import Answers, Spent
 from lit_rlvr.rewards.judges.prompts import Question, Reply
-from lit_rlvr.rewards.judges.replies import Received, clean, parse_body, read_chat
+from lit_rlvr.rewards.judges.replies import Received, parse_body, read_chat, without_surrogates
 
 WHERE = "rollout.rewards: judge.server"
 BROKEN = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
@@ -282,7 +282,7 @@ class Client:
             received = await self._receive(request)
         except (OpenAIError, *BROKEN) as error:
             cause = error.__cause__ if str(error) == "Connection error." else None
-            return Call(None, f"{self.place}: {clean(first_line(cause or error))}")
+            return Call(None, f"{self.place}: {without_surrogates(first_line(cause or error))}")
         if received.tokens is None:
             self._report_no_usage()
         else:
