@@ -125,9 +125,9 @@ def dither(name: str, weight: Tensor) -> None:
     """
     if weight.dim() < 2:
         return
-    generator = torch.Generator(weight.device).manual_seed(derive_seed("dither", name))
-    offset = torch.empty(min(weight.numel(), DITHER_BLOCK), dtype=torch.int32, device=weight.device)
-    offset.random_(-HALF_DIGIT, HALF_DIGIT + 1, generator=generator)
+    generator = torch.Generator().manual_seed(derive_seed("dither", name))
+    drawn = torch.empty(min(weight.numel(), DITHER_BLOCK), dtype=torch.int32)  # on the CPU: the same on all devices
+    offset = drawn.random_(-HALF_DIGIT, HALF_DIGIT + 1, generator=generator).to(weight.device)
     for block in weight.view(-1).split(DITHER_BLOCK):
         rounded = block.bfloat16().float()
         # Without its sign, the bits of a float are a whole number that grows with it: the offset moves that.
