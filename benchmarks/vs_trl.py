@@ -84,14 +84,8 @@ def reached(player: Player, reward: float | None) -> bool:
 
 
 def seconds_to(player: Player, reward: float) -> float:
-    """Return the seconds of the steps up to the first whose mean reward is at least `reward`; of all steps if none
-    is."""
-    total = 0.0
-    for step in player.steps:
-        total += step["seconds"]
-        if step["reward"] >= reward:
-            break
-    return total
+    """Return the seconds of `steps_to` the reward."""
+    return sum(step["seconds"] for step in player.steps[: steps_to(player, reward)])
 
 
 def steps_to(player: Player, reward: float) -> int:

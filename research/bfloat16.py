@@ -91,7 +91,7 @@ def recorded(run: Path, iteration: int, tokenizer: Any) -> Rollout:
 
 
 def gradient(policy: Policy, rollout: Rollout, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Return the gradient of the REINFORCE loss with GRPO's advantages, computed in `dtype`."""
+    """Return the gradient of the REINFORCE loss with centred rewards, computed in `dtype`."""
     advantages = (rollout.rewards - rollout.rewards.mean(1, keepdim=True)).flatten()
     rows = [i for i, advantage in enumerate(advantages.tolist()) if advantage]
     policy.zero_grad()
