@@ -131,7 +131,7 @@ def _judge(predicted: Found, answer: str, rules: Rules) -> tuple[bool, str, str]
         ):
             return False, "parse_fail", candidate
         if any(not isinstance(value, Text) for value in values):
-            if same(golds, values, rules):
+            if same(golds, [*values, *_in_several_forms(values)], rules):
                 return True, "ok", candidate
             is_derivation = candidate == predicted.text and (
                 in_prose(candidate) or (predicted.where == "box" and last_step(candidate))
@@ -247,10 +247,17 @@ def _reference(answer: str) -> tuple[Reading, ...]:
     values = tuple(value for form in forms for value in parse(form.strip(" $") if len(forms) > 1 else form))
     if verdict := re.fullmatch(r"(?i)yes[.,;:]\s*(\$.*\$)\.?", bare):
         values += parse(verdict[1])
+    return (*values, *_in_several_forms(values))
+
+
+def _in_several_forms(values: Sequence[Reading]) -> Sequence[Reading]:
+    """Return the readings of the one value that a list gives in several forms: "3/4, or 75%"; else ()."""
     listed = next((value for value in values if isinstance(value, Series) and not value.brackets), None)
-    if listed is not None and all(same(listed.items[0], item, Rules()) for item in listed.items):
-        return (*values, *listed.items[0])  # one value in several forms
-    return values
+    if listed is None:
+        return ()
+    first, *others = listed.items
+    is_one = all(same(first, item, Rules()) for item in others)
+    return first if is_one else ()
 
 
 check_math("\\boxed{\\frac{x}{2}}", "0.5x")  # fills caches, which must not count in the first answer's time

@@ -45,6 +45,44 @@ def test_words_around_a_number_do_not_always_take_it_back() -> None:
     assert judged([(text, "7") for text in KEPT]) == [(text, "7") for text in KEPT]
 
 
+DENIED = [
+    "Die Antwort ist nicht 7, sondern 8.", "La respuesta no es 7.", "La réponse n'est pas 7.", "La risposta non è 7.",
+    "Não são 7.", "Это не 7.", "答案不是7", "Mindestens 7.", "Más de 7.", "Plus de 7 pommes.", "Più di 7.",
+    "Mais de 7.", "Больше 7.", "不到7个。", "多于7",
+]  # fmt: skip
+STATED = [
+    "Man braucht mindestens 7 Busse.", "Se necesitan al menos 7 autobuses.", "Il faut au moins 7 bus.",
+    "Servono almeno 7 autobus.", "É preciso pelo menos 7 ônibus.", "Нужно не менее 7 автобусов.", "至少需要7辆车。",
+    "Es sind 7 und nicht 8.", "Son 7, no 8.", "So there are 7, not 8.", "No quedan más, así que son 7.",
+    "Er kauft 3 mehr als Anna, also 7.",
+]  # fmt: skip
+
+
+def test_denials_and_bounds_are_read_in_the_languages_whose_answers_are() -> None:
+    assert judged([(text, "7") for text in DENIED]) == []
+    assert judged([(text, "7") for text in STATED]) == [(text, "7") for text in STATED]
+    letters = ["Die Antwort ist nicht B.", "答案不是B", "Não é B.", "I would rule out B.", "All but B."]
+    assert judged([(text, "B") for text in letters]) == []
+    named = ["It's B.", "正解はBです。", "정답은 B입니다.", "I would rule out A, so B."]
+    assert judged([(text, "B") for text in named]) == [(text, "B") for text in named]
+
+
+@pytest.mark.parametrize(
+    ("text", "right", "wrong"),
+    [
+        ("10**6", "10^6", "106"),
+        ("The answer is x**2 + 1.", "x^2 + 1", "x2 + 1"),
+        ("2**(1/2)", "\\sqrt{2}", "1"),
+        ("**10** apples", "10", "100"),
+        ("The probability is 3/4, or 75%.", "3/4", "75"),
+        ("There are 5 ways, or 10 if the order counts.", "5, 10", "5"),
+        ("US$12.50", "\\$12.50", "\\$12.05"),
+    ],
+)
+def test_powers_of_code_and_one_value_in_several_forms(text: str, right: str, wrong: str) -> None:
+    assert check_math(text, right)[0] and not check_math(text, wrong)[0]
+
+
 BOTH_OPTIONS = [
     "The answer is D or maybe A.", "The answer is D and also A.", "<answer>D, perhaps A</answer>", "A and D both fit.",
     "The answer is anything but D.", "D is wrong.", "The answer is D (or A).",

@@ -49,6 +49,9 @@ _RAISED, _LOWERED = (
 )
 _POWER = re.compile(f"[{_RAISED}]+")
 _VULGAR = re.compile(r"(?:(\d)\s*|(?<!\s)\s+)?([\u00bc-\u00be\u2150-\u215e\u2189])")
+_POWER_OF_CODE = re.compile(
+    r"(?:(?<=[\d)\]}])|(?<=\b[A-Za-z]))(?:\*\*|\s\*\*\s)(?:(?P<exponent>-?(?:\d+(?:\.\d+)?|[A-Za-z]\b))|(?=\())"
+)
 _ROOT = re.compile(r"([\u221a\u221b\u221c])\s*(\{[^{}]*\}|\([^()]*\)|\d+(?:\.\d+)?|\\?[A-Za-z]+|)")
 _ORDER = {"\u221a": "", "\u221b": "[3]", "\u221c": "[4]"}
 
@@ -72,6 +75,16 @@ def plain_characters(text: str) -> str:
     for pattern, meaning in _CONNECTIVES:
         text = pattern.sub(meaning, text)
     return text
+
+
+def with_carets(text: str) -> str:
+    """Return the text with powers as LaTeX writes them in place of code's: `10**6`, `x ** -2`, `2**(1/2)`."""
+    return _POWER_OF_CODE.sub(_with_caret, text)
+
+
+def _with_caret(match: re.Match[str]) -> str:
+    exponent = match["exponent"]
+    return f"^{{{exponent}}}" if exponent else "^"
 
 
 def _ascii(text: str) -> str:

@@ -12,7 +12,7 @@ from string import ascii_uppercase
 
 from lit_rlvr.rewards.answers.characters import ALPHABET, plain_characters
 from lit_rlvr.rewards.answers.find import answer_region, find_answer, last_boxed, normalise
-from lit_rlvr.rewards.answers.retracted import CORRECTION, MAYBE, PREFERRED
+from lit_rlvr.rewards.answers.retracted import CORRECTION, MAYBE, NOT, PREFERRED
 
 YES_NO = ("yes", "no")
 LETTERS = ascii_uppercase[:10]
@@ -33,11 +33,11 @@ _BRACKETS = str.maketrans("\u3010\u3011\u3016\u3017\u300a\u300b\u300e\u300f", "(
 
 _ANSWER = (
     "answer|option|choice|answers|r\u00e9ponse|antwort|respuesta|risposta|resposta|\u043e\u0442\u0432\u0435\u0442|"
-    "\u7b54\u6848|\u7b54\u3048|\u6b63\u89e3|\u6545\u9009|\u9009\u9879|\uc815\ub2f5"
+    "\u7b54\u6848|\u7b54\u3048|\u6b63\u89e3|\u6545\u9009|\u9009\u9879|\uc815?\ub2f5"
 )
 _MARKER = re.compile(
     rf"(?:{_ANSWER})(?:(?! [A-Z]\b)[ \w]){{0,30}}?\s*(?:[:=]|\b(?:is|are|would be|should be|must be|est|ist|es)\b"
-    r"|\u5e94\u8be5\u662f|\u5e94\u4e3a|\u662f|\u4e3a)(?!\s*n[o']t\s*$)|\(\u7b54\u6848\)\s*:?",
+    r"|\u5e94\u8be5\u662f|\u5e94\u4e3a|(?<!\u4e0d)\u662f|\u4e3a|\u306f|[\uc740\ub294])(?!\s*n[o']t\s*$)|\(\u7b54\u6848\)\s*:?",
     re.IGNORECASE,
 )
 _LISTED = re.compile(r"[ \t]*(?:[-+\u2022][ \t]*)?\(?([A-Za-z])[.:)]+(?=\s)")
@@ -64,10 +64,13 @@ _SPOKEN = (
     r"(?:it|that|this|the|correct|right|best|better|answer|option|choice|letter|is|be|should|must|would|may|might|i|i'd|we|think|"
     r"choose|pick|mean|meant|say|wait|no|actually|sorry|go|with|for|rather|really)"
 )
-_NEXT_WORD = rf"(?:{_CAUSE}|but|so|or|and|rather|instead|not|here|\u662f\u6b63)(?![^\W_])|{_VERDICT}"
+_NEXT_WORD = (
+    rf"(?:{_CAUSE}|but|so|or|and|rather|instead|not|here|\u662f\u6b63|\u3067\u3059|\u3060|\uc785\ub2c8\ub2e4)"
+    rf"(?![^\W_])|{_VERDICT}"
+)
 _NOT = (
-    r"(?:(?<![^\W_])(?:not|never|neither|nor|cannot|rather than|instead of|over|other than|except|unlike"
-    r"|anything but|close to|far from|different from)|n't|"
+    rf"(?:(?<![^\W_])(?:{NOT}|neither|nor|rather than|instead of|over|other than|except|unlike|(?:anything|all|any) but"
+    r"|close to|far from|different from|(?:rule|ruled|ruling) out|(?:eliminat|exclud|reject|discard)\w+)|n't|"
     r"\u4e0d\u662f|\u4e0d\u9009|\u800c\u975e)"
     r"(?:\s+(?:be|have|been|the|an?|option|choice|answer|letter|for|\u9009\u9879))*(?:\s+(?:[:(\"']\s*)?|[:(\"']\s*)"
 )
@@ -170,7 +173,7 @@ class _Reader:
         words = sorted(known, key=len, reverse=True)
         text = "|".join(re.sub(r"\\?\s+", r"\\s+", re.escape(word)) for word in words) or "(?!)"
         any_letter = f"[{letters}{letters.lower()}]" if letters else "(?!)"
-        letter = rf"(?<![^\W_])(?P<letter>{any_letter})(?![^\W_]|['\u2019]\w)"
+        letter = rf"(?<![^\W_])(?<![^\W_]['\u2019])(?P<letter>{any_letter})(?![^\W_]|['\u2019]\w)"
         end = (
             rf"\s*$|\s*[,;:!?)\]}}\"'|\u2014\u2013](?!\d)|\s*\)|\s*\.(?![A-Za-z0-9])|\s*-(?=\s|$)|\s+\("
             rf"|\s+(?i:{_NEXT_WORD})"

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from lit_rlvr.rewards.answers.characters import plain_characters
+from lit_rlvr.rewards.answers.characters import plain_characters, with_carets
 from lit_rlvr.rewards.answers.frames import is_frame, last_field, last_tag, single_backslashes, without_frame
 from lit_rlvr.speech.thoughts import without_thoughts
 
@@ -84,7 +84,7 @@ def answer_region(text: str, boxed_only: bool = False, open_thoughts: bool = Fal
         text: the completion.
         boxed_only, open_thoughts: as for `find_answer`.
     """
-    text = single_backslashes(without_thoughts(text, open_thoughts))
+    text = with_carets(single_backslashes(without_thoughts(text, open_thoughts)))
     before = text[: next_question(text)[0]]
     if len(before) < len(text):
         answer = _find(before, boxed_only)
@@ -323,7 +323,7 @@ _SYMBOL = re.compile(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])")
 
 def normalise(text: str) -> str:
     """Normalise text for comparison: no markup, outer space or quotes, final full stop or case; `(A)` becomes `a`."""
-    text = _TEXT_COMMAND.sub(r"\1", plain_characters(text))
+    text = _TEXT_COMMAND.sub(r"\1", with_carets(plain_characters(text)))
     text = re.sub(r"\\left|\\right|\\[,!;:]|\$|\*\*", "", text)
     text = re.sub(r"([_^])\{(\w)\}", r"\1\2", text)
     text = re.sub(r"(?<!\w)\s+|\s+(?!\w)", "", text).rstrip(".")

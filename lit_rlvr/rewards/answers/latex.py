@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from lit_rlvr.rewards.answers.characters import plain_characters
+from lit_rlvr.rewards.answers.characters import plain_characters, with_carets
 
 COMMAS = re.compile(
     r"\s*(?:[,;]|\\\\)\s*(?:(?:and|or)\b\s*)?|\s*(?:\band\b|\bor\b|&|\\(?:or|and|land|lor)(?![A-Za-z]))\s*"
@@ -71,6 +71,7 @@ _PARAMETER = re.compile(
 """The end of an answer that declares a letter to be any integer or constant."""
 _ANY = re.compile(r"[,;]?\s*\b(?:for|where|with)\s+(?:any|some|all)\s+(?:[a-z]+\s+)?[a-z](?:\s*[<>]\s*0)?$")
 """The end of an answer that says of a letter only that it is free."""
+_US_DOLLAR = re.compile(r"\bUS\s*\\?\$")
 _ENDS = " \t\r\n.,;:"
 
 
@@ -85,6 +86,7 @@ def clean(text: str) -> str:
     for pattern, new in _REPLACEMENTS:
         text = pattern.sub(new, text)
     text = text.replace("\x00", "\\\\")
+    text = with_carets(_US_DOLLAR.sub("$", text))
     text = re.sub(r"\\\$", " USD ", re.sub(r"\*\*|__|`|\\\\\s*$", " ", text))
     text = text.replace("$", " ") if text.count("$") % 2 == 0 else re.sub(r"\$(?=\s*[-\d.])", " USD ", text)
     text = _OUTWARD.sub(_inward, trim(text))

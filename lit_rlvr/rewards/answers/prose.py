@@ -11,7 +11,15 @@ from lit_rlvr.rewards.answers.characters import ALPHABET, plain_characters
 from lit_rlvr.rewards.answers.find import Found
 from lit_rlvr.rewards.answers.latex import clean
 from lit_rlvr.rewards.answers.parse import LONGEST, parse
-from lit_rlvr.rewards.answers.retracted import contrast, correction, is_altered, is_denied
+from lit_rlvr.rewards.answers.retracted import (
+    begins_with_denial,
+    contrast,
+    correction,
+    has_denial,
+    is_denied,
+    is_denied_before,
+    without_denied,
+)
 from lit_rlvr.rewards.answers.units import read_numeral, read_unit
 from lit_rlvr.rewards.answers.values import Labelled, Number, Reading, Series, Text, text_keys
 
@@ -45,11 +53,6 @@ _GOES_ON = re.compile(
 """Behind a value: it is not the answer, or not all of it."""
 _OPERATION = re.compile(r"\d\S*\s+(?:divided|multiplied)$")
 _END_OF_CHAIN = re.compile(r"=\s*([^=<>]{1,60}?)[.\s]*$")
-_NEGATED = re.compile(
-    r"(?i)\b(?:not|cannot|never)\b|n't\b|\u4e0d\u662f|\u4e0d\u7b49\u4e8e|\u5e76\u975e"
-    r"|\u81f3[\u5c11\u591a]|\u4e0d(?:\u8d85\u8fc7|\u5c11\u4e8e)|[\u8d85\u5927\u5c0f][\u8fc7\u4e8e]"
-    r"|\b(?:at (?:least|most)|(?:more|less|greater|fewer|larger|smaller) than|between|up to)\s*\$?$"
-)
 _JOINED = re.compile(r"\s*(?:,|;|\band\b|\bor\b|,\s*and\b|,\s*or\b)\s*")
 _DERIVED = re.compile(
     r"\\(?:Rightarrow|implies|Longrightarrow|therefore)(?![A-Za-z])|\u21d2|(?i:\b(?:so|hence|thus|therefore)\b),?"
@@ -122,11 +125,6 @@ _ASKS = re.compile(
     r"|(?:find|compute|evaluate|calculate|determine|simplify)\b)"
 )
 """Before what a question asks for."""
-_BOUND = re.compile(r"(?i)\bat (?:least|most)\s*\$?$|\u81f3[\u5c11\u591a]")
-_NEEDED_BEFORE = re.compile(
-    r"(?i)\b(?:need|require|take|buy|use)\w*\s+at (?:least|most)\s*\$?$|\u81f3[\u5c11\u591a]\u9700?\u8981"
-)
-_NEEDED_BEHIND = re.compile(r"(?i)[^.;\n]{0,40}\b(?:needed|required|necessary)\b")
 _OPTION_LETTER = re.compile(r"(?<![\w'\\$])(?:[B-HJ-Z]|A(?=[.)!]*$))(?![\w'$])(?!\.\s?[A-Z])")
 _CLOSED_CLASS = (
     r"in|of|per|from|at|on|by|to|than|with|for|and|or|more|less|fewer|each|every|within|during|after|before|until|about|"
@@ -172,7 +170,7 @@ def _in_sentence(answer: Found, keys: Collection[str]) -> Iterator[str]:
     if re.match(r"&|.*\\(?:begin\{a|Rightarrow|implies|therefore)", answer.text) and (last := last_step(answer.text)):
         yield last
         return
-    text = plain_characters(_PROSE_DASH.sub(", ", answer.text)).strip()
+    text = without_denied(plain_characters(_PROSE_DASH.sub(", ", answer.text)).strip())
     is_phrase = answer.where != "line"
     if corrected := _corrected(text, answer.behind):
         yield from candidates(Found(corrected, "phrase"), keys)
@@ -180,7 +178,7 @@ def _in_sentence(answer: Found, keys: Collection[str]) -> Iterator[str]:
     if (instead := contrast(text)) and next(_spans(instead), None):
         yield from candidates(Found(instead, "phrase"), keys)
         return
-    if is_phrase and _NEGATED.match(text):
+    if is_phrase and begins_with_denial(text):
         return
     if not is_phrase and text.endswith("?"):
         yield from _above(answer, keys)
@@ -199,7 +197,7 @@ def _in_sentence(answer: Found, keys: Collection[str]) -> Iterator[str]:
     statement = text[verb.end() :] if verb else text
     if count := _count(statement if verb else text if not re.search(r"\d", text) else ""):
         yield count
-    if verb and _NEGATED.search(text[: verb.end() + 4]):
+    if verb and has_denial(text[: verb.end() + 4]):
         statement = text
     clause = statement[: _cut(statement)] if is_phrase or statement != text else statement
     rest = statement[len(clause) :]
@@ -219,7 +217,7 @@ def _in_sentence(answer: Found, keys: Collection[str]) -> Iterator[str]:
     spans = _without_ordinals(searched, list(_spans(searched)))
     for start, end in spans[:1] if is_phrase or searched is not text else spans[-1:]:
         before, after = re.split(r"[.;:,]\s", searched[:start])[-1], searched[end:]
-        if not _is_negated(before, after) and not _GOES_ON.match(after) and not is_denied(after):
+        if not is_denied_before(before, after) and not _GOES_ON.match(after) and not is_denied(after):
             yield _with_unit(searched, start, end)
     if not spans:
         if len(text) < 200:
@@ -301,17 +299,6 @@ def _named(clause: str, keys: Collection[str]) -> str:
         if name and not keys.isdisjoint(text_keys(parse(name))):
             return name
     return ""
-
-
-def _is_negated(before: str, after: str) -> bool:
-    """Return True if a value is denied or a bound by what stands before it; "at least 5 are needed" answers 5."""
-    if is_altered(before):
-        return True
-    if _BOUND.search(before) and (_NEEDED_BEFORE.search(before) or _NEEDED_BEHIND.match(after)):
-        return False
-    if re.search(r"(?i)\b(?:add|sum|come|total|amount)\w*\s+up\s+to\s*\$?$", before):
-        return False
-    return _NEGATED.search(before) is not None
 
 
 def _without_ordinals(text: str, spans: list[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -18,6 +18,59 @@ MAYBE = (
     r"|peut-\u00eatre|quiz\u00e1s?)"
 )
 """Words that join an answer with another one."""
+NOT = "|".join(
+    [
+        r"not|never|cannot",
+        r"nicht|keine?[mnrs]?",
+        r"no (?:es|son|hay)",
+        r"n(?:e |['\u2019])\w+ pas",
+        r"non (?:è|sono)",
+        r"não(?: é| são)?",
+        r"не",
+        r"niet",
+    ]
+)
+"""Words that deny what stands behind them, by language: en, de, es, fr, it, pt, ru, nl."""
+_BOUND = "|".join(
+    [
+        r"at (?:least|most)|between|up to",
+        r"mindestens|höchstens|zwischen|bis zu",
+        r"(?:al|por lo) menos|como m\w+|entre|hasta",
+        r"au (?:moins|plus)|jusqu['\u2019]à",
+        r"almeno|al (?:massimo|più|meno)|fino a",
+        r"pelo menos|no m\w+|até",
+        r"не (?:мен|бол)\w+",
+    ]
+)
+_COMPARED = "|".join(
+    [
+        r"(?:more|less|greater|fewer|larger|smaller) than",
+        r"(?:mehr|weniger|größer|kleiner) als",
+        r"(?:más|menos) de",
+        r"(?:plus|moins) de",
+        r"(?:più|meno) di",
+        r"(?:mais|menos) de",
+        r"(?:больше|меньше|более|менее)(?: чем)?",
+    ]
+)
+"""Words that make a bound of the number behind them, in the same languages."""
+_CHINESE_BOUND = "至[少多]|不(?:超过|少于|到|足)|[超大小多少][过于]"
+_NEED = r"need|requir|tak|buy|us|brauch|benötig|necesit|requier|besoin|faut|serv|bisogn|occorr|precis|нуж|треб"
+_TO_VALUE = r"\s*\$?$"
+_DENIED_BEFORE = re.compile(
+    rf"(?i)\b(?:{NOT})\b|n't\b|不是|不等于|并非|{_CHINESE_BOUND}|\b(?:{_BOUND}|{_COMPARED}){_TO_VALUE}"
+)
+_NEEDED_BEFORE = re.compile(rf"(?i)\b(?:{_NEED})\w*\s+(?:\w+\s+)?(?:{_BOUND}){_TO_VALUE}|至[少多]需?要")
+_BOUND_BEFORE = re.compile(rf"(?i)\b(?:{_BOUND}){_TO_VALUE}|至[少多]")
+_NEEDED_BEHIND = re.compile(
+    r"(?i)[^.;\n]{0,40}\b(?:needed|required|necessary|nötig|erforderlich|necesari[ao]s?|nécessaires?|necessari[aeio])\b"
+)
+_INSTEAD_OF = re.compile(
+    r"(?i)(?<=[\w)}\]$])(?:,|;|\s+(?:and|und|y|et|e|и))\s+(?:ce n['\u2019]est pas|not|nicht|no|non|não|не)\s+"
+    r"[$\\]*[-\d][^\s,;]*(?=[\s,;.!)]|$)"
+)
+"""What an answer is not, behind it: "7, not 8"."""
+_ADDED_UP = re.compile(r"(?i)\b(?:add|sum|come|total|amount)\w*\s+up\s+to\s*\$?$")
 _FALSE = (
     r"(?:not|never|wrong|incorrect|false|impossible|invalid|excluded|eliminated|ruled out|unlikely"
     r"|too|falsch|incorrecto|faux)"
@@ -59,9 +112,38 @@ def is_denied(after: str) -> bool:
     return _DENIED.match(after) is not None or _OPEN_ENDED.match(after) is not None
 
 
+def begins_with_denial(text: str) -> bool:
+    """Return True if a text begins with a word that denies the value behind it: "not 5", "nicht 5"."""
+    return _DENIED_BEFORE.match(text) is not None
+
+
+def has_denial(before: str) -> bool:
+    """Return True if a text has a word that denies the value behind it, or ends with one that makes a bound of it."""
+    return _DENIED_BEFORE.search(before) is not None
+
+
+def is_denied_before(before: str, after: str) -> bool:
+    """Return True if what stands before a value denies it or makes a bound or another value of it.
+
+    "At least 5 are needed" and "we need at least 5" answer 5.
+    """
+    if is_altered(before):
+        return True
+    if _BOUND_BEFORE.search(before) and (_NEEDED_BEFORE.search(before) or _NEEDED_BEHIND.match(after)):
+        return False
+    if _ADDED_UP.search(before):
+        return False
+    return has_denial(before)
+
+
 def is_altered(before: str) -> bool:
     """Return True if the text before a value makes another one of it: "anything but", "close to", "twice"."""
     return _NOT_YET.search(before) is not None
+
+
+def without_denied(text: str) -> str:
+    """Return a text without the value that it denies behind its answer: "7, not 8" says 7."""
+    return _INSTEAD_OF.sub("", text)
 
 
 def contrast(text: str) -> str:
