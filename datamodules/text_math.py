@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from lit_rlvr.answers.find import last_boxed
 from lit_rlvr.common.columns import lookup, parse_text
 from lit_rlvr.datamodules.base import PromptDataModule
 from lit_rlvr.datamodules.reading.cells import BadRow, as_text
 from lit_rlvr.datamodules.reading.conversations import sharegpt_to_messages
 from lit_rlvr.datamodules.reading.images import check_media
 from lit_rlvr.datamodules.reading.rows import FALLBACKS, DataRow, as_prompt, closing_answer, find_cell
-from lit_rlvr.rewards.answers.find import last_boxed
 from lit_rlvr.types import Sample
 
 TEMPLATED = re.compile(r"<\|im_start\|>|<\|start_header_id\|>|<\|user\|>|\[INST\]")

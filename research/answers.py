@@ -21,10 +21,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 from common import make_parser, print_result, print_table, say
 from real_sets import solution
 
+from lit_rlvr.answers.verdict import check_math
 from lit_rlvr.datamodules import TextMath
-from lit_rlvr.rewards.math_check import check_math
 
-JUDGED = Path(__file__).parent.parent / "tests/rewards/answers.jsonl"
+JUDGED = Path(__file__).parent.parent / "tests/answers/answers.jsonl"
 SETS = ("gsm8k/train.jsonl", "gsm8k/test.jsonl", "math/train.parquet", "math/test.parquet")
 
 

@@ -14,9 +14,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 from common import make_parser, print_result, print_table
 
+from lit_rlvr.answers.find import last_boxed
 from lit_rlvr.datamodules import TextMath
 from lit_rlvr.rewards import MathAnswer
-from lit_rlvr.rewards.answers.find import last_boxed
 from lit_rlvr.types import Completion, Sample
 
 FILES = ("gsm8k/train.jsonl", "gsm8k/test.jsonl", "math/train.parquet", "math/test.parquet", "math500/test.jsonl",

@@ -11,6 +11,7 @@ ROOT = TESTS.parent
 LAYERS = [
     {""},
     {"errors", "speech"},
+    {"answers"},
     {"configs", "objectives", "types"},
     {"common", "options"},
     {"advantages", "conformance", "distributed", "workers"},

@@ -69,8 +69,9 @@ WATCH = """if True:
     import os, resource, sys, tempfile
     sys.path.append({tests!r})
     from hostile_answers import ANSWERS
-    from lit_rlvr.rewards import code, math_check, sql
-    from lit_rlvr.rewards.answers.find import find_answer, normalise
+    from lit_rlvr.answers import verdict
+    from lit_rlvr.rewards import code, sql
+    from lit_rlvr.answers.find import find_answer, normalise
     from lit_rlvr.rewards.sql_query import QueryLimits
 
     reads = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -100,7 +101,7 @@ WATCH = """if True:
         for form in (text, boxed, f"the answer is {{text}}", f"${{text}}$", f"```sql\\n{{text}}\\n```"):
             try:
                 find_answer(form), normalise(form[:2000]), code.extract_program(form)
-                math_check.check_math(form[:3000], "7")
+                verdict.check_math(form[:3000], "7")
                 sql.check_sql(form, "SELECT 1", ({database!r},), "bird", QueryLimits(100_000, 100))
             except (MemoryError, RecursionError, OverflowError, ValueError, TimeoutError):
                 pass

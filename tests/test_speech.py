@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from tiny import byte_tokenizer
 
+from lit_rlvr.answers.find import next_question
 from lit_rlvr.engines.turns import read_completion
 from lit_rlvr.rewards import Choice, Format, MathAnswer, OpenAnswer, Reward
-from lit_rlvr.rewards.answers.find import next_question
 from lit_rlvr.rewards.forms import turn_message
 from lit_rlvr.rewards.sql import extract_sql
 from lit_rlvr.speech.calls import Call, find_calls

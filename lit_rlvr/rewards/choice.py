@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from lit_rlvr.answers.choices import YES_NO, named_options, referenced_options
+from lit_rlvr.answers.find import find_answer, normalise
 from lit_rlvr.errors import UserError
-from lit_rlvr.rewards.answers.choices import YES_NO, named_options, referenced_options
-from lit_rlvr.rewards.answers.find import find_answer, normalise
 from lit_rlvr.rewards.base import Reward
 from lit_rlvr.types import Completion, Pair, RewardResult, Sample
 

@@ -57,7 +57,7 @@ def without_unreadable(
     references = list(dict.fromkeys(sample.references for _, sample in pairs))
     answers = list(dict.fromkeys(answer for several in references for answer in several))
     outcomes = shared_pool().run(
-        "lit_rlvr.rewards.math_check:is_readable", [(a,) for a in answers], cpu_seconds=cpu_seconds
+        "lit_rlvr.answers.verdict:is_readable", [(a,) for a in answers], cpu_seconds=cpu_seconds
     )
     unreadable = {a for a, outcome in zip(answers, outcomes, strict=True) if outcome.value is False}
     return [

@@ -78,6 +78,6 @@ class MathAnswer(CheckedReward):
         ]
 
     def _run(self, check: str, pairs: Sequence[Pair]) -> list[Outcome]:
-        """Run a function of `math_check` on completions in worker processes."""
+        """Run a function of `lit_rlvr.answers.verdict` on completions in worker processes."""
         arguments = [(completion.full_text, sample.references, *self.options) for completion, sample in pairs]
-        return shared_pool().run(f"lit_rlvr.rewards.math_check:{check}", arguments, cpu_seconds=self.cpu_seconds)
+        return shared_pool().run(f"lit_rlvr.answers.verdict:{check}", arguments, cpu_seconds=self.cpu_seconds)

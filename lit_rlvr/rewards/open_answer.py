@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from lit_rlvr.answers.find import find_answer, normalise
 from lit_rlvr.errors import refuse_all
-from lit_rlvr.rewards.answers.find import find_answer, normalise
 from lit_rlvr.rewards.base import Reward
 from lit_rlvr.types import Completion, RewardResult, Sample
 

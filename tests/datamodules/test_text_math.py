@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from lit_rlvr.answers.find import last_boxed
 from lit_rlvr.datamodules import TextMath
 from lit_rlvr.datamodules.reading.split import ReadingOptions
 from lit_rlvr.datamodules.text_math import reference_answer
 from lit_rlvr.errors import UserError
-from lit_rlvr.rewards.answers.find import last_boxed
 
 VERL = {
     "level": "Level 5",

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from hostile_answers import assert_linear
 
+from lit_rlvr.answers.find import last_boxed
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import Choice, OpenAnswer
-from lit_rlvr.rewards.answers.find import last_boxed
 from lit_rlvr.types import Completion, Sample
 
 OPTIONS = ("Liver", "Left lung", "Spleen", "Right lung")

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
+from lit_rlvr.answers.find import last_boxed, normalise
+from lit_rlvr.answers.verdict import check_math
 from lit_rlvr.rewards import MathAnswer
-from lit_rlvr.rewards.answers.find import last_boxed, normalise
-from lit_rlvr.rewards.math_check import check_math
 from lit_rlvr.types import Completion, RewardResult, Sample
 
 

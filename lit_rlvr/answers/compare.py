@@ -12,8 +12,8 @@ from typing import Any
 
 import sympy
 
-from lit_rlvr.rewards.answers.units import Dimension
-from lit_rlvr.rewards.answers.values import (
+from lit_rlvr.answers.units import Dimension
+from lit_rlvr.answers.values import (
     Chain,
     Equation,
     Expression,

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from lit_rlvr.rewards.answers.latex import clean
+from lit_rlvr.answers.latex import clean
 
 _SIGNS = (
     (re.compile(r"\\(?:times|cdot|ast)(?![A-Za-z])|\u00d7"), "*"),

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import sympy
 
-from lit_rlvr.rewards.answers.characters import plain_characters
-from lit_rlvr.rewards.answers.find import Found, find_answer
-from lit_rlvr.rewards.answers.parse import parse
-from lit_rlvr.rewards.answers.units import read_numeral, read_unit
-from lit_rlvr.rewards.answers.values import Number, Parts, Percentage, Quantity, Region, Series, Text
-from lit_rlvr.rewards.math_check import check_math, explain_check
+from lit_rlvr.answers.characters import plain_characters
+from lit_rlvr.answers.find import Found, find_answer
+from lit_rlvr.answers.parse import parse
+from lit_rlvr.answers.units import read_numeral, read_unit
+from lit_rlvr.answers.values import Number, Parts, Percentage, Quantity, Region, Series, Text
+from lit_rlvr.answers.verdict import check_math, explain_check
 from lit_rlvr.speech.thoughts import without_thoughts
 
 JUDGED = [json.loads(line) for line in Path(__file__).with_name("answers.jsonl").read_text().splitlines()]

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as Collection
 from dataclasses import replace
 
-from lit_rlvr.rewards.answers.characters import ALPHABET, plain_characters
-from lit_rlvr.rewards.answers.find import Found
-from lit_rlvr.rewards.answers.latex import clean
-from lit_rlvr.rewards.answers.parse import LONGEST, parse
-from lit_rlvr.rewards.answers.retracted import (
+from lit_rlvr.answers.characters import ALPHABET, plain_characters
+from lit_rlvr.answers.find import Found
+from lit_rlvr.answers.latex import clean
+from lit_rlvr.answers.parse import LONGEST, parse
+from lit_rlvr.answers.retracted import (
     begins_with_denial,
     contrast,
     correction,
@@ -20,8 +20,8 @@ from lit_rlvr.rewards.answers.retracted import (
     is_denied_before,
     without_denied,
 )
-from lit_rlvr.rewards.answers.units import read_numeral, read_unit
-from lit_rlvr.rewards.answers.values import Labelled, Number, Reading, Series, Text, text_keys
+from lit_rlvr.answers.units import read_numeral, read_unit
+from lit_rlvr.answers.values import Labelled, Number, Reading, Series, Text, text_keys
 
 _NUMBER = r"(?:[$\u20ac\u00a3\u00a5\u20b9]\s?)?\d[\d,]*(?:\.\d+)?(?:[eE][-+]?\d+)?%?|\.\d+"
 _LATEX = r"\\[A-Za-z]+(?:\s*[\[{](?:[^{}\[\]]|\{(?:[^{}]|\{[^{}]*\})*\})*[\]}])*|\\[%$,;! {}]"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from lit_rlvr.rewards.answers.characters import plain_characters, with_carets
+from lit_rlvr.answers.characters import plain_characters, with_carets
 
 COMMAS = re.compile(
     r"\s*(?:[,;]|\\\\)\s*(?:(?:and|or)\b\s*)?|\s*(?:\band\b|\bor\b|&|\\(?:or|and|land|lor)(?![A-Za-z]))\s*"

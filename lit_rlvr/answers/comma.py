@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from lit_rlvr.rewards.answers.find import Found
+from lit_rlvr.answers.find import Found
 
 _WORDS = {
     "de": "der die das und ist sind ein eine er sie wir f\u00fcr nicht mit von zu den dem des sich auf insgesamt also",

@@ -1,6 +1,6 @@
 """The check of one completion's final answer against the reference, which runs in a reward worker.
 
-find -> normalise characters -> parse by type -> compare by type: see `lit_rlvr.rewards.answers`. The parser of LaTeX is
+find -> normalise characters -> parse by type -> compare by type: see `lit_rlvr.answers`. The parser of LaTeX is
 Math-Verify's (latex2sympy2_extended). What Math-Verify does around it is replaced, because it reads words as products
 of letters, drops units and labels, and compares small numbers by absolute error. The worker's limits stop checks that
 take too long.
@@ -14,15 +14,15 @@ from functools import lru_cache
 from string import ascii_uppercase
 from typing import Any
 
-from lit_rlvr.rewards.answers.arithmetic import has_steps, same_steps, sides
-from lit_rlvr.rewards.answers.choices import named_options
-from lit_rlvr.rewards.answers.comma import has_decimal_comma, with_decimal_point
-from lit_rlvr.rewards.answers.compare import Rules, same
-from lit_rlvr.rewards.answers.find import Found, answer_region, find_answer, last_boxed
-from lit_rlvr.rewards.answers.latex import clean
-from lit_rlvr.rewards.answers.parse import parse
-from lit_rlvr.rewards.answers.prose import candidates, has_value, in_prose, last_step
-from lit_rlvr.rewards.answers.values import Parts, Reading, Series, Text, describe, text_keys
+from lit_rlvr.answers.arithmetic import has_steps, same_steps, sides
+from lit_rlvr.answers.choices import named_options
+from lit_rlvr.answers.comma import has_decimal_comma, with_decimal_point
+from lit_rlvr.answers.compare import Rules, same
+from lit_rlvr.answers.find import Found, answer_region, find_answer, last_boxed
+from lit_rlvr.answers.latex import clean
+from lit_rlvr.answers.parse import parse
+from lit_rlvr.answers.prose import candidates, has_value, in_prose, last_step
+from lit_rlvr.answers.values import Parts, Reading, Series, Text, describe, text_keys
 
 _UNEVALUATED = re.compile(
     r"(?=.*\d\)?\s*(?:[-+*\u00d7\u00f7]|\\times|\\cdot|\\div))(?:[-\d\s.,()+*/\u00d7\u00f7]|\\times|\\cdot|\\div)+"

@@ -2,12 +2,12 @@
 
 import pytest
 
-from lit_rlvr.rewards.answers.arithmetic import same_steps, sides
-from lit_rlvr.rewards.answers.comma import has_decimal_comma
-from lit_rlvr.rewards.answers.frames import single_backslashes
+from lit_rlvr.answers.arithmetic import same_steps, sides
+from lit_rlvr.answers.comma import has_decimal_comma
+from lit_rlvr.answers.frames import single_backslashes
+from lit_rlvr.answers.verdict import check_math
 from lit_rlvr.rewards.choice import Choice
 from lit_rlvr.rewards.math import MathAnswer
-from lit_rlvr.rewards.math_check import check_math
 from lit_rlvr.types import Completion, Sample
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import sympy
 from latex2sympy2_extended.latex2sympy2 import ConversionConfig, NormalizationConfig, _Latex2Sympy, normalize_latex
 
-from lit_rlvr.rewards.answers.latex import trim
-from lit_rlvr.rewards.answers.values import Expression, Matrix, Number, Reading
+from lit_rlvr.answers.latex import trim
+from lit_rlvr.answers.values import Expression, Matrix, Number, Reading
 
 FUNCTIONS = (
     "sin|cos|tan|cot|sec|csc|sinh|cosh|tanh|arcsin|arccos|arctan|asin|acos|atan|log|ln|lg|exp|sqrt|det|gcd|lcm|max|min|"

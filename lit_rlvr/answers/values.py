@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
-from lit_rlvr.rewards.answers.units import Dimension
+from lit_rlvr.answers.units import Dimension
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from lit_rlvr.rewards.answers.characters import plain_characters, with_carets
-from lit_rlvr.rewards.answers.frames import is_frame, last_field, last_tag, single_backslashes, without_frame
+from lit_rlvr.answers.characters import plain_characters, with_carets
+from lit_rlvr.answers.frames import is_frame, last_field, last_tag, single_backslashes, without_frame
 from lit_rlvr.speech.thoughts import without_thoughts
 
 BEHIND_CHARACTERS = 300  # of what follows an answer

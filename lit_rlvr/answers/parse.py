@@ -13,11 +13,11 @@ from typing import Any
 
 import sympy
 
-from lit_rlvr.rewards.answers.characters import plain_characters
-from lit_rlvr.rewards.answers.find import normalise
-from lit_rlvr.rewards.answers.formulas import is_code, read_formula, to_sympy
-from lit_rlvr.rewards.answers.frames import single_backslashes
-from lit_rlvr.rewards.answers.latex import (
+from lit_rlvr.answers.characters import plain_characters
+from lit_rlvr.answers.find import normalise
+from lit_rlvr.answers.formulas import is_code, read_formula, to_sympy
+from lit_rlvr.answers.frames import single_backslashes
+from lit_rlvr.answers.latex import (
     BRACKETS,
     COMMAS,
     clean,
@@ -26,8 +26,8 @@ from lit_rlvr.rewards.answers.latex import (
     split_outside,
     trim,
 )
-from lit_rlvr.rewards.answers.numbers import read_constant, read_number, read_parts, read_quantity
-from lit_rlvr.rewards.answers.values import (
+from lit_rlvr.answers.numbers import read_constant, read_number, read_parts, read_quantity
+from lit_rlvr.answers.values import (
     Chain,
     Equation,
     Labelled,

@@ -9,11 +9,11 @@ from itertools import pairwise
 
 import sympy
 
-from lit_rlvr.rewards.answers.characters import ALPHABET
-from lit_rlvr.rewards.answers.formulas import FUNCTIONS, LETTER_NAMES, read_formula
-from lit_rlvr.rewards.answers.latex import trim
-from lit_rlvr.rewards.answers.units import BASES, CURRENCIES, MAGNITUDES, read_chinese, read_numeral, read_unit
-from lit_rlvr.rewards.answers.values import Number, Parts, Percentage, Quantity, Reading
+from lit_rlvr.answers.characters import ALPHABET
+from lit_rlvr.answers.formulas import FUNCTIONS, LETTER_NAMES, read_formula
+from lit_rlvr.answers.latex import trim
+from lit_rlvr.answers.units import BASES, CURRENCIES, MAGNITUDES, read_chinese, read_numeral, read_unit
+from lit_rlvr.answers.values import Number, Parts, Percentage, Quantity, Reading
 
 _TIME = re.compile(
     r"(\d{1,2})\s?:\s?(\d{2})(?:\s?:\s?(\d{2}))?\s*(?:([AaPp])\.?\s*[Mm]\.?)?|(\d{1,2})\s*([AaPp])\.?\s*[Mm]\.?"

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from functools import lru_cache
 from string import ascii_uppercase
 
-from lit_rlvr.rewards.answers.characters import ALPHABET, plain_characters
-from lit_rlvr.rewards.answers.find import answer_region, find_answer, last_boxed, normalise
-from lit_rlvr.rewards.answers.retracted import CORRECTION, MAYBE, NOT, PREFERRED
+from lit_rlvr.answers.characters import ALPHABET, plain_characters
+from lit_rlvr.answers.find import answer_region, find_answer, last_boxed, normalise
+from lit_rlvr.answers.retracted import CORRECTION, MAYBE, NOT, PREFERRED
 
 YES_NO = ("yes", "no")
 LETTERS = ascii_uppercase[:10]
