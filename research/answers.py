@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 from common import make_parser, print_result, print_table, say
 from real_sets import solution
 
-from lit_rlvr.answers.verdict import check_math
+from lit_rlvr.answers import check
 from lit_rlvr.datamodules import TextMath
 
 JUDGED = Path(__file__).parent.parent / "tests/answers/answers.jsonl"
@@ -29,7 +29,7 @@ SETS = ("gsm8k/train.jsonl", "gsm8k/test.jsonl", "math/train.parquet", "math/tes
 
 
 def ours(completion: str, reference: str) -> bool:
-    return check_math(completion, reference)[0]
+    return check(completion, reference).correct
 
 
 def math_verify(completion: str, reference: str) -> bool:

@@ -14,6 +14,7 @@ from functools import lru_cache
 from string import ascii_uppercase
 from typing import Any
 
+from lit_rlvr.answers import Verdict
 from lit_rlvr.answers.arithmetic import has_steps, same_steps, sides
 from lit_rlvr.answers.choices import named_options
 from lit_rlvr.answers.comma import has_decimal_comma, with_decimal_point
@@ -31,23 +32,25 @@ _SCIENTIFIC = re.compile(
     r".*(?:\*|\u00d7|\\times|\\cdot)\s*10\s*(?:\^.*|\*\*.*|[\u2070\u00b9\u00b2\u00b3\u2074-\u207b]+)"
 )
 
-_VERDICT = re.compile(r"(?i)(?:\\text\s*\{)?\s*(?:yes|no|true|false)\s*[,.;:]")
+_VERDICT_FIRST = re.compile(r"(?i)(?:\\text\s*\{)?\s*(?:yes|no|true|false)\s*[,.;:]")
 """Before a reason: "Yes, because 3 > 2"."""
 
 
-def check_math(
+def check(
     text: str,
     answer: str | Sequence[str],
     boxed_only: bool = False,
     decimals: int = 6,
     reference_precision: bool = False,
     open_thoughts: bool = False,
-) -> tuple[bool, str, str]:
+) -> Verdict:
     """Compare the final answer in `text` with the reference `answer`, or with several, of which one suffices.
 
     `find_answer` says which answer is the final one. In prose it is the first part of the phrase that is a value ("7,
     because ..."). An unevaluated sum or product ("3 + 4") restates the question and is not an answer; `3 + 4 = 7`
     answers 7.
+
+    Nothing bounds the time that it takes: a hostile text may take seconds. Rewards run it in workers under limits.
 
     Args:
         text: the completion.
@@ -56,25 +59,23 @@ def check_math(
         decimals: see `Rules`.
         reference_precision: see `Rules`.
         open_thoughts: see `find_answer`.
-
-    Returns:
-        (correct, "ok" or, if there is no answer, "parse_fail", the extracted answer).
     """
     references = (answer,) if isinstance(answer, str) else tuple(answer)
-    found_answer = find_answer(text, boxed_only, open_thoughts)
+    found = find_answer(text, boxed_only, open_thoughts)
     rules = Rules(decimals, reference_precision)
-    results = []
+    verdicts = []
     for reference in references:
         if letter := _option_letter(reference):
-            results.append(_judge_letter(text, letter, found_answer, boxed_only))
+            verdicts.append(_judge_letter(text, letter, found, boxed_only))
         else:
-            results.append(_judge(found_answer, reference, rules))
-    right = next((result for result in results if result[0]), None)
-    if right is None and has_decimal_comma(text):
-        pointed = with_decimal_point(found_answer)
-        others = [_judge(pointed, reference, rules) for reference in references if not _option_letter(reference)]
-        right = next((result for result in others if result[0]), None)
-    return right or results[0]
+            verdicts.append(_judge(found, reference, rules))
+    right = [verdict for verdict in verdicts if verdict.correct]
+    if not right and has_decimal_comma(text):
+        pointed = with_decimal_point(found)
+        values = [reference for reference in references if not _option_letter(reference)]
+        right = [verdict for verdict in (_judge(pointed, value, rules) for value in values) if verdict.correct]
+    first, *_ = right or verdicts
+    return first
 
 
 _LETTER = re.compile(r"(?:(?i:option|choice|answer)\s*)?\(?([A-Z])\)?[.):]?|(?i:option|choice)\s*\(?([a-z])\)?")
@@ -86,65 +87,101 @@ def _option_letter(answer: str) -> str:
     return (match[1] or match[2]).upper() if match else ""
 
 
-def _judge_letter(text: str, letter: str, found: Found, boxed_only: bool) -> tuple[bool, str, str]:
+def _judge_letter(text: str, letter: str, found: Found, boxed_only: bool) -> Verdict:
     """Judge an answer to a multiple-choice question whose options are not known."""
     named = named_options(text, boxed_only, (), True, ascii_uppercase)
-    return ascii_uppercase.index(letter) in named, "ok" if named else "parse_fail", found.text
+    return Verdict(ascii_uppercase.index(letter) in named, _status(bool(named)), found.text)
+
+
+def _status(is_read: bool) -> str:
+    if is_read:
+        return "ok"
+    return "parse_fail"
 
 
 _STRING = re.compile(r"""(['"])([^'"]*)\1""")
 
 
-def _judge_string(reference: str, found: Found) -> tuple[bool, str, str]:
+def _judge_string(reference: str, found: Found) -> Verdict:
     """Compare with a string of code, letter by letter: the last string of the answer, or all of it."""
     strings = [match[2] for match in _STRING.finditer(found.text)]
-    given = strings[-1] if strings else found.text.strip()
-    if not strings and found.where in ("phrase", "line"):
-        given = given.removesuffix(".")
-    return given == reference, "ok" if found.text else "parse_fail", given
+    if strings:
+        given = strings[-1]
+    elif found.where in ("phrase", "line"):
+        given = found.text.strip().removesuffix(".")
+    else:
+        given = found.text.strip()
+    return Verdict(given == reference, _status(bool(found.text)), given)
 
 
-def _judge(predicted: Found, answer: str, rules: Rules) -> tuple[bool, str, str]:
-    golds = _reference(answer)
-    steps = sides(_bare_reference(answer)) if re.search(r"\d", answer) else []
-    if string := _STRING.fullmatch(_bare_reference(answer)):
-        return _judge_string(string[2], predicted)
-    is_equation = has_steps(steps) and not any(isinstance(value, Parts) for value in golds)
-    if is_equation and (len(steps) > 1 or is_restated(_bare_reference(answer))):
-        stated = next(filter(has_steps, map(sides, candidates(predicted, text_keys(golds)))), None)
-        if stated or len(steps) > 1:
-            return bool(stated) and same_steps(steps, stated or []), "ok", predicted.text
-    if predicted.boxes:
-        verdicts = [_judge(Found(text, "box"), answer, rules) for text in predicted.boxes]
-        if all(correct for correct, _, _ in (verdicts if predicted.joiner == "or" else verdicts[-1:])):
-            return verdicts[-1]
-        together = _judge(Found(", ".join(dict.fromkeys(predicted.boxes)), "box"), answer, rules)
-        return together if together[0] else (False, *verdicts[-1][1:])
-    for candidate in candidates(predicted, text_keys(golds)):
-        values = parse(candidate)
-        if not text_keys(golds).isdisjoint(text_keys(values)):
-            return True, "ok", candidate
-        if (
-            is_restated(candidate)
-            and not any(isinstance(value, Parts) for value in values)
-            and not is_restated(_bare_reference(answer))
-        ):
-            return False, "parse_fail", candidate
-        if any(not isinstance(value, Text) for value in values):
-            if same(golds, [*values, *_in_several_forms(values)], rules):
-                return True, "ok", candidate
-            is_derivation = candidate == predicted.text and (
-                in_prose(candidate) or (predicted.where == "box" and last_step(candidate))
-            )
-            is_sentence = predicted.where in ("line", "phrase") and not has_value(values)
-            if not (is_derivation or is_sentence or _VERDICT.match(candidate)):
-                return False, "ok", candidate
-    if predicted.otherwise is not None and _is_note(predicted.text) and has_value(golds):
-        return _judge(predicted.otherwise, answer, rules)
-    is_read = (
-        predicted.where in ("box", "tag") and bool(predicted.text) and all(isinstance(value, Text) for value in golds)
-    )
-    return False, "ok" if is_read else "parse_fail", predicted.text
+def _judge(found: Found, reference: str, rules: Rules) -> Verdict:
+    """Judge what was found by a reference that is no option."""
+    bare = _bare_reference(reference)
+    golds = _reference(reference)
+    if string := _STRING.fullmatch(bare):
+        return _judge_string(string[2], found)
+    equation = _judge_equation(bare, golds, found)
+    if equation is not None:
+        return equation
+    if found.boxes:
+        return _judge_boxes(found, reference, rules)
+    for candidate in candidates(found, text_keys(golds)):
+        verdict = _judge_candidate(candidate, found, bare, golds, rules)
+        if verdict is not None:
+            return verdict
+    if found.otherwise is not None and _is_note(found.text) and has_value(golds):
+        return _judge(found.otherwise, reference, rules)
+    are_words = all(isinstance(value, Text) for value in golds)
+    is_read = found.where in ("box", "tag") and bool(found.text) and are_words
+    return Verdict(False, _status(is_read), found.text)
+
+
+def _judge_equation(bare: str, golds: Sequence[Reading], found: Found) -> Verdict | None:
+    """Judge an answer by a reference that is an equation between numbers, or an unevaluated one; None for others."""
+    if not re.search(r"\d", bare) or any(isinstance(value, Parts) for value in golds):
+        return None
+    steps = sides(bare)
+    is_equation = len(steps) > 1
+    if not has_steps(steps) or not (is_equation or is_restated(bare)):
+        return None
+    stated = next(filter(has_steps, map(sides, candidates(found, text_keys(golds)))), [])
+    if stated or is_equation:
+        return Verdict(bool(stated) and same_steps(steps, stated), "ok", found.text)
+    return None
+
+
+def _judge_boxes(found: Found, reference: str, rules: Rules) -> Verdict:
+    """Judge several boxes: the last one, or all of them if "or" joins them; else together."""
+    verdicts = [_judge(Found(text, "box"), reference, rules) for text in found.boxes]
+    counted = verdicts[-1:]
+    if found.joiner == "or":
+        counted = verdicts
+    if all(verdict.correct for verdict in counted):
+        return verdicts[-1]
+    together = _judge(Found(", ".join(dict.fromkeys(found.boxes)), "box"), reference, rules)
+    if together.correct:
+        return together
+    return verdicts[-1]._replace(correct=False)
+
+
+def _judge_candidate(candidate: str, found: Found, bare: str, golds: Sequence[Reading], rules: Rules) -> Verdict | None:
+    """Judge one part of what was found; None = the next part may be the answer."""
+    values = parse(candidate)
+    if not text_keys(golds).isdisjoint(text_keys(values)):
+        return Verdict(True, "ok", candidate)
+    has_parts = any(isinstance(value, Parts) for value in values)
+    if is_restated(candidate) and not has_parts and not is_restated(bare):
+        return Verdict(False, "parse_fail", candidate)
+    if all(isinstance(value, Text) for value in values):
+        return None
+    if same(golds, [*values, *_in_several_forms(values)], rules):
+        return Verdict(True, "ok", candidate)
+    ends_in_step = found.where == "box" and last_step(candidate)
+    is_derivation = candidate == found.text and bool(in_prose(candidate) or ends_in_step)
+    is_sentence = found.where in ("line", "phrase") and not has_value(values)
+    if is_derivation or is_sentence or _VERDICT_FIRST.match(candidate):
+        return None
+    return Verdict(False, "ok", candidate)
 
 
 _NO_VALUE = re.compile(
@@ -165,7 +202,7 @@ def second_opinion(
     reference_precision: bool = False,
     open_thoughts: bool = False,
 ) -> bool:
-    """Return True if Math-Verify calls the final answer right; takes the arguments of `check_math`.
+    """Return True if Math-Verify calls the final answer right; takes the arguments of `check`.
 
     It reads the part of the completion in which an answer may be, and a box alone if there is one. Its own limits of
     time are off, because the worker has some. What it cannot read is not right.
@@ -193,20 +230,28 @@ def is_restated(text: str) -> bool:
 
 
 def explain_check(text: str, answer: str | Sequence[str], *options: Any) -> list[tuple[str, str]]:
-    """Return (stage, result) of each stage of `check_math` with the same arguments."""
-    correct, status, extracted = check_math(text, answer, *options)
+    """Return (stage, result) of each stage of `check` with the same arguments."""
+    verdict = check(text, answer, *options)
     references = (answer,) if isinstance(answer, str) else tuple(answer)
-    predicted = find_answer(text, *options[:1], *options[3:])
-    verdict = "equal" if correct else "an unevaluated sum or product" if is_restated(extracted) else "not equal"
-    return [
-        ("found", f"{predicted.text!r} ({_PLACES[predicted.where]})" if predicted.text else "no answer"),
-        *([("taken of it", repr(extracted))] if extracted != predicted.text else []),
-        ("characters", repr(clean(extracted))),
-        ("the answer is", _listed(parse(extracted))),
-        *(("the reference is", f"{reference!r}: {_listed(_reference(reference))}") for reference in references),
-        ("compared", verdict if status == "ok" or extracted else "nothing to compare"),
-        ("status", status),
-    ]
+    found = find_answer(text, *options[:1], *options[3:])
+    stages = [("found", "no answer")]
+    if found.text:
+        stages = [("found", f"{found.text!r} ({_PLACES[found.where]})")]
+    if verdict.answer != found.text:
+        stages.append(("taken of it", repr(verdict.answer)))
+    stages.append(("characters", repr(clean(verdict.answer))))
+    stages.append(("the answer is", _listed(parse(verdict.answer))))
+    for reference in references:
+        stages.append(("the reference is", f"{reference!r}: {_listed(_reference(reference))}"))
+    if verdict.status != "ok" and not verdict.answer:
+        compared = "nothing to compare"
+    elif verdict.correct:
+        compared = "equal"
+    elif is_restated(verdict.answer):
+        compared = "an unevaluated sum or product"
+    else:
+        compared = "not equal"
+    return [*stages, ("compared", compared), ("status", verdict.status)]
 
 
 _PLACES = {
@@ -260,5 +305,5 @@ def _in_several_forms(values: Sequence[Reading]) -> Sequence[Reading]:
     return first if is_one else ()
 
 
-check_math("\\boxed{\\frac{x}{2}}", "0.5x")  # fills caches, which must not count in the first answer's time
-check_math("The answer is 1.", "2")
+check("\\boxed{\\frac{x}{2}}", "0.5x")  # fills caches, which must not count in the first answer's time
+check("The answer is 1.", "2")

@@ -51,7 +51,7 @@ class MathAnswer(CheckedReward):
         return f"\\boxed{{{sample.answer}}}"
 
     def check(self, pairs: Sequence[Pair]) -> list[RewardResult]:
-        results = [verdict(outcome) for outcome in self._run("check_math", pairs)]
+        results = [verdict(outcome) for outcome in self._run("check", pairs)]
         return self._asked_again(results, pairs) if self.second_opinion else results
 
     def explain(self, completion: Completion, sample: Sample) -> list[tuple[str, str]]:

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import sympy
 
+from lit_rlvr.answers import check, explain_check
 from lit_rlvr.answers.characters import plain_characters
 from lit_rlvr.answers.find import Found, find_answer
 from lit_rlvr.answers.parse import parse
 from lit_rlvr.answers.units import read_numeral, read_unit
 from lit_rlvr.answers.values import Number, Parts, Percentage, Quantity, Region, Series, Text
-from lit_rlvr.answers.verdict import check_math, explain_check
 from lit_rlvr.speech.thoughts import without_thoughts
 
 JUDGED = [json.loads(line) for line in Path(__file__).with_name("answers.jsonl").read_text().splitlines()]
@@ -24,7 +24,7 @@ def test_judged_answers() -> None:
     wrong = [
         (row["kind"], row["reference"], row["completion"], row["right"])
         for row in JUDGED
-        if check_math(row["completion"], row["reference"])[0] is not row["right"]
+        if check(row["completion"], row["reference"])[0] is not row["right"]
     ]
     assert wrong == []
     verdicts = defaultdict(set)
@@ -53,7 +53,7 @@ def test_ordinary_endings() -> None:
         for value, other in zip(VALUES, VALUES[1:] + VALUES[:1], strict=True):
             for delimiter in DELIMITERS:
                 text = sentence.format(delimiter.format(value))
-                assert check_math(text, value)[0] and not check_math(text, other)[0], (text, value)
+                assert check(text, value)[0] and not check(text, other)[0], (text, value)
 
 
 @pytest.mark.parametrize(
@@ -81,8 +81,8 @@ def test_find(text: str, found: Found) -> None:
 def test_thoughts_that_never_end_hold_no_answer_unless_they_may() -> None:
     assert without_thoughts("<think>a</think> b <think> c") == " b "
     assert without_thoughts("<think>\\boxed{7}", open_thoughts=True).endswith("\\boxed{7}")
-    assert not check_math("<think>\\boxed{7}", "7")[0]
-    assert check_math("<think>\\boxed{7}", "7", open_thoughts=True)[0]
+    assert not check("<think>\\boxed{7}", "7")[0]
+    assert check("<think>\\boxed{7}", "7", open_thoughts=True)[0]
 
 
 @pytest.mark.parametrize(
@@ -145,17 +145,17 @@ def test_numerals(text: str, value: Fraction | None) -> None:
 
 def test_decimals_mean_the_same_for_whole_numbers_and_decimals() -> None:
     for reference in ("3", "3.0"):
-        assert check_math("\\boxed{3.0000001}", reference)[0]
-        assert not check_math("\\boxed{3.00001}", reference)[0]
-        assert check_math("\\boxed{3.004}", reference, decimals=2)[0]
-    assert not check_math("\\boxed{0.0000004}", "0.0000003")[0], "small numbers by their digits"
-    assert check_math("\\boxed{\\frac{7}{3}}", "2.33", reference_precision=True)[0]
-    assert not check_math("\\boxed{\\frac{7}{3}}", "2.33")[0]
+        assert check("\\boxed{3.0000001}", reference)[0]
+        assert not check("\\boxed{3.00001}", reference)[0]
+        assert check("\\boxed{3.004}", reference, decimals=2)[0]
+    assert not check("\\boxed{0.0000004}", "0.0000003")[0], "small numbers by their digits"
+    assert check("\\boxed{\\frac{7}{3}}", "2.33", reference_precision=True)[0]
+    assert not check("\\boxed{\\frac{7}{3}}", "2.33")[0]
 
 
 def test_one_of_several_references_suffices() -> None:
-    assert check_math("\\boxed{three}", ("4", "3"))[0]
-    assert not check_math("\\boxed{5}", ("4", "3"))[0]
+    assert check("\\boxed{three}", ("4", "3"))[0]
+    assert not check("\\boxed{5}", ("4", "3"))[0]
 
 
 def test_the_stages_are_explained() -> None:

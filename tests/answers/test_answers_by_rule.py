@@ -2,10 +2,10 @@
 
 import pytest
 
+from lit_rlvr.answers import check
 from lit_rlvr.answers.arithmetic import same_steps, sides
 from lit_rlvr.answers.comma import has_decimal_comma
 from lit_rlvr.answers.frames import single_backslashes
-from lit_rlvr.answers.verdict import check_math
 from lit_rlvr.rewards.choice import Choice
 from lit_rlvr.rewards.math import MathAnswer
 from lit_rlvr.types import Completion, Sample
@@ -13,7 +13,7 @@ from lit_rlvr.types import Completion, Sample
 
 def judged(cases: list[tuple[str, str]]) -> list[tuple[str, str]]:
     """Return the cases (text, reference) that are right."""
-    return [(text, reference) for text, reference in cases if check_math(text, reference)[0]]
+    return [(text, reference) for text, reference in cases if check(text, reference)[0]]
 
 
 TAKEN_BACK = [
@@ -30,7 +30,7 @@ def test_a_number_that_its_text_takes_back_or_denies_is_no_answer() -> None:
     texts = [text.replace("{}", "7").replace("{{", "{").replace("}}", "}") for text in TAKEN_BACK]
     assert judged([(text, "7") for text in texts]) == []
     corrected = [text for text in texts if "71" in text and "maybe" not in text]
-    assert len(corrected) == 10 and [text for text in corrected if not check_math(text, "71")[0]] == []
+    assert len(corrected) == 10 and [text for text in corrected if not check(text, "71")[0]] == []
 
 
 KEPT = [
@@ -80,7 +80,7 @@ def test_denials_and_bounds_are_read_in_the_languages_whose_answers_are() -> Non
     ],
 )
 def test_powers_of_code_and_one_value_in_several_forms(text: str, right: str, wrong: str) -> None:
-    assert check_math(text, right)[0] and not check_math(text, wrong)[0]
+    assert check(text, right)[0] and not check(text, wrong)[0]
 
 
 BOTH_OPTIONS = [
@@ -175,8 +175,8 @@ def test_single_backslashes_only_where_all_are_doubled() -> None:
     ],
 )  # fmt: skip
 def test_sentences_with_several_numbers(text: str, right: str, wrong: str) -> None:
-    assert not right or check_math(text, right)[0]
-    assert not check_math(text, wrong)[0]
+    assert not right or check(text, right)[0]
+    assert not check(text, wrong)[0]
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_sentences_with_several_numbers(text: str, right: str, wrong: str) -> No
     ],
 )  # fmt: skip
 def test_numbers_in_other_languages_and_with_words_behind_them(text: str, right: str, wrong: str) -> None:
-    assert check_math(text, right)[0] and not check_math(text, wrong)[0]
+    assert check(text, right)[0] and not check(text, wrong)[0]
 
 
 def test_the_language_tells_whether_a_comma_is_decimal() -> None:
@@ -234,7 +234,7 @@ def test_the_language_tells_whether_a_comma_is_decimal() -> None:
     ],
 )  # fmt: skip
 def test_an_equation_between_numbers_is_compared_side_by_side(reference: str, answer: str, is_right: bool) -> None:
-    assert check_math(answer, reference)[0] is is_right
+    assert check(answer, reference)[0] is is_right
 
 
 def test_sides_keep_their_operations() -> None:
@@ -263,8 +263,8 @@ def test_references_in_other_notations(reference: str, right: str, wrong: str) -
 
 
 def test_ends_of_an_interval_are_not_rounded_to_the_references_places() -> None:
-    assert not check_math("\\boxed{(0,1.4)}", "(0,1)", reference_precision=True)[0]
-    assert check_math("\\boxed{2.3333}", "2.33", reference_precision=True)[0]
+    assert not check("\\boxed{(0,1.4)}", "(0,1)", reference_precision=True)[0]
+    assert check("\\boxed{2.3333}", "2.33", reference_precision=True)[0]
 
 
 def test_a_second_opinion_is_asked_where_the_check_says_no_and_marks_the_verdict() -> None:
@@ -272,7 +272,7 @@ def test_a_second_opinion_is_asked_where_the_check_says_no_and_marks_the_verdict
     reward = MathAnswer(second_opinion=True)
     texts = {"\\boxed{\\frac{dy}{dx}-2y=0}": "\\frac{dy}{dx}=2y", "\\boxed{5}": "5", "\\boxed{6}": "7", "": "8"}
     pairs = [(Completion(text, (), "stop"), Sample(gold, "?", gold)) for text, gold in texts.items()]
-    assert not check_math(pairs[0][0].text, pairs[0][1].answer)[0], "else nothing is disputed"
+    assert not check(pairs[0][0].text, pairs[0][1].answer)[0], "else nothing is disputed"
     results = reward.score(pairs)
     assert [result.correct for result in results] == [True, True, False, False]
     assert [dict(result.criteria) for result in results] == [{"disputed": 1.0}, {}, {}, {}]

@@ -15,7 +15,7 @@ from lit_rlvr import algorithms
 from lit_rlvr.advantages import REGISTRY, GroupBatch
 from lit_rlvr.algorithms import CISPO, GRPO, RLVRModule
 from lit_rlvr.commands.check import Finding, check_advantage, check_algorithm
-from lit_rlvr.commands.check.command import check
+from lit_rlvr.commands.check.command import check_by_name
 from lit_rlvr.conformance.published import LOSSES
 from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import LossInputs, Stats, masked_sum, ratio
@@ -37,7 +37,7 @@ def failed(findings: list[Finding]) -> list[str]:
 )
 def test_every_algorithm_passes(name: str, options: dict[str, Any]) -> None:
     """Those with frozen results are compared with them, if all options are the defaults."""
-    findings = check(name, options)
+    findings = check_by_name(name, options)
     assert [str(f) for f in findings if not f.ok] == []
     compared = [f.measured for f in findings if f.name.startswith("values: ")]
     assert len(compared) == (3 if name in LOSSES and not options else 0)

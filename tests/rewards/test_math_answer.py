@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from lit_rlvr.answers import check
 from lit_rlvr.answers.find import last_boxed, normalise
-from lit_rlvr.answers.verdict import check_math
 from lit_rlvr.rewards import MathAnswer
 from lit_rlvr.types import Completion, RewardResult, Sample
 
@@ -216,8 +216,8 @@ def test_boxes_with_separators_between_them_are_one_answer(text: str, answer: st
 
 
 def test_one_value_in_two_forms_is_one_answer_and_two_options_are_none() -> None:
-    assert check_math(r"\boxed{\frac{639}{40}}", r"15\frac{39}{40} or \frac{639}{40}")[0], "one value in two forms"
-    assert not check_math(r"\boxed{3}", r"3 or \frac{2}{5}")[0]
+    assert check(r"\boxed{\frac{639}{40}}", r"15\frac{39}{40} or \frac{639}{40}")[0], "one value in two forms"
+    assert not check(r"\boxed{3}", r"3 or \frac{2}{5}")[0]
     (hedge,) = judge([r"\boxed{A}, \boxed{B}"], ["B"])
     assert not hedge.correct
 
@@ -248,4 +248,4 @@ def test_solutions_verify_against_their_own_reference_only(name: str) -> None:
 
 
 def test_check_is_pure() -> None:
-    assert check_math(r"\boxed{7}", "7") == check_math(r"\boxed{7}", "7") == (True, "ok", "7")
+    assert check(r"\boxed{7}", "7") == check(r"\boxed{7}", "7") == (True, "ok", "7")

@@ -231,7 +231,7 @@ def wait_for_end(pid: int) -> None:
 
 
 def test_workers_import_no_torch(pool: WorkerPool) -> None:
-    pool.run("lit_rlvr.answers.verdict:check_math", [("1", "1")])
+    pool.run("lit_rlvr.answers.verdict:check", [("1", "1")])
     loaded = "[m for m in ('torch', 'lightning', 'numpy', 'vllm') if m in __import__('sys').modules]"
     assert pool.run(EVAL, python(loaded))[0].value == []
 

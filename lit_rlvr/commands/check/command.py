@@ -72,7 +72,7 @@ def run(command: str, arguments: list[str]) -> int:
     if judges:
         show_checkup(name, config)
         return 0
-    findings = check(name, {**(model.get("init_args") or {}), **config.init_args})
+    findings = check_by_name(name, {**(model.get("init_args") or {}), **config.init_args})
     failed = [finding.name for finding in findings if not finding.ok]
     result = [vars(finding) | {"ok": finding.ok} for finding in findings]
     show_result({"class": name, "ok": not failed, "properties": result}, lambda: print_findings(name, findings))
@@ -132,7 +132,7 @@ def show_judgement(name: str, reward: Reward, config: Any) -> None:
     )
 
 
-def check(name: str, options: dict[str, Any]) -> list[Finding]:
+def check_by_name(name: str, options: dict[str, Any]) -> list[Finding]:
     """Measure the class or function that a name stands for; compare our losses with their published values.
 
     A term is measured in GRPO's loss.
