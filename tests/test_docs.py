@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,6 +27,7 @@ from tiny_engines import adapted
 from tiny_runs import FIT, to
 from transformers import TrainingArguments
 from trl import GRPOConfig
+from trl.rewards import accuracy_reward
 
 from lit_rlvr import advantages, algorithms
 from lit_rlvr.cli.early_check import IndexedNames
@@ -443,6 +444,24 @@ def test_the_judge_of_the_page_asks() -> None:
         pairs = [(Completion(text, (), "stop"), Sample("1", "Ask.", "")) for text in ("Go!", "Go, please.", "Go.")]
         results = [judge.score([pair])[0] for pair in pairs]
     assert [(result.status, result.value) for result in results] == [("error", 0), ("ok", 1), ("ok", 0)]
+
+
+def test_other_frameworks_call_the_check_as_the_page_says(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lighteval = SimpleNamespace(SampleLevelComputation=object)
+    monkeypatch.setitem(sys.modules, "lighteval.metrics.metrics_sample", lighteval)
+    names: dict[str, Any] = {}
+    exec("\n".join(blocks("python", ROOT / "docs/answers.md")), names)
+    assert capsys.readouterr().out == "True ok 3/4, or 75%\n"
+    texts = ["\\boxed{7}", "The answer is 8."]
+    messages = [[{"role": "assistant", "content": text}] for text in texts]
+    assert names["answer_reward"](texts, ["7", "7"], prompts=[]) == [1, 0]
+    assert names["answer_reward"](messages, ["7", "7"]) == [1, 0] == accuracy_reward(messages, ["7", "7"])
+    assert [names["compute_score"]("set", text, "7") for text in texts] == [1, 0]
+    doc = SimpleNamespace(get_golds=lambda: ["7"])
+    responses = [SimpleNamespace(final_text=[text]) for text in texts]
+    assert [names["AnswerCheck"]().compute(doc, response) for response in responses] == [1, 0]
 
 
 def test_yaml_parses() -> None:
