@@ -14,30 +14,51 @@ _os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # see policy/speed.py; read
 if "PYTORCH_ALLOC_CONF" not in _os.environ:  # else freed GPU memory is in pieces that a sleeping engine cannot use
     _os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
-_PACKAGES = {
+_MODULES = {
     "advantages": (
         "AGRAE AAPOAdvantage Advantage Composed DrGRPOAdvantage EasyFocused GDPOAdvantage GPGAdvantage GRPOAdvantage "
-        "GRPOLeadAdvantage GRPOPassKAdvantage HardFocused MaxRLAdvantage NegativeDominant NoAdvantage OPOAdvantage "
-        "PassAtKAdvantage PositiveDominant RLOOAdvantage ReinforceAdvantage ReinforcePPAdvantage"
+        "GRPOLeadAdvantage GRPOPassKAdvantage GroupBatch HardFocused MaxRLAdvantage NegativeDominant NoAdvantage "
+        "OPOAdvantage PassAtKAdvantage PositiveDominant RLOOAdvantage ReinforceAdvantage ReinforcePPAdvantage register"
     ),
     "algorithms": (
         "AAPO APMPO CISPO ClipCov DAPO DPPO DRO DrGRPO FIPO GMPO GPG GRPO GRPOLead GSPO KLCov LUSPO M2PO OPD "
         "FunctionLoss RLVRModule Reinforce SAPO SFT TOPR VESPO"
     ),
+    "algorithms.apmpo_schedule": "PowerSchedule",
     "datamodules": (
         "Arithmetic CellArea CodeProblems Geometry LesionCount LesionPlace MedicalVQA MultiStepArithmetic "
         "Mixture MultipleChoice PromptDataModule SyntheticSQL TextMath TextToSQL"
     ),
+    "datamodules.base": "EvaluationData",
+    "datamodules.reading.chat": "Chat",
+    "datamodules.reading.curriculum": "Curriculum",
+    "datamodules.reading.images": "ImageOptions",
+    "datamodules.reading.split": "ReadingOptions",
+    "engines": "HFEngine RolloutEngine VLLMEngine",
+    "engines.server": "VLLMServerEngine",
+    "engines.synced": "Safeguards",
+    "engines.transfer": "FileTransfer NCCLTransfer WeightTransfer",
+    "environments": (
+        "Calculator Crop Environment EnvironmentReward Observation Python SQLShell SingleTurn Tools WrappedTools"
+    ),
+    "objectives": "LossInputs",
+    "options": "AutoLR Compute Importance KL Lora Loss Optim Teacher TeacherPrompt",
     "rewards": (
         "Choice CodeTests CosineScaled Format FunctionReward LCPO MathAnswer OpenAnswer Overlong PairwiseJudge "
         "PointwiseJudge RelativeLength RepetitionPenalty Reward RewardModel RewardModelServer RubricJudge SQLExecution"
     ),
+    "rewards.judges.server": "JudgeServer",
     "rollout": "RolloutCallback",
+    "rollout.record": "Replay",
+    "rollout.settings": "Evaluation",
+    "run.trackers": "MLflow Trackio Wandb",
     "run.trainer": "Trainer",
-    "types": "RewardResult Sampling",
+    "training.terms": "Term",
+    "types": "Completion EvalSampling RewardResult Sample Sampling ToolResult",
+    "workers.process": "Isolation",
 }
-_NAMES = {name: f"lit_rlvr.{package}" for package, names in _PACKAGES.items() for name in names.split()}
-"""Names of a run from Python -> their modules, which are imported when the name is used."""
+_NAMES = {name: f"lit_rlvr.{module}" for module, names in _MODULES.items() for name in names.split()}
+"""What is public: each class that a config names or a public constructor takes -> its module, imported when used."""
 
 
 def __getattr__(name: str) -> _Any:

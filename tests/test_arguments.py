@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy
 import pytest
@@ -19,28 +19,30 @@ import torch
 import lit_rlvr
 from lit_rlvr import (
     GRPO,
+    KL,
     Arithmetic,
+    Environment,
+    EvalSampling,
+    Evaluation,
+    JudgeServer,
+    Lora,
     MathAnswer,
-    PromptDataModule,
-    RLVRModule,
+    Optim,
     RolloutCallback,
     Sampling,
+    Term,
     TextMath,
     Trainer,
-    advantages,
-    algorithms,
-    datamodules,
-    rewards,
 )
 from lit_rlvr.advantages import GroupBatch, GRPOAdvantage
 from lit_rlvr.advantages.base import Advantage
+from lit_rlvr.cli.early_check import IndexedNames
 from lit_rlvr.engines.hf import HFEngine
 from lit_rlvr.errors import UserError
-from lit_rlvr.options import Lora
 from lit_rlvr.rewards import FunctionReward, Reward
 from lit_rlvr.run.outputs import RunFolder
 from lit_rlvr.run.progress import Budget
-from lit_rlvr.types import Completion, EvalSampling, Sample
+from lit_rlvr.types import Completion, Sample
 
 
 def digits(completions: list[str], **columns: Any) -> list[float]:
@@ -192,14 +194,45 @@ def test_a_class_without_a_file_keeps_the_options_of_its_base() -> None:
         namespace["Typed"](wieght=0.5)
 
 
-def test_public_names_are_listed() -> None:
-    names = {"RolloutCallback", "Sampling", "Trainer", "__version__"}
-    for package, base in ((algorithms, RLVRModule), (advantages, Advantage), (datamodules, PromptDataModule),
-                          (rewards, Reward)):  # fmt: skip
-        public = {name: getattr(package, name) for name in package.__all__}
-        names |= {name for name, one in public.items() if isinstance(one, type) and issubclass(one, base)}
-    assert names <= set(dir(lit_rlvr))
-    assert all(getattr(lit_rlvr, name) for name in dir(lit_rlvr))
+def classes_in(hint: Any) -> set[type]:
+    """Return the classes of lit-rlvr that an annotation names."""
+    if isinstance(hint, list | tuple):
+        return {cls for part in hint for cls in classes_in(part)}
+    if get_args(hint):
+        return classes_in(get_args(hint))
+    if isinstance(hint, type) and hint.__module__.startswith("lit_rlvr."):
+        return {hint}
+    return set()
+
+
+def constructor_classes(cls: type) -> set[type]:
+    """Return the classes that the constructors of a class and of its bases take."""
+    found: set[type] = set()
+    for base in cls.__mro__:
+        if base.__module__.startswith("lit_rlvr.") and "__init__" in vars(base):
+            hints = get_type_hints(base.__init__, localns={"Tensor": torch.Tensor, "Advantage": Advantage})
+            hints.pop("return", None)
+            found |= classes_in(list(hints.values()))
+    return found
+
+
+def test_each_class_that_a_public_constructor_takes_is_public() -> None:
+    todo = [cls for name in dir(lit_rlvr) if isinstance(cls := getattr(lit_rlvr, name), type)]
+    seen: set[type] = set()
+    while todo:
+        cls = todo.pop()
+        assert getattr(lit_rlvr, cls.__name__) is cls
+        seen.add(cls)
+        if cls.__module__ != "lit_rlvr.types":  # what a run makes
+            todo.extend(constructor_classes(cls) - seen)
+    assert {KL, Optim, Lora, Evaluation, EvalSampling, Term, Environment, JudgeServer} <= seen
+
+
+def test_each_class_that_a_config_names_is_public() -> None:
+    paths = [path for classes in IndexedNames("fit").index["classes"].values() for path in classes]
+    left = {path.rpartition(".")[2] for path in paths} - set(dir(lit_rlvr))
+    made_by_ours = {"DrawnPictures", "EnvironmentChoice", "EnvironmentFunction", "FunctionAdvantage"}
+    assert left == made_by_ours | {"GeneratedDataModule", "NoReward"}
 
 
 def test_a_trainer_without_a_rollout_callback_says_so(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
