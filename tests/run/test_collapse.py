@@ -109,15 +109,15 @@ def falling(**changed: tuple[float, float]) -> dict[int, dict[str, float]]:
 @pytest.mark.parametrize(
     ("changed", "cause", "remedy"),
     [
-        ({"train__kl_step": (0.01, 0.12)}, "the step was too large, 0.12 nats per token at step 9", "model.lr"),
-        ({"train__kl_step": (0.0, 0.0)}, "the accuracy fell by half at once, at step 9", "model.lr"),
+        ({"train__kl_step": (0.01, 0.12)}, "the step was too large, 0.12 nats per token at step 9", "lr auto"),
+        ({"train__kl_step": (0.0, 0.0)}, "the accuracy fell by half at once, at step 9", "lr auto"),
         ({"rollout__reward": (0.5, 0.9)}, "the reward is gamed, it rose meanwhile (0.5 -> 0.9)", "right answers"),
         (
             {"rollout__reward": (0.5, 0.9), "rollout__length": (50.0, 400.0)},
             "the reward is gamed by length (50 -> 400 tokens)", "best-rewarded samples",
         ),
         ({"rollout__entropy": (0.6, 0.01)}, "the entropy is gone (0.6 -> 0.01 nats per token)", "entropy_coef"),
-        ({"rollout__entropy": (0.6, 4.0)}, "the entropy exploded (0.6 -> 4 nats", "model.lr"),
+        ({"rollout__entropy": (0.6, 4.0)}, "the entropy exploded (0.6 -> 4 nats", "lr auto"),
         ({"rollout__truncated": (0.1, 0.8)}, "completions are cut off (0.1 -> 0.8 of them)", "max_tokens"),
         (
             {"train__staleness__ess": (0.9, 0.1), "train__staleness__mean": (1.0, 3.0)},
