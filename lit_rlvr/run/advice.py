@@ -145,8 +145,8 @@ ADVICE: tuple[Advice, ...] = (
     ),
     Advice(
         "Completions are cut off", "",
-        "raise rollout.sampling.max_tokens (in validation rollout.evaluation.sampling.max_tokens), take cut completions "
-        "out of the loss (rollout.mask_truncated), or reward short answers (Overlong)",
+        "raise rollout.sampling.max_tokens (in validation rollout.evaluation.sampling.max_tokens), take cut "
+        "completions out of the loss (rollout.mask_truncated), or reward short answers (Overlong)",
         f"{_FIT} --rollout.sampling.max_tokens 512",
     ),
     Advice(
