@@ -112,15 +112,13 @@ def reward_spread(rollout: Rollout) -> dict[str, float]:
     groups = [values[known] for values, known in zip(rollout.rewards, rollout.rewarded, strict=True) if known.any()]
     ranges = [(float(values.min()), float(values.max())) for values in groups]
     everywhere = [pair for pairs in gather_objects(ranges) for pair in pairs]
+    names = ("lowest_reward", "highest_reward", "prompts_at_lowest", "prompts_at_highest")
     if not everywhere:
-        return {}
+        return {f"rollout/{name}": math.nan for name in names}
     lowest, highest = min(low for low, _ in everywhere), max(high for _, high in everywhere)
-    return {
-        "rollout/lowest_reward": lowest,
-        "rollout/highest_reward": highest,
-        "rollout/prompts_at_lowest": fmean(high == lowest for _, high in everywhere),
-        "rollout/prompts_at_highest": fmean(low == highest for low, _ in everywhere),
-    }
+    at_lowest = fmean(high == lowest for _, high in everywhere)
+    at_highest = fmean(low == highest for low, _ in everywhere)
+    return {f"rollout/{name}": v for name, v in zip(names, (lowest, highest, at_lowest, at_highest), strict=True)}
 
 
 def set_metrics(rollout: Rollout, names: Sequence[str]) -> dict[str, float]:

@@ -12,7 +12,7 @@ from tiny_runs import CLI
 from lit_rlvr.commands.tune import mixed_share
 from lit_rlvr.training import loading
 
-TUNE = ("tune", "--config", "tiny.yaml", "--minutes", 0.05)
+TUNE = ("tune", "--config", "tiny.yaml", "--minutes", 0.5)
 
 
 def chosen(folder: Path, name: str = "tuned.yaml") -> tuple[dict[str, Any], str]:
