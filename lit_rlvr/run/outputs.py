@@ -99,7 +99,7 @@ def plot_run(rows: Mapping[int, Mapping[str, float]], path: Path, title: str) ->
     figure = Figure(figsize=(10, 3.25 * height), layout="constrained")
     for axis, (label, lines) in zip(figure.subplots(height, 2).flat, panels, strict=True):
         if label == "Accuracy":
-            _draw_noise(axis, rows)
+            draw_noise(axis, rows)
         for metric, name in lines:
             if points := [(step, row[metric]) for step, row in sorted(rows.items()) if metric in row]:
                 axis.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1.5, label=name)
@@ -114,7 +114,7 @@ def plot_run(rows: Mapping[int, Mapping[str, float]], path: Path, title: str) ->
     figure.savefig(path, dpi=110)
 
 
-def _draw_noise(axis: Any, rows: Mapping[int, Mapping[str, float]]) -> None:
+def draw_noise(axis: Any, rows: Mapping[int, Mapping[str, float]]) -> None:
     """Draw a band of two standard errors around each validation, and the constant guess as a line."""
     validated = [(step, Validated.of_row(row)) for step, row in sorted(rows.items()) if "val/accuracy" in row]
     if not validated:

@@ -192,7 +192,8 @@ class EvaluationMetrics(nn.Module):
         values |= {} if self.greedy is None else {"greedy": self.greedy}
         correct_in, counted_in, answers, sampled = Counter[str](), Counter[str](), Counter[str](), False
         state = self.correct_in, self.counted_in, self.sampled, self.questions, self.answers
-        for correct_there, counted_there, sampled_there, questions_there, answers_there in gather_objects(state):
+        everywhere = gather_objects((state, self.rewards))
+        for (correct_there, counted_there, sampled_there, questions_there, answers_there), _ in everywhere:
             answers.update(answers_there)
             correct_in.update(correct_there)
             counted_in.update(counted_there)
@@ -210,7 +211,7 @@ class EvaluationMetrics(nn.Module):
             metrics["accuracy_error"] = stdev(shares) / math.sqrt(len(shares))
         if guess := constant_guess(answers):
             metrics["guess"] = guess
-        metrics |= _rewards_by_answer(gather_objects(self.rewards), answers)
+        metrics |= _rewards_by_answer([rewards for _, rewards in everywhere], answers)
         metrics |= {f"pass@{m.k}": float(m.compute()) for m in self._pass_at()}
         metrics |= {f"accuracy/{name}": correct_in[name] / counted_in[name] for name in sorted(counted_in)}
         return {name: value for name, value in metrics.items() if not math.isnan(value)}

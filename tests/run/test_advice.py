@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from matplotlib.figure import Figure
 from tiny_runs import CLI, FIT
 
 from lit_rlvr.run.advice import ADVICE, TRIED, Advice, RunHistory, describe_earlier
 from lit_rlvr.run.folder import CONFIG_HEADER
 from lit_rlvr.run.health import at_validation, best_validation, progress
+from lit_rlvr.run.outputs import draw_noise
 
 SETTINGS = {
     "model": {"class_path": "GRPO", "init_args": {"model": "smollm2", "lr": 1e-6, "loss": {"entropy_coef": 0.0}}},
@@ -159,6 +161,15 @@ def test_the_best_validation_is_named_if_the_last_is_worse_by_more_than_noise() 
     assert found.evidence == "0.750 at step 10, 0.600 at step 20" and "--checkpoint.best val/accuracy" in found.remedy
     (kept,) = at_validation(rows, history("checkpoint.best"))
     assert "lit-rlvr export runs/my_run/checkpoints/best.ckpt" in kept.remedy
+
+
+def test_the_plot_has_the_noise_of_validations_and_the_constant_guess() -> None:
+    axis = Figure().subplots()
+    draw_noise(axis, validated(0.5) | validated(0.6, 8))
+    (line,), (band,) = axis.lines, axis.collections
+    assert line.get_label() == "a constant guess" and set(line.get_ydata()) == {0.22}
+    corners = {tuple(map(float, corner)) for corner in band.get_paths()[0].vertices.round(6)}
+    assert {(0.0, 0.44), (0.0, 0.56), (8.0, 0.54), (8.0, 0.66)} <= corners
 
 
 def test_the_gain_of_the_warm_start_stands_apart() -> None:
