@@ -42,6 +42,7 @@ TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(ROOT / "docs/scripts")
+    from advice_page import advice_page
     from metrics_page import metrics_page
     from options_page import options_reference as made_reference
 options_reference = functools.cache(made_reference)
@@ -80,6 +81,11 @@ def blocks(language: str, *pages: Path) -> list[str]:
 ])  # fmt: skip
 def test_a_generated_page_is_current(page: str, made: Callable[[], str], by: str) -> None:
     assert (ROOT / f"docs/{page}.md").read_text() == made(), f"run: python docs/scripts/{by}.py > docs/{page}.md"
+
+
+def test_the_tables_of_advice_are_current() -> None:
+    page = (ROOT / "docs/it_does_not_learn.md").read_text()
+    assert page == advice_page(page), "run: python docs/scripts/advice_page.py"
 
 
 def test_every_file_that_is_named_exists() -> None:

@@ -88,7 +88,7 @@ class RLVRTrainer(Trainer):
         Args:
             model: the model that answers.
             datamodule: the data.
-            minutes: how long to sample at most; loading and a warm start come on top.
+            minutes: how long it takes, with loading and a warm start; a batch under way ends later.
             out: new config with the choices and their reasons, for `--config C --config OUT`.
         """
         tuned = Tuner(

@@ -17,15 +17,16 @@ from jsonargparse import Namespace
 
 from lit_rlvr.commands.filter import open_sampler, pass_rate, prompts_to_sample
 from lit_rlvr.common.seeds import derive_seed
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import UserError, log
 from lit_rlvr.evaluation.records import RecordRow, group_rows
 from lit_rlvr.evaluation.sampler import Sampler
 from lit_rlvr.policy.loading import load_model_config
 from lit_rlvr.rewards.combine import Scores, score_rollout
 from lit_rlvr.rewards.gold_answers import long_answers
 from lit_rlvr.rollout.preflight.lengths import context_length
-from lit_rlvr.run.health import CERTAIN
-from lit_rlvr.run.warm_start import LARGE, WarmStart
+from lit_rlvr.run.advice import TUNED
+from lit_rlvr.run.health import CERTAIN, HOPELESS
+from lit_rlvr.run.warm_start import LARGE, WarmStart, WarmStartResult
 from lit_rlvr.sizing.memory import shape_of
 from lit_rlvr.training.validation_metrics import constant_guess
 from lit_rlvr.types import Completion, Prompt
@@ -37,15 +38,18 @@ if TYPE_CHECKING:
 
 GROUP_SIZES = (4, 8, 16)
 """The group sizes to choose from, besides the config's own."""
-ENOUGH, NEARLY, HOPELESS = 0.5, 0.9, 0.1
-"""The share of prompts with a signal that is enough, the share of the largest one that is as good, and the one below
-which a model needs a warm start."""
+ENOUGH, NEARLY = 0.5, 0.9
+"""The share of prompts with a signal that is enough, and the share of the largest one that is as good."""
 CUT, GAIN = 0.1, 0.02
 """The share of truncated completions above which longer ones are tried, and the accuracy that longer ones must add."""
 FIRST_PROMPTS, MORE_PROMPTS, MOST_MEASURED = 8, 32, 512
 """Prompts of the first measurement, of each further one, and of all."""
 LEAST_PROMPTS = 4
 """The fewest prompts of a rollout that larger groups leave."""
+LEAST_TOKENS = 32
+"""The least max_tokens that is chosen where completions are cut off: a model that rambles needs room to end."""
+FIRST_PART, TRAINED_PART = 0.25, 0.7
+"""The parts of the minutes after which the measurement before a warm start, and the warm start itself, end."""
 LARGEST_MULTIPLE = 8
 """The largest multiple of max_tokens that is tried."""
 FIRST_STEPS, EXACT = 100, 0.5
@@ -93,11 +97,11 @@ class Tuned:
         for key, value in self.settings.items():
             nested[key] = value
         lines = [
-            "Written by lit-rlvr tune; put it after the config that it was made for: --config C --config THIS.",
             f"Measured: {self.prompts} prompts with {self.samples} completions each.",
             *self.reasons,
         ]
-        return "".join(f"# {line}\n" for line in lines) + yaml.safe_dump(nested.as_dict(), sort_keys=False)
+        title = f"{TUNED}; put it after the config that it was made for: --config C --config THIS.\n"
+        return title + "".join(f"# {line}\n" for line in lines) + yaml.safe_dump(nested.as_dict(), sort_keys=False)
 
 
 class Tuner:
@@ -110,7 +114,7 @@ class Tuner:
         warm_start: the warm start to try, where one is needed.
         dtype: the engine's data type.
         ranks: processes of a run.
-        minutes: the most time for sampling; a batch under way ends later.
+        minutes: the most time for everything; a batch under way, and the first one after a warm start, end later.
         device: the device on which a warm start trains.
     """
 
@@ -118,6 +122,7 @@ class Tuner:
         self, module: RLVRModule, data: PromptDataModule, rollout: RolloutCallback, warm_start: WarmStart,
         dtype: torch.dtype, ranks: int, minutes: float, device: torch.device,
     ) -> None:  # fmt: skip
+        self.started = time.perf_counter()
         self.module, self.data, self.rollout, self.warm_start = module, data, rollout, warm_start
         self.dtype, self.ranks, self.seconds, self.device = dtype, ranks, 60 * minutes, device
         if module.demonstrates:
@@ -132,12 +137,17 @@ class Tuner:
 
         If the model does not answer yet and the data show right answers, choose a warm start too, and measure after it.
         """
-        limit, groups = self._measured()
-        may_start = self.rollout.environment is None and self.module.adapter != "continue" and len(self.prompts) >= 4
-        if may_start and not self.warm_start.steps and self._guesses(groups):
-            if column := self._right_column():
-                self._choose_warm_start(column, _accuracy(groups))
-                limit, groups = self._measured()
+        log.info(
+            "tune: about %.1f minutes with loading, of which a warm start takes up to %.1f; a batch under way, and the "
+            "first one after a warm start, end later",
+            self.seconds / 60, (TRAINED_PART - FIRST_PART) * self.seconds / 60,
+        )  # fmt: skip
+        self._apply_warm_start()
+        limit, groups = self._measure(self._least_tokens())
+        if self._needs_start(groups):
+            if columns := self._right_columns():
+                self._make_warm_start(columns, _accuracy(groups))
+                limit, groups = self._measure(self._least_tokens())
             else:
                 self.tuned.reasons.append(
                     "A warm start needs a column of texts that are right by the rewards (docs/sft.md); if one should "
@@ -146,21 +156,21 @@ class Tuner:
         self._choose(limit, groups)
         return self.tuned
 
-    def _measured(self) -> tuple[int, list[MeasuredGroup]]:
-        """Return the max_tokens to use, and groups that were sampled with it after the warm start."""
-        rollout, limit = self.rollout, self._least_tokens()
-        sampling = rollout.sampling.with_max_tokens(limit)
-        self.warm_start.apply(self.module, self.data, rollout.environment, sampling, self.dtype, self.device)
-        return self._measure(limit, time.perf_counter(), self.seconds / 2)  # one half before a warm start, one after
+    def _left(self, part: float = 1.0) -> float:
+        """Return the seconds until a part of the minutes is over."""
+        return self.started + part * self.seconds - time.perf_counter()
 
-    def _guesses(self, groups: Sequence[MeasuredGroup]) -> bool:
-        """Return whether next to nothing is right, or not more than the most frequent answer would be."""
+    def _needs_start(self, groups: Sequence[MeasuredGroup]) -> bool:
+        """Return whether a warm start is possible and next to nothing is right, or no more than by a constant guess."""
+        may_start = self.rollout.environment is None and self.module.adapter != "continue" and len(self.prompts) >= 4
+        if not may_start or self.warm_start.steps:
+            return False
         accuracy = _accuracy(groups)
         guess = constant_guess(Counter(str(prompt.sample.answer) for prompt in self.prompts))
         return accuracy < max(HOPELESS, guess + CERTAIN * sqrt(accuracy * (1 - accuracy) / len(groups)))
 
-    def _right_column(self) -> str:
-        """Return the column whose texts the rewards call right, of several the one with the longest; "" = none."""
+    def _right_columns(self) -> list[str]:
+        """Return the columns whose texts the rewards call right, the longest texts first."""
         samples = [prompt.sample for prompt in self.prompts[:MORE_PROMPTS]]
         lengths: dict[str, float] = {}
         for name in samples[0].row:
@@ -170,37 +180,61 @@ class Tuner:
                 scores = score_rollout(self.rollout.rewards, [[completion] for completion in completions], samples)
                 if scores.correct.mean() >= PAID:
                     lengths[name] = fmean(completion.length for completion in completions)
-        return max(lengths, key=lambda name: lengths[name], default="")
+        return sorted(lengths, key=lambda name: lengths[name], reverse=True)
 
-    def _choose_warm_start(self, column: str, accuracy: float) -> None:
-        """Choose supervised steps on the texts of a column, and forget what was measured without them."""
+    def _make_warm_start(self, columns: list[str], accuracy: float) -> None:
+        """Train on the texts of each column, choose the best one, and forget what was measured without them."""
         size = shape_of(load_model_config(self.module.model_folder)).parameters
         options: dict[str, Any] = dict(
-            solution=column, steps=FIRST_STEPS, until=EXACT, batch_size=16, checked=64, check_every=10
+            solution=columns, steps=FIRST_STEPS, until=EXACT, batch_size=16, checked=64, check_every=10
         )
         if size >= LARGE:
             options["lr"] = PRETRAINED_LR
         self.warm_start, self.tuned = WarmStart(**options), Tuned(samples=self.samples)
+        best, *others = self._apply_warm_start(max(self._left(TRAINED_PART), 0) / len(columns))
+        self.warm_start = self.warm_start.on_column(best.column)
+        options["solution"] = best.column
+        compared = "".join(f"; {other}" for other in others)
         self.tuned.choose(
-            f"warm_start: only {accuracy:.0%} of the answers are right, so supervised steps on the column {column!r} "
-            "come first.",
+            f"warm_start: only {accuracy:.0%} of the answers are right, so supervised steps on the column "
+            f"{best.column!r} come first ({best}{compared}).",
             **{f"warm_start__{name}": value for name, value in options.items()},
+        )
+        if best.was_cut:
+            self.tuned.reasons.append(
+                f"The minutes ended these steps at {best.steps}, and what follows is measured after them; a run makes "
+                f"up to {FIRST_STEPS}. With more --minutes, tune measures what the run will have."
+            )
+
+    def _apply_warm_start(self, seconds: float | None = None) -> list[WarmStartResult]:
+        """Make the warm start, if there is one, within as many tokens as its texts need; return its results."""
+        sampling = self.rollout.sampling.with_max_tokens(self._least_tokens())
+        return self.warm_start.apply(
+            self.module, self.data, self.rollout.environment, sampling, self.dtype, self.device, seconds
         )
 
     def _least_tokens(self) -> int:
-        """Return the config's max_tokens, or what its gold answers need."""
-        sampling = self.rollout.sampling
-        answers = long_answers(self.rollout.rewards, self.prompts, self.data.tokenizer, sampling, "max_tokens")
-        return sampling.max_tokens if answers is None else min(answers.needed, self._room())
+        """Return the config's max_tokens, or what its gold answers and the texts of a warm start need."""
+        sampling, tokenizer = self.rollout.sampling, self.data.tokenizer
+        found = [long_answers(self.rollout.rewards, self.prompts, tokenizer, sampling, "max_tokens")]
+        if self.warm_start.steps and self.rollout.environment is None:
+            found.append(self.warm_start.too_long(self.prompts, tokenizer, sampling))
+        needed = max((answers.needed for answers in found if answers is not None), default=sampling.max_tokens)
+        return min(needed, self._room()) if any(found) else sampling.max_tokens
 
     def _room(self) -> int:
         """Return the most tokens of a completion in the model's context."""
         context = context_length(load_model_config(self.module.model_folder)) or 2**20
         return max(1, context - max(len(prompt.token_ids) for prompt in self.prompts))
 
-    def _measure(self, limit: int, started: float, seconds: float) -> tuple[int, list[MeasuredGroup]]:
-        """Return the max_tokens to use, from `limit` up, and groups that were sampled with it."""
-        max_limit = min(self._room(), LARGEST_MULTIPLE * limit)
+    def _measure(self, limit: int) -> tuple[int, list[MeasuredGroup]]:
+        """Return the max_tokens to use, from `limit` up, and groups that were sampled with it.
+
+        Longer completions are tried in half of the time that is left; a model that needs a warm start is measured for
+        the first part of the minutes only.
+        """
+        max_limit = min(self._room(), max(LARGEST_MULTIPLE * limit, LEAST_TOKENS))
+        longer_until = time.perf_counter() + self._left() / 2
         sampler = open_sampler(self.module, self.data, self.rollout, self.dtype, self.prompts, max_limit)
         tries: dict[int, list[MeasuredGroup]] = {}
         while True:
@@ -209,15 +243,19 @@ class Tuner:
             group_seconds = (time.perf_counter() - begun) / len(tries[limit])
             cut = fmean(row["finish_reason"] == "length" for _, rows in tries[limit] for row in rows)
             self.tuned.limits.append((limit, _accuracy(tries[limit]), cut, self._signal(tries[limit], self.samples)))
-            left = started + seconds / 2 - time.perf_counter()
-            if cut <= CUT or limit == max_limit or 2 * len(tries[limit]) * group_seconds > left:
+            if cut <= CUT or limit == max_limit:
                 break
-            limit = min(2 * limit, max_limit)
+            needs_start = self._needs_start(tries[limit])
+            left = self._left(FIRST_PART) if needs_start else longer_until - time.perf_counter()
+            if limit >= LEAST_TOKENS and 2 * len(tries[limit]) * group_seconds > left:
+                break
+            limit = min(max(2 * limit, LEAST_TOKENS), max_limit)
+        roomy = [found for found in self.tuned.limits if found[0] >= LEAST_TOKENS or found[2] <= CUT]
         best = max(accuracy for _, accuracy, *_ in self.tuned.limits)
-        limit = next(tokens for tokens, accuracy, *_ in self.tuned.limits if accuracy >= best - GAIN)
+        limit = next((tokens for tokens, accuracy, *_ in roomy if accuracy >= best - GAIN), limit)
         groups = tries[limit]
         while len(groups) < len(self.prompts):
-            left = started + seconds - time.perf_counter()
+            left = self._left(FIRST_PART if self._needs_start(groups) else 1.0)
             count = min(MORE_PROMPTS, MOST_MEASURED - len(groups), int(left / group_seconds))
             if count < 1:
                 break

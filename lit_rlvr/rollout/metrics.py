@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lit_rlvr.distributed.collectives import all_sum
+from lit_rlvr.distributed.collectives import all_sum, gather_objects
 from lit_rlvr.speech.thought_tokens import TokenTexts, count_thought_tokens
 from lit_rlvr.speech.thoughts import MARK, ends_in_thoughts
 from lit_rlvr.types import STATUSES, Completion, Rollout
@@ -25,6 +26,9 @@ def rollout_metrics(
     distribution, in nats. Unlike `train/entropy` it covers all completions, even if an algorithm trains on only some.
     Rewards are means over the completions that have one, and accuracies count a failed check as wrong, but not what no
     reward calls right or wrong; without such completions these metrics are NaN.
+
+    `rollout/lowest_reward` and `rollout/highest_reward` are those of single completions; `rollout/prompts_at_lowest`
+    and `rollout/prompts_at_highest` are the shares of prompts of which every completion has this reward.
 
     `rollout/accuracy_error` is the standard error of the accuracy, by the spread of the prompts' accuracies, because
     the completions of a prompt are correlated.
@@ -93,7 +97,28 @@ def rollout_metrics(
     rates = {"rollout/entropy": nats / max(tokens, 1.0)}
     if seconds:
         rates["rollout/tokens_per_second"] = tokens / seconds
+    rates |= reward_spread(rollout)
     return {name: value / count for name, value in total.items()} | known | counts | rates
+
+
+def reward_spread(rollout: Rollout) -> dict[str, float]:
+    """Return the lowest and the highest reward over all ranks, and the shares of prompts all at one of them.
+
+    Collective: call it on every rank.
+
+    Args:
+        rollout: this rank's groups.
+    """
+    groups = [values[known] for values, known in zip(rollout.rewards, rollout.rewarded, strict=True) if known.any()]
+    ranges = [(float(values.min()), float(values.max())) for values in groups]
+    everywhere = [pair for pairs in gather_objects(ranges) for pair in pairs]
+    names = ("lowest_reward", "highest_reward", "prompts_at_lowest", "prompts_at_highest")
+    if not everywhere:
+        return {f"rollout/{name}": math.nan for name in names}
+    lowest, highest = min(low for low, _ in everywhere), max(high for _, high in everywhere)
+    at_lowest = fmean(high == lowest for _, high in everywhere)
+    at_highest = fmean(low == highest for low, _ in everywhere)
+    return {f"rollout/{name}": v for name, v in zip(names, (lowest, highest, at_lowest, at_highest), strict=True)}
 
 
 def set_metrics(rollout: Rollout, names: Sequence[str]) -> dict[str, float]:

@@ -10,6 +10,7 @@ from itertools import chain
 from statistics import fmean
 
 from lit_rlvr.common.terminal import number_text
+from lit_rlvr.run.advice import GUIDE, WHAT_HELPS, RunHistory
 from lit_rlvr.run.collapse import MARGIN, STRETCH, FallTest, threshold
 
 RECENT = 4
@@ -35,30 +36,18 @@ NOT_JUDGED = 0.01
 """The share of checks that fail, and of those that a limit stops, above which a run is reported."""
 VALIDATED = re.compile(r"val/(.+)/truncated")
 """The metric of a validation set."""
+ANSWERED = re.compile(r"val/(.+)/same_answer")
+"""The share of the most frequent answer of a validation set."""
 CERTAIN = 2.0
 """The standard errors beyond which an accuracy differs from another."""
-GUIDE = "docs/it_does_not_learn.md"
-"""The page with sign, cause and cure of each finding, under its title."""
-
-
-def signal_advice(accuracy: float, constant: float | None = None) -> str:
-    """Return what helps when the completions of a prompt all have the same reward.
-
-    Args:
-        accuracy: the share of right completions.
-        constant: the reward of the completions of all prompts; None if they differ.
-    """
-    more_completions = "more completions (rollout.group_size)"
-    if accuracy > 0.5:
-        advice = f"try harder prompts (lit-rlvr filter), or {more_completions}"
-    else:
-        advice = f"try easier prompts (lit-rlvr filter), {more_completions}, or a warm start (warm_start.steps)"
-    if constant is None:
-        return advice
-    return (
-        f"every completion had the reward {constant:g}: if some deserve another, mend the reward (`lit-rlvr check "
-        f"REWARD --text TEXT --reference ANSWER` shows how it judges); if not, {advice}"
-    )
+HOPELESS = 0.1
+"""The accuracy below which next to nothing is right."""
+NOTHING_TRIED = RunHistory()
+"""The history of a run of which nothing is known."""
+ONE_ANSWER = 0.5
+"""The share of the most frequent answer, at least WORSE above that of the references, above which it is reported."""
+MOSTLY_PAID = 0.8
+"""The share of the mean reward from which an answer that is always given is called paid."""
 
 
 Metrics = Mapping[int, Mapping[str, float]]
@@ -80,7 +69,7 @@ class RunFinding:
     remedy: str
 
     def __str__(self) -> str:
-        return f"{self.title}: {self.evidence}" + (f". What helps: {self.remedy} ({GUIDE})." if self.remedy else "")
+        return f"{self.title}: {self.evidence}" + (f"{WHAT_HELPS}{self.remedy} ({GUIDE})." if self.remedy else "")
 
 
 @dataclass(frozen=True)
@@ -135,7 +124,7 @@ def is_rising(metrics: Metrics) -> bool:
     return accuracy.last - accuracy.middle > CERTAIN * math.sqrt(2 * fmean([e**2 for e in errors] or [0.0]) / RECENT)
 
 
-def progress(metrics: Metrics) -> RunFinding | None:
+def progress(metrics: Metrics, history: RunHistory = NOTHING_TRIED) -> RunFinding | None:
     """Return what a run has learnt from its first validation to its last; None while it is too early to tell.
 
     Right answers are learnt if the accuracy is better than that of the first validation and than that of a constant
@@ -145,52 +134,79 @@ def progress(metrics: Metrics) -> RunFinding | None:
     cut, accuracy = course(metrics, "rollout/truncated"), course(metrics, "rollout/accuracy")
     if len(validated) < 2 or not accuracy.values:
         return None
-    (before, error_before, _), (after, error_after, guess) = _validation(validated[0]), _validation(validated[-1])
-    visible = CERTAIN * math.hypot(error_before, error_after)
+    first, last = Validated.of_row(validated[0]), Validated.of_row(validated[-1])
+    visible = CERTAIN * math.hypot(first.error, last.error)
     if math.isnan(visible):
         return None
     read = Course(cut.steps, [1 - _unread(metrics[step]) for step in cut.steps])
     judged, unsolved = (sum(course(metrics, f"rollout/{kind}_prompts").values) for kind in ("judged", "unsolved"))
-    constant = f"; always the most frequent answer: {guess:.3f}" if guess else ""
     evidence = (
-        f"validation {before:.3f} -> {after:.3f} (+-{error_after:.3f}{constant}); of the rollouts' answers "
+        f"validation {first.opening}{first.accuracy:.3f} -> {last.described}; of the rollouts' answers "
         f"{_arrow(accuracy)} are right, {_arrow(read)} are read, {_arrow(cut)} are cut off; {judged - unsolved:.0f} of "
         f"{judged:.0f} sampled prompts had a right one"
     )
-    rises = after - before > visible
-    if rises and after - guess > CERTAIN * error_after:
+    rises = last.accuracy - first.accuracy > visible
+    if rises and last.is_above_guess:
         return RunFinding("Right answers are learnt", evidence, "")
     if not cut.is_long:
         return None
     if is_rising(metrics):
         return RunFinding("The rollouts get better, validation not yet", evidence, "")
-    if not rises and before - guess > CERTAIN * error_before:
-        return RunFinding(
-            "No better than at the start",
-            evidence,
-            "more or larger rollouts (trainer.max_steps, data.prompts_per_rollout), or model.lr: auto; "
-            f"{visible:.2f} is the smallest gain that these validation questions show",
-        )
-    if rises:
+    if not rises and first.is_above_guess:
+        title = "No better than at the start"
+    elif rises:
         title = "Answers are no better than a constant guess"
     elif read.last > read.first + WORSE or cut.last < cut.first - WORSE:
         title = "The form is learnt, the answers are not"
     else:
         title = "Nothing is learnt so far"
-    remedy = "`lit-rlvr tune` with the run's config.yaml: it measures what this model needs, and whether SFT goes first"
-    return RunFinding(title, evidence, remedy)
+    return RunFinding(title, evidence, history.advise(title, visible=visible))
 
 
-def _validation(row: Mapping[str, float]) -> tuple[float, float, float]:
-    """Return the accuracy of a validation, its standard error, and the accuracy of a constant guess.
+@dataclass(frozen=True)
+class Validated:
+    """The accuracy of a validation, as a mean over sets.
 
-    They are means over sets; a standard error of NaN is unknown.
+    Args:
+        accuracy: the accuracy.
+        error: its standard error; NaN = unknown.
+        guess: the accuracy of always giving the most frequent reference answer; 0 = there is none.
+        before_warm_start: the accuracy before the warm start; None = there was none.
     """
-    errors, guesses = (
-        [row[name] for name in row if name.startswith("val/") and name.endswith(end)]
-        for end in ("/accuracy_error", "/guess")
-    )
-    return row["val/accuracy"], math.hypot(*errors) / len(errors) if errors else math.nan, fmean(guesses or [0.0])
+
+    accuracy: float
+    error: float
+    guess: float
+    before_warm_start: float | None
+
+    @classmethod
+    def of_row(cls, row: Mapping[str, float]) -> Validated:
+        """Read the metrics of a validation's step."""
+        errors, guesses = set_values(row, "accuracy_error"), set_values(row, "guess")
+        error = math.hypot(*errors) / len(errors) if errors else math.nan
+        return cls(row["val/accuracy"], error, fmean(guesses or [0.0]), row.get("val/accuracy_before_warm_start"))
+
+    @property
+    def is_above_guess(self) -> bool:
+        """True if the accuracy is better than a constant guess by more than its noise."""
+        return self.accuracy - self.guess > CERTAIN * self.error
+
+    @property
+    def opening(self) -> str:
+        """The accuracy before the warm start as the beginning of a sentence; "" without a warm start."""
+        return "" if self.before_warm_start is None else f"{self.before_warm_start:.3f} -> (warm start) "
+
+    @property
+    def described(self) -> str:
+        """The accuracy, two standard errors and the constant guess in words."""
+        constant = f"; always the most frequent answer: {self.guess:.3f}" if self.guess else ""
+        noise = "its noise is unknown" if math.isnan(self.error) else f"+-{CERTAIN * self.error:.3f}"
+        return f"{self.accuracy:.3f} ({noise}{constant})"
+
+
+def set_values(row: Mapping[str, float], metric: str) -> list[float]:
+    """Return a metric of each validation set."""
+    return [value for name, value in row.items() if re.fullmatch(f"val/[^/]+/{metric}", name)]
 
 
 def _unread(row: Mapping[str, float]) -> float:
@@ -212,9 +228,14 @@ def _names(metrics: Metrics) -> dict[str, None]:
     return dict.fromkeys(chain.from_iterable(metrics.values()))
 
 
-def findings(metrics: Metrics) -> list[RunFinding]:
-    """Return what looks wrong in a run, as far as its metrics show it."""
-    return [finding for look in LOOKS for finding in look(metrics)]
+def findings(metrics: Metrics, history: RunHistory = NOTHING_TRIED) -> list[RunFinding]:
+    """Return what looks wrong in a run, as far as its metrics show it.
+
+    Args:
+        metrics: the run's.
+        history: what has been tried, and so is not advised.
+    """
+    return [finding for look in LOOKS for finding in look(metrics, history)]
 
 
 LARGE_STEP = 0.05
@@ -239,10 +260,14 @@ class RunFall:
 
 
 class Falls:
-    """The falls of the accuracies in a run's metrics; a later call looks at later metrics only."""
+    """The falls of the accuracies in a run's metrics; a later call looks at later metrics only.
 
-    def __init__(self) -> None:
-        self._test, self._newest = FallTest(), 0
+    Args:
+        history: what has been tried, and so is not advised.
+    """
+
+    def __init__(self, history: RunHistory = NOTHING_TRIED) -> None:
+        self._test, self._newest, self._history = FallTest(), 0, history
         self._steps: list[int] = []  # of the iterations
         self._looks: dict[str, list[int]] = {}  # metric of a validation -> the steps at which it was looked at
         self._fallen: dict[str, bool] = {}
@@ -257,7 +282,7 @@ class Falls:
                 if (fall := self._test.add(row["rollout/accuracy"], error, prompts)) is not None:
                     length, before, after = fall
                     start, good = self._steps[-length], [0, *self._steps][-length - 2]
-                    yield _explained("rollout/accuracy", metrics, good, start, step, before, after)
+                    yield self._explained("rollout/accuracy", metrics, good, start, step, before, after)
             self._newest = step
             for name in filter(HELD_OUT.fullmatch, row):
                 looks, metric = self._looks.setdefault(name, []), name.replace("fall_z", "accuracy")
@@ -268,19 +293,21 @@ class Falls:
                 if self._fallen[name] and not was_fallen:
                     earlier = {k: values[metric] for k, values in metrics.items() if k < step and metric in values}
                     best = max(earlier.values())
-                    yield _explained(metric, metrics, max(earlier, default=0), step, step, best, row[metric])
+                    yield self._explained(metric, metrics, max(earlier, default=0), step, step, best, row[metric])
 
-
-def _explained(metric: str, metrics: Metrics, good: int, start: int, last: int, before: float, after: float) -> RunFall:
-    held_out = metric.split("/")[1] if metric.startswith("val/") else None
-    where = "of the rollouts" if held_out is None else f"on the validation set {held_out}"
-    cause, remedy = _likely_cause(metrics, good, last, held_out is not None)
-    evidence = f"{before:.3f} at best, {after:.3f} since step {start}, which its noise does not explain; {cause}"
-    return RunFall(RunFinding(f"The accuracy {where} fell", evidence, remedy), metric, before)
+    def _explained(
+        self, metric: str, metrics: Metrics, good: int, start: int, last: int, before: float, after: float
+    ) -> RunFall:
+        held_out = metric.split("/")[1] if metric.startswith("val/") else None
+        where = "of the rollouts" if held_out is None else f"on the validation set {held_out}"
+        cause, case = _likely_cause(metrics, good, last, held_out is not None)
+        evidence = f"{before:.3f} at best, {after:.3f} since step {start}, which its noise does not explain; {cause}"
+        remedy = self._history.advise("The accuracy fell", case)
+        return RunFall(RunFinding(f"The accuracy {where} fell", evidence, remedy), metric, before)
 
 
 def _likely_cause(metrics: Metrics, good: int, last: int, held_out: bool) -> tuple[str, str]:
-    """Return the likely cause of a fall, and what helps.
+    """Return the likely cause of a fall, and its case in the table of advice.
 
     Args:
         metrics: step -> metrics.
@@ -310,99 +337,143 @@ def _likely_cause(metrics: Metrics, good: int, last: int, held_out: bool) -> tup
     is_sudden = not any(moved.values()) and bool(new) and metrics[new[0]]["rollout/accuracy"] < accuracy[0] / 2
     by_length = not 1 / LONGER < length[1] / max(length[0], 1.0) < LONGER
     how = f" by length ({change('rollout/length')} tokens)" if by_length else ""
-    slower = "model.lr: auto or a smaller rate"
     causes = (
         (
             held_out and accuracy[1] >= accuracy[0],
             f"the prompts are learnt by heart, the rollouts' accuracy did not fall ({change('rollout/accuracy')})",
-            "more prompts, or the best checkpoint (checkpoint.best: val/accuracy)",
+            "learnt by heart",
         ),
         (
             reward[1] > reward[0] and accuracy[1] < accuracy[0],
             f"the reward is gamed{how}, it rose meanwhile ({change('rollout/reward')})",
-            "read the best-rewarded samples, and pay for right answers only",
+            "the reward is gamed",
         ),
         (
             large,
             f"the step was too large, {number_text(moved.get(large, 0.0))} nats per token at step {large} "
             "(train/kl_step; 0.01 is usual)",
-            slower,
+            "steps too large",
         ),
-        (is_sudden, f"the step was too large, the accuracy fell by half at once, at step {(new or [0])[0]}", slower),
+        (
+            is_sudden,
+            f"the step was too large, the accuracy fell by half at once, at step {(new or [0])[0]}",
+            "steps too large",
+        ),
         (
             ess < FEW_SAMPLES,
             f"the tokens are too old, {age:.3g} versions with an effective sample size of {ess:.0%}",
-            "lower rollout.staleness, or a smaller learning rate (model.lr)",
+            "old tokens",
         ),
         (
             apart[1] > max(2 * apart[0], APART),
             f"the engine's log-probabilities left the trainer's ({change('train/engine_difference')})",
-            "probe more often (rollout.safeguards.probe_every), and keep the importance correction "
-            "(model.importance.correction)",
+            "the engine drifts",
         ),
         (
             entropy[1] < COLLAPSED * entropy[0],
             f"the entropy is gone ({change('rollout/entropy')} nats per token)",
-            "a smaller learning rate (model.lr), a wider upper clip (DAPO), or an entropy bonus "
-            "(model.loss.entropy_coef)",
+            "the entropy is gone",
         ),
         (
             entropy[1] > EXPLODED * entropy[0],
             f"the steps are too large, the entropy exploded ({change('rollout/entropy')} nats per token)",
-            slower,
+            "steps too large",
         ),
         (
             cut[1] > cut[0] + WORSE,
             f"completions are cut off ({change('rollout/truncated')} of them)",
-            "raise rollout.sampling.max_tokens, or reward short answers (Overlong)",
+            "cut off",
         ),
     )
     return next(
-        ((f"likely cause: {cause}", remedy) for shows, cause, remedy in causes if shows),
-        (
-            "no other metric shows a cause",
-            "look at the samples, at whether later prompts are harder, and at a smaller learning rate (model.lr)",
-        ),
+        ((f"likely cause: {cause}", case) for shows, cause, case in causes if shows),
+        ("no other metric shows a cause", "no cause is seen"),
     )
 
 
-def fallen(metrics: Metrics) -> Iterator[RunFinding]:
+def fallen(metrics: Metrics, history: RunHistory = NOTHING_TRIED) -> Iterator[RunFinding]:
     """Find the last fall of each accuracy that the run has not made good since."""
-    for fall in {fall.metric: fall for fall in Falls().find(metrics)}.values():
+    for fall in {fall.metric: fall for fall in Falls(history).find(metrics)}.values():
         values = course(metrics, fall.metric).values
         if fmean(values[-RECENT if fall.metric == "rollout/accuracy" else -1 :]) < (1 - MARGIN) * fall.before:
             yield fall.finding
 
 
-def _dead_groups(metrics: Metrics) -> Iterator[RunFinding]:
+def _dead_groups(metrics: Metrics, history: RunHistory) -> Iterator[RunFinding]:
     signal = course(metrics, "train/no_signal")
-    if signal.values and signal.last > HIGH_SHARE:
-        solved, rewards = course(metrics, "rollout/accuracy"), {*course(metrics, "rollout/reward").values[-RECENT:]}
-        constant = rewards.pop() if signal.last == 1 and len(rewards) == 1 else None
-        is_solved = constant is None and bool(solved.values) and solved.last > NEARLY_ALL
-        yield RunFinding(
-            "Nearly all prompts are solved" if is_solved else "Most prompts give no signal",
-            f"{signal.last:.0%} of the prompts had the same reward for all of their completions"
-            + (f"; {solved.last:.0%} of the completions are correct" if solved.values else ""),
-            "the run has learnt what these prompts teach: end it, or go on with harder prompts (lit-rlvr filter)"
-            if is_solved
-            else signal_advice(solved.last if solved.values else 0.0, constant),
+    if not signal.values or signal.last <= HIGH_SHARE:
+        return
+    solved = course(metrics, "rollout/accuracy")
+    evidence = f"{signal.last:.0%} of the prompts had the same reward for all of their completions"
+    if solved.values:
+        evidence += f"; {solved.last:.0%} of the completions are correct"
+    spread = RewardSpread.of_metrics(metrics)
+    if spread is not None and spread.lowest == spread.highest:
+        title, case = "Most prompts give no signal", "every completion has one reward"
+        evidence += f"; every completion had the reward {spread.lowest:g}"
+    elif solved.values and solved.last > NEARLY_ALL:
+        title, case = "Nearly all prompts are solved", ""
+    else:
+        title, case = "Most prompts give no signal", signal_case(solved.last if solved.values else 0.0)
+        if spread is not None:
+            evidence += f"; {spread}"
+    yield RunFinding(title, evidence, history.advise(title, case))
+
+
+def signal_case(accuracy: float) -> str:
+    """Return the case of "Most prompts give no signal" in the table of advice.
+
+    Args:
+        accuracy: the share of right completions.
+    """
+    if accuracy < HOPELESS:
+        return "next to nothing is right"
+    return "too easy" if accuracy > 0.5 else "too hard"
+
+
+@dataclass(frozen=True)
+class RewardSpread:
+    """The rewards of the recent rollouts' completions.
+
+    Args:
+        lowest, highest: the lowest and the highest reward.
+        at_lowest, at_highest: the share of prompts of which every completion had this reward.
+    """
+
+    lowest: float
+    highest: float
+    at_lowest: float
+    at_highest: float
+
+    @classmethod
+    def of_metrics(cls, metrics: Metrics) -> RewardSpread | None:
+        """Return the spread over the last `RECENT` rollouts; None if it was not logged."""
+        names = ("lowest_reward", "highest_reward", "prompts_at_lowest", "prompts_at_highest")
+        lowest, highest, *shares = (course(metrics, f"rollout/{name}") for name in names)
+        if not lowest.values:
+            return None
+        return cls(min(lowest.values[-RECENT:]), max(highest.values[-RECENT:]), *(share.last for share in shares))
+
+    def __str__(self) -> str:
+        """Say the shares in words."""
+        return (
+            f"of {self.at_lowest:.0%} of the prompts every completion had the lowest reward ({self.lowest:g}), of "
+            f"{self.at_highest:.0%} the highest ({self.highest:g})"
         )
 
 
-def _unreadable(metrics: Metrics) -> Iterator[RunFinding]:
+def _unreadable(metrics: Metrics, history: RunHistory) -> Iterator[RunFinding]:
     names = [name for name in _names(metrics) if name.endswith("/parse_fail") and name != "reward/status/parse_fail"]
     shares = ((name.split("/")[1], course(metrics, name)) for name in names)
     if unread := [(name, share.last) for name, share in shares if share.values and share.last > HIGH_SHARE]:
         yield RunFinding(
             "Answers cannot be read",
             "; ".join(f"{name} found no answer in {share:.0%} of the completions" for name, share in unread),
-            'look at completions.jsonl, "status": "parse_fail": ask for the form of answer that the reward reads (a '
-            "system_prompt or template, a warm start), or raise rollout.sampling.max_tokens if answers are cut off",
+            history.advise("Answers cannot be read"),
         )
 
 
-def _truncation(metrics: Metrics) -> Iterator[RunFinding]:
+def _truncation(metrics: Metrics, history: RunHistory) -> Iterator[RunFinding]:
     """Look at training and at each set's last validation."""
     seen = []
     cut = course(metrics, "rollout/truncated")
@@ -418,19 +489,17 @@ def _truncation(metrics: Metrics) -> Iterator[RunFinding]:
         yield RunFinding(
             "Completions are cut off",
             "; ".join(seen),
-            "raise rollout.sampling.max_tokens (in validation rollout.evaluation.sampling.max_tokens), mask cut "
-            "completions (rollout.mask_truncated), reward short answers (Overlong), or pay only for answers that end",
+            history.advise("Completions are cut off"),
         )
 
 
-def _length(metrics: Metrics) -> Iterator[RunFinding]:
+def _length(metrics: Metrics, history: RunHistory) -> Iterator[RunFinding]:
     length = course(metrics, "rollout/length")
     if length.is_long and length.last > LONGER * length.first:
         yield RunFinding(
             "Completions grow long",
             f"mean length in tokens: {length.change()}",
-            "look at the samples: if length brings reward without answers, reward short ones (Overlong, CosineScaled) "
-            "or take a loss without a length bias (DrGRPO, DAPO)",
+            history.advise("Completions grow long"),
         )
 
 
@@ -446,7 +515,7 @@ def _learns(metrics: Metrics) -> bool:
     return steady and reward.rises and bool(signal.values) and signal.last < HIGH_SHARE
 
 
-def _entropy(metrics: Metrics) -> Iterator[RunFinding]:
+def _entropy(metrics: Metrics, history: RunHistory) -> Iterator[RunFinding]:
     entropy = course(metrics, "train/entropy")
     if entropy.is_long and entropy.last < COLLAPSED * entropy.first and not _learns(metrics):
         accuracy = course(metrics, "rollout/accuracy")
@@ -454,29 +523,28 @@ def _entropy(metrics: Metrics) -> Iterator[RunFinding]:
             "The entropy collapsed",
             f"nats per token: {entropy.change()}"
             + (f"; {accuracy.last:.0%} of the completions are correct" if accuracy.values else ""),
-            "a smaller learning rate (model.lr), a wider upper clip (DAPO), an entropy bonus "
-            "(model.loss.entropy_coef), or an advantage that keeps rare solutions (agrae, rloo)",
+            history.advise("The entropy collapsed"),
         )
     if entropy.is_long and entropy.last > EXPLODED * entropy.first:
         yield RunFinding(
             "The entropy explodes",
             f"nats per token: {entropy.change()}",
-            "a smaller learning rate (model.lr), or an end of such runs by themselves (collapse.action)",
+            history.advise("The entropy explodes"),
         )
 
 
-def _gamed(metrics: Metrics) -> Iterator[RunFinding]:
+def _gamed(metrics: Metrics, history: RunHistory) -> Iterator[RunFinding]:
     """Compare two measures of the same completions."""
     reward, accuracy = course(metrics, "rollout/reward"), course(metrics, "rollout/accuracy")
     if reward.rises and accuracy.is_long and accuracy.first - accuracy.last > FORGOTTEN:
         yield RunFinding(
             "The reward rises while the accuracy falls",
             f"reward: {reward.change()}; accuracy of the same completions: {accuracy.change()}",
-            "read the best-rewarded samples: the reward may be gamed",
+            history.advise("The reward rises while the accuracy falls"),
         )
 
 
-def _held_out(metrics: Metrics) -> Iterator[RunFinding]:
+def _held_out(metrics: Metrics, history: RunHistory) -> Iterator[RunFinding]:
     """Compare the accuracy in training and in validation; the reward is another quantity."""
     training, held_out = course(metrics, "rollout/accuracy"), course(metrics, "val/accuracy")
     if not training.is_long or len(held_out.values) < 2:
@@ -490,59 +558,122 @@ def _held_out(metrics: Metrics) -> Iterator[RunFinding]:
             f"held-out accuracy {held_out.values[best]:.3f} at step {held_out.steps[best]}, {held_out.values[-1]:.3f} "
             f"at step {held_out.steps[-1]}; training accuracy {fmean(before[-RECENT:]):.3f} then, "
             f"{training.last:.3f} now",
-            "the prompts may be learnt by heart: take more of them, or keep the best checkpoint (checkpoint.best: "
-            "val/accuracy)",
+            history.advise("The training accuracy rises while the held-out accuracy falls"),
         )
 
 
-def _engine(metrics: Metrics) -> Iterator[RunFinding]:
+def _engine(metrics: Metrics, history: RunHistory) -> Iterator[RunFinding]:
     apart = course(metrics, "train/engine_difference")
     if apart.is_long and apart.last > max(2 * apart.first, APART):
         yield RunFinding(
             "The engine's log-probabilities drift from the trainer's",
             f"mean difference in nats: {apart.change()}",
-            "probe more often (rollout.safeguards.probe_every), generate in the trainer's precision, and keep the "
-            "importance correction (model.importance.correction)",
+            history.advise("The engine's log-probabilities drift from the trainer's"),
         )
 
 
-def _failed_checks(metrics: Metrics) -> Iterator[RunFinding]:
+def _failed_checks(metrics: Metrics, history: RunHistory) -> Iterator[RunFinding]:
     failed, stopped = (course(metrics, f"reward/status/{status}") for status in ("error", "timeout"))
     if failed.values and failed.last > NOT_JUDGED:
         yield RunFinding(
             "Rewards fail",
             f"{failed.last:.1%} of the completions could not be judged in the last {RECENT} iterations",
-            "read failed_rewards.jsonl in the run folder, and fix the reward",
+            history.advise("Rewards fail"),
         )
     if stopped.values and stopped.last > NOT_JUDGED:
         yield RunFinding(
             "Limits stop checks",
             f"those of {stopped.last:.1%} of the completions in the last {RECENT} iterations, which count as wrong",
-            "mend a check that is slow by itself, or raise the reward's limits (cpu_seconds, wall_seconds, memory_mb)",
+            history.advise("Limits stop checks"),
         )
 
 
-def _skipped(metrics: Metrics) -> Iterator[RunFinding]:
+def _form_alone(metrics: Metrics, history: RunHistory) -> Iterator[RunFinding]:
+    """Look at a warm start on bare answers, after which the accuracy is that of a constant guess."""
+    validated = [row for _, row in sorted(metrics.items()) if "val/accuracy" in row]
+    if not history.has_bare_start or not validated:
+        return
+    after = Validated.of_row(validated[0])
+    if after.guess and not math.isnan(after.error) and not after.is_above_guess:
+        title = "The answers alone teach only the form"
+        evidence = f"{after.accuracy:.2f} right after the warm start, a guess has {after.guess:.2f}"
+        yield RunFinding(title, evidence, history.advise(title))
+
+
+def _one_answer(metrics: Metrics, history: RunHistory) -> Iterator[RunFinding]:
+    """Look at the last validation of each set for a policy that gives one answer."""
+    for name in [match[1] for metric in _names(metrics) if (match := ANSWERED.fullmatch(metric))]:
+        row = [row for _, row in sorted(metrics.items()) if f"val/{name}/same_answer" in row][-1]
+        share, guess = row[f"val/{name}/same_answer"], row.get(f"val/{name}/guess")
+        if guess is None or share <= max(ONE_ANSWER, guess + WORSE):
+            continue
+        evidence = f"{share:.0%} of the answers in validation ({name}) are the same, of the references {guess:.0%}"
+        paid, mean = row.get(f"val/{name}/same_answer_reward"), row.get(f"val/{name}/reward")
+        case = "it is not paid"
+        if paid is not None and mean is not None:
+            evidence += f"; it earns {paid:.2f}, all answers {mean:.2f}"
+            case = "it is paid" if paid > guess + WORSE and paid >= MOSTLY_PAID * mean else case
+        title = "One answer for all questions"
+        yield RunFinding(title, evidence, history.advise(title, case))
+
+
+def best_validation(metrics: Metrics) -> tuple[int, float] | None:
+    """Return step and accuracy of the best validation if the last one is worse by more than its noise, else None.
+
+    The noise is two standard errors of the difference: by question where that is known, else of the two accuracies.
+    """
+    accuracy = course(metrics, "val/accuracy")
+    if not accuracy.values:
+        return None
+    best = max(range(len(accuracy.values)), key=lambda k: accuracy.values[k])
+    first, last = metrics[accuracy.steps[best]], metrics[accuracy.steps[-1]]
+    errors = set_values(last, "fall_error")
+    error = math.hypot(*errors) / len(errors) if errors else math.nan
+    if len(errors) != len(set_values(last, "accuracy")):
+        error = math.hypot(Validated.of_row(first).error, Validated.of_row(last).error)
+    is_worse = accuracy.values[best] - accuracy.values[-1] > CERTAIN * error  # never with an unknown error
+    return (accuracy.steps[best], accuracy.values[best]) if is_worse else None
+
+
+def _below_best(metrics: Metrics, history: RunHistory) -> Iterator[RunFinding]:
+    if (best := best_validation(metrics)) is not None:
+        step, accuracy = best
+        last = course(metrics, "val/accuracy")
+        title = "The last validation is worse than the best"
+        evidence = f"{accuracy:.3f} at step {step}, {last.values[-1]:.3f} at step {last.steps[-1]}"
+        case = "the best checkpoint is kept" if "checkpoint.best" in history.own else "it is not kept"
+        yield RunFinding(title, evidence, history.advise(title, case))
+
+
+def at_validation(metrics: Metrics, history: RunHistory = NOTHING_TRIED) -> Iterator[RunFinding]:
+    """Look at the answers of the validations, besides what they say is learnt."""
+    for look in (_form_alone, _one_answer, _below_best):
+        yield from look(metrics, history)
+
+
+def _skipped(metrics: Metrics, history: RunHistory) -> Iterator[RunFinding]:
     skipped = course(metrics, "train/skipped_steps")
     if skipped.values and skipped.values[-1] > 0:
         yield RunFinding(
             "Optimizer steps were skipped",
             f"{skipped.values[-1]:.0f} until step {skipped.steps[-1]}, because a loss or gradient was not finite",
-            "read skipped/ in the run folder; a smaller learning rate (model.lr) or fp32 (trainer.precision) may help",
+            history.advise("Optimizer steps were skipped"),
         )
 
 
-def in_vain(metrics: Metrics) -> Iterator[RunFinding]:
+def in_vain(metrics: Metrics, history: RunHistory = NOTHING_TRIED) -> Iterator[RunFinding]:
     """Look at what a run does in vain, unless it gets better."""
     if not is_rising(metrics):
-        yield from chain(_dead_groups(metrics), _unreadable(metrics), _truncation(metrics))
+        for look in (_dead_groups, _unreadable, _truncation):
+            yield from look(metrics, history)
 
 
-def _no_progress(metrics: Metrics) -> Iterator[RunFinding]:
-    if (finding := progress(metrics)) is not None and finding.remedy:
+def _no_progress(metrics: Metrics, history: RunHistory) -> Iterator[RunFinding]:
+    if (finding := progress(metrics, history)) is not None and finding.remedy:
         yield finding
 
 
-LOOKS: tuple[Callable[[Metrics], Iterator[RunFinding]], ...] = (
-    fallen, _no_progress, in_vain, _length, _entropy, _gamed, _held_out, _engine, _failed_checks, _skipped,
+LOOKS: tuple[Callable[[Metrics, RunHistory], Iterator[RunFinding]], ...] = (
+    fallen, _no_progress, at_validation, in_vain, _length, _entropy, _gamed, _held_out, _engine, _failed_checks,
+    _skipped,
 )  # fmt: skip

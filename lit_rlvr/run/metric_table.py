@@ -40,6 +40,25 @@ METRICS: dict[str, tuple[Metric, ...]] = {
             "`critic/score/mean`",
         ),
         Metric(
+            "rollout/lowest_reward",
+            "lowest reward of a completion",
+            "those of your rewards",
+            "That of `rollout/highest_reward`: every completion has the same reward; look at `lit-rlvr check`",
+        ),
+        Metric("rollout/highest_reward", "highest reward of a completion", "those of your rewards", "As above"),
+        Metric(
+            "rollout/prompts_at_lowest",
+            "share of prompts of which every completion has the lowest reward",
+            "0 to 1",
+            "With `rollout/prompts_at_highest` near 1: each prompt is always wrong or always right",
+        ),
+        Metric(
+            "rollout/prompts_at_highest",
+            "share of prompts of which every completion has the highest reward",
+            "0 to 1",
+            "As above",
+        ),
+        Metric(
             "rollout/accuracy",
             "share of correct completions; a failed check counts as wrong",
             "0 to 1",
@@ -654,6 +673,37 @@ METRICS: dict[str, tuple[Metric, ...]] = {
             "share of the most frequent reference answer",
             "0 to 1",
             "The accuracy of a model that always gives this answer; constant",
+        ),
+        Metric(
+            "val/<set>/reward",
+            "mean reward of the completions that have one",
+            "those of your rewards",
+            "As `rollout/reward`",
+            "`eval_reward`",
+        ),
+        Metric(
+            "val/<set>/same_answer",
+            "share of the most frequent answer; an answer is the reference that a completion ends with, else its end",
+            "0 to 1",
+            "Should stay near `val/<set>/guess`; far above it, the policy gives one answer whatever is asked",
+        ),
+        Metric(
+            "val/<set>/same_answer_reward",
+            "mean reward of the completions with the most frequent answer",
+            "those of your rewards",
+            "Near `val/<set>/reward`: the reward pays for a constant answer",
+        ),
+        Metric(
+            "val/accuracy_before_warm_start",
+            "accuracy before the warm start, at step 0; the mean over sets of at most 128 of each set's questions",
+            "0 to 1",
+            "`val/accuracy` at step 0 minus this is what the warm start gained",
+        ),
+        Metric(
+            "val/<set>/fall_error",
+            "standard error of the difference to the set's best validation so far, by question",
+            "0 to 0.5",
+            "A difference below twice its size says nothing",
         ),
         Metric(
             "val/<set>/accuracy/<category>", "the same for one category of the set", "0 to 1", "Shows what is learnt"

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, variance
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -20,19 +21,20 @@ from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lit_rlvr.common.init_arguments import dotted_path_of
 from lit_rlvr.common.run_files import COLLAPSE, EARLY_STOP, VALIDATION
 from lit_rlvr.errors import ChecksArguments, log
+from lit_rlvr.run.advice import GUIDE, RunHistory
 from lit_rlvr.run.collapse import paired_certainty
 from lit_rlvr.run.health import (
     FEW_SAMPLES,
-    GUIDE,
     NEARLY_ALL,
     NOT_JUDGED,
     RECENT,
     REPEAT,
     Falls,
     RunFall,
+    at_validation,
     in_vain,
     progress,
-    signal_advice,
+    signal_case,
 )
 from lit_rlvr.run.loggers import callbacks_of, metric_rows, run_root
 from lit_rlvr.types import GroupSelection
@@ -57,7 +59,7 @@ class CollapseMonitor(ChecksArguments, Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at the iterations before a resume."""
-        self._falls = Falls()
+        self._falls = Falls(RunHistory.of_folder(run_root(trainer)))
         self._find(trainer)
 
     def _find(self, trainer: Trainer) -> list[RunFall]:
@@ -93,7 +95,9 @@ class CollapseMonitor(ChecksArguments, Callback):
 
 
 def validation_falls(path: Path, step: int) -> dict[str, float]:
-    """Return, as `val/<set>/fall_z`, how certain it is that each set was answered worse at a step than at its best.
+    """Return how certain it is that each set was answered worse at a step than at its best, as `val/<set>/fall_z`.
+
+    `val/<set>/fall_error` is the standard error of the difference, by question.
 
     Args:
         path: validation.jsonl.
@@ -110,6 +114,9 @@ def validation_falls(path: Path, step: int) -> dict[str, float]:
         if before and courses.get(step):
             best = max(before, key=lambda shares: fmean(shares.values()))
             falls[f"val/{name}/fall_z"] = paired_certainty(best, courses[step])
+            changes = [share - courses[step][question] for question, share in best.items() if question in courses[step]]
+            if len(changes) > 1:
+                falls[f"val/{name}/fall_error"] = math.sqrt(variance(changes) / len(changes))
     return falls
 
 
@@ -153,9 +160,15 @@ class LostWork(Callback):
 
     def __init__(self) -> None:
         self._recent: dict[str, list[float]] = {}
-        self._reported: set[str] = set()  # metrics, and titles of findings
+        self._reported: set[str] = set()  # metrics, and titles or evidence of findings
         self._silent = 0  # iterations until few effective samples may be reported again
         self._unselected = 0  # iterations until an empty selection may be reported again
+        self._history = RunHistory()
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._history = RunHistory.of_folder(run_root(trainer))
+
+    on_train_start = on_sanity_check_start
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if not trainer.is_global_zero:
@@ -163,17 +176,23 @@ class LostWork(Callback):
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         for line in self.look(metrics, pl_module.selection):
             log.warning("step %d: %s (%s)", trainer.global_step, line, GUIDE)
-        for finding in in_vain(metric_rows(trainer)):
+        for finding in in_vain(metric_rows(trainer), self._history):
             if finding.title not in self._reported:
                 self._reported.add(finding.title)
                 log.warning("step %d: %s", trainer.global_step, finding)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say what the run has learnt."""
-        if trainer.sanity_checking or trainer.state.fn != "fit" or not trainer.is_global_zero:
+        """Say what the run has learnt, and what is wrong with its answers."""
+        if trainer.state.fn != "fit" or not trainer.is_global_zero or (trainer.sanity_checking and trainer.global_step):
             return
-        if (finding := progress(metric_rows(trainer))) is not None:
-            log.log(logging.WARNING if finding.remedy else logging.INFO, "step %d: %s", trainer.global_step, finding)
+        rows = metric_rows(trainer)
+        learnt = None if trainer.sanity_checking else progress(rows, self._history)
+        if learnt is not None:
+            log.log(logging.WARNING if learnt.remedy else logging.INFO, "step %d: %s", trainer.global_step, learnt)
+        for finding in at_validation(rows, self._history):
+            if finding.evidence not in self._reported:  # that of a warm start stays the same
+                self._reported.add(finding.evidence)
+                log.warning("step %d: %s", trainer.global_step, finding)
 
     def look(
         self,
@@ -208,7 +227,7 @@ class LostWork(Callback):
                 + (
                     f"the rewards of {mixed:.0%} of the groups do differ: set model.dynamic_sampling: reward"
                     if mixed and selection.by != "reward"
-                    else signal_advice(metrics["rollout/accuracy"])
+                    else self._history.advise("Most prompts give no signal", signal_case(metrics["rollout/accuracy"]))
                 )
             )
         self._silent -= 1

@@ -8,6 +8,7 @@ import resource
 import time
 from collections.abc import Mapping, Sequence
 from io import BytesIO
+from math import isnan
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,7 +23,8 @@ from lit_rlvr.datamodules.reading.images import Images, film_strip, open_images
 from lit_rlvr.distributed.sharding import weights_sha256
 from lit_rlvr.errors import ChecksArguments, RunStopped, UserError, check_within, log, shown
 from lit_rlvr.rollout.callback import rollout_of
-from lit_rlvr.run.health import fallen, progress
+from lit_rlvr.run.advice import RunHistory
+from lit_rlvr.run.health import CERTAIN, Validated, best_validation, fallen, progress
 from lit_rlvr.run.loggers import metric_rows, metrics_file, run_root
 from lit_rlvr.run.monitor import why_stopped
 from lit_rlvr.training.trace import Trace, drop_traces_after, write_trace
@@ -96,6 +98,8 @@ def plot_run(rows: Mapping[int, Mapping[str, float]], path: Path, title: str) ->
     height = len(panels) // 2
     figure = Figure(figsize=(10, 3.25 * height), layout="constrained")
     for axis, (label, lines) in zip(figure.subplots(height, 2).flat, panels, strict=True):
+        if label == "Accuracy":
+            draw_noise(axis, rows)
         for metric, name in lines:
             if points := [(step, row[metric]) for step, row in sorted(rows.items()) if metric in row]:
                 axis.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1.5, label=name)
@@ -108,6 +112,19 @@ def plot_run(rows: Mapping[int, Mapping[str, float]], path: Path, title: str) ->
             axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))
     figure.suptitle(title)
     figure.savefig(path, dpi=110)
+
+
+def draw_noise(axis: Any, rows: Mapping[int, Mapping[str, float]]) -> None:
+    """Draw a band of two standard errors around each validation, and the constant guess as a line."""
+    validated = [(step, Validated.of_row(row)) for step, row in sorted(rows.items()) if "val/accuracy" in row]
+    if not validated:
+        return
+    steps = [step for step, _ in validated]
+    lower = [each.accuracy - CERTAIN * each.error for _, each in validated]
+    upper = [each.accuracy + CERTAIN * each.error for _, each in validated]
+    axis.fill_between(steps, lower, upper, color="C1", alpha=0.2, linewidth=0)
+    if guess := validated[-1][1].guess:
+        axis.axhline(guess, color="gray", linestyle="--", linewidth=1, label="a constant guess")
 
 
 class RunFolder(ChecksArguments, Callback):
@@ -135,6 +152,7 @@ class RunFolder(ChecksArguments, Callback):
         # By step: the last trace, and the newest with a gradient.
         self._unsaved_traces: dict[int, tuple[Trace, Rollout]] = {}
         self.accuracy_before: float | None = None
+        self.before_warm_start: float | None = None  # the accuracy
         self._last: tuple[int, float | None] = (-1, None)  # the last validation: step, accuracy
         self.train_seconds = 0.0
         self.resumed_from_step = 0
@@ -212,6 +230,9 @@ class RunFolder(ChecksArguments, Callback):
             self._last = (trainer.global_step, results.get("val/accuracy"))
         elif trainer.global_step == 0:
             self.accuracy_before = results.get("val/accuracy")
+            self.before_warm_start = getattr(trainer, "accuracy_before_warm_start", None)
+            if self.before_warm_start is not None and "val/accuracy" in results:
+                results = results | {"val/accuracy_before_warm_start": self.before_warm_start}
             for logger in trainer.loggers:  # Lightning does not log the check before training
                 logger.log_metrics(results, step=0)
         if trainer.global_step == 0 or not trainer.sanity_checking:
@@ -259,10 +280,14 @@ class RunFolder(ChecksArguments, Callback):
             return
         rows = metric_rows(trainer)
         validated, accuracy_after = self._last
+        history, best = RunHistory.of_folder(run_root(trainer)), best_validation(rows)
         summary = self.summary = {
+            "accuracy_before_warm_start": self.before_warm_start,
             "accuracy_before": self.accuracy_before,
             "accuracy_after": accuracy_after,
             "accuracy_after_step": None if accuracy_after is None else validated,
+            **_noise(rows.get(validated, {})),
+            "better_validation": None if best is None else {"step": best[0], "accuracy": best[1]},
             "steps": trainer.global_step,
             "iterations": module.iteration,
             "resumed_from_step": self.resumed_from_step,
@@ -278,8 +303,8 @@ class RunFolder(ChecksArguments, Callback):
             **rollout_of(trainer).teacher_versions,
             "data": type(module.data).__name__,
             "stopped": stopped,
-            "collapse": " ".join(map(str, fallen(rows))) or None,
-            "learnt": str(progress(rows) or "") or None,
+            "collapse": " ".join(map(str, fallen(rows, history))) or None,
+            "learnt": str(progress(rows, history) or "") or None,
             "weights_sha256": digest,
         }
         root = run_root(trainer)
@@ -288,25 +313,47 @@ class RunFolder(ChecksArguments, Callback):
             self._save_trace(trainer, module, step)
         if rows:
             plot_run(rows, root / "curves.png", f"{summary['algorithm']} on {summary['data']}, {module.model}")
-        log.info("%s", self._accuracies(trainer, module.data, accuracy_after))
+        log.info("%s", self._accuracies(trainer, module.data, rows))
 
-    def _accuracies(self, trainer: Trainer, data: Any, after: float | None) -> str:
+    def _accuracies(self, trainer: Trainer, data: Any, rows: Mapping[int, Mapping[str, float]]) -> str:
         """Return the result of validation as text, or why there was none."""
+        step, after = self._last
         if not any(dataset.prompts.get("validation") for dataset in data.validated):
             return "No accuracies: there is no validation set; set data.validation or data.validation_split"
         first, last = ("not measured" if value is None else f"{value:.3f}" for value in (self.accuracy_before, after))
-        steps = trainer.global_step if after is None else self._last[0]
+        steps = trainer.global_step if after is None else step
+        start = f"{first} before"
+        if self.before_warm_start is not None:
+            start = f"{self.before_warm_start:.3f} before, {first} after the warm start"
+        if after is not None and "val/accuracy" in rows.get(step, {}):
+            last = Validated.of_row(rows[step]).described
+        better = ""
+        if (best := best_validation(rows)) is not None:
+            better = f"; that of step {best[0]} was better: {best[1]:.3f}"
         return (
-            f"Validation accuracy {first} before, {last} after {steps} steps "
-            f"({self.train_seconds:.0f} s of training). Results: {shown(run_root(trainer))}"
+            f"Validation accuracy {start}, {last} after {steps} steps ({self.train_seconds:.0f} s of training){better}"
+            f". Results: {shown(run_root(trainer))}"
         )
 
     def state_dict(self) -> dict[str, Any]:
-        return {"accuracy_before": self.accuracy_before, "train_seconds": self.train_seconds, "seconds": self._seconds}
+        return {
+            "accuracy_before": self.accuracy_before, "before_warm_start": self.before_warm_start,
+            "train_seconds": self.train_seconds, "seconds": self._seconds,
+        }  # fmt: skip
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.accuracy_before = state_dict["accuracy_before"]
+        self.before_warm_start = state_dict.get("before_warm_start")  # an older checkpoint has none
         self.train_seconds, self._seconds = state_dict["train_seconds"], state_dict["seconds"]
+
+
+def _noise(row: Mapping[str, float]) -> dict[str, float | None]:
+    """Return two standard errors of a validation's accuracy, and the accuracy of a constant guess, for the summary."""
+    if "val/accuracy" not in row:
+        return {"accuracy_after_noise": None, "constant_guess": None}
+    found = Validated.of_row(row)
+    noise = None if isnan(found.error) else CERTAIN * found.error
+    return {"accuracy_after_noise": noise, "constant_guess": found.guess or None}
 
 
 def write_metrics(trainer: Trainer) -> None:

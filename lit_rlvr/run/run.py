@@ -20,6 +20,7 @@ from lit_rlvr.datamodules.reading.readers import GivenRows
 from lit_rlvr.distributed.checkpoints import checkpoint_step, last_checkpoint
 from lit_rlvr.errors import UserError, log
 from lit_rlvr.rollout import RolloutCallback
+from lit_rlvr.run.advice import describe_earlier, keep_earlier
 from lit_rlvr.run.checkpoint import RunCheckpoint
 from lit_rlvr.run.first_rollout import FirstRollout
 from lit_rlvr.run.folder import CONFIG_HEADER, LOCK, claim_run_folder, clear_run_folder, ended_early, lock_run_folder
@@ -51,6 +52,7 @@ class Run:
 
     Attributes:
         settings: the resolved settings as YAML: the text of `config.yaml`.
+        configs: the texts of the configs that it was given.
         given: the data that were given in Python, whose files the settings name.
         loggers: loggers that are opened when the run begins, so that a run which fails earlier leaves the folder
             unchanged.
@@ -60,6 +62,7 @@ class Run:
     checkpoint: str | Path | None = None
     overwrite: bool = False
     settings: str = ""
+    configs: list[str] = field(default_factory=list)
     given: list[GivenRows] = field(default_factory=list)
     loggers: list[Logger] = field(default_factory=list)
 
@@ -133,8 +136,12 @@ class RunStart(Callback):
             return
         self._has_started = True
         run = self.run
+        tried = ""
         if trainer.is_global_zero and run.checkpoint is None:
+            tried = describe_earlier(run.folder, run.settings, run.configs)  # before an earlier run is set aside
             clear_run_folder(run.folder, run.overwrite)
+        elif trainer.is_global_zero:
+            tried = keep_earlier(run.folder)
         for logger in run.loggers:
             if isinstance(logger, WandbLogger):  # it sees only those TensorBoard files that are opened after it
                 _ = logger.experiment
@@ -145,7 +152,7 @@ class RunStart(Callback):
         if trainer.is_global_zero:
             for rows in run.given:
                 rows.write()
-            write_atomically(run.folder / "config.yaml", CONFIG_HEADER + run.settings)
+            write_atomically(run.folder / "config.yaml", CONFIG_HEADER + tried + run.settings)
         trainer.strategy.barrier()  # no process writes to the folder before it is clear
 
     on_train_start = on_sanity_check_start

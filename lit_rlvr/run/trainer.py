@@ -14,6 +14,7 @@ from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.loggers import Logger
 
 from lit_rlvr.common.init_arguments import arguments_of, settings_of
+from lit_rlvr.common.launch import is_first_process
 from lit_rlvr.common.seeds import run_seed
 from lit_rlvr.datamodules import PromptDataModule
 from lit_rlvr.datamodules.reading.readers import GivenRows
@@ -27,7 +28,7 @@ from lit_rlvr.run.loggers import callback_of, open_loggers
 from lit_rlvr.run.planned import PlannedRun
 from lit_rlvr.run.rank_zero import show_messages, silence_other_packages
 from lit_rlvr.run.run import CONFIGURABLE, DEFAULT_FOLDER, Run, RunStart, in_order, with_defaults
-from lit_rlvr.run.warm_start import WarmStart
+from lit_rlvr.run.warm_start import WarmStart, accuracy_before
 from lit_rlvr.training.module import RLVRModule
 
 
@@ -115,6 +116,7 @@ class Trainer(ChecksArguments, lightning.pytorch.Trainer):
             )
         self.run: Run | None = None  # opened by the command line before it builds the model; None = `fit` opens one
         self.warm_start = WarmStart()
+        self.accuracy_before_warm_start: float | None = None
         self._chosen_logger, self._options = logger, {"accelerator": accelerator, "precision": precision} | options
         self.callbacks: list[Callback] = in_order(self.callbacks)
         callback_of(self, RunCheckpoint).enabled &= enable_checkpointing is not False
@@ -164,6 +166,11 @@ class Trainer(ChecksArguments, lightning.pytorch.Trainer):
             if run.checkpoint is not None:  # what the run has spent counts from the start on
                 reward.begin_run(run.folder)
             reward.connect()
+        validates = self.limit_val_batches and not model.demonstrates  # type: ignore[attr-defined]
+        if self.warm_start.steps and validates and run.checkpoint is None and is_first_process():
+            self.accuracy_before_warm_start = accuracy_before(
+                model.model_folder, datamodule, rollout_of(self), self.strategy.root_device
+            )
         self.make_warm_start(model, datamodule)
         run.loggers = open_loggers(self._chosen_logger, run.folder, run.checkpoint)
         others = (callback for callback in self.callbacks if not isinstance(callback, RunStart))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
-from statistics import stdev
+from collections.abc import Collection, Iterable
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
 import torch
@@ -93,11 +93,36 @@ def constant_guess(answers: Counter[str]) -> float:
     return max(answers.values()) / answers.total() if len(answers) > 1 else 0.0
 
 
+ENDING = 200
+"""Characters at the end of a completion by which its answer is known."""
+
+
+def given_answer(ending: str, references: Iterable[str]) -> str:
+    """Return the answer that a completion gives: the longest reference that it ends with as a word, else its end.
+
+    Args:
+        ending: the end of the completion.
+        references: the reference answers of the set.
+    """
+    found, bare = "", _bare(ending)
+    for reference in map(_bare, references):
+        is_end = bare.endswith(reference) and not bare.removesuffix(reference)[-1:].isalnum()
+        if is_end and len(reference) > len(found):
+            found = reference
+    return found or bare
+
+
+def _bare(text: str) -> str:
+    """Return a text without what surrounds an answer: spaces, full stops, brackets, marks of markup."""
+    return text.strip(" \n\t.*_`$()[]{}<>\"'")
+
+
 class EvaluationMetrics(nn.Module):
     """Metrics of one evaluated set: accuracy (also per category) with its standard error over the questions, the share
     of the most frequent reference answer, which is the accuracy of a constant guess, pass@k for powers of two up to n,
-    response length in tokens, the truncated share, and, if completions are sampled, their entropy in nats per token
-    (estimated as in training, from the sampled tokens).
+    response length in tokens, the truncated share, the mean reward, the share of the most frequent answer and the mean
+    reward that it earns, and, if completions are sampled, their entropy in nats per token (estimated as in training,
+    from the sampled tokens).
 
     Args:
         samples: completions per question, n.
@@ -115,6 +140,7 @@ class EvaluationMetrics(nn.Module):
         # Question -> correct completions and those that count; of this rank, after `compute` of all ranks.
         self.questions: dict[str, tuple[int, int]] = {}
         self.answers: Counter[str] = Counter()  # reference answer -> questions, as `questions`
+        self.rewards: dict[str, list[float]] = {}  # end of a completion -> the rewards of those that end so
         ks = powers_up_to(samples) if samples > 1 else []
         self.pass_at = nn.ModuleDict({str(k): PassAtK(k) for k in ks})
 
@@ -138,6 +164,9 @@ class EvaluationMetrics(nn.Module):
                 continue
             self.questions[prompt.sample.id] = int(correct[p].sum()), number
             self.answers[str(prompt.sample.answer)] += 1
+            for g, completion in enumerate(rollout.completions[p]):
+                if rollout.rewarded[p, g]:
+                    self.rewards.setdefault(completion.answer[-ENDING:], []).append(float(rollout.rewards[p, g]))
             if prompt.sample.category:
                 category = one_line(prompt.sample.category)  # it becomes part of a metric's name
                 self.correct_in[category] += int(correct[p].sum())
@@ -146,6 +175,7 @@ class EvaluationMetrics(nn.Module):
     def names(self, prompts: Iterable[Prompt], sampled: bool) -> set[str]:
         """Return the name of every metric that `compute` can return for a set, whose completions may be sampled."""
         names = {"accuracy", "accuracy_error", "guess", "length", "truncated"}
+        names |= {"reward", "same_answer", "same_answer_reward"}
         names |= {f"pass@{metric.k}" for metric in self._pass_at()}
         names |= ({"greedy"} if self.greedy is not None else set()) | ({"entropy"} if sampled else set())
         return names | {f"accuracy/{one_line(p.sample.category)}" for p in prompts if p.sample.category}
@@ -162,7 +192,8 @@ class EvaluationMetrics(nn.Module):
         values |= {} if self.greedy is None else {"greedy": self.greedy}
         correct_in, counted_in, answers, sampled = Counter[str](), Counter[str](), Counter[str](), False
         state = self.correct_in, self.counted_in, self.sampled, self.questions, self.answers
-        for correct_there, counted_there, sampled_there, questions_there, answers_there in gather_objects(state):
+        everywhere = gather_objects((state, self.rewards))
+        for (correct_there, counted_there, sampled_there, questions_there, answers_there), _ in everywhere:
             answers.update(answers_there)
             correct_in.update(correct_there)
             counted_in.update(counted_there)
@@ -180,9 +211,32 @@ class EvaluationMetrics(nn.Module):
             metrics["accuracy_error"] = stdev(shares) / math.sqrt(len(shares))
         if guess := constant_guess(answers):
             metrics["guess"] = guess
+        metrics |= _rewards_by_answer([rewards for _, rewards in everywhere], answers)
         metrics |= {f"pass@{m.k}": float(m.compute()) for m in self._pass_at()}
         metrics |= {f"accuracy/{name}": correct_in[name] / counted_in[name] for name in sorted(counted_in)}
         return {name: value for name, value in metrics.items() if not math.isnan(value)}
 
     def _pass_at(self) -> list[PassAtK]:
         return [metric for metric in self.pass_at.values() if isinstance(metric, PassAtK)]
+
+
+def _rewards_by_answer(rewards: Iterable[dict[str, list[float]]], references: Collection[str]) -> dict[str, float]:
+    """Return the mean reward, the share of the most frequent answer and its mean reward.
+
+    Args:
+        rewards: of each rank, the end of a completion -> the rewards of those that end so.
+        references: the reference answers of the set.
+    """
+    by_answer: dict[str, list[float]] = {}
+    for of_rank in rewards:
+        for ending, values in of_rank.items():
+            by_answer.setdefault(given_answer(ending, references), []).extend(values)
+    if not by_answer:
+        return {}
+    most = max(by_answer.values(), key=len)
+    everything = [value for values in by_answer.values() for value in values]
+    return {
+        "reward": fmean(everything),
+        "same_answer": len(most) / len(everything),
+        "same_answer_reward": fmean(most),
+    }

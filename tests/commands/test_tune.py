@@ -12,7 +12,7 @@ from tiny_runs import CLI
 from lit_rlvr.commands.tune import mixed_share
 from lit_rlvr.training import loading
 
-TUNE = ("tune", "--config", "tiny.yaml", "--minutes", 0.05)
+TUNE = ("tune", "--config", "tiny.yaml", "--minutes", 0.5)
 
 
 def chosen(folder: Path, name: str = "tuned.yaml") -> tuple[dict[str, Any], str]:
@@ -82,6 +82,46 @@ def test_a_model_that_cannot_answer_gets_the_tokens_and_a_warm_start_that_it_nee
     assert lit_rlvr(*TUNE, *data, "--rollout.rewards", "[tiny_rewards.always_wrong]", "--out", "w.yaml").status == 0
     settings, reasons = chosen(run_folder, "w.yaml")
     assert "warm_start" not in settings and "A warm start needs a column of texts that are right" in reasons
+
+
+def test_a_worked_column_is_preferred_if_it_is_learnt_better_however_long_it_is(
+    run_folder: Path, lit_rlvr: CLI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LIT_RLVR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(
+        "lit_rlvr.run.warm_start.exact_match",
+        lambda policy, pairs, *rest: 0.9 if "two and five are" in pairs[0][1].text else 0.2,
+    )
+    data = rows(run_folder, ["seven"] * 8, worked=["two and five are seven"] * 8)
+    lit_rlvr(*TUNE, *data, "--rollout.rewards", "[tiny_rewards.ends_right]", "--out", "t.yaml", status=0)
+    settings, reasons = chosen(run_folder, "t.yaml")
+    assert settings["warm_start"]["solution"] == "worked"
+    assert "the column 'worked' come first ('worked': 0.900 exact after 10 steps; 'answer': 0.200 exact" in reasons
+    assert settings["rollout"]["sampling"]["max_tokens"] >= len("two and five are seven") + 1
+
+
+def test_a_model_that_rambles_gets_room_to_end(run_folder: Path, lit_rlvr: CLI) -> None:
+    """However few tokens a right answer takes; what was measured is said."""
+    limits = ("--rollout.sampling.max_tokens", 2)
+    assert lit_rlvr(*TUNE, *limits, "--minutes", 0.01, "--out", "r.yaml").status == 0
+    settings, reasons = chosen(run_folder, "r.yaml")
+    assert settings["rollout"]["sampling"]["max_tokens"] == 32
+    assert "max_tokens 32, not 2 as before (2: accuracy " in reasons
+
+
+def test_minutes_end_a_warm_start_too(
+    run_folder: Path, lit_rlvr: CLI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says before it starts what it will take, and afterwards what the minutes have cut."""
+    monkeypatch.setenv("LIT_RLVR_CACHE", str(tmp_path / "cache"))
+    data = rows(run_folder, ["seven"] * 4 + ["eight"] * 4)
+    result = lit_rlvr(*TUNE, *data, "--rollout.rewards", "[tiny_rewards.whole_answer]", "--minutes", 0.001, status=0)
+    assert (
+        "tune: about 0.0 minutes with loading, of which a warm start takes up to 0.0; a batch under way" in result.err
+    )
+    settings, reasons = chosen(run_folder)
+    assert "The minutes ended these steps at 10, and what follows is measured after them" in reasons
+    assert settings["warm_start"]["steps"] == 100, "a run makes all of them"
 
 
 def test_a_warm_start_comes_first(

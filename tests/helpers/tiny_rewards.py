@@ -84,6 +84,11 @@ def whole_answer(completion: Completion, sample: Sample) -> bool:
     return completion.text == sample.answer
 
 
+def ends_right(completion: Completion, sample: Sample) -> bool:
+    """Right if the text ends with the answer."""
+    return completion.text.endswith(sample.answer)
+
+
 def even_if_yes(completion: Completion, sample: Sample) -> bool:
     """Right for even first tokens where the answer is yes, so that the other prompts give no signal."""
     return sample.answer == "yes" and completion.token_ids[0] % 2 == 0

@@ -1,5 +1,6 @@
 """The first half of the loop: when weights are synced and probed, metrics of a rollout."""
 
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -23,7 +24,7 @@ from lit_rlvr.policy import policy as policy_module
 from lit_rlvr.policy.layout import Group
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rollout import RolloutCallback
-from lit_rlvr.rollout.metrics import rollout_metrics
+from lit_rlvr.rollout.metrics import reward_spread, rollout_metrics
 from lit_rlvr.rollout.settings import Evaluation
 from lit_rlvr.types import Completion, EvalSampling, Prompt, Sampling
 
@@ -218,8 +219,26 @@ def test_metrics_of_a_rollout_are_hand_computed_values() -> None:
             "rollout/tokens": 8 + 4.0,
             "rollout/entropy": 8.0 / 8,
             "rollout/tokens_per_second": 8 / 4.0,
+            "rollout/lowest_reward": -2.0,
+            "rollout/highest_reward": 1.0,
+            "rollout/prompts_at_lowest": 0.5,
+            "rollout/prompts_at_highest": 0.0,
         }
     )
+
+
+@pytest.mark.parametrize(("rewards", "spread"), [
+    ([[0.0, 0.0], [0.0, 0.0], [0.0, 0.0], [1.0, 1.0]], (0.0, 1.0, 0.75, 0.25)),
+    ([[0.25, 0.25], [0.25, 0.25]], (0.25, 0.25, 1.0, 1.0)),
+    ([[0.0, 1.0], [0.5, 0.5]], (0.0, 1.0, 0.0, 0.0)),
+])  # fmt: skip
+def test_the_spread_of_the_rewards_tells_one_reward_from_two(
+    rewards: list[list[float]], spread: tuple[float, ...]
+) -> None:
+    rollout = make_rollout([[5]] * len(rewards), [[[6]] * 2] * len(rewards), rewards)
+    assert tuple(reward_spread(rollout).values()) == spread
+    rollout.statuses = [["error"] * 2] * len(rewards)
+    assert all(math.isnan(value) for value in reward_spread(rollout).values())
 
 
 def thinking_metrics(prefill: str, *token_ids: list[int], written: int = 0) -> list[float]:

@@ -14,6 +14,7 @@ from lit_rlvr.commands.report.runs import read_run
 from lit_rlvr.common.run_files import is_complete
 from lit_rlvr.run.collapse import FALSE_ALARMS, FallTest, certainty, paired_certainty, threshold
 from lit_rlvr.run.health import Falls, findings
+from lit_rlvr.run.monitor import validation_falls
 
 
 def rollouts(seed: int, course: list[float], prompts: int, group: int, spread: float) -> Iterator[tuple[float, ...]]:
@@ -109,15 +110,15 @@ def falling(**changed: tuple[float, float]) -> dict[int, dict[str, float]]:
 @pytest.mark.parametrize(
     ("changed", "cause", "remedy"),
     [
-        ({"train__kl_step": (0.01, 0.12)}, "the step was too large, 0.12 nats per token at step 9", "model.lr"),
-        ({"train__kl_step": (0.0, 0.0)}, "the accuracy fell by half at once, at step 9", "model.lr"),
+        ({"train__kl_step": (0.01, 0.12)}, "the step was too large, 0.12 nats per token at step 9", "lr auto"),
+        ({"train__kl_step": (0.0, 0.0)}, "the accuracy fell by half at once, at step 9", "lr auto"),
         ({"rollout__reward": (0.5, 0.9)}, "the reward is gamed, it rose meanwhile (0.5 -> 0.9)", "right answers"),
         (
             {"rollout__reward": (0.5, 0.9), "rollout__length": (50.0, 400.0)},
             "the reward is gamed by length (50 -> 400 tokens)", "best-rewarded samples",
         ),
         ({"rollout__entropy": (0.6, 0.01)}, "the entropy is gone (0.6 -> 0.01 nats per token)", "entropy_coef"),
-        ({"rollout__entropy": (0.6, 4.0)}, "the entropy exploded (0.6 -> 4 nats", "model.lr"),
+        ({"rollout__entropy": (0.6, 4.0)}, "the entropy exploded (0.6 -> 4 nats", "lr auto"),
         ({"rollout__truncated": (0.1, 0.8)}, "completions are cut off (0.1 -> 0.8 of them)", "max_tokens"),
         (
             {"train__staleness__ess": (0.9, 0.1), "train__staleness__mean": (1.0, 3.0)},
@@ -132,6 +133,15 @@ def test_a_fall_has_its_likely_cause(changed: dict[str, tuple[float, float]], ca
     assert fall.finding.title == "The accuracy of the rollouts fell"
     assert "0.500 at best, 0.050 since step 9" in fall.finding.evidence
     assert cause in fall.finding.evidence and remedy in fall.finding.remedy
+
+
+def test_the_error_of_a_difference_is_that_of_the_questions(tmp_path: Path) -> None:
+    """Three of four questions are answered as before: differences 1, 0, 0 and 0, of variance 1 / 4."""
+    before = {"a": [1, 1], "b": [1, 1], "c": [0, 1], "d": [1, 1]}
+    after = before | {"a": [0, 1]}
+    lines = [{"step": step, "set": "s", "questions": questions} for step, questions in ((2, before), (4, after))]
+    (tmp_path / "validation.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert validation_falls(tmp_path / "validation.jsonl", 4)["val/s/fall_error"] == pytest.approx(0.25)
 
 
 def test_prompts_may_be_learnt_by_heart() -> None:

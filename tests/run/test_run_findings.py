@@ -65,7 +65,7 @@ def test_each_step_prints_a_line_and_one_warning(run_folder: Path, lit_rlvr: CLI
     assert "first rollout: 0 of 4 prompts give a signal with 4 completions each, accuracy 1.000; the run" in result.err
     assert "step 1: Completions are cut off: share cut off: " in result.err
     assert "step 1: Most prompts give no signal: 100% of the prompts had the same reward for all of" in result.err
-    assert "every completion had the reward 1: if some deserve another, mend the reward" in result.err
+    assert "; every completion had the reward 1. What helps: if some deserve another reward, mend it" in result.err
     assert (
         len(re.findall("Completions are cut off: ", result.err)) == len(re.findall("give no signal: ", result.err)) == 1
     )

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 from tiny_environments import Broken
-from tiny_runs import CLI, summary
+from tiny_runs import CLI, FIT, metrics, summary
 from transformers import AutoModelForImageTextToText
 
 from lit_rlvr.algorithms import GRPO
-from lit_rlvr.datamodules import Arithmetic, CellArea, MultiStepArithmetic
+from lit_rlvr.datamodules import Arithmetic, CellArea, MultiStepArithmetic, PromptDataModule
 from lit_rlvr.environments import Calculator
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.loading import load_policy
@@ -138,6 +138,92 @@ def test_solutions_longer_than_a_completion_are_refused_or_reported(
         start.apply(module, data, sampling=Sampling(max_tokens=limit))
         module.model_folder = str(tiny_model_folder)
     assert len(list(cache.glob("[!.]*"))) == 2, "a limit that cuts a solution can change the result; others cannot"
+
+
+def worded(answers: list[str], **columns: list[str]) -> PromptDataModule:
+    """Rows with answers and further columns, given in Python."""
+    cells = {"prompt": [f"{k}?" for k in range(len(answers))], "answer": answers} | columns
+    rows = [dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True)]
+    return PromptDataModule(train=rows, prompts_per_rollout=4)
+
+
+@pytest.mark.parametrize(("shares", "chosen", "said"), [
+    ({"answer": [0.1, 0.2], "worked": [0.1, 0.3]}, "worked", "'worked': 0.300 exact after 4 steps; on 'answer': 0.200"),
+    ({"answer": [0.1, 0.3], "worked": [0.1, 0.2]}, "answer", "'answer': 0.300 exact after 4 steps; on 'worked': 0.200"),
+    ({"answer": [0.1, 0.9], "worked": [0.6]}, "worked", "'worked': 0.600 exact after 2 steps; on 'answer': 0.900"),
+])  # fmt: skip
+def test_of_two_columns_it_takes_the_one_that_is_learnt_better(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, shares: dict[str, list[float]],
+    chosen: str, said: str,
+) -> None:  # fmt: skip
+    """The one that is exact after fewer steps, or else more often; a run on that column takes it from the cache."""
+    monkeypatch.setattr(logging.getLogger("lit_rlvr"), "propagate", True)
+    caplog.set_level(logging.INFO, "lit_rlvr")
+    left = {name: [*values] for name, values in shares.items()}
+
+    def found(policy: Policy, pairs: list[tuple[Prompt, Completion]], *rest: Any) -> float:
+        return left["worked" if "so" in pairs[0][1].text else "answer"].pop(0)
+
+    monkeypatch.setattr("lit_rlvr.run.warm_start.exact_match", found)
+    answers = [f"{k}" for k in range(16)]
+    data, module = worded(answers, worked=[f"so {k}" for k in answers]), GRPO(model="tiny-llama")
+    settings: dict[str, Any] = {"steps": 4, "until": 0.5, "check_every": 2, "batch_size": 4}
+    start = WarmStart(solution=["answer", "worked"], **settings)
+    data.use_model(module)
+    data.setup("fit")
+    start.check(module, data)
+    best, _ = start.apply(module, data)
+    assert (
+        best.column == chosen and module.model_folder == best.folder and any(said in line for line in caplog.messages)
+    )
+    again = GRPO(model="tiny-llama")
+    WarmStart(solution=chosen, **settings).apply(again, data)
+    assert again.model_folder == best.folder
+
+
+@pytest.mark.parametrize(("answers", "target"), [(["a"] * 8 + ["b"] * 8, 0.75), (["a"] * 16, 0.5)])
+def test_until_counts_from_a_constant_guess_on(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, answers: list[str], target: float
+) -> None:
+    """Where every solution is the same, there is no guess to beat."""
+    monkeypatch.setattr("lit_rlvr.run.warm_start.exact_match", lambda *_: 0.6)
+    start = WarmStart(solution="answer", steps=4, until=0.5, check_every=2, batch_size=4)
+    (result,) = start.apply(GRPO(model="tiny-llama"), worded(answers))
+    assert (result.target, result.steps) == (target, 4 if target > 0.6 else 2)
+
+
+def test_a_limit_in_seconds_ends_it_with_the_next_check_and_is_not_cached(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lit_rlvr.run.warm_start.exact_match", lambda *_: 0.1)
+    start, data = WarmStart(solution="answer", steps=4, check_every=2, batch_size=4), worded(["a", "b"] * 8)
+    (cut,) = start.apply(GRPO(model="tiny-llama"), data, seconds=0.0)
+    (whole,) = start.apply(GRPO(model="tiny-llama"), data)
+    assert (cut.steps, cut.was_cut, whole.steps, whole.was_cut) == (2, True, 4, False)
+    assert cut.folder != whole.folder and Path(cut.folder, "config.json").is_file()
+
+
+def test_a_run_measures_the_model_before_its_warm_start(
+    run_folder: Path, lit_rlvr: CLI, cache: Path, tmp_path: Path
+) -> None:
+    """By the same questions; a resumed run knows it still."""
+    warm = ("--warm_start.steps", 2, "--warm_start.checked", 4, "--warm_start.check_every", 1)
+    plain = lit_rlvr(*FIT, "--trainer.max_steps", 1, "--trainer.default_root_dir", "plain", status=0)
+    result = lit_rlvr(*FIT, *warm, "--trainer.max_steps", 2, status=0)
+    before = summary(run_folder / "plain")["accuracy_before"]
+    found = summary(run_folder / "run")
+    assert (
+        found["accuracy_before_warm_start"] == before
+        and summary(run_folder / "plain")["accuracy_before_warm_start"] is None
+    )
+    after, end = found["accuracy_before"], found["accuracy_after"]
+    said = f"Validation accuracy {before:.3f} before, {after:.3f} after the warm start, {end:.3f} (+-"
+    assert said in result.err and "after the warm start" not in plain.err
+    assert found["accuracy_after_noise"] > 0 and 0 < found["constant_guess"] < 1
+    first = metrics(run_folder / "run")[0]
+    assert float(first["val/accuracy_before_warm_start"]) == before and float(first["val/accuracy"]) == after
+    again = lit_rlvr(*FIT, *warm, "--ckpt_path", "last", "--trainer.max_steps", 3, status=0)
+    assert f"Validation accuracy {before:.3f} before, {after:.3f} after the warm start" in again.err
 
 
 def test_what_cannot_be_is_one_line(vlm_folder: Path, cache: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 from tiny import make_rollout
 
 from lit_rlvr.errors import UserError
-from lit_rlvr.training.validation_metrics import EvaluationMetrics, PassAtK, pass_at_k
+from lit_rlvr.training.validation_metrics import EvaluationMetrics, PassAtK, given_answer, pass_at_k
 from lit_rlvr.types import Rollout
 
 
@@ -78,7 +78,32 @@ def answered(rollout: Rollout, answers: list[str]) -> Rollout:
 def test_one_completion_a_question_has_no_pass_at_k() -> None:
     metrics = EvaluationMetrics(1)
     metrics.update(make_rollout([[5], [5]], [[[6]], [[6]]], [[1.0], [0.0]]))
-    assert metrics.compute().keys() == {"accuracy", "accuracy_error", "length", "truncated", "entropy"}
+    assert metrics.compute().keys() == {
+        "accuracy", "accuracy_error", "length", "truncated", "entropy", "reward", "same_answer", "same_answer_reward",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("ending", "answer"), [
+    ("It is **Thursday**.", "Thursday"), ("1", "1"), ("so 11", "11"), ("in New York", "New York"), ("York", "York"),
+    ("It is 21", "It is 21"), ("x1", "x1"), ("```\n}\n```", ""), ("", ""),
+])  # fmt: skip
+def test_the_answer_of_a_completion_is_the_reference_that_it_ends_with(ending: str, answer: str) -> None:
+    assert given_answer(ending, ["1", "11", "York", "New York", "Thursday", "."]) == answer
+
+
+def test_the_most_frequent_answer_has_its_share_and_its_reward() -> None:
+    """Five of eight completions end with 1; they earn 0.55 of a mean of 0.5."""
+    rewards = [[0.25, 0.5, 0.75, 0.25], [1.0, 0.25, 0.75, 0.25]]
+    texts = [["1", "1.", "It is 1", "3"], ["(1)", "2", "so it is 1", "4"]]
+    rollout = answered(make_rollout([[5]] * 2, [[[6]] * 4] * 2, rewards), ["1", "2"])
+    rollout.completions = [
+        [replace(completion, text=text) for completion, text in zip(group, row, strict=True)]
+        for group, row in zip(rollout.completions, texts, strict=True)
+    ]
+    metrics = EvaluationMetrics(4)
+    metrics.update(rollout)
+    found = metrics.compute()
+    assert (found["reward"], found["same_answer"], found["same_answer_reward"]) == pytest.approx((0.5, 5 / 8, 0.65))
 
 
 def test_entropy_is_per_sampled_token_and_greedy_answers_have_none() -> None:
@@ -109,11 +134,14 @@ def test_accuracy_of_each_category_over_all_ranks(monkeypatch: pytest.MonkeyPatc
     ranks[0].update(of_category("", [[1.0]]))  # no category
     ranks[1].update(of_category("MRI", [[0.0]]))
     ranks[1].update(of_category("X-ray", [[1.0], [1.0]]))
-    gathered = [(rank.correct_in, rank.counted_in, True, rank.questions, rank.answers) for rank in ranks]
+    gathered = [
+        ((rank.correct_in, rank.counted_in, True, rank.questions, rank.answers), rank.rewards) for rank in ranks
+    ]
     monkeypatch.setattr("lit_rlvr.training.validation_metrics.gather_objects", lambda _: gathered)
     for rank in ranks:
         shares = {name: value for name, value in rank.compute().items() if "/" in name}
         assert shares == {"accuracy/CT": 0.0, "accuracy/MRI": 2 / 4, "accuracy/X-ray": 1.0}
+        assert rank.compute()["reward"] == pytest.approx(5 / 8)
         assert rank.questions == {
             "MRI0 of 3": (1, 1), "MRI1 of 3": (0, 1), "MRI2 of 3": (1, 1), "CT0 of 1": (0, 1), "0 of 1": (1, 1),
             "MRI0 of 1": (0, 1), "X-ray0 of 2": (1, 1), "X-ray1 of 2": (1, 1),

@@ -12,6 +12,7 @@ from lit_rlvr.common.packages import require
 from lit_rlvr.common.terminal import show_result, wants_json
 from lit_rlvr.configs import Parser
 from lit_rlvr.errors import UserError
+from lit_rlvr.run.advice import RunHistory
 from lit_rlvr.run.health import findings, progress
 
 
@@ -77,11 +78,12 @@ def open_socket(host: str, port: int) -> socket.socket:
 
 def states(folders: FollowedFolders) -> dict[str, dict[str, Any]]:
     """Return of each run the status, the findings and what it has learnt, for JSON."""
-    return {
-        name: {
+    found = {}
+    for name, followed in folders.runs.items():
+        metrics, history = followed.run.metrics, RunHistory.of_folder(followed.path)
+        found[name] = {
             **vars(followed.status),
-            "findings": [vars(finding) for finding in findings(followed.run.metrics)],
-            "learnt": str(progress(followed.run.metrics) or ""),
+            "findings": [vars(finding) for finding in findings(metrics, history)],
+            "learnt": str(progress(metrics, history) or ""),
         }
-        for name, followed in folders.runs.items()
-    }
+    return found
