@@ -37,6 +37,9 @@ VALIDATED = re.compile(r"val/(.+)/truncated")
 """The metric of a validation set."""
 CERTAIN = 2.0
 """The standard errors beyond which an accuracy differs from another."""
+NOISY, LARGEST_ROLLOUT = 2.0, 8
+"""The multiple of a step's prompts above which the noise scale calls rollouts too small, and the most by which one piece
+of advice makes them larger."""
 GUIDE = "docs/it_does_not_learn.md"
 """The page with sign, cause and cure of each finding, under its title."""
 
@@ -135,11 +138,51 @@ def is_rising(metrics: Metrics) -> bool:
     return accuracy.last - accuracy.middle > CERTAIN * math.sqrt(2 * fmean([e**2 for e in errors] or [0.0]) / RECENT)
 
 
-def progress(metrics: Metrics) -> RunFinding | None:
+def rollout_factor(noise_scale: float, step_prompts: float, most: float = LARGEST_ROLLOUT) -> int:
+    """Return how many times as many prompts a rollout should have: the largest power of two with which a step has at
+    most the noise scale, and which is at most `most`; 1 if the noise scale is below `NOISY` steps.
+
+    Args:
+        noise_scale: in prompts.
+        step_prompts: prompts of an optimizer step now.
+        most: the largest factor.
+    """
+    wanted = min(noise_scale / step_prompts, most, LARGEST_ROLLOUT)
+    if noise_scale <= NOISY * step_prompts or wanted < 2:
+        return 1
+    return int(2 ** math.floor(math.log2(wanted)))
+
+
+def noise_advice(metrics: Metrics, prompts_per_rollout: int = 0, available: int = 0) -> str:
+    """Return what helps where a step's gradient is mostly noise; "" = it is not, or it was measured too seldom.
+
+    Args:
+        metrics: step -> metrics.
+        prompts_per_rollout: of the run; 0 = unknown.
+        available: training prompts of the run, which a rollout cannot exceed.
+    """
+    scales, sizes = course(metrics, "train/noise_scale"), course(metrics, "train/step_prompts")
+    if not scales.is_long or scales.values[-1] <= NOISY * sizes.values[-1]:
+        return ""
+    needed, size = scales.values[-1], sizes.values[-1]
+    said = f"steps of {size:.0f} prompts; the gradient's signal needs about {needed:.0f} (train/noise_scale)"
+    factor = rollout_factor(needed, size, available / prompts_per_rollout if prompts_per_rollout else LARGEST_ROLLOUT)
+    if factor == 1:
+        return f"{said}, and the run has {available} training prompts: more of them"
+    if not prompts_per_rollout:
+        return f"{said}: {factor} times the data.prompts_per_rollout"
+    return f"{said}: `--data.init_args.prompts_per_rollout {factor * prompts_per_rollout}`"
+
+
+def progress(metrics: Metrics, prompts_per_rollout: int = 0, available: int = 0) -> RunFinding | None:
     """Return what a run has learnt from its first validation to its last; None while it is too early to tell.
 
     Right answers are learnt if the accuracy is better than that of the first validation and than that of a constant
     guess, each by more than CERTAIN standard errors.
+
+    Args:
+        metrics: step -> metrics.
+        prompts_per_rollout, available: see `noise_advice`.
     """
     validated = [row for _, row in sorted(metrics.items()) if "val/accuracy" in row]
     cut, accuracy = course(metrics, "rollout/truncated"), course(metrics, "rollout/accuracy")
@@ -164,12 +207,13 @@ def progress(metrics: Metrics) -> RunFinding | None:
         return None
     if is_rising(metrics):
         return RunFinding("The rollouts get better, validation not yet", evidence, "")
+    noise = noise_advice(metrics, prompts_per_rollout, available)
     if not rises and before - guess > CERTAIN * error_before:
+        larger = noise or "more or larger rollouts (trainer.max_steps, data.prompts_per_rollout), or model.lr: auto"
         return RunFinding(
             "No better than at the start",
             evidence,
-            "more or larger rollouts (trainer.max_steps, data.prompts_per_rollout), or model.lr: auto; "
-            f"{visible:.2f} is the smallest gain that these validation questions show",
+            f"{larger}; {visible:.2f} is the smallest gain that these validation questions show",
         )
     if rises:
         title = "Answers are no better than a constant guess"
@@ -178,6 +222,8 @@ def progress(metrics: Metrics) -> RunFinding | None:
     else:
         title = "Nothing is learnt so far"
     remedy = "`lit-rlvr tune` with the run's config.yaml: it measures what this model needs, and whether SFT goes first"
+    if noise and not rises:
+        remedy = f"{noise}; or {remedy}"
     return RunFinding(title, evidence, remedy)
 
 

@@ -168,11 +168,13 @@ class LostWork(Callback):
                 self._reported.add(finding.title)
                 log.warning("step %d: %s", trainer.global_step, finding)
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Say what the run has learnt."""
         if trainer.sanity_checking or trainer.state.fn != "fit" or not trainer.is_global_zero:
             return
-        if (finding := progress(metric_rows(trainer))) is not None:
+        data = pl_module.data
+        finding = progress(metric_rows(trainer), data.prompts_per_rollout, len(data.stream))
+        if finding is not None:
             log.log(logging.WARNING if finding.remedy else logging.INFO, "step %d: %s", trainer.global_step, finding)
 
     def look(

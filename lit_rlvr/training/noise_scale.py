@@ -66,10 +66,12 @@ class StepNoise:
     Args:
         signal: |g|^2, the squared norm of the expected gradient; it can be negative.
         noise: tr(Sigma), the variance of one prompt's gradient, summed over the parameters.
+        prompts: of the step, on all ranks.
     """
 
     signal: float
     noise: float
+    prompts: float
 
 
 def step_noise(plan: StepPlan, num_prompts: int, squares: Tensor, norm: float) -> StepNoise | None:
@@ -110,7 +112,7 @@ def step_noise(plan: StepPlan, num_prompts: int, squares: Tensor, norm: float) -
         return None
     product = (norm**2 - squares_of_all) / pairs  # mean over pairs of prompts with a signal
     signal = product * live * (live - 1) * prompts / (prompts - 1)
-    return StepNoise(signal, prompts * (norm**2 - signal))
+    return StepNoise(signal, prompts * (norm**2 - signal), prompts)
 
 
 @dataclass
@@ -135,7 +137,7 @@ class NoiseScale:
     """Weight of the earlier steps: about 40 steps count."""
 
     def add(self, step: StepNoise | None) -> dict[str, float]:
-        """Add a step; return the metric after it: {} if the step was not measured, or if there is no value yet."""
+        """Add a step; return the metrics after it: {} if the step was not measured, or if there is no value yet."""
         if step is None:
             return {}
         self.signal = self.DECAY * self.signal + step.signal
@@ -143,7 +145,9 @@ class NoiseScale:
         self.noise = self.DECAY * self.noise + step.noise
         self.weight = self.DECAY * self.weight + 1
         self.weight_squares = self.DECAY**2 * self.weight_squares + 1
-        return {} if self.prompts is None else {"train/noise_scale": self.prompts}
+        if (prompts := self.prompts) is None:
+            return {}
+        return {"train/noise_scale": prompts, "train/step_prompts": step.prompts}
 
     @property
     def prompts(self) -> float | None:

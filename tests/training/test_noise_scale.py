@@ -24,7 +24,7 @@ def by_hand(gradients: Sequence[Tensor]) -> StepNoise:
     count = len(gradients)
     mean = sum(gradients, torch.zeros_like(gradients[0])) / count
     noise = sum(float((gradient - mean).square().sum()) for gradient in gradients) / (count - 1)
-    return StepNoise(float(mean.square().sum()) - noise / count, noise)
+    return StepNoise(float(mean.square().sum()) - noise / count, noise, count)
 
 
 def estimate(parts: Sequence[Sequence[int]], gradients: Sequence[Tensor], group_size: int = 1) -> StepNoise | None:
@@ -102,17 +102,18 @@ def test_measuring_changes_no_number(
 
 def test_averages_are_of_signal_and_noise_apart() -> None:
     scale = NoiseScale()
-    assert scale.add(StepNoise(0.2, 5.0)) == {}, "one step has no standard error"
-    value = scale.add(StepNoise(0.4, 7.0))["train/noise_scale"]
-    assert value == pytest.approx((5 * 0.95 + 7) / (0.2 * 0.95 + 0.4))
+    assert scale.add(StepNoise(0.2, 5.0, 6)) == {}, "one step has no standard error"
+    metrics = scale.add(StepNoise(0.4, 7.0, 4))
+    ratio = (5 * 0.95 + 7) / (0.2 * 0.95 + 0.4)
+    assert metrics == {"train/noise_scale": pytest.approx(ratio), "train/step_prompts": 4}
     assert scale.add(None) == {}
     resumed = NoiseScale()
     resumed.load_state_dict(scale.state_dict())
-    assert resumed.add(StepNoise(0.3, 6.0)) == scale.add(StepNoise(0.3, 6.0))
+    assert resumed.add(StepNoise(0.3, 6.0, 6)) == scale.add(StepNoise(0.3, 6.0, 6))
 
 
 def test_a_signal_within_its_error_is_a_bound() -> None:
     scale = NoiseScale()
-    scale.add(StepNoise(1.0, 4.0))
-    value = scale.add(StepNoise(-1.0, 4.0))["train/noise_scale"]
+    scale.add(StepNoise(1.0, 4.0, 6))
+    value = scale.add(StepNoise(-1.0, 4.0, 6))["train/noise_scale"]
     assert value == pytest.approx(4.0, rel=0.01), "the standard error of two values 1 and -1 is 1"

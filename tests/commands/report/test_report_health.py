@@ -134,6 +134,26 @@ def validated(before: float, now: float, **changed: list[float]) -> dict[int, di
 FORM = {"rollout__truncated": [0.7] * 6 + [0.02] * 14, "rollout__accuracy": [0.0] * 6 + [0.12] * 14}
 
 
+def test_small_rollouts_are_said_with_the_size_that_the_gradient_needs() -> None:
+    noisy = {"train__noise_scale": [120.0] * 20, "train__step_prompts": [8.0] * 20}
+    for before, now in ((0.5, 0.52), (0.1, 0.12)):
+        found = progress(validated(before, now, **noisy), prompts_per_rollout=8, available=1000)
+        assert found.remedy.startswith(
+            "steps of 8 prompts; the gradient's signal needs about 120 (train/noise_scale): "
+            "`--data.init_args.prompts_per_rollout 64`; "
+        ), (before, now)
+    rows = validated(0.5, 0.52, **noisy)
+    assert "prompts_per_rollout 128`" in progress(rows, 16, 1000).remedy, "two steps a rollout"
+    assert "prompts_per_rollout 32`" in progress(rows, 8, 63).remedy, "no more than the data have"
+    assert "the run has 15 training prompts: more of them" in progress(rows, 8, 15).remedy
+    assert "8 times the data.prompts_per_rollout" in progress(rows).remedy, "a report does not know the config's"
+    enough = validated(0.5, 0.52, train__noise_scale=[15.9] * 20, train__step_prompts=[8.0] * 20)
+    short = validated(0.5, 0.52, train__noise_scale=[120.0] * 7, train__step_prompts=[8.0] * 7)
+    for other in (enough, short):
+        assert "noise_scale" not in progress(other, 8, 1000).remedy
+    assert progress(validated(0.5, 0.9, **noisy), 8, 1000).remedy == "", "what learns needs no advice"
+
+
 @pytest.mark.parametrize(
     ("before", "now", "changed", "title", "helps"),
     [
