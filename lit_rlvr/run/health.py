@@ -38,8 +38,8 @@ VALIDATED = re.compile(r"val/(.+)/truncated")
 CERTAIN = 2.0
 """The standard errors beyond which an accuracy differs from another."""
 NOISY, LARGEST_ROLLOUT = 2.0, 8
-"""The multiple of a step's prompts above which the noise scale calls rollouts too small, and the most by which one piece
-of advice makes them larger."""
+"""The multiple of a step's prompts above which the noise scale calls rollouts too small, and the most times as many
+prompts that are advised at once."""
 GUIDE = "docs/it_does_not_learn.md"
 """The page with sign, cause and cure of each finding, under its title."""
 

@@ -1,8 +1,8 @@
 """The gradient's noise scale: the number of prompts of a step from which more prompts hardly make it better.
 
-Source: McCandlish et al. 2018, "An Empirical Model of Large-Batch Training" (arXiv 1812.06162), the "simple" noise scale
-tr(Sigma) / |g|^2, where g is the expected gradient and Sigma the covariance of one prompt's. With as many prompts in a
-step, its gradient is half signal and half noise.
+Source: McCandlish et al. 2018, "An Empirical Model of Large-Batch Training" (arXiv 1812.06162), the "simple" noise
+scale tr(Sigma) / |g|^2, where g is the expected gradient and Sigma the covariance of one prompt's. With as many prompts
+in a step, its gradient is half signal and half noise.
 """
 
 from __future__ import annotations

@@ -89,9 +89,7 @@ def test_one_micro_batch_measures_nothing(tiny_model_folder: Path, tmp_path: Pat
     assert estimate([[0, 1, 2]], [torch.ones(2)] * 3) is None
 
 
-def test_measuring_changes_no_number(
-    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_measuring_changes_no_number(tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, measured = fit(tiny_model_folder, tmp_path, steps=3, compute=ONE_GROUP)
     assert measured.metrics[2]["train/noise_scale"] > 0
     monkeypatch.setattr(noise_scale, "whole_parameters", lambda model: [])
