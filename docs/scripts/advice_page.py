@@ -24,7 +24,7 @@ def advice_table(state: str) -> str:
         cells = {
             "case": row.case,
             "what helps": row.sentence.format_map(Unknown()),
-            "command": f"`{row.command}`",
+            "command": f"`{row.command.format_map(Unknown())}`",
             "unless it has been tried": TRIED.get(row.tried, ""),
         }
         lines.append(f"| {' | '.join(cells[column] for column in columns)} |")

@@ -1,4 +1,4 @@
-"""`lit-rlvr tune`: samples for some minutes, and chooses G, max_tokens and a warm start of a config."""
+"""`lit-rlvr tune`: samples for some minutes, and chooses G, max_tokens, prompts and a warm start of a config."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from jsonargparse import Namespace
 from lit_rlvr.commands.filter import open_sampler, pass_rate, prompts_to_sample
 from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.errors import UserError, log
+from lit_rlvr.evaluation.noise import ScoredGroup, first_completions, measure_noise
 from lit_rlvr.evaluation.records import RecordRow, group_rows
 from lit_rlvr.evaluation.sampler import Sampler
 from lit_rlvr.policy.loading import load_model_config
@@ -25,7 +26,7 @@ from lit_rlvr.rewards.combine import Scores, score_rollout
 from lit_rlvr.rewards.gold_answers import long_answers
 from lit_rlvr.rollout.preflight.lengths import context_length
 from lit_rlvr.run.advice import TUNED
-from lit_rlvr.run.health import CERTAIN, HOPELESS
+from lit_rlvr.run.health import CERTAIN, HOPELESS, rollout_factor
 from lit_rlvr.run.warm_start import LARGE, WarmStart, WarmStartResult
 from lit_rlvr.sizing.memory import shape_of
 from lit_rlvr.training.validation_metrics import constant_guess
@@ -76,6 +77,7 @@ class Tuned:
         prompts: measured prompts.
         samples: completions of each.
         accuracy: the share of right answers.
+        noise_scale: the gradient's, in prompts; None if it was not measured.
     """
 
     settings: dict[str, Any] = field(default_factory=dict)
@@ -85,6 +87,7 @@ class Tuned:
     prompts: int = 0
     samples: int = 0
     accuracy: float = 0.0
+    noise_scale: float | None = None
 
     def choose(self, reason: str, **settings: Any) -> None:
         """Add settings (dots of their keys written as two underscores) and the reason for them."""
@@ -125,12 +128,14 @@ class Tuner:
         self.started = time.perf_counter()
         self.module, self.data, self.rollout, self.warm_start = module, data, rollout, warm_start
         self.dtype, self.ranks, self.seconds, self.device = dtype, ranks, 60 * minutes, device
+        self.updates = module.updates_per_rollout  # which the measurement of the noise changes
         if module.demonstrates:
             raise UserError("tune: SFT samples nothing to train on, so it has no group_size or max_tokens to choose")
         self.samples = max(*GROUP_SIZES, rollout.group_size)
         prompts = prompts_to_sample(module, data, rollout, "train")
         self.prompts = random.Random(derive_seed("tune", data.seed)).sample(prompts, len(prompts))
         self.tuned = Tuned(samples=self.samples)
+        self._scored: dict[tuple[int, str], ScoredGroup] = {}  # by max_tokens and sample id
 
     def run(self) -> Tuned:
         """Measure the model, and choose the settings.
@@ -268,6 +273,7 @@ class Tuner:
 
         def judged(prompt: Prompt, completions: list[Completion], scores: Scores) -> None:
             groups[prompt.sample.id] = prompt, group_rows("tune", prompt, completions, scores, 0)
+            self._scored[limit, prompt.sample.id] = completions, scores
 
         rollout = self.rollout
         sampler.run(
@@ -299,11 +305,7 @@ class Tuner:
             + ", ".join(f"{share:.0%} with {other}" for other, share in tuned.sizes.items() if other != size) + ").",
             rollout__group_size=size,
         )  # fmt: skip
-        if (per_rollout := self._prompts_per_rollout(size)) != self.data.prompts_per_rollout:
-            tuned.choose(
-                f"prompts_per_rollout {per_rollout}: with {size} completions each, about as many as before.",
-                data__init_args__prompts_per_rollout=per_rollout,
-            )
+        self._choose_prompts(limit, size, [prompt for prompt, _ in groups])
         if signal < HOPELESS and tuned.accuracy < ENOUGH:
             more = "give the warm start more steps" if self.warm_start.steps else "add a warm start (docs/sft.md)"
             tuned.reasons.append(f"{tuned.accuracy:.0%} of the answers are right: {more}, or take easier prompts.")
@@ -326,11 +328,42 @@ class Tuner:
         if limit != before == self.rollout.eval_sampling.max_tokens:
             self.tuned.settings["rollout.evaluation.sampling.max_tokens"] = limit
 
+    def _choose_prompts(self, limit: int, size: int, prompts: list[Prompt]) -> None:
+        """Choose the prompts of a rollout by the completions that the config's has, and by the gradient's noise."""
+        tuned = self.tuned
+        per_rollout = self._prompts_per_rollout(size)
+        reason = f"with {size} completions each, about as many as before"
+        tuned.noise_scale = self._noise_scale(limit, size, prompts)
+        if tuned.noise_scale is not None:
+            in_step = per_rollout / self.updates
+            tuned.reasons.append(f"The gradient's signal needs about {tuned.noise_scale:.0f} prompts in a step.")
+            factor = rollout_factor(tuned.noise_scale, in_step, len(self.prompts) / per_rollout)
+            if factor > 1:
+                reason = f"the gradient of a step on {in_step:.0f} would be mostly noise"
+                per_rollout *= factor
+        if per_rollout != self.data.prompts_per_rollout:
+            tuned.choose(
+                f"prompts_per_rollout {per_rollout}: {reason}.", data__init_args__prompts_per_rollout=per_rollout
+            )
+
+    def _noise_scale(self, limit: int, size: int, prompts: list[Prompt]) -> float | None:
+        """Measure the gradient's noise scale in prompts, in at most a quarter of the time; None = it cannot be."""
+        rollout = self.rollout
+        groups = {
+            prompt.sample.id: first_completions(self._scored[limit, prompt.sample.id], size) for prompt in prompts
+        }
+        if self.module.selection.only_mixed:
+            prompts = [prompt for prompt in prompts if len(groups[prompt.sample.id][1].rewards.unique()) > 1]
+        sampling = rollout.sampling.with_max_tokens(limit)
+        return measure_noise(
+            self.module, self.data, rollout, prompts, groups, sampling, self.dtype, self.device, self.seconds / 4
+        )
+
     def _prompts_per_rollout(self, size: int) -> int:
         """Return how many prompts with `size` completions make about as many completions as the config's."""
         if size == self.rollout.group_size:
             return self.data.prompts_per_rollout
-        unit = self.ranks * self.module.updates_per_rollout
+        unit = self.ranks * self.updates
         before = self.data.prompts_per_rollout
         wanted = max(before * self.rollout.group_size / size, min(before, LEAST_PROMPTS))
         return unit * max(1, min(round(wanted / unit), len(self.prompts) // unit))

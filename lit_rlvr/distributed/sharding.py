@@ -98,6 +98,20 @@ def gathered(root: nn.Module) -> Iterator[None]:
             module.reshard()
 
 
+def whole_parameters(root: nn.Module) -> Iterator[nn.Parameter]:
+    """Yield a module's parameters as autograd sees them in a backward pass: whole, where this rank holds shards.
+
+    Collective if they are sharded; iterate on every rank.
+    """
+    modules = [module for module in root.modules() if isinstance(module, FSDPModule)]
+    if not modules:
+        yield from root.parameters()
+    for module in modules:
+        module.unshard()  # its own parameters, without those of sharded modules in it
+        yield from [parameter for parameter in module.parameters() if not isinstance(parameter, DTensor)]
+        module.reshard()
+
+
 def reduce_over_copies(root: nn.Module, now: bool) -> None:
     """Say whether the next backward pass sums gradients over copies of the model (HSDP), or leaves that to a later one.
 

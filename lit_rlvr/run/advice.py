@@ -23,6 +23,8 @@ EARLIER_RUNS = 8
 """The most earlier runs whose configs are read."""
 SAME_TASK = ("model.init_args.model", "data.class_path", "data.init_args.train")
 """The settings that runs of one task share."""
+SMALL_ROLLOUTS = "Rollouts are too small"
+"""The title of the finding that a step's gradient is mostly noise."""
 WHAT_HELPS = ". What helps: "
 """The text between a finding and its advice; a run whose summary has it has ended without success."""
 
@@ -108,6 +110,17 @@ ADVICE: tuple[Advice, ...] = (
         "No better than at the start", "",
         "more or larger rollouts, or more validation questions: {visible:.2f} is the smallest gain that these show",
         f"{_FIT} --trainer.max_steps 100 --data.init_args.prompts_per_rollout 16",
+    ),
+    Advice(
+        SMALL_ROLLOUTS, "the data have more prompts",
+        "steps of {size:.0f} prompts; the gradient's signal needs about {needed:.0f} (train/noise_scale)",
+        f"{_FIT} --data.init_args.prompts_per_rollout {{prompts:.0f}}",
+    ),
+    Advice(
+        SMALL_ROLLOUTS, "the data have no more prompts",
+        "steps of {size:.0f} prompts; the gradient's signal needs about {needed:.0f} (train/noise_scale), more than "
+        "the training set has: add prompts, or make one step of a rollout",
+        f"{_FIT} --model.init_args.updates_per_rollout 1",
     ),
     Advice(
         "The last validation is worse than the best", "the best checkpoint is kept",
@@ -277,11 +290,13 @@ class RunHistory:
         own: keys of `TRIED` that the run itself has.
         earlier: keys that came before it.
         has_bare_start: whether the run's warm start is on the answers themselves.
+        prompts_per_rollout: of the run; 0 = unknown.
     """
 
     own: frozenset[str] = frozenset()
     earlier: frozenset[str] = frozenset()
     has_bare_start: bool = False
+    prompts_per_rollout: int = 0
 
     @classmethod
     def of_config(cls, text: str) -> RunHistory:
@@ -291,7 +306,9 @@ class RunHistory:
         lines = [line.removeprefix(TRIED_BEFORE) for line in text.splitlines() if line.startswith(TRIED_BEFORE)]
         names = {name for line in lines for name in line.split(", ")}
         earlier = frozenset(key for key, name in TRIED.items() if name in names)
-        return cls(own, earlier, "warm_start.steps" in own and "warm_start.solution" not in own)
+        has_bare_start = "warm_start.steps" in own and "warm_start.solution" not in own
+        prompts = lookup(config, "data.init_args.prompts_per_rollout")
+        return cls(own, earlier, has_bare_start, int(prompts or 0))
 
     @classmethod
     def of_folder(cls, folder: Path) -> RunHistory:
@@ -312,7 +329,7 @@ class RunHistory:
         rows = [row for row in ADVICE if row.state == state and row.case == case]
         for row in rows:
             if row.tried not in self.own | self.earlier:
-                return f"{row.sentence.format(**numbers)}: `{row.command}`"
+                return f"{row.sentence.format(**numbers)}: `{row.command.format(**numbers)}`"
         names = ", ".join(dict.fromkeys(TRIED[row.tried] for row in rows))
         return (
             f"nothing more is known to help: {names} have been tried, so the model cannot do these prompts yet, or the "

@@ -10,7 +10,7 @@ from itertools import chain
 from statistics import fmean
 
 from lit_rlvr.common.terminal import number_text
-from lit_rlvr.run.advice import GUIDE, WHAT_HELPS, RunHistory
+from lit_rlvr.run.advice import GUIDE, SMALL_ROLLOUTS, WHAT_HELPS, RunHistory
 from lit_rlvr.run.collapse import MARGIN, STRETCH, FallTest, threshold
 
 RECENT = 4
@@ -48,6 +48,10 @@ ONE_ANSWER = 0.5
 """The share of the most frequent answer, at least WORSE above that of the references, above which it is reported."""
 MOSTLY_PAID = 0.8
 """The share of the mean reward from which an answer that is always given is called paid."""
+NOISY = 2.0
+"""The multiple of a step's prompts above which the gradient's noise scale calls rollouts too small."""
+LARGEST_ROLLOUT = 8
+"""The most times as many prompts that are advised at once."""
 
 
 Metrics = Mapping[int, Mapping[str, float]]
@@ -124,11 +128,54 @@ def is_rising(metrics: Metrics) -> bool:
     return accuracy.last - accuracy.middle > CERTAIN * math.sqrt(2 * fmean([e**2 for e in errors] or [0.0]) / RECENT)
 
 
-def progress(metrics: Metrics, history: RunHistory = NOTHING_TRIED) -> RunFinding | None:
+def rollout_factor(noise_scale: float, step_prompts: float, most: float = LARGEST_ROLLOUT) -> int:
+    """Return how many times as many prompts a rollout should have: the largest power of two with which a step has at
+    most the noise scale, and which is at most `most`; 1 if the noise scale is below `NOISY` steps.
+
+    Args:
+        noise_scale: in prompts.
+        step_prompts: prompts of an optimizer step now.
+        most: the largest factor.
+    """
+    wanted = min(noise_scale / step_prompts, most, LARGEST_ROLLOUT)
+    if noise_scale <= NOISY * step_prompts or wanted < 2:
+        return 1
+    return int(2 ** math.floor(math.log2(wanted)))
+
+
+def small_rollouts(metrics: Metrics, history: RunHistory, num_prompts: int) -> str:
+    """Return what helps where a step's gradient is mostly noise; "" = it is not, or it was measured too seldom.
+
+    Args:
+        metrics: step -> metrics.
+        history: what has been tried.
+        num_prompts: training prompts of the run, which a rollout cannot exceed; 0 = unknown.
+    """
+    scales = course(metrics, "train/noise_scale")
+    sizes = course(metrics, "train/step_prompts")
+    if not scales.is_long or scales.values[-1] <= NOISY * sizes.values[-1]:
+        return ""
+    needed = scales.values[-1]
+    size = sizes.values[-1]
+    most: float = LARGEST_ROLLOUT
+    if num_prompts and history.prompts_per_rollout:
+        most = num_prompts / history.prompts_per_rollout
+    factor = rollout_factor(needed, size, most)
+    if factor == 1:
+        return history.advise(SMALL_ROLLOUTS, "the data have no more prompts", size=size, needed=needed)
+    prompts = factor * (history.prompts_per_rollout or size)
+    return history.advise(SMALL_ROLLOUTS, "the data have more prompts", size=size, needed=needed, prompts=prompts)
+
+
+def progress(metrics: Metrics, history: RunHistory = NOTHING_TRIED, num_prompts: int = 0) -> RunFinding | None:
     """Return what a run has learnt from its first validation to its last; None while it is too early to tell.
 
     Right answers are learnt if the accuracy is better than that of the first validation and than that of a constant
     guess, each by more than CERTAIN standard errors.
+
+    Args:
+        metrics: step -> metrics.
+        prompts_per_rollout, available: see `noise_advice`.
     """
     validated = [row for _, row in sorted(metrics.items()) if "val/accuracy" in row]
     cut, accuracy = course(metrics, "rollout/truncated"), course(metrics, "rollout/accuracy")
@@ -160,7 +207,11 @@ def progress(metrics: Metrics, history: RunHistory = NOTHING_TRIED) -> RunFindin
         title = "The form is learnt, the answers are not"
     else:
         title = "Nothing is learnt so far"
-    return RunFinding(title, evidence, history.advise(title, visible=visible))
+    advice = history.advise(title, visible=visible)
+    noise = small_rollouts(metrics, history, num_prompts)
+    if noise and not rises:
+        advice = f"{noise}; or {advice}"
+    return RunFinding(title, evidence, advice)
 
 
 @dataclass(frozen=True)

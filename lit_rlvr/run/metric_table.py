@@ -403,6 +403,23 @@ METRICS: dict[str, tuple[Metric, ...]] = {
             "`actor/grad_norm`",
         ),
         Metric(
+            "train/noise_scale",
+            "prompts of an optimizer step with which its gradient is half signal and half noise, a running average; "
+            "at least as many, where the signal is within its error. From the second step on; only of steps with two "
+            "or more micro-batches on all processes together, because one has nothing to be compared with: lower "
+            "`compute.tokens_per_microbatch`. It is an estimate, which varies with the cut into micro-batches",
+            "above 0",
+            "Above twice `train/step_prompts` while the accuracy does not rise: larger "
+            "`data.prompts_per_rollout`. Below it: smaller ones, or more updates per rollout",
+        ),
+        Metric(
+            "train/step_prompts",
+            "prompts of an optimizer step on all processes, with and without a signal; with dynamic sampling those it "
+            "keeps. With `train/noise_scale`",
+            "2 or more",
+            "Compare it with `train/noise_scale`",
+        ),
+        Metric(
             "train/entropy",
             "exact entropy of the policy on the tokens that are trained, in nats per token",
             "0 to log V",

@@ -181,12 +181,12 @@ class LostWork(Callback):
                 self._reported.add(finding.title)
                 log.warning("step %d: %s", trainer.global_step, finding)
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Say what the run has learnt, and what is wrong with its answers."""
         if trainer.state.fn != "fit" or not trainer.is_global_zero or (trainer.sanity_checking and trainer.global_step):
             return
         rows = metric_rows(trainer)
-        learnt = None if trainer.sanity_checking else progress(rows, self._history)
+        learnt = None if trainer.sanity_checking else progress(rows, self._history, len(pl_module.data.stream))
         if learnt is not None:
             log.log(logging.WARNING if learnt.remedy else logging.INFO, "step %d: %s", trainer.global_step, learnt)
         for finding in at_validation(rows, self._history):

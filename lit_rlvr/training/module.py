@@ -72,6 +72,7 @@ from lit_rlvr.training.failures import SkippedSteps, TokenBudget, UnrewardedRoll
 from lit_rlvr.training.gather import gather_groups, of_this_rank
 from lit_rlvr.training.loss import LossModule
 from lit_rlvr.training.metrics import advantage_metrics, staleness_metrics
+from lit_rlvr.training.noise_scale import NoiseScale
 from lit_rlvr.training.optimizer import apply_options, build_optimizer, check_lr, schedule_of_run
 from lit_rlvr.training.reference import Reference
 from lit_rlvr.training.saving import SavedModule
@@ -126,6 +127,7 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
         reference: the reference policy; its `policy` is None if nothing needs one.
         budget: the most input tokens in a micro-batch, which running out of memory lowers.
         skipped, unrewarded: counts of skipped steps, and of rollouts without a reward.
+        noise_scale: averages the signal and the noise of the steps' gradients.
         updater: takes the optimizer steps; from the start of training on.
         trace: records what the next rollout's updates do with its tokens; None = nothing does.
     """
@@ -183,6 +185,7 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
         refuse_all(contradictions(self))
         self.skipped = SkippedSteps(optim.max_skipped_steps)
         self.unrewarded = UnrewardedRollouts(optim.max_skipped_steps)
+        self.noise_scale = NoiseScale()
         self.updater: Updater | None = None  # built in on_train_start
         self.adaptive_lr: AdaptiveLR | None = None  # built in configure_optimizers, if lr is not a number
         self._saved_options: dict[str, Any] = {}  # the optimizer's when the checkpoint was written
@@ -241,6 +244,7 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
             skipped=self.skipped,
             run=run,
             adaptive_lr=self.adaptive_lr,
+            noise_scale=self.noise_scale,
         )
 
     def backward_on_rank(self, loss: Tensor) -> None:

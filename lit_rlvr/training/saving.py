@@ -12,6 +12,7 @@ from lit_rlvr.policy.adapters import is_saved
 from lit_rlvr.training.adaptive_lr import AdaptiveLR
 from lit_rlvr.training.failures import SkippedSteps, UnrewardedRollouts
 from lit_rlvr.training.loading import LoadedModule
+from lit_rlvr.training.noise_scale import NoiseScale
 from lit_rlvr.training.terms import Term
 
 
@@ -22,6 +23,7 @@ class SavedModule(LoadedModule):
     iteration: int
     skipped: SkippedSteps
     unrewarded: UnrewardedRollouts
+    noise_scale: NoiseScale
     adaptive_lr: AdaptiveLR | None
     _build_optimizer: Callable[[], Any]
     _saved_options: dict[str, Any]  # the optimizer's when the checkpoint was written
@@ -59,6 +61,7 @@ class SavedModule(LoadedModule):
             "optimizer_options": self.trainer.optimizers[0].defaults,
             "skipped": self.skipped.state_dict(),
             "unjudged": self.unrewarded.state_dict(),
+            "noise_scale": self.noise_scale.state_dict(),
             "tokens": self.budget.state_dict(),
             "advantage_state": self.advantage.state_dict(),
             "reference": self.reference.state_dict(),
@@ -79,6 +82,7 @@ class SavedModule(LoadedModule):
         self._saved_lr = saved.get("lr", {})
         self.skipped.load_state_dict(saved["skipped"])
         self.unrewarded.load_state_dict(saved.get("unjudged", self.unrewarded.state_dict()))
+        self.noise_scale.load_state_dict(saved.get("noise_scale", {}))
         self.budget.load_state_dict(saved["tokens"])
         self.advantage.load_state_dict(saved["advantage_state"])
         self.reference.load_state_dict(saved["reference"])

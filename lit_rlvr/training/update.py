@@ -30,6 +30,7 @@ from lit_rlvr.training.failures import (
 )
 from lit_rlvr.training.loss import LossModule
 from lit_rlvr.training.metrics import step_metrics
+from lit_rlvr.training.noise_scale import MicrobatchNorms, NoiseScale, step_noise
 from lit_rlvr.training.optimizer import all_parameters
 from lit_rlvr.training.step import (
     PreparedRollout,
@@ -60,8 +61,10 @@ class Updater:
         skipped: counts skipped steps.
         run: the run's folder, for what a failed step leaves.
         adaptive_lr: changes the learning rate after each step; None = the schedule alone does.
+        noise_scale: averages the signal and the noise of the steps' gradients.
 
     Attributes:
+        norms: measures the gradients of micro-batches.
         sharded: whether each rank has a part of each weight.
         adaptive_step: takes the steps, if there is an `adaptive_lr`.
     """
@@ -78,9 +81,11 @@ class Updater:
     skipped: SkippedSteps
     run: Path
     adaptive_lr: AdaptiveLR | None
+    noise_scale: NoiseScale
 
     def __post_init__(self) -> None:
         self.sharded = has_shards(self.policy.parameters())
+        self.norms = MicrobatchNorms(self.policy)
         self.adaptive_step = (
             None
             if self.adaptive_lr is None
@@ -158,6 +163,8 @@ class Updater:
         if not_finite is None:
             self.skipped.add_finite(is_unrewarded)
             metrics |= step_metrics(sums) | {"train/grad_norm": float(norm)}
+            noise = step_noise(plan, len(groups), self.norms.end(), float(norm))
+            metrics |= self.noise_scale.add(noise)
         else:
             saved = save_step(self.run, number, not_finite, plan, self.microbatch_gradients)
             self.skipped.add(number, not_finite, saved)
@@ -198,6 +205,7 @@ class Updater:
             in_lockstep=self.sharded,
         )
         self.optimizer.zero_grad()
+        self.norms.begin(plan)
         sums: Stats = {}
         for k, rows in enumerate(plan.microbatches):
             output = self.forward_microbatch(plan, k)
@@ -210,6 +218,7 @@ class Updater:
             loss, loss_stats = self.algorithm.loss(inputs)
             # Distributed strategies average over ranks; we sum.
             self.backward_microbatch(loss * world_size(), last=k == len(plan.microbatches) - 1)
+            self.norms.add_microbatch(is_counted=k < plan.num_counted)
             for name, value in (stats | loss_stats | {"loss": loss.detach()}).items():
                 sums[name] = sums.get(name, 0) + value.double() * float(k < plan.num_counted)
         return plan, sums

@@ -10,6 +10,7 @@ import yaml
 from tiny_runs import CLI
 
 from lit_rlvr.commands.tune import mixed_share
+from lit_rlvr.run.health import rollout_factor
 from lit_rlvr.training import loading
 
 TUNE = ("tune", "--config", "tiny.yaml", "--minutes", 0.5)
@@ -53,11 +54,24 @@ def test_a_run_takes_the_config_that_it_writes(run_folder: Path, lit_rlvr: CLI) 
     assert (found["file"], found["sizes"].keys(), found["prompts"] >= 8) == ("tuned.yaml", {"4", "8", "16"}, True)
     assert settings["model"]["init_args"]["lr"] == "auto" and settings["rollout"]["group_size"] == 4
     assert f"group_size 4: {found['sizes']['4']:.0%} of the prompts give a signal" in reasons
-    assert "warm_start" not in settings and "data" not in settings
+    assert "warm_start" not in settings and ("data" in settings) == ("would be mostly noise" in reasons)
+    prompts = settings.get("data", {"init_args": {"prompts_per_rollout": 4}})["init_args"]["prompts_per_rollout"]
     (run_folder / "tuned.yaml").write_text(yaml.safe_dump(settings))
     dry = lit_rlvr("fit", "--config", "tiny.yaml", "--config", "tuned.yaml", "--dry-run", "--json")
-    assert dry.status == 0 and json.loads(dry.out)["sizes"]["sequences"] == 16
+    assert dry.status == 0 and json.loads(dry.out)["sizes"]["sequences"] == 4 * prompts
     lit_rlvr(*TUNE, status=2, says="--out: tuned.yaml exists; choose another name")
+
+
+def test_the_gradients_noise_chooses_the_prompts(run_folder: Path, lit_rlvr: CLI) -> None:
+    """As many as the noise scale allows, of the 40 that there are."""
+    given = (*rows(run_folder, ["7"] * 40), *rewards("first_token"))
+    found = json.loads(lit_rlvr(*TUNE, "--minutes", 2, *given, "--json", status=0).out)
+    settings, reasons = chosen(run_folder)
+    assert found["prompts"] == 40 and found["noise_scale"] > 8, "else the test is about nothing"
+    chosen_prompts = settings["data"]["init_args"]["prompts_per_rollout"]
+    assert chosen_prompts == 4 * rollout_factor(found["noise_scale"], 4, 40 / 4)
+    assert f"The gradient's signal needs about {found['noise_scale']:.0f} prompts in a step." in reasons
+    assert f"prompts_per_rollout {chosen_prompts}: the gradient of a step on 4 would be mostly noise." in reasons
 
 
 def test_a_model_that_cannot_answer_gets_the_tokens_and_a_warm_start_that_it_needs(

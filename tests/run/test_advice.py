@@ -34,11 +34,12 @@ def rows_before(row: Advice) -> list[Advice]:
 def test_a_row_is_the_advice_once_those_before_it_have_been_tried(row: Advice) -> None:
     before = [other.tried for other in rows_before(row)]
     assert "" not in before, "what comes after a row that always helps is never said"
-    said = history(*before).advise(row.state, row.case, visible=0.1)
-    assert said == f"{row.sentence.format(visible=0.1)}: `{row.command}`"
+    numbers = {"visible": 0.1, "size": 8, "needed": 120, "prompts": 64}
+    said = history(*before).advise(row.state, row.case, **numbers)
+    assert said == f"{row.sentence.format(**numbers)}: `{row.command.format(**numbers)}`"
     assert not row.tried or row.tried in TRIED
     if row.tried:
-        assert row.command not in history(*before, row.tried).advise(row.state, row.case, visible=0.1)
+        assert row.command not in history(*before, row.tried).advise(row.state, row.case, **numbers)
 
 
 def test_where_everything_has_been_tried_it_says_so_and_why() -> None:

@@ -83,7 +83,7 @@ RUNS: dict[str, tuple[Any, ...]] = {
         *("--model.init_args.kl.coef", 0.1, "--model.init_args.lr", "auto"),
         *("--model.init_args.importance.correction", "token_mis", "--model.init_args.importance.floor", 0.5),
         *("--rollout.evaluation", "{samples: 2, sampling: {temperature: 1}, greedy: true}"),
-        *("--data.init_args.chat.prefill", "<think>"),
+        *("--data.init_args.chat.prefill", "<think>", "--model.init_args.compute.tokens_per_microbatch", 120),
     ),
     "reference": (
         *("--model", "AAPO", "--model.init_args.advantage", "{class_path: AGRAE, init_args: {base: aapo}}"), *ONE,

@@ -7,6 +7,7 @@ import pytest
 from lit_rlvr.commands.report.groups import group_runs
 from lit_rlvr.commands.report.page import report_page
 from lit_rlvr.commands.report.runs import RunRecord
+from lit_rlvr.run.advice import RunHistory
 from lit_rlvr.run.health import GUIDE, findings, progress
 
 ROOT = Path(__file__).parents[3]
@@ -146,6 +147,29 @@ def validated(before: float, now: float, **changed: list[float]) -> dict[int, di
 
 
 FORM = {"rollout__truncated": [0.7] * 6 + [0.02] * 14, "rollout__accuracy": [0.0] * 6 + [0.12] * 14}
+
+
+def test_small_rollouts_are_said_with_the_size_that_the_gradient_needs() -> None:
+    noisy = {"train__noise_scale": [120.0] * 20, "train__step_prompts": [8.0] * 20}
+
+    def remedy(prompts_per_rollout: int, num_prompts: int, **course: list[float]) -> str:
+        history = RunHistory(prompts_per_rollout=prompts_per_rollout)
+        return progress(validated(0.5, 0.52, **(course or noisy)), history, num_prompts).remedy
+
+    assert remedy(8, 1000).startswith(
+        "steps of 8 prompts; the gradient's signal needs about 120 (train/noise_scale): "
+        "`lit-rlvr fit --config my.yaml --data.init_args.prompts_per_rollout 64`; or "
+    )
+    assert "prompts_per_rollout 128`" in remedy(16, 1000), "two steps a rollout"
+    assert "prompts_per_rollout 32`" in remedy(8, 63), "no more than the data have"
+    assert "more than the training set has" in remedy(8, 15)
+    assert "prompts_per_rollout 64`" in remedy(0, 0), "a config that cannot be read: as many as a step has"
+    nothing = progress(validated(0.1, 0.12, **noisy), RunHistory(prompts_per_rollout=8))
+    assert nothing.remedy.startswith("steps of 8 prompts"), nothing.title
+    enough = {"train__noise_scale": [15.9] * 20, "train__step_prompts": [8.0] * 20}
+    short = {"train__noise_scale": [120.0] * 7, "train__step_prompts": [8.0] * 7}
+    assert "noise_scale" not in remedy(8, 1000, **enough) + remedy(8, 1000, **short)
+    assert progress(validated(0.5, 0.9, **noisy), RunHistory(prompts_per_rollout=8)).remedy == "", "what learns"
 
 
 @pytest.mark.parametrize(
