@@ -87,7 +87,8 @@ class CodeProblems(PromptDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(columns=columns, reading=reading, **kwargs)
-        self.since, self.until = _day("since", since), _day("until", until)
+        self.since = _day("since", since)
+        self.until = _day("until", until)
 
     def rows(self, split: Split) -> Iterator[Sample | BadRow]:
         """Yield the problems between `since` and `until`, with their tests and the whole prompt."""
@@ -137,7 +138,8 @@ class CodeProblems(PromptDataModule):
 
 def _with_tests(sample: Sample) -> Sample | BadRow:
     """Return the sample with its tests, their number as the answer, and the prompt, or a bad row that says why not."""
-    function, starter = sample.row["function"], sample.row["starter_code"]
+    function = sample.row["function"]
+    starter = sample.row["starter_code"]
     try:
         read = [as_tests(cell, starter) for cell in sample.row["tests"]]
         named = sorted({name for _, name in read} - {"", *CHECKED_AS} - {function})
@@ -169,13 +171,17 @@ def _with_tests(sample: Sample) -> Sample | BadRow:
 def _parsed(text: str, field: str) -> Any:
     """Return the value of JSON, or the list or dict of a Python literal."""
     try:
-        return json.loads(text) if isinstance(value := parse_text(text), str) else value
+        if isinstance(value := parse_text(text), str):
+            return json.loads(text)
+        return value
     except (ValueError, RecursionError) as error:
         raise BadRow(f"broken JSON ({error})", field) from error
 
 
 def _day(option: str, text: str | None) -> date | None:
     try:
-        return None if text is None else date.fromisoformat(text)
+        if text is None:
+            return None
+        return date.fromisoformat(text)
     except ValueError as error:
         raise UserError(f"{option}: {text!r} is not a date, write it like 2024-08-01") from error

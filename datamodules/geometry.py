@@ -36,7 +36,10 @@ def read_geometry3k(row: DataRow) -> dict[str, Any]:
 def read_mathverse(row: DataRow) -> dict[str, Any]:
     """Read `question`, `image` ("" in the text-only version), `problem_version`, and a letter or value as `answer`."""
     question = as_text(row["question"], "question")
-    choices = dict(MATHVERSE_CHOICE.findall(question.rpartition("Choices:")[2])) if "Choices:" in question else {}
+    if "Choices:" in question:
+        choices = dict(MATHVERSE_CHOICE.findall(question.rpartition("Choices:")[2]))
+    else:
+        choices = {}
     return {
         "id": as_text(row["sample_index"], "sample_index"),
         "prompt": question,
@@ -53,7 +56,8 @@ def read_mathvision(row: DataRow) -> dict[str, Any]:
     The picture is `decoded_image`, or the file that `image` names. If the options are only letters, the picture shows
     them, and the prompt does not list them.
     """
-    question, options = as_text(row["question"], "question"), read_options(row["options"]).texts
+    question = as_text(row["question"], "question")
+    options = read_options(row["options"]).texts
     question = MATHVISION_MARK.sub(PLACEHOLDER, question, count=1)
     in_picture = "".join(options) == ascii_uppercase[: len(options)]
     answer = as_text(row["answer"], "answer")

@@ -94,7 +94,10 @@ def evaluation_pool(samples: Sequence[Sample], evaluation: Counts, training: Cou
 def without_overlap(samples: Sequence[Sample], evaluation: Sequence[Sample], disjoint: Disjoint) -> list[Sample]:
     """Return the samples that share no image with the evaluation and, for `question`, no question either."""
     images = {key for sample in evaluation for key in image_hashes(sample)}
-    questions = {question_words(sample) for sample in evaluation} if disjoint == "question" else set()
+    if disjoint == "question":
+        questions = {question_words(sample) for sample in evaluation}
+    else:
+        questions = set()
     return [s for s in samples if images.isdisjoint(image_hashes(s)) and question_words(s) not in questions]
 
 
@@ -110,12 +113,15 @@ def question_words(sample: Sample) -> str:
 
 
 def _by_modality(counts: dict[str, int] | None) -> dict[str, int] | None:
-    return None if counts is None else {modality(name): count for name, count in counts.items()}
+    if counts is None:
+        return None
+    return {modality(name): count for name, count in counts.items()}
 
 
 def read_huatuo(row: DataRow) -> dict[str, Any]:
     """Read HuatuoGPT-Vision's evaluation data: the answer is an option's text, or "?" if there is none."""
-    answer, options = as_text(row["answer"], "answer"), read_options(row["options"]).texts
+    answer = as_text(row["answer"], "answer")
+    options = read_options(row["options"]).texts
     letter = find_letter(answer, options)
     if letter is None:
         raise BadRow(f"{answer!r} is not one of the options", "answer")
@@ -214,7 +220,8 @@ class MedicalVQA(PromptDataModule):
         super().__init__(validation_split=None, **kwargs)
         check_within("[1, inf)", "data.train_modalities", **train_modalities or {})
         check_within("[1, inf)", "data.eval_modalities", **eval_modalities or {})
-        self.train_modalities, self.eval_modalities = _by_modality(train_modalities), _by_modality(eval_modalities)
+        self.train_modalities = _by_modality(train_modalities)
+        self.eval_modalities = _by_modality(eval_modalities)
         self.disjoint: Disjoint = disjoint
 
     def sample(self, row: dict[str, Any], index: int, source: str) -> Sample:
@@ -223,7 +230,10 @@ class MedicalVQA(PromptDataModule):
 
     def rows(self, split: Split) -> Iterator[Sample | BadRow]:
         """Yield the English rows of the requested modalities."""
-        wanted = self.train_modalities if split == "train" else self.eval_modalities
+        if split == "train":
+            wanted = self.train_modalities
+        else:
+            wanted = self.eval_modalities
         if split == "train" and wanted is not None and self.locations["validation"] is None:
             wanted = wanted | (self.eval_modalities or {})
         for row in super().rows(split):

@@ -44,7 +44,10 @@ class MultipleChoice(PromptDataModule):
     def sample(self, row: dict[str, Any], index: int, source: str) -> Sample:
         columns = {field: column for field, column in KNOWN_COLUMNS if column in row} | (self.columns or {})
         value = lookup(row, columns.get("options", "options"))
-        options = options_in_columns(row) if value is None and "options" not in columns else read_options(value)
+        if value is None and "options" not in columns:
+            options = options_in_columns(row)
+        else:
+            options = read_options(value)
         sample = map_columns(row, columns, f"{self.name}:{index + 1}", source)
         if not 2 <= len(options.texts) <= MAX_OPTIONS:
             raise BadRow(f"expected 2 to {MAX_OPTIONS} options, found {len(options.texts)}", "options")

@@ -149,13 +149,17 @@ def reference_answer(text: str) -> str:
 def _first_line(text: str) -> str:
     """Return the first line of a text, or the whole text if it begins a LaTeX environment."""
     text = text.strip()
-    return text if "\\begin" in text else text.partition("\n")[0].strip()
+    if "\\begin" in text:
+        return text
+    return text.partition("\n")[0].strip()
 
 
 def without_thousands(text: str) -> str:
     """Return the text without the commas of "1,234" and "1,234,567", unless other commas or brackets make it a list."""
     without = THOUSANDS.sub(lambda number: number[0].replace(",", ""), text)
-    return text if re.search(r"[,()\[\]{}]", without) else without
+    if re.search(r"[,()\[\]{}]", without):
+        return text
+    return without
 
 
 class TextMath(PromptDataModule):
@@ -172,12 +176,15 @@ class TextMath(PromptDataModule):
 
     def sample(self, row: dict[str, Any], index: int, source: str) -> Sample:
         sample = super().sample(row, index, source)
-        return with_references(sample) if sample.answer else sample
+        if sample.answer:
+            return with_references(sample)
+        return sample
 
     def read_layout(self, row: DataRow, source: str) -> dict[str, Any]:
         question, answer = super().read_layout(row, source)
         check_media(row, ())
-        prompt, row_id = as_prompt(question), find_cell(row, ("id", "ID", "unique_id"))
+        prompt = as_prompt(question)
+        row_id = find_cell(row, ("id", "ID", "unique_id"))
         return {
             "prompt": prompt,
             "answer": closing_answer(row, prompt, source) if answer is None else answer,

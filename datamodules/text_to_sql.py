@@ -58,7 +58,9 @@ def _examples(database: sqlite3.Connection, table: str, count: int) -> str:
 def _tsv_value(value: Any) -> str:
     """Return a value on one line, shortened."""
     text = "NULL" if value is None else " ".join(str(value).split())
-    return text if len(text) <= CELL_CHARACTERS else text[: CELL_CHARACTERS - 3] + "..."
+    if len(text) <= CELL_CHARACTERS:
+        return text
+    return text[: CELL_CHARACTERS - 3] + "..."
 
 
 DATABASE_FOLDERS = ("train_databases", "dev_databases", "databases", "database", "test_database")
@@ -101,7 +103,8 @@ class TextToSQL(PromptDataModule):
     ) -> None:
         super().__init__(columns=columns, reading=reading, chat=chat, **kwargs)
         check_within("[0, inf)", "data", example_rows=example_rows)
-        self.databases, self.example_rows = databases, example_rows
+        self.databases = databases
+        self.example_rows = example_rows
         self._schemas: dict[Path, str] = {}
 
     def sample(self, row: dict[str, Any], index: int, source: str) -> Sample:
@@ -144,7 +147,8 @@ class TextToSQL(PromptDataModule):
         data_folder = Path(source.rpartition(":")[0]).parent
         known = [data_folder / name for name in DATABASE_FOLDERS]
         for folder in [Path(self.databases).expanduser()] if self.databases else known:
-            nested, flat = folder / name / f"{name}.sqlite", folder / f"{name}.sqlite"
+            nested = folder / name / f"{name}.sqlite"
+            flat = folder / f"{name}.sqlite"
             if nested.is_file():
                 others = sorted(path for path in nested.parent.glob("*.sqlite") if path != nested)
                 return [path.absolute() for path in (nested, *others)]

@@ -30,7 +30,9 @@ def config_folder() -> Path:
     """Return the folder of the shipped configs: inside the installed package, or next to it in a source checkout."""
     package = Path(lit_rlvr.__file__).parent
     inside = package / "_configs"
-    return inside if inside.is_dir() else package.parent / "configs"
+    if inside.is_dir():
+        return inside
+    return package.parent / "configs"
 
 
 def find_configs(args: Sequence[str]) -> list[str]:
@@ -45,8 +47,14 @@ def find_configs(args: Sequence[str]) -> list[str]:
     arguments = list(args)
     for i, name in _config_arguments(args):
         path = find_config(name)
-        value = yaml.safe_dump(load_config(path), sort_keys=False) if "base" in read_config(path) else str(path)
-        arguments[i] = f"--config={value}" if args[i].startswith("--config=") else value
+        if "base" in read_config(path):
+            value = yaml.safe_dump(load_config(path), sort_keys=False)
+        else:
+            value = str(path)
+        if args[i].startswith("--config="):
+            arguments[i] = f"--config={value}"
+        else:
+            arguments[i] = value
     return arguments
 
 
@@ -69,7 +77,9 @@ def load_config(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
 def find_base(name: str, path: Path) -> Path:
     """Return the config that a `base:` in the file `path` names: relative to that file, or as `find_config` does."""
     relative = path.parent / name
-    return relative if relative.is_file() else find_config(name, f"--config: {path}: base")
+    if relative.is_file():
+        return relative
+    return find_config(name, f"--config: {path}: base")
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,12 +113,19 @@ def find_config(name: str, option: str = "--config") -> Path:
     for candidate in (config_folder() / relative, config_folder() / f"{relative}.yaml"):
         if candidate.is_file():
             return candidate
-    if reason := why_not_a_file(path):
-        inside = sorted(shown(file) for file in path.glob("*.y*ml"))[:3] if path.is_dir() else []
+    reason = why_not_a_file(path)
+    if reason:
+        if path.is_dir():
+            inside = sorted(shown(file) for file in path.glob("*.y*ml"))[:3]
+        else:
+            inside = []
         raise UserError(f"{option}: {name!r} {reason}{'; give a file in it: ' + ', '.join(inside) if inside else ''}")
     known = {spelling: config for config in shipped_files() for spelling in (Path(config).name, config)}
     near = nearest(relative.removesuffix(".yaml"), known)
-    hint = f"did you mean {known[near]}?" if near else f"the shipped ones are in {config_folder()}"
+    if near:
+        hint = f"did you mean {known[near]}?"
+    else:
+        hint = f"the shipped ones are in {config_folder()}"
     raise UserError(f"{option}: there is no file {name!r}; {hint}")
 
 
@@ -224,8 +241,10 @@ def _int_before_float(typehint: Any) -> Any:
     union = _sort_union(typehint)
     kinds = list(get_args(union)) if get_origin(union) is Union else []
     if int in kinds and float in kinds and kinds.index(float) < kinds.index(int):
-        first, second = kinds.index(float), kinds.index(int)
-        kinds[first], kinds[second] = int, float
+        first = kinds.index(float)
+        second = kinds.index(int)
+        kinds[first] = int
+        kinds[second] = float
         return Union[tuple(kinds)]  # noqa: UP007
     return union
 
@@ -296,7 +315,9 @@ class Parser(ArgumentParser):
         classes = {key: parsed for key, value in config.items() if (parsed := _parse_classes(value)) is not None}
         for key, value in classes.items():
             config[key] = value
-        return self.parse_object(config) if classes else config
+        if classes:
+            return self.parse_object(config)
+        return config
 
     def instantiate_classes(self, config: Any, **options: Any) -> Any:
         """Build the objects of a config.
@@ -328,7 +349,11 @@ def _parse_classes(value: Any) -> Any:
         items = [_parse_classes(item) for item in value]
         whole = next((item for item in items if isinstance(item, list)), None)  # one text may hold the whole list
         merged = [given if item is None else item for item, given in zip(items, value, strict=True)]
-        return whole if whole is not None else merged if merged != value else None
+        if whole is not None:
+            return whole
+        if merged != value:
+            return merged
+        return None
     if not isinstance(value, str) or "class_path" not in value:
         return None
     try:
@@ -336,7 +361,9 @@ def _parse_classes(value: Any) -> Any:
     except yaml.YAMLError:
         return None
     classes = parsed if isinstance(parsed, list) else [parsed]
-    return parsed if any(isinstance(item, dict) and "class_path" in item for item in classes) else None
+    if any(isinstance(item, dict) and "class_path" in item for item in classes):
+        return parsed
+    return None
 
 
 def import_classes(*packages: ModuleType) -> None:
@@ -373,12 +400,16 @@ def changed_classes(args: Sequence[str], config: Any) -> Iterator[str]:
         path = find_config(name)
         values = load_config(path)
         for part in ("model", "data"):
-            section, chosen = values.get(part), config.get(part)
+            section = values.get(part)
+            chosen = config.get(part)
             given = [*_dotted((section.get("init_args") or {}) if isinstance(section, dict) else {})]
             init_args = chosen.get("init_args") if chosen is not None else None
             options = {*_dotted(init_args.as_dict() if init_args else {})}
             dropped = [key for key in given if key not in options]
-            new = chosen.class_path.rpartition(".")[2] if chosen is not None else "none"
+            if chosen is not None:
+                new = chosen.class_path.rpartition(".")[2]
+            else:
+                new = "none"
             named = section.get("class_path") if isinstance(section, dict) else None
             old = new if named is None else str(named).rpartition(".")[2]  # a config may change options alone
             if dropped or (old != new and given):
@@ -400,7 +431,8 @@ def changes(before: Any, after: Any, key: str = "") -> Iterator[tuple[str, Any, 
     """Yield the differences between two configs: (key, before, after), None for a missing value."""
     lists = isinstance(before, list) and isinstance(after, list) and len(before) == len(after)
     if lists and all(isinstance(item, dict) for item in [*before, *after]):
-        before, after = dict(enumerate(before)), dict(enumerate(after))
+        before = dict(enumerate(before))
+        after = dict(enumerate(after))
     if isinstance(before, dict) and isinstance(after, dict):
         for name in sorted({*before, *after}, key=str):
             yield from changes(before.get(name), after.get(name), f"{key}.{name}" if key else str(name))

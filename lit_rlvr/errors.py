@@ -33,7 +33,8 @@ MAX_SIZE = 1_000_000
 MAX_LINE = 2000
 """Longest line of an error, in characters."""
 
-_MODEL, _SAMPLING = "model.init_args", "rollout.sampling"
+_MODEL = "model.init_args"
+_SAMPLING = "rollout.sampling"
 OPTIONS_OF_OTHERS = {
     "learning_rate": f"{_MODEL}.lr", "weight_decay": f"{_MODEL}.optim.weight_decay",
     "max_grad_norm": f"{_MODEL}.optim.max_grad_norm",
@@ -102,7 +103,8 @@ def refuse_all(problems: Iterable[str]) -> None:
     Raises:
         UserError: there is a problem.
     """
-    if messages := [*problems]:
+    messages = [*problems]
+    if messages:
         raise UserError(*messages)
 
 
@@ -110,7 +112,8 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     """Return our name for an option of TRL or verl, or else the known name most similar to a name, or else one that
     begins with it; ignore case and dashes."""
     known = list(known)
-    if replacement := option_instead(name, known):
+    replacement = option_instead(name, known)
+    if replacement:
         return replacement
     plain: dict[str, str] = {}
     for other in sorted(known, key=lambda other: (other[:1].isupper() != name[:1].isupper(), other)):
@@ -118,13 +121,17 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     start = _plain(name)
     longer = [other for other in plain if start and other.startswith(start)]
     matches = difflib.get_close_matches(start, plain, 1) or longer
-    return plain[matches[0]] if matches else None
+    if matches:
+        return plain[matches[0]]
+    return None
 
 
 def did_you_mean(name: object, known: Iterable[str], otherwise: str = "") -> str:
     """Return a hint with the nearest of the known names, or else another hint."""
     near = nearest(str(name), known)
-    return f"did you mean {near!r}?" if near else otherwise
+    if near:
+        return f"did you mean {near!r}?"
+    return otherwise
 
 
 def counted_hint(option: str) -> str:
@@ -140,9 +147,15 @@ def counted_hint(option: str) -> str:
 def option_instead(name: str, known: Iterable[str]) -> str | None:
     """Return our option for one of TRL or verl, as it is called among the known ones, or if they have its group."""
     option = OPTIONS_OF_OTHERS.get(name.rpartition(".")[2].lstrip("-"), "")
-    parts, named = option.split("."), {other.lstrip("-"): other for other in known}
-    ends = (named.get(".".join(parts[i:])) for i in range(len(parts)))
-    return next(filter(None, ends), option if parts[0] in named else None)
+    parts = option.split(".")
+    named = {other.lstrip("-"): other for other in known}
+    for start in range(len(parts)):
+        end = ".".join(parts[start:])
+        if end in named:
+            return named[end]
+    if parts[0] in named:
+        return option
+    return None
 
 
 TYPE_NAMES = {
@@ -220,7 +233,10 @@ def check_init(cls: type, args: Sequence[Any], kwargs: Mapping[str, Any], key: s
     positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     given = {**dict(zip(positional, args, strict=False)), **kwargs}  # Python refuses too many without a name
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters) and known.keys() <= {p.name for p in parameters}
-    problems = [] if takes_any else [_no_option(name, cls, known, key) for name in given if name not in known]
+    if takes_any:
+        problems = []
+    else:
+        problems = [_no_option(name, cls, known, key) for name in given if name not in known]
     problems += [
         _misfit(value, known[name], f"{key}.{name}")
         for name, value in given.items()
@@ -245,7 +261,8 @@ def init_parameters(cls: type) -> tuple[dict[str, Any], list[inspect.Parameter]]
 
 def fits(value: Any, hint: Any) -> bool:
     """Return whether a value is of an annotated type; True for types that cannot be told at run time."""
-    kind, inner = get_origin(hint), get_args(hint)
+    kind = get_origin(hint)
+    inner = get_args(hint)
     if kind in (Union, UnionType):
         return any(fits(value, item) for item in inner)
     if kind is Literal:
@@ -276,7 +293,9 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def _all_fit(values: Iterable[Any], inner: Sequence[Any]) -> bool:
-    return all(fits(value, inner[0]) for value in values) if inner else True
+    if inner:
+        return all(fits(value, inner[0]) for value in values)
+    return True
 
 
 def _no_option(name: str, cls: type, known: Iterable[str], key: str) -> str:
@@ -291,7 +310,10 @@ def _misfit(value: Any, hint: Any, where: str) -> str:
     """Return a message with the types that an option accepts, and the given value, or the wrong one within it."""
     if value is None:
         return f"{where}: None is not allowed; leave it out for its default"
-    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    if get_origin(hint) in (Union, UnionType):
+        kinds = get_args(hint)
+    else:
+        kinds = (hint,)
     if isinstance(value, list | tuple):
         for inner in (get_args(kind)[0] for kind in kinds if get_origin(kind) in (list, tuple) and get_args(kind)):
             place, item = next((place, item) for place, item in enumerate(value) if not fits(item, inner))
@@ -315,7 +337,9 @@ def given_text(value: Any) -> str:
     if not isinstance(value, str | int | float | list | tuple | Mapping):
         return type_text(value)
     text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    if len(text) <= 80:
+        return text
+    return f"{text[:77]}..."
 
 
 START_AGAIN = os.EX_TEMPFAIL
@@ -336,7 +360,8 @@ class RunStopped(Exception):
 
     def __init__(self, signal_number: int, saved: bool) -> None:
         super().__init__(f"stopped by {signal.Signals(signal_number).name}")
-        self.signal_number, self.saved = signal_number, saved
+        self.signal_number = signal_number
+        self.saved = saved
 
 
 def user_error_in(error: BaseException) -> UserError | None:
@@ -349,7 +374,9 @@ def first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if lines and lines[0].endswith(":"):
         lines[0] = " ".join(lines[:2])
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    if lines:
+        return f"{type(error).__name__}: {lines[0]}"
+    return type(error).__name__
 
 
 def find_user_line(error: BaseException) -> tuple[str, BaseException] | None:
@@ -386,7 +413,9 @@ def _chain(error: BaseException, earlier: Callable[[BaseException], BaseExceptio
 def user_line(error: BaseException) -> str:
     """Return the line of `find_user_line`; "" if there is none."""
     line_error = find_user_line(error)
-    return line_error[0] if line_error else ""
+    if line_error:
+        return line_error[0]
+    return ""
 
 
 def cause_of(error: BaseException) -> BaseException | None:
@@ -463,13 +492,17 @@ def check_within(interval: str, where: str, **options: float | None) -> None:
 def type_text(value: Any) -> str:
     """Return the type of a value for a message: None, "an int", "a list"."""
     name = type(value).__name__
-    return "None" if value is None else f"{'an' if name[0].lower() in 'aeio' else 'a'} {name}"
+    if value is None:
+        return "None"
+    return f"{'an' if name[0].lower() in 'aeio' else 'a'} {name}"
 
 
 def bounded(line: str) -> str:
     """Return a line of at most `MAX_LINE` characters, which keeps its beginning and its end."""
     left_out = len(line) - MAX_LINE
-    return line if left_out <= 0 else f"{line[:1500]} [{left_out + 100} characters left out] {line[-400:]}"
+    if left_out <= 0:
+        return line
+    return f"{line[:1500]} [{left_out + 100} characters left out] {line[-400:]}"
 
 
 def _escaped(message: str) -> str:
@@ -486,7 +519,9 @@ def shown(path: str | Path) -> str:
         below = Path(path).is_relative_to(Path.cwd())
     except FileNotFoundError:  # the current directory was removed
         below = False
-    return os.path.relpath(path) if below else str(path)
+    if below:
+        return os.path.relpath(path)
+    return str(path)
 
 
 def why_not_a_file(path: Path) -> str | None:
@@ -499,10 +534,14 @@ def why_not_a_file(path: Path) -> str | None:
             return "is a link that leads back to itself"
         if path.is_symlink():
             return f"is a link to {os.readlink(path)}, which is not there"
-        return None if error.errno in (errno.ENOENT, errno.ENOTDIR) else f"cannot be read: {error.strerror}"
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            return None
+        return f"cannot be read: {error.strerror}"
     if stat.S_ISDIR(mode):
         return "is a folder"
-    return None if stat.S_ISREG(mode) else "is a pipe or a device, not a file; write its content to a file"
+    if stat.S_ISREG(mode):
+        return None
+    return "is a pipe or a device, not a file; write its content to a file"
 
 
 @cache

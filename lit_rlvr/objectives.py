@@ -227,7 +227,8 @@ def trust_region_divergence(
         kind: `tv` (total variation) or `kl` (`KL(mu || pi)`).
     """
     logp, rollout_logp = (torch.where(mask, values, 0.0) for values in (logp, rollout_logp))
-    pi, mu = logp.exp(), rollout_logp.exp()
+    pi = logp.exp()
+    mu = rollout_logp.exp()
     if kind == "tv":
         return pi - mu, (pi - mu).abs()
     tiny = torch.finfo(pi.dtype).tiny
@@ -268,7 +269,9 @@ def vocabulary_divergence(student: Tensor, teacher: Tensor, beta: float, top_k: 
             for x in (s, t)
         )
     if beta in (0, 1):
-        return _kl(s, t) if beta else _kl(t, s)
+        if beta:
+            return _kl(s, t)
+        return _kl(t, s)
     middle = torch.logaddexp(s + math.log1p(-beta), t + math.log(beta))
     return beta * _kl(t, middle) + (1 - beta) * _kl(s, middle)
 
@@ -321,7 +324,9 @@ def kl_estimate(logp: Tensor, ref_logp: Tensor, mask: Tensor, estimator: KLEstim
     d = log_ratio(ref_logp, logp, mask)
     if estimator == "k1":
         return -d
-    return d.square() / 2 if estimator == "k2" else torch.expm1(d) - d
+    if estimator == "k2":
+        return d.square() / 2
+    return torch.expm1(d) - d
 
 
 def discounted_sum(values: Tensor, factor: float, block: int = 64) -> Tensor:
@@ -334,7 +339,8 @@ def discounted_sum(values: Tensor, factor: float, block: int = 64) -> Tensor:
     """
     steps = torch.arange(block, device=values.device, dtype=values.dtype)
     powers = factor ** (steps - steps[:, None]).clamp(min=0) * (steps >= steps[:, None])  # (t, k)
-    after, sums = torch.zeros_like(values[:, :1]), []
+    after = torch.zeros_like(values[:, :1])
+    sums = []
     for part in reversed(values.split(block, 1)):
         n = part.shape[1]
         sums.append((part[:, None] * powers[:n, :n]).sum(2) + after * factor ** (n - steps[:n]))
@@ -403,7 +409,9 @@ def loglinear_old(logp: Tensor, rollout_logp: Tensor, age: Tensor, updates: int)
 
 def lower_bound(correction: str, cap: float | None, floor: float | None) -> float | None:
     """Return the lower bound of the ratios: `floor`, or for `..._reject` without one `1 / cap`; None = none."""
-    return 1 / cap if floor is None and cap is not None and correction.endswith("reject") else floor
+    if floor is None and cap is not None and correction.endswith("reject"):
+        return 1 / cap
+    return floor
 
 
 def bounded_weights(log_ratios: Tensor, kind: str, cap: float | None, floor: float | None) -> Tensor:
@@ -415,11 +423,14 @@ def bounded_weights(log_ratios: Tensor, kind: str, cap: float | None, floor: flo
         cap, floor: see `Importance`.
     """
     lower = lower_bound(kind, cap, floor)
-    low, high = math.log(lower) if lower else -math.inf, math.inf if cap is None else math.log(cap)
+    low = math.log(lower) if lower else -math.inf
+    high = math.inf if cap is None else math.log(cap)
     if kind == "truncate":
         return log_ratios.clamp(low, high).exp()
     within = (log_ratios >= low) & (log_ratios <= high)
-    return torch.where(within, log_ratios.exp(), 0.0) if kind == "mis" else within.to(log_ratios.dtype)
+    if kind == "mis":
+        return torch.where(within, log_ratios.exp(), 0.0)
+    return within.to(log_ratios.dtype)
 
 
 def importance_weights(
@@ -447,13 +458,18 @@ def importance_weights(
     level, _, kind = correction.partition("_")
     mean = masked_mean(d, mask)  # (B,)
     if level == "none":
-        tokens, rows = torch.ones_like(d), torch.ones_like(mean)
+        tokens = torch.ones_like(d)
+        rows = torch.ones_like(mean)
     elif level == "token":
         tokens = bounded_weights(d, kind, cap, floor)
         rows = bounded_weights(mean, "mis" if kind == "mis" else "truncate", cap, floor)
     else:
         bound = 0.5 * math.log(torch.finfo(d.dtype).max)
-        sequences = mean if level == "geometric" else d.sum(1).clamp(-bound, bound)  # (B,)
+        # (B,)
+        if level == "geometric":
+            sequences = mean
+        else:
+            sequences = d.sum(1).clamp(-bound, bound)
         rows = bounded_weights(sequences, kind, cap, floor)
         tokens = rows[:, None].expand_as(d)
     if veto is None:

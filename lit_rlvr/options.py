@@ -66,7 +66,8 @@ class Optim:
         counts = {"warmup_steps": self.warmup_steps, "max_skipped_steps": self.max_skipped_steps}
         check_within("[0, inf)", "model.optim", **counts)
         for name in ("betas", "weight_decay") if self.optimizer is not None else ():
-            if (value := getattr(self, name)) != getattr(Optim, name):
+            value = getattr(self, name)
+            if value != getattr(Optim, name):
                 raise UserError(
                     f"model.optim.{name}: {value} is for AdamW, which model.optim.optimizer replaces; set it under "
                     "model.optim.optimizer.init_args"
@@ -369,7 +370,9 @@ class Teacher:
         """Folders, hub ids and URLs by the value of `column`, "" without one; {} = the policy itself."""
         if isinstance(self.model, dict):
             return {str(label): model for label, model in self.model.items()}
-        return {} if self.model is None else {"": self.model}
+        if self.model is None:
+            return {}
+        return {"": self.model}
 
     @property
     def folders(self) -> list[str]:

@@ -106,7 +106,9 @@ class Sample:
     @property
     def label(self) -> Any:
         """The reference answer for a reward function: an object where the data hold one, else text."""
-        return self.answer if self.answer_object is None else self.answer_object
+        if self.answer_object is None:
+            return self.answer
+        return self.answer_object
 
     @property
     def references(self) -> tuple[str, ...]:
@@ -182,7 +184,9 @@ class Sampling:
     def max_completion_tokens(self) -> int:
         """The longest possible completion in tokens, observations included."""
         longest = self.max_turns * self.max_tokens + (self.max_turns - 1) * self.max_observation_tokens
-        return longest if self.max_episode_tokens is None else min(longest, self.max_episode_tokens)
+        if self.max_episode_tokens is None:
+            return longest
+        return min(longest, self.max_episode_tokens)
 
     @property
     def max_sampled_tokens(self) -> int:
@@ -191,7 +195,10 @@ class Sampling:
 
     def with_max_tokens(self, max_tokens: int) -> Sampling:
         """Return the same sampling with another longest completion, and no budget of thoughts that is as long."""
-        budget = self.max_thought_tokens if self.max_thought_tokens < max_tokens else 0
+        if self.max_thought_tokens < max_tokens:
+            budget = self.max_thought_tokens
+        else:
+            budget = 0
         return replace(self, max_tokens=max_tokens, max_thought_tokens=budget)
 
     def with_banned(self, token_ids: Sequence[int]) -> Sampling:
@@ -344,7 +351,9 @@ class Completion:
     @property
     def length(self) -> int:
         """Number of tokens that the model sampled."""
-        return sum(self.sampled) if self.sampled else len(self.token_ids)
+        if self.sampled:
+            return sum(self.sampled)
+        return len(self.token_ids)
 
     @property
     def from_model(self) -> tuple[bool, ...]:
@@ -407,7 +416,8 @@ class ExecutionFailed(Exception):
 
     def __init__(self, status: Status, reason: str) -> None:
         super().__init__(reason)
-        self.status, self.reason = status, reason
+        self.status = status
+        self.reason = reason
 
 
 def _truth(value: Any) -> bool:
@@ -449,7 +459,9 @@ class Pixels:
         """Concatenate the images of several parts; return None without images."""
         present = [part for part in parts if part is not None]
         if len(present) < 2:
-            return present[0] if present else None
+            if present:
+                return present[0]
+            return None
         inputs = tuple(image for part in present for image in part.inputs)
         placeholders = tuple(tokens for part in present for tokens in part.placeholders)
         return cls(inputs, placeholders, tuple(image for part in present for image in part.images))
@@ -540,7 +552,9 @@ class GroupSelection:
 
 
 def _rounded(value: Tensor, digits: int | None) -> float:
-    return float(value) if digits is None else round(float(value), digits)
+    if digits is None:
+        return float(value)
+    return round(float(value), digits)
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from itertools import groupby, takewhile
+from itertools import groupby
 from typing import Any, NamedTuple
 
 from lit_rlvr.datamodules.reading.cells import BadRow
@@ -79,14 +79,22 @@ def split_turns(
     if MODEL_TURN in chat.text([*messages[: turns[0]], answer], tokenizer, source, prompt=False):
         messages = [_with_thoughts_apart(message) for message in messages]
     sequences: list[list[str]] = []  # of texts that the model reads and writes alternately
-    empty_thoughts, last, so_far = 0, 0, ""
-    for i in (i for i, is_trained in zip(turns, trained, strict=True) if is_trained):
+    empty_thoughts = 0
+    last = 0
+    so_far = ""
+    for i, is_trained in zip(turns, trained, strict=True):
+        if not is_trained:
+            continue
         prompt, written = _turn(messages[: i + 1], chat, tokenizer, opening, ends, source)
         if so_far and not tokenizer.chat_template:
             probe = [*messages[:last], {"role": "assistant", "content": MODEL_TURN}, *messages[last + 1 : i]]
             prompt = so_far + chat.text(probe, tokenizer, source).rpartition(MODEL_TURN)[2]
-        count = _empty_thoughts(written)
-        read, empty_thoughts, last = count * (not trains_empty_thoughts), empty_thoughts + bool(count), i
+        read = _empty_thoughts(written)
+        if read:
+            empty_thoughts += 1
+        if trains_empty_thoughts:
+            read = 0
+        last = i
         if not so_far or not prompt.startswith(so_far):
             sequences.append([])
             so_far = ""
@@ -106,10 +114,16 @@ def _empty_thoughts(text: str) -> int:
 def _with_thoughts_apart(message: dict[str, Any]) -> dict[str, Any]:
     """Return a message whose text begins with thoughts with these under `THOUGHT_KEYS`."""
     content = message["content"]
-    match = _THOUGHTFUL.fullmatch(content) if message["role"] == "assistant" and isinstance(content, str) else None
+    if message["role"] == "assistant" and isinstance(content, str):
+        match = _THOUGHTFUL.fullmatch(content)
+    else:
+        match = None
     if match is None or any(key in message for key in THOUGHT_KEYS):
         return message
-    thoughts = dict.fromkeys(THOUGHT_KEYS, match[1].strip()) if match[1].strip() else {}
+    if match[1].strip():
+        thoughts = dict.fromkeys(THOUGHT_KEYS, match[1].strip())
+    else:
+        thoughts = {}
     return message | {"content": match[2]} | thoughts
 
 
@@ -153,7 +167,9 @@ def _trained_parts(parts: list[Part], trained: Sequence[bool]) -> list[Part]:
     pieces = [(part.is_written and next(left), part.token_ids) for part in parts]
     runs = groupby(pieces, key=lambda piece: piece[0])
     results = [Part([token for _, ids in run for token in ids], is_written) for is_written, run in runs]
-    return results if results[-1].is_written else results[:-1]
+    if results[-1].is_written:
+        return results
+    return results[:-1]
 
 
 def _marked_parts(marked: Sequence[tuple[int, int]], ends: Sequence[int]) -> list[Part]:
@@ -171,20 +187,31 @@ def _marked_parts(marked: Sequence[tuple[int, int]], ends: Sequence[int]) -> lis
         parts[-1].token_ids.append(token)
     if not any(part.is_written for part in parts):
         raise BadRow("the chat template marks no token of the assistant's turns with {% generation %}", "prompt")
-    return parts if parts[-1].is_written else parts[:-1]
+    if parts[-1].is_written:
+        return parts
+    return parts[:-1]
 
 
 def _without_empty_thoughts(parts: list[Part], tokenizer: Any, trains: bool) -> TrainedTurns:
     """Return the parts as one sequence, in which the model reads empty thoughts unless it trains on them."""
     turns = 0
     for read, written in zip(parts[::2], parts[1::2], strict=True):
-        if count := _empty_thoughts(str(tokenizer.decode(written.token_ids))):
+        count = _empty_thoughts(str(tokenizer.decode(written.token_ids)))
+        if count:
             turns += 1
-            lengths = (len(tokenizer.decode(written.token_ids[:n])) for n in range(1, len(written.token_ids) + 1))
-            tokens = 0 if trains else 1 + len([*takewhile(lambda length: length < count, lengths)])
-            read.token_ids.extend(written.token_ids[:tokens])
-            del written.token_ids[:tokens]
+            if not trains:
+                tokens = _tokens_of(count, written.token_ids, tokenizer)
+                read.token_ids.extend(written.token_ids[:tokens])
+                del written.token_ids[:tokens]
     return TrainedTurns([parts], turns)
+
+
+def _tokens_of(characters: int, token_ids: Sequence[int], tokenizer: Any) -> int:
+    """Return the number of tokens whose text has at least `characters` characters; all of them if none has."""
+    for count in range(1, len(token_ids)):
+        if len(tokenizer.decode(token_ids[:count])) >= characters:
+            return count
+    return len(token_ids)
 
 
 def _turn(
@@ -204,9 +231,14 @@ def _turn(
         source: "file:row", for messages.
     """
     *before, turn = messages
-    content, name = turn["content"], f"of the assistant's message {len(messages)}"
-    texts = [content] if isinstance(content, str) else [part["text"] for part in content if part["type"] == "text"]
-    text, thoughts = text_of(content), next((turn[key] for key in THOUGHT_KEYS if key in turn), "")
+    content = turn["content"]
+    name = f"of the assistant's message {len(messages)}"
+    if isinstance(content, str):
+        texts = [content]
+    else:
+        texts = [part["text"] for part in content if part["type"] == "text"]
+    text = text_of(content)
+    thoughts = next((turn[key] for key in THOUGHT_KEYS if key in turn), "")
     pieces = [piece.strip() for text in texts for piece in MARK.sub("\0", text).split("\0")]
     calls = [call.get("function", call)["name"] for call in turn.get("tool_calls", ())]
     is_text = not calls and (isinstance(content, str) or len(texts) == len(content))
@@ -219,9 +251,11 @@ def _turn(
         )  # fmt: skip
     prompt = chat.text(before, tokenizer, source)
     header, written, is_shown = _added(messages, chat, tokenizer, source)
-    added, words = tokenizer.get_added_vocab(), [word for word in (*pieces, *calls) if word]
+    added = tokenizer.get_added_vocab()
+    words = [word for word in (*pieces, *calls) if word]
     end_texts = [text for text in (str(tokenizer.decode([end])) for end in ends) if text in added]
-    if end := min((text for text in end_texts if text in written), key=written.find, default=""):
+    end = min((text for text in end_texts if text in written), key=written.find, default="")
+    if end:
         written = written.partition(end)[0]
     elif tokenizer.chat_template:  # the next role's token is the end
         role = {"role": "tool", "name": calls[0]} if calls else {"role": "user"}
@@ -259,11 +293,13 @@ def _added(messages: Messages, chat: Chat, tokenizer: Any, source: str) -> tuple
     """
     *before, turn = messages
     opening = messages[: next(i for i, message in enumerate(messages) if message["role"] == "assistant")]
-    added, is_shown = "", False
+    added = ""
+    is_shown = False
     for talk in (before, opening) if tokenizer.chat_template else ():
         prompt, whole = chat.text(talk, tokenizer, source), chat.text([*talk, turn], tokenizer, source, prompt=False)
         shared = shared_length(prompt, whole)
-        added, is_shown = whole[shared:], not prompt[shared:].removesuffix(chat.prefill).strip()
+        added = whole[shared:]
+        is_shown = not prompt[shared:].removesuffix(chat.prefill).strip()
         if is_shown:
             break
     header = chat.text(opening, tokenizer, source).removeprefix(chat.text(opening, tokenizer, source, prompt=False))

@@ -54,7 +54,10 @@ class BetweenTurns:
         self, chat: Chat, tokenizer: Any, eos_token_ids: tuple[int, ...], role: str,
         processor: Callable[[], ImageProcessor] | None = None,
     ) -> None:  # fmt: skip
-        self._chat, self._tokenizer, self._role, self._processor = chat, tokenizer, role, processor
+        self._chat = chat
+        self._tokenizer = tokenizer
+        self._role = role
+        self._processor = processor
         added = tokenizer.get_added_vocab()
         self._added_tokens = find_tokens(added)
         self._eos_ids = {*eos_token_ids}
@@ -116,7 +119,10 @@ class BetweenTurns:
         while len(ids) > max_tokens and any(kept):
             k = max(range(len(kept)), key=lambda i: len(kept[i]))
             keep = max(len(kept[k]) - (len(ids) - max_tokens) - 8, 0)  # 8: about the tokens of the note
-            kept[k] = kept[k][: keep // 2] + kept[k][len(kept[k]) - keep // 2 :] if keep > 1 else []
+            if keep > 1:
+                kept[k] = kept[k][: keep // 2] + kept[k][len(kept[k]) - keep // 2 :]
+            else:
+                kept[k] = []
             head, tail = (self._tokenizer.decode(part) for part in (kept[k][: keep // 2], kept[k][keep // 2 :]))
             truncated[k] = replace(truncated[k], text=self._as_text(f"{head}{_TRUNCATED}{tail}"))
             ids = self._encode(truncated, last, pixels)
@@ -131,7 +137,9 @@ class BetweenTurns:
         elif self._ends[last] != end and not after.endswith(self._header):  # the template continues an open turn
             after = end + after.removesuffix(self._chat.prefill) + self._header
         ids = list(self._tokenizer(after, add_special_tokens=False).input_ids)
-        return self._processor().expand(ids, pixels.placeholders) if pixels and self._processor else ids
+        if pixels and self._processor:
+            return self._processor().expand(ids, pixels.placeholders)
+        return ids
 
     def _render_after_turn(self, results: Sequence[ToolResult]) -> tuple[str, str]:
         """Render the text between the model's turn and its next turn.
@@ -194,7 +202,9 @@ class BetweenTurns:
     def opening(self) -> str:
         """The beginning of a turn's text in the prompt, such as `<think>`, if it opens thoughts; else ""."""
         opening = self._chat.opening(self._tokenizer)
-        return opening if ends_in_thoughts(opening) else ""
+        if ends_in_thoughts(opening):
+            return opening
+        return ""
 
     def _as_text(self, text: str) -> str:
         """Return the text without special tokens: each has a zero-width space in it."""
@@ -237,7 +247,8 @@ class BetweenTurns:
         """
         if not self.offers_tools:
             return
-        name, arguments = self._chat.tools[0]["function"]["name"], {_ARGUMENT: "some text"}
+        name = self._chat.tools[0]["function"]["name"]
+        arguments = {_ARGUMENT: "some text"}
         text = self._render([_QUESTION, _call(name, arguments)], prompt=False)
         starts = (self._render([_QUESTION], prompt=prompt) for prompt in (True, False))
         text = text.removeprefix(next((start for start in starts if text.startswith(start)), ""))

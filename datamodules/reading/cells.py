@@ -24,7 +24,9 @@ class BadRow(Exception):
 
     def __init__(self, reason: str, field: str = "row", source: str = "") -> None:
         super().__init__(reason)
-        self.reason, self.field, self.source = reason, field, source
+        self.reason = reason
+        self.field = field
+        self.source = source
 
     def __str__(self) -> str:
         return ": ".join(part for part in (self.source, self.field, self.reason) if part)
@@ -106,7 +108,10 @@ def as_answers(value: Any, how: Answers = "any", field: str = "answer") -> tuple
     """
     if how == "object" and isinstance(value := as_object(value), list | dict) and value:
         return (json.dumps(value, ensure_ascii=False, default=str),)
-    answers = _answers(as_python(value), field) if how == "any" else [as_text(value, field)]
+    if how == "any":
+        answers = _answers(as_python(value), field)
+    else:
+        answers = [as_text(value, field)]
     return tuple(dict.fromkeys(without_tags(answer, field) for answer in answers))
 
 
@@ -164,4 +169,6 @@ def is_blank(value: Any) -> bool:
 def without_tags(answer: str, field: str) -> str:
     """Return the content of the <answer> tags around an answer, which a chain of thought may precede."""
     tagged = _ANSWER_TAG.fullmatch(answer)
-    return as_text(tagged[1].strip(), field) if tagged else answer
+    if tagged:
+        return as_text(tagged[1].strip(), field)
+    return answer

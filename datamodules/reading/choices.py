@@ -63,7 +63,8 @@ def read_options(value: Any) -> Options:
             value, labels = _ordered([(_column_label(str(name)), text) for name, text in value.items()])
     elif isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value):
         pairs = [_pair(item) for item in value if item is not None]
-        labels, value = [label for label, _ in pairs], [text for _, text in pairs]
+        labels = [label for label, _ in pairs]
+        value = [text for _, text in pairs]
         labels = () if None in labels else labels
     if not isinstance(value, list | tuple):
         raise BadRow(f"{type(value).__name__} in no known form; the known forms are {KNOWN_FORMS}", "options")
@@ -78,11 +79,14 @@ def options_in_columns(row: Mapping[str, Any]) -> Options:
     """
     kinds: dict[str, list[tuple[str, Any]]] = {}
     for name, cell in row.items():
-        if match := _COLUMN.fullmatch(str(name)):
+        match = _COLUMN.fullmatch(str(name))
+        if match:
             label = match[1] or match[2]
             kinds.setdefault(str(name).lower().removesuffix(label.lower()), []).append((label, cell))
     columns = max(kinds.values(), key=len, default=[])
-    return _options(*_ordered(columns)) if len(columns) > 1 else Options()
+    if len(columns) > 1:
+        return _options(*_ordered(columns))
+    return Options()
 
 
 def _options(values: Sequence[Any], labels: Sequence[str]) -> Options:
@@ -124,7 +128,9 @@ def _ordered(pairs: Sequence[tuple[str, Any]]) -> tuple[list[Any], list[str]]:
 def _column_label(name: str) -> str:
     """Return the label in a name such as "A", "(a)", "1", "option_b"."""
     match = _COLUMN.fullmatch(name.strip()) or _LABEL.fullmatch(name.strip())
-    return next((group for group in match.groups() if group), name) if match else name
+    if match:
+        return next((group for group in match.groups() if group), name)
+    return name
 
 
 def _pair(item: Any) -> tuple[Any, Any]:
@@ -149,7 +155,9 @@ def find_letter(answer: str, options: Sequence[str]) -> str | None:
     """Return the letter of the option whose text is the answer, ignoring case and outer space; else None."""
     texts = [option.strip().lower() for option in options]
     wanted = answer.strip().lower()
-    return ascii_uppercase[texts.index(wanted)] if wanted in texts else None
+    if wanted in texts:
+        return ascii_uppercase[texts.index(wanted)]
+    return None
 
 
 def right_letter(answer: Any, options: Options, is_typed: bool = True) -> str:
@@ -176,7 +184,10 @@ def right_letter(answer: Any, options: Options, is_typed: bool = True) -> str:
         return letters.pop()
     texts = options.texts
     text = without_tags(as_text(answer, "answer"), "answer").strip()
-    number = ascii_uppercase[int(text)] if text.isdecimal() and int(text) < len(texts) else None
+    if text.isdecimal() and int(text) < len(texts):
+        number = ascii_uppercase[int(text)]
+    else:
+        number = None
     if isinstance(answer, bool):
         candidates = {find_letter(text, texts) or find_letter("yes" if answer else "no", texts)}
     elif isinstance(answer, int | float | Decimal):
@@ -202,11 +213,14 @@ def find_label(text: str, options: Options) -> str | None:
     match = _LABEL.fullmatch(text) or _LABELLED.fullmatch(text)
     if match is None:
         return None
-    label, letters = match[1].upper(), [*ascii_uppercase[: len(options.texts)]]
+    label = match[1].upper()
+    letters = [*ascii_uppercase[: len(options.texts)]]
     names = options.labels if label in options.labels else letters
     if label not in names:
         return None
     letter = letters[names.index(label)]
     rest = match[2] if match.re is _LABELLED else ""
     option = unicodedata.normalize("NFKC", options.texts[names.index(label)])
-    return letter if rest.strip().lower() in ("", option.strip().lower()) else None
+    if rest.strip().lower() in ("", option.strip().lower()):
+        return letter
+    return None

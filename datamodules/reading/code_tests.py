@@ -58,7 +58,8 @@ def as_tests(cell: Any, starter_code: str = "") -> tuple[str, str]:
 
 def _cases(inputs: Sequence[Any], outputs: Sequence[Any], function: str, starter_code: str) -> tuple[str, str]:
     """Return tests of a program, or of a function if it has a name."""
-    inputs, outputs = [as_python(value) for value in inputs], [as_python(value) for value in outputs]
+    inputs = [as_python(value) for value in inputs]
+    outputs = [as_python(value) for value in outputs]
     if function:
         if _are_wrapped(outputs, starter_code):
             outputs = [value[0] for value in outputs]
@@ -86,14 +87,18 @@ def _call(arguments: Any, value: Any) -> tuple[str, str]:
 
 def _as_lines(value: Any) -> str:
     """Return a program's input or output as text; a list holds its lines."""
-    return "\n".join(map(_as_lines, value)) if isinstance(value, list | tuple) else str(value)
+    if isinstance(value, list | tuple):
+        return "\n".join(map(_as_lines, value))
+    return str(value)
 
 
 def _literal(value: Any) -> str:
     """Return a value as JSON, or as a Python literal if JSON would change it (a tuple, a set)."""
     try:
         text = json.dumps(value)
-        return text if json.loads(text) == value else repr(value)
+        if json.loads(text) == value:
+            return text
+        return repr(value)
     except TypeError:
         return repr(value)
 
@@ -117,7 +122,10 @@ def _calls(source: str) -> tuple[str, str]:
 def _statements(tree: ast.Module) -> Iterator[ast.stmt]:
     """Yield the statements that test something, those of HumanEval's function `check` too."""
     for node in tree.body:
-        body = node.body if isinstance(node, ast.FunctionDef) and node.name == "check" else [node]
+        if isinstance(node, ast.FunctionDef) and node.name == "check":
+            body = node.body
+        else:
+            body = [node]
         for statement in body:
             is_true = isinstance(statement, ast.Assert) and isinstance(statement.test, ast.Constant)
             if not is_true and not isinstance(statement, ast.Expr | ast.Import | ast.ImportFrom | ast.Assign):
@@ -134,14 +142,18 @@ def _asserted(statement: ast.stmt) -> tuple[str, str, str]:
     call: ast.expr | None = test
     value: ast.expr = ast.Constant(value=True)
     if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
-        call, value = test.operand, ast.Constant(value=False)
+        call = test.operand
+        value = ast.Constant(value=False)
     elif isinstance(test, ast.Compare) and len(test.ops) == 1 and isinstance(test.ops[0], ast.Eq | ast.Is):
         sides = [test.left, test.comparators[0]]
         call, value = sides if isinstance(sides[0], ast.Call) else reversed(sides)
     try:
         if not isinstance(call, ast.Call) or call.keywords:
             raise ValueError("no call with positional arguments")
-        name = call.func.id if isinstance(call.func, ast.Name) else getattr(call.func, "attr", "")
+        if isinstance(call.func, ast.Name):
+            name = call.func.id
+        else:
+            name = getattr(call.func, "attr", "")
         arguments = [_literal(ast.literal_eval(argument)) for argument in call.args]
         return name, "\n".join(arguments), json.dumps(ast.literal_eval(value))
     except (ValueError, TypeError) as error:

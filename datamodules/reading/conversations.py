@@ -48,10 +48,15 @@ def as_conversation(value: Any) -> Messages | None:
     Raises:
         BadRow: a message has an unknown role, no content, or a part of a type that is not supported.
     """
-    value = _parsed(value) if isinstance(value, str) else without_nulls(value)
+    if isinstance(value, str):
+        value = _parsed(value)
+    else:
+        value = without_nulls(value)
     if isinstance(value, Mapping) and {"messages", "role"} & value.keys():
         value = value.get("messages", [value])
-    return [_message(message) for message in value] if isinstance(value, list) else None
+    if isinstance(value, list):
+        return [_message(message) for message in value]
+    return None
 
 
 def without_nulls(value: Any) -> Any:
@@ -60,7 +65,9 @@ def without_nulls(value: Any) -> Any:
         value = value.tolist()
     if isinstance(value, Mapping):
         return {key: without_nulls(item) for key, item in value.items() if item is not None}
-    return [without_nulls(item) for item in value] if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple):
+        return [without_nulls(item) for item in value]
+    return value
 
 
 def without_closing_turns(messages: Messages) -> Messages:
@@ -72,7 +79,9 @@ def without_closing_turns(messages: Messages) -> Messages:
 
 def text_of(content: str | list[dict[str, Any]]) -> str:
     """Return the text of a content, a line for each text part."""
-    return content if isinstance(content, str) else "\n".join(p["text"] for p in content if p.get("type") == "text")
+    if isinstance(content, str):
+        return content
+    return "\n".join(p["text"] for p in content if p.get("type") == "text")
 
 
 def _parsed(text: str) -> Any:
@@ -83,23 +92,28 @@ def _parsed(text: str) -> Any:
     if isinstance(value, str) and _ROLE.match(text):
         raise BadRow("messages as text that is neither JSON nor a Python list; write them with json.dumps", "prompt")
     if isinstance(value, dict):
-        return value if value.get("role") in ROLES or isinstance(value.get("messages"), list) else text
-    return value if isinstance(value, list) and all(isinstance(m, dict) and "role" in m for m in value) else text
+        if value.get("role") in ROLES or isinstance(value.get("messages"), list):
+            return value
+        return text
+    if isinstance(value, list) and all(isinstance(m, dict) and "role" in m for m in value):
+        return value
+    return text
 
 
 def _message(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict) or "role" not in value:
         raise BadRow('a list that does not hold messages {"role", "content"}', "prompt")
-    message, role = dict(value), value["role"]
+    message = dict(value)
+    role = value["role"]
     if role not in ROLES:
         raise BadRow(f"unknown role {role!r}; the roles are {', '.join(ROLES)}", "prompt")
     if "function_call" in message:
         raise BadRow("a message with `function_call`, which chat templates do not show; use `tool_calls`", "prompt")
-    if calls := message.pop("tool_calls", None):
+    calls = message.pop("tool_calls", None)
+    if calls:
         message["tool_calls"] = _tool_calls(calls)
-    if thoughts := next(
-        (text for text in map(message.get, THOUGHT_KEYS) if isinstance(text, str) and text.strip()), ""
-    ):
+    thoughts = next((text for text in map(message.get, THOUGHT_KEYS) if isinstance(text, str) and text.strip()), "")
+    if thoughts:
         message |= dict.fromkeys(THOUGHT_KEYS, thoughts)
     content = message.get("content", "" if calls and role == "assistant" else None)
     if isinstance(content, list):
@@ -137,7 +151,10 @@ def _part(value: Any) -> dict[str, Any]:
             raise BadRow(f"a part of type {kind!r} that also holds {media[0]!r}", "prompt")
         return part | {"type": "text"}
     if kind not in MEDIA_TYPES:
-        reason = NO_AUDIO if "audio" in str(kind) else "use text, image or video"
+        if "audio" in str(kind):
+            reason = NO_AUDIO
+        else:
+            reason = "use text, image or video"
         raise BadRow(f"a part of type {kind!r}: {reason}", "prompt")
     if part.get("text"):
         raise BadRow(f"a part of type {kind!r} that also holds text", "prompt")
@@ -197,7 +214,8 @@ def _sharegpt_message(turn: Mapping[str, Any]) -> dict[str, Any]:
     speaker = str(turn["from"]).strip().lower()
     if speaker not in SPEAKERS:
         raise BadRow(f"unknown speaker {turn['from']!r} in `from`; the known ones are {', '.join(SPEAKERS)}", "prompt")
-    content, weights = turn.get("value", turn.get("content")), {key: turn[key] for key in LOSS_KEYS if key in turn}
+    content = turn.get("value", turn.get("content"))
+    weights = {key: turn[key] for key in LOSS_KEYS if key in turn}
     if speaker in ("function_call", "tool_call"):
         calls = parse_text(content)
         calls = [calls] if isinstance(calls, dict) else calls

@@ -69,7 +69,8 @@ class RunningSuccess:
         """
         for sample_id, (correct, counted) in successes.items():
             if counted:
-                share, memory = correct / counted, self.curriculum.memory
+                share = correct / counted
+                memory = self.curriculum.memory
                 before = self.known.get(sample_id, (share, 0))[0]
                 if self._fits(before):
                     share = memory * before + (1 - memory) * share

@@ -148,9 +148,13 @@ def read_rows(location: str | GivenRows, split: str = "train") -> Iterator[Sourc
         location = str(SHIPPED / location.removeprefix("package:"))
     if "://" in location:
         name = re.search(r"(?:huggingface\.co|hf-mirror\.com|hf:/)/datasets/([\w.-]+/[\w.-]+)", location)
-        remedy = f"give the hub name, {name[1]}" if name else "download the file and give its path"
+        if name:
+            remedy = f"give the hub name, {name[1]}"
+        else:
+            remedy = "download the file and give its path"
         raise UserError(f"{location}: URLs are not read; {remedy}")
-    path, named_split = Path(location).expanduser(), None
+    path = Path(location).expanduser()
+    named_split = None
     if not path.exists() and ":" in location:
         folder, _, named_split = location.rpartition(":")
         path = Path(folder).expanduser()
@@ -220,10 +224,14 @@ def _read_dataset(data: Any, file: str) -> Iterator[SourceRow]:
 def _read_file(path: Path) -> Iterator[SourceRow]:
     """Read one file by its suffix."""
     read = FORMATS.get(file_type(path))
-    if reason := why_not_a_file(path):
+    reason = why_not_a_file(path)
+    if reason:
         raise UserError(f"{path}: {reason}")
     if read is None:
-        hint = "; unpack an archive first" if {".zip", ".tar", ".tgz"} & {*path.suffixes} else ""
+        if {".zip", ".tar", ".tgz"} & {*path.suffixes}:
+            hint = "; unpack an archive first"
+        else:
+            hint = ""
         raise UserError(f"{path}: unknown file type, known types are {', '.join(FORMATS)}{hint}")
     try:
         for number, value in read(path):
@@ -236,7 +244,9 @@ def _read_file(path: Path) -> Iterator[SourceRow]:
 
 def file_type(path: Path) -> str:
     """Return the suffix of a file, such as ".jsonl", with that of the compressed file: ".jsonl.gz"."""
-    return "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
+    if path.suffix == ".gz":
+        return "".join(path.suffixes[-2:])
+    return path.suffix
 
 
 def _open(path: Path, newline: str | None = None) -> TextIO:
@@ -249,7 +259,8 @@ def _jsonl(path: Path) -> Iterator[tuple[int, Value]]:
     """Read one JSON object per line; skip blank lines; yield a bad row for a broken line."""
     with _open(path) as file:
         for number, line in enumerate(file, 1):
-            if not (text := line.strip()):
+            text = line.strip()
+            if not text:
                 continue
             if number == 1 and (text[0] == "[" or text == "{"):
                 raise UserError(
@@ -302,7 +313,10 @@ def _arrow(path: Path) -> Iterator[tuple[int, Value]]:
     with pa.memory_map(str(path)) as source:
         is_file = source.read(6) == b"ARROW1"
         source.seek(0)
-        table = pa.ipc.open_file(source).read_all() if is_file else pa.ipc.open_stream(source).read_all()
+        if is_file:
+            table = pa.ipc.open_file(source).read_all()
+        else:
+            table = pa.ipc.open_stream(source).read_all()
         yield from _batches(table.to_batches(max_chunksize=256))
 
 
@@ -319,7 +333,8 @@ def _check_names(names: Iterable[str]) -> None:
     Raises:
         ValueError: `_read_file` turns it into an error with the file's name.
     """
-    if twice := [name for name, count in Counter(names).items() if count > 1]:
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
         raise ValueError(f"two columns are named {twice[0]!r}; rename one of them")
 
 
@@ -346,10 +361,14 @@ def _object(value: Any) -> Value:
 
 def _missing(path: Path) -> str:
     """Return the error message for a missing path, with the most similar existing name."""
-    parent, name = path.parent, path.name
+    parent = path.parent
+    name = path.name
     while not parent.exists():
         parent, name = parent.parent, parent.name
-    nearest = get_close_matches(name, sorted(p.name for p in parent.iterdir()), 1) if parent.is_dir() else []
+    if parent.is_dir():
+        nearest = get_close_matches(name, sorted(p.name for p in parent.iterdir()), 1)
+    else:
+        nearest = []
     return f"{path}: no such file or folder" + (f", did you mean {str(parent / nearest[0])!r}?" if nearest else "")
 
 
@@ -408,7 +427,9 @@ def _with_moved_media(row: dict[str, Any], sample: Sample, folder: Path) -> dict
         return cell
 
     stays = not paths or sample.images.options.folder is not None  # type: ignore[attr-defined]
-    return row if stays else {name: moved(cell) for name, cell in row.items()}
+    if stays:
+        return row
+    return {name: moved(cell) for name, cell in row.items()}
 
 
 def cell_to_json(cell: Any) -> Any:
@@ -423,4 +444,6 @@ def cell_to_json(cell: Any) -> Any:
         return {str(name): cell_to_json(value) for name, value in cell.items()}
     if isinstance(cell, list | tuple):
         return [cell_to_json(value) for value in cell]
-    return cell if cell is None or isinstance(cell, bool | int | float | str) else str(cell)
+    if cell is None or isinstance(cell, bool | int | float | str):
+        return cell
+    return str(cell)

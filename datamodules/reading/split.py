@@ -138,7 +138,8 @@ def index_questions(prompts: Iterable[Prompt], whole_row: bool) -> Questions:
     """
     questions: Questions = {}
     for prompt in prompts:
-        known, references = questions.setdefault(question(prompt, whole_row), {}), prompt.sample.references
+        known = questions.setdefault(question(prompt, whole_row), {})
+        references = prompt.sample.references
         if known.keys().isdisjoint(references):
             known.update(dict.fromkeys(references, prompt))
     return questions
@@ -147,7 +148,9 @@ def index_questions(prompts: Iterable[Prompt], whole_row: bool) -> Questions:
 def find_question(prompt: Prompt, known: Mapping[str, Prompt]) -> Prompt | None:
     """Return the prompt with the same answer among those of a question; if all have one answer, the first."""
     other = next((known[answer] for answer in prompt.sample.references if answer in known), None)
-    return next(iter(known.values())) if other is None and len({*map(id, known.values())}) == 1 else other
+    if other is None and len({*map(id, known.values())}) == 1:
+        return next(iter(known.values()))
+    return other
 
 
 def check_held_out(train: Questions, validation: Sequence[Prompt], name: str, whole_row: bool, refuse: bool) -> None:

@@ -39,7 +39,10 @@ class PromptStream:
             raise UserError("there is no training prompt")
         self.prompts = list(prompts)
         self.by_id = {prompt.sample.id: prompt for prompt in prompts}
-        self.seed, self.run_seed, self.keys, self.is_retired = seed, run_seed, keys, is_retired
+        self.seed = seed
+        self.run_seed = run_seed
+        self.keys = keys
+        self.is_retired = is_retired
         self._latest: tuple[int, list[int]] = (-1, [])
 
     def __len__(self) -> int:
@@ -60,14 +63,16 @@ class PromptStream:
 
         If all prompts are retired, epochs pass until the first comes back.
         """
-        epoch, position = cursor["epoch"], cursor["position"]
+        epoch = cursor["epoch"]
+        position = cursor["position"]
         prompts: list[Prompt] = []
         while len(prompts) < count:
             prompt = self.prompts[self.order(epoch)[position]]
             prompts += [prompt] * (not self.is_retired(prompt.sample.id, epoch))
             position += 1
             if position >= len(self.prompts):
-                epoch, position = epoch + 1, 0
+                epoch = epoch + 1
+                position = 0
         return prompts, {"epoch": epoch, "position": position}
 
     def epoch_of(self, sample_id: str, cursor: Cursor) -> int:
@@ -143,8 +148,14 @@ class TrainLoader:
                 f"there are {len(stream)} training prompts, fewer than prompts_per_rollout={prompts_per_rollout}: "
                 "lower it, or give more data"
             )
-        self.stream, self.prompts_per_rollout, self.committed = stream, prompts_per_rollout, committed
-        self.rank, self.world, self.name, self.prepare, self.covers_all = rank, world, name, prepare, covers_all
+        self.stream = stream
+        self.prompts_per_rollout = prompts_per_rollout
+        self.committed = committed
+        self.rank = rank
+        self.world = world
+        self.name = name
+        self.prepare = prepare
+        self.covers_all = covers_all
 
     def __len__(self) -> int:
         """Return the number of batches in one epoch."""
@@ -191,7 +202,8 @@ class EvalLoader:
         world: int = 1,
         prepare: Prepare = lambda prompt: prompt,
     ) -> None:
-        self.name, self.prepare = name, prepare
+        self.name = name
+        self.prepare = prepare
         self.share = math.ceil(prompts_per_batch / world)
         self.prompts = list(prompts[rank::world])
         self.batches = math.ceil(len(prompts) / (self.share * world))

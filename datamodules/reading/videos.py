@@ -59,7 +59,10 @@ def choose_frames(total: int, fps: float, wanted_fps: float | None, max_frames: 
     if total < 2:
         raise BadRow("a video has at least 2 frames; give a single one as an image")
     limits = {"fps": wanted_fps, "min_frames": min(MIN_FRAMES, max_frames), "max_frames": max_frames}
-    count = min(total, max_frames) if wanted_fps is None else smart_nframes(limits, total, fps)
+    if wanted_fps is None:
+        count = min(total, max_frames)
+    else:
+        count = smart_nframes(limits, total, fps)
     return tuple(np.linspace(0, total - 1, count).round().astype(int).tolist())
 
 

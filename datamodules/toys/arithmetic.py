@@ -51,20 +51,40 @@ class Arithmetic(GeneratedDataModule):
             )
         if "{a}" not in question or "{b}" not in question:
             raise UserError(f"question: {question!r} must hold {{a}} and {{b}}")
-        self.operation, self.question, self.solution, self.held_out = operation, question, solution, held_out
+        self.operation = operation
+        self.question = question
+        self.solution = solution
+        self.held_out = held_out
 
     def rows(self, split: Split) -> Iterator[Sample]:
         """Yield the training pairs or the held-out pairs; there is no test set."""
         held_out = set(random.Random(derive_seed("split", self.seed)).sample(self.pairs, self.held_out))
-        for a, b in self.pairs:
-            if split == ("validation" if (a, b) in held_out else "train"):
-                sign, answer = ("+", a + b) if self.operation == "add" else ("*", a * b)
-                question, *turns = (
-                    text.replace("{a}", str(a)).replace("{b}", str(b)).replace("{answer}", str(answer))
-                    for text in (self.question, *([self.solution] if isinstance(self.solution, str) else self.solution))
-                )
-                solution = turns[0] if isinstance(self.solution, str) else turns
-                yield Sample(f"{a}{sign}{b}", question, str(answer), row={"a": a, "b": b, "solution": solution})
+        if split == "validation":
+            pairs = [pair for pair in self.pairs if pair in held_out]
+        elif split == "train":
+            pairs = [pair for pair in self.pairs if pair not in held_out]
+        else:
+            pairs = []
+        for a, b in pairs:
+            yield self._sample(a, b)
+
+    def _sample(self, a: int, b: int) -> Sample:
+        if self.operation == "add":
+            sign = "+"
+            answer = str(a + b)
+        else:
+            sign = "*"
+            answer = str(a * b)
+
+        def filled(text: str) -> str:
+            return text.replace("{a}", str(a)).replace("{b}", str(b)).replace("{answer}", answer)
+
+        solution: str | list[str]
+        if isinstance(self.solution, str):
+            solution = filled(self.solution)
+        else:
+            solution = [filled(turn) for turn in self.solution]
+        return Sample(f"{a}{sign}{b}", filled(self.question), answer, row={"a": a, "b": b, "solution": solution})
 
 
 class MultiStepArithmetic(GeneratedDataModule):
@@ -100,7 +120,8 @@ class MultiStepArithmetic(GeneratedDataModule):
             )
         sizes: dict[Split, int] = {"validation": held_out, "train": problems, "test": tested}
         self.sets = [split for split, size in sizes.items() for _ in range(size)]
-        self.lengths, self.high = lengths, high
+        self.lengths = lengths
+        self.high = high
         refuse_all(
             f"problems={problems}, held_out={held_out}, tested={tested}: {length} numbers up to {high} make too few "
             f"different problems; at most {high**length} of this length in all"
@@ -127,7 +148,15 @@ def make_problem(rng: random.Random, terms: int, high: int) -> tuple[str, list[s
     """Draw a problem such as "3+4-5", and return it with the lines of its solution: ["7-5", "2"]."""
     numbers = [rng.randint(1, high)]
     for _ in range(terms - 1):
-        number, minus = rng.randint(1, high), rng.random() < 0.5
-        numbers.append(-number if minus and number <= sum(numbers) else number)
+        number = rng.randint(1, high)
+        is_subtracted = rng.random() < 0.5
+        if is_subtracted and number <= sum(numbers):
+            number = -number
+        numbers.append(number)
     parts = [str(numbers[0]), *(f"{number:+}" for number in numbers[1:])]
-    return "".join(parts), [f"{sum(numbers[: k + 1])}{''.join(parts[k + 1 :])}" for k in range(1, terms)]
+    lines = []
+    for done in range(2, terms + 1):
+        result = sum(numbers[:done])
+        rest = "".join(parts[done:])
+        lines.append(f"{result}{rest}")
+    return "".join(parts), lines

@@ -86,13 +86,16 @@ class CellArea(DrawnPictures):
         super().__init__(pictures, held_out, question, **kwargs)
 
     def draw(self, rng: random.Random) -> tuple[Image.Image, str]:
-        wide, high = rng.randint(1, 3), rng.randint(1, 3)
-        left, top = rng.randint(0, SIDE // CELL_PIXELS - wide), rng.randint(0, SIDE // CELL_PIXELS - high)
+        wide = rng.randint(1, 3)
+        high = rng.randint(1, 3)
+        left = rng.randint(0, SIDE // CELL_PIXELS - wide)
+        top = rng.randint(0, SIDE // CELL_PIXELS - high)
         paper = rng.randint(225, 255)
         colour = tuple(rng.randint(0, 150) for _ in range(3))
         picture = Image.new("RGB", (SIDE, SIDE), (paper, paper, paper))
         draw = ImageDraw.Draw(picture)
-        right, bottom = (left + wide) * CELL_PIXELS - 1, (top + high) * CELL_PIXELS - 1
+        right = (left + wide) * CELL_PIXELS - 1
+        bottom = (top + high) * CELL_PIXELS - 1
         draw.rectangle((left * CELL_PIXELS, top * CELL_PIXELS, right, bottom), fill=colour)
         for line in (*range(0, SIDE, CELL_PIXELS), SIDE - 1):
             draw.line((line, 0, line, SIDE), fill=(190, 190, 190))
@@ -194,7 +197,9 @@ def scatter(rng: random.Random, count: int, reach: float) -> list[Lesion]:
     """Draw lesions that do not touch, within `reach` pixels of the centre."""
     lesions: list[Lesion] = []
     while len(lesions) < count:
-        x, y, radius = rng.uniform(-reach, reach), rng.uniform(-reach, reach), rng.uniform(*RADII)
+        x = rng.uniform(-reach, reach)
+        y = rng.uniform(-reach, reach)
+        radius = rng.uniform(*RADII)
         is_separate = all(math.hypot(x - a, y - b) > radius + r + GAP for a, b, r in lesions)
         if is_separate and math.hypot(x, y) + radius < reach:
             lesions.append((x, y, radius))

@@ -55,10 +55,14 @@ class AAPOAdvantage(Composed):
         s = group.reference_rewards.to(group.rewards.dtype)
         known = ~s.isnan()
         if self.margin == "group_mean":
-            s, known = impute(s, ~known).mean(1, keepdim=True), known.any(1, keepdim=True)
+            s = impute(s, ~known).mean(1, keepdim=True)
+            known = known.any(1, keepdim=True)
         known = known & group.rewarded  # (P, G)
         margin = group.rewards - s
-        margin = margin.clamp(self.delta_low, self.delta_high) if self.clip else margin
+        if self.clip:
+            margin = margin.clamp(self.delta_low, self.delta_high)
+        else:
+            margin = margin
         base = self.base_advantages(group)
         self._metrics = {
             "margin": float(margin[known].mean()),

@@ -111,7 +111,10 @@ class AGRAE(Composed):
 
     @property
     def metrics(self) -> dict[str, float]:
-        omega = {} if self._omega is None else {"omega": max(self._omega, self.omega_floor)}
+        if self._omega is None:
+            omega = {}
+        else:
+            omega = {"omega": max(self._omega, self.omega_floor)}
         return super().metrics | omega
 
     def state_dict(self) -> dict[str, Any]:

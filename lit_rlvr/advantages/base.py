@@ -283,6 +283,7 @@ def standardised(rewards: Tensor, known: Tensor, eps: float, unbiased: bool = Fa
     if scale == "none":
         return centered(rewards, known)
     shape = (1, -1) if scale == "batch" else rewards.shape  # (1, P G)
-    values, mask = rewards.reshape(shape), known.reshape(shape)
+    values = rewards.reshape(shape)
+    mask = known.reshape(shape)
     std = torch.where(is_mixed(values, mask), group_std(values, mask, unbiased) + eps, 1.0)  # (1, 1) or (P, 1)
     return centered(rewards, known) / std

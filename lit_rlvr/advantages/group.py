@@ -157,10 +157,16 @@ class GPGAdvantage(GroupRelative):
         check_within("(0, 1]", "advantage gpg", min_valid_fraction=self.min_valid_fraction)
 
     def __call__(self, group: GroupBatch) -> Tensor:
-        r, known = group.rewards, group.rewarded
-        advantages = centered(r, known) if self.f_norm == "one" else standardised(r, known, self.eps)
+        r = group.rewards
+        known = group.rewarded
+        if self.f_norm == "one":
+            advantages = centered(r, known)
+        else:
+            advantages = standardised(r, known, self.eps)
         valid = int(is_mixed(r, known).sum())
-        return advantages * (len(r) / valid) if self.rescale_valid and valid else advantages
+        if self.rescale_valid and valid:
+            return advantages * (len(r) / valid)
+        return advantages
 
 
 @register("rloo")
@@ -179,7 +185,9 @@ class RLOOAdvantage(GroupRelative):
     """
 
     def __call__(self, group: GroupBatch) -> Tensor:
-        size, n = group.rewards.shape[1], group.rewarded.sum(1, keepdim=True).to(group.rewards.dtype)  # (P, 1)
+        # (P, 1)
+        size = group.rewards.shape[1]
+        n = group.rewarded.sum(1, keepdim=True).to(group.rewards.dtype)
         advantages = centered(group.rewards, group.rewarded) * size / (size - 1)
         return advantages * (n * (size - 1) / ((n - 1).clamp(min=1) * size))  # a factor of 1 if all have a reward
 

@@ -41,7 +41,8 @@ class PassAtKAdvantage(Advantage):
         self.min_group = self.k + 1
 
     def __call__(self, group: GroupBatch) -> Tensor:
-        c, judged = group.correct.to(group.rewards.dtype), group.judged
+        c = group.correct.to(group.rewards.dtype)
+        judged = group.judged
         n = judged.sum(1, keepdim=True).to(c.dtype)  # (P, 1)
         misses = (judged & (c == 0)).sum(1, keepdim=True).to(c.dtype)
         fail = torch.ones_like(n)  # F
@@ -74,7 +75,8 @@ class GRPOPassKAdvantage(GroupRelative):
     scale: Literal["group", "none"] = "none"
 
     def __call__(self, group: GroupBatch) -> Tensor:
-        r, known = group.rewards, group.rewarded
+        r = group.rewards
+        known = group.rewarded
         above = centered(r, known)  # refuses groups of one; 0 where not known
         best, second = torch.where(known, above, -torch.inf).topk(2, dim=1).values.split(1, dim=1)  # (P, 1) each
         size = best - second

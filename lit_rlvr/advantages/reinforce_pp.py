@@ -38,7 +38,10 @@ class ReinforcePPAdvantage(Advantage):
 
     def __call__(self, group: GroupBatch) -> Tensor:
         known = group.rewarded
-        r = centered(group.rewards, known) if self.group_baseline else group.rewards
+        if self.group_baseline:
+            r = centered(group.rewards, known)
+        else:
+            r = group.rewards
         tokens = require_lengths(group, "reinforce_pp") * known  # (P, G)
         mean = (tokens * r).sum() / tokens.sum().clamp(min=1)
         is_flat = ~is_mixed(r.reshape(1, -1), known.reshape(1, -1))  # (1, 1)

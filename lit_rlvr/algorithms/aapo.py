@@ -42,11 +42,9 @@ class AAPO(RLVRModule):
     ) -> None:
         super().__init__(advantage=advantage, loss=loss, **kwargs)
         check_within("[1, inf)", "model", reference_pool_size=reference_pool_size)
-        requested, declared, default = (
-            ReferenceCompletions(reference_rollouts, reference_pool_size),
-            self.reference_completions,
-            ReferenceCompletions(),
-        )
+        requested = ReferenceCompletions(reference_rollouts, reference_pool_size)
+        declared = self.reference_completions
+        default = ReferenceCompletions()
         if declared == default:
             self.reference_completions = requested
         elif declared is not None and requested not in (declared, default):

@@ -43,7 +43,9 @@ class APMPO(RLVRModule):
         kwargs: the options of `RLVRModule`.
     """
 
-    needs_updates, sequence_level, fixes_aggregation = True, True, True
+    needs_updates = True
+    sequence_level = True
+    fixes_aggregation = True
 
     def __init__(
         self, advantage: Advantage | str = "grpo", kl: KL = KL(coef=0.001), gamma: float = 0.8, eps_low: float = 0.2,
@@ -54,8 +56,12 @@ class APMPO(RLVRModule):
         check_within("[0, inf)", "model", gamma=gamma)
         check_within("(1, inf)", "model", dual_clip=dual_clip)
         paper.check_bounds(eps_low, eps_min, eps_max, adaptive_lower)
-        self.gamma, self.eps_low, self.eps_min, self.eps_max = gamma, eps_low, eps_min, eps_max
-        self.adaptive_lower, self.dual_clip = adaptive_lower, dual_clip
+        self.gamma = gamma
+        self.eps_low = eps_low
+        self.eps_min = eps_min
+        self.eps_max = eps_max
+        self.adaptive_lower = adaptive_lower
+        self.dual_clip = dual_clip
         (self.schedule,) = with_class_defaults(type(self), schedule=schedule).values()
 
     def observe(self, group: GroupBatch) -> dict[str, float]:
@@ -66,7 +72,12 @@ class APMPO(RLVRModule):
         return {"p": float(self._p.mean()), "fss": float(fss.mean()), "eps_ada": float(self._eps.mean())}
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
-        p, eps = self._p[x.prompt], self._eps[x.prompt, None]  # (B,), (B, 1)
-        low = eps if self.adaptive_lower else eps.new_full(eps.shape, self.eps_low)
+        # (B,), (B, 1)
+        p = self._p[x.prompt]
+        eps = self._eps[x.prompt, None]
+        if self.adaptive_lower:
+            low = eps
+        else:
+            low = eps.new_full(eps.shape, self.eps_low)
         log_v, stats = clipped_log_ratio(x, (-low).log1p(), eps.log1p(), self.dual_clip)
         return -row_sum(x.advantages[:, 0] * log_power_mean(log_v, x.mask, p).exp(), x), stats

@@ -86,7 +86,9 @@ def adaptive_power(
     """
     if fixed is not None:
         return torch.full_like(mean, fixed)
-    return torch.exp(-gamma * mean) if schedule == "exp" else 1 - gamma * mean
+    if schedule == "exp":
+        return torch.exp(-gamma * mean)
+    return 1 - gamma * mean
 
 
 def feedback_stability(

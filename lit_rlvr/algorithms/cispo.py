@@ -46,7 +46,9 @@ class CISPO(RLVRModule):
         check_within("[1, inf)", "model", ratio_cap=ratio_cap)
         check_within("[0, 1]", "model", ratio_floor=ratio_floor)
         check_within("(1, inf)", "model", dual_clip=dual_clip)
-        self.ratio_cap, self.ratio_floor, self.dual_clip = ratio_cap, ratio_floor, dual_clip
+        self.ratio_cap = ratio_cap
+        self.ratio_floor = ratio_floor
+        self.dual_clip = dual_clip
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
         w = ratio(x.logp, x.old_logp, x.mask).detach()  # (B, T)

@@ -54,7 +54,9 @@ class ClipCov(GRPO):
         check_within("(-inf, inf)", "model", covariance_low=covariance_low, covariance_high=covariance_high)
         if covariance_low >= covariance_high:
             raise UserError(f"model.covariance_low: {covariance_low} must lie below covariance_high={covariance_high}")
-        self.clip_share, self.covariance_low, self.covariance_high = clip_share, covariance_low, covariance_high
+        self.clip_share = clip_share
+        self.covariance_low = covariance_low
+        self.covariance_high = covariance_high
 
     def select(self, step: StepTokens) -> Tensor:
         covariance = covariances(step)  # (N,)

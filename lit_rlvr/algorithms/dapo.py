@@ -43,5 +43,8 @@ class DAPO(GRPO):
         super().__init__(advantage=advantage, loss=loss, clip_low=clip_low, clip_high=clip_high, **kwargs)
         check_within("[1, inf)", "model", max_sampling_rounds=max_sampling_rounds)
         by = dynamic_sampling if isinstance(dynamic_sampling, str) else "reward"
-        min_mixed_fraction = 1.0 if dynamic_sampling else self.selection.min_mixed_fraction
+        if dynamic_sampling:
+            min_mixed_fraction = 1.0
+        else:
+            min_mixed_fraction = self.selection.min_mixed_fraction
         self.selection = GroupSelection(min_mixed_fraction, max_sampling_rounds, bool(dynamic_sampling), by)

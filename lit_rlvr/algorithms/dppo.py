@@ -52,8 +52,14 @@ class DPPO(RLVRModule):
         super().__init__(advantage=advantage, loss=loss, **kwargs)
         check_within("[0, inf)", "model", delta_low=delta_low, delta_high=delta_high, drift_coef=drift_coef)
         self.divergence = divergence
-        self.delta_low = RECOMMENDED[divergence] if delta_low is None else delta_low
-        self.delta_high = RECOMMENDED[divergence] if delta_high is None else delta_high
+        if delta_low is None:
+            self.delta_low = RECOMMENDED[divergence]
+        else:
+            self.delta_low = delta_low
+        if delta_high is None:
+            self.delta_high = RECOMMENDED[divergence]
+        else:
+            self.delta_high = delta_high
         self.drift_coef = drift_coef
 
     @property

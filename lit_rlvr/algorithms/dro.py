@@ -32,7 +32,9 @@ class DRO(RLVRModule):
         kwargs: the options of `RLVRModule`.
     """
 
-    sequence_level, uses_rollout, fixes_aggregation = True, True, True
+    sequence_level = True
+    uses_rollout = True
+    fixes_aggregation = True
 
     def __init__(
         self,

@@ -56,8 +56,10 @@ class FIPO(DAPO):
         check_within("(0, inf)", "model", half_life=half_life)
         check_within("[0, 1]", "model", influence_low=influence_low)
         check_within("[1, inf)", "model", influence_high=influence_high, safe_ratio=safe_ratio)
-        self.half_life, self.safe_ratio = half_life, safe_ratio
-        self.influence_low, self.influence_high = influence_low, influence_high
+        self.half_life = half_life
+        self.safe_ratio = safe_ratio
+        self.influence_low = influence_low
+        self.influence_high = influence_high
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
         d = log_ratio(x.logp, x.old_logp, x.mask)  # (B, T)

@@ -30,7 +30,9 @@ class GMPO(RLVRModule):
         kwargs: the options of `RLVRModule`.
     """
 
-    needs_updates, sequence_level, fixes_aggregation = True, True, True
+    needs_updates = True
+    sequence_level = True
+    fixes_aggregation = True
 
     def __init__(
         self,
@@ -43,7 +45,9 @@ class GMPO(RLVRModule):
         super().__init__(advantage=advantage, **kwargs)
         check_within("[0, inf)", "model", clip_low=clip_low, clip_high=clip_high)
         check_within("(1, inf)", "model", dual_clip=dual_clip)
-        self.clip_low, self.clip_high, self.dual_clip = clip_low, clip_high, dual_clip
+        self.clip_low = clip_low
+        self.clip_high = clip_high
+        self.dual_clip = dual_clip
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
         q, stats = clipped_log_ratio(x, -self.clip_low, self.clip_high, self.dual_clip)

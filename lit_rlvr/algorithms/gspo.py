@@ -36,7 +36,8 @@ class GSPO(RLVRModule):
         kwargs: the options of `RLVRModule`.
     """
 
-    sequence_level, fixes_aggregation = True, True
+    sequence_level = True
+    fixes_aggregation = True
 
     def __init__(
         self,
@@ -50,7 +51,9 @@ class GSPO(RLVRModule):
         check_within("[0, 1]", "model", clip_low=clip_low)
         check_within("[0, inf)", "model", clip_high=clip_high)
         check_within("(1, inf)", "model", dual_clip=dual_clip)
-        self.clip_low, self.clip_high, self.dual_clip = clip_low, clip_high, dual_clip
+        self.clip_low = clip_low
+        self.clip_high = clip_high
+        self.dual_clip = dual_clip
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
         s = masked_mean(log_ratio(x.logp, x.old_logp, x.mask), x.mask).exp()[:, None]  # (B, 1)

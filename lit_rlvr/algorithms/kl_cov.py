@@ -47,7 +47,8 @@ class KLCov(RLVRModule):
         super().__init__(advantage=advantage, loss=loss, **kwargs)
         check_within("(0, 1]", "model", penalty_share=penalty_share)
         check_within("[0, inf)", "model", penalty_coef=penalty_coef)
-        self.penalty_share, self.penalty_coef = penalty_share, penalty_coef
+        self.penalty_share = penalty_share
+        self.penalty_coef = penalty_coef
 
     def select(self, step: StepTokens) -> Tensor:
         return largest(covariances(step), int(self.penalty_share * len(step.old_logp)), step.chance)

@@ -42,7 +42,8 @@ class SAPO(RLVRModule):
     ) -> None:
         super().__init__(advantage=advantage, loss=loss, **kwargs)
         check_within("(0, inf)", "model", tau_pos=tau_pos, tau_neg=tau_neg)
-        self.tau_pos, self.tau_neg = tau_pos, tau_neg
+        self.tau_pos = tau_pos
+        self.tau_neg = tau_neg
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
         tau = torch.where(x.advantages > 0, torch.full_like(x.advantages, self.tau_pos), self.tau_neg)

@@ -33,7 +33,9 @@ class TOPR(RLVRModule):
         kwargs: the options of `RLVRModule`.
     """
 
-    stops_gradient, sequence_level, uses_rollout = True, True, True
+    stops_gradient = True
+    sequence_level = True
+    uses_rollout = True
 
     def __init__(
         self, advantage: Advantage | str = "dr_grpo", loss: Loss = Loss(aggregation="token_sum"), **kwargs: Any

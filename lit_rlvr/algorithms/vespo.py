@@ -39,7 +39,9 @@ class VESPO(RLVRModule):
         kwargs: the options of `RLVRModule`.
     """
 
-    stops_gradient, sequence_level, uses_rollout = True, True, True
+    stops_gradient = True
+    sequence_level = True
+    uses_rollout = True
 
     def __init__(
         self,
@@ -54,7 +56,10 @@ class VESPO(RLVRModule):
         super().__init__(advantage=advantage, loss=loss, **kwargs)
         check_within("[0, inf)", "model", k_pos=k_pos, k_neg=k_neg)
         check_within("(0, inf)", "model", lambda_pos=lambda_pos, lambda_neg=lambda_neg)
-        self.k_pos, self.lambda_pos, self.k_neg, self.lambda_neg = k_pos, lambda_pos, k_neg, lambda_neg
+        self.k_pos = k_pos
+        self.lambda_pos = lambda_pos
+        self.k_neg = k_neg
+        self.lambda_neg = lambda_neg
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
         log_w = log_ratio(x.logp.detach(), x.rollout_logp, x.mask).sum(1, keepdim=True)  # (B, 1)

@@ -35,7 +35,9 @@ def sides(text: str) -> list[Tree]:
     if len(text) > LONGEST or not re.search(r"\d", text):
         return []
     trees = [_tree(side) for side in text.split("=")]
-    return [] if None in trees else trees
+    if None in trees:
+        return []
+    return trees
 
 
 def has_steps(trees: list[Tree]) -> bool:
@@ -66,7 +68,8 @@ def same_steps(reference: list[Tree], answer: list[Tree]) -> bool:
 
 
 def _tree(text: str) -> Tree | None:
-    tokens, position = [], 0
+    tokens = []
+    position = 0
     text = text.strip()
     while position < len(text):
         match = _TOKEN.match(text, position)
@@ -76,7 +79,9 @@ def _tree(text: str) -> Tree | None:
         position = match.end()
     reader = _Tokens(tokens)
     tree = reader.sum(0)
-    return tree if tree is not None and not reader.tokens else None
+    if tree is not None and not reader.tokens:
+        return tree
+    return None
 
 
 class _Tokens:
@@ -106,7 +111,9 @@ class _Tokens:
             return base
         self.tokens.pop()
         exponent = self.atom(depth)
-        return None if exponent is None else ("^", base, exponent)
+        if exponent is None:
+            return None
+        return ("^", base, exponent)
 
     def atom(self, depth: int) -> Tree | None:
         if not self.tokens or depth > 20:
@@ -115,14 +122,22 @@ class _Tokens:
         if token == "(":
             inside = self.sum(depth + 1)
             closed = self.tokens.pop() if self.tokens else ""
-            return inside if closed == ")" else None
+            if closed == ")":
+                return inside
+            return None
         if token == "-":
             inside = self.atom(depth + 1)
-            return None if inside is None else ("-", inside)
-        return token if token[0].isdigit() else None
+            if inside is None:
+                return None
+            return ("-", inside)
+        if token[0].isdigit():
+            return token
+        return None
 
     def _next(self) -> str:
-        return self.tokens[-1] if self.tokens else ""
+        if self.tokens:
+            return self.tokens[-1]
+        return ""
 
 
 def _joined(sign: str, parts: list[Tree | None]) -> Tree | None:
@@ -132,4 +147,6 @@ def _joined(sign: str, parts: list[Tree | None]) -> Tree | None:
         if part is None:
             return None
         flat += part[1:] if isinstance(part, tuple) and part[0] == sign else [part]
-    return flat[0] if len(flat) == 1 else (sign, *sorted(flat, key=repr))
+    if len(flat) == 1:
+        return flat[0]
+    return (sign, *sorted(flat, key=repr))

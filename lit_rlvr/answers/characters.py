@@ -43,10 +43,8 @@ _CONNECTIVES = (
 _CIRCLED = re.compile(r"[\u2460-\u2473]\s*[,\u3001]?\s*")
 _ROOT_OF, _PART_OF = re.compile("\u500d?\u6839\u53f7"), re.compile(r"(\d+)\s*\u5206\u4e4b\s*(\d+)")
 """The Chinese words of a square root, and of a fraction with its denominator first."""
-_RAISED, _LOWERED = (
-    "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207a\u207b\u207f\u2071",
-    re.compile("[\u2080-\u208e]+"),
-)
+_RAISED = "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207a\u207b\u207f\u2071"
+_LOWERED = re.compile("[\u2080-\u208e]+")
 _POWER = re.compile(f"[{_RAISED}]+")
 _VULGAR = re.compile(r"(?:(\d)\s*|(?<!\s)\s+)?([\u00bc-\u00be\u2150-\u215e\u2189])")
 _POWER_OF_CODE = re.compile(
@@ -84,7 +82,9 @@ def with_carets(text: str) -> str:
 
 def _with_caret(match: re.Match[str]) -> str:
     exponent = match["exponent"]
-    return f"^{{{exponent}}}" if exponent else "^"
+    if exponent:
+        return f"^{{{exponent}}}"
+    return "^"
 
 
 def _ascii(text: str) -> str:
@@ -99,8 +99,12 @@ def _ascii(text: str) -> str:
 
 def _fraction(match: re.Match[str]) -> str:
     numerator, _, denominator = unicodedata.normalize("NFKC", match[2]).partition("\u2044")
-    return f"{match[1]} {numerator}/{denominator}" if match[1] else f"{numerator}/{denominator}"
+    if match[1]:
+        return f"{match[1]} {numerator}/{denominator}"
+    return f"{numerator}/{denominator}"
 
 
 def _braced(radicand: str) -> str:
-    return radicand if radicand.startswith("{") else f"{{{radicand}}}"
+    if radicand.startswith("{"):
+        return radicand
+    return f"{{{radicand}}}"

@@ -100,7 +100,10 @@ def named_options(
         return frozenset()
     reader = _reader(texts, has_letters, letters)
     if answer.where in ("box", "tag"):
-        corrected = reader.corrected(f". {_without_markup(answer.behind)}") if not boxed_only else frozenset()
+        if not boxed_only:
+            corrected = reader.corrected(f". {_without_markup(answer.behind)}")
+        else:
+            corrected = frozenset()
         return corrected or _named_in(_without_markup("; ".join(answer.boxes) or answer.text), reader)
     if answer.where == "hash":
         return _named_in(_without_markup(answer.text), reader)
@@ -109,11 +112,13 @@ def named_options(
 
 def _named_in(region: str, reader: _Reader) -> frozenset[int]:
     """Return the options that a text without markup names: behind its last marker, else in its last lines or first."""
-    if exact := reader.exact(region):
+    exact = reader.exact(region)
+    if exact:
         return exact
     for stated in reversed(_MARKER.split(region)[1:]):
         line, _, below = stated.strip().partition("\n")
-        if (named := reader.named(line)) is not None:
+        named = reader.named(line)
+        if named is not None:
             return reader.corrected(f". {below.strip()[:300]}") or named
     return next(filter(None, map(reader.named, _outer_lines(region))), frozenset())
 
@@ -137,7 +142,10 @@ def _without_markup(text: str) -> str:
 def _outer_lines(region: str) -> Iterator[str]:
     """Yield the last line and the first one; leave out a line of a list that names several letters."""
     paragraphs = [part.strip().splitlines() for part in re.split(r"\n\s*\n", region) if part.strip()]
-    outer = [(paragraphs[-1], -1), *_above_courtesies(paragraphs), (paragraphs[0], 0)] if paragraphs else []
+    if paragraphs:
+        outer = [(paragraphs[-1], -1), *_above_courtesies(paragraphs), (paragraphs[0], 0)]
+    else:
+        outer = []
     for paragraph, line in outer:
         listed = [_LISTED.match(text) for text in paragraph]
         letters = {match[1].upper() for match in listed if match}
@@ -166,7 +174,10 @@ class _Reader:
     """
 
     def __init__(self, texts: tuple[str, ...], has_letters: bool, letters: str = LETTERS) -> None:
-        letters = (ascii_uppercase[: len(texts)] or letters) if has_letters else ""
+        if has_letters:
+            letters = ascii_uppercase[: len(texts)] or letters
+        else:
+            letters = ""
         self._texts = [_without_markup(text).rstrip(". ") for text in texts]
         self.is_yes_no = {*map(normalise, texts)} == {*YES_NO}
         known = {*self._texts, *map(_without_article, self._texts)} - {""} if not self.is_yes_no else ()
@@ -219,7 +230,9 @@ class _Reader:
     def exact(self, answer: str) -> frozenset[int]:
         """Return the options of an answer that is only a letter or only an option's text."""
         match = self._pure.fullmatch(answer)
-        return self._numbers(match) if match else self._with_text(answer)
+        if match:
+            return self._numbers(match)
+        return self._with_text(answer)
 
     def marked(self, answer: str) -> frozenset[int]:
         """Return the option of an answer that is a letter and its text: "B) liver", "(B) liver"."""
@@ -233,12 +246,14 @@ class _Reader:
 
         Options that contradict each other or are negated are none.
         """
-        if exact := self.exact(phrase):
+        exact = self.exact(phrase)
+        if exact:
             return exact
         if self.is_yes_no and (stated := self._yes_or_no(phrase)):
             return stated
         asserted, negated = self._negated.subn(" ", phrase)
-        if corrected := self.corrected(asserted):
+        corrected = self.corrected(asserted)
+        if corrected:
             return corrected
         opening = self._first.match(asserted)
         if opening is not None:
@@ -253,7 +268,9 @@ class _Reader:
         if not mentions and not negated:
             mentions = list(self._placed.finditer(phrase))
         if not mentions:
-            return frozenset() if negated else None
+            if negated:
+                return frozenset()
+            return None
         return frozenset.intersection(*map(self._numbers, mentions))
 
     def corrected(self, phrase: str) -> frozenset[int]:
@@ -275,7 +292,9 @@ class _Reader:
         """Return the options of a match, by its letter or its text."""
         groups = match.groupdict()
         letter = groups.get("letter") or groups.get("bracketed") or groups.get("right")
-        return frozenset({ascii_uppercase.index(letter.upper())}) if letter else self._with_text(match["text"])
+        if letter:
+            return frozenset({ascii_uppercase.index(letter.upper())})
+        return self._with_text(match["text"])
 
     def _with_text(self, answer: str) -> frozenset[int]:
         """Return the options with a text: as it stands, else in any case, else without an article."""
@@ -284,14 +303,18 @@ class _Reader:
             numbers = frozenset(n for n, text in enumerate(self._texts) if wanted and form(text) == wanted)
             if numbers:
                 break
-        return numbers if len({normalise(self._texts[n]) for n in numbers}) == 1 else frozenset()
+        if len({normalise(self._texts[n]) for n in numbers}) == 1:
+            return numbers
+        return frozenset()
 
     def _yes_or_no(self, phrase: str) -> frozenset[int]:
         """Return the option "yes" or "no" if the phrase begins with it and does not contain the other."""
         answer = normalise(_REASON.split(phrase)[0])
         words = set(re.findall(r"\b(yes|no)\b", answer))
         match = re.match(r"(yes|no)\b", answer)
-        return self._with_text(match[1]) if match and len(words) == 1 else frozenset()
+        if match and len(words) == 1:
+            return self._with_text(match[1])
+        return frozenset()
 
 
 _reader = lru_cache(maxsize=64)(_Reader)

@@ -84,15 +84,20 @@ def _equal(reference: Reading, answer: Reading, rules: Rules) -> bool:
 
 
 def _numbers(reference: Number, answer: Number, rules: Rules) -> bool:
-    r, a = reference.value, answer.value
+    r = reference.value
+    a = answer.value
     if r == a:
         return True
     if not (r.is_finite and a.is_finite):
         return False
     if reference.places is None and answer.places is None:
-        r, a = r.doit(), a.doit()
-        return bool(r == a) if r.is_Rational and a.is_Rational else _agree(r, a)
-    r, a = _real(r), _real(a)
+        r = r.doit()
+        a = a.doit()
+        if r.is_Rational and a.is_Rational:
+            return bool(r == a)
+        return _agree(r, a)
+    r = _real(r)
+    a = _real(a)
     if r is None or a is None:
         return False
     if 2 * abs(r - a) <= min(Fraction(1), abs(r)) / 10**rules.decimals:
@@ -124,7 +129,8 @@ def _real(value: Any) -> Fraction | None:
 
 def _agree(r: Any, a: Any) -> bool:
     """Return True if two exact constants have the same digits."""
-    x, y = r.evalf(EXACT_DIGITS + 10), a.evalf(EXACT_DIGITS + 10)
+    x = r.evalf(EXACT_DIGITS + 10)
+    y = a.evalf(EXACT_DIGITS + 10)
     if not (x.is_number and y.is_number) or x.has(sympy.nan, sympy.zoo) or y.has(sympy.nan, sympy.zoo):
         return False
     size = max(abs(sympy.N(x)), abs(sympy.N(y)))
@@ -153,7 +159,8 @@ def _in_base_units(quantity: Quantity) -> tuple[dict[str, int], Number]:
 
     Only the number of a temperature itself begins elsewhere: a rise of 1 celsius is one of 1 kelvin.
     """
-    factor, powers = quantity.factor, Counter[str]()
+    factor = quantity.factor
+    powers = Counter[str]()
     for base, power in quantity.dimension:
         factor *= _DEGREES.get(base, Fraction(1)) ** power
         powers["kelvin" if base in _DEGREES else base] += power
@@ -201,7 +208,8 @@ def _expressions(reference: Expression, answer: Expression, rules: Rules) -> boo
     if r == a:
         return True
     if r.free_symbols != a.free_symbols:
-        r, a = sympy.expand(r), sympy.expand(a)
+        r = sympy.expand(r)
+        a = sympy.expand(a)
         if r.free_symbols != a.free_symbols:
             return False
     return _zero_everywhere(r, a)
@@ -230,7 +238,10 @@ def _values(value: Any, symbols: Sequence[Any], points: Sequence[Any]) -> list[A
 def _values_of_both(r: Any, a: Any) -> list[tuple[Any, Any]]:
     """Return the values of two expressions at the points where both have one."""
     symbols = sorted(r.free_symbols | a.free_symbols, key=str)
-    points = INTEGERS if any(value.has(*_STEPS) for value in (r, a)) else POINTS
+    if any(value.has(*_STEPS) for value in (r, a)):
+        points = INTEGERS
+    else:
+        points = POINTS
     if len(symbols) > 1 and any(not power.exp.is_integer for value in (r, a) for power in value.atoms(sympy.Pow)):
         points = tuple(map(abs, points))  # quantities under roots
     values = (_values(value, symbols, points) for value in (r, a))
@@ -289,12 +300,15 @@ def _is_asked_for(equation: Equation) -> bool:
 
 
 def _matrices(reference: Matrix, answer: Matrix, rules: Rules) -> bool:
-    r, a = reference.value, answer.value
+    r = reference.value
+    a = answer.value
     return r.shape == a.shape and all(_equal(_cell(x), _cell(y), rules) for x, y in zip(r, a, strict=True))
 
 
 def _cell(value: Any) -> Reading:
-    return Expression(value) if value.free_symbols else Number(value)
+    if value.free_symbols:
+        return Expression(value)
+    return Number(value)
 
 
 def _vectors(reference: Matrix, answer: Series, rules: Rules) -> bool:
@@ -314,7 +328,8 @@ def _vectors(reference: Matrix, answer: Series, rules: Rules) -> bool:
 
 
 def _series(reference: Series, answer: Series, rules: Rules) -> bool:
-    r, a = reference, answer
+    r = reference
+    a = answer
     plain = ("", "{}")
     if r.brackets in plain and a.brackets in plain and not _has_dots(r):
         return _same_items(r.items, a.items, "{}" in (r.brackets, a.brackets), rules)
@@ -345,7 +360,8 @@ def _same_items(
 
 
 def _labelled(reference: Labelled, answer: Labelled, rules: Rules) -> bool:
-    r, a = reference.values, answer.values
+    r = reference.values
+    a = answer.values
     if len(r) != len(a):  # x_1 = 1, x_2 = 2 and x = 1 or x = 2
         stems = [{_stem(label) for label in values} for values in (r, a)]
         items = [tuple(item for group in values.values() for item in group) for values in (r, a)]
@@ -390,7 +406,8 @@ def _regions(reference: Region, answer: Region, rules: Rules) -> bool:
 def _same_parts(reference: Parts, answer: Parts, rules: Rules) -> bool:
     if reference.kind != answer.kind:
         return False
-    r, a = reference.parts, answer.parts
+    r = reference.parts
+    a = answer.parts
     if reference.kind == "time":
         return bool(r[:3] == a[:3] and (r[3] == a[3] or "" in (r[3], a[3]))) or (_hours(r) == _hours(a) is not None)
     if reference.kind == "date":
@@ -409,7 +426,9 @@ def _hours(time: tuple[Any, ...]) -> tuple[Any, ...] | None:
     hour, minute, second, half = time
     if half:
         return ((hour % 12) + 12 * (half == "p"), minute, second)
-    return (hour, minute, second) if hour > 12 else None
+    if hour > 12:
+        return (hour, minute, second)
+    return None
 
 
 def _pairs(r: Sequence[Any], a: Sequence[Any]) -> list[Any]:

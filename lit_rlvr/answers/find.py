@@ -89,7 +89,10 @@ def answer_region(text: str, boxed_only: bool = False, open_thoughts: bool = Fal
     if len(before) < len(text):
         answer = _find(before, boxed_only)
         ends = before.endswith("\n\n") and any(map(str.isdigit, answer.text))
-        text = before if answer.text and (answer.where != "line" or ends) else text
+        if answer.text and (answer.where != "line" or ends):
+            text = before
+        else:
+            text = text
     return text
 
 
@@ -99,9 +102,12 @@ def next_question(text: str) -> tuple[int, str]:
     Questions begin with "Question:", "Human:", "Q:" or a line "user". Without one, it returns the text's length and "".
     A base model, and one whose turns nothing ends, continues its prompts in this way. Code in a fence has no questions.
     """
-    begin, fences, place = len(text) - len(text.lstrip()), 0, 0
+    begin = len(text) - len(text.lstrip())
+    fences = 0
+    place = 0
     for match in _NEXT_QUESTION.finditer(text):
-        fences, place = fences + text.count("```", place, match.start()), match.start()
+        fences = fences + text.count("```", place, match.start())
+        place = match.start()
         if place > begin and fences % 2 == 0:
             return place, match[0].strip()
     return len(text), ""
@@ -128,7 +134,8 @@ def _find(text: str, boxed_only: bool) -> Found:
         whole = boxes.text if boxes.joiner else _with_surroundings(text, boxes)
         return Found(whole, "box", behind=behind)
     tail = _DISPLAY.sub(_in_line, text[-TAIL_CHARACTERS:])
-    if (line := _behind_hashes(text)) is not None:
+    line = _behind_hashes(text)
+    if line is not None:
         return Found(line, "hash", otherwise=_without_heading(text, line))
     phrases = _phrases(tail)
     if phrases:
@@ -158,7 +165,9 @@ _FACTOR_BEHIND = re.compile(
 
 def _with_surroundings(text: str, boxes: _Boxes) -> str:
     """Return a box's content with the sign, fraction, root or factor around it, as in `-\\boxed{5}`."""
-    inside, before, behind = boxes.text, text[max(0, boxes.start - 80) : boxes.start], text[boxes.end : boxes.end + 80]
+    inside = boxes.text
+    before = text[max(0, boxes.start - 80) : boxes.start]
+    behind = text[boxes.end : boxes.end + 80]
     closed = behind.lstrip()[:1] == "}"
     if closed and (match := _NUMERATOR_BEFORE.search(before)):
         return f"{match[1]}\\frac{{{match[2]}}}{{{inside}}}"
@@ -198,7 +207,9 @@ def last_boxed(text: str) -> str | None:
     boxes = _last_boxes(text)
     if not boxes.contents:
         return None
-    return " or ".join(dict.fromkeys(boxes.contents)) if boxes.joiner == "or" else boxes.text
+    if boxes.joiner == "or":
+        return " or ".join(dict.fromkeys(boxes.contents))
+    return boxes.text
 
 
 @dataclass
@@ -217,7 +228,9 @@ class _Boxes:
     @property
     def text(self) -> str:
         """The contents with commas between where all are meant, else the last."""
-        return ", ".join(dict.fromkeys(self.contents)) if self.joiner == "and" else self.contents[-1]
+        if self.joiner == "and":
+            return ", ".join(dict.fromkeys(self.contents))
+        return self.contents[-1]
 
 
 def _last_boxes(text: str) -> _Boxes:
@@ -251,14 +264,19 @@ def _joiner(text: str, start: int, end: int) -> Literal["", "and", "or", "line"]
         return "or"
     if _BETWEEN_BOXES.fullmatch(text, start, end):
         return "and"
-    return "line" if _LINE_BETWEEN.fullmatch(text, start, end) else ""
+    if _LINE_BETWEEN.fullmatch(text, start, end):
+        return "line"
+    return ""
 
 
 def _without_full_stop(boxed: str) -> str:
     kept = boxed.rstrip(". ")
     if boxed.endswith("..."):
         return boxed
-    return boxed[: len(kept) + 1] if kept.endswith("\\right") else kept  # `\\right.` closes a bracket
+    # `\\right.` closes a bracket
+    if kept.endswith("\\right"):
+        return boxed[: len(kept) + 1]
+    return kept
 
 
 _HEADING = re.compile(r"(?i)\s*(?:\**(?:step|part|case|solution|explanation|conclusion)\b|\d+[.)]\s+[A-Za-z])")
@@ -270,7 +288,10 @@ def _behind_hashes(text: str) -> str | None:
     while mark:
         line = rest.strip().split("\n")[0].strip()
         if line and not _HEADING.match(line) and not head.endswith("#"):
-            return line if (phrase := _phrase(line)) is None else phrase
+            phrase = _phrase(line)
+            if phrase is None:
+                return line
+            return phrase
         head, mark, rest = head.rpartition("####")
     return None
 
@@ -286,7 +307,9 @@ _MARKDOWN = re.compile(r"</?[biu]>|\*\*|__(?!\w)|(?<!\w)__|^[>#\s]+|`+")
 def _phrase(text: str) -> str | None:
     """Return the first line behind the last "answer is" or "answer:"; None without such words."""
     phrases = _phrases(text)
-    return phrases[-1].text if phrases else None
+    if phrases:
+        return phrases[-1].text
+    return None
 
 
 def _phrases(text: str) -> list[Found]:
@@ -315,7 +338,9 @@ def _bare(line: str) -> str:
     if is_frame(line):
         return ""
     bare = without_frame(_MARKDOWN.sub("", line.strip())).strip().lstrip(":").strip()
-    return "" if re.fullmatch(r"[-=*_\s]*|(?:\\end\s*\{\w+\*?\}|\\[\])]|[}$.\s])*", bare) else bare
+    if re.fullmatch(r"[-=*_\s]*|(?:\\end\s*\{\w+\*?\}|\\[\])]|[}$.\s])*", bare):
+        return ""
+    return bare
 
 
 _SYMBOL = re.compile(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])")
@@ -328,5 +353,9 @@ def normalise(text: str) -> str:
     text = re.sub(r"([_^])\{(\w)\}", r"\1\2", text)
     text = re.sub(r"(?<!\w)\s+|\s+(?!\w)", "", text).rstrip(".")
     symbols = set(_SYMBOL.findall(text))
-    text = text if any(symbol.swapcase() in symbols for symbol in symbols) else text.lower()  # m/M is not M/m
+    # m/M is not M/m
+    if any(symbol.swapcase() in symbols for symbol in symbols):
+        text = text
+    else:
+        text = text.lower()
     return re.sub(r"^\((\w)\)$|^([\"'])(.*)\2$|^``(.*)''$", r"\1\3\4", text)

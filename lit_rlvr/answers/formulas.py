@@ -82,15 +82,20 @@ def read_formula(text: str) -> list[Reading]:
         return [Matrix(value)]
     if value.free_symbols:
         return [Expression(value, is_spelt and bool(set(text) - set("xyz")))]
-    return [Number(value)] if not is_spelt else []
+    if not is_spelt:
+        return [Number(value)]
+    return []
 
 
 @lru_cache(maxsize=4096)
 def to_sympy(text: str) -> Any:
     """Return the sympy object of a LaTeX or plain formula; None if it is none."""
     text = trim(text)
-    if infinite := re.fullmatch(r"([-+]?)\s*\\infty", text):
-        return -sympy.oo if infinite[1] == "-" else sympy.oo
+    infinite = re.fullmatch(r"([-+]?)\s*\\infty", text)
+    if infinite:
+        if infinite[1] == "-":
+            return -sympy.oo
+        return sympy.oo
     if (
         not text
         or _is_wordy(text)
@@ -112,17 +117,17 @@ def to_sympy(text: str) -> Any:
         raise
     except Exception:  # the parser and sympy raise anything on odd texts, which then are no formula
         return None
-    return (
-        value
-        if isinstance(value, sympy.MatrixBase) or (type(value) is not sympy.Matrix and isinstance(value, sympy.Expr))
-        else None
-    )
+    if isinstance(value, sympy.MatrixBase) or (type(value) is not sympy.Matrix and isinstance(value, sympy.Expr)):
+        return value
+    return None
 
 
 def _settled(value: Any) -> Any:
     """Return an expression with `i` as the imaginary unit and unevaluated parts computed."""
     value = value.replace(lambda part: isinstance(part, sympy.UnevaluatedExpr), lambda part: part.args[0])
-    return value.subs(sympy.Symbol("i"), sympy.I) if sympy.Symbol("i") in value.free_symbols else value
+    if sympy.Symbol("i") in value.free_symbols:
+        return value.subs(sympy.Symbol("i"), sympy.I)
+    return value
 
 
 def _is_wordy(text: str) -> bool:

@@ -64,6 +64,7 @@ def is_frame(line: str) -> bool:
 def without_frame(line: str) -> str:
     """Return a line without tags, and without double brackets or triple quotes around all of it."""
     line = _MARK.sub("", line)
-    if inside := _DOUBLE_BRACKETS.fullmatch(line):
+    inside = _DOUBLE_BRACKETS.fullmatch(line)
+    if inside:
         line = next(group for group in inside.groups() if group is not None)
     return line

@@ -88,9 +88,13 @@ def clean(text: str) -> str:
     text = text.replace("\x00", "\\\\")
     text = with_carets(_US_DOLLAR.sub("$", text))
     text = re.sub(r"\\\$", " USD ", re.sub(r"\*\*|__|`|\\\\\s*$", " ", text))
-    text = text.replace("$", " ") if text.count("$") % 2 == 0 else re.sub(r"\$(?=\s*[-\d.])", " USD ", text)
+    if text.count("$") % 2 == 0:
+        text = text.replace("$", " ")
+    else:
+        text = re.sub(r"\$(?=\s*[-\d.])", " USD ", text)
     text = _OUTWARD.sub(_inward, trim(text))
-    if (parameter := _PARAMETER.search(text)) and parameter.start():
+    parameter = _PARAMETER.search(text)
+    if parameter and parameter.start():
         text = re.sub(rf"(?<![A-Za-z\\]){parameter[1]}(?![A-Za-z])", "n", trim(text[: parameter.start()]))
     text = _ANY.sub("", text)
     text = _EXCEPT.sub(r" \\setminus \\{\1\\}", text)
@@ -101,7 +105,10 @@ def clean(text: str) -> str:
         text = trim(text[lead.end() :])
     if text[:1] == "{" and closing_bracket(text, 0) == len(text) - 1 and not split_outside(text[1:-1], COMMAS)[1:]:
         text = trim(text[1:-1])
-    return text if (remark := _REMARK.search(text)) is None or not remark.start() else trim(text[: remark.start()])
+    remark = _REMARK.search(text)
+    if remark is None or not remark.start():
+        return text
+    return trim(text[: remark.start()])
 
 
 def _rows(match: re.Match[str]) -> str:
@@ -112,13 +119,17 @@ def _rows(match: re.Match[str]) -> str:
 
 
 def _inward(match: re.Match[str]) -> str:
-    return f"({match[2]}{')' if match[3] == '[' else ']'}" if match[1] else f"[{match[5]})"
+    if match[1]:
+        return f"({match[2]}{')' if match[3] == '[' else ']'}"
+    return f"[{match[5]})"
 
 
 def trim(text: str) -> str:
     """Return LaTeX without outer space and signs that end a sentence, each space inside once."""
     text = re.sub(r"\s+", " ", text).strip(_ENDS[:4])
-    return text.rstrip(_ENDS + "\\").strip() if not text.endswith("\\dots") else text
+    if not text.endswith("\\dots"):
+        return text.rstrip(_ENDS + "\\").strip()
+    return text
 
 
 def _unwrapped(text: str) -> str:
@@ -138,7 +149,9 @@ BRACKETS = {"(": ")", "[": "]", "{": "}"}
 
 def closing_bracket(text: str, start: int) -> int:
     """Return where the bracket at `start` closes, counting brackets of its kind; -1 if nowhere."""
-    opening, closing, depth = text[start], BRACKETS[text[start]], 0
+    opening = text[start]
+    closing = BRACKETS[text[start]]
+    depth = 0
     for position in range(start, len(text)):
         depth += (text[position] == opening) - (text[position] == closing)
         if not depth:
@@ -148,7 +161,9 @@ def closing_bracket(text: str, start: int) -> int:
 
 def separators_outside(text: str, separator: re.Pattern[str]) -> list[re.Match[str]]:
     """Return the separators that stand outside brackets; brackets of intervals need not match."""
-    separators, depth, position = [], 0, 0
+    separators = []
+    depth = 0
+    position = 0
     while position < len(text):
         match = separator.match(text, position) if depth == 0 else None
         if match and match.end() > position:
@@ -164,5 +179,6 @@ def separators_outside(text: str, separator: re.Pattern[str]) -> list[re.Match[s
 def split_outside(text: str, separator: re.Pattern[str]) -> list[str]:
     """Split at separators that stand outside brackets."""
     matches = separators_outside(text, separator)
-    starts, ends = [0, *(match.end() for match in matches)], [*(match.start() for match in matches), len(text)]
+    starts = [0, *(match.end() for match in matches)]
+    ends = [*(match.start() for match in matches), len(text)]
     return [text[start:end] for start, end in zip(starts, ends, strict=True)]

@@ -42,25 +42,36 @@ _NUMERAL = re.compile(
 
 def read_parts(text: str) -> list[Reading]:
     """Read a text with several numbers, such as a time, a date or a ratio; return its readings."""
-    if match := _TIME.fullmatch(text):
-        hour, half = int(match[1] or match[5]), (match[4] or match[6] or "").lower()
+    match = _TIME.fullmatch(text)
+    if match:
+        hour = int(match[1] or match[5])
+        half = (match[4] or match[6] or "").lower()
         if hour < 24 and int(match[2] or 0) < 60:
             return [Parts("time", (hour, int(match[2] or 0), int(match[3] or 0), half))]
     for pattern in _DATES:
-        if match := pattern.fullmatch(text):
+        match = pattern.fullmatch(text)
+        if match:
             groups = match.groupdict()
             name = (groups.get("month") or "")[:3].lower()
             month = _MONTHS.index(name) + 1 if name else int(groups["number"])
             if 1 <= month <= 12 and 1 <= int(groups["day"]) <= 31:
                 return [Parts("date", (int(groups["year"] or 0), month, int(groups["day"])))]
-    if match := _REMAINDER.fullmatch(text):
+    match = _REMAINDER.fullmatch(text)
+    if match:
         return [Parts("remainder", (int(match[1]), int(match[2])))]
-    if match := _NUMERAL.fullmatch(text):
+    match = _NUMERAL.fullmatch(text)
+    if match:
         name = match[2] or match[3]
-        base = BASES.get(name, 0) if name.isalpha() else int(name) if len(name) < 3 else 0
+        if name.isalpha():
+            base = BASES.get(name, 0)
+        elif len(name) < 3:
+            base = int(name)
+        else:
+            base = 0
         if base:
             return [Parts("numeral", (match[1].lower(), base))]
-    if (match := _RESIDUE.fullmatch(text)) and int(match[2]):
+    match = _RESIDUE.fullmatch(text)
+    if match and int(match[2]):
         return [Parts("residue", (int(match[1]), int(match[2])))]
     terms = re.split(r"\s*:\s*|\s+to\s+", text)
     if len(terms) > 1 and all(re.search(r"\d|\\|^[a-z]$", term) for term in terms):
@@ -96,13 +107,15 @@ def _read_head(text: str) -> Number | None:
     match = _DECIMAL_COMMA.fullmatch(text)
     if match is None:
         return read_constant(text)
-    sign, whole = match[1] or match[4] or "", match[2] or match[5]
+    sign = match[1] or match[4] or ""
+    whole = match[2] or match[5]
     return _literal(f"{sign}{whole.replace('.', '')}.{match[3] or ''}")
 
 
 def read_number(text: str) -> list[Reading]:
     """Read a literal number; a percentage is its fraction as well as the number before the sign."""
-    if rate := _RATE.fullmatch(text):
+    rate = _RATE.fullmatch(text)
+    if rate:
         number = _read_head(rate[1])
         if number is None:
             return []
@@ -112,14 +125,20 @@ def read_number(text: str) -> list[Reading]:
     number = _literal(text)
     if number is None:
         return []
-    return [number, *read_formula(text)] if "e" in text and text[0].isdigit() else [number]  # 2e - 1 is a formula too
+    # 2e - 1 is a formula too
+    if "e" in text and text[0].isdigit():
+        return [number, *read_formula(text)]
+    return [number]
 
 
 def _literal(text: str) -> Number | None:
     if len(text) > 400:
         return None
-    if match := _LITERAL.fullmatch(text):
-        whole, decimals, power = match["whole"] or "", match["decimals"] or "", int(match["power"] or 0)
+    match = _LITERAL.fullmatch(text)
+    if match:
+        whole = match["whole"] or ""
+        decimals = match["decimals"] or ""
+        power = int(match["power"] or 0)
         if (whole or decimals) and abs(power) <= 5000:
             value = sympy.Rational(int(whole.replace(",", "") + decimals or 0), 1) * sympy.Integer(10) ** (
                 power - len(decimals)
@@ -127,30 +146,40 @@ def _literal(text: str) -> Number | None:
             negative = match["sign"].count("-") % 2
             places = len(decimals) - power if decimals.strip("0") or power else None
             return Number(-value if negative else value, places)
-    if match := _MIXED.fullmatch(text):
+    match = _MIXED.fullmatch(text)
+    if match:
         numerator, denominator = (next(filter(None, match.group(n, f"{n}2", f"{n}3"))) for n in "nd")
         if int(denominator) and (not match["whole"] or int(numerator) < int(denominator)):
             value = sympy.Rational(int(numerator), int(denominator)) + int(match["whole"] or 0)
             return Number(-value if match["sign"] else value)
-    if match := _REPEATING.fullmatch(text):
-        fixed, block = match["fixed"], match["bar"] or match["round"] or match["first"] or ""
+    match = _REPEATING.fullmatch(text)
+    if match:
+        fixed = match["fixed"]
+        block = match["bar"] or match["round"] or match["first"] or ""
         if match["last"]:
             block += (match["between"] or "") + match["last"]
         if match["dots"]:
             cycle = re.search(r"(\d+?)\1+$", fixed)
             if cycle is None:  # cut off
                 return _literal(text[: match.start("dots")])
-            fixed, block = fixed[: cycle.start()], cycle[1]
+            fixed = fixed[: cycle.start()]
+            block = cycle[1]
         value = sympy.Rational(int((match["whole"] or "0") + fixed + block) - int((match["whole"] or "0") + fixed), 1)
         value /= (10 ** len(block) - 1) * sympy.Integer(10) ** len(fixed)
         return Number(-value if match["sign"] else value)
-    spelt = read_numeral(text) if re.fullmatch(r"[A-Za-z][A-Za-z\s-]*", text) else read_chinese(text)
-    return None if spelt is None else Number(sympy.Rational(spelt))
+    if re.fullmatch(r"[A-Za-z][A-Za-z\s-]*", text):
+        spelt = read_numeral(text)
+    else:
+        spelt = read_chinese(text)
+    if spelt is None:
+        return None
+    return Number(sympy.Rational(spelt))
 
 
 def read_constant(text: str) -> Number | None:
     """Read a number: a literal or a formula without variables."""
-    if (number := _literal(text)) is not None:
+    number = _literal(text)
+    if number is not None:
         return number
     return next((value for value in read_formula(text) if isinstance(value, Number)), None)
 
@@ -186,9 +215,11 @@ _MARKS = {
 
 def read_quantity(text: str) -> list[Reading]:
     """Read a number with a currency before it, or with magnitudes, a unit or other words behind it."""
-    if total := _sum_of_units(text):
+    total = _sum_of_units(text)
+    if total:
         return [total]
-    if before := re.match(rf"([-+]?)\s*({CURRENCIES})(?![A-Za-z])\s*", text):
+    before = re.match(rf"([-+]?)\s*({CURRENCIES})(?![A-Za-z])\s*", text)
+    if before:
         unit = read_unit("usd" if before[2] in ("$", "US$") else before[2].removesuffix("."))
         amount = before[1] + text[before.end() :]
         inside = [head] if (head := _read_head(amount)) is not None else _read_amount(amount)
@@ -201,26 +232,37 @@ def _read_amount(text: str) -> list[Reading]:
     if number is not None:
         return [number]
     for boundary in _BOUNDARY.finditer(text):
-        head, tail, is_apart = text[: boundary.start()], text[boundary.end() :], bool(boundary[0])
+        head = text[: boundary.start()]
+        tail = text[boundary.end() :]
+        is_apart = bool(boundary[0])
         word = re.match(r"[A-Za-z]+|[\u4e00-\u9fff]", tail)
         factor = MAGNITUDES.get(word[0], 0) if word else 0
         is_prefix = word is not None and not word[0].isascii() and read_unit(tail) is not None  # "kilo" in Chinese
         if factor and word and not is_prefix and not (is_apart and len(word[0]) == 1 and word[0].isascii()):
-            number, rest = read_constant(trim(head)), tail[word.end() :].strip(" -")
+            number = read_constant(trim(head))
+            rest = tail[word.end() :].strip(" -")
             if number is not None:
                 scaled = Number(number.value * factor, None)
                 if not rest:
                     return [scaled]
-                if unit := read_unit(rest.removeprefix("of").strip()):
+                unit = read_unit(rest.removeprefix("of").strip())
+                if unit:
                     return [Quantity(scaled, *unit)]
                 if _LABEL.fullmatch(rest) or (deeper := MAGNITUDES.get(rest.split()[0], 0)) == 0:
-                    return [scaled] if _LABEL.fullmatch(rest) else []
+                    if _LABEL.fullmatch(rest):
+                        return [scaled]
+                    return []
                 return [Number(scaled.value * deeper)]
         if tail.startswith("^") and re.search(r"\\[a-z]{3}", head.replace("\\frac", "")):
             continue  # the sine of an angle, not degrees
-        if fraction := _UNIT_FRACTION.fullmatch(tail):
+        fraction = _UNIT_FRACTION.fullmatch(tail)
+        if fraction:
             tail = f"{fraction[1]}/{fraction[2]}"
-        unit = None if not is_apart and re.fullmatch("[A-Za-z]", tail) else read_unit(tail)  # 5m may be a product
+        # 5m may be a product
+        if not is_apart and re.fullmatch("[A-Za-z]", tail):
+            unit = None
+        else:
+            unit = read_unit(tail)
         if unit and (number := _read_head(trim(head))) is not None:
             results: list[Reading] = [Quantity(number, *unit)]
             if unit[1] == (("deg", 1),):
@@ -237,7 +279,9 @@ def _read_amount(text: str) -> list[Reading]:
 def _noun(words: str) -> str:
     """Return the first word behind a number if it may be a noun and is no unit: "apples", not "of" or "pounds"."""
     first = re.split(r"[\s.'/-]", words)[0]
-    return "" if first.lower() in _NO_NOUN or read_unit(first) is not None else first
+    if first.lower() in _NO_NOUN or read_unit(first) is not None:
+        return ""
+    return first
 
 
 _NO_NOUN = frozenset(
@@ -291,7 +335,8 @@ _NO_NOUN = frozenset(
 
 def _sum_of_units(text: str) -> Quantity | None:
     """Read "5 ft 3 in" or "2 hours and 15 min": at least two units of one dimension, from large to small."""
-    position, pieces = 0, []
+    position = 0
+    pieces = []
     while match := _PIECE.match(text, position):
         unit = read_unit(_MARKS.get(match["unit"], match["unit"]))
         number = _literal(match["number"])

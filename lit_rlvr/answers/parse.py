@@ -59,21 +59,22 @@ def parse(text: str) -> tuple[Reading, ...]:
         readings_of_text.append(Text(spelt))
     if re.fullmatch(r"-?[\d.,]+ [a-z]+", key):
         readings_of_text.append(Text(key.replace(" ", "")))
-    if article := re.match(r"(?:the|an?) (?=[a-z]{3})", key):
+    article = re.match(r"(?:the|an?) (?=[a-z]{3})", key)
+    if article:
         readings_of_text.append(Text(key[article.end() :]))
     if len(text) <= LONGEST and (cleaned := clean(text)):
         readings_of_text += [Text(normalise(cleaned)), *_read(cleaned, 0)]
-    return (
-        tuple(dict.fromkeys(readings_of_text))
-        if not any(isinstance(v, Labelled | Matrix) for v in readings_of_text)
-        else tuple(readings_of_text)
-    )
+    if not any(isinstance(v, Labelled | Matrix) for v in readings_of_text):
+        return tuple(dict.fromkeys(readings_of_text))
+    return tuple(readings_of_text)
 
 
 def readings(text: str, depth: int) -> tuple[Reading, ...]:
     """Return the readings of a part of a text that has been cleaned."""
     text = trim(text)
-    return (Text(normalise(text)), *_read(text, depth)) if text else ()
+    if text:
+        return (Text(normalise(text)), *_read(text, depth))
+    return ()
 
 
 _OPTION = re.compile(r"\(([A-Ja-j])\)[.:]?\s*((?!and\b|or\b|[,;&(])\S.*)|([A-J])[).:]\s+(\S.*)")
@@ -92,12 +93,14 @@ def _read(text: str, depth: int) -> list[Reading]:
     """Return what a cleaned text means besides its words."""
     if depth > 6 or not text:
         return []
-    if option := _OPTION.fullmatch(text):
+    option = _OPTION.fullmatch(text)
+    if option:
         return [Text((option[1] or option[3]).lower()), *readings(option[2] or option[4], depth + 1)]
     if re.fullmatch(r"-?\d+(?:\.\d+)?(?:\s+-?\d+(?:\.\d+)?)+", text):
         return []  # a row of numbers
     for reader in (read_parts, read_number, read_quantity):
-        if results := reader(text):
+        results = reader(text)
+        if results:
             if re.fullmatch(r"\d+(?:,\d+)+", text):  # 1,234
                 items = [value for value in _list(text, depth) if isinstance(value, Series)]
                 is_grouped = re.fullmatch(r"\d{1,3}(?:,\d{3})+", text) is not None
@@ -115,11 +118,13 @@ def _read(text: str, depth: int) -> list[Reading]:
         if named is None:
             return read_formula(text)
         return [Labelled({_label(named[1]): (readings(text[named.end() :], depth + 1),)})]
-    if word := next((key for key, pattern in _SAID.items() if re.fullmatch(pattern, text, re.I)), None):
+    word = next((key for key, pattern in _SAID.items() if re.fullmatch(pattern, text, re.I)), None)
+    if word:
         return [Text(word)]
     first, second = (_plus_minus, _bracketed) if text[0] == "(" else (_bracketed, _plus_minus)
     for read in (_list, _set_operations, _relation, first, second):
-        if values := read(text, depth):
+        values = read(text, depth)
+        if values:
             return values
     return read_formula(text)
 
@@ -153,10 +158,14 @@ def _list(text: str, depth: int) -> list[Reading]:
     if isinstance(relation, Labelled) and len(relation.values) == 1 and not any(relations[1:]):
         ((label, values),) = relation.values.items()
         return [Labelled({label: (*values, *items[1:])})]
-    if solution := _solution(relations):
+    solution = _solution(relations)
+    if solution:
         return [solution]
     flat = _flat(items)
-    letters = [Text("".join(parts).lower())] if all(re.fullmatch("[A-Z]", part) for part in parts) else []
+    if all(re.fullmatch("[A-Z]", part) for part in parts):
+        letters = [Text("".join(parts).lower())]
+    else:
+        letters = []
     return [Series(tuple(flat)), *letters]
 
 
@@ -171,7 +180,9 @@ def _solution(relations: Sequence[Any]) -> Labelled | None:
     if value is None or len(items) != 1 or symbols != {label}:
         return None
     left = [equation.difference.subs(sympy.Symbol(label), value) for equation in equations]
-    return last if all(sympy.simplify(number) == 0 for number in left) else None
+    if all(sympy.simplify(number) == 0 for number in left):
+        return last
+    return None
 
 
 def _flat(items: Sequence[tuple[Reading, ...]]) -> list[tuple[Reading, ...]]:
@@ -186,20 +197,27 @@ def _flat(items: Sequence[tuple[Reading, ...]]) -> list[tuple[Reading, ...]]:
 def _bracketed(text: str, depth: int) -> list[Reading]:
     """Read items in brackets: a tuple, a set, an interval."""
     if text.startswith("\\{") and text.endswith("\\}"):
-        opening, inside, closing = "{", text[2:-2], "}"
+        opening = "{"
+        inside = text[2:-2]
+        closing = "}"
     elif len(text) > 2 and text[0] in "([{" and text[-1] in ")]}":
-        opening, inside, closing = text[0], text[1:-1], text[-1]
+        opening = text[0]
+        inside = text[1:-1]
+        closing = text[-1]
     else:
         return []
     if text[0] in BRACKETS and BRACKETS[text[0]] == closing and closing_bracket(text, 0) != len(text) - 1:
         return []
-    if matrix := _rows_of_matrix(opening, inside):
+    matrix = _rows_of_matrix(opening, inside)
+    if matrix:
         return [matrix]
     parts = [trim(part) for part in split_outside(inside, re.compile(r"\s*[,;]\s*"))]
     if opening == "{" and (match := re.match(r"\s*[a-z]\s*(?:\\in\s*\\mathbb\{R\}\s*)?[|:]\s*", inside)):
         return _read(trim(inside[match.end() :]), depth + 1)
     if len(parts) < 2 and opening != "{":
-        return _read(trim(inside), depth + 1) if opening + closing in ("()", "[]") else []
+        if opening + closing in ("()", "[]"):
+            return _read(trim(inside), depth + 1)
+        return []
     brackets = opening + closing
     items = [readings(part, depth + 1) for part in parts if part]
     if opening == "{":
@@ -221,7 +239,9 @@ def _rows_of_matrix(opening: str, inside: str) -> Matrix | None:
         return None
     cells = [[to_sympy(cell) for cell in row] for row in rows]
     is_read = all(isinstance(cell, sympy.Expr) for row in cells for cell in row)
-    return Matrix(sympy.ImmutableMatrix(cells)) if is_read else None
+    if is_read:
+        return Matrix(sympy.ImmutableMatrix(cells))
+    return None
 
 
 def _set_operations(text: str, depth: int) -> list[Reading]:
@@ -235,7 +255,9 @@ def _set_operations(text: str, depth: int) -> list[Reading]:
         )
         if len(parts) > 1:
             operands = [_as_set(trim(part), depth + 1) for part in parts]
-            return _region(combine(*operands)) if all(s is not None for s in operands) else []
+            if all(s is not None for s in operands):
+                return _region(combine(*operands))
+            return []
     return []
 
 
@@ -246,7 +268,9 @@ def _as_set(text: str, depth: int) -> Any:
             return _sympy_set(value)
         if isinstance(value, Series) and value.brackets == "{}":
             numbers = [next((v.value for v in item if isinstance(v, Number)), None) for item in value.items]
-            return sympy.FiniteSet(*numbers) if None not in numbers else None
+            if None not in numbers:
+                return sympy.FiniteSet(*numbers)
+            return None
     return None
 
 
@@ -294,7 +318,8 @@ def _sides(text: str) -> tuple[list[str], list[str]]:
 
 def _relation(text: str, depth: int) -> list[Reading]:
     """Read labels, equations, inequalities and orders."""
-    if match := _POINT.fullmatch(text) or _COLON.fullmatch(text):
+    match = _POINT.fullmatch(text) or _COLON.fullmatch(text)
+    if match:
         return [Labelled({_label(match[1]): (readings(match[2], depth + 1),)})]
     if not _has_relation(text):
         return []
@@ -302,7 +327,8 @@ def _relation(text: str, depth: int) -> list[Reading]:
     rounded: list[Reading] = []
     while signs and signs[-1] == "\\approx" and sides[0] and (len(signs) > 1 or not _NAME.fullmatch(sides[0])):
         rounded = _read(sides[-1], depth + 1)  # of what stands before it
-        sides, signs = sides[:-1], signs[:-1]
+        sides = sides[:-1]
+        signs = signs[:-1]
     if rounded:
         return [*_read(text[: text.rindex("\\approx")].rstrip(), depth + 1), *rounded]
     if not all(sides):
@@ -313,7 +339,9 @@ def _relation(text: str, depth: int) -> list[Reading]:
         return [*_read(sides[1], depth + 1), Labelled({_label(sides[0]): (readings(sides[1], depth + 1),)})]
     if signs == ["\\ne"] and (both := _plus_minus(sides[1], depth)):
         zeros = [next((v.value for v in item if isinstance(v, Number)), None) for item in both[0].items]  # type: ignore[union-attr]
-        return _region(sympy.Complement(sympy.S.Reals, sympy.FiniteSet(*zeros))) if None not in zeros else []
+        if None not in zeros:
+            return _region(sympy.Complement(sympy.S.Reals, sympy.FiniteSet(*zeros)))
+        return []
     if "=" not in signs and all(re.fullmatch(r"\\?[A-Za-z]+(?:_\{?\w+\}?|\(\w+\))?", side) for side in sides):
         pairs = zip(sides, signs, sides[1:], strict=False)
         return [Chain(frozenset(_oriented(*pair) for pair in pairs))]
@@ -325,11 +353,9 @@ def _relation(text: str, depth: int) -> list[Reading]:
     if len(signs) > 1 or signs[0] not in "<>\\le\\ge\\ne" or not all(isinstance(f, sympy.Expr) for f in formulas):
         return []
     (left, right), sign = formulas, signs[0]
-    return (
-        [Equation(right - left, {">": "<", "\\ge": "\\le"}[sign])]
-        if sign in (">", "\\ge")
-        else [Equation(left - right, sign)]
-    )
+    if sign in (">", "\\ge"):
+        return [Equation(right - left, {">": "<", "\\ge": "\\le"}[sign])]
+    return [Equation(left - right, sign)]
 
 
 def _oriented(left: str, sign: str, right: str) -> tuple[str, str, str]:
@@ -338,11 +364,14 @@ def _oriented(left: str, sign: str, right: str) -> tuple[str, str, str]:
 
 def _label(text: str) -> str:
     label = re.sub(r"[\s{}\\]|(?:^the )", "", text)
-    return label.casefold() if re.search(r"[A-Za-z]{2}", label) else label
+    if re.search(r"[A-Za-z]{2}", label):
+        return label.casefold()
+    return label
 
 
 def _equal_sides(sides: Sequence[str], depth: int) -> list[Reading]:
-    first, last = sides[0], sides[-1]
+    first = sides[0]
+    last = sides[-1]
     if re.fullmatch(r"\(.*,.*\)", first) and re.fullmatch(r"\(.*,.*\)", last):
         names, values = (split_outside(side[1:-1], re.compile(r"\s*,\s*")) for side in (first, last))
         if len(names) == len(values) and all(_NAME.fullmatch(name.strip()) for name in names):
@@ -388,12 +417,16 @@ def _solved(left: str, sign: str, right: str) -> Any:
     slope = sympy.diff(difference, x)
     if sign == "\\ne":
         zeros = sympy.solveset(difference, x, sympy.S.Reals)
-        return sympy.Complement(sympy.S.Reals, zeros) if isinstance(zeros, sympy.FiniteSet) else None
+        if isinstance(zeros, sympy.FiniteSet):
+            return sympy.Complement(sympy.S.Reals, zeros)
+        return None
     if slope.is_number and slope.is_real and slope != 0:
         zero = -difference.subs(x, 0) / slope
         is_below = (sign in ("<", "\\le")) == bool(slope > 0)
         is_open = sign in "<>"
-        return sympy.Interval(-sympy.oo, zero, True, is_open) if is_below else sympy.Interval(zero, sympy.oo, is_open)
+        if is_below:
+            return sympy.Interval(-sympy.oo, zero, True, is_open)
+        return sympy.Interval(zero, sympy.oo, is_open)
     relation = {"<": sympy.Lt, ">": sympy.Gt, "\\le": sympy.Le, "\\ge": sympy.Ge}.get(sign)
     bare = difference.replace(sympy.Abs, lambda inside: inside)
     if relation is None or not bare.is_polynomial(x) or sympy.degree(bare, x) > 4:

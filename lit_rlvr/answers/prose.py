@@ -80,7 +80,9 @@ def in_prose(text: str) -> str:
 def _closed(text: str) -> str:
     """Return a piece of LaTeX without outer space and a last brace that nothing opens."""
     text = text.strip()
-    return text.removesuffix("}").strip() if text.count("}") > text.count("{") else text
+    if text.count("}") > text.count("{"):
+        return text.removesuffix("}").strip()
+    return text
 
 
 YES_NO = frozenset(
@@ -151,12 +153,14 @@ def candidates(answer: Found, keys: Collection[str]) -> Iterator[str]:
 
 def _in_box(answer: Found, keys: Collection[str]) -> Iterator[str]:
     """Yield what a box or tag holds, and the last step of a derivation or the value of a sentence in it."""
-    if corrected := _corrected(answer.text, answer.behind):
+    corrected = _corrected(answer.text, answer.behind)
+    if corrected:
         yield from candidates(Found(corrected, "phrase"), keys)
         return
     prose = in_prose(answer.text)
     yield answer.text
-    if last := last_step(prose or answer.text):
+    last = last_step(prose or answer.text)
+    if last:
         if not prose:
             yield last
         yield from candidates(Found(last if prose else clean(last), "line"), keys)
@@ -172,10 +176,12 @@ def _in_sentence(answer: Found, keys: Collection[str]) -> Iterator[str]:
         return
     text = without_denied(plain_characters(_PROSE_DASH.sub(", ", answer.text)).strip())
     is_phrase = answer.where != "line"
-    if corrected := _corrected(text, answer.behind):
+    corrected = _corrected(text, answer.behind)
+    if corrected:
         yield from candidates(Found(corrected, "phrase"), keys)
         return
-    if (instead := contrast(text)) and next(_spans(instead), None):
+    instead = contrast(text)
+    if instead and next(_spans(instead), None):
         yield from candidates(Found(instead, "phrase"), keys)
         return
     if is_phrase and begins_with_denial(text):
@@ -183,7 +189,8 @@ def _in_sentence(answer: Found, keys: Collection[str]) -> Iterator[str]:
     if not is_phrase and text.endswith("?"):
         yield from _above(answer, keys)
         return
-    if listed := re.fullmatch(r"\[(\s*['\"].*['\"]\s*)\]\.?", text):  # a list literal
+    listed = re.fullmatch(r"\[(\s*['\"].*['\"]\s*)\]\.?", text)
+    if listed:  # a list literal
         yield re.sub(r"(?:^|(?<=,))\s*['\"]|['\"]\s*(?=,|$)", " ", listed[1]).strip()
         return
     if not keys.isdisjoint(YES_NO) and (verdict := _verdict(text)):
@@ -195,20 +202,26 @@ def _in_sentence(answer: Found, keys: Collection[str]) -> Iterator[str]:
             return
     verb = _verb(text, is_phrase)
     statement = text[verb.end() :] if verb else text
-    if count := _count(statement if verb else text if not re.search(r"\d", text) else ""):
+    count = _count(statement if verb else text if not re.search(r"\d", text) else "")
+    if count:
         yield count
     if verb and has_denial(text[: verb.end() + 4]):
         statement = text
-    clause = statement[: _cut(statement)] if is_phrase or statement != text else statement
+    if is_phrase or statement != text:
+        clause = statement[: _cut(statement)]
+    else:
+        clause = statement
     rest = statement[len(clause) :]
     if _GOES_ON.match(rest) or is_denied(rest) or _is_unread_chain(clause):
-        if chain := _END_OF_CHAIN.search(text):
+        chain = _END_OF_CHAIN.search(text)
+        if chain:
             yield chain[1]
         return
     for phrase in dict.fromkeys((text, clause)):
         if not keys.isdisjoint(text_keys(parse(phrase))):
             yield phrase
-    if named := _named(clause, keys):
+    named = _named(clause, keys)
+    if named:
         yield named
     for phrase in dict.fromkeys((clause, text.rstrip(".")) if verb else (text.rstrip("."), clause)):
         if _is_value(phrase):
@@ -216,7 +229,8 @@ def _in_sentence(answer: Found, keys: Collection[str]) -> Iterator[str]:
     searched = clause if next(_spans(clause), None) else text
     spans = _without_ordinals(searched, list(_spans(searched)))
     for start, end in spans[:1] if is_phrase or searched is not text else spans[-1:]:
-        before, after = re.split(r"[.;:,]\s", searched[:start])[-1], searched[end:]
+        before = re.split(r"[.;:,]\s", searched[:start])[-1]
+        after = searched[end:]
         if not is_denied_before(before, after) and not _GOES_ON.match(after) and not is_denied(after):
             yield _with_unit(searched, start, end)
     if not spans:
@@ -247,21 +261,28 @@ def _corrected(text: str, behind: str) -> str:
     original = text[: text.find(after)] if after in text else text
     before = [original[start:end] for start, end in _spans(original)]
     is_other = bool(values) and bool(before) and before[0].strip("$") not in [value.strip("$") for value in values]
-    return after if is_other else ""
+    if is_other:
+        return after
+    return ""
 
 
 def _verdict(text: str) -> str:
     """Return yes or no, in any language, if a sentence begins with it or ends with nothing else behind a comma."""
     match = _FIRST_WORD.match(text) or re.search(rf"(?i)[,:]\s*({_VERDICT_WORD})\W*$", text)
-    return match[1] if match else ""
+    if match:
+        return match[1]
+    return ""
 
 
 def _conclusion(text: str) -> str:
     """Return the conclusion of a line behind its last "so", if it has a value; else the line."""
-    if (reason := _REASON_FIRST.match(text)) and next(_spans(text[reason.end() :]), None):
+    reason = _REASON_FIRST.match(text)
+    if reason and next(_spans(text[reason.end() :]), None):
         text = text[reason.end() :]
     last = _SO.split(text)[-1]
-    return last if next(_spans(last), None) else text
+    if next(_spans(last), None):
+        return last
+    return text
 
 
 def _verb(text: str, is_phrase: bool) -> re.Match[str] | None:
@@ -293,7 +314,10 @@ def _named(clause: str, keys: Collection[str]) -> str:
         r"|an?|towards?)\s+)*(.+)",
         clause,
     )
-    words = re.sub(r"^\u662f|\u7684$", "", match[1].strip(" .!*")) if match else ""
+    if match:
+        words = re.sub(r"^\u662f|\u7684$", "", match[1].strip(" .!*"))
+    else:
+        words = ""
     chinese = re.search(r"[\u662f\u4e3a]\s*([\u4e00-\u9fff]+?)\u7684?[.\s]*$", clause)
     for name in (words, chinese[1] if chinese else ""):
         if name and not keys.isdisjoint(text_keys(parse(name))):
@@ -328,13 +352,17 @@ def last_step(text: str) -> str:
     last = re.sub(r"\\end\s*\{\w+\*?\}|\\\)|&", " ", last).strip(" .\n")
     _, sign, value = re.split(r"\.\s|\\\\|\\q?quad", _closed(last))[-1].rpartition("=")
     value = value.strip("$") if value.count("$") % 2 else value
-    return value if sign or before else ""
+    if sign or before:
+        return value
+    return ""
 
 
 def _items(value: Reading) -> Iterable[Sequence[Reading]]:
     if isinstance(value, Labelled):
         return (item for items in value.values.values() for item in items)
-    return value.items if isinstance(value, Series) else ()
+    if isinstance(value, Series):
+        return value.items
+    return ()
 
 
 def _is_value(phrase: str) -> bool:
@@ -404,7 +432,9 @@ def _without_words(text: str, start: int, end: int) -> list[tuple[int, int]]:
     for opening, closing in ("()", "[]", "{}"):  # a bracket of the sentence
         if run.endswith(closing) and run.count(closing) > run.count(opening) and not re.search(r"[\[(].*[\])]$", run):
             end -= 1
-    return [(start, end)] if re.search(r"\d|\\", text[start:end]) else []
+    if re.search(r"\d|\\", text[start:end]):
+        return [(start, end)]
+    return []
 
 
 def _with_unit(text: str, start: int, end: int) -> str:
@@ -414,7 +444,10 @@ def _with_unit(text: str, start: int, end: int) -> str:
     words = re.match(
         rf"(?:\s*(?!(?:and|or)\b)(?:{letters}|[.-](?={letters}))+(?:\^\{{?-?\d\}}?)?\.?){{1,3}}", text[end:]
     )
-    pieces = re.findall(rf"\s*[{ALPHABET}\u4e00-\u9fff%/-]+(?:\^\{{?-?\d\}}?)?\.?", words[0]) if words else []
+    if words:
+        pieces = re.findall(rf"\s*[{ALPHABET}\u4e00-\u9fff%/-]+(?:\^\{{?-?\d\}}?)?\.?", words[0])
+    else:
+        pieces = []
     plain = parse(span)
     for count in range(len(pieces), 0, -1):
         longer = span + "".join(pieces[:count]).rstrip(".")

@@ -149,10 +149,14 @@ def without_denied(text: str) -> str:
 def contrast(text: str) -> str:
     """Return what a text says instead of a value that it denies: "not 6 but 5"; "" if it does not."""
     match = _NOT_BUT.search(text)
-    return text[match.end() :] if match else ""
+    if match:
+        return text[match.end() :]
+    return ""
 
 
 def correction(after: str) -> str:
     """Return what stands behind the last word of a correction in the text behind an answer; "" without one."""
     corrected = [*_CORRECTED.finditer(after), *_CONTRASTED.finditer(after)]
-    return after[max(match.end() for match in corrected) :].lstrip(" ,:;.") if corrected else ""
+    if corrected:
+        return after[max(match.end() for match in corrected) :].lstrip(" ,:;.")
+    return ""

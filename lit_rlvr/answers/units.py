@@ -113,25 +113,34 @@ _FACTOR = re.compile(
 def read_unit(text: str) -> tuple[Fraction, Dimension] | None:
     """Return the factor to base units and the dimension of "km/h", "sq. ft." or "cm^2"; None if it is no known unit."""
     text = text.strip().removeprefix("^").replace("{\\circ}", "\\circ").strip("{}").removesuffix(" old")
-    text = re.sub(
-        r"\\mu\s*(?=[A-Za-z])", "u", re.sub(r"(?i)degrees?\s+(?=celsius|fahrenheit)|light-(?=year)", "", text)
-    )
-    text = re.sub(r"\s*/\s*\(([^()]*)\)", lambda m: "/" + re.sub(r"\s*(?:\*|\\cdot|\s)\s*", "/", m[1].strip()), text)
+    text = re.sub(r"(?i)degrees?\s+(?=celsius|fahrenheit)|light-(?=year)", "", text)
+    text = re.sub(r"\\mu\s*(?=[A-Za-z])", "u", text)
+    text = re.sub(r"\s*/\s*\(([^()]*)\)", _without_brackets, text)
     text = text.replace("electron volt", "electronvolt")
-    factor, powers, position = Fraction(1), dict[str, int](), 0
+    factor = Fraction(1)
+    powers = dict[str, int]()
+    position = 0
     while position < len(text):
         match = _FACTOR.match(text, position)
         known = match and _lookup(match["unit"])
         if not match or not known or (position == 0 and match["op"] not in (None, "/", "per")):
             return None
         exponent = int(match["exponent"] or 1) * _POWERS[match["power"]] * _POWERS[match["after"]]
-        exponent *= -1 if match["op"] in ("/", "per") else 1
+        if match["op"] in ("/", "per"):
+            exponent = -exponent
         factor *= known[0] ** exponent
         for base, power in known[1]:
             powers[base] = powers.get(base, 0) + power * exponent
         position = match.end()
     dimension = tuple(sorted((base, power) for base, power in powers.items() if power))
-    return (factor, dimension) if dimension else None
+    if dimension:
+        return (factor, dimension)
+    return None
+
+
+def _without_brackets(below: re.Match[str]) -> str:
+    """Return a product below a fraction bar as divisions: "/(m*s)" is "/m/s"."""
+    return "/" + re.sub(r"\s*(?:\*|\\cdot|\s)\s*", "/", below[1].strip())
 
 
 def _lookup(name: str) -> tuple[Fraction, Dimension] | None:
@@ -142,7 +151,8 @@ def _lookup(name: str) -> tuple[Fraction, Dimension] | None:
         power = 2 if name[0] == "\u5e73" else 3
         return base[0] ** power, tuple((unit, exponent * power) for unit, exponent in base[1])
     for form in dict.fromkeys((name, name.lower())) if len(name) > 1 else (name,):
-        if known := _UNITS.get(form) or _prefixed(form):
+        known = _UNITS.get(form) or _prefixed(form)
+        if known:
             return known
     return None
 
@@ -153,12 +163,15 @@ def _prefixed(name: str) -> tuple[Fraction, Dimension] | None:
         rest = name.removeprefix(prefix)
         if rest != name and (rest in _SYMBOLS if len(prefix) == 1 else _PREFIXED.fullmatch(rest)):
             base = _UNITS.get(rest) or _UNITS.get(rest.lower())
-            return None if base is None else (Fraction(size) * base[0], base[1])
+            if base is None:
+                return None
+            return (Fraction(size) * base[0], base[1])
     return None
 
 
 for _names, (_size, _units) in _DERIVED.items():
-    if (_unit := read_unit(_units)) is None:
+    _unit = read_unit(_units)
+    if _unit is None:
         raise ValueError(f"_DERIVED: {_units} is no unit")
     _UNITS |= {name: (Fraction(_size) * _unit[0], _unit[1]) for name in _names.split()}
 
@@ -184,17 +197,21 @@ def read_numeral(text: str) -> Fraction | None:
         return Fraction(sign, 2)
     if len(words) == 2 and words[1] in _PARTS and words[0] in ("a", "one", *_ONES):
         return Fraction(sign * _WORDS.get(words[0], 1), _PARTS[words[1]])
-    total, current = 0, None
+    total = 0
+    current = None
     for word in words:
         if word in _WORDS:
             current = (current or 0) + _WORDS[word]
         elif word in MAGNITUDES and len(word) > 2 and word.isalpha() and word.isascii():
             current = (1 if current is None else current) * MAGNITUDES[word]
             if MAGNITUDES[word] > 100:
-                total, current = total + current, 0
+                total = total + current
+                current = 0
         else:
             return None
-    return None if current is None else Fraction(sign * (total + current))
+    if current is None:
+        return None
+    return Fraction(sign * (total + current))
 
 
 _CHINESE_DIGITS = "\u96f6\u4e00\u4e8c\u4e09\u56db\u4e94\u516d\u4e03\u516b\u4e5d"
@@ -205,9 +222,14 @@ def read_chinese(text: str) -> Fraction | None:
     """Return the value of a Chinese numeral up to hundreds of millions, or a fraction of two ("a parts of b")."""
     denominator, parts, numerator = text.partition("\u5206\u4e4b")
     if parts:
-        below, above = read_chinese(denominator), read_chinese(numerator)
-        return above / below if above is not None and below else None
-    total, section, digit = 0, 0, None
+        below = read_chinese(denominator)
+        above = read_chinese(numerator)
+        if above is not None and below:
+            return above / below
+        return None
+    total = 0
+    section = 0
+    digit = None
     for character in text.replace("\u4e24", "\u4e8c"):
         if character in _CHINESE_DIGITS:
             digit = _CHINESE_DIGITS.index(character)
@@ -215,8 +237,11 @@ def read_chinese(text: str) -> Fraction | None:
             if place < 10**4:
                 section += (1 if digit is None else digit) * place
             else:
-                total, section = (total + section + (digit or 0)) * place, 0
+                total = (total + section + (digit or 0)) * place
+                section = 0
             digit = None
         else:
             return None
-    return Fraction(total + section + (digit or 0)) if text else None
+    if text:
+        return Fraction(total + section + (digit or 0))
+    return None

@@ -65,7 +65,8 @@ def check(
     rules = Rules(decimals, reference_precision)
     verdicts = []
     for reference in references:
-        if letter := _option_letter(reference):
+        letter = _option_letter(reference)
+        if letter:
             verdicts.append(_judge_letter(text, letter, found, boxed_only))
         else:
             verdicts.append(_judge(found, reference, rules))
@@ -84,7 +85,9 @@ _LETTER = re.compile(r"(?:(?i:option|choice|answer)\s*)?\(?([A-Z])\)?[.):]?|(?i:
 def _option_letter(answer: str) -> str:
     """Return the letter of a reference that is an option of a multiple-choice question: "B", "(B)", "Option B"."""
     match = _LETTER.fullmatch(clean(_bare_reference(answer)))
-    return (match[1] or match[2]).upper() if match else ""
+    if match:
+        return (match[1] or match[2]).upper()
+    return ""
 
 
 def _judge_letter(text: str, letter: str, found: Found, boxed_only: bool) -> Verdict:
@@ -118,7 +121,8 @@ def _judge(found: Found, reference: str, rules: Rules) -> Verdict:
     """Judge what was found by a reference that is no option."""
     bare = _bare_reference(reference)
     golds = _reference(reference)
-    if string := _STRING.fullmatch(bare):
+    string = _STRING.fullmatch(bare)
+    if string:
         return _judge_string(string[2], found)
     equation = _judge_equation(bare, golds, found)
     if equation is not None:
@@ -215,7 +219,10 @@ def second_opinion(
     else:
         text = answer_region(text, boxed_only, open_thoughts)
     forms = (LatexExtractionConfig(), ExprExtractionConfig())
-    given = parse(text, forms, parsing_timeout=None) if found_answer.text else []
+    if found_answer.text:
+        given = parse(text, forms, parsing_timeout=None)
+    else:
+        given = []
     references = (answer,) if isinstance(answer, str) else tuple(answer)
     for reference in references:
         gold = parse(f"${_bare_reference(reference).strip('$')}$", forms, parsing_timeout=None)
@@ -285,12 +292,14 @@ def _bare_reference(answer: str) -> str:
 @lru_cache(maxsize=4096)
 def _reference(answer: str) -> tuple[Reading, ...]:
     bare = _bare_reference(answer)
-    if accepted := re.fullmatch(r"(.*\S)\s*\((?:both|either|all|any)\b[^()]*\)\.?", bare):
+    accepted = re.fullmatch(r"(.*\S)\s*\((?:both|either|all|any)\b[^()]*\)\.?", bare)
+    if accepted:
         forms = re.split(r"\s*(?:,|\bor\b|\band\b)\s*", accepted[1])
     else:
         forms = re.split(r"\s+OR\s+|\s*\\?#\s*\\?#\s*", bare)
     values = tuple(value for form in forms for value in parse(form.strip(" $") if len(forms) > 1 else form))
-    if verdict := re.fullmatch(r"(?i)yes[.,;:]\s*(\$.*\$)\.?", bare):
+    verdict = re.fullmatch(r"(?i)yes[.,;:]\s*(\$.*\$)\.?", bare)
+    if verdict:
         values += parse(verdict[1])
     return (*values, *_in_several_forms(values))
 
@@ -302,7 +311,9 @@ def _in_several_forms(values: Sequence[Reading]) -> Sequence[Reading]:
         return ()
     first, *others = listed.items
     is_one = all(same(first, item, Rules()) for item in others)
-    return first if is_one else ()
+    if is_one:
+        return first
+    return ()
 
 
 check("\\boxed{\\frac{x}{2}}", "0.5x")  # fills caches, which must not count in the first answer's time

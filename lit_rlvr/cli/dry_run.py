@@ -25,11 +25,18 @@ PROMPTS = 2
 
 def settings(run: PlannedRun) -> dict[str, Any]:
     """Return the parts and limits of the run by name."""
-    trainer, module, data, rollout = run.trainer, run.module, run.data, run.rollout
+    trainer = run.trainer
+    module = run.module
+    data = run.data
+    rollout = run.rollout
     dtype = compute_dtype(str(trainer.precision))
     correct = next((reward for reward in rollout.rewards if reward.correct_from), None)
-    tokens, iterations = run.limits.get("tokens"), run.iterations
-    limits = [] if tokens is None else [f"until {tokens} tokens are generated"]
+    tokens = run.limits.get("tokens")
+    iterations = run.iterations
+    if tokens is None:
+        limits = []
+    else:
+        limits = [f"until {tokens} tokens are generated"]
     if iterations is not None:
         passes = iterations * data.prompts_per_rollout / len(data.prompts["train"])
         limits.append(
@@ -59,8 +66,11 @@ def settings(run: PlannedRun) -> dict[str, Any]:
 
 def sizes(run: PlannedRun) -> dict[str, Any]:
     """Return the numbers of iterations, sequences and validations of the whole run."""
-    trainer, data, rollout = run.trainer, run.data, run.rollout
-    iterations, every = run.iterations, rollout.validate_every_rollouts
+    trainer = run.trainer
+    data = run.data
+    rollout = run.rollout
+    iterations = run.iterations
+    every = rollout.validate_every_rollouts
     during = (iterations or 0) // every if every else 1  # by epochs counts as once, at the end
     return {
         "iterations": iterations,
@@ -97,7 +107,10 @@ def dry_run(run: PlannedRun) -> None:
     run.prepare()
     log_sizes(run.rollout, run.module, *run.sizes_on_device, data=run.data)
     warn_of_answers(run.rollout, run.data)
-    steps = None if run.iterations is None else run.iterations * updates_per_iteration(run.module)
+    if run.iterations is None:
+        steps = None
+    else:
+        steps = run.iterations * updates_per_iteration(run.module)
     warn_of_rate(run.module.lr, run.module.optim, steps)
     report = {
         "run": settings(run),

@@ -133,7 +133,11 @@ def _problems(arguments: Sequence[str], names: IndexedNames) -> Iterator[str]:
             _check_ours(loaded := load_yaml(value))
             keys.add(key)
         if option in ("--config", "-c"):
-            config = loaded if isinstance(loaded, dict) else read_config(Path(value))  # merged over its base, or a file
+            # merged over its base, or a file
+            if isinstance(loaded, dict):
+                config = loaded
+            else:
+                config = read_config(Path(value))
             _check_ours(config)
             for part in {"model", "data"} & {*config}:
                 classes[part] = config[part].get("class_path", classes.get(part))
@@ -148,7 +152,8 @@ def _problems(arguments: Sequence[str], names: IndexedNames) -> Iterator[str]:
         elif key in ("model", "data") and inner:
             group, dot, field = inner.removeprefix("init_args.").partition(".")
             path = names.path_of(key, classes[key])
-            where, arguments_of_class = f"Parser key \"{key}\": class_path '{path}'", names.arguments(path)
+            where = f"Parser key \"{key}\": class_path '{path}'"
+            arguments_of_class = names.arguments(path)
             if dot and any(name.startswith(f"{group}.") for name in arguments_of_class):
                 field = field.partition(".")[0]
                 if f"{group}.{field}" not in arguments_of_class:

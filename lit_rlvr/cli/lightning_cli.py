@@ -90,13 +90,15 @@ class RunParser(Parser, LightningArgumentParser):
 def settings_yaml(parser: LightningArgumentParser, config: Any) -> str:
     """Return the resolved settings of `fit` as YAML for another run, without resume and overwrite."""
     settings = config.clone()
-    settings.overwrite, settings.ckpt_path = False, None
+    settings.overwrite = False
+    settings.ckpt_path = None
     return str(parser.dump(settings, skip_none=False, format="yaml"))
 
 
 def keep_chosen_tokens(config: Any) -> None:
     """Replace `auto` in model.compute.tokens_per_microbatch by what the run that is resumed has chosen."""
-    options, before = config.model.init_args.compute, _config_of(config.ckpt_path)
+    options = config.model.init_args.compute
+    before = _config_of(config.ckpt_path)
     if options.tokens_per_microbatch == "auto" and before.is_file():
         settings = yaml.safe_load(before.read_text())["model"]["init_args"].get("compute", {})
         options.tokens_per_microbatch = settings.get("tokens_per_microbatch", "auto")
@@ -126,7 +128,9 @@ class RLVRCLI(LightningCLI):
     """LightningCLI for `fit`, `validate` and the other commands that take a config."""
 
     def __init__(self, args: Sequence[str], stack: ExitStack, dry: bool = False) -> None:
-        self._arguments, self._stack, self._is_dry_run = list(args), stack, dry
+        self._arguments = list(args)
+        self._stack = stack
+        self._is_dry_run = dry
         super().__init__(
             RLVRModule,
             PromptDataModule,
@@ -199,7 +203,8 @@ class RLVRCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Check and complete the settings, and open the run, before anything is built."""
-        command, config = str(self.subcommand), self.config[self.subcommand]
+        command = str(self.subcommand)
+        config = self.config[self.subcommand]
         refuse_nulls(config, NEVER_NULL)
         check_config(command, config)
         resolve_config(command, config)
@@ -225,7 +230,10 @@ class RLVRCLI(LightningCLI):
             check_run_folder(folder.absolute(), self._run.checkpoint is not None, self._run.overwrite)
         else:
             self._run = self._stack.enter_context(Run.open(folder, config.ckpt_path, config.overwrite))
-        config.ckpt_path = None if self._run.checkpoint is None else str(self._run.checkpoint)
+        if self._run.checkpoint is None:
+            config.ckpt_path = None
+        else:
+            config.ckpt_path = str(self._run.checkpoint)
         config.overwrite = self._run.overwrite
         if config.ckpt_path:
             keep_chosen_tokens(config)

@@ -87,7 +87,8 @@ def run(arguments: Sequence[str]) -> int:
     if command in COMMANDS and arguments[1:] in (["-h"], ["--help"]):
         from lit_rlvr.cli.early_check import stored_help
 
-        if (text := stored_help(command)) is not None:
+        text = stored_help(command)
+        if text is not None:
             print(text)
             return 0
     add_user_modules()
@@ -108,7 +109,10 @@ def run(arguments: Sequence[str]) -> int:
 
     try:
         with results_as_json() if as_json else nullcontext():
-            action = import_module(COMMANDS[command][0]).run if command in COMMANDS else load_part(others[command])
+            if command in COMMANDS:
+                action = import_module(COMMANDS[command][0]).run
+            else:
+                action = load_part(others[command])
             if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
                 signal.signal(signal.SIGINT, signal.default_int_handler)
             silence_other_packages()

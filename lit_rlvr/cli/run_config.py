@@ -59,7 +59,11 @@ def resolve_config(command: str, config: Namespace) -> None:
     trainer = config.trainer
     trainer.default_root_dir = str(Path(trainer.default_root_dir or DEFAULT_FOLDER).expanduser())
     if trainer.precision == "auto":
-        trainer.precision = "bf16-mixed" if command == "plan" else auto_precision(trainer.accelerator)  # GPUs have it
+        # GPUs have it
+        if command == "plan":
+            trainer.precision = "bf16-mixed"
+        else:
+            trainer.precision = auto_precision(trainer.accelerator)
     if trainer.strategy in FSDP1:
         log.info("trainer.strategy: %s is FSDP2 here: lit_rlvr.strategy.FSDP2", trainer.strategy)
         options = Namespace(process_group_backend=None, replicas=1, offload="offload" in trainer.strategy)
@@ -76,7 +80,8 @@ def choose_strategy(command: str, config: Namespace, module: Any, data: Any) -> 
         data: the data.
     """
     trainer = config.trainer
-    strategy, checkpointing = trainer.strategy, module.compute.gradient_checkpointing
+    strategy = trainer.strategy
+    checkpointing = module.compute.gradient_checkpointing
     if "auto" not in (strategy, checkpointing):
         return
     gpus = None
@@ -86,13 +91,22 @@ def choose_strategy(command: str, config: Namespace, module: Any, data: Any) -> 
         module.compute = replace(module.compute, gradient_checkpointing=checkpointing is True)
         return
     job = describe_job(module, data, config.rollout, trainer.precision)
-    placement = None if strategy == "auto" else (isinstance(strategy, FSDP2), bool(getattr(strategy, "offload", False)))
+    if strategy == "auto":
+        placement = None
+    else:
+        placement = (isinstance(strategy, FSDP2), bool(getattr(strategy, "offload", False)))
     plan = job.choice(gpus, placement, None if checkpointing == "auto" else checkpointing)
     module.compute = replace(module.compute, gradient_checkpointing=plan.strategy.checkpointing)
     if strategy == "auto":
         fallback = "ddp" if gpus.count > 1 else "auto"
-        copies = trainer.num_nodes if job.fits_each_machine(plan, trainer.num_nodes) else 1
-        trainer.strategy = FSDP2(replicas=copies, offload=plan.strategy.offload) if plan.strategy.sharded else fallback
+        if job.fits_each_machine(plan, trainer.num_nodes):
+            copies = trainer.num_nodes
+        else:
+            copies = 1
+        if plan.strategy.sharded:
+            trainer.strategy = FSDP2(replicas=copies, offload=plan.strategy.offload)
+        else:
+            trainer.strategy = fallback
     log.log(logging.INFO if plan.fits else logging.WARNING, "%s", job.reason(plan))
 
 
@@ -103,14 +117,20 @@ def choose_tokens(trainer: Trainer, module: Any, data: Any) -> int:
     run's alone.
     """
     job, plan = describe_run(trainer, module, data)
-    limit = DEFAULT_TOKENS if trainer.strategy.root_device.type == "cpu" else None
+    if trainer.strategy.root_device.type == "cpu":
+        limit = DEFAULT_TOKENS
+    else:
+        limit = None
     plan = job.with_most_tokens(plan, limit)
     if not plan.fits:
         reason = "IT WILL NOT FIT: `lit-rlvr plan` proposes a strategy or adapters"
     elif plan.budget == job.step_tokens(plan.gpus):
         reason = "all of an optimizer step"
     else:
-        reason = "the most that is chosen on a CPU" if plan.budget == limit else "twice as many would not fit"
+        if plan.budget == limit:
+            reason = "the most that is chosen on a CPU"
+        else:
+            reason = "twice as many would not fit"
     log.log(
         logging.INFO if plan.fits else logging.WARNING,
         "tokens_per_microbatch: %d: about %.3g of %.3g GiB on each device; %s",

@@ -115,7 +115,10 @@ def run(command: str, arguments: list[str]) -> None:
         raise UserError(f"--like: {parsed.like} has no config.yaml; give a folder that `lit-rlvr fit` wrote")
     like = parsed.like or parsed.model
     if not has_environment and like is not None and (run_environment := find_environment(like)):
-        run_environment = run_environment if isinstance(run_environment, str) else json.dumps(run_environment)
+        if isinstance(run_environment, str):
+            run_environment = run_environment
+        else:
+            run_environment = json.dumps(run_environment)
         parsed = parser.parse_line([*arguments, "--environment", run_environment])
     config = parser.instantiate_classes(parsed)
     if (config.model is None) == (config.completions is None):
@@ -208,7 +211,8 @@ def sample_suites(
             engine = VLLMEngine(kv_cache_gb=4, gpu_memory_utilization=0.9, enforce_eager=not torch.cuda.is_available())
         owner = SyncedEngine(engine, resume="run the same command again to continue")
         sampler = start_sampler(module.model_folder, owner, module.tokenizer, getattr(torch, config.dtype), lengths)
-        started, tokens = time.perf_counter(), 0
+        started = time.perf_counter()
+        tokens = 0
         with progress_bar("questions", missing, done=total - missing) as advance:
             for suite, part, missing_prompts in parts:
                 sampling, samples = plans[suite.name][part]
@@ -324,5 +328,8 @@ def suite_fingerprint(
         | {name: value for name in ("stop", "max_thought_tokens") if (value := getattr(s, name))}
         for part, (s, samples) in parts.items()
     }
-    environment_part = {} if environment is None else {"environment": environment_fingerprint(environment)}
+    if environment is None:
+        environment_part = {}
+    else:
+        environment_part = {"environment": environment_fingerprint(environment)}
     return {"questions": hashlib.sha256(questions).hexdigest()[:16]} | sampling | environment_part

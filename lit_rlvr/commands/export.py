@@ -21,7 +21,10 @@ def run(command: str, arguments: list[str]) -> None:
     parser.add_argument("--adapter", action="store_true", help="write only the adapter, as peft does")
     config = parser.parse_args(arguments)
     target = export_run(Path(config.run), Path(config.to), config.dtype, config.adapter)
-    loader = "peft, with transformers'" if config.adapter else "transformers'"
+    if config.adapter:
+        loader = "peft, with transformers'"
+    else:
+        loader = "transformers'"
     show_result(
         {"folder": str(target), "dtype": config.dtype},
         lambda: print(f"{target}: loads with {loader} from_pretrained and with vLLM"),

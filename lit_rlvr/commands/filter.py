@@ -69,7 +69,8 @@ def filter_prompts(
         "environment": environment_fingerprint(rollout.environment),
     }  # fmt: skip
     records = Records(out.with_suffix(".samples"), settings)
-    if missing := records.missing(split, prompts):
+    missing = records.missing(split, prompts)
+    if missing:
         sampler = open_sampler(module, data, rollout, dtype, missing, sampling.max_tokens, split)
         with progress_bar(f"{split} prompts", len(missing), done=len(prompts) - len(missing)) as one_more:
 
@@ -88,19 +89,22 @@ def filter_prompts(
     ]
     log.info("%s", rate_histogram(rates, len(kept), lowest, highest))
     if not kept:
-        raise UserError(
-            f"--completions {completions}: no prompt between --lowest and --highest has a right completion that ended; "
-            "raise --samples, or widen the range"
-            if completions
-            else f"--lowest {lowest} --highest {highest}: no prompt of {len(prompts)} is left; widen the range"
-        )
+        if completions:
+            raise UserError(
+                f"--completions {completions}: no prompt between --lowest and --highest has a right completion that "
+                "ended; raise --samples, or widen the range"
+            )
+        raise UserError(f"--lowest {lowest} --highest {highest}: no prompt of {len(prompts)} is left; widen the range")
     from_file = data.locations["train"] is not None
     id_column = (data.columns or {}).get("id", "id")
     rows = []
     for p, rate, group in kept:
         row = as_row(p.sample, from_file, out.parent) | {"pass_rate": rate, "samples": samples}
-        copies = enumerate(right_completions(group, completions)) if completions else ()
-        rows += [row | {"completion": text, id_column: f"{p.sample.id}#{k}"} for k, text in copies] or [row]
+        if not completions:
+            rows.append(row)
+            continue
+        for k, text in enumerate(right_completions(group, completions)):
+            rows.append(row | {"completion": text, id_column: f"{p.sample.id}#{k}"})
     write_atomically(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return out
 
@@ -141,7 +145,10 @@ def open_sampler(
         max_tokens: the most tokens of a completion.
         split: the set of the prompts, for messages.
     """
-    grown = data.reading.max_prompt_tokens if begins(rollout.environment) else 0
+    if begins(rollout.environment):
+        grown = data.reading.max_prompt_tokens
+    else:
+        grown = 0
     longest = replace(rollout.sampling, max_tokens=max_tokens).max_completion_tokens
     lengths = LengthRequirement(
         f"{data.name} {split}", prompts, longest, "rollout.sampling.max_tokens", min_prompt_tokens=grown
@@ -152,7 +159,9 @@ def open_sampler(
 def pass_rate(group: list[RecordRow]) -> float | None:
     """Return the share of right completions among the judged ones; None if the rewards judged none."""
     judged = [row["correct"] for row in group if row["correct"] is not None]
-    return sum(judged) / len(judged) if judged else None
+    if judged:
+        return sum(judged) / len(judged)
+    return None
 
 
 def right_completions(group: list[RecordRow], limit: int) -> list[Any]:

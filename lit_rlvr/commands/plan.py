@@ -44,7 +44,10 @@ def print_plan(job: JobSizes, gpus: GPUs) -> None:
     """Print the plan as readable text."""
     load = job.load(gpus, job.budget)
     console = Terminal(soft_wrap=True, width=None if os.isatty(1) else 120)
-    active = f", {job.whole.active / 1e9:.3g} of them for a token" if job.whole.unused else ""
+    if job.whole.unused:
+        active = f", {job.whole.active / 1e9:.3g} of them for a token"
+    else:
+        active = ""
     console.print(
         f"{job.whole.parameters / 1e9:.3g} billion parameters{active}; micro-batches of {load.tokens:.0f} tokens, "
         f"{load.scored:.0f} of them scored; prompts and completions of up to {job.prompt} and {job.completion} tokens"

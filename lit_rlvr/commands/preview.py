@@ -126,10 +126,14 @@ def print_prompts(preview: dict[str, Any]) -> None:
         console.print("; ".join(facts), soft_wrap=True)
         for part in prompt.get("completion", ()):
             place = "in the loss" if part["in_loss"] else "not in the loss"
-            sequence = f" (sequence {part['sequence']})" if "sequence" in part else ""
+            if "sequence" in part:
+                sequence = f" (sequence {part['sequence']})"
+            else:
+                sequence = ""
             console.print(Rule(f"{part['tokens']} tokens {place}{sequence}", align="left", characters="-"))
             console.print(part["text"], soft_wrap=True, style="green" if part["in_loss"] else "dim")
-        if teacher := prompt.get("teacher"):
+        teacher = prompt.get("teacher")
+        if teacher:
             console.print(Rule(f"the teacher sees {teacher['tokens']} tokens", align="left", characters="-"))
             console.print(teacher["text"], soft_wrap=True)
     console.print(preview["summary"], soft_wrap=True)
@@ -149,7 +153,10 @@ def describe_image(data: PromptDataModule, prompt: Prompt, number: int, folder: 
     pixels = data.prepare(prompt).pixels
     assert pixels is not None, "the prompt has images"
     image = pixels.images[number]
-    path = None if folder is None else _save_image(film_strip(image), f"{prompt.sample.id}-{number + 1}", folder)
+    if folder is None:
+        path = None
+    else:
+        path = _save_image(film_strip(image), f"{prompt.sample.id}-{number + 1}", folder)
     frames = image.frames if isinstance(image, Video) else (image,)
     return {
         "tokens": len(pixels.placeholders[number]),

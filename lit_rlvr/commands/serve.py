@@ -109,7 +109,9 @@ def _hyphenated(word: str) -> str:
     vLLM takes --max_model_len for --max-model-len, too. Keys after a dot, as in --lora-config.max_lora_rank, stay.
     """
     name = re.match(r"--[^.=]*", word)
-    return word if name is None else name[0].replace("_", "-") + word[name.end() :]
+    if name is None:
+        return word
+    return name[0].replace("_", "-") + word[name.end() :]
 
 
 def sequence_options(sequences: int | None, names: set[str]) -> list[str]:
@@ -122,7 +124,10 @@ def sequence_options(sequences: int | None, names: set[str]) -> list[str]:
     is_free = torch.cuda.is_available() and not {name.partition(".")[0] for name in names} & {*GRAPH_OPTIONS}
     if sequences is None and is_free:
         sequences = GPU_SEQUENCES
-    options = {} if sequences is None else {"max_num_seqs": sequences} | (graph_options(sequences) if is_free else {})
+    if sequences is None:
+        options = {}
+    else:
+        options = {"max_num_seqs": sequences} | (graph_options(sequences) if is_free else {})
     return [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
 
 

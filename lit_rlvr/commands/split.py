@@ -37,7 +37,8 @@ def write_split(data: PromptDataModule, out: Path) -> list[Path]:
     from_file = any(location is not None for location in data.locations.values())
     written = []
     for split in SETS:
-        if samples := data.load(split):
+        samples = data.load(split)
+        if samples:
             path = out / f"{split}.jsonl"
             rows = [as_row(sample, from_file, out) for sample in samples]
             write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -126,8 +126,14 @@ class Tuner:
         dtype: torch.dtype, ranks: int, minutes: float, device: torch.device,
     ) -> None:  # fmt: skip
         self.started = time.perf_counter()
-        self.module, self.data, self.rollout, self.warm_start = module, data, rollout, warm_start
-        self.dtype, self.ranks, self.seconds, self.device = dtype, ranks, 60 * minutes, device
+        self.module = module
+        self.data = data
+        self.rollout = rollout
+        self.warm_start = warm_start
+        self.dtype = dtype
+        self.ranks = ranks
+        self.seconds = 60 * minutes
+        self.device = device
         self.updates = module.updates_per_rollout  # which the measurement of the noise changes
         if module.demonstrates:
             raise UserError("tune: SFT samples nothing to train on, so it has no group_size or max_tokens to choose")
@@ -150,7 +156,8 @@ class Tuner:
         self._apply_warm_start()
         limit, groups = self._measure(self._least_tokens())
         if self._needs_start(groups):
-            if columns := self._right_columns():
+            columns = self._right_columns()
+            if columns:
                 self._make_warm_start(columns, _accuracy(groups))
                 limit, groups = self._measure(self._least_tokens())
             else:
@@ -220,12 +227,15 @@ class Tuner:
 
     def _least_tokens(self) -> int:
         """Return the config's max_tokens, or what its gold answers and the texts of a warm start need."""
-        sampling, tokenizer = self.rollout.sampling, self.data.tokenizer
+        sampling = self.rollout.sampling
+        tokenizer = self.data.tokenizer
         found = [long_answers(self.rollout.rewards, self.prompts, tokenizer, sampling, "max_tokens")]
         if self.warm_start.steps and self.rollout.environment is None:
             found.append(self.warm_start.too_long(self.prompts, tokenizer, sampling))
         needed = max((answers.needed for answers in found if answers is not None), default=sampling.max_tokens)
-        return min(needed, self._room()) if any(found) else sampling.max_tokens
+        if any(found):
+            return min(needed, self._room())
+        return sampling.max_tokens
 
     def _room(self) -> int:
         """Return the most tokens of a completion in the model's context."""
@@ -251,7 +261,10 @@ class Tuner:
             if cut <= CUT or limit == max_limit:
                 break
             needs_start = self._needs_start(tries[limit])
-            left = self._left(FIRST_PART) if needs_start else longer_until - time.perf_counter()
+            if needs_start:
+                left = self._left(FIRST_PART)
+            else:
+                left = longer_until - time.perf_counter()
             if limit >= LEAST_TOKENS and 2 * len(tries[limit]) * group_seconds > left:
                 break
             limit = min(max(2 * limit, LEAST_TOKENS), max_limit)
@@ -290,10 +303,12 @@ class Tuner:
 
     def _choose(self, limit: int, groups: list[MeasuredGroup]) -> None:
         """Choose all settings by what was measured."""
-        tuned, rollout = self.tuned, self.rollout
+        tuned = self.tuned
+        rollout = self.rollout
         min_group = max(2, self.module.advantage.min_group)
         sizes = sorted(size for size in {*GROUP_SIZES, rollout.group_size} if size >= min_group)
-        tuned.prompts, tuned.accuracy = len(groups), _accuracy(groups)
+        tuned.prompts = len(groups)
+        tuned.accuracy = _accuracy(groups)
         tuned.sizes = {size: self._signal(groups, size) for size in sizes}
         wanted = min(ENOUGH, NEARLY * max(tuned.sizes.values()))
         enough = [size for size, share in tuned.sizes.items() if share >= wanted]
@@ -307,7 +322,10 @@ class Tuner:
         )  # fmt: skip
         self._choose_prompts(limit, size, [prompt for prompt, _ in groups])
         if signal < HOPELESS and tuned.accuracy < ENOUGH:
-            more = "give the warm start more steps" if self.warm_start.steps else "add a warm start (docs/sft.md)"
+            if self.warm_start.steps:
+                more = "give the warm start more steps"
+            else:
+                more = "add a warm start (docs/sft.md)"
             tuned.reasons.append(f"{tuned.accuracy:.0%} of the answers are right: {more}, or take easier prompts.")
         elif signal < ENOUGH:
             tuned.reasons.append(
@@ -379,4 +397,6 @@ def mixed_share(rewards: Sequence[float], size: int) -> float:
 
 def _accuracy(groups: Sequence[MeasuredGroup]) -> float:
     rates = [rate for _, rows in groups if (rate := pass_rate(rows)) is not None]
-    return fmean(rates) if rates else 0.0
+    if rates:
+        return fmean(rates)
+    return 0.0

@@ -19,7 +19,9 @@ def as_python(value: Any) -> Any:
     """Convert a NumPy scalar or array to a Python value; return any other value as it is."""
     if str(getattr(value, "dtype", "")).startswith("datetime64"):  # in nanoseconds, `tolist` would give an integer
         value = value.astype("datetime64[us]")
-    return value.tolist() if hasattr(value, "tolist") else value
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return value
 
 
 def is_missing(value: Any) -> bool:
@@ -41,7 +43,9 @@ def parse_text(value: Any) -> Any:
             parsed = parse(text)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             continue
-        return parsed if isinstance(parsed, list | dict) else value
+        if isinstance(parsed, list | dict):
+            return parsed
+        return value
     return value
 
 
@@ -50,7 +54,9 @@ def as_object(value: Any) -> Any:
     value = parse_text(as_python(value))
     if isinstance(value, Mapping):
         return {key: as_object(inner) for key, inner in value.items()}
-    return [as_object(inner) for inner in value] if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple):
+        return [as_object(inner) for inner in value]
+    return value
 
 
 def _printed_array(text: str) -> list[str]:
@@ -68,7 +74,9 @@ def lookup(row: Mapping[str, Any], column: str) -> Any:
     if column in row:
         return row[column]
     head, _, rest = _INDEX.sub(r".\1", column).partition(".")
-    return _inside(row.get(head), rest) if rest else None
+    if rest:
+        return _inside(row.get(head), rest)
+    return None
 
 
 def _inside(value: Any, path: str) -> Any:
@@ -79,7 +87,9 @@ def _inside(value: Any, path: str) -> Any:
     if not isinstance(value, list | tuple) or not place.isdigit() or int(place) >= len(value):
         return None
     item = value[int(place)]
-    return _inside(item, rest) if rest else item
+    if rest:
+        return _inside(item, rest)
+    return item
 
 
 def column_of(path: str) -> str:
@@ -90,4 +100,6 @@ def column_of(path: str) -> str:
 def single(value: Any) -> Any:
     """Return the value of a cell, with Python values, as one; a list of one, also in JSON text, is what is in it."""
     value = as_object(value)
-    return value[0] if isinstance(value, list) and len(value) == 1 else value
+    if isinstance(value, list) and len(value) == 1:
+        return value[0]
+    return value

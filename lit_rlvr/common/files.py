@@ -72,7 +72,9 @@ def save_smaller_sizes(run: Path, **sizes: float) -> None:
 def smaller_sizes(run: Path) -> dict[str, float]:
     """Return the sizes that an earlier start of the run saved, by name."""
     path = run / MEMORY_FILE
-    return dict(json.loads(path.read_text())) if path.exists() else {}
+    if path.exists():
+        return dict(json.loads(path.read_text()))
+    return {}
 
 
 def write_failure(error: BaseException) -> str | None:
@@ -81,8 +83,13 @@ def write_failure(error: BaseException) -> str | None:
     The packages tokenizers and safetensors, in Rust, raise no `OSError`; their messages end in "(os error 28)".
     """
     rust = re.search(r"\(os error (\d+)\)", str(error))
-    number = error.errno if isinstance(error, OSError) else rust and int(rust[1])
-    return os.strerror(number) if number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG) else None
+    if isinstance(error, OSError):
+        number = error.errno
+    else:
+        number = rust and int(rust[1])
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG):
+        return os.strerror(number)
+    return None
 
 
 @contextmanager

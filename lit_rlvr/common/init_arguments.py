@@ -48,7 +48,10 @@ def with_class_defaults(cls: type, **groups: Any) -> dict[str, Any]:
     """
     completed = {}
     for name, group in groups.items():
-        options = group if isinstance(group, Mapping) else {field: getattr(group, field) for field in group.given}
+        if isinstance(group, Mapping):
+            options = group
+        else:
+            options = {field: getattr(group, field) for field in group.given}
         completed[name] = replace(class_default(cls, name), **options)
     return completed
 
@@ -80,7 +83,9 @@ def settings_of(value: Any) -> Any:
         return dotted_path_of(value)
     arguments = settings_of(arguments_of(value))
     plain = is_dataclass(value) and type(value).__base__ is object  # the parser takes its fields without a class_path
-    return arguments if plain else {"class_path": dotted_path_of(type(value)), "init_args": arguments}
+    if plain:
+        return arguments
+    return {"class_path": dotted_path_of(type(value)), "init_args": arguments}
 
 
 def arguments_of(built: Any) -> dict[str, Any]:

@@ -29,7 +29,10 @@ def require_advantages(
     Raises:
         UserError: `value` is not a finite floating-point tensor of such a shape on the rewards' device.
     """
-    shapes = [rewards.shape] if mask is None else [rewards.shape, mask.shape]
+    if mask is None:
+        shapes = [rewards.shape]
+    else:
+        shapes = [rewards.shape, mask.shape]
     if (
         isinstance(value, Tensor)
         and value.shape in shapes
@@ -52,7 +55,8 @@ def require_loss(objective: Callable[..., Any], value: Any, x: LossInputs) -> tu
         UserError: one of them is missing, the loss is not a scalar that depends on `x.logp`, a statistic is not a
             scalar, or one of them is on another device.
     """
-    if fault := _fault_of(value, x):
+    fault = _fault_of(value, x)
+    if fault:
         raise UserError(f"model: {defined_at(objective)} must give (loss, stats); {fault}")
     return value
 
@@ -143,7 +147,8 @@ def inputs_stay(function: Callable[..., Any], inputs: Any, name: str, option: st
     """
     tensors = [(field, value, value._version) for field, value in vars(inputs).items() if isinstance(value, Tensor)]
     yield
-    if changed := [f"{name}.{field}" for field, value, version in tensors if value._version != version]:
+    changed = [f"{name}.{field}" for field, value, version in tensors if value._version != version]
+    if changed:
         raise UserError(
             f"{option}: {defined_at(function)} changes {', '.join(changed)} in place, and the rest of the loss needs "
             f"the values; compute on a copy: {changed[0]}.clone()"

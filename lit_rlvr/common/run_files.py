@@ -88,7 +88,9 @@ def read_json(path: Path) -> Any:
 def read_live(run: Path) -> dict[str, Any] | None:
     """Read a run folder's `live.json`; return None if it is missing or broken."""
     state = read_json(run / LIVE)
-    return state if has_fields(state, STATE) else None
+    if has_fields(state, STATE):
+        return state
+    return None
 
 
 def trace_folder(run: str | Path) -> Path:

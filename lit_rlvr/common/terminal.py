@@ -49,7 +49,9 @@ def number_text(value: float) -> str:
     """Return a number with about three significant digits."""
     if value and abs(value) < 1e-3:
         return f"{value:.2g}".replace("e-0", "e-")
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
 
 
 class Terminal(Console):
@@ -146,8 +148,12 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, bool | int | str) else str(value)
+        if math.isfinite(value):
+            return value
+        return None
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    return str(value)
 
 
 LINE_SECONDS = 20.0
@@ -162,7 +168,8 @@ def progress_bar(what: str, left: int, done: int = 0) -> Iterator[Callable[[], N
     """
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=Terminal(stderr=True)) as bar:
-        task, printed_at = bar.add_task(what, total=done + left, completed=done), -math.inf
+        task = bar.add_task(what, total=done + left, completed=done)
+        printed_at = -math.inf
 
         def one_more(count: int = 1) -> None:
             nonlocal printed_at
@@ -199,7 +206,11 @@ class Activity:
 
     def begin(self, stage: str, total: int = 0) -> None:
         """Begin the next stage."""
-        self.stage, self.since, self.total, self.done, self.tokens = stage, time.time(), total, 0, 0
+        self.stage = stage
+        self.since = time.time()
+        self.total = total
+        self.done = 0
+        self.tokens = 0
 
     def advance(self, done: int = 1, tokens: int = 0) -> None:
         """Count more of the stage as done."""

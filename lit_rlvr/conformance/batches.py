@@ -150,5 +150,6 @@ def uneven_cuts(rows: Sequence[int]) -> list[Cut]:
 
 def rank_cut(rows: Sequence[int]) -> Cut:
     """Divide rows over two ranks, each with two micro-batches."""
-    half, quarter = len(rows) // 2, len(rows) // 4
+    half = len(rows) // 2
+    quarter = len(rows) // 4
     return [[part[:quarter], part[quarter:]] for part in (rows[:half], rows[half:])]

@@ -105,7 +105,9 @@ def plain_step(function: Callable[..., Tensor], batch: Batch) -> Step:
             "mask": batch.mask[rows],
         }  # fmt: skip
         loss_value = require_shape(function, call_by_name(function, arguments, named), torch.Size())
-        return loss_value / world_size if averages else loss_value
+        if averages:
+            return loss_value / world_size
+        return loss_value
 
     return Step(batch.advantages, loss, function)
 
@@ -113,7 +115,8 @@ def plain_step(function: Callable[..., Tensor], batch: Batch) -> Step:
 def has_published_values(prepare: PrepareStep, expect: str, name: str) -> Finding:
     """Compare a loss on a frozen batch with a published one; each row's gradient relative to its own largest value."""
     batch = frozen_batch(name)
-    computed, wanted = replay_step(prepare(batch), batch), expected(expect, name)
+    computed = replay_step(prepare(batch), batch)
+    wanted = expected(expect, name)
     rows = [error({"dlogp": a}, {"dlogp": b}) for a, b in zip(computed["dlogp"], wanted["dlogp"], strict=True)]
     return values_finding(expect, name, float(np.max([error(computed, wanted), *rows])))
 
@@ -140,13 +143,17 @@ def call_by_name(function: Callable[..., Any], arguments: Mapping[str, Any], nam
     parameters = list(inspect.signature(function).parameters.values())
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     others = positional[len(arguments) :] + [p for p in parameters if p.kind is p.KEYWORD_ONLY]
-    if unknown := [p.name for p in others if p.name not in named and p.default is p.empty]:
+    unknown = [p.name for p in others if p.name not in named and p.default is p.empty]
+    if unknown:
         raise UserError(
             f"{defined_at(function)} takes {', '.join(unknown)}; after its first {len(arguments)} arguments the kit "
             f"has only {', '.join(named)}"
         )
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    keywords = named if takes_all else {p.name: named[p.name] for p in others if p.name in named}
+    if takes_all:
+        keywords = named
+    else:
+        keywords = {p.name: named[p.name] for p in others if p.name in named}
     check_takes(function, *arguments, **keywords)
     return function(*arguments.values(), **keywords)
 
@@ -158,6 +165,9 @@ def require_shape(function: Callable[..., Any], value: Any, shape: torch.Size) -
         UserError: it is not.
     """
     if not isinstance(value, Tensor) or value.shape != shape or value.device.type != "cpu":
-        text = f"shape {tuple(value.shape)} on {value.device}" if isinstance(value, Tensor) else type(value).__name__
+        if isinstance(value, Tensor):
+            text = f"shape {tuple(value.shape)} on {value.device}"
+        else:
+            text = type(value).__name__
         raise UserError(f"{defined_at(function)} must return a tensor of shape {tuple(shape)} on cpu, not {text}")
     return value

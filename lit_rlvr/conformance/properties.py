@@ -66,7 +66,10 @@ class Finding:
 
     def __str__(self) -> str:
         status = "ok" if self.ok else "FAILED"
-        cause = f"; usual cause: {self.cause}" if self.cause and not self.ok else ""
+        if self.cause and not self.ok:
+            cause = f"; usual cause: {self.cause}"
+        else:
+            cause = ""
         return f"{status:6}  {self.name:21} {self.measured:8.1e}  (at most {self.tolerance:.0e})  {self.about}{cause}"
 
 
@@ -114,7 +117,10 @@ def loss_and_gradient(
         ranks = cut or [[range(len(logp))]]
         parts = [step.loss(logp, used_advantages, list(rows), len(rank), len(ranks)) for rank in ranks for rows in rank]
         loss = torch.stack(parts).sum()
-        gradient = torch.autograd.grad(loss, logp, allow_unused=True)[0] if loss.requires_grad else None
+        if loss.requires_grad:
+            gradient = torch.autograd.grad(loss, logp, allow_unused=True)[0]
+        else:
+            gradient = None
     if gradient is None:
         raise UserError(f"the loss of {defined_at(step.source)} does not depend on x.logp")
     return loss.detach(), gradient
@@ -220,10 +226,14 @@ class FrozenDetach(TorchFunctionMode):
 
     def __init__(self, active: bool) -> None:
         super().__init__()
-        self.active, self.first, self.calls, self.runs = active, list[Tensor](), 0, 0
+        self.active = active
+        self.first = list[Tensor]()
+        self.calls = 0
+        self.runs = 0
 
     def __enter__(self) -> Any:
-        self.calls, self.runs = 0, self.runs + 1
+        self.calls = 0
+        self.runs = self.runs + 1
         return super().__enter__()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -314,7 +324,9 @@ def ignores_masked_tokens(measure: Measure, batch: Batch) -> Finding:
 
     def filled(x: Tensor) -> Tensor:
         other_values = other.flip(0) if x is batch.logp else other
-        return torch.where(batch.mask, x, other_values) if x.is_floating_point() else x
+        if x.is_floating_point():
+            return torch.where(batch.mask, x, other_values)
+        return x
 
     result = measure(map_batch(batch, filled))
     no_gradient = {"dlogp": torch.where(batch.mask, base["dlogp"], 0.0)}
@@ -350,7 +362,8 @@ def survives_extreme_ratios(measure: Measure, batch: Batch) -> Finding:
     """Count nonfinite values in float32, on rows with ratios of all kinds, only tiny ones and only huge ones."""
     far = torch.tensor([-100.0, 40.0, 100.0, -40.0]).repeat(batch.logp.numel() // 4 + 1)[: batch.logp.numel()]
     far = far.view_as(batch.logp)
-    far[1::3], far[2::3] = -100, 100
+    far[1::3] = -100
+    far[2::3] = 100
     logp = torch.where(batch.mask, -0.5 + far.clamp(max=0), 0.0)
     old = torch.where(batch.mask, -0.5 - far.clamp(min=0), 0.0)
     extreme = replace(to_float32(batch), logp=logp, old_logp=old, ref_logp=old)

@@ -177,7 +177,9 @@ def read_rest(path: str | Path) -> dict[str, Any]:
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Return a checkpoint of ours with the full weights as `state_dict`; raises as `read_rest`."""
     checkpoint = read_rest(path)
-    return checkpoint | {WEIGHTS: read_whole(Path(path), WEIGHTS)} if is_sharded(Path(path)) else checkpoint
+    if is_sharded(Path(path)):
+        return checkpoint | {WEIGHTS: read_whole(Path(path), WEIGHTS)}
+    return checkpoint
 
 
 @lru_cache(maxsize=8)
@@ -250,11 +252,14 @@ def warn_of_changes(saved: Mapping[str, dict[str, Any]], current: Mapping[str, d
     if not is_first_process():
         return
     for kind, what in PROVENANCE.items():
-        before, after = saved.get(kind, {}), current[kind]
-        if changed := sorted(name for name, value in before.items() if after.get(name, value) != value):
+        before = saved.get(kind, {})
+        after = current[kind]
+        changed = sorted(name for name, value in before.items() if after.get(name, value) != value)
+        if changed:
             names = ", ".join(changed)
             log.warning("resumed with changed %s: %s; earlier and later numbers may not compare", what, names)
-    before, after = saved.get("threads", {}), current["threads"]
+    before = saved.get("threads", {})
+    after = current["threads"]
     if before and after and before != after:
         log.warning(
             "resumed with a different number of torch's threads: %d -> %d; sums are rounded in another order, so "

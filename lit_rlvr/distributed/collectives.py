@@ -35,11 +35,15 @@ needs it."""
 
 
 def world_size() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_world_size()
+    return 1
 
 
 def rank() -> int:
-    return dist.get_rank() if world_size() > 1 else 0
+    if world_size() > 1:
+        return dist.get_rank()
+    return 0
 
 
 def lost_peer(error: BaseException) -> bool:

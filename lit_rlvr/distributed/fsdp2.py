@@ -85,7 +85,8 @@ class FSDP2(ModelParallelStrategy):
 
     def __init__(self, process_group_backend: str | None = None, replicas: int = 1, offload: bool = False) -> None:
         super().__init__(process_group_backend=process_group_backend)
-        self.replicas, self.offload = replicas, offload
+        self.replicas = replicas
+        self.offload = offload
         self.sharding_mesh: DeviceMesh | None = None
         self.saving: Future[None] | None = None  # the save in flight: there is at most one
         self._save_group: Any = None
@@ -97,7 +98,8 @@ class FSDP2(ModelParallelStrategy):
                 "trainer.strategy.offload: the weights are on the CPU already; leave it off, or set "
                 "trainer.accelerator to gpu"
             )
-        self._data_parallel_size, self._tensor_parallel_size = self.num_nodes * self.num_processes, 1
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        self._tensor_parallel_size = 1
         processes = self._data_parallel_size
         if self.replicas < 1 or processes % self.replicas:
             raise UserError(
@@ -140,7 +142,8 @@ class FSDP2(ModelParallelStrategy):
         tensors = {WEIGHTS: checkpoint.pop("state_dict"), MOMENTS: moments[0]}
         for part, state in frozen_parts(checkpoint["rlvr"]["reference"], checkpoint["rlvr"]["teachers"]).items():
             if state["weights"] is not None:
-                tensors[part], state["weights"] = state["weights"], None
+                tensors[part] = state["weights"]
+                state["weights"] = None
         path.mkdir(parents=True, exist_ok=True)
         if self.is_global_zero:
             torch.save(checkpoint, path / REST)

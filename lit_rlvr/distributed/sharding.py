@@ -73,9 +73,14 @@ def _fill(module: nn.Module, device: torch.device) -> None:
 
 
 def _from_first(tensor: Tensor, device: torch.device) -> Tensor:
-    values = tensor.detach().to(device) if dist.get_rank() == 0 else torch.empty_like(tensor, device=device)
+    if dist.get_rank() == 0:
+        values = tensor.detach().to(device)
+    else:
+        values = torch.empty_like(tensor, device=device)
     dist.broadcast(values, src=0)
-    return nn.Parameter(values, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else values
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(values, tensor.requires_grad)
+    return values
 
 
 @contextmanager
@@ -160,7 +165,9 @@ def weights_to_save(module: nn.Module) -> dict[str, Any]:
 
     Collective: call it on every rank.
     """
-    return get_model_state_dict(module) if has_shards(module.parameters()) else whole_weights(module)
+    if has_shards(module.parameters()):
+        return get_model_state_dict(module)
+    return whole_weights(module)
 
 
 def load_weights(module: nn.Module, weights: dict[str, Any]) -> None:
@@ -173,12 +180,16 @@ def local_bytes(tensors: Any) -> int:
     """Return the bytes of this rank's shards of (nested) tensors."""
     if isinstance(tensors, dict):
         return sum(map(local_bytes, tensors.values()))
-    return own_shard(tensors).nbytes if isinstance(tensors, Tensor) else 0
+    if isinstance(tensors, Tensor):
+        return own_shard(tensors).nbytes
+    return 0
 
 
 def own_shard(tensor: Tensor) -> Tensor:
     """Return this rank's shard of a tensor, or the tensor itself if it has no shards."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    if isinstance(tensor, DTensor):
+        return tensor.to_local()
+    return tensor
 
 
 def storages(tensors: Iterable[Any]) -> set[int]:
@@ -191,7 +202,8 @@ def live_parts(tensors: dict[str, Any], live: set[int]) -> dict[str, Any]:
     parts: dict[str, Any] = {}
     for name, value in tensors.items():
         if isinstance(value, dict):
-            if part := live_parts(value, live):
+            part = live_parts(value, live)
+            if part:
                 parts[name] = part
         elif isinstance(value, Tensor) and (value.device.type != "cpu" or storages([value]) <= live):
             parts[name] = value
@@ -224,4 +236,6 @@ def weights_sha256(model: nn.Module) -> str:
         if rank() == 0:
             digest.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
             digest.update(values.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest() if rank() == 0 else ""
+    if rank() == 0:
+        return digest.hexdigest()
+    return ""

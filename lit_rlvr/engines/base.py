@@ -64,7 +64,9 @@ class EngineContext:
 
         In training, `check_lengths` makes sure that everything fits; only an evaluation may reach the model's context.
         """
-        return min(tokens, self.max_tokens - before) if self.max_tokens else tokens
+        if self.max_tokens:
+            return min(tokens, self.max_tokens - before)
+        return tokens
 
     @classmethod
     def in_place(cls, policy: Policy, tokenizer: PreTrainedTokenizerBase, sequences: int) -> EngineContext:
@@ -230,7 +232,9 @@ class RolloutEngine(ChecksArguments, ABC):
         """
         if self.quantized:
             return 0.6
-        return 3e-4 if self.compute_dtype == torch.float32 else 0.1
+        if self.compute_dtype == torch.float32:
+            return 3e-4
+        return 0.1
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -258,10 +262,13 @@ class InPlaceEngine(RolloutEngine):
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        return self.context.dtype if hasattr(self, "context") else torch.float32
+        if hasattr(self, "context"):
+            return self.context.dtype
+        return torch.float32
 
     def start(self, context: EngineContext) -> None:
-        self.context, self.policy = context, context.policy
+        self.context = context
+        self.policy = context.policy
 
     def sync(self, policy: Policy) -> None:
         """Use this policy's weights from now on; nothing is copied."""

@@ -68,7 +68,9 @@ class VLLMServer:
     """
 
     def __init__(self, url: str, api_key_env: str | None, timeout: float, recompute_cache: bool = True) -> None:
-        self.url, self.timeout, self.recompute_cache = url.rstrip("/"), timeout, recompute_cache
+        self.url = url.rstrip("/")
+        self.timeout = timeout
+        self.recompute_cache = recompute_cache
         self.headers = {}
         if api_key_env is not None:
             if not os.environ.get(api_key_env):
@@ -278,7 +280,9 @@ class VLLMServer:
             async with session.request(method, self.url + path, json=body, headers=self.headers) as answer:
                 content = await answer.read()
                 if answer.status == HTTPStatus.OK:
-                    return dict(json.loads(content)) if answer.content_type == "application/json" else {}
+                    if answer.content_type == "application/json":
+                        return dict(json.loads(content))
+                    return {}
         except TimeoutError as error:
             raise ServerError(f"{where}: no answer within {self.timeout:g} s") from error
         except aiohttp.ClientError as error:
@@ -300,7 +304,9 @@ def _reason(error: Exception) -> str:
     cause = getattr(error, "os_error", None)
     if isinstance(cause, socket.gaierror):
         return str(cause.strerror)
-    return os.strerror(cause.errno) if isinstance(cause, OSError) and cause.errno else first_line(error)
+    if isinstance(cause, OSError) and cause.errno:
+        return os.strerror(cause.errno)
+    return first_line(error)
 
 
 def wait_for(servers: Sequence[VLLMServer], least: int) -> list[VLLMServer]:
@@ -309,7 +315,8 @@ def wait_for(servers: Sequence[VLLMServer], least: int) -> list[VLLMServer]:
     Raises:
         UserError: they are not within their `timeout`.
     """
-    deadline, waiting = time.monotonic() + max(server.timeout for server in servers), False
+    deadline = time.monotonic() + max(server.timeout for server in servers)
+    waiting = False
     while True:
         reasons = run_coroutine(_reasons(servers))
         if len(servers) - len(reasons) >= least:
@@ -332,7 +339,9 @@ async def _reasons(servers: Sequence[VLLMServer]) -> dict[VLLMServer, str]:
 
     async def reason(server: VLLMServer) -> str:
         try:
-            return "" if await server.is_healthy(session) else "it is not healthy"
+            if await server.is_healthy(session):
+                return ""
+            return "it is not healthy"
         except ServerError as error:
             return str(error)
 

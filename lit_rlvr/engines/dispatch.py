@@ -77,7 +77,8 @@ class Dispatch:
     """
 
     def __init__(self, replicas: Iterable[Replica], restore: Callable[[VLLMServer], None]) -> None:
-        self.replicas, self._restore = list(replicas), restore
+        self.replicas = list(replicas)
+        self._restore = restore
         # Groups: their completions, and their replica. Those of the second queue wait for all of the first.
         self._waiting: tuple[deque[_Waiting], deque[_Waiting]] = (deque(), deque())
 
@@ -243,7 +244,10 @@ class Dispatch:
                 replica.failure = None
             raise
         except Exception as error:  # of any kind: it is not back
-            reason = str(error) if isinstance(error, UserError) else first_line(error)
+            if isinstance(error, UserError):
+                reason = str(error)
+            else:
+                reason = first_line(error)
             if replica.failure != reason:
                 log.warning("%s cannot be used again: %s", replica.server.url, reason)
             replica.failure = reason
@@ -263,7 +267,10 @@ def raise_descriptor_limit() -> int:
     """Raise this process's limit of open files and sockets as far as it may be raised; return it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     soft = MAX_DESCRIPTORS if soft == resource.RLIM_INFINITY else soft
-    wanted = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
+    if hard == resource.RLIM_INFINITY:
+        wanted = MAX_DESCRIPTORS
+    else:
+        wanted = min(hard, MAX_DESCRIPTORS)
     if soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     return max(soft, wanted)
@@ -271,5 +278,8 @@ def raise_descriptor_limit() -> int:
 
 def free_descriptors() -> int:
     """Return how many requests this process can have open at once."""
-    open_count = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else RESERVED_DESCRIPTORS
+    if os.path.isdir("/proc/self/fd"):
+        open_count = len(os.listdir("/proc/self/fd"))
+    else:
+        open_count = RESERVED_DESCRIPTORS
     return max(1, raise_descriptor_limit() - open_count - RESERVED_DESCRIPTORS)

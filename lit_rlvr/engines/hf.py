@@ -65,7 +65,8 @@ class HFEngine(InPlaceEngine):
             for p, prompt in enumerate(prompts)
         ]
         for row in (row for group in groups for row in group):
-            if (opening := turns.opening(row.p, row.g)) is not None:
+            opening = turns.opening(row.p, row.g)
+            if opening is not None:
                 row.continue_with(opening)
 
         answered = partial(next_turns, groups, turns, done=done)
@@ -91,13 +92,15 @@ class HFEngine(InPlaceEngine):
         Returns:
             The rows that observed images: each is decoded again from a prompt that includes them.
         """
-        policy, context = self.policy, self.context
+        policy = self.policy
+        context = self.context
         together = [rows[0].prompt if rows[0].observed else rows[0].start for rows in starts]
         logits, attend, position, cache, routes = self._prefill(policy, together, starts)
         for rows, prompt, route in zip(starts, together, routes, strict=True):
             for row in rows:
                 row.routes = [] if route is None else [route[-len(prompt.token_ids) :]]
-        device, eos = policy.device, set(policy.eos_token_ids)
+        device = policy.device
+        eos = set(policy.eos_token_ids)
         alive = [row for rows in starts for row in rows]  # of each row of the cache
         again: list[list[_Row]] = []
         while alive:
@@ -119,12 +122,15 @@ class HFEngine(InPlaceEngine):
             again += [[row] for row, how in answered(turns.waiting) if how.pixels is not None]
             left = {id(rows[0]) for rows in again}
             keep = [b for b, row in enumerate(alive) if row.whole is None and id(row) not in left]
-            alive, kept = [alive[b] for b in keep], index_tensor(keep, device)
+            alive = [alive[b] for b in keep]
+            kept = index_tensor(keep, device)
             if alive:
                 token = index_tensor(fed, device)
                 if len(keep) < len(fed):
                     cache.reorder_cache(kept)
-                    token, attend, position = token[kept], attend[kept], position[:, kept]
+                    token = token[kept]
+                    attend = attend[kept]
+                    position = position[:, kept]
                 attend = torch.cat([attend, attend.new_ones(len(alive), 1)], 1)
                 logits, routes = self._forward(policy, token[:, None], attend, cache, position)
                 position = position + 1
@@ -188,7 +194,10 @@ class HFEngine(InPlaceEngine):
                 past_key_values=cache, use_cache=True, logits_to_keep=1, **images,
             )  # fmt: skip
         routes = None if seen is None else seen.packed()  # (b * L, K, k)
-        rows: Routes = [None] * len(input_ids) if routes is None else routes.unflatten(0, input_ids.shape).unbind()
+        if routes is None:
+            rows: Routes = [None] * len(input_ids)
+        else:
+            rows = routes.unflatten(0, input_ids.shape).unbind()
         return output.logits[:, -1].float(), rows
 
 

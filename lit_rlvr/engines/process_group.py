@@ -43,15 +43,20 @@ class VLLMProcessGroup:
         """
         with DEFAULT_GROUP_LOCK:
             world: Any = distributed_c10d._world
-            group, count, hook = world.default_pg, world.group_count, sys.excepthook
+            group = world.default_pg
+            count = world.group_count
+            hook = sys.excepthook
             distributed_c10d._update_default_pg(self._group)
             world.group_count = self._count
             try:
                 yield
             finally:
-                self._group, self._count = world.default_pg, world.group_count
+                self._group = world.default_pg
+                self._count = world.group_count
                 distributed_c10d._update_default_pg(group)
-                world.group_count, sys.excepthook = count, hook  # the trainer's hook, which names its rank
+                # the trainer's hook, which names its rank
+                world.group_count = count
+                sys.excepthook = hook
 
     @contextmanager
     def ending(self) -> Iterator[None]:
@@ -60,7 +65,8 @@ class VLLMProcessGroup:
         Inside the context there is no default group, because destroying the default one destroys the trainer's groups
         too.
         """
-        group, self._group = self._group, None
+        group = self._group
+        self._group = None
         with self.inside():
             yield
         if group is not None:
@@ -72,7 +78,8 @@ def vllm_world() -> VLLMProcessGroup:
     """Return the process group that every vLLM of this process starts in, and which ends when vLLM shuts down."""
     from vllm.distributed import parallel_state
 
-    world, destroy = VLLMProcessGroup(), parallel_state.destroy_distributed_environment
+    world = VLLMProcessGroup()
+    destroy = parallel_state.destroy_distributed_environment
 
     def destroy_own() -> None:
         with world.ending():
@@ -104,7 +111,8 @@ def separate_cache(index: int) -> None:
     ranks would load each other's.
     """
     default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "vllm"
-    root, visible = Path(os.environ.get("VLLM_CACHE_ROOT", default)), os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    root = Path(os.environ.get("VLLM_CACHE_ROOT", default))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     name = f"{socket.gethostname()}-{zlib.crc32(visible.encode()):08x}-{index}"
     if root.name != name:  # an engine that starts again has set it
         os.environ["VLLM_CACHE_ROOT"] = str(root / name)

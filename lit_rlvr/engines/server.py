@@ -155,7 +155,10 @@ class VLLMServerEngine(RolloutEngine):
         if adapter is None:
             return None
         urls = [server.url for server in self.servers if not self._takes[server].include(adapter)]
-        reason = f"; start {urls[0]} with {lora_options(adapter)} to send them alone" if urls else ""
+        if urls:
+            reason = f"; start {urls[0]} with {lora_options(adapter)} to send them alone"
+        else:
+            reason = ""
         if streams:  # what runs keeps the adapters that it began with
             reason = ", because completions go on with new weights (rollout.staleness)"
         if urls or streams or not self.transfer.sends_adapters:
@@ -170,7 +173,8 @@ class VLLMServerEngine(RolloutEngine):
         check_model(server.url, str(settings["model"]), context.policy.model.config)
         self._dtype = getattr(torch, str(settings["dtype"]).removeprefix("torch."))
         self._replica(server).capacity = ceil(settings["max_num_seqs"] / world_size())
-        self._takes[server], self._copies[server] = settings["adapters"], settings["replicas"]
+        self._takes[server] = settings["adapters"]
+        self._copies[server] = settings["replicas"]
         if self._adapter is not None and not self._takes[server].include(self._adapter):
             raise UserError(f"{server.url}: it takes no adapters any more; start it with {lora_options(self._adapter)}")
         self.quantized = settings.get("quantization") is not None
@@ -215,7 +219,8 @@ class VLLMServerEngine(RolloutEngine):
             self._sync(policy)
 
     def _sync(self, policy: Policy) -> None:
-        self._policy, adapter = policy, policy.adapter_config if self._adapter else None
+        self._policy = policy
+        adapter = policy.adapter_config if self._adapter else None
         self._names_adapter = adapter is not None
         if self._adapter and adapter is None and self._syncs:
             return  # they have these weights, and requests name no adapters
@@ -354,7 +359,8 @@ class VLLMServerEngine(RolloutEngine):
         dispatch = self._dispatch
         limit = self._context.limit(sampling.max_tokens, len(prompt.token_ids))
         rows = [Row(p, g, prompt, seed, limit) for g, seed in enumerate(seeds)]
-        place, pngs = await dispatch.place(len(rows), later=started is not None), _PNGs()
+        place = await dispatch.place(len(rows), later=started is not None)
+        pngs = _PNGs()
         episodes = asyncio.gather(*(self._episode(dispatch, place, row, sampling, pending, pngs) for row in rows))
         if started is not None:
             started(p, partial(asyncio.get_running_loop().call_soon_threadsafe, episodes.cancel))
@@ -383,7 +389,8 @@ class VLLMServerEngine(RolloutEngine):
             pending: the turns that wait for an answer.
             pngs: the group's images.
         """
-        if (opening := pending.turns.opening(row.p, row.g)) is not None:
+        opening = pending.turns.opening(row.p, row.g)
+        if opening is not None:
             row.continue_with(opening)
         while True:
             parameters = sampling_parameters(self._policy, sampling, row.seed, row.limit)
@@ -403,7 +410,9 @@ class VLLMServerEngine(RolloutEngine):
         are no others.
         """
         adapter = {"model": self.label} if self._names_adapter else {}
-        return adapter if self.recompute_cache else adapter | {"cache_salt": self._salt}
+        if self.recompute_cache:
+            return adapter
+        return adapter | {"cache_salt": self._salt}
 
     async def _input(self, prompt: Prompt, pngs: _PNGs) -> dict[str, Any]:
         """Return a prompt, with each image as one placeholder and a PNG, which is lossless."""
@@ -437,10 +446,12 @@ def differing_copies(digests: dict[str, dict[str, set[str]]]) -> str:
         digests: of each server, by its URL: the digests of each weight, one for each replica that differs.
     """
     for url, weights in digests.items():
-        if split := [name for name, variants in weights.items() if len(variants) > 1]:
+        split = [name for name, variants in weights.items() if len(variants) > 1]
+        if split:
             return f"{url}: its replicas hold different weights after a sync ({split[0]}); start it again"
     for (url, a), (other, b) in combinations(digests.items(), 2):
-        if differing := [name for name in a if a.keys() == b.keys() and a[name] != b[name]]:
+        differing = [name for name in a if a.keys() == b.keys() and a[name] != b[name]]
+        if differing:
             return f"{url} and {other} hold different weights after a sync ({differing[0]}); start them again"
     return ""
 

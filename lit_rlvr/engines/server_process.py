@@ -13,8 +13,14 @@ def refuse(parser: argparse.ArgumentParser, message: str) -> NoReturn:
     """Print one line, with the nearest option, and exit; in place of `ArgumentParser.error`."""
     option = message.removeprefix("unrecognized arguments: ").partition(" ")[0].partition("=")[0]
     known = sorted(parser._option_string_actions)
-    near = get_close_matches(option.replace("_", "-"), known, 1) if message.startswith("unrecognized") else []
-    problem = f"unknown option {option}" if message.startswith("unrecognized") else message
+    if message.startswith("unrecognized"):
+        near = get_close_matches(option.replace("_", "-"), known, 1)
+    else:
+        near = []
+    if message.startswith("unrecognized"):
+        problem = f"unknown option {option}"
+    else:
+        problem = message
     end(problem + (f"; did you mean {near[0]}?" if near else ""))
 
 
@@ -33,7 +39,8 @@ def serve() -> None:
 
     # vLLM's own command line looks up the version of the package vllm, which the CPU build is not called.
     cli_env_setup()
-    command, parser = ServeSubcommand(), make_arg_parser(FlexibleArgumentParser())
+    command = ServeSubcommand()
+    parser = make_arg_parser(FlexibleArgumentParser())
     options = parser.parse_args()
     configure_logging_from_args(options)
     command.validate(options)

@@ -97,7 +97,8 @@ def check_engine(
     expected = trainer_logprobs(policy, prompts, groups, sampling, engine.compute_dtype)
     flips = not policy.replays_routes and any(map(has_experts, layer_configs(policy.model.config)))
     middle = torch.median if flips else torch.mean
-    exact, worst = engine.compute_dtype == torch.float32, 0.0
+    exact = engine.compute_dtype == torch.float32
+    worst = 0.0
     completions = [completion for group in groups for completion in group]
     for completion, logprobs in zip(completions, expected, strict=True):
         differences = (logprobs - torch.tensor(completion.logprobs)).abs()
@@ -183,7 +184,9 @@ class SyncedEngine:
         self, engine: RolloutEngine, safeguards: Safeguards = Safeguards(),  # frozen
         resume: str = "resume with --ckpt_path last",
     ) -> None:  # fmt: skip
-        self.engine, self._safeguards, self._resume = engine, safeguards, resume
+        self.engine = engine
+        self._safeguards = safeguards
+        self._resume = resume
         self._context: EngineContext | None = None
         self._policy: Policy | None = None  # whose weights it holds
         self._version: Hashable | None = None  # of these weights; None = it may hold others
@@ -235,7 +238,8 @@ class SyncedEngine:
         """
         if self._version == version:
             return
-        self._policy, self._version = policy, None
+        self._policy = policy
+        self._version = None
         self._syncs += prompts is not None
         is_first = prompts is not None and self._syncs == 1
         if is_first and policy.has_zero_adapters():
@@ -355,7 +359,8 @@ class SyncedEngine:
                     f"engine {self.engine.name} crashed: {crash}; after {self._restarts} restart(s) in a row "
                     f"(rollout.safeguards.max_engine_restarts) the run ends; {self._resume}"
                 )
-            self._restarts, self._is_probed = self._restarts + 1, False
+            self._restarts = self._restarts + 1
+            self._is_probed = False
             log.warning(
                 "engine %s crashed: %s; restart %d of %d",
                 self.engine.name,

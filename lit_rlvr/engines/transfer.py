@@ -121,7 +121,10 @@ class FileTransfer(WeightTransfer):
         self._written: list[Path] = []  # the first version, if later ones do not hold all weights, and the last
 
     def check_urls(self, urls: Sequence[str]) -> None:
-        elsewhere = [] if self.folder else [url for url in urls if not is_this_machine(url)]
+        if self.folder:
+            elsewhere = []
+        else:
+            elsewhere = [url for url in urls if not is_this_machine(url)]
         if elsewhere:
             raise UserError(
                 f"FileTransfer.folder: {elsewhere[0]} is not on this machine; give a folder that it and the trainer "
@@ -207,7 +210,9 @@ class FileTransfer(WeightTransfer):
                 shutil.rmtree(path, ignore_errors=True)
         if self._own is not None:
             self._own.remove()
-        self._own, self._size, self._written = None, None, []
+        self._own = None
+        self._size = None
+        self._written = []
 
     def _write(
         self, weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype, version: str, complete: bool,
@@ -226,7 +231,8 @@ class FileTransfer(WeightTransfer):
             for _ in weights:
                 pass
             return
-        left, target = iter(weights), (self.folder or MEMORY) / version
+        left = iter(weights)
+        target = (self.folder or MEMORY) / version
         try:
             if self._size is not None:
                 self._own = self._own or OwnFolder.with_room(self._size)
@@ -235,7 +241,8 @@ class FileTransfer(WeightTransfer):
             write_weights(left, dtype, target, self._own is None, adapter)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(target, ignore_errors=True)
-            where, reason = getattr(error, "filename", None) or target, getattr(error, "strerror", None)
+            where = getattr(error, "filename", None) or target
+            reason = getattr(error, "strerror", None)
             raise UserError(f"FileTransfer.folder: {where} cannot be written: {reason or first_line(error)}") from error
         except Exception:
             shutil.rmtree(target, ignore_errors=True)
@@ -268,7 +275,9 @@ def write_weights(
         nonlocal buffer, size, count
         path = target / (f"model-{count:05}.safetensors" if adapter is None else "adapter_model.safetensors")
         save_file(buffer, path)
-        buffer, size, count = {}, 0, count + 1
+        buffer = {}
+        size = 0
+        count = count + 1
         if durable:
             flush_to_disk(path)
 
@@ -388,7 +397,8 @@ class NCCLTransfer(WeightTransfer):
         on_first(servers, VLLMServer.pause)  # before the first collective
         raise_on_all_ranks(self._send)
         on_first(servers, partial(VLLMServer.resume, version=version))
-        self._holders, self._version = [*servers], version
+        self._holders = [*servers]
+        self._version = version
 
     def _is_connected(self, servers: Sequence[VLLMServer]) -> bool:
         """Return whether the group consists of these servers, and none was restarted since it took the last version."""
@@ -413,7 +423,8 @@ class NCCLTransfer(WeightTransfer):
     def close(self) -> None:
         if self._sender is not None:
             self._sender.shutdown()
-        self._sender, self._holders = None, []
+        self._sender = None
+        self._holders = []
 
     def _connect(self, servers: Sequence[VLLMServer]) -> None:
         """Connect the first rank to all servers, or no rank to any.
@@ -437,7 +448,9 @@ class NCCLTransfer(WeightTransfer):
         source: Any = self._source  # it has the methods of a WeightSource that are used here
         client: Any = UpdateClient(servers, workers)  # and this one those of a client
         connect = partial(NCCLTrainerWeightTransferEngine.trainer_init, info, client=client, source=source)
-        return call_within(client, connect) if rank() == 0 else connect()
+        if rank() == 0:
+            return call_within(client, connect)
+        return connect()
 
     def _send(self) -> None:
         """Send the weights to the servers. If that fails, the first rank still gathers all weights with the others.
@@ -509,7 +522,8 @@ class UpdateClient:
         for server in self.servers:
             threading.Thread(target=ask, args=[server], name="lit-rlvr-update", daemon=True).start()
         for _ in self.servers:
-            if (error := answers.get()) is not None:
+            error = answers.get()
+            if error is not None:
                 self.failure = error
                 raise error
 
@@ -542,7 +556,10 @@ def call_within(client: UpdateClient, action: Callable[[], Any], abort: Callable
         UserError: the action did not end, even when it was aborted.
     """
     result: Future[Any] = Future()
-    device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
+    if torch.cuda.is_initialized():
+        device = torch.cuda.current_device()
+    else:
+        device = None
 
     def work() -> None:
         try:
@@ -558,13 +575,17 @@ def call_within(client: UpdateClient, action: Callable[[], Any], abort: Callable
     while thread.is_alive() and client.failure is None and time.monotonic() < deadline:
         thread.join(POLL)
     thread.join(0 if client.failure is None else ABORT_SECONDS)  # it may end by itself
-    urls, late = ", ".join(server.url for server in client.servers), thread.is_alive()
+    urls = ", ".join(server.url for server in client.servers)
+    late = thread.is_alive()
     if late:
         if abort is not None:
             abort()
             thread.join(ABORT_SECONDS)
         if thread.is_alive():
-            why = f"{urls}: a weight transfer hangs" if client.failure is None else str(client.failure)
+            if client.failure is None:
+                why = f"{urls}: a weight transfer hangs"
+            else:
+                why = str(client.failure)
             raise UserError(
                 f"{why}; NCCL cannot be aborted, so the run ends: resume with --ckpt_path last"
             ) from client.failure
@@ -699,7 +720,8 @@ class RepeatedWeights:
 
     def set(self, weights: Weights, dtype: torch.dtype) -> None:
         """Set the weights of the next passes; names and shapes must stay the same."""
-        self._weights, self._dtype = weights, dtype
+        self._weights = weights
+        self._dtype = dtype
 
     def metadata(self) -> list[Any]:
         from vllm.distributed.weight_transfer.base import ParamMeta

@@ -68,7 +68,8 @@ class Turns:
 
     def answers(self, least: int) -> list[Answer]:
         """Return the answers that are ready, after waiting for at least `least` of them (at most `waiting`)."""
-        over, self._over = self._over, []
+        over = self._over
+        self._over = []
         return over
 
 
@@ -92,19 +93,25 @@ class Row:
     """
 
     def __init__(self, p: int, g: int, prompt: Prompt, seed: int, limit: int) -> None:
-        self.p, self.g, self.limit, self.turn = p, g, limit, 0
+        self.p = p
+        self.g = g
+        self.limit = limit
+        self.turn = 0
         self.tokens: list[int] = []
         self.begun: list[int] = []
         self.logprobs: list[float] = []
         self.whole: Completion | None = None
-        self.prompt, self._seed = prompt, seed
+        self.prompt = prompt
+        self._seed = seed
         self._before: list[int] = []  # earlier turns, and the observations after them
         self._pixels: list[Pixels | None] = [prompt.pixels]
 
     @property
     def seed(self) -> int:
         """The seed of the current turn."""
-        return derive_seed(self._seed, "turn", self.turn) if self.turn else self._seed
+        if self.turn:
+            return derive_seed(self._seed, "turn", self.turn)
+        return self._seed
 
     @property
     def start(self) -> Prompt:
@@ -123,7 +130,8 @@ class Row:
         self.begun = [] if how.token_ids else self.begun + self.tokens
         self._before += [*self.tokens, *how.token_ids]
         self._pixels.append(how.pixels)
-        self.tokens, self.logprobs = [], []
+        self.tokens = []
+        self.logprobs = []
         self.limit = how.max_tokens
 
     def get(self) -> Completion:
@@ -180,7 +188,8 @@ def read_completion(tokenizer: Any, token_ids: Sequence[int], logprobs: Sequence
         logprobs: of these tokens.
         stopped: False = it reached its maximum length.
     """
-    text, raw = read_text(tokenizer, token_ids), raw_text(tokenizer, token_ids, stopped)
+    text = read_text(tokenizer, token_ids)
+    raw = raw_text(tokenizer, token_ids, stopped)
     return Completion(
         text, tuple(token_ids), "stop" if stopped else "length", tuple(logprobs), raw="" if raw == text else raw
     )
@@ -200,15 +209,19 @@ class ThoughtBudget(Turns):
 
     def __init__(self, tokenizer: Any, limit: Callable[[int, int], int], turns: Turns) -> None:
         super().__init__()
-        self._tokenizer, self._longest, self._turns = tokenizer, limit, turns
+        self._tokenizer = tokenizer
+        self._longest = limit
+        self._turns = turns
         self._rooms: dict[tuple[int, int], tuple[str, int]] = {}  # how the current turn begins, and its most tokens
         self._thoughts: dict[tuple[int, int], tuple[Completion, tuple[int, ...]]] = {}  # with the tokens written behind
 
     def begin(self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]]) -> None:
         super().begin(prompts, sampling, seeds)
         self._turns.begin(prompts, sampling, seeds)
-        self._prompts, self._sampling = prompts, sampling
-        self._rooms, self._thoughts = {}, {}
+        self._prompts = prompts
+        self._sampling = sampling
+        self._rooms = {}
+        self._thoughts = {}
 
     def opening(self, p: int, g: int) -> Continuation:
         limit = self._longest(self._sampling.max_tokens, len(self._prompts[p].token_ids))
@@ -269,7 +282,9 @@ class ThoughtBudget(Turns):
 def closing_tokens(tokenizer: Any, mark: str) -> tuple[int, ...]:
     """Return the tokens that end thoughts with a mark, written as chat templates write it; none without a mark."""
     text = f"\n{mark}\n\n" if mark.startswith("</") else mark
-    return tuple(tokenizer(text, add_special_tokens=False).input_ids) if mark else ()
+    if mark:
+        return tuple(tokenizer(text, add_special_tokens=False).input_ids)
+    return ()
 
 
 def check_room_for_answer(sampling: Sampling, tokenizer: Any, opening: str, option: str) -> None:
@@ -305,4 +320,6 @@ def within_budget(sampling: Sampling, tokenizer: Any, limit: Callable[[int, int]
         turns: None = without an environment.
     """
     turns = turns or Turns()
-    return ThoughtBudget(tokenizer, limit, turns) if sampling.max_thought_tokens else turns
+    if sampling.max_thought_tokens:
+        return ThoughtBudget(tokenizer, limit, turns)
+    return turns

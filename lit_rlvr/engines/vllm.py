@@ -112,7 +112,8 @@ class VLLMEngine(RolloutEngine):
         self.options = options or {}
         if "quantization" in self.options:
             raise UserError("VLLMEngine.options: quantization is not taken here; use VLLMEngine.quantize: fp8")
-        if split := [name for name in _SPLIT if self.options.get(name, 1) != 1]:
+        split = [name for name in _SPLIT if self.options.get(name, 1) != 1]
+        if split:
             raise UserError(
                 f"VLLMEngine.options: {split[0]} splits the model, but vLLM in the training process runs whole on each "
                 "rank's device; start a server with `lit-rlvr serve` and use VLLMServerEngine"
@@ -134,7 +135,9 @@ class VLLMEngine(RolloutEngine):
     def compute_dtype(self) -> torch.dtype:
         if self.dtype != "auto":
             return getattr(torch, self.dtype)
-        return torch.float32 if self._context is None else self._context.dtype
+        if self._context is None:
+            return torch.float32
+        return self._context.dtype
 
     def check_hardware(self, device: str, dtype: torch.dtype) -> None:
         if self.adapters and self.sleep_mode and device == "cuda":
@@ -146,7 +149,8 @@ class VLLMEngine(RolloutEngine):
             return
         if device != "cuda":
             raise UserError("VLLMEngine.quantize: fp8 needs a GPU; leave the option out")
-        if (capability := torch.cuda.get_device_capability()) < FP8_CAPABILITY:
+        capability = torch.cuda.get_device_capability()
+        if capability < FP8_CAPABILITY:
             raise UserError(
                 f"VLLMEngine.quantize: fp8 needs a GPU of compute capability {'.'.join(map(str, FP8_CAPABILITY))} or "
                 f"more, and this one has {'.'.join(map(str, capability))}; leave the option out"
@@ -177,7 +181,8 @@ class VLLMEngine(RolloutEngine):
             separate_cache(device)
         from vllm import LLM
 
-        self._context, self._complete = context, False
+        self._context = context
+        self._complete = False
         if not torch.cuda.is_available():
             self._check_cpu_kernels(context.policy.model)
         check_images(context)
@@ -203,7 +208,8 @@ class VLLMEngine(RolloutEngine):
         if self._adapter is not None:
             settings |= {"enable_lora": True, "max_lora_rank": lora_rank(self._adapter["r"])}
             settings["lora_target_modules"] = self._adapter["target_modules"]
-        if (family := context.policy.family) is not None:
+        family = context.policy.family
+        if family is not None:
             settings["limit_mm_per_prompt"] = {"image": context.max_images, "video": context.max_videos}
             # vLLM's cache of processed images has two halves, which differ if a rendered prompt is not added.
             settings |= {"skip_tokenizer_init": False, "mm_processor_cache_gb": 0, **family.vllm_options()}
@@ -274,7 +280,10 @@ class VLLMEngine(RolloutEngine):
         if wanted and adapter["r"] <= max_rank:
             log.info("engine vllm: the first sync loads all weights, and later ones only the adapters")
             return adapter
-        reason = f": vLLM takes adapters of rank {max_rank} at most, and these have {adapter['r']}" if wanted else ""
+        if wanted:
+            reason = f": vLLM takes adapters of rank {max_rank} at most, and these have {adapter['r']}"
+        else:
+            reason = ""
         log.info("engine vllm: each sync loads weights with the adapters merged in%s", reason)
         return None
 
@@ -295,7 +304,9 @@ class VLLMEngine(RolloutEngine):
 
     def _compilation(self) -> AbstractContextManager[Any]:
         """Return the context in which vLLM runs: one in which `torch.compile` has no effect, if nothing is compiled."""
-        return nullcontext() if self._compiles else torch.compiler.set_stance("force_eager")
+        if self._compiles:
+            return nullcontext()
+        return torch.compiler.set_stance("force_eager")
 
     def _share(self, reserved: int) -> float:
         """Return vLLM's share of the GPU's memory.
@@ -345,10 +356,14 @@ class VLLMEngine(RolloutEngine):
             torch.cuda.empty_cache()  # freed by training
             self._llm.wake_up(tags=["weights"])
             self._llm.collective_rpc(_make_noise)  # sleep discarded the weights; leftovers could pass for them
-        only, source = self._changing if self._complete else None, policy
+        only = self._changing if self._complete else None
+        source = policy
         if self._adapter is not None:
             source = policy.owner.without_adapters()
-            only = frozenset() if self._complete and self._base is policy.owner else None
+            if self._complete and self._base is policy.owner:
+                only = frozenset()
+            else:
+                only = None
         weights = with_tied_head(source, only, self.compute_dtype)
         self._complete = False  # if it crashes while it loads
         if only is None or only:
@@ -373,8 +388,10 @@ class VLLMEngine(RolloutEngine):
         """
         from vllm.lora.request import LoRARequest
 
-        old, self._request = self._request, None
-        if (settings := policy.adapter_config) is not None:
+        old = self._request
+        self._request = None
+        settings = policy.adapter_config
+        if settings is not None:
             dtype = self.compute_dtype
             if self._folder is None:
                 size = sum(weight.numel() for _, weight in policy.adapter_weights(dtype)) * dtype.itemsize
@@ -398,7 +415,8 @@ class VLLMEngine(RolloutEngine):
         done: OnGroupDone | None = None,
         turns: Turns | None = None,
     ) -> list[list[Completion]]:
-        engine, tokenizer = self._llm.llm_engine, self._context.tokenizer
+        engine = self._llm.llm_engine
+        tokenizer = self._context.tokenizer
         turns = within_budget(sampling, self._context.tokenizer, self._context.limit, turns)
         turns.begin(prompts, sampling, seeds)
         rows: dict[str, _Row] = {}  # by the request of its current turn
@@ -434,7 +452,10 @@ class VLLMEngine(RolloutEngine):
                         turns.stopped(row.p, row.g, replace(turn, routes=self._routes(output.outputs[0])))
                 # On a CPU wait for all answers: which requests run together changes the last bits of their results, and
                 # must not depend on how long an environment takes.
-                min_answers = int(not engine.has_unfinished_requests()) if torch.cuda.is_available() else turns.waiting
+                if torch.cuda.is_available():
+                    min_answers = int(not engine.has_unfinished_requests())
+                else:
+                    min_answers = turns.waiting
                 for row, _ in next_turns(groups, turns, min_answers, done):
                     add_request(row, render(row.start))
         except BaseException:
@@ -469,7 +490,10 @@ class VLLMEngine(RolloutEngine):
             return {"prompt_token_ids": prompt.token_ids}
         media: dict[str, list[Any]] = {}
         for image, kind in zip(prompt.pixels.images, kinds_of(prompt.pixels.images), strict=True):
-            chosen = (image.array, image.metadata | {"do_sample_frames": False}) if kind == "video" else image
+            if kind == "video":
+                chosen = (image.array, image.metadata | {"do_sample_frames": False})
+            else:
+                chosen = image
             media.setdefault(kind, []).append(chosen)
         return {"prompt_token_ids": with_single_placeholders(self._context.policy, prompt), "multi_modal_data": media}
 
@@ -477,7 +501,10 @@ class VLLMEngine(RolloutEngine):
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        kind = RequestOutputKind.DELTA if sampling.stop else RequestOutputKind.FINAL_ONLY
+        if sampling.stop:
+            kind = RequestOutputKind.DELTA
+        else:
+            kind = RequestOutputKind.FINAL_ONLY
         values = sampling_parameters(self._context.policy, sampling, seed, limit)
         return SamplingParams(**values, output_kind=kind, flat_logprobs=True)
 
@@ -485,11 +512,14 @@ class VLLMEngine(RolloutEngine):
         if not (self.sleep_mode and torch.cuda.is_available()):
             return False
         self._llm.sleep(level=2)  # keeps neither the KV cache nor the weights
-        self._asleep, self._complete = True, False
+        self._asleep = True
+        self._complete = False
         return True
 
     def close(self) -> None:
-        llm, self._llm, self._asleep = self._llm, None, False
+        llm = self._llm
+        self._llm = None
+        self._asleep = False
         if self._folder is not None:
             self._folder.remove()
         self._folder = self._request = self._base = None
@@ -513,7 +543,9 @@ class _Row(Row):
         """Add tokens from vLLM; returns whether a stop text ended the turn while vLLM would go on."""
         if self.finish_reason is not None:  # a token more than the stop text
             return False
-        ids, logprobs = list(output.token_ids), output.logprobs  # of the sampled token at each position
+        # of the sampled token at each position
+        ids = list(output.token_ids)
+        logprobs = output.logprobs
         assert logprobs.token_ids == ids, "vLLM returned log-probabilities of tokens that it did not sample"
         self.tokens += ids
         self.logprobs += logprobs.logprobs
@@ -580,7 +612,9 @@ def smallest_block() -> int:
 
 def graph_options(sequences: int) -> dict[str, int]:
     """Return vLLM's options with which it captures CUDA graphs for as many sequences as it generates at once."""
-    return {"max_cudagraph_capture_size": ceil(sequences / 16) * 16} if sequences > DEFAULT_GRAPHS else {}
+    if sequences > DEFAULT_GRAPHS:
+        return {"max_cudagraph_capture_size": ceil(sequences / 16) * 16}
+    return {}
 
 
 def sampling_parameters(policy: Policy, sampling: Sampling, seed: int, limit: int) -> dict[str, Any]:

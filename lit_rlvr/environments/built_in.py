@@ -51,7 +51,8 @@ def _value(node: ast.expr) -> int | float:
     if isinstance(node, ast.UnaryOp) and type(node.op) in _UNARY:
         return _UNARY[type(node.op)](_value(node.operand))
     if isinstance(node, ast.BinOp) and type(node.op) in _BINARY:
-        left, right = _value(node.left), _value(node.right)
+        left = _value(node.left)
+        right = _value(node.right)
         if isinstance(node.op, ast.Pow):
             if left < 0 and not float(right).is_integer():
                 raise ValueError("the result is not a real number")
@@ -102,7 +103,8 @@ class Crop(Tools):
         if size < 28:
             raise UserError(f"Crop.size: {size} pixels are too few; use at least 28")
         super().__init__(**kwargs)
-        self._size, self._image = size, None
+        self._size = size
+        self._image = None
 
     def reset(self, sample: Sample) -> None:
         if kinds_of(sample.images)[:1] != ["image"]:
@@ -144,7 +146,9 @@ class SQLShell(Tools):
     def __init__(self, shown_rows: int = 10, max_instructions: int = 20_000_000, **kwargs: Any) -> None:
         check_within("[1, inf)", "SQLShell", shown_rows=shown_rows, max_instructions=max_instructions)
         super().__init__(**kwargs)
-        self.shown_rows, self._limits, self._path = shown_rows, QueryLimits(max_instructions, 100_000), ""
+        self.shown_rows = shown_rows
+        self._limits = QueryLimits(max_instructions, 100_000)
+        self._path = ""
 
     def reset(self, sample: Sample) -> None:
         self._path = databases_of(sample, "SQLShell")[0]
@@ -164,4 +168,8 @@ class SQLShell(Tools):
 def _sql_value(value: Any) -> str:
     """Return a value as SQLite shows it: numbers with a fraction have 15 digits."""
     value = float(f"{value:.15g}") if isinstance(value, float) else value
-    return "NULL" if value is None else repr(value) if isinstance(value, bytes) else str(value)
+    if value is None:
+        return "NULL"
+    if isinstance(value, bytes):
+        return repr(value)
+    return str(value)

@@ -54,7 +54,8 @@ class Player:
             functions.
         """
         if batch != self._batch:
-            self._batch, self._episodes = batch, {}
+            self._batch = batch
+            self._episodes = {}
         random.seed(f"{sample.id} reset" if call == RESET else f"{seed} {call}")
         if "numpy" in sys.modules:
             sys.modules["numpy"].random.seed(random.getrandbits(32))
@@ -140,7 +141,9 @@ def _checked(value: object) -> Observation:
 def _correct_if_one(result: RewardResult) -> RewardResult:
     """Set `correct`: value 1 is right unless the environment says otherwise."""
     is_open = result.correct is None and result.status != "error"
-    return replace(result, correct=result.value == 1) if is_open else result
+    if is_open:
+        return replace(result, correct=result.value == 1)
+    return result
 
 
 class EpisodeReply(NamedTuple):
@@ -221,12 +224,16 @@ class EpisodeWorkers:
         """Yield the arguments of the `Player` for what the episode's worker has not played yet."""
         previous_worker, played, reply = self._known.pop(number, (None, RESET - 1, EpisodeReply(None)))
         if previous_worker is not worker:  # that one was lost
-            played, reply = RESET - 1, EpisodeReply(None)
+            played = RESET - 1
+            reply = EpisodeReply(None)
         while played < len(turns):
             turn = turns[played] if played >= RESET else None
             played += 1
             value = yield self._batch, number, seed, played, sample, turn
-            reply = EpisodeReply(value) if played == RESET else reply._replace(observation=value)
+            if played == RESET:
+                reply = EpisodeReply(value)
+            else:
+                reply = reply._replace(observation=value)
         if judge or (reply.observation is not None and reply.observation.done):
             outcome, results = yield self._batch, number, seed, REWARD, sample, None
             return reply._replace(outcome=outcome, reward_results=results)

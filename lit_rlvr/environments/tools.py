@@ -58,7 +58,8 @@ class Tools(Environment):
         calls = find_calls(turn.raw or turn.text)
         if not calls:
             return Observation(done=True)
-        results, errors = [], 0
+        results = []
+        errors = 0
         for call in calls:
             try:
                 results.append(as_tool_result(call.name, self._run(call)))
@@ -99,7 +100,10 @@ class WrappedTools(Tools):
     needs_tools = False
 
     def __init__(self, factory: Callable[[], Any] | str, **kwargs: Any) -> None:
-        self._factory = import_path("rollout.environment", factory) if isinstance(factory, str) else factory
+        if isinstance(factory, str):
+            self._factory = import_path("rollout.environment", factory)
+        else:
+            self._factory = factory
         self._instance: Any = None
         super().__init__(**kwargs)
         self.source_classes = (type(self.holder),)
@@ -111,7 +115,10 @@ class WrappedTools(Tools):
 
     @property
     def holder(self) -> object:
-        self._instance = self._factory() if self._instance is None else self._instance
+        if self._instance is None:
+            self._instance = self._factory()
+        else:
+            self._instance = self._instance
         return self._instance
 
     def __getstate__(self) -> dict[str, Any]:
@@ -179,7 +186,10 @@ class EnvironmentChoice(Environment):
         name = sample.row.get("environment", sample.dataset)
         if name not in self._environments:
             known = ", ".join(self._environments)
-            what = "column 'environment'" if "environment" in sample.row else "its data set"
+            if "environment" in sample.row:
+                what = "column 'environment'"
+            else:
+                what = "its data set"
             raise UserError(f"{sample.source or sample.id}: {what} is {name!r}, but rollout.environment has {known}")
         return self._environments[name]
 
@@ -216,7 +226,10 @@ RESERVED_NAMES = {name for name in dir(Tools) if not name.startswith("_")}
 
 def tool_methods(holder: object) -> dict[str, Callable[..., Any]]:
     """Return the methods of an object that are tools, by name."""
-    reserved = RESERVED_NAMES if isinstance(holder, Tools) else {"reset", "get_reward"}
+    if isinstance(holder, Tools):
+        reserved = RESERVED_NAMES
+    else:
+        reserved = {"reset", "get_reward"}
     names = [name for name, _ in inspect.getmembers(type(holder), inspect.isfunction)]
     return {name: getattr(holder, name) for name in names if not name.startswith("_") and name not in reserved}
 
@@ -265,12 +278,15 @@ def as_environment(environment: Any) -> Environment | None:
         name = environment
         factory = import_path("rollout.environment", name if "." in name else f"lit_rlvr.environments.{name}")
     else:
-        factory, name = environment, getattr(environment, "__qualname__", repr(environment))
+        factory = environment
+        name = getattr(environment, "__qualname__", repr(environment))
     if not callable(factory):
         raise UserError(f"rollout.environment: {name} is neither a class nor a function that returns an environment")
     try:
         is_environment = isinstance(factory, type) and issubclass(factory, Environment)
-        return factory() if is_environment else WrappedTools(factory)
+        if is_environment:
+            return factory()
+        return WrappedTools(factory)
     except UserError:
         raise
     except Exception as error:
@@ -284,7 +300,10 @@ def as_tool_result(name: str, value: Any) -> ToolResult:
         ValueError: an image block holds no PIL image.
     """
     if not is_content(value):
-        value = [{"type": "image", "image": value}] if is_image(value) else [{"type": "text", "text": str(value)}]
+        if is_image(value):
+            value = [{"type": "image", "image": value}]
+        else:
+            value = [{"type": "text", "text": str(value)}]
     images = tuple(block.get("image") for block in value if block["type"] == "image")
     if not all(map(is_image, images)):
         raise ValueError("an image block must hold a PIL image")

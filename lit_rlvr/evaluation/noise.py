@@ -43,7 +43,9 @@ class ScoredRollouts(Callback):
     """
 
     def __init__(self, groups: Mapping[str, ScoredGroup], rollout: RolloutCallback, sampling: Sampling) -> None:
-        self.groups, self.rollout, self.sampling = groups, rollout, sampling
+        self.groups = groups
+        self.rollout = rollout
+        self.sampling = sampling
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         sampling = self.sampling.with_banned(pl_module.policy.placeholder_ids)
@@ -70,7 +72,10 @@ def first_completions(group: ScoredGroup, size: int) -> ScoredGroup:
 
 def fits(folder: str, device: torch.device) -> bool:
     """Return whether a model can be trained in half of the memory that is free."""
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    else:
+        free = available_memory()
     return BYTES * shape_of(load_model_config(folder)).parameters < free / 2
 
 

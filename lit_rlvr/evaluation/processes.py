@@ -85,7 +85,9 @@ class Share:
     def of_this_process(cls) -> Share | None:
         """Return this process's share; None if `run_shares` did not start it."""
         share = os.environ.get(SHARE_VARIABLE)
-        return cls(*map(int, share.split("/"))) if share else None
+        if share:
+            return cls(*map(int, share.split("/")))
+        return None
 
     @property
     def file(self) -> str:
@@ -129,7 +131,8 @@ def run_shares(arguments: Sequence[str], devices: int, out: Path, answered: Call
     """
     shares = [Share(k, devices) for k in range(devices)]
     logs = [out / f"process-{share.number}.log" for share in shares]
-    files, seen = [out / share.file for share in shares], 0
+    files = [out / share.file for share in shares]
+    seen = 0
     running: list[subprocess.Popen[bytes]] = []
     try:
         for share, log in zip(shares, logs, strict=True):
@@ -157,7 +160,8 @@ def _start(arguments: Sequence[str], share: Share, log: Path) -> subprocess.Pope
     import torch
 
     environment = os.environ | {SHARE_VARIABLE: f"{share.number}/{share.count}"}
-    if gpus := torch.cuda.device_count():
+    gpus = torch.cuda.device_count()
+    if gpus:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))
         environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[share.number]
     else:
@@ -168,4 +172,6 @@ def _start(arguments: Sequence[str], share: Share, log: Path) -> subprocess.Pope
 
 def _last_line(log: Path) -> str:
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1].removeprefix("lit-rlvr: error: ") if lines else "it said nothing"
+    if lines:
+        return lines[-1].removeprefix("lit-rlvr: error: ")
+    return "it said nothing"

@@ -47,7 +47,9 @@ def find_dtype(requested: str, model: str, folder: str) -> ValueAndOrigin:
 
 def _config_of(model: str) -> dict[str, Any]:
     """Return the config of a run; {} for other models."""
-    return run_config(Path(model).expanduser()) if is_run(model) else {}
+    if is_run(model):
+        return run_config(Path(model).expanduser())
+    return {}
 
 
 def _sampling_of(config: Mapping[str, Any], name: str) -> ValueAndOrigin:
@@ -77,7 +79,9 @@ def find_max_tokens(requested: int | None, model: str) -> ValueAndOrigin:
     if requested is not None:
         return requested, "--max_tokens"
     max_tokens, key = _sampling_of(_config_of(model), "max_tokens")
-    return (MAX_TOKENS, "by default") if max_tokens is None else (max_tokens, f"the run's {key}")
+    if max_tokens is None:
+        return (MAX_TOKENS, "by default")
+    return (max_tokens, f"the run's {key}")
 
 
 TURNS = ("max_turns", "max_observation_tokens", "max_episode_tokens")
@@ -150,7 +154,8 @@ def make_protocol(suite: str, suite_settings: Mapping[str, Any], shared_settings
     """
     resolved: dict[str, Any] = dict(SAMPLING)
     for settings in (shared_settings, suite_settings):
-        if name := settings.get("protocol"):
+        name = settings.get("protocol")
+        if name:
             resolved |= read_protocol(name, suite)
         resolved |= {key: settings[key] for key in (*SAMPLING, *PROMPT_SETTINGS) if settings.get(key) is not None}
     prompts = {key: resolved.pop(key) for key in PROMPT_SETTINGS if key in resolved}

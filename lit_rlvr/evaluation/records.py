@@ -60,7 +60,10 @@ def _parse_record(line: str, where: str, suites: list[str]) -> tuple[str, str, C
     if suite not in suites:
         raise UserError(f"{where}: suite: {suite!r} is not one of {', '.join(suites)}")
     kind = kind or ("greedy" if row.get("greedy") else "sampled")
-    reason: Any = "length" if row.get("finish_reason") == "length" else "stop"
+    if row.get("finish_reason") == "length":
+        reason: Any = "length"
+    else:
+        reason = "stop"
     completion = Completion.made_elsewhere(row["completion"], int(row.get("tokens") or 0), reason)
     return f"{suite}/{kind}", row["id"], replace(completion, prefill=str(row.get("prefill") or ""))
 
@@ -72,7 +75,8 @@ def match(completions: CompletionsById, samples: list[Sample], part: str) -> lis
         UserError: a completion belongs to no question, or questions have different numbers of completions.
     """
     ids = {sample.id for sample in samples}
-    if unknown := [name for name in completions if name not in ids]:
+    unknown = [name for name in completions if name not in ids]
+    if unknown:
         raise UserError(f"--completions: {part}: there is no question {unknown[0]!r}; ids are like {samples[0].id!r}")
     counts = {len(group) for group in completions.values()}
     if len(counts) > 1:
@@ -132,11 +136,13 @@ class Records:
 
     @staticmethod
     def _check(before: dict[str, Any], after: dict[str, Any], folder: Path) -> None:
-        old_suites, new_suites = before.get("suites"), after.get("suites")
+        old_suites = before.get("suites")
+        new_suites = after.get("suites")
         if isinstance(old_suites, dict) and isinstance(new_suites, dict):
             common = old_suites.keys() & new_suites.keys()  # the others are new, or not asked for this time
             before, after = ({**d, "suites": {name: d["suites"][name] for name in common}} for d in (before, after))
-        if difference := "; ".join(f"{name} was {old}, is {new}" for name, old, new in changes(before, after)):
+        difference = "; ".join(f"{name} was {old}, is {new}" for name, old, new in changes(before, after))
+        if difference:
             raise UserError(f"--out: {folder} was begun with other settings ({difference}); choose another folder")
 
     def _read(self, files: Sequence[Path]) -> None:

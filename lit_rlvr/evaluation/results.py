@@ -49,9 +49,15 @@ def suite_results(samples: Sequence[Sample], sampled: RowsByQuestion, greedy: Ro
     for name, values in scores.items():
         known = values[~np.isnan(values)]
         results[name] = _mean(values)
-        results[f"{name}_ci95"] = bootstrap_interval(known) if len(known) else None
+        if len(known):
+            results[f"{name}_ci95"] = bootstrap_interval(known)
+        else:
+            results[f"{name}_ci95"] = None
     rows = [row for group in groups for row in group]
-    results["length"] = float(np.mean([row["tokens"] for row in rows])) if any(row["tokens"] for row in rows) else None
+    if any(row["tokens"] for row in rows):
+        results["length"] = float(np.mean([row["tokens"] for row in rows]))
+    else:
+        results["length"] = None
     results["truncated"] = float(np.mean([row["finish_reason"] == "length" for row in rows]))
     results |= {status: float(np.mean([row["status"] == status for row in rows])) for status in STATUSES[1:]}
     results["categories"] = by_category(samples, {k: v for k, v in scores.items() if k in ("pass@1", "greedy")})
@@ -66,7 +72,9 @@ def _counts(row: RecordRow) -> bool:
 def _mean(values: np.ndarray) -> float | None:
     """Return the mean without NaN; None if no value is left."""
     known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else None
+    if len(known):
+        return float(known.mean())
+    return None
 
 
 def bootstrap_interval(values: np.ndarray) -> list[float]:
@@ -143,7 +151,11 @@ def _with_interval(results: Mapping[str, Any], name: str) -> str:
 
 
 def _metric_text(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}" if value < 10 else f"{value:.0f}"
+    if value is None:
+        return ""
+    if value < 10:
+        return f"{value:.3f}"
+    return f"{value:.0f}"
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -100,7 +100,8 @@ class Sampler:
         self, folder: str, engine: SyncedEngine, tokenizer: Any, dtype: torch.dtype, max_tokens: int,
         images: dict[str, Any], check: Prompt,
     ) -> None:  # fmt: skip
-        self.engine, self._max_tokens = engine, max_tokens
+        self.engine = engine
+        self._max_tokens = max_tokens
         self.policy = load_policy(folder).requires_grad_(False)
         if engine.engine.shares_weights and torch.cuda.is_available():
             self.policy.to("cuda")
@@ -131,7 +132,10 @@ class Sampler:
         """
         sampling = sampling.with_banned(self.policy.placeholder_ids)
         batch_size = max(1, SEQUENCES // samples)
-        episodes = None if environment is None else self._episodes_for(environment, data)
+        if environment is None:
+            episodes = None
+        else:
+            episodes = self._episodes_for(environment, data)
         for start in range(0, len(prompts), batch_size):
             batch = [data.prepare(p) for p in prompts[start : start + batch_size]]
             seeds = [[derive_seed(run_seed(), use, p.sample.id, g) for g in range(samples)] for p in batch]

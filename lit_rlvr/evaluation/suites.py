@@ -139,7 +139,9 @@ def prompt_options(name: str, values: Mapping[str, Any], protocol: Protocol) -> 
     if template is not None and "system_prompt" in prompts and "template" not in prompts:
         log.info("%s: the system prompt given replaces the template %r of the suite", name, template)
         prompts["template"] = "{prompt}"
-    return {"chat": prompts} if prompts else {}
+    if prompts:
+        return {"chat": prompts}
+    return {}
 
 
 def find_suite(item: str, has_columns: bool = False) -> tuple[str, dict[str, Any]]:

@@ -90,7 +90,10 @@ def add_adapters(
     require("peft", "model.lora")
     from peft import inject_adapter_in_model
 
-    config = new_config(model, lora) if folder is None else saved_config(folder, lora)
+    if folder is None:
+        config = new_config(model, lora)
+    else:
+        config = saved_config(folder, lora)
     bare = nn.Module()  # the same modules without a config, for which peft gives an MLP's adapters to experts
     bare._modules = model._modules
     empty = next(model.parameters()).is_meta
@@ -151,9 +154,14 @@ def saved_config(folder: str | Path, lora: Lora) -> Any:
         ) from error
     kind = str(getattr(config.peft_type, "value", config.peft_type))
     if kind != "LORA" or config.init_lora_weights not in (True, False, "gaussian", "eva", "orthogonal"):
-        kind = kind if kind != "LORA" else f"LoRA with init_lora_weights {config.init_lora_weights}"
+        if kind != "LORA":
+            kind = kind
+        else:
+            kind = f"LoRA with init_lora_weights {config.init_lora_weights}"
         raise UserError(f"model: the adapter in {folder} is {kind}, which cannot be continued; {MERGE}")
-    config.inference_mode, config.init_lora_weights, config.lora_dropout = False, True, lora.dropout
+    config.inference_mode = False
+    config.init_lora_weights = True
+    config.lora_dropout = lora.dropout
     return config
 
 
@@ -190,8 +198,12 @@ def load_adapter(model: Any, folder: str | Path, empty: bool = False) -> None:
         for name, parameter in model.named_parameters()
         if is_matrix(name)
     }
-    if mismatches := mismatched_weights(saved, matrices):
-        more = f" and {len(mismatches) - 1} more do not fit" if mismatches[1:] else " does not fit"
+    mismatches = mismatched_weights(saved, matrices)
+    if mismatches:
+        if mismatches[1:]:
+            more = f" and {len(mismatches) - 1} more do not fit"
+        else:
+            more = " does not fit"
         raise UserError(f"model: the adapter in {folder} is not one of {_name(model)}: {mismatches[0]}{more}; {MISFIT}")
     for name, weight in saved.items() if not empty else ():
         matrices[name].data.copy_(weight)
@@ -276,7 +288,8 @@ def adapted_layers(model: Any, lora: Lora) -> dict[str, Tensor]:
     Raises:
         UserError: no linear layer has one of the names, or the model has no vision tower or no experts.
     """
-    linear, experts = language_layers(model), {}
+    linear = language_layers(model)
+    experts = {}
     if lora.vision_tower:
         seen = {id(module) for part in vision_modules(model) for module in part.modules()}
         tower = [n for n, module in model.named_modules() if id(module) in seen and isinstance(module, nn.Linear)]
@@ -288,7 +301,10 @@ def adapted_layers(model: Any, lora: Lora) -> dict[str, Tensor]:
         _found([*experts], "experts", model)
     chosen = [name for name in linear if lora.layers is None or name.rpartition(".")[2] in lora.layers]
     known = sorted({name.rpartition(".")[2] for name in linear})
-    unknown = [] if lora.layers is None else [name for name in lora.layers if name not in known]
+    if lora.layers is None:
+        unknown = []
+    else:
+        unknown = [name for name in lora.layers if name not in known]
     if unknown or not chosen:
         raise UserError(f"model.lora.layers: {unknown} names no layer of the language model; it has {', '.join(known)}")
     return {name: model.get_submodule(name).weight for name in chosen} | experts
@@ -347,7 +363,8 @@ def merged_parameters(
     for name, parameter in model.named_parameters():
         if ".lora_" in name:
             continue
-        plain, weight = _plain_name(name), dense(parameter)
+        plain = _plain_name(name)
+        weight = dense(parameter)
         layer: Any = layers.get(plain)
         adapters = [] if layer is None else used_adapters(layer, view)
         if adapters and dtype == torch.bfloat16:
@@ -373,10 +390,12 @@ def adapter_config(model: Any, view: str | None = ADAPTER) -> dict[str, Any] | N
         they must be matrices A and B of the language model's linear layers, all of one rank and scale, and nothing else
         may be trained.
     """
-    layers, kinds = adapted_modules(model), set()
+    layers = adapted_modules(model)
+    kinds = set()
     language = {id(layer) for _, layer in language_modules(model)}
     for layer in layers.values():
-        if names := used_adapters(layer, view) if hasattr(layer, "r") and id(layer) in language else []:
+        names = used_adapters(layer, view) if hasattr(layer, "r") and id(layer) in language else []
+        if names:
             kinds.add((sum(layer.r[name] for name in names), layer.scaling[names[0]]))
         elif view is not None:
             return None
@@ -401,8 +420,10 @@ def adapter_weights(
     """
     layers: Any = [(name, layer) for name, layer in model.named_modules() if hasattr(layer, "base_layer")]
     for path, layer in layers:
-        if names := used_adapters(layer, view):
-            saved, scale = f"base_model.model.{path}.lora_", layer.scaling[names[0]]
+        names = used_adapters(layer, view)
+        if names:
+            saved = f"base_model.model.{path}.lora_"
+            scale = layer.scaling[names[0]]
             yield f"{saved}A.weight", torch.cat([full_tensor(layer.lora_A[n].weight) for n in names])
             scaled = [full_tensor(layer.lora_B[n].weight) * (layer.scaling[n] / scale) for n in names]
             yield f"{saved}B.weight", torch.cat(scaled, dim=1)
@@ -422,8 +443,11 @@ def save_adapter(model: nn.Module, config: Any, base: str, folder: Path) -> None
     layer = next(iter(adapted_modules(model).values()))
     if len(names := used_adapters(layer, ADAPTER)) > 1:  # PiSSA's first adapter is subtracted
         rank = sum(layer.r[name] for name in names)
-        config.use_rslora, config.r, config.lora_alpha = False, rank, layer.scaling[ADAPTER] * rank
-    config.base_model_name_or_path, config.inference_mode = base, True
+        config.use_rslora = False
+        config.r = rank
+        config.lora_alpha = layer.scaling[ADAPTER] * rank
+    config.base_model_name_or_path = base
+    config.inference_mode = True
     config.save_pretrained(folder)
     weights = {name: weight.contiguous() for name, weight in adapter_weights(model)}
     save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
@@ -488,7 +512,10 @@ def merge_adapters(model: nn.Module) -> None:
     for name, module in [*model.named_modules()]:
         if name.endswith(".base_layer") or not (hasattr(module, "base_layer") or is_quantized(module)):
             continue
-        base: Any = module.get_base_layer() if hasattr(module, "base_layer") else module
+        if hasattr(module, "base_layer"):
+            base: Any = module.get_base_layer()
+        else:
+            base = module
         plain = base
         if isinstance(base, nn.Linear):
             plain = nn.Linear(base.in_features, base.out_features, base.bias is not None, device="meta")
@@ -510,9 +537,11 @@ def using_adapters(model: nn.Module, view: str | None) -> Iterator[None]:
     layers = [(layer, layer.active_adapters) for layer in adapted_modules(model).values()]
     for layer, trained in layers:
         names = used_adapters(layer, view)
-        layer._disable_adapters, layer._active_adapter = not names, names or trained
+        layer._disable_adapters = not names
+        layer._active_adapter = names or trained
     try:
         yield
     finally:
         for layer, trained in layers:
-            layer._disable_adapters, layer._active_adapter = False, trained
+            layer._disable_adapters = False
+            layer._active_adapter = trained

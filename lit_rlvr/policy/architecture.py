@@ -106,7 +106,9 @@ class LogitTransform:
     def __call__(self, raw: Tensor) -> Tensor:
         """Return the transformed logits."""
         z = raw if self.scale == 1 else raw * self.scale
-        return z if self.cap is None else torch.tanh(z / self.cap) * self.cap
+        if self.cap is None:
+            return z
+        return torch.tanh(z / self.cap) * self.cap
 
     def chain_(self, gradient: Tensor, raw: Tensor) -> None:
         """Turn the gradient of transformed logits into that of the raw ones, in place."""

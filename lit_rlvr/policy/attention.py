@@ -86,7 +86,8 @@ def lay_out(
 
 def padded_scores(prompts: list[range], completions: list[tuple[int, range]]) -> float:
     """Return the ratio of scores in padded blocks to those needed; causal blocks count in full in both."""
-    longest, widest = max(map(len, prompts)), max((len(span) for _, span in completions), default=0)
+    longest = max(map(len, prompts))
+    widest = max((len(span) for _, span in completions), default=0)
     padded = len(prompts) * longest**2 + len(completions) * widest * (longest + widest)
     needed = sum(len(span) ** 2 for span in prompts)
     return padded / (needed + sum(len(span) * (len(prompts[p]) + len(span)) for p, span in completions))
@@ -144,18 +145,26 @@ def shared_prefix_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
-    if refused := [name for name in _REFUSED if kwargs.get(name) is not None]:
+    refused = [name for name in _REFUSED if kwargs.get(name) is not None]
+    if refused:
         raise CannotShare(", ".join(refused))
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if isinstance(segments, Spans):
         q, k, v = (x[0].transpose(0, 1).to(kernel_dtype(value)) for x in (query, key, value))  # (T, heads, D)
         return attend(q, k, v, segments, scaling).to(value.dtype)[None], None
     repeats = query.shape[1] // key.shape[1]
-    q, k, v = query[0], repeat_kv(key, repeats)[0], repeat_kv(value, repeats)[0]  # (heads, T, D)
-    prompt_k, prompt_v = _take(k, segments.prompts), _take(v, segments.prompts)  # (heads, P, Lp, D)
+    # (heads, T, D)
+    q = query[0]
+    k = repeat_kv(key, repeats)[0]
+    v = repeat_kv(value, repeats)[0]
+    # (heads, P, Lp, D)
+    prompt_k = _take(k, segments.prompts)
+    prompt_v = _take(v, segments.prompts)
     blocks = [_attend(_take(q, segments.prompts), prompt_k, prompt_v, None, scaling)]
     if segments.completions.numel():
-        own_k, own_v = _take(k, segments.completions), _take(v, segments.completions)  # (heads, C, Lc, D)
+        # (heads, C, Lc, D)
+        own_k = _take(k, segments.completions)
+        own_v = _take(v, segments.completions)
         both_k = torch.cat([prompt_k.index_select(1, segments.owner), own_k], 2)  # (heads, C, Lp + Lc, D)
         both_v = torch.cat([prompt_v.index_select(1, segments.owner), own_v], 2)
         mask = segments.mask.transpose(0, 1)  # (1, C, Lc, Lp + Lc)
@@ -182,7 +191,10 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float
         return _fused(q, k, v, mask, scaling)
     if q.shape[:-1].numel() * k.shape[-2] > _SMALL:
         with torch.autocast("cpu", enabled=False):  # the CPU's fused kernel is slower in bfloat16
-            wide = (q.float(), k.float(), v.float()) if v.dtype == torch.bfloat16 else (q, k, v)
+            if v.dtype == torch.bfloat16:
+                wide = (q.float(), k.float(), v.float())
+            else:
+                wide = (q, k, v)
             return scaled_dot_product_attention(*wide, mask, scale=scaling, is_causal=mask is None).to(v.dtype)
     if mask is None:
         mask = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool).tril()

@@ -87,7 +87,10 @@ def build_rows(
         device: where the tensors are made.
         method: of attention over shared prompts; None = the best for the device.
     """
-    parts = _shared_row(groups, device, method) if shared_prefix else _single_rows(groups)
+    if shared_prefix:
+        parts = _shared_row(groups, device, method)
+    else:
+        parts = _single_rows(groups)
     input_ids, position_ids, attend, segments, row, column = parts
     completions = [c for group in groups for c in group.completions]
     target = [token for c in completions for token in c]
@@ -177,7 +180,9 @@ def _text_after(position_ids: Tensor, count: int) -> Tensor:
 
 def _by_rows(position_ids: Tensor) -> Tensor:
     """Return the positions (D, R, L), or (R, L) if D = 1."""
-    return position_ids[0] if len(position_ids) == 1 else position_ids
+    if len(position_ids) == 1:
+        return position_ids[0]
+    return position_ids
 
 
 def cut_microbatches(
@@ -211,7 +216,8 @@ def cut_microbatches(
             cost = max(completion_lengths[i] - 1, 0)
             if piece and (not shared_prefix or length + cost > budget):
                 pieces.append((length, piece))
-                piece, length = [], prompt_lengths[prompt]
+                piece = []
+                length = prompt_lengths[prompt]
             piece.append(i)
             length += cost
         pieces.append((length, piece))
@@ -220,7 +226,12 @@ def cut_microbatches(
     used = 0
     for length, piece in pieces:
         # Separate rows are padded to the longest, which is this one: pieces are sorted by length.
-        total = used + length if shared_prefix else (len(batches[-1]) + 1) * length if batches else length
+        if shared_prefix:
+            total = used + length
+        elif batches:
+            total = (len(batches[-1]) + 1) * length
+        else:
+            total = length
         if batches and total <= budget:
             batches[-1] += piece
             used = total

@@ -81,7 +81,8 @@ def load_model(folder: str, dtype: torch.dtype, device: str | torch.device = "cp
         UserError: a file cannot be read, or weights are missing, unknown or of the wrong shape.
     """
     config = load_model_config(folder)
-    made_by, settings = auto_class(config), generation_config(folder)
+    made_by = auto_class(config)
+    settings = generation_config(folder)
     if getattr(config, "quantization_config", None) is None:
         check_files(folder, sum(weight.numel() for weight in outline(config, dtype).parameters()))
     direct = torch.device(device).type != "cpu" and find_spec("accelerate") is not None
@@ -92,7 +93,9 @@ def load_model(folder: str, dtype: torch.dtype, device: str | torch.device = "cp
         )  # fmt: skip
     check_complete(folder, report)
     model.generation_config = settings or model.generation_config
-    return model if direct or torch.device(device).type == "cpu" else model.to(device)
+    if direct or torch.device(device).type == "cpu":
+        return model
+    return model.to(device)
 
 
 def empty_model(folder: str, dtype: torch.dtype) -> Any:
@@ -270,10 +273,16 @@ def eos_token_ids(model: Any) -> tuple[int, ...]:
         UserError: the model names none, so every completion would be cut off; or they are not integers.
     """
     configured = model.generation_config.eos_token_id
-    configured = model.config.eos_token_id if configured is None else configured
+    if configured is None:
+        configured = model.config.eos_token_id
+    else:
+        configured = configured
     if configured is None:
         raise UserError("model: neither generation_config.json nor config.json names an eos_token_id; add one")
-    ids = tuple(configured) if isinstance(configured, list | tuple) else (configured,)
+    if isinstance(configured, list | tuple):
+        ids = tuple(configured)
+    else:
+        ids = (configured,)
     if not ids or not all(isinstance(token, int) for token in ids):
         raise UserError(f"model: eos_token_id is {configured!r}; give a token's number or a list of such numbers")
     return ids
@@ -310,7 +319,8 @@ def end_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...
 
     The latter becomes part of the model's generation config, which an export writes.
     """
-    ids, text = eos_token_ids(model), after_a_turn(tokenizer)
+    ids = eos_token_ids(model)
+    text = after_a_turn(tokenizer)
     after = tokenizer(text, add_special_tokens=False).input_ids
     if {*after} & {*ids}:
         return ids
@@ -354,7 +364,8 @@ def check_token_ids(folder: str, rows: int, tokenizer: PreTrainedTokenizerBase, 
     Raises:
         UserError: names the tokens.
     """
-    if beyond := [token for token in ends if token >= rows]:
+    beyond = [token for token in ends if token >= rows]
+    if beyond:
         raise UserError(
             f"model: eos_token_id of {folder} has {beyond[0]}, and the model knows only {rows} tokens; take "
             "generation_config.json and tokenizer of this model"
@@ -401,7 +412,10 @@ def load_policy(
         UserError: the model cannot be loaded, or its log-probabilities cannot be reproduced.
     """
     keep_freed_memory()
-    model = empty_model(folder, torch.float32) if empty else load_model(folder, torch.float32, device)
+    if empty:
+        model = empty_model(folder, torch.float32)
+    else:
+        model = load_model(folder, torch.float32, device)
     if not isinstance(model.get_output_embeddings(), nn.Linear):
         raise UserError(f"model: {folder} has no plain linear output embedding; not supported")
     if gradient_checkpointing:
@@ -434,11 +448,15 @@ def save_model(
     scratch = scratch_folder(target, str(target))
     try:
         with writing(str(target)):
-            reads = load_tokenizer(source) if tokenizer is None else read_tokenizer(str(tokenizer))
+            if tokenizer is None:
+                reads = load_tokenizer(source)
+            else:
+                reads = read_tokenizer(str(tokenizer))
             reads.save_pretrained(scratch)
             end_tokens(model, reads)
             (write or model.save_pretrained)(scratch)
-            if (family := family_of(model.config)) is not None:
+            family = family_of(model.config)
+            if family is not None:
                 family.save_processors(source, scratch)
             scratch.chmod(0o755)
             os.replace(scratch, target)
@@ -475,7 +493,8 @@ def merge_into_base(folder: Path, base: str, target: Path, dtype: torch.dtype = 
         model = PeftModel.from_pretrained(plain, folder)
         report = model.load_adapter(folder, "default")  # which returns what is missing; the line above only warns
         unknown = [name for name in report.unexpected_keys if ".modules_to_save." not in name]  # peft wrote them twice
-        if mismatches := sorted(report.missing_keys + unknown):
+        mismatches = sorted(report.missing_keys + unknown)
+        if mismatches:
             raise UserError(f"model: the adapter in {folder} is not one of {base}: {_few(mismatches)}; {MISFIT}")
         try:
             merged: Any = model.merge_and_unload()

@@ -118,7 +118,8 @@ class _Score(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         dtype = autocast_dtype(hidden.device, hidden.dtype)
         with torch.autocast(hidden.device.type, enabled=False):
-            features, head = hidden.to(dtype), weight.to(dtype)
+            features = hidden.to(dtype)
+            head = weight.to(dtype)
             if teacher is not None:
                 teacher = replace(teacher, hidden=teacher.hidden.to(dtype), weight=teacher.weight.to(dtype))
             ctx.rows = max(GPU_ROWS if hidden.is_cuda else 1, CHUNK_LOGITS // len(weight))
@@ -140,8 +141,11 @@ class _Score(torch.autograd.Function):
                         values[chunk][at] = part  # not kept: small blocks between large ones would fragment the heap
             logp, normaliser, spread, divergence = results
         ctx.save_for_backward(features, head, bias, target, normaliser, spread)
-        ctx.kept, ctx.sampling, ctx.dtypes = kept, sampling, (hidden.dtype, weight.dtype)
-        ctx.transform, ctx.teacher = transform, teacher
+        ctx.kept = kept
+        ctx.sampling = sampling
+        ctx.dtypes = (hidden.dtype, weight.dtype)
+        ctx.transform = transform
+        ctx.teacher = teacher
         constant = {spread: not entropy_gradient, divergence: teacher is None}
         ctx.mark_non_differentiable(*(values for values, fixed in constant.items() if fixed))
         ctx.set_materialize_grads(False)
@@ -155,12 +159,21 @@ class _Score(torch.autograd.Function):
         inputs, outputs = ctx.dtypes
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(features) if needs_hidden else None
-        grad_weight = torch.zeros_like(head, dtype=outputs) if needs_weight else None
+        if needs_weight:
+            grad_weight = torch.zeros_like(head, dtype=outputs)
+        else:
+            grad_weight = None
         grad_bias = torch.zeros_like(bias) if needs_bias else None
         for k, start in enumerate(range(0, len(target), ctx.rows)):
             at = slice(start, start + ctx.rows)
-            raw = _logits(features[at], head, bias) if ctx.kept is None else ctx.kept[k]
-            other = None if grad_divergence is None else _teacher_logits(ctx.teacher, at)
+            if ctx.kept is None:
+                raw = _logits(features[at], head, bias)
+            else:
+                raw = ctx.kept[k]
+            if grad_divergence is None:
+                other = None
+            else:
+                other = _teacher_logits(ctx.teacher, at)
             blocks = _blocks(raw, other is not None)
             dz = torch.empty_like(raw) if len(blocks) > 1 else raw  # replaced by the gradient of its only block
             for block in blocks:
@@ -193,7 +206,9 @@ class _Score(torch.autograd.Function):
 
 
 def _teacher_logits(teacher: TeacherHead | None, rows: slice) -> Tensor | None:
-    return None if teacher is None else _logits(teacher.hidden[rows], teacher.weight, teacher.bias)
+    if teacher is None:
+        return None
+    return _logits(teacher.hidden[rows], teacher.weight, teacher.bias)
 
 
 def _blocks(logits: Tensor, compared: bool) -> list[slice]:
@@ -204,7 +219,10 @@ def _blocks(logits: Tensor, compared: bool) -> list[slice]:
         compared: also with a teacher's, which takes several times the memory.
     """
     max_logits = CHUNK_LOGITS if logits.is_cuda else BLOCK_LOGITS
-    size = len(logits) if logits.is_cuda and not compared else max(1, max_logits // logits.shape[1])
+    if logits.is_cuda and not compared:
+        size = len(logits)
+    else:
+        size = max(1, max_logits // logits.shape[1])
     return [slice(start, start + size) for start in range(0, max(1, len(logits)), max(1, size))]
 
 
@@ -213,7 +231,9 @@ def _logits(hidden: Tensor, head: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _wide(logits: Tensor) -> Tensor:
-    return logits if logits.dtype == torch.float64 else logits.float()
+    if logits.dtype == torch.float64:
+        return logits
+    return logits.float()
 
 
 def _normalise(z: Tensor, target: Tensor, sampling: Sampling, entropy: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -261,7 +281,10 @@ def _logit_gradient(
         grad_logp: (n,) gradient with respect to the log-probability; None = 0.
         grad_entropy: (n,) gradient with respect to the entropy; None = 0.
     """
-    grad_logp = torch.zeros_like(normaliser) if grad_logp is None else grad_logp
+    if grad_logp is None:
+        grad_logp = torch.zeros_like(normaliser)
+    else:
+        grad_logp = grad_logp
     logp = z - normaliser[:, None]
     if grad_entropy is None:
         dz = logp.exp_().mul_(-grad_logp[:, None])

@@ -68,7 +68,8 @@ class Policy(nn.Module):
     ) -> None:
         super().__init__()
         self.model = model
-        self.eos_token_ids, self.media_token_ids = eos_token_ids, media_token_ids
+        self.eos_token_ids = eos_token_ids
+        self.media_token_ids = media_token_ids
         self.family = family_of(model.config)
         if owner is None:
             forbid_tf32()
@@ -187,7 +188,9 @@ class Policy(nn.Module):
                 matrix.data.copy_(start)
 
     def _adapters(self) -> AbstractContextManager[None]:
-        return nullcontext() if self.owner is self else using_adapters(self.model, self._view)
+        if self.owner is self:
+            return nullcontext()
+        return using_adapters(self.model, self._view)
 
     @property
     def device(self) -> torch.device:
@@ -276,8 +279,14 @@ class Policy(nn.Module):
                 **self.images(pixels, rows.input_ids),
             ).last_hidden_state  # (R, L, H)
         at = rows.row * hidden.shape[1] + rows.column  # (N,)
-        self.flips = seen.flips()[at] if seen is not None and rows.routes is not None else None
-        self._expert_imbalance = seen.imbalance(at, rows.sequence) if seen is not None and balances else None
+        if seen is not None and rows.routes is not None:
+            self.flips = seen.flips()[at]
+        else:
+            self.flips = None
+        if seen is not None and balances:
+            self._expert_imbalance = seen.imbalance(at, rows.sequence)
+        else:
+            self._expert_imbalance = None
         # Not `hidden[row, column]`: its backward pass adds floats in a nondeterministic order.
         return hidden.flatten(0, 1).index_select(0, at)  # (N, H)
 
@@ -340,11 +349,16 @@ class Policy(nn.Module):
         leading: list[Pixels] = []  # in the order of their placeholders: with shared prompts, all prompts come first
         trailing: list[Pixels] = []
         for p, members in groupby(pairs, key=lambda pair: pair[0]):
-            prompt, completions = rollout.prompts[p], [c for _, c in members]
-            ids, sampled = [c.token_ids for c in completions], [c.from_model for c in completions]
+            prompt = rollout.prompts[p]
+            completions = [c for _, c in members]
+            ids = [c.token_ids for c in completions]
+            sampled = [c.from_model for c in completions]
             position_ids = self.position_ids(prompt)
             tails = [self._tail(prompt, c) for c in completions]
-            routes = [_routes(prompt, c) for c in completions] if self.replays_routes else None
+            if self.replays_routes:
+                routes = [_routes(prompt, c) for c in completions]
+            else:
+                routes = None
             groups.append(Group(prompt.token_ids, ids, position_ids, sampled, tails, routes))
             for g, completion in enumerate(completions):
                 if prompt.pixels is not None and not (g and self.shared_prefix):
@@ -385,7 +399,8 @@ def _routes(prompt: Prompt, completion: Completion) -> Tensor:
     Raises:
         UserError: they are not known for each input.
     """
-    inputs, routes = len(prompt.token_ids) + len(completion.token_ids) - 1, completion.routes
+    inputs = len(prompt.token_ids) + len(completion.token_ids) - 1
+    routes = completion.routes
     if routes is None or len(routes) != inputs:
         known = 0 if routes is None else len(routes)
         raise UserError(

@@ -23,7 +23,9 @@ PRECISIONS = ("32-true", "bf16-mixed")
 
 def compute_dtype(precision: str) -> torch.dtype:
     """Return the type of matrix products under a trainer's precision."""
-    return torch.bfloat16 if precision == "bf16-mixed" else torch.float32
+    if precision == "bf16-mixed":
+        return torch.bfloat16
+    return torch.float32
 
 
 def is_half(dtype: torch.dtype) -> bool:
@@ -33,19 +35,24 @@ def is_half(dtype: torch.dtype) -> bool:
 
 def training_autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
     """Return the context in which Lightning trains with a compute type."""
-    return torch.autocast(device.type, dtype, cache_enabled=False) if is_half(dtype) else nullcontext()
+    if is_half(dtype):
+        return torch.autocast(device.type, dtype, cache_enabled=False)
+    return nullcontext()
 
 
 def autocast_dtype(device: torch.device, otherwise: torch.dtype) -> torch.dtype:
     """Return the type of matrix products within autocast, and outside of it another one."""
-    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else otherwise
+    if torch.is_autocast_enabled(device.type):
+        return torch.get_autocast_dtype(device.type)
+    return otherwise
 
 
 @contextmanager
 def more_bits_than_autocast(device: torch.device) -> Iterator[None]:
     """Compute in float32, on a GPU in TF32, which keeps eight times as many digits as bfloat16."""
     matmul = torch.backends.cuda.matmul
-    before, matmul.allow_tf32 = matmul.allow_tf32, True
+    before = matmul.allow_tf32
+    matmul.allow_tf32 = True
     try:
         with torch.autocast(device.type, enabled=False):
             yield
@@ -170,7 +177,9 @@ def auto_precision(accelerator: object) -> str:
         accelerator: the trainer's option.
     """
     cuda = torch.cuda.is_available() and accelerator in ("auto", "gpu", "cuda")
-    return "bf16-mixed" if fast_bf16("cuda" if cuda else "cpu") else "32-true"
+    if fast_bf16("cuda" if cuda else "cpu"):
+        return "bf16-mixed"
+    return "32-true"
 
 
 @lru_cache

@@ -34,7 +34,8 @@ class Routing:
     """
 
     def __init__(self, given: Tensor | None, keeps_scores: bool) -> None:
-        self.given, self.keeps_scores = given, keeps_scores
+        self.given = given
+        self.keeps_scores = keeps_scores
         self.chosen: dict[int, Tensor] = {}
         self.scores: dict[int, Tensor] = {}
 
@@ -147,7 +148,9 @@ class _Choice(TorchFunctionMode):
 
     def __init__(self, now: Routing, layer: int, sizes: tuple[int, int]) -> None:
         super().__init__()
-        self.now, self.layer, self.sizes = now, layer, sizes
+        self.now = now
+        self.layer = layer
+        self.sizes = sizes
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))

@@ -139,7 +139,9 @@ def takes_heads(key: int, value: int) -> bool:
 def kernel_dtype(value: Tensor) -> torch.dtype:
     """Compute type of the kernels: autocast's on a GPU; never bfloat16 on a CPU, where it is slower."""
     if not value.is_cuda:
-        return torch.float32 if value.dtype == torch.bfloat16 else value.dtype
+        if value.dtype == torch.bfloat16:
+            return torch.float32
+        return value.dtype
     return autocast_dtype(value.device, value.dtype)
 
 
@@ -171,7 +173,8 @@ class _Attend(torch.autograd.Function):
             out[n:] = out[n:] * _weight(own_lse, total) + other * _weight(shared_lse, total)  # in float32, rounded once
             lse[:, n:] = total
         ctx.save_for_backward(q, k, v, out, lse)
-        ctx.spans, ctx.scale = spans, scale
+        ctx.spans = spans
+        ctx.scale = scale
         return out
 
     @staticmethod

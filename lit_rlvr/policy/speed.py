@@ -133,7 +133,10 @@ def use_liger(model: nn.Module) -> None:
         raise UserError(f"model.compute.liger: {type(model).__name__} is not supported: {error}") from error
 
 
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
+# malloc.h
+_M_TRIM_THRESHOLD = -1
+_M_TOP_PAD = -2
+_M_MMAP_MAX = -4
 
 
 def keep_freed_memory() -> None:

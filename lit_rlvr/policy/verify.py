@@ -36,7 +36,10 @@ def verify_or_fall_back(policy: Policy, dtype: torch.dtype | None = None) -> Non
     Raises:
         UserError: even one completion per row does not reproduce the model's own log-probabilities.
     """
-    dtype = next(policy.model.parameters()).dtype if dtype is None else dtype
+    if dtype is None:
+        dtype = next(policy.model.parameters()).dtype
+    else:
+        dtype = dtype
     reason = "it does not pass our layout to its attention"
     try:
         if policy.shared_prefix and has_recurrent_layers(policy.model.config):  # numbers of a short row may agree
@@ -104,7 +107,8 @@ def check_spans(policy: Policy, dtype: torch.dtype) -> None:
         return
     padded, wanted = _trained_once(policy, dtype, attention.lay_out_padded)
     spans, gradient = _trained_once(policy, dtype, lay_out_spans)
-    excess, apart = _excess((spans - padded).abs(), dtype), _apart(gradient, wanted, dtype)
+    excess = _excess((spans - padded).abs(), dtype)
+    apart = _apart(gradient, wanted, dtype)
     if not (excess <= 1 and apart <= 1):
         raise UserError(
             f"model: {type(policy.model).__name__}'s attention by spans (policy/spans.py) computes something else on "
@@ -141,7 +145,10 @@ def _sample(
     pixels: list[Pixels] = []
     for start, cuts in ((11, (12, 16, 21)), (47, (15, 16, 22, 25))):
         ids = [i % vocabulary for i in range(start, start + cuts[-1])]
-        image = [policy.family.blank()] if start == 47 and policy.family is not None else []
+        if start == 47 and policy.family is not None:
+            image = [policy.family.blank()]
+        else:
+            image = []
         placeholders = [token for pixels in image for tokens in pixels.placeholders for token in tokens]
         prompt = [*ids[:6], *placeholders, *ids[6 : cuts[0]]]
         position_ids = policy.position_ids(Prompt(Sample("check", "", ""), prompt, image[0] if image else None))

@@ -54,7 +54,8 @@ def _by_length(q: Tensor, k: Tensor, v: Tensor, lengths: list[int], scaling: flo
     for length in lengths:
         starts[length].append(end)
         end += length
-    position_ids, blocks = [], []
+    position_ids = []
+    blocks = []
     for length, firsts in starts.items():
         place = to_device(torch.tensor(firsts)[:, None] + torch.arange(length), q.device)  # (n, L)
         position_ids.append(place.flatten())

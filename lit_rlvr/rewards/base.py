@@ -77,7 +77,10 @@ class Reward(ChecksArguments, ABC):
         self.correct_from = correct_from
         self.name = name or snake_case(cls.__name__)
         self.dotted_path = dotted_path_of(cls)
-        self.isolation = (Isolation() if isolate else None) if isinstance(isolate, bool) else isolate
+        if isinstance(isolate, bool):
+            self.isolation = Isolation() if isolate else None
+        else:
+            self.isolation = isolate
         self.truncated_is_wrong = truncated_is_wrong
         self.metrics: dict[str, list[float]] = {}
 
@@ -131,7 +134,9 @@ class Reward(ChecksArguments, ABC):
         correct = {True: "yes", False: "no", None: "not reported"}[result.correct]
         stages = [("value", f"{result.value:g}"), ("correct", correct), ("status", result.status)]
         stages += [(criterion, f"{score:g}") for criterion, score in result.criteria.items()]
-        return [*stages, ("detail", result.detail)] if result.detail else stages
+        if result.detail:
+            return [*stages, ("detail", result.detail)]
+        return stages
 
     def score(self, pairs: Sequence[Pair]) -> list[RewardResult]:
         """Judge a batch, in order. Rewards with their own worker processes override this.
@@ -139,7 +144,9 @@ class Reward(ChecksArguments, ABC):
         An exception in the checker becomes status "error" for that completion alone, which masks it out of the loss. A
         `UserError` is about the configuration, so it ends the run.
         """
-        return self._score_isolated(pairs, self.isolation) if self.isolation else self.score_in_process(pairs)
+        if self.isolation:
+            return self._score_isolated(pairs, self.isolation)
+        return self.score_in_process(pairs)
 
     def score_in_process(self, pairs: Sequence[Pair]) -> list[RewardResult]:
         """Judge a batch in this process, in order."""
@@ -269,7 +276,8 @@ def check_rewards(rewards: Sequence[Reward]) -> None:
     names = [reward.name for reward in rewards]
     if not names:
         raise UserError("rollout.rewards is empty: give at least one reward")
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
         raise UserError(f"rollout.rewards: two rewards are named {', '.join(twice)}; set `name` on one of them")
     if len(marked := [reward.name for reward in rewards if reward.correct_from]) > 1:
         raise UserError(f"rollout.rewards: correct_from is set on {', '.join(marked)}; mark only one")
@@ -345,7 +353,8 @@ def check_prefills(rewards: Sequence[Reward], prompts: Iterable[Prompt]) -> None
 
 def report_rewards_in_process(rewards: Sequence[Reward]) -> None:
     """Report which user-defined rewards run in this process, because they can hang or end it."""
-    if paths := [r.dotted_path for r in rewards if not (r.isolation or r.dotted_path.startswith("lit_rlvr."))]:
+    paths = [r.dotted_path for r in rewards if not (r.isolation or r.dotted_path.startswith("lit_rlvr."))]
+    if paths:
         log.info(
             "%s: runs in this process and can hang or end it; set `isolate: true` on a reward to use worker processes",
             ", ".join(paths),

@@ -85,7 +85,9 @@ class Choice(Reward):
 def correct_options(sample: Sample) -> frozenset[int]:
     """Return the numbers of the right options, from 0; none if a reference is no option, or the sample has none."""
     options = [_options(answer, sample) for answer in sample.references]
-    return frozenset().union(*options) if all(options) else frozenset()
+    if all(options):
+        return frozenset().union(*options)
+    return frozenset()
 
 
 def _options(reference: str, sample: Sample) -> frozenset[int]:
@@ -95,4 +97,6 @@ def _options(reference: str, sample: Sample) -> frozenset[int]:
 def _texts(sample: Sample) -> tuple[tuple[str, ...], bool]:
     """Return the texts that name an option, and whether letters do, too."""
     is_yes_no = not sample.options and normalise(sample.answer) in YES_NO
-    return (YES_NO, False) if is_yes_no else (sample.options, True)
+    if is_yes_no:
+        return (YES_NO, False)
+    return (sample.options, True)

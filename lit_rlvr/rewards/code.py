@@ -67,7 +67,9 @@ class CodeTests(CheckedReward):
 
     def gold_completion(self, sample: Sample) -> str | None:
         program = sample.row.get("solution")
-        return f"```python\n{program}\n```" if isinstance(program, str) else None
+        if isinstance(program, str):
+            return f"```python\n{program}\n```"
+        return None
 
     def check(self, pairs: Sequence[Pair]) -> list[RewardResult]:
         arguments = [(c.full_text, *_tests(sample), self.limits, self.float_tolerance) for c, sample in pairs]
@@ -237,19 +239,23 @@ def extract_program(text: str, function: str = "") -> str:
         defines = re.compile(rf"\bdef\s+{re.escape(function)}\b|^{re.escape(function)}\s*=", re.MULTILINE)
         last = max((k for k, program in enumerate(programs) if defines.search(program)), default=len(programs) - 1)
         programs = programs[: last + 1]
-    return _with_definitions(programs, is_script=not function) if programs else ""
+    if programs:
+        return _with_definitions(programs, is_script=not function)
+    return ""
 
 
 def _with_definitions(programs: Sequence[str], is_script: bool) -> str:
     """Return the last program behind the earlier ones whose names it uses."""
-    chosen, needed = programs[-1], _names(programs[-1])[1]
+    chosen = programs[-1]
+    needed = _names(programs[-1])[1]
     for program in reversed(programs[:-1]):
         defined, used = _names(program)
         if not defined & needed:
             continue
         if is_script and _READS.search(program) and _WRITES.search(program) and not _READS.search(chosen):
             return _with_definitions(programs[: programs.index(program) + 1], is_script)
-        chosen, needed = f"{program.rstrip()}\n\n{chosen}", (needed - defined) | used
+        chosen = f"{program.rstrip()}\n\n{chosen}"
+        needed = (needed - defined) | used
     return chosen
 
 
@@ -284,7 +290,8 @@ def same_output(expected: str, output: str, tolerance: float = 0.0) -> bool:
         output: the output of the program.
         tolerance: the largest error of a number with a fraction; above 0, numbers may stand between equal words.
     """
-    wanted, lines = expected.strip().split("\n"), output.strip().split("\n")
+    wanted = expected.strip().split("\n")
+    lines = output.strip().split("\n")
     return len(wanted) == len(lines) and all(_same_line(*pair, tolerance) for pair in zip(wanted, lines, strict=True))
 
 
@@ -319,7 +326,8 @@ def _close_values(wanted: Any, value: Any, tolerance: float) -> bool:
 def _same_line(expected: str, output: str, tolerance: float) -> bool:
     if expected.strip() == output.strip():
         return True
-    wanted, words = expected.split(), output.split()
+    wanted = expected.split()
+    words = output.split()
     try:
         if [Decimal(word) for word in wanted] == [Decimal(word) for word in words]:
             return True
@@ -332,7 +340,8 @@ def _close_words(expected: str, word: str, tolerance: float) -> bool:
     if expected == word:
         return True
     try:
-        wanted, value = Decimal(expected), Decimal(word)
+        wanted = Decimal(expected)
+        value = Decimal(word)
     except InvalidOperation:  # not a number
         return False
     if not (wanted.is_finite() and value.is_finite() and any(mark in expected + word for mark in ".eE")):

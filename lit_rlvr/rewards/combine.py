@@ -116,7 +116,8 @@ def judge(rewards: Sequence[Reward], pairs: Sequence[Pair], whole_rollout: bool 
         ]
         before = [get() for get in TORCH_SETTINGS]
         results = dict(zip(indices, reward.score([pairs[k] for k in indices]), strict=True))
-        if changed := [get.__name__ for get, value in zip(TORCH_SETTINGS, before, strict=True) if get() != value]:
+        changed = [get.__name__ for get, value in zip(TORCH_SETTINGS, before, strict=True) if get() != value]
+        if changed:
             raise UserError(
                 f"reward {reward.dotted_path} changed torch.{changed[0]}(), which training uses; restore the setting "
                 "before it returns"
@@ -148,7 +149,8 @@ def combine(rewards: Sequence[Reward], results: Judgements, samples: Sequence[Sa
     stopped = [
         any(r.status == "timeout" and r.correct is None for r in row) for row in zip(*results.values(), strict=True)
     ]
-    groups, weights = len(samples), own_weights(rewards)
+    groups = len(samples)
+    weights = own_weights(rewards)
     sample_weights = [row_weights(sample, weights) for sample in samples]  # P
     results = {name: [*column] for name, column in results.items()}
     judging = [rewards[0].name] * groups * width  # B, the reward that says whether a completion is right
@@ -158,7 +160,8 @@ def combine(rewards: Sequence[Reward], results: Judgements, samples: Sequence[Sa
         source = _correct_source([reward for reward in rewards if reward.name in names], columns)
         counts_ones = _counts_ones(next(reward for reward in rewards if reward.name == source), rewards)
         for b, result in zip(own_rows, _with_correct(source, columns[source], counts_ones), strict=True):
-            judging[b], results[source][b] = source, result
+            judging[b] = source
+            results[source][b] = result
 
     rows = [dict(zip(results, row_results, strict=True)) for row_results in zip(*results.values(), strict=True)]  # B
     worst = [max((result.status for result in row.values()), key=SEVERITY.index) for row in rows]
@@ -306,7 +309,9 @@ def stop_on_failures(
     failed, with_late, total = (sum(numbers) for numbers in zip(*ranks, strict=True))
     bound = f"rollout.safeguards.max_failure_rate={limit}"
     if together and with_late > max(limit, 0.5) * total >= failed:
-        lost, failed, bound = lost | late, with_late, "a half"
+        lost = lost | late
+        failed = with_late
+        bound = "a half"
     elif failed <= limit * total:
         return
     if not lost.any():
@@ -320,7 +325,10 @@ def stop_on_failures(
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     name, reason = next(iter(rows[0]["failed"].items()))
-    remedy = "" if scores.failed.any() else "; raise the limits that stopped it (cpu_seconds, wall_seconds, memory_mb)"
+    if scores.failed.any():
+        remedy = ""
+    else:
+        remedy = "; raise the limits that stopped it (cpu_seconds, wall_seconds, memory_mb)"
     raise UserError(
         f"reward {name!r} failed on {failed} of {total} completions, above {bound}; "
         f"first, on sample {rows[0]['id']}: {reason}{remedy}; all of them are in {shown(path)}"
@@ -369,7 +377,8 @@ class BackgroundScoring:
         """
         if key in self._pairs:
             return False
-        self._pairs[key], self._found[key] = pairs_of(group, sample), Future()
+        self._pairs[key] = pairs_of(group, sample)
+        self._found[key] = Future()
         if result is None:
             self._waiting.put(key)
         else:
@@ -414,7 +423,8 @@ class BackgroundScoring:
             while not self._waiting.empty():
                 waiting.append(self._waiting.get())
             going = None not in waiting
-            if keys := [key for key in waiting if key is not None]:
+            keys = [key for key in waiting if key is not None]
+            if keys:
                 self._judge(keys)
 
     def _judge(self, keys: list[Hashable]) -> None:

@@ -23,7 +23,9 @@ class Block(NamedTuple):
     def language(self) -> str:
         """The language of its tag, which may have attributes ("python title=...", "{.python}"); "" = none."""
         named = _LANGUAGE.match(self.tag)
-        return named[1].lower() if named else ""
+        if named:
+            return named[1].lower()
+        return ""
 
 
 _OPENING = re.compile(r"^(?P<before>[^`~\n]*?)(?P<fence>`{3,}|~{3,})(?P<tag>[^`\n]*)(?:\n|\Z)", re.MULTILINE)
@@ -43,7 +45,8 @@ def fenced_blocks(text: str) -> list[Block]:
     blocks = []
     place = 0
     while place < len(text) and (opening := _OPENING.search(text, place)):
-        fence, start = opening["fence"], opening.start()
+        fence = opening["fence"]
+        start = opening.start()
         end = _closing(opening).search(text, opening.end())
         if end is None or end.start() == len(text):
             end = re.compile(rf"^[ \t>]*{fence[0]}{{{len(fence)},}}|\Z", re.MULTILINE).search(text, opening.end())
@@ -59,7 +62,8 @@ def fenced_blocks(text: str) -> list[Block]:
 
 def _closing(opening: re.Match[str]) -> re.Pattern[str]:
     """Return the pattern of what closes a block."""
-    fence, before = opening["fence"], opening["before"]
+    fence = opening["fence"]
+    before = opening["before"]
     tab = "\t" if "\t" in before else ""
     indent = rf"[ >{tab}]{{0,{len(before) + 3}}}"
     return re.compile(rf"^{indent}{fence[0]}{{{len(fence)},}}|(?<![#\s])[ \t]?{fence}[ \t]*$|\Z", re.MULTILINE)
@@ -71,4 +75,6 @@ def _without_margin(content: str, is_quoted: bool) -> str:
         content = re.sub(r"^[ \t]*> ?", "", content, flags=re.MULTILINE)
     margin = re.match(r"(?:[ \t]*\n)*([ \t]*)\S", content)
     width = len(margin[1]) if margin else 0
-    return re.sub(rf"^[ \t]{{1,{width}}}", "", content, flags=re.MULTILINE) if width else content
+    if width:
+        return re.sub(rf"^[ \t]{{1,{width}}}", "", content, flags=re.MULTILINE)
+    return content

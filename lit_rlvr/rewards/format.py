@@ -42,7 +42,10 @@ class Format(Reward):
         if pattern is None and contains is None and not boxed:
             raise UserError("rewards.Format needs at least one of pattern, contains, boxed")
         try:
-            self.pattern = None if pattern is None else re.compile(pattern, re.DOTALL)
+            if pattern is None:
+                self.pattern = None
+            else:
+                self.pattern = re.compile(pattern, re.DOTALL)
         except re.error as error:
             raise UserError(f"rewards.Format.pattern {pattern!r} is not a regular expression: {error}") from error
         self.contains = contains

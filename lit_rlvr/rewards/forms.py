@@ -79,7 +79,10 @@ def verl_arguments(pairs: Sequence[Pair], function: Any) -> Arguments:
     Without verl's columns, the reference is the answer, an object if `data.reading.answers` says so.
     """
     completion, sample = pairs[0]
-    truth = mapping_in(sample, "reward_model").get("ground_truth") if sample.answer_object is None else None
+    if sample.answer_object is None:
+        truth = mapping_in(sample, "reward_model").get("ground_truth")
+    else:
+        truth = None
     return {
         "data_source": sample.row.get("data_source", ""),
         "solution_str": completion.text,
@@ -197,7 +200,9 @@ def form_of(function: Any) -> Form | None:
         return TRL
     names = parameters.keys() | {f"{a} {b}" for a in parameters for b in parameters}
     match = next((form for form in FORMS if form.marks & names), None)
-    return None if match is TRL and set(required(parameters)) & {*NEVER_COLUMNS} else match
+    if match is TRL and set(required(parameters)) & {*NEVER_COLUMNS}:
+        return None
+    return match
 
 
 def required(parameters: Mapping[str, inspect.Parameter]) -> list[str]:
@@ -223,7 +228,9 @@ def accepted_arguments(function: Any, arguments: Mapping[str, Any]) -> Arguments
 
 def as_messages(prompt: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return a prompt as chat messages."""
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    if isinstance(prompt, str):
+        return [{"role": "user", "content": prompt}]
+    return prompt
 
 
 def completion_messages(completion: Completion) -> list[dict[str, Any]]:
@@ -290,7 +297,9 @@ def rows_of_columns(columns: Mapping[str, Any]) -> Any:
 
 def as_list(values: Any) -> Any:
     """Return a tensor or an array, also one of shape (B, 1), as a list; anything else unchanged."""
-    return values.reshape(-1).tolist() if hasattr(values, "tolist") and hasattr(values, "reshape") else values
+    if hasattr(values, "tolist") and hasattr(values, "reshape"):
+        return values.reshape(-1).tolist()
+    return values
 
 
 def numbers_of(value: Any) -> dict[str, list[float]]:
@@ -298,7 +307,10 @@ def numbers_of(value: Any) -> dict[str, list[float]]:
     if not isinstance(value, Mapping):
         return {}
     logs = value.get("extra_logs")
-    parts = logs if isinstance(logs, Mapping) else {n: part for n, part in value.items() if n not in SCORE_KEYS}
+    if isinstance(logs, Mapping):
+        parts = logs
+    else:
+        parts = {n: part for n, part in value.items() if n not in SCORE_KEYS}
     listed = {str(name): as_list(part) for name, part in parts.items()}
     lists = {name: part if isinstance(part, list) else [part] for name, part in listed.items()}
     return {

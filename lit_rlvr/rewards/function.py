@@ -142,7 +142,9 @@ class FunctionReward(Reward):
     def _run(self, calls: Sequence[Callable[[], Any]]) -> list[Any]:
         """Return the results of calls, which run concurrently if the function is asynchronous."""
         results = [call() for call in calls]
-        return resolved(_gather(results)) if any(map(inspect.isawaitable, results)) else results
+        if any(map(inspect.isawaitable, results)):
+            return resolved(_gather(results))
+        return results
 
     def _read(self, values: Sequence[Any]) -> list[Any]:
         """Return the values as results, or the exceptions in their places; log the further numbers of dicts."""
@@ -173,7 +175,8 @@ class FunctionReward(Reward):
             source = inspect.getsource(inspect.unwrap(getattr(self.function, "func", self.function)))
         except (OSError, TypeError):  # it has no file, or is an object
             return
-        if tag := next((tag for tag in TAG.findall(prefill) if tag in source), None):
+        tag = next((tag for tag in TAG.findall(prefill) if tag in source), None)
+        if tag:
             log.warning(
                 "reward %r: its code names %s, which the chat template or the data's prefill writes (%r) and so no "
                 "completion has; set data.init_args.chat.score_prefill: true if it looks for that in the text",
@@ -210,9 +213,15 @@ def with_options(function: Any, options: Mapping[str, Any], path: str) -> tuple[
     """
     where = f"rewards.FunctionReward.path {path!r}"
     returned = str(getattr(function, "__annotations__", {}).get("return", ""))
-    form = None if isinstance(function, type) or "Callable" in returned else form_of(function)
+    if isinstance(function, type) or "Callable" in returned:
+        form = None
+    else:
+        form = form_of(function)
     if form is not None:
-        given = {"args": SimpleNamespace(**options)} if form is SLIME else dict(options)
+        if form is SLIME:
+            given = {"args": SimpleNamespace(**options)}
+        else:
+            given = dict(options)
         check_arguments(function, form, given, where)
         return (partial(function, **given) if given else function), form
     parameters = parameters_of(function)
@@ -250,12 +259,14 @@ def check_arguments(function: Any, form: Form, options: Mapping[str, Any], where
     if form.takes_columns or not (parameters := parameters_of(function)):
         return  # the data have the others
     names = {*form.arguments([(NO_COMPLETION, NO_SAMPLE)], function), *options}
-    if missing := [name for name in required(parameters) if name not in names]:
+    missing = [name for name in required(parameters) if name not in names]
+    if missing:
         raise UserError(
             f"{where}: as a function of {form.library} it gets {', '.join(form.parameters)}, not {', '.join(missing)}; "
             "give these as `options: {NAME: VALUE}`"
         )
-    if unknown := options.keys() - accepted_arguments(function, options).keys():
+    unknown = options.keys() - accepted_arguments(function, options).keys()
+    if unknown:
         raise UserError(f"{where}: it has no parameter {', '.join(sorted(unknown))}; mend its options")
 
 
@@ -265,9 +276,15 @@ def require_values(values: Any, count: int, reward: FunctionReward) -> list[Any]
     Raises:
         UserError: they are not one for each completion.
     """
-    listed = rows_of_columns(values) if isinstance(values, Mapping) else as_list(values)
+    if isinstance(values, Mapping):
+        listed = rows_of_columns(values)
+    else:
+        listed = as_list(values)
     if not isinstance(listed, list | tuple) or len(listed) != count:
-        text = f"{len(listed)} values" if isinstance(listed, list | tuple) else type(values).__name__
+        if isinstance(listed, list | tuple):
+            text = f"{len(listed)} values"
+        else:
+            text = type(values).__name__
         raise UserError(
             f"reward {reward.name!r}: {defined_at(reward.function)} must return a list with one value for each of the "
             f"{count} completions, it returned {text}"
@@ -317,7 +334,9 @@ async def _gather(results: Sequence[Any]) -> list[Any]:
 
 
 async def _awaited(result: Any) -> Any:
-    return await result if inspect.isawaitable(result) else result
+    if inspect.isawaitable(result):
+        return await result
+    return result
 
 
 def as_rewards(rewards: Sequence[Reward | str]) -> list[Reward]:

@@ -41,7 +41,8 @@ def check_references(rewards: Sequence[Reward], samples: Sequence[Sample]) -> No
     known = f"the rewards are {', '.join(weights)} (rollout.rewards)"
     chosen: dict[tuple[str, str, bool], Sample] = {}  # a row of each set whose column names a reward, or none
     for sample in samples:
-        if unknown := sorted(dict(sample.rewards or {}).keys() - weights.keys()):
+        unknown = sorted(dict(sample.rewards or {}).keys() - weights.keys())
+        if unknown:
             raise UserError(f"{sample.source or sample.id}: reward: there is no {unknown[0]!r}; {known}")
         _check_parallel_answers(sample, weights)
         for column in REWARD_COLUMNS if sample.rewards is None else ():
@@ -56,7 +57,8 @@ def check_references(rewards: Sequence[Reward], samples: Sequence[Sample]) -> No
     )
     judging = [(sample, row_weights(sample, weights)) for sample in samples]
     counts = Counter(name for _, names in judging for name in names)
-    if unused := [name for name in weights if judging and not counts[name]]:
+    unused = [name for name in weights if judging and not counts[name]]
+    if unused:
         log.warning("rollout.rewards: no row has the reward %s, so it judges nothing", ", ".join(unused))
     if any(matches for _, _, matches in chosen):
         log.info("rows choose their reward by the column data_source or dataset: %s", dict(counts))
@@ -93,9 +95,12 @@ def _unreadable(reward: Reward, samples: Sequence[Sample]) -> str:
         try:
             reward.check_reference(sample)
         except UserError as error:
-            where, text = sample.source or sample.id, " ".join(error.messages)
+            where = sample.source or sample.id
+            text = " ".join(error.messages)
             problems.append(text if where in text else f"{where}: {text}")
-    return f"{problems[0]} ({reward.name}: {len(problems)} of {len(samples)} rows)" if problems else ""
+    if problems:
+        return f"{problems[0]} ({reward.name}: {len(problems)} of {len(samples)} rows)"
+    return ""
 
 
 def warn_of_gold_answers(rewards: Sequence[Reward], samples: Sequence[Sample]) -> None:
@@ -127,7 +132,8 @@ def warn_of_other_lengths(rewards: Sequence[Reward], max_tokens: int) -> None:
         max_tokens: tokens of the longest completion.
     """
     for reward in rewards:
-        if (assumed := reward.assumed_max_tokens) is not None and assumed != max_tokens:
+        assumed = reward.assumed_max_tokens
+        if assumed is not None and assumed != max_tokens:
             log.warning(
                 "reward %s: it is set to completions of up to %d tokens, and those of training have up to %d "
                 "(rollout.sampling.max_tokens); give both the same length", reward.name, assumed, max_tokens,
@@ -176,7 +182,9 @@ class LongAnswers:
         """
         count = sum(length > limit for length in lengths)
         is_hopeless = len(lengths) - count <= NEARLY_NONE * len(lengths)
-        return cls(count, len(lengths), max(lengths), limit, option, is_hopeless, kind) if count else None
+        if count:
+            return cls(count, len(lengths), max(lengths), limit, option, is_hopeless, kind)
+        return None
 
     def __str__(self) -> str:
         """Say how many there are, and what to do."""
@@ -201,7 +209,8 @@ def long_answers(
     Returns:
         None: all gold answers fit, or the rewards pay no known form.
     """
-    limit, chosen = sampling.max_tokens, _spread([prompt for prompt in prompts if prompt.sample.answer], GOLD_LENGTHS)
+    limit = sampling.max_tokens
+    chosen = _spread([prompt for prompt in prompts if prompt.sample.answer], GOLD_LENGTHS)
     samples = [prompt.sample for prompt in chosen]
 
     def measured(forms: Sequence[AnswerForm]) -> list[tuple[AnswerForm, list[int]]]:
@@ -246,7 +255,10 @@ def completion_lengths(
         sampling: the settings of the completions.
     """
     texts = [text for sample in samples if (text := form(sample))]
-    encoded = tokenizer(texts, add_special_tokens=False).input_ids if texts else []
+    if texts:
+        encoded = tokenizer(texts, add_special_tokens=False).input_ids
+    else:
+        encoded = []
     return [len(ids) + (not text.endswith(sampling.stop)) for ids, text in zip(encoded, texts, strict=True)]
 
 

@@ -36,7 +36,8 @@ class Overlong(Reward):
         super().__init__(**kwargs)
         if not 0 <= cache_tokens <= max_tokens:
             raise UserError(f"rewards.Overlong.cache_tokens: {cache_tokens} must lie in [0, max_tokens={max_tokens}]")
-        self.max_tokens, self.cache_tokens = max_tokens, cache_tokens
+        self.max_tokens = max_tokens
+        self.cache_tokens = cache_tokens
         self.assumed_max_tokens = max_tokens
 
     def __call__(self, completion: Completion, sample: Sample) -> float:
@@ -138,7 +139,9 @@ class LCPO(MathAnswer):
         check_within("[0, 1]", "rewards.LCPO", delta=delta)
         if not isinstance(target, str):
             check_within("[1, inf)", "rewards.LCPO", target=target)
-        self.target, self.alpha, self.delta = target, alpha, delta
+        self.target = target
+        self.alpha = alpha
+        self.delta = delta
 
     def score(self, pairs: Sequence[Pair]) -> list[RewardResult]:
         targets = [self._target(sample) for _, sample in pairs]
@@ -206,7 +209,11 @@ class RelativeLength(MathAnswer):
         return results
 
     def _shaped(self, result: RewardResult, length: int, lengths: Sequence[int]) -> RewardResult:
-        shortest, longest = min(lengths), max(lengths)
-        share = 0.5 - (length - shortest) / (longest - shortest) if longest > shortest else 0.0
+        shortest = min(lengths)
+        longest = max(lengths)
+        if longest > shortest:
+            share = 0.5 - (length - shortest) / (longest - shortest)
+        else:
+            share = 0.0
         share = share if result.correct else min(share, 0.0)
         return replace(result, value=float(bool(result.correct)) + self.length_weight * share)

@@ -52,7 +52,9 @@ class MathAnswer(CheckedReward):
 
     def check(self, pairs: Sequence[Pair]) -> list[RewardResult]:
         results = [verdict(outcome) for outcome in self._run("check", pairs)]
-        return self._asked_again(results, pairs) if self.second_opinion else results
+        if self.second_opinion:
+            return self._asked_again(results, pairs)
+        return results
 
     def explain(self, completion: Completion, sample: Sample) -> list[tuple[str, str]]:
         """Return (stage, result) of each stage of the check of one completion."""

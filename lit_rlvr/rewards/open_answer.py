@@ -49,9 +49,15 @@ class OpenAnswer(Reward):
     def __call__(self, completion: Completion, sample: Sample) -> RewardResult:
         self.check_reference(sample)
         text = find_answer(completion.full_text, self.boxed_only).text
-        predicted, references = words(text), [words(answer) for answer in sample.references]
+        predicted = words(text)
+        references = [words(answer) for answer in sample.references]
         correct = any(same_words(predicted, expected) for expected in references)
-        value = 1.0 if correct else 0.0 if self.exact else max(f1(predicted, expected) for expected in references)
+        if correct:
+            value = 1.0
+        elif self.exact:
+            value = 0.0
+        else:
+            value = max(f1(predicted, expected) for expected in references)
         return RewardResult(value, correct, "ok" if predicted else "parse_fail", text)
 
 
@@ -108,4 +114,6 @@ def f1(predicted: Sequence[Word], expected: Sequence[Word]) -> float:
     """Return the harmonic mean of precision and recall of bags of words without articles; 0 if they share none."""
     bags = [Counter(word.text for word in side if not word.is_article) for side in (predicted, expected)]
     shared = sum((bags[0] & bags[1]).values())
-    return 2 * shared / sum(map(Counter.total, bags)) if shared else 0.0
+    if shared:
+        return 2 * shared / sum(map(Counter.total, bags))
+    return 0.0

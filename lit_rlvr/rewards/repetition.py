@@ -34,4 +34,6 @@ class RepetitionPenalty(Reward):
         ids = [token if is_sampled else None for token, is_sampled in tokens]
         starts = range(len(ids) - self.ngram_size + 1)
         ngrams = [ngram for i in starts if None not in (ngram := tuple(ids[i : i + self.ngram_size]))]
-        return len(set(ngrams)) / len(ngrams) - 1 if ngrams else 0.0
+        if ngrams:
+            return len(set(ngrams)) / len(ngrams) - 1
+        return 0.0

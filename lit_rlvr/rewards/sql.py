@@ -55,8 +55,10 @@ class SQLExecution(CheckedReward):
         super().__init__(**kwargs)
         check_within("[1, inf)", "rewards.SQLExecution", max_instructions=max_instructions, max_rows=max_rows)
         check_within("[0, 1)", "rewards.SQLExecution", float_tolerance=float_tolerance)
-        self.comparison, self.float_tolerance = comparison, float_tolerance
-        self.allow_empty, self._has_warned = allow_empty, False
+        self.comparison = comparison
+        self.float_tolerance = float_tolerance
+        self.allow_empty = allow_empty
+        self._has_warned = False
         self.limits = QueryLimits(max_instructions, max_rows)
         self.cpu_seconds = cpu_seconds
 
@@ -74,7 +76,8 @@ class SQLExecution(CheckedReward):
         empty = [k for k, result in enumerate(results) if result.detail.startswith(NO_ROWS)]
         if empty and not self._has_warned:
             self._has_warned = True
-            ids, first_sample = {pairs[k][1].id for k in empty}, pairs[empty[0]][1]
+            ids = {pairs[k][1].id for k in empty}
+            first_sample = pairs[empty[0]][1]
             log.warning(
                 "reward %s: the references of %d of %d prompts have no rows (first, %s), so %s", self.name, len(ids),
                 len({sample.id for _, sample in pairs}), first_sample.source or first_sample.id,
@@ -182,7 +185,10 @@ def check_sql(
         references = [_reference_result(path, reference, limits) for path in databases]
     except ExecutionFailed as failure:
         return False, "error", f"the reference query failed ({failure.reason}): {reference}"
-    detail = sql if any(result.rows for result in references) else NO_ROWS + sql
+    if any(result.rows for result in references):
+        detail = sql
+    else:
+        detail = NO_ROWS + sql
     for path, wanted in zip(databases, references, strict=True):
         try:
             query_result = wanted if text is None else run_query(path, sql, limits)
@@ -216,7 +222,9 @@ def _content(block: Block) -> str:
     begun = block.tag.strip()[len(block.language) if known else 0 :]
     if _QUERY.match(begun):  # on the line of the fence
         return f"{begun}\n{block.content}"
-    return block.content if known or not block.language else ""
+    if known or not block.language:
+        return block.content
+    return ""
 
 
 BARE_CHARACTERS = 4000

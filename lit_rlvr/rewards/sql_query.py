@@ -71,8 +71,16 @@ def run_query(path: str, sql: str, limits: QueryLimits) -> QueryResult:
         raise ExecutionFailed("timeout", "out of memory") from error
     except (sqlite3.Error, sqlite3.Warning, UnicodeError) as error:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the rest are extended codes
-        status: Status = "error" if code in FILE_CODES else "timeout" if code in LIMIT_CODES else "parse_fail"
-        reason = "too many instructions" if code == sqlite3.SQLITE_INTERRUPT else str(error)
+        if code in FILE_CODES:
+            status: Status = "error"
+        elif code in LIMIT_CODES:
+            status = "timeout"
+        else:
+            status = "parse_fail"
+        if code == sqlite3.SQLITE_INTERRUPT:
+            reason = "too many instructions"
+        else:
+            reason = str(error)
         raise ExecutionFailed(status, f"{path}: {reason}" if status == "error" else reason) from error
 
 
@@ -89,7 +97,9 @@ def _confine(connection: sqlite3.Connection, instructions: int) -> None:
 
 def _authorize(action: int, _first: str | None, function: str | None, *_: str | None) -> int:
     is_forbidden = action == sqlite3.SQLITE_FUNCTION and function in FORBIDDEN_FUNCTIONS
-    return sqlite3.SQLITE_OK if action in ALLOWED and not is_forbidden else sqlite3.SQLITE_DENY
+    if action in ALLOWED and not is_forbidden:
+        return sqlite3.SQLITE_OK
+    return sqlite3.SQLITE_DENY
 
 
 def _fetch(cursor: sqlite3.Cursor, limit: int) -> QueryResult:

@@ -25,7 +25,8 @@ def agreement_metrics(rollout: Scores | Rollout) -> dict[str, float]:
         the mean reward of the completions that the earlier one calls right and wrong. NaN without completions that both
         judge.
     """
-    if not (names := [*rollout.parts][1:]):
+    names = [*rollout.parts][1:]
+    if not names:
         return {}
     counts = Counter[tuple[str, str]]()
     for results in (results for group in rollout.details for results in group):
@@ -38,7 +39,8 @@ def agreement_metrics(rollout: Scores | Rollout) -> dict[str, float]:
     sums = all_sum(torch.tensor([[float(counts[name, kind]) for kind in COUNTS] for name in names]).double())
     metrics: dict[str, float] = {}
     for name, (*cells, right_sum, wrong_sum) in zip(names, sums.tolist(), strict=True):
-        right_count, wrong_count = sum(cells[:2]), sum(cells[2:])
+        right_count = sum(cells[:2])
+        wrong_count = sum(cells[2:])
         metrics |= {
             f"reward/{name}/kappa": kappa(*cells),
             f"reward/{name}/of_right": right_sum / right_count if right_count else math.nan,

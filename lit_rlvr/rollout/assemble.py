@@ -108,10 +108,14 @@ def join(first: Rollout, second: Rollout) -> Rollout:
 
 def take_group(rollout: Rollout, p: int) -> Rollout:
     """Return a rollout of one group alone, with copies of its tensors: a view would be sent with its whole tensor."""
-    group, rows = slice(p, p + 1), slice(p * rollout.group_size, (p + 1) * rollout.group_size)
+    group = slice(p, p + 1)
+    rows = slice(p * rollout.group_size, (p + 1) * rollout.group_size)
     taken: dict[str, Any] = {name: getattr(rollout, name)[group] for name in LIST_FIELDS}
     for name in (*TOKEN_FIELDS, *GROUP_FIELDS):
         values = getattr(rollout, name)
-        taken[name] = None if values is None else values[rows if name in TOKEN_FIELDS else group].clone()
+        if values is None:
+            taken[name] = None
+        else:
+            taken[name] = values[rows if name in TOKEN_FIELDS else group].clone()
     taken["parts"] = {name: part[group].clone() for name, part in rollout.parts.items()}
     return replace(rollout, **taken, kept=None)

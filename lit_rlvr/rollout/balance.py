@@ -55,7 +55,9 @@ def without_patches(group: Rollout) -> Rollout:
 
 def _with_pixels(group: Rollout, change: Callable[[Pixels], Pixels]) -> Rollout:
     def changed(part: Any) -> Any:
-        return part if part.pixels is None else replace(part, pixels=change(part.pixels))
+        if part.pixels is None:
+            return part
+        return replace(part, pixels=change(part.pixels))
 
     completions = [[changed(completion) for completion in row] for row in group.completions]
     return replace(group, prompts=[changed(prompt) for prompt in group.prompts], completions=completions)
@@ -78,22 +80,32 @@ def even_out(summaries: Summaries, minibatches: int, pinned_groups: int) -> list
 
     def tokens_of(r: int, minibatch: int | None) -> dict[int, int]:
         """Return the tokens of process r's groups in a minibatch, or of those that are not trained on, by place."""
-        rank_groups = {p: summaries[o][q] for p, (o, q) in enumerate(places[r])}
-        minibatches_of = {p: group.number and group.number % minibatches for p, group in rank_groups.items()}
-        return {p: group.tokens for p, group in rank_groups.items() if minibatches_of[p] == minibatch}
+        tokens = {}
+        for p, (origin, place) in enumerate(places[r]):
+            group = summaries[origin][place]
+            own_minibatch = None
+            if group.number is not None:
+                own_minibatch = group.number % minibatches
+            if own_minibatch == minibatch:
+                tokens[p] = group.tokens
+        return tokens
+
+    def is_free(r: int, p: int) -> bool:
+        """Return True if a group may leave its process: the first one keeps its pinned groups."""
+        return r > 0 or p >= pinned_groups
 
     for minibatch in range(minibatches):
         while True:
             load = [sum(tokens_of(r, minibatch).values()) for r in range(len(places))]
-            full, empty = load.index(max(load)), load.index(min(load))
+            full = load.index(max(load))
+            empty = load.index(min(load))
             gap = load[full] - load[empty]
-            idle = dict.fromkeys(tokens_of(empty, None), 0)
-            swaps = [
-                (abs(gap - 2 * (more - less)), p, q)
-                for p, more in tokens_of(full, minibatch).items()
-                for q, less in (tokens_of(empty, minibatch) | idle).items()
-                if (full or p >= pinned_groups) and (empty or q >= pinned_groups)
-            ]
+            offered = tokens_of(empty, minibatch) | dict.fromkeys(tokens_of(empty, None), 0)
+            swaps = []
+            for p, more in tokens_of(full, minibatch).items():
+                for q, less in offered.items():
+                    if is_free(full, p) and is_free(empty, q):
+                        swaps.append((abs(gap - 2 * (more - less)), p, q))
             left, p, q = min(swaps, default=(gap, 0, 0))
             if left >= gap:
                 break

@@ -139,7 +139,8 @@ class RolloutCallback(RolloutSettings, Callback):
         module: RLVRModule = pl_module  # type: ignore[assignment]
         if module.demonstrates:
             self._add_demonstrations(module, batch)
-        if not (samples := self.samples_of(batch.name)):
+        samples = self.samples_of(batch.name)
+        if not samples:
             return
         self._start_engine(trainer, module)
         self.source.wait()
@@ -191,7 +192,8 @@ class RolloutCallback(RolloutSettings, Callback):
             self.source.begin()
         if self.record_gib:
             self._record = Record(Path(trainer.default_root_dir), int(self.record_gib * 2**30))
-            settings, versions = self._replay_settings(trainer, module.data), self.teacher_versions
+            settings = self._replay_settings(trainer, module.data)
+            versions = self.teacher_versions
             self._record.begin(module.iteration, settings, module.policy.model, versions)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -282,7 +284,9 @@ class RolloutCallback(RolloutSettings, Callback):
     # ---- checkpoints --------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        return {} if self.source is None else self.source.state_dict() | {"provenance": self._provenance}
+        if self.source is None:
+            return {}
+        return self.source.state_dict() | {"provenance": self._provenance}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if state_dict.keys() != {"provenance"}:  # a replay leaves no state to a source that samples

@@ -66,7 +66,8 @@ class Episodes(Turns):
 
     def __init__(self, environment: Environment, between: BetweenTurns, context: int = 0) -> None:
         super().__init__()
-        self._environment, self._context = environment, context
+        self._environment = environment
+        self._context = context
         self.between = between
         self._workers = EpisodeWorkers(environment)
         self._waiting = 0
@@ -102,7 +103,8 @@ class Episodes(Turns):
         Raises:
             UserError: a prompt becomes too long, or completions of a prompt would begin with different images.
         """
-        self._openings, self._prompt_openings = {}, {}
+        self._openings = {}
+        self._prompt_openings = {}
         if not self._environment.begins:
             return list(prompts)
         outcomes = self._reset(prompts, seeds)
@@ -163,22 +165,24 @@ class Episodes(Turns):
                 )
         self._opened_batch = [], []
         self._waiting = 0
-        self._prompts, self._sampling = prompts, sampling
+        self._prompts = prompts
+        self._sampling = sampling
         if sampling.max_turns > 1 and sampling.max_observation_tokens < (min_tokens := self.between.min_tokens):
             raise UserError(
                 f"sampling.max_observation_tokens: {sampling.max_observation_tokens} is too few, because the chat "
                 f"template around an observation takes up to {min_tokens} tokens"
             )
-        self._rows, self._numbers, self._openings_taken = {}, {}, set()
+        self._rows = {}
+        self._numbers = {}
+        self._openings_taken = set()
         for p, prompt in enumerate(prompts):
             for g, seed in enumerate(seeds[p]):
                 number = self._numbers[p, g] = len(self._rows)
                 _, token_ids = self._openings.get((p, g), (None, ()))
-                room = (
-                    self._context - len(prompt.token_ids)
-                    if self._context
-                    else sampling.max_completion_tokens + len(token_ids)
-                )
+                if self._context:
+                    room = self._context - len(prompt.token_ids)
+                else:
+                    room = sampling.max_completion_tokens + len(token_ids)
                 row = self._rows[number] = _EpisodeState(
                     p, g, seed, min(sampling.max_completion_tokens + len(token_ids), room)
                 )
@@ -363,8 +367,14 @@ def with_opening(sample: Sample, begun: Opening) -> Sample:
         return replace(
             sample, prompt=[*messages[:last], {**messages[last], "content": content + begun}, *messages[last + 1 :]]
         )
-    parts = [{"type": "text", "text": content}] * bool(content) if isinstance(content, str) else list(content)
-    blocks = [{"type": "text", "text": begun}] if isinstance(begun, str) else begun
+    if isinstance(content, str):
+        parts = [{"type": "text", "text": content}] * bool(content)
+    else:
+        parts = list(content)
+    if isinstance(begun, str):
+        blocks = [{"type": "text", "text": begun}]
+    else:
+        blocks = begun
     images = [block["image"] for block in blocks if block["type"] == "image"]
     placeholders = [{"type": "image"} if block["type"] == "image" else block for block in blocks]
     changed = replace(
@@ -374,5 +384,6 @@ def with_opening(sample: Sample, begun: Opening) -> Sample:
         return changed
     from lit_rlvr.datamodules.reading.images import ImageOptions, open_images  # imports the data sets' packages
 
-    sources, options = getattr(sample.images, "sources", ()), getattr(sample.images, "options", ImageOptions())
+    sources = getattr(sample.images, "sources", ())
+    options = getattr(sample.images, "options", ImageOptions())
     return replace(changed, images=open_images([*sources, *images], Path(), options))

@@ -65,9 +65,14 @@ class GroupSampler:
         self, synced_engine: SyncedEngine, rewards: Sequence[Reward], environment: Environment | None, *,
         max_failure_rate: float, mask_truncated: bool, exact: bool, has_teacher: bool, run: Path,
     ) -> None:  # fmt: skip
-        self.synced_engine, self.rewards, self.environment = synced_engine, rewards, environment
-        self.max_failure_rate, self.run = max_failure_rate, run
-        self.mask_truncated, self.exact, self.has_teacher = mask_truncated, exact, has_teacher
+        self.synced_engine = synced_engine
+        self.rewards = rewards
+        self.environment = environment
+        self.max_failure_rate = max_failure_rate
+        self.run = run
+        self.mask_truncated = mask_truncated
+        self.exact = exact
+        self.has_teacher = has_teacher
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.episodes: Episodes | None = None
         self._max_tokens = 0
@@ -158,7 +163,10 @@ class GroupSampler:
         episodes = None
         if self.environment is not None:
             between = self._between[data.name]
-            episodes = self._idle.pop() if self._idle else Episodes(self.environment, between, self._max_tokens)
+            if self._idle:
+                episodes = self._idle.pop()
+            else:
+                episodes = Episodes(self.environment, between, self._max_tokens)
         try:
             prompts = self._open_episodes(episodes, prompts, seeds, data)
             opened(prompts)
@@ -191,7 +199,9 @@ class GroupSampler:
 
     @property
     def _environment_seconds(self) -> float:
-        return 0.0 if self.episodes is None else self.episodes.seconds
+        if self.episodes is None:
+            return 0.0
+        return self.episodes.seconds
 
     def close(self) -> None:
         """Close the engine and the workers of the environment."""

@@ -75,7 +75,9 @@ def rollout_metrics(
         **{f"given/{name}": (~part.isnan()).sum() for name, part in rollout.parts.items()},
     }
     total = dict(zip(sums, all_sum(torch.stack([v.double() for v in sums.values()])).tolist(), strict=True))
-    count, nats, tokens = total.pop("size"), total.pop("nats"), total["rollout/length"]
+    count = total.pop("size")
+    nats = total.pop("nats")
+    tokens = total["rollout/length"]
     names = ("correct_count", "unsolved_prompts", "judged_prompts", "samples", "tokens")
     counts = {f"rollout/{name}": total.pop(f"rollout/{name}") for name in names}
     means = {"rollout/reward": (total.pop("rewards"), total.pop("rewarded"))}
@@ -90,7 +92,9 @@ def rollout_metrics(
     else:
         for name in ("thought_tokens", "unclosed_thoughts", "closed_thoughts"):
             del total[f"rollout/{name}"]
-    prompts, shares_sum, squares = counts["rollout/judged_prompts"], total.pop("shares"), total.pop("squares")
+    prompts = counts["rollout/judged_prompts"]
+    shares_sum = total.pop("shares")
+    squares = total.pop("squares")
     if prompts > 1:
         deviations = max(squares - shares_sum**2 / prompts, 0.0)
         known["rollout/accuracy_error"] = math.sqrt(deviations / (prompts - 1) / prompts)
@@ -115,7 +119,8 @@ def reward_spread(rollout: Rollout) -> dict[str, float]:
     names = ("lowest_reward", "highest_reward", "prompts_at_lowest", "prompts_at_highest")
     if not everywhere:
         return {f"rollout/{name}": math.nan for name in names}
-    lowest, highest = min(low for low, _ in everywhere), max(high for _, high in everywhere)
+    lowest = min(low for low, _ in everywhere)
+    highest = max(high for _, high in everywhere)
     at_lowest = fmean(high == lowest for _, high in everywhere)
     at_highest = fmean(low == highest for low, _ in everywhere)
     return {f"rollout/{name}": v for name, v in zip(names, (lowest, highest, at_lowest, at_highest), strict=True)}
@@ -135,7 +140,9 @@ def set_metrics(rollout: Rollout, names: Sequence[str]) -> dict[str, float]:
     """
     is_of = torch.tensor([[p.sample.dataset == name for p in rollout.prompts] for name in names])  # (sets, P)
     assert rollout.advantages is not None, "training has estimated them"
-    counted, rewarded = rollout.counted, rollout.rewarded  # (P, G)
+    # (P, G)
+    counted = rollout.counted
+    rewarded = rollout.rewarded
     columns = (  # (P,) each
         torch.ones(len(rollout.prompts)),
         (rollout.advantages == 0).all(1),

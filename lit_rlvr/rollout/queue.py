@@ -147,7 +147,8 @@ class QueueSource(SyncSource):
 
     def __init__(self, *args: Any, staleness: int, max_group_seconds: float | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.staleness, self.max_group_seconds = staleness, max_group_seconds
+        self.staleness = staleness
+        self.max_group_seconds = max_group_seconds
         self._dropped = 0  # groups, since the last step
         self._groups: list[QueuedGroup] = []  # this rank's, from admission to training
         self._admitted = 0  # groups, over all ranks
@@ -165,7 +166,9 @@ class QueueSource(SyncSource):
         self._threads = ThreadPoolExecutor(THREADS if self._concurrent else 1, thread_name_prefix="lit-rlvr-queue")
 
     def next(self, batch: PromptBatch) -> Rollout:
-        self.metrics, self.extra_completions, self.sampler.seconds = {}, [], defaultdict(float)
+        self.metrics = {}
+        self.extra_completions = []
+        self.sampler.seconds = defaultdict(float)
         if not self._concurrent:
             self.wait()
         self.sync_weights(batch.prompts)
@@ -180,7 +183,8 @@ class QueueSource(SyncSource):
 
     def admit(self, count: int, cursor: dict[str, int]) -> dict[str, int]:
         """Begin to generate `count` more groups, over all ranks; return the data's position after their prompts."""
-        step, groups = self.data.prompts_per_rollout, []
+        step = self.data.prompts_per_rollout
+        groups = []
         for number in range(self._admitted, self._admitted + max(count, 0)):
             (prompt,), cursor = self.data.stream.take(1, cursor)
             if number % step * world_size() // step == rank():  # each rank has a part of every step's prompts
@@ -216,14 +220,16 @@ class QueueSource(SyncSource):
                 group.prompt = prompt
 
         def started(p: int, drop: Callable[[], object] | None) -> None:
-            groups[p].started_at, groups[p].drop = time.monotonic(), drop
+            groups[p].started_at = time.monotonic()
+            groups[p].drop = drop
             groups[p].started = self._version  # or newer weights: then its tokens say so
 
         def done(p: int, completions: list[Completion]) -> None:
             if groups[p].completions is None:
                 self._finish(groups[p], completions)
 
-        prompts, seeds = [group.prompt for group in groups], [group.seeds for group in groups]
+        prompts = [group.prompt for group in groups]
+        seeds = [group.seeds for group in groups]
         self.sampler.sample_stream(prompts, seeds, self.sampling, self.data, opened, started, done)
 
     def _finish(self, group: QueuedGroup, completions: list[Completion]) -> None:
@@ -277,12 +283,17 @@ class QueueSource(SyncSource):
 
         Collective: call it on every rank.
         """
-        module, prompts = self.module, len(batch) * world_size()
-        min_mixed, max_prompts = module.selection.num_needed(prompts), module.selection.max_rounds * prompts
-        late, began, cursor = 0.0, time.perf_counter(), dict(self.data.cursor)
+        module = self.module
+        prompts = len(batch) * world_size()
+        min_mixed = module.selection.num_needed(prompts)
+        max_prompts = module.selection.max_rounds * prompts
+        late = 0.0
+        began = time.perf_counter()
+        cursor = dict(self.data.cursor)
         progress.begin(STAGE_TEXTS["wait"])
         self._take_up_saved()
-        chosen, is_first = None, True
+        chosen = None
+        is_first = True
         while chosen is None:
             self._begin_again()
             self._drop_endless()
@@ -302,8 +313,10 @@ class QueueSource(SyncSource):
                 self._changed.clear()
                 late += (time.perf_counter() - waited) * early
             is_first = False
-        batch.cursor, end = cursor, time.perf_counter()
-        self.generation_seconds, self._taken_at = end - (self._taken_at or began), end
+        batch.cursor = cursor
+        end = time.perf_counter()
+        self.generation_seconds = end - (self._taken_at or began)
+        self._taken_at = end
         self.sampler.seconds["generate"] = end - began
         self.metrics["train/staleness/wait"] = late
         return self._taken(chosen)
@@ -321,7 +334,10 @@ class QueueSource(SyncSource):
             finished = group.completions is not None
             if finished:
                 self._settle(group)
-            left = math.inf if group.started is None else self._steps_left(group.started)
+            if group.started is None:
+                left = math.inf
+            else:
+                left = self._steps_left(group.started)
             scored = finished and (self._scoring.is_scored(group) or not self._concurrent)  # there it is waited for
             if judge and scored and group.mixed is None:
                 scores = self._scoring.scores([group], self.group_size)
@@ -426,10 +442,13 @@ class QueueSource(SyncSource):
 
         Collective: call it on every rank.
         """
-        lengths, self._lengths = self._lengths, []
+        lengths = self._lengths
+        self._lengths = []
         counts = gather_objects((sum(lengths), len(lengths), self._dropped))
         total, count, dropped = (sum(numbers) for numbers in zip(*counts, strict=True))
-        idle, self._idle_seconds, self._dropped = self._idle_seconds, 0.0, 0
+        idle = self._idle_seconds
+        self._idle_seconds = 0.0
+        self._dropped = 0
         self.metrics |= {
             "time/engine_idle": idle,
             "rollout/queue/running": float(sum(not state.finished for state in states)),
@@ -472,12 +491,14 @@ class QueueSource(SyncSource):
         """Go on with the groups of the checkpoint that the run was resumed from."""
         if self._saved is None:
             return
-        queue, self._saved = self._saved, None
+        queue = self._saved
+        self._saved = None
         self._admitted = queue["admitted"]
         for values in queue["groups"][rank() :: world_size()]:
             group = self._queued(values["number"], self.data.stream.by_id[values["sample_id"]])
             if values["completions"] is not None and self._steps_left(values["started"]) >= 0:  # staleness may be lower
-                group.started, group.has_versions = values["started"], True
+                group.started = values["started"]
+                group.has_versions = True
                 self._finish(group, [Completion(**fields) for fields in values["completions"]])
         self._begin([group for group in self._groups if group.completions is None])
         self._lengths = queue["lengths"] if rank() == 0 else []
@@ -515,7 +536,8 @@ def versions_of(groups: list[QueuedGroup], rollout: Rollout) -> Tensor:
 def with_sampled(values: Tensor, groups: list[QueuedGroup], values_of: Callable[[Completion], Sequence[int]]) -> Tensor:
     """Set the (B, T) values of sampled tokens to those that `values_of` gives for a completion, if any; return them."""
     for row, completion in enumerate(completion for group in groups for completion in group.completions or []):
-        if numbers := values_of(completion):
+        numbers = values_of(completion)
+        if numbers:
             values[row, torch.tensor(completion.from_model).nonzero().flatten()] = torch.tensor(numbers)
     return values
 

@@ -67,7 +67,10 @@ class Record:
     """
 
     def __init__(self, run: Path, limit: int = 0) -> None:
-        self.run, self.folder, self._left, self._is_open = run, run / "record", limit // world_size(), True
+        self.run = run
+        self.folder = run / "record"
+        self._left = limit // world_size()
+        self._is_open = True
 
     def __len__(self) -> int:
         """Return the number of iterations that all ranks have, without a gap."""
@@ -120,7 +123,8 @@ class Record:
         """
         if not self._is_open:
             return
-        content, path = BytesIO(), self._path(iteration)
+        content = BytesIO()
+        path = self._path(iteration)
         arrays: dict[str, Any] = pack_rollout(rollout, {"cursor": cursor, "updates": updates})
         np.savez(content, **arrays)
         self._left -= content.tell()
@@ -174,7 +178,10 @@ class Record:
         after = len(self) + 1
         if any(path >= self._path(after + 1, 0) for path in self.folder.glob("iteration-[0-9]*.npz")):
             missing = next(path for r in range(world_size()) if not (path := self._path(after, r)).is_file())
-            shorter = f", or delete these to train on the {after - 1} iteration(s) before it" if after > 1 else ""
+            if after > 1:
+                shorter = f", or delete these to train on the {after - 1} iteration(s) before it"
+            else:
+                shorter = ""
             raise self.error(f"lacks {missing.relative_to(self.run)}, and has later iterations; restore it{shorter}")
 
     def _recorded(self) -> dict[str, Any]:
@@ -255,11 +262,15 @@ def unpack_rollout(
     about: dict[str, Any], arrays: dict[str, Tensor], prompts: list[Prompt], sampling: Sampling, tokenizer: Any
 ) -> Rollout:
     """Return the rollout that `pack_rollout` was given, with the texts of its completions decoded again."""
-    inside, size = _inside(about["lengths"], about["width"]), arrays["rewards"].shape[1]
+    inside = _inside(about["lengths"], about["width"])
+    size = arrays["rewards"].shape[1]
     fields: dict[str, Any] = {name: arrays[name] for name in GROUP_FIELDS if name in arrays}
     for name in TOKEN_FIELDS:
         if name in arrays:
-            flat = arrays[name].long() if arrays[name].dtype == torch.int else arrays[name]
+            if arrays[name].dtype == torch.int:
+                flat = arrays[name].long()
+            else:
+                flat = arrays[name]
             fields[name] = _padded(flat, inside)
     inputs = [len(prompts[row // size].token_ids) + length - 1 for row, length in enumerate(about["lengths"])]
     rows = zip(
@@ -319,9 +330,13 @@ class ReplaySource(RolloutSource):
     def __init__(
         self, record: Record, module: RLVRModule, data: PromptDataModule, sampling: Sampling, mask_truncated: bool
     ) -> None:
-        self.record, self.module, self.data, self.sampling = record, module, data, sampling
+        self.record = record
+        self.module = module
+        self.data = data
+        self.sampling = sampling
         self.mask_truncated = mask_truncated
-        self.iterations, self.extra_completions = len(record), []
+        self.iterations = len(record)
+        self.extra_completions = []
         self.metrics = {"time/sync": 0.0, "time/generate": 0.0, "time/score": 0.0}  # the run folder needs them
         self._prompts = {prompt.sample.id: prompt for prompt in data.prompts["train"]}
 

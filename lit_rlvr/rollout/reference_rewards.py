@@ -49,7 +49,8 @@ class ReferenceRewards:
             device: where ranks exchange what they have.
             sample: samples and scores completions of the reference.
         """
-        prompts, repeats = rollout.prompts, rollout.repeats
+        prompts = rollout.prompts
+        repeats = rollout.repeats
         if wanted.rollouts == "fresh":
             seeds = completion_seeds(prompts, repeats, self._size, "reference", iteration)
             values = _values(sample(prompts, seeds))
@@ -63,7 +64,8 @@ class ReferenceRewards:
     ) -> None:
         """Sample a pool of `count` rewards for every prompt without one, and share it with all ranks."""
         if self._version != version:
-            self._pool, self._version = {}, version
+            self._pool = {}
+            self._version = version
         missing = {p.sample.id: p for p in prompts if p.sample.id not in self._pool}
         if not all_max(len(missing), device):
             return
@@ -82,9 +84,12 @@ class ReferenceRewards:
         return {"pool": self._pool, "version": self._version}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._pool, self._version = state["pool"], state["version"]
+        self._pool = state["pool"]
+        self._version = state["version"]
 
 
 def _values(scores: Scores | None) -> list[list[float]]:
     """Return rewards as lists; NaN where there is none."""
-    return [] if scores is None else scores.rewards.masked_fill(~scores.rewarded, math.nan).tolist()
+    if scores is None:
+        return []
+    return scores.rewards.masked_fill(~scores.rewarded, math.nan).tolist()

@@ -102,18 +102,22 @@ class RolloutSettings(ChecksArguments):
         self.engine = resolve_engine(engine)
         self.synced_engine = SyncedEngine(self.engine, safeguards)
         self.sampling = sampling
-        self.evaluation, self.validate_every_rollouts = evaluation, validate_every_rollouts
+        self.evaluation = evaluation
+        self.validate_every_rollouts = validate_every_rollouts
         measured = evaluation.sampling
         self.eval_sampling = measured if isinstance(measured, Sampling) else measured.filled_from(sampling)
         self.environment = as_environment(environment)
         if rewards == [] and not (self.environment is not None and self.environment.has_reward):
             rewards = [NoReward()]
         self.rewards = rewards_with(self.environment, rewards)  # type: ignore[arg-type]  # functions are rewards by now
-        self.mask_truncated, self.staleness, self.deterministic = mask_truncated, staleness, deterministic
+        self.mask_truncated = mask_truncated
+        self.staleness = staleness
+        self.deterministic = deterministic
         self.safeguards, self.replay, self.replay_routes = safeguards, replay, replay_routes
-        self.record_gib = (
-            float(staleness > 0 and replay.rollouts_from is None) if replay.record is None else replay.record
-        )
+        if replay.record is None:
+            self.record_gib = float(staleness > 0 and replay.rollouts_from is None)
+        else:
+            self.record_gib = replay.record
         self.too_long: list[LongAnswers] | None = None
         self.demonstrations: dict[str, Demonstrations] = {}  # by the name of the set, of a module that has them
         self.demonstrated = ""  # the fingerprint of those to train on
@@ -167,12 +171,16 @@ class RolloutSettings(ChecksArguments):
 
     def completions_of(self, module: RLVRModule) -> int:
         """Return the number of completions per prompt that a module trains on."""
-        return 1 if module.demonstrates else self.group_size
+        if module.demonstrates:
+            return 1
+        return self.group_size
 
     def samples_of(self, name: str) -> int:
         """Return the number of completions per prompt of a validation set."""
         samples = self.evaluation.samples
-        return samples.get(name, 1) if isinstance(samples, dict) else samples
+        if isinstance(samples, dict):
+            return samples.get(name, 1)
+        return samples
 
     @property
     def has_reward(self) -> bool:
@@ -185,4 +193,6 @@ class RolloutSettings(ChecksArguments):
         Args:
             demonstrates: the run trains on the completions that the data hold, of which rewards judge none.
         """
-        return [] if demonstrates or not self.has_reward else [*self.rewards]
+        if demonstrates or not self.has_reward:
+            return []
+        return [*self.rewards]

@@ -100,14 +100,21 @@ class SyncSource(RolloutSource):
         self, sampler: GroupSampler, module: RLVRModule, data: PromptDataModule, group_size: int, sampling: Sampling,
         pinned_groups: int,
     ) -> None:  # fmt: skip
-        self.sampler, self.module, self.data = sampler, module, data
-        self.group_size, self.sampling, self.pinned_groups = group_size, sampling, pinned_groups
+        self.sampler = sampler
+        self.module = module
+        self.data = data
+        self.group_size = group_size
+        self.sampling = sampling
+        self.pinned_groups = pinned_groups
         self.reference_rewards = ReferenceRewards(group_size)
-        self.metrics, self.extra_completions = {}, []
+        self.metrics = {}
+        self.extra_completions = []
 
     def next(self, batch: PromptBatch) -> Rollout:
         """Return the rollout of one iteration: sync, sample, sample more, reference, balance."""
-        self.metrics, self.extra_completions, self.sampler.seconds = {}, [], defaultdict(float)
+        self.metrics = {}
+        self.extra_completions = []
+        self.sampler.seconds = defaultdict(float)
         self.sync_weights(batch.prompts)
         rollout, summaries = self.sample_round(batch.prompts)  # generate, score, assemble; tell all ranks
         rollout, summaries = self.sample_more(rollout, summaries, batch)
@@ -163,8 +170,10 @@ class SyncSource(RolloutSource):
 
     def sample_more(self, rollout: Rollout, summaries: Summaries, batch: PromptBatch) -> tuple[Rollout, Summaries]:
         """Sample further prompts until the algorithm has the groups that it needs (dynamic sampling: DAPO, eq. 11)."""
-        selection, num_prompts = self.module.selection, len(batch) * world_size()
-        if not (needed := selection.num_needed(num_prompts)):
+        selection = self.module.selection
+        num_prompts = len(batch) * world_size()
+        needed = selection.num_needed(num_prompts)
+        if not needed:
             return rollout, summaries
         rounds = 1
         while rounds < selection.max_rounds and count_mixed(summaries) < needed:
@@ -217,7 +226,10 @@ class SyncSource(RolloutSource):
     def balance(self, rollout: Rollout, summaries: Summaries) -> Rollout:
         """Even out the groups' tokens over the ranks."""
         module = self.module
-        cut = module.image_processor.cut if module.policy.family is not None else None
+        if module.policy.family is not None:
+            cut = module.image_processor.cut
+        else:
+            cut = None
         return balance(rollout, summaries, module.updates_per_rollout, self.pinned_groups, cut)
 
     @contextmanager
@@ -232,7 +244,8 @@ class SyncSource(RolloutSource):
         return {"reference": self.reference_rewards.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if groups := state.get("queue", {}).get("groups"):
+        groups = state.get("queue", {}).get("groups")
+        if groups:
             raise UserError(
                 f"rollout.staleness: the checkpoint has {len(groups)} groups that were on their way; resume with the "
                 "staleness that it was made with"

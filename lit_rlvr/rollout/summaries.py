@@ -20,7 +20,8 @@ def mixed_groups(scored: Scores | Rollout, by: str = "reward") -> list[int]:
         by: `reward`, the weighted sum of all rewards; `correct`; or the name of one reward.
     """
     if by == "correct":
-        values, known = scored.correct, scored.judged
+        values = scored.correct
+        known = scored.judged
     else:
         values = scored.rewards if by == "reward" else scored.parts[by]
         known = scored.rewarded & ~values.isnan()
@@ -71,7 +72,8 @@ def gather_summaries(rollout: Rollout, runs: Sequence[bool], by: str = "reward")
         by: as for `mixed_groups`.
     """
     mixed = {*mixed_groups(rollout, by)}
-    correct, counted = rollout.known_correct.sum(1).tolist(), rollout.counted.sum(1).tolist()
+    correct = rollout.known_correct.sum(1).tolist()
+    counted = rollout.counted.sum(1).tolist()
     return gather_objects(
         [
             GroupSummary(

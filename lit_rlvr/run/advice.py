@@ -343,7 +343,9 @@ def _is_tried(key: str, config: Mapping[str, Any]) -> bool:
         return bool(lookup(config, "warm_start.steps")) and not uses_bare_answers(config)
     name, _, value = key.partition(": ")
     found = lookup(config, name)
-    return str(found) == value if value else bool(found)
+    if value:
+        return str(found) == value
+    return bool(found)
 
 
 def uses_bare_answers(config: Mapping[str, Any]) -> bool:
@@ -364,7 +366,8 @@ def describe_earlier(folder: Path, settings: str, configs: Iterable[str] = ()) -
         settings: the settings of the run.
         configs: the texts of the configs that it was given.
     """
-    own, tried = RunHistory.of_config(settings).own, set[str]()
+    own = RunHistory.of_config(settings).own
+    tried = set[str]()
     if any(line.startswith(TUNED) for text in configs for line in text.splitlines()):
         tried.add("tune")
     for earlier in _failed_runs(folder, yaml.safe_load(settings) or {}):
@@ -380,7 +383,9 @@ def keep_earlier(folder: Path) -> str:
 
 def _as_line(tried: Collection[str]) -> str:
     names = [name for key, name in TRIED.items() if key in tried]
-    return f"{TRIED_BEFORE}{', '.join(names)}\n" if names else ""
+    if names:
+        return f"{TRIED_BEFORE}{', '.join(names)}\n"
+    return ""
 
 
 def _failed_runs(folder: Path, settings: Mapping[str, Any]) -> list[Path]:

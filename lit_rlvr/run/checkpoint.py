@@ -65,7 +65,10 @@ def require_metric(option: str, name: str, names: Collection[str]) -> None:
         UserError: no metric has this name.
     """
     if name not in names:
-        known = f"there are {', '.join(sorted(names))}" if names else "there is no validation"
+        if names:
+            known = f"there are {', '.join(sorted(names))}"
+        else:
+            known = "there is no validation"
         raise UserError(f"{option}: no metric is called {name!r}; {known}")
 
 
@@ -92,7 +95,10 @@ class RunCheckpoint(ChecksArguments, Checkpoint):
         check_within("[0, inf)", "checkpoint", every=every)
         check_within("[0, inf]", "checkpoint", minutes=minutes)
         check_within("[1, inf)", "checkpoint", keep=keep)
-        self.every, self.minutes, self.keep, self.best = every, minutes, keep, best
+        self.every = every
+        self.minutes = minutes
+        self.keep = keep
+        self.best = best
         self.enabled = True  # whether to write checkpoints at all
         self.best_value: float | None = None
         self.is_requested = False  # save after this iteration regardless of the options
@@ -146,7 +152,8 @@ class RunCheckpoint(ChecksArguments, Checkpoint):
         if self.is_requested:
             self._finish_everywhere(trainer)
         if self._write_seconds is not None and isinstance(trainer.strategy, FSDP2):
-            seconds["time/checkpoint_write"], self._write_seconds = self._write_seconds, None
+            seconds["time/checkpoint_write"] = self._write_seconds
+            self._write_seconds = None
         for logger in trainer.loggers if seconds else ():  # `self.log` would repeat them in the steps after this one
             logger.log_metrics(seconds, step=trainer.global_step)
 
@@ -213,12 +220,14 @@ class RunCheckpoint(ChecksArguments, Checkpoint):
             if trainer.is_global_zero:
                 delete_backup(trainer.default_root_dir)
             return path
-        start, is_there = self.clock(), self._is_saving(trainer) or path.exists()
+        start = self.clock()
+        is_there = self._is_saving(trainer) or path.exists()
         if trainer.strategy.broadcast(self._saved_step == trainer.global_step and is_there):
             return path
         progress.begin("saving a checkpoint")
         self.finish(trainer)
-        self._path, scratch = path, path.with_suffix(".tmp")
+        self._path = path
+        scratch = path.with_suffix(".tmp")
         with self._errors(trainer):
             folder.mkdir(parents=True, exist_ok=True)
             if trainer.is_global_zero:

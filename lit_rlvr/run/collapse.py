@@ -26,7 +26,9 @@ def certainty(fall: float, error: float, df: float) -> float:
         error: its standard error.
         df: the degrees of freedom of the error.
     """
-    return sqrt(df * log1p((fall / error) ** 2 / df)) * (8 * df + 1) / (8 * df + 3) if fall > 0 else 0.0
+    if fall > 0:
+        return sqrt(df * log1p((fall / error) ** 2 / df)) * (8 * df + 1) / (8 * df + 3)
+    return 0.0
 
 
 def threshold(look: int, tests: int = 1) -> float:
@@ -50,7 +52,9 @@ def paired_certainty(before: Mapping[str, float], after: Mapping[str, float]) ->
     """
     falls = [(1 - MARGIN) * share - after[question] for question, share in before.items() if question in after]
     falls.append(0.0)
-    return certainty(fmean(falls), sqrt(variance(falls) / len(falls)), len(falls) - 1) if fmean(falls) > 0 else 0.0
+    if fmean(falls) > 0:
+        return certainty(fmean(falls), sqrt(variance(falls) / len(falls)), len(falls) - 1)
+    return 0.0
 
 
 class FallTest:

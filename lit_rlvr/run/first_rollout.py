@@ -60,11 +60,13 @@ class FirstRollout(Callback):
     @staticmethod
     def _seconds(trainer: Trainer) -> float | None:
         """Return the estimated seconds of the whole run with its validations; None without a limit on its length."""
-        step, estimator = trainer.global_step, callback_of(trainer, ProgressEstimator)
+        step = trainer.global_step
+        estimator = callback_of(trainer, ProgressEstimator)
         total = estimator.steps(trainer)
         if total is None or (step_seconds := estimator.seconds(step, step + 1)) is None:
             return None
         validations = 1
-        if every := rollout_of(trainer).validate_every_rollouts:
+        every = rollout_of(trainer).validate_every_rollouts
+        if every:
             validations += total // updates_per_iteration(trainer.lightning_module) // every
         return total * step_seconds + validations * sum(callback_of(trainer, RunFolder).validation_seconds)

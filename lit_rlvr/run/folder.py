@@ -72,7 +72,8 @@ def _lock(path: Path, option: str) -> TextIO | None:
     return file
 
 
-BACKUP, PARTIAL_BACKUP = ".replaced", ".replaced.tmp"
+BACKUP = ".replaced"
+PARTIAL_BACKUP = ".replaced.tmp"
 FAILED_FOLDER = ".failed"
 """Folder for the files of a run that ended before its first checkpoint."""
 RUN_FILES = (
@@ -122,7 +123,10 @@ def restore_earlier_run(root: Path) -> None:
     has_failed_files = move_to_failed(root)
     os.replace(root / BACKUP, root / PARTIAL_BACKUP)
     undo_interrupted_move(root)
-    where = f"; the new one's files are in {shown(root / FAILED_FOLDER)}" if has_failed_files else ""
+    if has_failed_files:
+        where = f"; the new one's files are in {shown(root / FAILED_FOLDER)}"
+    else:
+        where = ""
     log.warning(
         "%s: restored the earlier run, because the new one ended before its first checkpoint%s", shown(root), where
     )
@@ -310,7 +314,9 @@ def _evidence_of_run(root: Path) -> list[Path]:
     evidence = [root / name for name in RESULTS if (root / name).exists()]
     evidence += [root / "checkpoints"] if list_checkpoints(root) else []
     only_metrics = evidence == [root / "metrics.csv"] and _has_config(root)
-    return [] if only_metrics and not _has_steps(root / "metrics.csv") else evidence
+    if only_metrics and not _has_steps(root / "metrics.csv"):
+        return []
+    return evidence
 
 
 def _has_steps(metrics: Path) -> bool:
@@ -321,7 +327,8 @@ def _has_steps(metrics: Path) -> bool:
 
 
 def _check_no_earlier_run(root: Path) -> None:
-    if taken := _evidence_of_run(root):
+    taken = _evidence_of_run(root)
+    if taken:
         raise UserError(
             f"trainer.default_root_dir: {shown(root)} already holds a run ({taken[0].name}); resume it with "
             "--ckpt_path last, replace it with --overwrite true, or choose another folder"

@@ -118,7 +118,8 @@ def is_rising(metrics: Metrics) -> bool:
 
     While it is too early to tell, it returns whether some prompts give a signal.
     """
-    signal, accuracy = course(metrics, "train/no_signal"), course(metrics, "rollout/accuracy")
+    signal = course(metrics, "train/no_signal")
+    accuracy = course(metrics, "rollout/accuracy")
     if not signal.is_long:
         return any(share < 1 for share in signal.values)
     if not accuracy.is_long:
@@ -178,10 +179,12 @@ def progress(metrics: Metrics, history: RunHistory = NOTHING_TRIED, num_prompts:
         prompts_per_rollout, available: see `noise_advice`.
     """
     validated = [row for _, row in sorted(metrics.items()) if "val/accuracy" in row]
-    cut, accuracy = course(metrics, "rollout/truncated"), course(metrics, "rollout/accuracy")
+    cut = course(metrics, "rollout/truncated")
+    accuracy = course(metrics, "rollout/accuracy")
     if len(validated) < 2 or not accuracy.values:
         return None
-    first, last = Validated.of_row(validated[0]), Validated.of_row(validated[-1])
+    first = Validated.of_row(validated[0])
+    last = Validated.of_row(validated[-1])
     visible = CERTAIN * math.hypot(first.error, last.error)
     if math.isnan(visible):
         return None
@@ -233,7 +236,8 @@ class Validated:
     @classmethod
     def of_row(cls, row: Mapping[str, float]) -> Validated:
         """Read the metrics of a validation's step."""
-        errors, guesses = set_values(row, "accuracy_error"), set_values(row, "guess")
+        errors = set_values(row, "accuracy_error")
+        guesses = set_values(row, "guess")
         error = math.hypot(*errors) / len(errors) if errors else math.nan
         return cls(row["val/accuracy"], error, fmean(guesses or [0.0]), row.get("val/accuracy_before_warm_start"))
 
@@ -245,13 +249,21 @@ class Validated:
     @property
     def opening(self) -> str:
         """The accuracy before the warm start as the beginning of a sentence; "" without a warm start."""
-        return "" if self.before_warm_start is None else f"{self.before_warm_start:.3f} -> (warm start) "
+        if self.before_warm_start is None:
+            return ""
+        return f"{self.before_warm_start:.3f} -> (warm start) "
 
     @property
     def described(self) -> str:
         """The accuracy, two standard errors and the constant guess in words."""
-        constant = f"; always the most frequent answer: {self.guess:.3f}" if self.guess else ""
-        noise = "its noise is unknown" if math.isnan(self.error) else f"+-{CERTAIN * self.error:.3f}"
+        if self.guess:
+            constant = f"; always the most frequent answer: {self.guess:.3f}"
+        else:
+            constant = ""
+        if math.isnan(self.error):
+            noise = "its noise is unknown"
+        else:
+            noise = f"+-{CERTAIN * self.error:.3f}"
         return f"{self.accuracy:.3f} ({noise}{constant})"
 
 
@@ -318,7 +330,9 @@ class Falls:
     """
 
     def __init__(self, history: RunHistory = NOTHING_TRIED) -> None:
-        self._test, self._newest, self._history = FallTest(), 0, history
+        self._test = FallTest()
+        self._newest = 0
+        self._history = history
         self._steps: list[int] = []  # of the iterations
         self._looks: dict[str, list[int]] = {}  # metric of a validation -> the steps at which it was looked at
         self._fallen: dict[str, bool] = {}
@@ -329,18 +343,23 @@ class Falls:
             row = metrics[step]
             if step > self._newest and {"rollout/accuracy", "rollout/judged_prompts"} <= {*row}:
                 self._steps.append(step)
-                error, prompts = row.get("rollout/accuracy_error", 0.0), row["rollout/judged_prompts"]
-                if (fall := self._test.add(row["rollout/accuracy"], error, prompts)) is not None:
+                error = row.get("rollout/accuracy_error", 0.0)
+                prompts = row["rollout/judged_prompts"]
+                fall = self._test.add(row["rollout/accuracy"], error, prompts)
+                if fall is not None:
                     length, before, after = fall
-                    start, good = self._steps[-length], [0, *self._steps][-length - 2]
+                    start = self._steps[-length]
+                    good = [0, *self._steps][-length - 2]
                     yield self._explained("rollout/accuracy", metrics, good, start, step, before, after)
             self._newest = step
             for name in filter(HELD_OUT.fullmatch, row):
-                looks, metric = self._looks.setdefault(name, []), name.replace("fall_z", "accuracy")
+                looks = self._looks.setdefault(name, [])
+                metric = name.replace("fall_z", "accuracy")
                 if step in looks[-1:] or metric not in row:
                     continue
                 looks.append(step)
-                was_fallen, self._fallen[name] = self._fallen.get(name), row[name] > threshold(len(looks))
+                was_fallen = self._fallen.get(name)
+                self._fallen[name] = row[name] > threshold(len(looks))
                 if self._fallen[name] and not was_fallen:
                     earlier = {k: values[metric] for k, values in metrics.items() if k < step and metric in values}
                     best = max(earlier.values())
@@ -350,7 +369,10 @@ class Falls:
         self, metric: str, metrics: Metrics, good: int, start: int, last: int, before: float, after: float
     ) -> RunFall:
         held_out = metric.split("/")[1] if metric.startswith("val/") else None
-        where = "of the rollouts" if held_out is None else f"on the validation set {held_out}"
+        if held_out is None:
+            where = "of the rollouts"
+        else:
+            where = f"on the validation set {held_out}"
         cause, case = _likely_cause(metrics, good, last, held_out is not None)
         evidence = f"{before:.3f} at best, {after:.3f} since step {start}, which its noise does not explain; {cause}"
         remedy = self._history.advise("The accuracy fell", case)
@@ -368,7 +390,8 @@ def _likely_cause(metrics: Metrics, good: int, last: int, held_out: bool) -> tup
     """
     steps = [step for step in course(metrics, "rollout/accuracy").steps if step <= last]
     known = sum(step <= good for step in steps) + 1  # the rollout after the last good step was sampled by its weights
-    old, new = steps[:known][-STRETCH:], steps[known:][-RECENT:]
+    old = steps[:known][-STRETCH:]
+    new = steps[known:][-RECENT:]
 
     def means(name: str) -> tuple[float, ...]:
         """Return a metric's means before and since the fall; NaN without a value."""
@@ -382,12 +405,16 @@ def _likely_cause(metrics: Metrics, good: int, last: int, held_out: bool) -> tup
         ("rollout/reward", "rollout/accuracy", "rollout/truncated", "rollout/entropy", "rollout/length",
          "train/engine_difference"),
     )  # fmt: skip
-    age, ess = means("train/staleness/mean")[1], means("train/staleness/ess")[1]
+    age = means("train/staleness/mean")[1]
+    ess = means("train/staleness/ess")[1]
     moved = {step: metrics[step].get("train/kl_step", 0.0) for step in steps if step > good}
     large = next((step for step, nats in moved.items() if nats > LARGE_STEP), 0)
     is_sudden = not any(moved.values()) and bool(new) and metrics[new[0]]["rollout/accuracy"] < accuracy[0] / 2
     by_length = not 1 / LONGER < length[1] / max(length[0], 1.0) < LONGER
-    how = f" by length ({change('rollout/length')} tokens)" if by_length else ""
+    if by_length:
+        how = f" by length ({change('rollout/length')} tokens)"
+    else:
+        how = ""
     causes = (
         (
             held_out and accuracy[1] >= accuracy[0],
@@ -460,12 +487,15 @@ def _dead_groups(metrics: Metrics, history: RunHistory) -> Iterator[RunFinding]:
         evidence += f"; {solved.last:.0%} of the completions are correct"
     spread = RewardSpread.of_metrics(metrics)
     if spread is not None and spread.lowest == spread.highest:
-        title, case = "Most prompts give no signal", "every completion has one reward"
+        title = "Most prompts give no signal"
+        case = "every completion has one reward"
         evidence += f"; every completion had the reward {spread.lowest:g}"
     elif solved.values and solved.last > NEARLY_ALL:
-        title, case = "Nearly all prompts are solved", ""
+        title = "Nearly all prompts are solved"
+        case = ""
     else:
-        title, case = "Most prompts give no signal", signal_case(solved.last if solved.values else 0.0)
+        title = "Most prompts give no signal"
+        case = signal_case(solved.last if solved.values else 0.0)
         if spread is not None:
             evidence += f"; {spread}"
     yield RunFinding(title, evidence, history.advise(title, case))
@@ -479,7 +509,9 @@ def signal_case(accuracy: float) -> str:
     """
     if accuracy < HOPELESS:
         return "next to nothing is right"
-    return "too easy" if accuracy > 0.5 else "too hard"
+    if accuracy > 0.5:
+        return "too easy"
+    return "too hard"
 
 
 @dataclass(frozen=True)
@@ -516,7 +548,8 @@ class RewardSpread:
 def _unreadable(metrics: Metrics, history: RunHistory) -> Iterator[RunFinding]:
     names = [name for name in _names(metrics) if name.endswith("/parse_fail") and name != "reward/status/parse_fail"]
     shares = ((name.split("/")[1], course(metrics, name)) for name in names)
-    if unread := [(name, share.last) for name, share in shares if share.values and share.last > HIGH_SHARE]:
+    unread = [(name, share.last) for name, share in shares if share.values and share.last > HIGH_SHARE]
+    if unread:
         yield RunFinding(
             "Answers cannot be read",
             "; ".join(f"{name} found no answer in {share:.0%} of the completions" for name, share in unread),
@@ -586,7 +619,8 @@ def _entropy(metrics: Metrics, history: RunHistory) -> Iterator[RunFinding]:
 
 def _gamed(metrics: Metrics, history: RunHistory) -> Iterator[RunFinding]:
     """Compare two measures of the same completions."""
-    reward, accuracy = course(metrics, "rollout/reward"), course(metrics, "rollout/accuracy")
+    reward = course(metrics, "rollout/reward")
+    accuracy = course(metrics, "rollout/accuracy")
     if reward.rises and accuracy.is_long and accuracy.first - accuracy.last > FORGOTTEN:
         yield RunFinding(
             "The reward rises while the accuracy falls",
@@ -597,7 +631,8 @@ def _gamed(metrics: Metrics, history: RunHistory) -> Iterator[RunFinding]:
 
 def _held_out(metrics: Metrics, history: RunHistory) -> Iterator[RunFinding]:
     """Compare the accuracy in training and in validation; the reward is another quantity."""
-    training, held_out = course(metrics, "rollout/accuracy"), course(metrics, "val/accuracy")
+    training = course(metrics, "rollout/accuracy")
+    held_out = course(metrics, "val/accuracy")
     if not training.is_long or len(held_out.values) < 2:
         return
     best = max(range(len(held_out.values)), key=lambda k: held_out.values[k])
@@ -655,15 +690,20 @@ def _one_answer(metrics: Metrics, history: RunHistory) -> Iterator[RunFinding]:
     """Look at the last validation of each set for a policy that gives one answer."""
     for name in [match[1] for metric in _names(metrics) if (match := ANSWERED.fullmatch(metric))]:
         row = [row for _, row in sorted(metrics.items()) if f"val/{name}/same_answer" in row][-1]
-        share, guess = row[f"val/{name}/same_answer"], row.get(f"val/{name}/guess")
+        share = row[f"val/{name}/same_answer"]
+        guess = row.get(f"val/{name}/guess")
         if guess is None or share <= max(ONE_ANSWER, guess + WORSE):
             continue
         evidence = f"{share:.0%} of the answers in validation ({name}) are the same, of the references {guess:.0%}"
-        paid, mean = row.get(f"val/{name}/same_answer_reward"), row.get(f"val/{name}/reward")
+        paid = row.get(f"val/{name}/same_answer_reward")
+        mean = row.get(f"val/{name}/reward")
         case = "it is not paid"
         if paid is not None and mean is not None:
             evidence += f"; it earns {paid:.2f}, all answers {mean:.2f}"
-            case = "it is paid" if paid > guess + WORSE and paid >= MOSTLY_PAID * mean else case
+            if paid > guess + WORSE and paid >= MOSTLY_PAID * mean:
+                case = "it is paid"
+            else:
+                case = case
         title = "One answer for all questions"
         yield RunFinding(title, evidence, history.advise(title, case))
 
@@ -677,22 +717,29 @@ def best_validation(metrics: Metrics) -> tuple[int, float] | None:
     if not accuracy.values:
         return None
     best = max(range(len(accuracy.values)), key=lambda k: accuracy.values[k])
-    first, last = metrics[accuracy.steps[best]], metrics[accuracy.steps[-1]]
+    first = metrics[accuracy.steps[best]]
+    last = metrics[accuracy.steps[-1]]
     errors = set_values(last, "fall_error")
     error = math.hypot(*errors) / len(errors) if errors else math.nan
     if len(errors) != len(set_values(last, "accuracy")):
         error = math.hypot(Validated.of_row(first).error, Validated.of_row(last).error)
     is_worse = accuracy.values[best] - accuracy.values[-1] > CERTAIN * error  # never with an unknown error
-    return (accuracy.steps[best], accuracy.values[best]) if is_worse else None
+    if is_worse:
+        return (accuracy.steps[best], accuracy.values[best])
+    return None
 
 
 def _below_best(metrics: Metrics, history: RunHistory) -> Iterator[RunFinding]:
-    if (best := best_validation(metrics)) is not None:
+    best = best_validation(metrics)
+    if best is not None:
         step, accuracy = best
         last = course(metrics, "val/accuracy")
         title = "The last validation is worse than the best"
         evidence = f"{accuracy:.3f} at step {step}, {last.values[-1]:.3f} at step {last.steps[-1]}"
-        case = "the best checkpoint is kept" if "checkpoint.best" in history.own else "it is not kept"
+        if "checkpoint.best" in history.own:
+            case = "the best checkpoint is kept"
+        else:
+            case = "it is not kept"
         yield RunFinding(title, evidence, history.advise(title, case))
 
 
@@ -720,7 +767,8 @@ def in_vain(metrics: Metrics, history: RunHistory = NOTHING_TRIED) -> Iterator[R
 
 
 def _no_progress(metrics: Metrics, history: RunHistory) -> Iterator[RunFinding]:
-    if (finding := progress(metrics, history)) is not None and finding.remedy:
+    finding = progress(metrics, history)
+    if finding is not None and finding.remedy:
         yield finding
 
 

@@ -81,7 +81,8 @@ class LiveFile(Callback):
             write_atomically(run_root(trainer) / LIVE, json.dumps(self._state(trainer)) + "\n")
 
     def _state(self, trainer: Trainer) -> dict[str, Any]:
-        now, estimator = time.time(), callback_of(trainer, ProgressEstimator)
+        now = time.time()
+        estimator = callback_of(trainer, ProgressEstimator)
         total_steps = estimator.steps(trainer)
         return {
             "stage": progress.stage,

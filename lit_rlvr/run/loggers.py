@@ -110,7 +110,9 @@ def metrics_file(trainer: Trainer) -> MetricsFile | None:
 def metric_rows(trainer: Trainer) -> Mapping[int, Mapping[str, float]]:
     """Return the rows of metrics.csv by step; only rank 0 has them."""
     metrics = metrics_file(trainer)
-    return {} if metrics is None else metrics.rows
+    if metrics is None:
+        return {}
+    return metrics.rows
 
 
 @contextmanager
@@ -130,7 +132,10 @@ def save_dir_not_required() -> Iterator[None]:
 def set_save_dir(chosen: Any, root: Path) -> None:
     """Set each logger's `save_dir` to the run folder, unless the config set it."""
     for logger in chosen if isinstance(chosen, list) else [chosen]:
-        options = logger.get("init_args") if isinstance(logger, jsonargparse.Namespace) else None
+        if isinstance(logger, jsonargparse.Namespace):
+            options = logger.get("init_args")
+        else:
+            options = None
         if options is not None and "save_dir" in options:
             module, _, name = logger.class_path.rpartition(".")
             default = inspect.signature(getattr(import_module(module), name)).parameters["save_dir"].default
@@ -147,12 +152,18 @@ def open_loggers(chosen: Any, root: Path, checkpoint: str | Path | None) -> list
         checkpoint: the checkpoint that the run resumes from: metrics.csv continues after its step, and TensorBoard
             drops later steps; None = a new run.
     """
-    metrics, purge_step = MetricsFile(root / "metrics.csv"), None
+    metrics = MetricsFile(root / "metrics.csv")
+    purge_step = None
     if checkpoint is not None:
         step = checkpoint_step(str(checkpoint))
         metrics.resume(step)
         purge_step = step + 1
-    given = chosen if isinstance(chosen, list) else [chosen] if isinstance(chosen, Logger) else []
+    if isinstance(chosen, list):
+        given = chosen
+    elif isinstance(chosen, Logger):
+        given = [chosen]
+    else:
+        given = []
     if chosen is False or any(isinstance(logger, TensorBoardLogger) for logger in given):
         return [*given, metrics]
     return [TensorBoardLogger(root, name="tensorboard", version="", purge_step=purge_step), *given, metrics]

@@ -67,8 +67,13 @@ class CollapseMonitor(ChecksArguments, Callback):
 
         Collective: call it on every rank.
         """
-        falls = [*self._falls.find(metric_rows(trainer))] if trainer.is_global_zero else []
-        return falls if self.action == "warn" else trainer.strategy.broadcast(falls)
+        if trainer.is_global_zero:
+            falls = [*self._falls.find(metric_rows(trainer))]
+        else:
+            falls = []
+        if self.action == "warn":
+            return falls
+        return trainer.strategy.broadcast(falls)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit":
@@ -91,7 +96,8 @@ class CollapseMonitor(ChecksArguments, Callback):
             if trainer.is_global_zero:
                 log.warning("step %d: %s", trainer.global_step, fall.finding)
             if self.action == "stop":
-                self.reason, trainer.should_stop = self.reason or str(fall.finding), True
+                self.reason = self.reason or str(fall.finding)
+                trainer.should_stop = True
 
 
 def validation_falls(path: Path, step: int) -> dict[str, float]:
@@ -133,7 +139,8 @@ def why_stopped(trainer: Trainer, has_ended: bool) -> str | None:
         has_ended: whether the run has done all of its steps or epochs.
     """
     callbacks = callbacks_of(trainer)
-    if collapse := next((c.reason for c in callbacks if isinstance(c, CollapseMonitor) and c.reason), None):
+    collapse = next((c.reason for c in callbacks if isinstance(c, CollapseMonitor) and c.reason), None)
+    if collapse:
         return f"{COLLAPSE}{collapse}"
     if has_ended or not trainer.should_stop or any(getattr(callback, "ends_run", False) for callback in callbacks):
         return None
@@ -186,7 +193,10 @@ class LostWork(Callback):
         if trainer.state.fn != "fit" or not trainer.is_global_zero or (trainer.sanity_checking and trainer.global_step):
             return
         rows = metric_rows(trainer)
-        learnt = None if trainer.sanity_checking else progress(rows, self._history, len(pl_module.data.stream))
+        if trainer.sanity_checking:
+            learnt = None
+        else:
+            learnt = progress(rows, self._history, len(pl_module.data.stream))
         if learnt is not None:
             log.log(logging.WARNING if learnt.remedy else logging.INFO, "step %d: %s", trainer.global_step, learnt)
         for finding in at_validation(rows, self._history):
@@ -206,13 +216,15 @@ class LostWork(Callback):
             selection: the groups that the algorithm needs.
         """
         warnings = []
-        if (share := self._grown("train/importance_dropped", metrics, NEARLY_ALL)) is not None:
+        share = self._grown("train/importance_dropped", metrics, NEARLY_ALL)
+        if share is not None:
             warnings.append(
                 f"the importance correction dropped {share:.0%} of the tokens, so hardly anything is trained; widen "
                 "model.importance.cap and floor around 1, or clip the ratios instead "
                 "(model.importance.correction: token_truncate)"
             )
-        if (share := self._grown("reward/status/timeout", metrics, NOT_JUDGED)) is not None:
+        share = self._grown("reward/status/timeout", metrics, NOT_JUDGED)
+        if share is not None:
             warnings.append(
                 f"limits (cpu_seconds, wall_seconds, memory_mb of a reward) stopped the checks of {share:.1%} of the "
                 "completions, which count as wrong and are waited for; a check that is slow by itself needs mending"
@@ -231,7 +243,8 @@ class LostWork(Callback):
                 )
             )
         self._silent -= 1
-        if (share := metrics.get("train/staleness/ess", 1.0)) < FEW_SAMPLES and self._silent <= 0:
+        share = metrics.get("train/staleness/ess", 1.0)
+        if share < FEW_SAMPLES and self._silent <= 0:
             self._silent = REPEAT
             warnings.append(
                 f"the importance correction leaves an effective sample of {share:.0%} of the tokens, which are up to "

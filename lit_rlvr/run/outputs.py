@@ -35,7 +35,9 @@ def validate_now(trainer: Trainer) -> None:
     """Validate within `fit`, as Lightning does between two iterations, if there is a validation set."""
     if trainer.enable_validation:
         loop = trainer.fit_loop.epoch_loop.val_loop
-        loop.restarting, trainer.validating = False, True  # restarting means resuming within a validation
+        # restarting means resuming within a validation
+        loop.restarting = False
+        trainer.validating = True
         loop.run()
         trainer.training = True
 
@@ -50,11 +52,15 @@ def save_thumbnails(images: Sequence[Any], run: str | Path) -> list[str]:
     Returns:
         The images' keys (hashes of their content), in order.
     """
-    opened = images if isinstance(images, Images) else open_images(images, Path())
+    if isinstance(images, Images):
+        opened = images
+    else:
+        opened = open_images(images, Path())
     for number, key in enumerate(opened.keys):
         path = thumbnail_path(run, key)
         if not path.exists():
-            picture, png = film_strip(opened[number]), BytesIO()
+            picture = film_strip(opened[number])
+            png = BytesIO()
             longest = THUMBNAIL_PIXELS * (3 if isinstance(opened.sources[number], Video) else 1)
             picture.thumbnail((longest, longest))
             picture.save(png, "PNG", optimize=True)
@@ -101,7 +107,8 @@ def plot_run(rows: Mapping[int, Mapping[str, float]], path: Path, title: str) ->
         if label == "Accuracy":
             draw_noise(axis, rows)
         for metric, name in lines:
-            if points := [(step, row[metric]) for step, row in sorted(rows.items()) if metric in row]:
+            points = [(step, row[metric]) for step, row in sorted(rows.items()) if metric in row]
+            if points:
                 axis.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1.5, label=name)
         axis.set_title(label)
         axis.set_xlabel("step")
@@ -123,7 +130,8 @@ def draw_noise(axis: Any, rows: Mapping[int, Mapping[str, float]]) -> None:
     lower = [each.accuracy - CERTAIN * each.error for _, each in validated]
     upper = [each.accuracy + CERTAIN * each.error for _, each in validated]
     axis.fill_between(steps, lower, upper, color="C1", alpha=0.2, linewidth=0)
-    if guess := validated[-1][1].guess:
+    guess = validated[-1][1].guess
+    if guess:
         axis.axhline(guess, color="gray", linestyle="--", linewidth=1, label="a constant guess")
 
 
@@ -146,7 +154,9 @@ class RunFolder(ChecksArguments, Callback):
 
     def __init__(self, save_prompts: int = 2, show_every: int = 10, trace_every: int = 10) -> None:
         check_within("[0, inf)", "run", save_prompts=save_prompts, show_every=show_every, trace_every=trace_every)
-        self.save_prompts, self.show_every, self.trace_every = save_prompts, show_every, trace_every
+        self.save_prompts = save_prompts
+        self.show_every = show_every
+        self.trace_every = trace_every
         self.rows: list[dict[str, Any]] = []  # of the last iteration, as in completions.jsonl
         self._trace: Trace | None = None  # of the iteration in progress
         # By step: the last trace, and the newest with a gradient.
@@ -215,7 +225,8 @@ class RunFolder(ChecksArguments, Callback):
         (trace, rollout), root = self._unsaved_traces.pop(step), run_root(trainer)
         groups = trace.records(rollout, module.tokenizer)
         for p, group in zip(trace.watched, groups, strict=True):
-            if images := rollout.prompts[p].sample.images:
+            images = rollout.prompts[p].sample.images
+            if images:
                 group["images"] = save_thumbnails(images, root)
         write_trace(root, step, type(module).__name__, groups)
 
@@ -275,12 +286,16 @@ class RunFolder(ChecksArguments, Callback):
             stopped: why the run ended early; None = it did not.
             is_local: whether this process ends alone.
         """
-        digest = None if is_local and module.device_mesh is not None else weights_sha256(module.policy.model)
+        if is_local and module.device_mesh is not None:
+            digest = None
+        else:
+            digest = weights_sha256(module.policy.model)
         if not trainer.is_global_zero:
             return
         rows = metric_rows(trainer)
         validated, accuracy_after = self._last
-        history, best = RunHistory.of_folder(run_root(trainer)), best_validation(rows)
+        history = RunHistory.of_folder(run_root(trainer))
+        best = best_validation(rows)
         summary = self.summary = {
             "accuracy_before_warm_start": self.before_warm_start,
             "accuracy_before": self.accuracy_before,
@@ -328,7 +343,8 @@ class RunFolder(ChecksArguments, Callback):
         if after is not None and "val/accuracy" in rows.get(step, {}):
             last = Validated.of_row(rows[step]).described
         better = ""
-        if (best := best_validation(rows)) is not None:
+        best = best_validation(rows)
+        if best is not None:
             better = f"; that of step {best[0]} was better: {best[1]:.3f}"
         return (
             f"Validation accuracy {start}, {last} after {steps} steps ({self.train_seconds:.0f} s of training){better}"
@@ -344,7 +360,8 @@ class RunFolder(ChecksArguments, Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.accuracy_before = state_dict["accuracy_before"]
         self.before_warm_start = state_dict.get("before_warm_start")  # an older checkpoint has none
-        self.train_seconds, self._seconds = state_dict["train_seconds"], state_dict["seconds"]
+        self.train_seconds = state_dict["train_seconds"]
+        self._seconds = state_dict["seconds"]
 
 
 def _noise(row: Mapping[str, float]) -> dict[str, float | None]:
@@ -363,7 +380,8 @@ def write_metrics(trainer: Trainer) -> None:
     """
     values = {name: float(value) for name, value in trainer._logger_connector.metrics["log"].items()}
     step = int(values.pop("step"))
-    if (metrics := metrics_file(trainer)) is not None:
+    metrics = metrics_file(trainer)
+    if metrics is not None:
         metrics.log_metrics(values | {"epoch": float(trainer.current_epoch)}, step)
         metrics.save()
 
@@ -379,7 +397,10 @@ def sample_rows(rollout: Rollout, step: int, prompts: int, run: Path) -> list[di
     """
     rows = []
     for p, prompt in enumerate(rollout.prompts[:prompts]):
-        images = {"images": save_thumbnails(prompt.sample.images, run)} if prompt.sample.images else {}
+        if prompt.sample.images:
+            images = {"images": save_thumbnails(prompt.sample.images, run)}
+        else:
+            images = {}
         for g, completion in enumerate(rollout.completions[p]):
             rows.append(
                 {
@@ -403,8 +424,14 @@ def show_rows(rows: list[dict[str, Any]], step: int) -> None:
     """Print a table of sample completions in the terminal."""
     cells = []
     for row in rows:
-        prompt = row["prompt"] if isinstance(row["prompt"], str) else str(row["prompt"][-1]["content"])
-        advantage = "" if row["advantage"] is None else f"{row['advantage']:+.2f}"
+        if isinstance(row["prompt"], str):
+            prompt = row["prompt"]
+        else:
+            prompt = str(row["prompt"][-1]["content"])
+        if row["advantage"] is None:
+            advantage = ""
+        else:
+            advantage = f"{row['advantage']:+.2f}"
         reward = "" if row["reward"] is None else f"{row['reward']:.2f}"
         cells.append((_short(prompt), _short(row["completion"]), reward, advantage))
     Terminal(stderr=True, width=None if os.isatty(2) else 120).print(
@@ -414,7 +441,9 @@ def show_rows(rows: list[dict[str, Any]], step: int) -> None:
 
 def _short(text: str) -> str:
     flat = one_line(text)
-    return flat if len(flat) <= 160 else flat[:157] + "..."
+    if len(flat) <= 160:
+        return flat
+    return flat[:157] + "..."
 
 
 def _drop_after(path: Path, step: int) -> None:

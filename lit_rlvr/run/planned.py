@@ -65,7 +65,10 @@ class PlannedRun:
     @property
     def iterations(self) -> int | None:
         """The most rollouts of the whole run; None without a limit on steps, epochs or samples."""
-        counts = [] if self.steps is None else [math.ceil(self.steps / updates_per_iteration(self.module))]
+        if self.steps is None:
+            counts = []
+        else:
+            counts = [math.ceil(self.steps / updates_per_iteration(self.module))]
         samples = self.limits.get("samples")
         if samples is not None:
             per_rollout = self.data.prompts_per_rollout * self.rollout.completions_of(self.module)
@@ -78,7 +81,8 @@ class PlannedRun:
         Raises:
             UserError: with a message for each problem.
         """
-        rollout, data = self.rollout, self.data
+        rollout = self.rollout
+        data = self.data
         data.use_model(self.module)
         data.use_environment(rollout.environment, rollout.judging_rewards(self.module.demonstrates))
 

@@ -44,7 +44,9 @@ class Budget(ChecksArguments, Callback):
         """The estimated iteration that uses up the budget; None without a limit, or before the first iteration."""
         done = self._iterations
         limits = [-(-done * limit // self.used[name]) for name, limit in self.limits.items() if self.used[name]]
-        return max(min(limits), done) if limits else None
+        if limits:
+            return max(min(limits), done)
+        return None
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -63,7 +65,8 @@ class Budget(ChecksArguments, Callback):
         checkpoint["budget"] = self.used
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        self.used, self._iterations = checkpoint["budget"], checkpoint["rlvr"]["iteration"]
+        self.used = checkpoint["budget"]
+        self._iterations = checkpoint["rlvr"]["iteration"]
         trainer.should_stop |= self.ends_run
 
 
@@ -124,7 +127,8 @@ class RunProgress(ProgressBar):
         known = {name: value for name, value in values.items() if not isnan(value)}
         text += "".join(f"  {form.format(known[name])}" for name, form in PROGRESS_TEXTS.items() if name in known)
         matches = [(re.fullmatch("train/([^/]+)/accuracy", name), value) for name, value in values.items()]
-        if accuracies := [f"{match[1]} {value:.3f}" for match, value in matches if match and not isnan(value)]:
+        accuracies = [f"{match[1]} {value:.3f}" for match, value in matches if match and not isnan(value)]
+        if accuracies:
             text += f"  ({', '.join(accuracies)})"
         estimator = callback_of(trainer, ProgressEstimator)
         total = estimator.steps(trainer)
@@ -148,7 +152,10 @@ class RunProgress(ProgressBar):
         if not (self._enabled and results):
             return
         # In `validate` the trainer counts no steps.
-        when = "before training" if trainer.sanity_checking else f"step {getattr(pl_module, 'updates', 0)}"
+        if trainer.sanity_checking:
+            when = "before training"
+        else:
+            when = f"step {getattr(pl_module, 'updates', 0)}"
         text = "  ".join(f"{k.removeprefix('val/')} {v:.3f}" for k, v in results.items() if k.count("/") > 1)
         self._console.print(f"validation, {when}: {text}", soft_wrap=True)
 
@@ -176,7 +183,8 @@ class ProgressEstimator(Callback):
         self._last = (0.0, 0)  # the seconds and the step at the end of the last iteration, which another thread reads
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._first_position, self._start = _position(trainer), time.perf_counter()
+        self._first_position = _position(trainer)
+        self._start = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -197,7 +205,9 @@ class ProgressEstimator(Callback):
         if trainer.max_epochs is not None and trainer.max_epochs >= 0 and isfinite(batches):
             limits.append(int(batches * trainer.max_epochs))
         last = min((iterations for iterations in limits if iterations is not None), default=None)
-        return None if last is None else step + max(last - iteration, 0) * updates
+        if last is None:
+            return None
+        return step + max(last - iteration, 0) * updates
 
     def seconds(self, step: int, total_steps: int | None) -> float | None:
         """Return the seconds left; None before the first step, or without a limit."""

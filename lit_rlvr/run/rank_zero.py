@@ -90,7 +90,8 @@ def printed_by_another(message: str) -> bool:
 
     Before the processes know each other, the first process prints; its launcher ends the others meanwhile.
     """
-    if (store := run_store()) is None:
+    store = run_store()
+    if store is None:
         time.sleep(0.0 if is_first_process() else WAIT_SECONDS)
         return False
     try:
@@ -104,7 +105,8 @@ def leave(status: int) -> None:
 
     Rank 0 holds the store, and Lightning's launcher kills it a few seconds after another process has ended.
     """
-    if (store := run_store()) is not None:
+    store = run_store()
+    if store is not None:
         with suppress(RuntimeError):  # the store died with rank 0
             store.set(FAILED_KEY, str(status))
             time.sleep(LINGER_SECONDS * (1 if is_first_process() else 2))
@@ -116,7 +118,9 @@ def status_of_failed() -> int | None:
     Only rank 0 knows: torch prints its own stack if the store has died with rank 0.
     """
     store = run_store() if is_first_process() else None
-    return int(store.get(FAILED_KEY)) if store is not None and store.check([FAILED_KEY]) else None
+    if store is not None and store.check([FAILED_KEY]):
+        return int(store.get(FAILED_KEY))
+    return None
 
 
 def run_store() -> Any:

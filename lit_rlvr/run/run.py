@@ -84,7 +84,8 @@ class Run:
         """
         if ckpt_path != "last":
             return cls(folder, ckpt_path, overwrite)
-        starts_over, restarts = ended_early(folder, was_locked), any(name in os.environ for name in LAUNCHERS)
+        starts_over = ended_early(folder, was_locked)
+        restarts = any(name in os.environ for name in LAUNCHERS)
         if starts_over or (restarts and not list_checkpoints(folder)):
             log.warning("ckpt_path: %s has no checkpoint yet, the run starts from the beginning", folder)
             return cls(folder, None, overwrite or starts_over)
@@ -99,7 +100,8 @@ class Run:
             UserError: the folder holds a run that is neither resumed nor overwritten, another run is using it, it
                 cannot be written, or there is no checkpoint to resume from.
         """
-        was_locked, is_owner = (folder / LOCK).exists(), is_first_process()
+        was_locked = (folder / LOCK).exists()
+        is_owner = is_first_process()
         with ExitStack() as stack:
             if is_owner:
                 stack.enter_context(lock_run_folder(folder.absolute()))  # a reward may change the current directory
@@ -126,9 +128,13 @@ class RunStart(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         trainer.loggers = self.run.loggers  # Lightning has opened its own loggers by now
         # Lightning would log hyperparameters, which opens the loggers, before it restores the checkpoint.
-        self._logs_hyperparameters, trainer.enable_autolog_hparams = trainer.enable_autolog_hparams, False
+        self._logs_hyperparameters = trainer.enable_autolog_hparams
+        trainer.enable_autolog_hparams = False
         if stage == "fit":
-            done = 0 if self.run.checkpoint is None else checkpoint_step(self.run.checkpoint)
+            if self.run.checkpoint is None:
+                done = 0
+            else:
+                done = checkpoint_step(self.run.checkpoint)
             train_whole_rollouts(trainer, updates_per_iteration(pl_module), done)
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -217,7 +223,8 @@ def with_defaults(callbacks: Sequence[Callback], shows_progress: bool) -> list[C
         UserError: two of them are of one kind of which a run has one.
     """
     for key, kind in CONFIGURABLE.items():
-        if (count := sum(isinstance(instance, kind) for instance in callbacks)) > 1:
+        count = sum(isinstance(instance, kind) for instance in callbacks)
+        if count > 1:
             raise UserError(f"{key}: give one {kind.__name__} among the callbacks, not {count}")
     defaults = [
         kind()

@@ -62,7 +62,10 @@ def export_run(run: Path, target: Path, dtype: str = "float32", adapter: bool = 
             raise UserError(f"--adapter: {run} is one already; leave the option out to merge it")
         base = resolve_model(adapter_base(run / ADAPTER_CONFIG))
         return merge_into_base(adapter_folder(str(run)), base, target, getattr(torch, dtype))
-    checkpoint = run if run.is_file() or is_sharded(run) else last_checkpoint(run)
+    if run.is_file() or is_sharded(run):
+        checkpoint = run
+    else:
+        checkpoint = last_checkpoint(run)
     root = checkpoint.parent.parent
     model, config = load_trained_model(checkpoint, run_config(root)["model"]["init_args"])
     source = model.name_or_path
@@ -125,22 +128,37 @@ def load_trained_model(checkpoint: Path, settings: dict[str, Any]) -> tuple[Any,
     Raises:
         UserError: the checkpoint belongs to another model.
     """
-    saved, config = read_checkpoint(checkpoint), None
+    saved = read_checkpoint(checkpoint)
+    config = None
     weights = {k.removeprefix(PREFIX): v for k, v in saved["state_dict"].items() if k.startswith(PREFIX)}
-    trained_on, lora = saved["rlvr"]["model_folder"], settings.get("lora")
+    trained_on = saved["rlvr"]["model_folder"]
+    lora = settings.get("lora")
     if lora:
-        continued = adapter_folder(settings["model"]) if lora.get("adapter") == "continue" else None
+        if lora.get("adapter") == "continue":
+            continued = adapter_folder(settings["model"])
+        else:
+            continued = None
         model: Any = load_policy(trained_on, shared_prefix=False).model
         config = add_adapters(model, Lora(**lora), folder=continued)
     else:
         model = random_model(resolve_model(settings["model"], settings.get("config_overrides")))
-    expected = {n: p for n, p in model.named_parameters() if is_saved(n)} if lora else model.state_dict()
-    if mismatches := mismatched_weights(weights, expected):
+    if lora:
+        expected = {n: p for n, p in model.named_parameters() if is_saved(n)}
+    else:
+        expected = model.state_dict()
+    mismatches = mismatched_weights(weights, expected)
+    if mismatches:
         layers = len({match[0] for key in weights if (match := re.search(r"\blayers\.\d+\.", key))})
         name = Path(trained_on).name
-        has = f"adapters of {name}" if any("lora_" in key for key in weights) else f"{name}'s"
+        if any("lora_" in key for key in weights):
+            has = f"adapters of {name}"
+        else:
+            has = f"{name}'s"
         says = settings["model"] + (f" with lora {lora}" if lora else "")
-        more = f" and {len(mismatches) - 1} more do not fit" if mismatches[1:] else " does not fit"
+        if mismatches[1:]:
+            more = f" and {len(mismatches) - 1} more do not fit"
+        else:
+            more = " does not fit"
         raise UserError(
             f"{checkpoint}: its weights are {has} ({layers} layers), config.yaml says {says}; {mismatches[0]}{more}"
         )

@@ -84,7 +84,10 @@ class Trainer(ChecksArguments, lightning.pytorch.Trainer):
         if precision == "auto":
             precision = auto_precision(accelerator)
         check_trainer_options(options)
-        listed = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
+        if isinstance(callbacks, Callback):
+            listed = [callbacks]
+        else:
+            listed = list(callbacks or [])
         if not any(isinstance(callback, RolloutCallback) for callback in listed):
             log.warning(
                 "callbacks: there is no RolloutCallback, so completions are sampled and rewarded by its defaults; give "
@@ -117,7 +120,8 @@ class Trainer(ChecksArguments, lightning.pytorch.Trainer):
         self.run: Run | None = None  # opened by the command line before it builds the model; None = `fit` opens one
         self.warm_start = WarmStart()
         self.accuracy_before_warm_start: float | None = None
-        self._chosen_logger, self._options = logger, {"accelerator": accelerator, "precision": precision} | options
+        self._chosen_logger = logger
+        self._options = {"accelerator": accelerator, "precision": precision} | options
         self.callbacks: list[Callback] = in_order(self.callbacks)
         callback_of(self, RunCheckpoint).enabled &= enable_checkpointing is not False
         self.strategy.checkpoint_io = CheckpointFiles()
@@ -166,7 +170,7 @@ class Trainer(ChecksArguments, lightning.pytorch.Trainer):
             if run.checkpoint is not None:  # what the run has spent counts from the start on
                 reward.begin_run(run.folder)
             reward.connect()
-        validates = self.limit_val_batches and not model.demonstrates  # type: ignore[attr-defined]
+        validates = self.limit_val_batches and not model.demonstrates
         if self.warm_start.steps and validates and run.checkpoint is None and is_first_process():
             self.accuracy_before_warm_start = accuracy_before(
                 model.model_folder, datamodule, rollout_of(self), self.strategy.root_device
@@ -179,7 +183,8 @@ class Trainer(ChecksArguments, lightning.pytorch.Trainer):
 
     def make_warm_start(self, model: RLVRModule, data: PromptDataModule) -> None:
         """Let the algorithm start from the warm-started model, if the run has a warm start."""
-        rollout, dtype = rollout_of(self), compute_dtype(str(self.precision))
+        rollout = rollout_of(self)
+        dtype = compute_dtype(str(self.precision))
         self.warm_start.apply(model, data, rollout.environment, rollout.sampling, dtype, self.strategy.root_device)
 
     def _settings(self, model: Any, datamodule: Any) -> str:

@@ -53,4 +53,6 @@ class GPUs:
         count = CUDAAccelerator.auto_device_count() if devices in ("auto", -1, "-1") else devices
         used = CUDAAccelerator.parse_devices(count) or []
         gib = min((torch.cuda.get_device_properties(gpu).total_memory / GIB for gpu in used), default=0.0)
-        return cls(len(used) * num_nodes, gib) if used else None
+        if used:
+            return cls(len(used) * num_nodes, gib)
+        return None

@@ -86,7 +86,8 @@ def shape_of(config: Any, freeze_vision: bool = False, lora: Lora | None = None,
         adapter: the folder of the adapter that `lora` continues.
     """
     text = config.get_text_config()
-    model, family = outline(config, torch.float32), family_of(config)
+    model = outline(config, torch.float32)
+    family = family_of(config)
     if family is not None:
         family.prepare(model)
     if freeze_vision:
@@ -136,14 +137,17 @@ def _size(module: nn.Module) -> int:
 def _unused(model: nn.Module, text: Any) -> int:
     """Return the number of experts' parameters that a token does not use, on average."""
     experts = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
-    return round(experts * (1 - first_of(text, CHOSEN) / first_of(text, EXPERTS))) if experts else 0
+    if experts:
+        return round(experts * (1 - first_of(text, CHOSEN) / first_of(text, EXPERTS)))
+    return 0
 
 
 def _text_layers(text: Any) -> Layers:
     """Return the language model's layers; those that differ count as the widest."""
     configs = layer_configs(text)
     heads = max(layer.num_attention_heads * head_sizes(layer)[0] for layer in configs)
-    inner, keys = max(map(mlp_width, configs)), max(map(key_width, configs))
+    inner = max(map(mlp_width, configs))
+    keys = max(map(key_width, configs))
     return Layers(text.num_hidden_layers, text.hidden_size, inner, heads, keys)
 
 
@@ -196,10 +200,17 @@ def largest_microbatch(
         shared_prefix: whether completions of a group share the tokens of their prompt.
     """
     inputs = completion - 1  # nothing is predicted from the last token
-    together = max(1, min(group, (budget - prompt) // max(inputs, 1))) if shared_prefix else 1  # of one prompt
+    # of one prompt
+    if shared_prefix:
+        together = max(1, min(group, (budget - prompt) // max(inputs, 1)))
+    else:
+        together = 1
     row = prompt + together * inputs
     keys = prompt + together * (prompt + inputs) if shared_prefix else row
-    scores = together * inputs * (prompt + inputs) if shared_prefix else row * row
+    if shared_prefix:
+        scores = together * inputs * (prompt + inputs)
+    else:
+        scores = row * row
     rows = max(1.0, min(prompts * group / together, budget / row))
     return Microbatch(rows * row, rows * keys, rows * scores, rows * together * completion, rows * prompt)
 
@@ -223,12 +234,16 @@ def activations(layers: Layers, load: Microbatch, size: int, attention: int | No
 
 def frozen(shape: Shape, strategy: Strategy, size: int) -> int:
     """Return the bytes of a frozen number: those of a product if that changes no value."""
-    return size if shape.published == size and not strategy.sharded else FLOAT
+    if shape.published == size and not strategy.sharded:
+        return size
+    return FLOAT
 
 
 def copy(shape: Shape, strategy: Strategy, size: int) -> int:
     """Return the bytes of the copy of a weight that autocast makes; 0 if it has the type of products already."""
-    return 0 if size == (frozen(shape, strategy, size) if strategy.lora else FLOAT) else size
+    if size == (frozen(shape, strategy, size) if strategy.lora else FLOAT):
+        return 0
+    return size
 
 
 def logit_bytes(shape: Shape, load: Microbatch, size: int, rows: int = GPU_ROWS) -> float:
@@ -301,7 +316,11 @@ def training_memory(
         recomputed = 0
     gradients = load.tokens * (4 * shape.text.inner * size + 2 * shape.text.width * size)  # within a layer
     embedding = shape.vocabulary * shape.text.width
-    head = 0 if strategy.sharded else embedding * (copied + (0 if strategy.lora else FLOAT))  # its copy, its gradient
+    # its copy, its gradient
+    if strategy.sharded:
+        head = 0
+    else:
+        head = embedding * (copied + (0 if strategy.lora else FLOAT))
     temporary = [logit_bytes(shape, load, size, GPU_ROWS if attention is None else 1) + head, gradients + recomputed]
     on_gpu = 0.0 if strategy.offload else 1 / share
     state = {name: value * on_gpu for name, value in state_memory(shape, strategy, size, reference).items()}

@@ -93,12 +93,19 @@ class Plan:
     @property
     def name(self) -> str:
         """The plan in a few words, such as "FSDP2, offload"."""
-        return (
-            ("FSDP2" if self.strategy.sharded else "DDP" if self.gpus.count > 1 else "alone")
-            + ", offload" * self.strategy.offload
-            + ", LoRA" * self.strategy.lora
-            + ", checkpointing" * self.strategy.checkpointing
-        )
+        if self.strategy.sharded:
+            parts = ["FSDP2"]
+        elif self.gpus.count > 1:
+            parts = ["DDP"]
+        else:
+            parts = ["alone"]
+        if self.strategy.offload:
+            parts.append("offload")
+        if self.strategy.lora:
+            parts.append("LoRA")
+        if self.strategy.checkpointing:
+            parts.append("checkpointing")
+        return ", ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -165,7 +172,9 @@ class JobSizes:
             shared: whether a group's completions share the keys and values of their prompt.
         """
         sequences = min(max_sequences, self.prompts_on_each(gpus) * self.group)
-        return sequences * ((self.prompt / self.group if shared else self.prompt) + self.completion)
+        if shared:
+            return sequences * (self.prompt / self.group + self.completion)
+        return sequences * (self.prompt + self.completion)
 
     def vllm_share(self, gpus: GPUs, free: float) -> float:
         """Return vLLM's share of a GPU, in steps of 0.05.
@@ -203,7 +212,11 @@ class JobSizes:
     def _vllm_weights(self) -> float:
         """The bytes of vLLM's weights, and of the memory to run them."""
         inside = self.whole.parameters - self.whole.outside
-        return inside * (1 if self.quantized else self.size) + self.whole.outside * self.size + 2 * GIB
+        if self.quantized:
+            layers = inside
+        else:
+            layers = inside * self.size
+        return layers + self.whole.outside * self.size + 2 * GIB
 
     def plans(self, gpus: GPUs, budget: int | None = None) -> list[Plan]:
         """Return a plan for every strategy, the fastest first, those with adapters last.
@@ -212,16 +225,19 @@ class JobSizes:
             gpus: the GPUs of the run.
             budget: replaces the job's own budget.
         """
-        multi_gpu = [(True, False)] if gpus.count > 1 else []
-        return [
-            self.plan(Strategy(sharded, checkpointing, lora, offload), gpus, budget or self.budget)
-            for lora in ((True,) if self.lora else (False, True))
-            for sharded, offload in (
-                (False, False),
-                *([] if lora and self.adapted.quantized else [*multi_gpu, (True, True)]),
-            )
-            for checkpointing in (False, True)
-        ]
+        plans = []
+        for lora in (False, True):
+            if self.lora and not lora:
+                continue
+            for sharded, offload in ((False, False), (True, False), (True, True)):
+                is_alone = sharded and not offload and gpus.count == 1
+                is_quantized = sharded and lora and self.adapted.quantized
+                if is_alone or is_quantized:
+                    continue
+                for checkpointing in (False, True):
+                    strategy = Strategy(sharded, checkpointing, lora, offload)
+                    plans.append(self.plan(strategy, gpus, budget or self.budget))
+        return plans
 
     def proposal(self, gpus: GPUs) -> Plan | None:
         """Return the plan of the fastest strategy that fits.
@@ -233,7 +249,9 @@ class JobSizes:
             budgets.append(budgets[-1] // 2)
         plans = [plan for budget in budgets for plan in self.plans(gpus, budget) if plan.fits]
         best = min(plans, key=lambda plan: (plan.strategy.lora, plan.strategy.offload), default=None)
-        return self.with_most_tokens(best) if best is not None and self.automatic else best
+        if best is not None and self.automatic:
+            return self.with_most_tokens(best)
+        return best
 
     def choice(self, gpus: GPUs, placement: tuple[bool, bool] | None, checkpointing: bool | None) -> Plan:
         """Return the plan of the fastest strategy that fits without a change of results, or else the smallest one.
@@ -261,7 +279,8 @@ class JobSizes:
 
     def step_tokens(self, gpus: GPUs) -> int:
         """Return the input tokens of an optimizer step on one GPU, with everything at its maximum length."""
-        prompts, inputs = math.ceil(self.prompts_on_each(gpus) / self.minibatches), self.completion - 1
+        prompts = math.ceil(self.prompts_on_each(gpus) / self.minibatches)
+        inputs = self.completion - 1
         return prompts * (self.prompt * (1 if self.shared_prefix else self.group) + self.group * inputs)
 
     def with_most_tokens(self, plan: Plan, limit: int | None = None) -> Plan:
@@ -271,7 +290,10 @@ class JobSizes:
             plan: a plan of this job.
             limit: more tokens are not tried; None = no such limit.
         """
-        enough = self.step_tokens(plan.gpus) if limit is None else min(limit, self.step_tokens(plan.gpus))
+        if limit is None:
+            enough = self.step_tokens(plan.gpus)
+        else:
+            enough = min(limit, self.step_tokens(plan.gpus))
         best = self.plan(plan.strategy, plan.gpus, min(FEWEST_TOKENS, enough))
         while best.budget < enough:
             larger = self.plan(plan.strategy, plan.gpus, min(2 * best.budget, enough))
@@ -294,8 +316,14 @@ class JobSizes:
         gpus = plan.gpus
         before = takewhile(lambda other: other != plan, self.plans(gpus))
         names = "; ".join(f"{p.name} {p.needs / GIB:.0f}" for p in before if p.strategy.lora == self.lora)
-        faster = f"; faster, but too large or without memory for vLLM: {names}" if names else ""
-        advice = "" if plan.fits else "; IT WILL NOT FIT: `lit-rlvr plan` proposes smaller micro-batches or adapters"
+        if names:
+            faster = f"; faster, but too large or without memory for vLLM: {names}"
+        else:
+            faster = ""
+        if plan.fits:
+            advice = ""
+        else:
+            advice = "; IT WILL NOT FIT: `lit-rlvr plan` proposes smaller micro-batches or adapters"
         return (
             f"strategy: {plan.name}: about {plan.needs / GIB:.0f} of {gpus.gib:.0f} GiB on each of {gpus.count} GPU(s)"
             f"{faster}{advice}"
@@ -314,7 +342,10 @@ class JobSizes:
         teacher = 0.0
         if self.teachers:
             teacher = sum(model.parameters * frozen(model, strategy, self.size) for model in self.teachers)
-            terms["teacher"] = 0.0 if strategy.offload else teacher / (gpus.count if strategy.sharded else 1)
+            if strategy.offload:
+                terms["teacher"] = 0.0
+            else:
+                terms["teacher"] = teacher / (gpus.count if strategy.sharded else 1)
         if self.compared is not None:
             terms["temporary"] += teaching_memory(self.compared, self.load(gpus, budget), strategy, self.size)
         generation = 0.0
@@ -344,6 +375,9 @@ class JobSizes:
         }
         strategy = next(name for name, wanted in configs.items() if wanted)
         share = plan.terms["vLLM"] / (plan.gpus.gib * GIB)
+        least_share = 0.0
+        if not self.fitted and self.share is not None:
+            least_share = self.share
         chosen = {
             f"--config strategy/{strategy}": plan.gpus.count > 1 or plan.strategy.sharded,
             f"--trainer.num_nodes {machines}": machines > 1,
@@ -352,8 +386,7 @@ class JobSizes:
             "--model.init_args.compute.gradient_checkpointing true": plan.strategy.checkpointing,
             f"--model.init_args.compute.tokens_per_microbatch {plan.budget}": plan.budget != self.budget,
             "--model.init_args.lora.rank 16": plan.strategy.lora and not self.lora,
-            f"--rollout.engine.init_args.gpu_memory_utilization {share:.2f}": share
-            > (0.0 if self.fitted else self.share or 0.0),
+            f"--rollout.engine.init_args.gpu_memory_utilization {share:.2f}": share > least_share,
         }
         return " ".join(argument for argument, wanted in chosen.items() if wanted)
 
@@ -412,7 +445,10 @@ def describe_run(trainer: Trainer, module: RLVRModule, data: PromptDataModule) -
 
     With copies of a sharded model, they are those of one copy.
     """
-    sharded = trainer.strategy if isinstance(trainer.strategy, FSDP2) else None
+    if isinstance(trainer.strategy, FSDP2):
+        sharded = trainer.strategy
+    else:
+        sharded = None
     copies, offload = (1, False) if sharded is None else (sharded.replicas, sharded.offload)
     job = describe_job(module, data, rollout_of(trainer), str(trainer.precision))
     job = replace(job, prompts=max(1, job.prompts // copies))

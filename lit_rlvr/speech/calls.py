@@ -78,22 +78,28 @@ def split_calls(text: str) -> tuple[str, list[Call]]:
     place = start = 0
     is_open = False
     for _ in range(MAX_MARKS):
-        if (match := _OPENING.search(text, place)) is None:
+        match = _OPENING.search(text, place)
+        if match is None:
             break
         place = match.end()
         if match["opening"]:
-            before_thoughts, is_open = before_thoughts if is_open else len(calls), True
+            before_thoughts = before_thoughts if is_open else len(calls)
+            is_open = True
         elif match["closing"]:
             del calls[len(calls) if before_thoughts is None else before_thoughts :]
-            before_thoughts, is_open = None, False
+            before_thoughts = None
+            is_open = False
         else:
             read, end = _read_calls(str(match.lastgroup), text, place)
             if not read[0].problem or not _is_mentioned(
                 text[max(match.start() - 200, 0) : match.start()], text[place:end]
             ):
                 start = start if calls else match.start()
-                calls, place = calls + read, end
-    return (_WRAPPER.sub("", without_thoughts(text[:start])).strip(), calls) if calls else _bare_calls(text)
+                calls = calls + read
+                place = end
+    if calls:
+        return (_WRAPPER.sub("", without_thoughts(text[:start])).strip(), calls)
+    return _bare_calls(text)
 
 
 def _is_mentioned(before: str, behind: str) -> bool:
@@ -102,7 +108,11 @@ def _is_mentioned(before: str, behind: str) -> bool:
     It is in quotation marks, or a word within a line without any bracket behind it.
     """
     line = before.rpartition("\n")[2]
-    behind = behind[: further.start()] if (further := _OPENING.search(behind)) else behind
+    further = _OPENING.search(behind)
+    if further:
+        behind = behind[: further.start()]
+    else:
+        behind = behind
     is_word = re.match(r"[\s.,;:]|\Z", behind) and not re.search(r"[{(\[]|<[^/]", behind)
     return line.endswith(("`", '"', "'")) or bool(line.strip() and is_word)
 
@@ -136,7 +146,8 @@ def _bare_calls(text: str) -> tuple[str, list[Call]]:
             return _WRAPPER.sub("", without_thoughts(before)).strip(), calls
     answer = without_thoughts(text)
     bare = _OUTER_TOKENS.sub("", answer)
-    if named := _NAMED_JSON.fullmatch(bare):
+    named = _NAMED_JSON.fullmatch(bare)
+    if named:
         return "", [_with_arguments(named[1], named[2])]
     if _PYTHON_LIST.fullmatch(bare):
         return "", _python_calls(bare)
@@ -174,23 +185,28 @@ def _is_call(value: Any) -> bool:
 
 def _tagged_calls(text: str) -> list[Call]:
     """Read what is between `<tool_call>` tags: XML with a function, a name with keys and values, or JSON."""
-    if match := _FUNCTION.match(text):
+    match = _FUNCTION.match(text)
+    if match:
         if match[2].lstrip().startswith("{"):
             return [_with_arguments(match[1].strip(), match[2])]
         return [_bare_text_call(match[1].strip(), _PARAMETER, match[2])]
-    if match := _KEYED.match(text):
+    match = _KEYED.match(text)
+    if match:
         return [_bare_text_call(match[1], _KEY_VALUE, match[2])]
     return _written_calls(text)
 
 
 def _without_fence(text: str) -> str:
     fenced = _FENCE.match(text.strip())
-    return fenced[1] if fenced else text
+    if fenced:
+        return fenced[1]
+    return text
 
 
 def _bare_text_call(name: str, argument: re.Pattern[str], text: str) -> Call:
     """Read arguments whose values are bare text."""
-    if rest := argument.sub("", text).strip():
+    rest = argument.sub("", text).strip()
+    if rest:
         return Call(name, problem=f"the arguments cannot be read: {rest[:40]!r} is in no argument")
     return Call(name, named={key.strip(): value for key, value in argument.findall(text)}, is_typed=False)
 
@@ -203,7 +219,10 @@ def _as_calls(value: Any) -> list[Call]:
         return [call for item in value for call in _as_calls(item if isinstance(item, dict) else None)]
     if isinstance(value, dict) and isinstance(value.get("function"), dict):
         value = value["function"]
-    name = value.get("name", value.get("tool_name")) if isinstance(value, dict) else None
+    if isinstance(value, dict):
+        name = value.get("name", value.get("tool_name"))
+    else:
+        name = None
     if not isinstance(name, str):
         return [Call(problem='the call must be a JSON object such as {"name": "...", "arguments": {...}}')]
     for key in ("arguments", "parameters", "args"):
@@ -233,7 +252,10 @@ def _with_other_keys(name: str, others: dict[str, Any]) -> Call:
 
 def _as_mapped_calls(value: Any) -> list[Call]:
     """Read a list of objects in which a tool's name is the key of its arguments."""
-    parts = [part for part in value if isinstance(part, dict)] if isinstance(value, list) else []
+    if isinstance(value, list):
+        parts = [part for part in value if isinstance(part, dict)]
+    else:
+        parts = []
     return [_with_arguments(name, named) for part in parts for name, named in part.items()] or _as_calls(None)
 
 
@@ -280,7 +302,9 @@ class _JSONNames(ast.NodeTransformer):
     """A replacement of `true`, `false` and `null`, which LFM2 writes in calls as in Python."""
 
     def visit_Name(self, node: ast.Name) -> ast.expr:
-        return ast.Constant(_JSON_NAMES[node.id]) if node.id in _JSON_NAMES else node
+        if node.id in _JSON_NAMES:
+            return ast.Constant(_JSON_NAMES[node.id])
+        return node
 
 
 def _python_call(node: ast.AST | None) -> Call:
@@ -403,7 +427,9 @@ def typed_value(text: str, schema: dict[str, Any]) -> Any:
         value = json.loads(text)
     except (ValueError, RecursionError):
         value = {"true": True, "false": False, "none": None}.get(text.strip().lower(), text)
-    return value if "string" not in kinds or _JSON_TYPES[type(value)] & kinds else text
+    if "string" not in kinds or _JSON_TYPES[type(value)] & kinds:
+        return value
+    return text
 
 
 _JSON_TYPES = {

@@ -17,7 +17,9 @@ def prompt_text(prompt: Any) -> str:
 def content_text(content: Any) -> str:
     """Return a message's content as text; it is None, text, or parts, of which an image becomes `<image>`."""
     if not isinstance(content, list):
-        return "" if content is None else str(content)
+        if content is None:
+            return ""
+        return str(content)
     return "".join(
         part.get("text", f"<{part.get('type', 'image')}>") if isinstance(part, dict) else str(part) for part in content
     )

@@ -46,7 +46,9 @@ def read_text(tokenizer: Any, token_ids: Sequence[int]) -> str:
     if dropped is None:
         return str(tokenizer.decode(list(token_ids), skip_special_tokens=True))
     text = with_think_tags(str(tokenizer.decode([token for token in token_ids if token not in dropped])))
-    return _HEADS.sub("", text) if "<|channel|>" in _special_tokens(tokenizer) else text
+    if "<|channel|>" in _special_tokens(tokenizer):
+        return _HEADS.sub("", text)
+    return text
 
 
 def raw_text(tokenizer: Any, token_ids: Sequence[int], stopped: bool) -> str:
@@ -91,7 +93,8 @@ def split_thoughts(text: str) -> Parts:
         elif kind == "answer":
             answer.append(text[start:end])
         else:
-            unfinished, closing = text[start:end], _CLOSING[kind]
+            unfinished = text[start:end]
+            closing = _CLOSING[kind]
     answer_text = "\n".join(piece for piece in answer if piece.strip())
     return Parts("".join(thoughts), unfinished, answer_text, closing)
 
@@ -101,13 +104,18 @@ def _pieces(text: str) -> Iterator[tuple[str, int, int]]:
 
     The kind is "thoughts", "answer" or, of thoughts that never end, the mark that opens them.
     """
-    opening, place = "", 0
+    opening = ""
+    place = 0
     for number, mark in enumerate(MARK.finditer(text)):
         if opening and mark["opening"]:
             continue
-        ended = "thoughts" if mark["closing"] and (opening or number == 0) else "answer"
+        if mark["closing"] and (opening or number == 0):
+            ended = "thoughts"
+        else:
+            ended = "answer"
         yield ended, place, mark.start()
-        opening, place = mark["opening"] or "", mark.end()
+        opening = mark["opening"] or ""
+        place = mark.end()
     yield opening or "answer", place, len(text)
 
 
@@ -159,4 +167,6 @@ def _dropped(tokenizer: Any) -> frozenset[int] | None:
     """Return the special tokens that a text leaves out; None = all, because none of them marks thoughts."""
     special = _special_tokens(tokenizer)
     kept = _TOKENS | (_CHANNELS if "<|channel|>" in special else set())
-    return frozenset(special[text] for text in special.keys() - kept) if special.keys() & kept else None
+    if special.keys() & kept:
+        return frozenset(special[text] for text in special.keys() - kept)
+    return None

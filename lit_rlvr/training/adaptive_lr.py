@@ -48,8 +48,12 @@ class AdaptiveLR:
     """Largest factors by which a step lowers and raises the rate."""
 
     def __init__(self, max_kl: float, lr: float, bounds: tuple[float, float]) -> None:
-        self.max_kl, self.lr, self.bounds = max_kl, lr, bounds
-        self.total, self.weight = 0.0, 0.0  # of the average of c, where the divergence of a step is c x lr^2
+        self.max_kl = max_kl
+        self.lr = lr
+        self.bounds = bounds
+        # of the average of c, where the divergence of a step is c x lr^2
+        self.total = 0.0
+        self.weight = 0.0
 
     @classmethod
     def of(cls, module: Any) -> AdaptiveLR:
@@ -75,7 +79,10 @@ class AdaptiveLR:
             return
         self.total = self.DECAY * self.total + (1 - self.DECAY) * kl / (self.lr * factor) ** 2
         self.weight = self.DECAY * self.weight + (1 - self.DECAY)
-        most = sqrt(self.max_kl * self.weight / self.total) / self.lr if self.total > 0 else inf
+        if self.total > 0:
+            most = sqrt(self.max_kl * self.weight / self.total) / self.lr
+        else:
+            most = inf
         change = 1.0 if isnan(cosine) else exp(self.GAIN * cosine * factor)  # a decaying schedule is not fought
         change = min(max(change, most / sqrt(self.RANGE)), most)
         change = min(max(change, 1 / self.DOWN), self.UP)
@@ -86,7 +93,9 @@ class AdaptiveLR:
         return {"lr": self.lr, "total": self.total, "weight": self.weight}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        self.lr, self.total, self.weight = state["lr"], state["total"], state["weight"]
+        self.lr = state["lr"]
+        self.total = state["total"]
+        self.weight = state["weight"]
 
 
 def usual_lr(hidden_size: int, lora: bool) -> float:
@@ -192,7 +201,9 @@ def step_cosine(optimizer: Any, sharded: bool) -> float:
             products = (gradient * step, gradient.square(), step.square())
             sums = sums.to(gradient.device) + torch.stack([product.sum().double() for product in products])
     product, gradients, steps = (all_sum(sums) if sharded else sums).tolist()
-    return product / sqrt(gradients * steps) if gradients * steps > 0 else nan
+    if gradients * steps > 0:
+        return product / sqrt(gradients * steps)
+    return nan
 
 
 MEASURED_GROUPS = 4
@@ -233,4 +244,6 @@ def mean_kl(before: Tensor, after: Tensor) -> float:
     """
     kl = kl_estimate(before, after, torch.ones_like(before, dtype=torch.bool))
     total, tokens = all_sum(torch.tensor([float(kl.double().sum()), float(len(kl))], dtype=torch.float64)).tolist()
-    return total / tokens if tokens else nan
+    if tokens:
+        return total / tokens
+    return nan

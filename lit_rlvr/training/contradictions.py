@@ -18,7 +18,10 @@ def contradictions(module: Any) -> Iterator[str]:
     Args:
         module: an `RLVRModule` with its options and terms.
     """
-    name, loss, kl, lora = type(module).__name__, module.loss_options, module.kl, module.lora
+    name = type(module).__name__
+    loss = module.loss_options
+    kl = module.kl
+    lora = module.lora
     for term in module.terms:
         if term.place not in NEEDS:
             yield f"{term.option}: place = {term.place!r} of {type(term).__name__} is none of {', '.join(NEEDS)}"
@@ -29,7 +32,8 @@ def contradictions(module: Any) -> Iterator[str]:
         elif term.place != "loss" and module.demonstrates:
             yield f"{term.option}: {name} has no {term.place}; use a term in the loss"
     metrics = [term.metric for term in module.terms if term.metric]
-    if duplicates := sorted({name for name in metrics if metrics.count(name) > 1 or name in RESERVED}):
+    duplicates = sorted({name for name in metrics if metrics.count(name) > 1 or name in RESERVED})
+    if duplicates:
         yield f"model.terms: the metric {duplicates[0]!r} has another meaning already; give each term one of its own"
     default = class_default(type(module), "loss").aggregation
     if module.fixes_aggregation and loss.aggregation != default:

@@ -113,7 +113,9 @@ class LoadedModule(EvaluatingModule):
     @property
     def adapter_folder(self) -> Path | None:
         """The folder of the adapter that is trained on; None = there is none, or it is merged."""
-        return adapter_folder(self.model) if self.adapter == "continue" else None
+        if self.adapter == "continue":
+            return adapter_folder(self.model)
+        return None
 
     def frozen_versions(self) -> dict[str, str]:
         """Return the version of all weights that the run needs and does not train: name -> `weights_version`, of a
@@ -135,11 +137,15 @@ class LoadedModule(EvaluatingModule):
         """The device that weights are loaded to: the CPU if the device may not hold all of them in float32, or if there
         is no trainer."""
         on_cpu = self.sharded or self.lora is not None or self._trainer is None
-        return torch.device("cpu") if on_cpu else self.trainer.strategy.root_device
+        if on_cpu:
+            return torch.device("cpu")
+        return self.trainer.strategy.root_device
 
     @property
     def _compute_dtype(self) -> torch.dtype:
-        return torch.float32 if self._trainer is None else compute_dtype(str(self.trainer.precision))
+        if self._trainer is None:
+            return torch.float32
+        return compute_dtype(str(self.trainer.precision))
 
     @property
     def _starts_empty(self) -> bool:
@@ -209,7 +215,10 @@ class LoadedModule(EvaluatingModule):
             self.policy.teachable = min(model.get_input_embeddings().num_embeddings for model in models)
         if options.model is None:
             self.teachers.held[""] = teacher = Reference(None if options.ema is None else 1, options.ema or 1.0)
-            teacher.policy = self.policy if options.ema is None else self._load_frozen(self.model_folder, True)
+            if options.ema is None:
+                teacher.policy = self.policy
+            else:
+                teacher.policy = self._load_frozen(self.model_folder, True)
 
     def _load_frozen(self, folder: str, renewed: bool = False) -> Policy:
         """Load a model that is not trained, placed and sharded as the policy is.

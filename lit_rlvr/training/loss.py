@@ -85,7 +85,9 @@ class LossModule(ABC):
         check_takes(self.objective, "x")
         check_takes(self.observe, "group")
         check_takes(self.select, "step")
-        self.advantage, self.loss_options, self.kl = resolve_advantage(advantage), loss, kl
+        self.advantage = resolve_advantage(advantage)
+        self.loss_options = loss
+        self.kl = kl
         built_in = (
             KLTerm(kl.coef, kl.estimator, kl.in_reward, kl.bias_correction) if kl.coef else None,
             teacher,
@@ -175,7 +177,8 @@ class LossModule(ABC):
     def reward_costs(self, initial: InitialLogprobs, rewards: Tensor) -> tuple[Tensor, Stats]:
         """Return what the terms take from some rewards (P, G), in their shape and precision; and sums over tokens, by
         metric, which are logged as means."""
-        total, stats = torch.zeros_like(rewards), Stats()
+        total = torch.zeros_like(rewards)
+        stats = Stats()
         for term, cost in term_costs(self.terms, "rewards", initial):
             total = total + term.coef * cost.sum(1).view(rewards.shape).to(total)
             stats[term.metric] = cost.double().sum()

@@ -37,7 +37,8 @@ def step_metrics(sums: Stats) -> dict[str, float]:
         return {"train/loss": 0.0}
     names = sorted(sums)
     total = dict(zip(names, all_sum(torch.stack([sums[n].double() for n in names])).tolist(), strict=True))
-    loss, tokens = total.pop("loss"), max(total.pop("tokens"), 1.0)
+    loss = total.pop("loss")
+    tokens = max(total.pop("tokens"), 1.0)
     sizes = {}
     for name, weight in (("effective_sample_size", "engine_ratio"), ("staleness/ess", "weight")):
         if weight in total:
@@ -65,7 +66,10 @@ def staleness_metrics(
     mask = rollout.mask[rows]
     age = prepared.age[rows][mask].double() / len(minibatches)
     oldest = float(age.max()) if len(age) else 0.0
-    stale = 0.0 if rollout.stale_cache is None else float(rollout.stale_cache[rows][mask].sum())
+    if rollout.stale_cache is None:
+        stale = 0.0
+    else:
+        stale = float(rollout.stale_cache[rows][mask].sum())
     sums_of_rank = torch.tensor([[float(age.sum()), float(len(age)), stale, oldest]], dtype=torch.float64)
     sums, tokens, stales, largest = gather_rows(sums_of_rank).unbind(1)  # (ranks,) each
     if not tokens.sum() or not (log_zero or largest.max() > 0):

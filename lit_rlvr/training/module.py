@@ -170,10 +170,14 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
         self.teachers = Teachers(teacher)
         LossModule.__init__(self, advantage, loss, kl, None if teacher is None else self.teachers, terms or ())
         self.automatic_optimization = False
-        self.optim, self.importance, self.compute = optim, importance, compute
+        self.optim = optim
+        self.importance = importance
+        self.compute = compute
         self.budget = TokenBudget(compute.tokens_per_microbatch)
-        self.updates_per_rollout, self.epochs_per_rollout = updates_per_rollout, epochs_per_rollout
-        self.freeze_vision, self.lora = freeze_vision, lora
+        self.updates_per_rollout = updates_per_rollout
+        self.epochs_per_rollout = epochs_per_rollout
+        self.freeze_vision = freeze_vision
+        self.lora = lora
         self.strict_loading = lora is None  # the frozen weights come from the model folder
         self.most_tokens = 0  # that the run trains on, set by `RolloutCallback.setup`; 0 = unknown
         self.replays_routes = False  # `rollout.replay_routes`, set by `RolloutCallback.setup`
@@ -210,7 +214,10 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
     # ---- set-up -------------------------------------------------------------------------------------------
 
     def _build_optimizer(self) -> Any:
-        first_lr = AdaptiveLR.of(self).lr if isinstance(self.lr, AutoLR) else self.lr
+        if isinstance(self.lr, AutoLR):
+            first_lr = AdaptiveLR.of(self).lr
+        else:
+            first_lr = self.lr
         return build_optimizer([p for p in self.policy.parameters() if p.requires_grad], first_lr, self.optim)
 
     def configure_optimizers(self) -> Any:
@@ -264,7 +271,8 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
         Collective: call it on every rank.
         """
         assert batch.rollout is not None and self.updater is not None, "the RolloutCallback fills the batch first"
-        started, rollout = time.perf_counter(), batch.rollout
+        started = time.perf_counter()
+        rollout = batch.rollout
         initial = self.updater.initial_logprobs(rollout)  # (B, T) each, None = nothing needs it
         advantages = self.estimate_advantages(rollout, initial)  # (B, 1) or (B, T), from the groups of all ranks
         minibatches = self.split_groups(rollout) * self.epochs_per_rollout
@@ -320,7 +328,11 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
         group = gather_groups(rollout, rewards - reward_costs, self.advantage)  # of all ranks
         estimates, metrics = self.estimate(group)  # (P, G) or (B, T), of all ranks
         means = self.completion_means(estimates, group)  # (P, G), of all ranks
-        rows = estimates.reshape(-1, 1) if estimates.shape == means.shape else estimates  # (B, 1) or (B, T)
+        # (B, 1) or (B, T)
+        if estimates.shape == means.shape:
+            rows = estimates.reshape(-1, 1)
+        else:
+            rows = estimates
         rollout.advantages = of_this_rank(means, len(rollout.prompts)).cpu()  # (P, G)
         advantages = of_this_rank(rows, len(rollout.mask))[:, : rollout.mask.shape[1]]
         if self.teachers.options is not None:  # completions without a reward learn from the teacher alone
@@ -350,5 +362,8 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
         sampling dropped some of its groups.
         """
         count = self.updates_per_rollout
-        numbers = {p: p for p in range(len(rollout.prompts))} if rollout.kept is None else rollout.kept
+        if rollout.kept is None:
+            numbers = {p: p for p in range(len(rollout.prompts))}
+        else:
+            numbers = rollout.kept
         return [[p for p, number in numbers.items() if number % count == k] for k in range(count)]

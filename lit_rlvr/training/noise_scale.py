@@ -43,7 +43,8 @@ class MicrobatchNorms:
 
     def begin(self, plan: StepPlan) -> None:
         """Forget an earlier step, and measure this one if there is more than one micro-batch."""
-        self._norms, self._squares = [], []
+        self._norms = []
+        self._squares = []
         self.is_measuring = plan.num_counted > 1 or world_size() > 1
 
     def add_microbatch(self, is_counted: bool) -> None:
@@ -56,7 +57,9 @@ class MicrobatchNorms:
     def end(self) -> Tensor:
         """Return the sum of the squared norms, and stop measuring: other backward passes are no part of a step."""
         self.is_measuring = False
-        return torch.stack(self._squares).sum().cpu() if self._squares else torch.zeros((), dtype=torch.float64)
+        if self._squares:
+            return torch.stack(self._squares).sum().cpu()
+        return torch.zeros((), dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,8 @@ class NoiseScale:
         self.noise = self.DECAY * self.noise + step.noise
         self.weight = self.DECAY * self.weight + 1
         self.weight_squares = self.DECAY**2 * self.weight_squares + 1
-        if (prompts := self.prompts) is None:
+        prompts = self.prompts
+        if prompts is None:
             return {}
         return {"train/noise_scale": prompts, "train/step_prompts": step.prompts}
 
@@ -162,7 +166,9 @@ class NoiseScale:
         mean = self.signal / self.weight
         error = sqrt(max(self.signal_squares / self.weight - mean**2, 0) / (steps - 1))
         least = max(mean, error)
-        return self.noise / self.weight / least if self.noise > 0 and least > 0 else None
+        if self.noise > 0 and least > 0:
+            return self.noise / self.weight / least
+        return None
 
     def state_dict(self) -> dict[str, float]:
         return asdict(self)

@@ -25,7 +25,8 @@ class Reference:
     """
 
     def __init__(self, update_every: int | None = None, ema: float = 1.0) -> None:
-        self.update_every, self.ema = update_every, ema
+        self.update_every = update_every
+        self.ema = ema
         self.policy: Policy = None  # type: ignore[assignment]  # built in configure_model
         self.version = 0
 

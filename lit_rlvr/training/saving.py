@@ -71,13 +71,15 @@ class SavedModule(LoadedModule):
             "lr": {} if self.adaptive_lr is None else self.adaptive_lr.state_dict(),
         }
         if self.lora is not None:
-            weights, saved = checkpoint["state_dict"], set(self.saved)
+            weights = checkpoint["state_dict"]
+            saved = set(self.saved)
             checkpoint["state_dict"] = {name: value for name, value in weights.items() if name in saved}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.check_checkpoint(checkpoint)
         saved = checkpoint["rlvr"]
-        self.iteration, self.updates = saved["iteration"], saved["updates"]
+        self.iteration = saved["iteration"]
+        self.updates = saved["updates"]
         self._saved_options = saved.get("optimizer_options", {})
         self._saved_lr = saved.get("lr", {})
         self.skipped.load_state_dict(saved["skipped"])

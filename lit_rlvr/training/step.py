@@ -144,10 +144,12 @@ def loss_inputs(plan: StepPlan, k: int, output: PolicyOutput) -> tuple[LossInput
     """
     logp, entropy, divergence, expert_imbalance = output
     assert entropy is not None
-    prepared, rows = plan.prepared, plan.microbatches[k]
+    prepared = plan.prepared
+    rows = plan.microbatches[k]
     is_counted = float(k < plan.num_counted)
     index = index_tensor(rows, plan.mask.device)
-    mask, rollout_logp = plan.mask[index], plan.rollout_logp[index]
+    mask = plan.mask[index]
+    rollout_logp = plan.rollout_logp[index]
     old = prepared.old_logprobs(rows, index, logp.detach(), rollout_logp)
     if prepared.rollout.is_demonstration:
         rollout_logp = old
@@ -247,10 +249,14 @@ def plan_step(
     group_size = rollout.group_size
     rows = [p * group_size + g for p in groups for g in range(group_size)]
     lengths = rollout.mask[rows].sum(1)  # (rows,)
-    counted_rows = len(rows) if algorithm.loss_options.count_empty_rows else int((lengths > 0).sum())
+    if algorithm.loss_options.count_empty_rows:
+        counted_rows = len(rows)
+    else:
+        counted_rows = int((lengths > 0).sum())
     counts = all_sum(torch.tensor([float(counted_rows), float(lengths.sum())], dtype=torch.float64))
     sequences, tokens = (max(count, 1.0) for count in counts.tolist())
-    mask, index = to_device(rollout.mask, device), index_tensor(rows, device)
+    mask = to_device(rollout.mask, device)
+    index = index_tensor(rows, device)
     plain_weight = torch.zeros(mask.shape, device=device)
     plain_weight[index] = aggregation_weights(
         mask[index],
@@ -270,7 +276,10 @@ def plan_step(
     microbatches += [microbatches[0] if microbatches else [0]] * (padded - num_counted)
     rollout_logp = to_device(rollout.rollout_logprobs, device)
     in_objective, selected = chosen_tokens(prepared, rows, mask, rollout_logp, algorithm)
-    correct = to_device(rollout.known_correct.flatten() > 0, device) if algorithm.needs("correct") else None
+    if algorithm.needs("correct"):
+        correct = to_device(rollout.known_correct.flatten() > 0, device)
+    else:
+        correct = None
     return StepPlan(
         prepared=prepared,
         mask=mask,
@@ -360,7 +369,10 @@ def logprobs_in_microbatches(
     """
     logp, entropies = (torch.zeros(rollout.mask.shape, device=policy.device) for _ in range(2))
     microbatches = cut_rows(rollout, rows, budget, policy.shared_prefix)
-    idle = all_max(len(microbatches), policy.device) - len(microbatches) if in_lockstep else 0
+    if in_lockstep:
+        idle = all_max(len(microbatches), policy.device) - len(microbatches)
+    else:
+        idle = 0
     for microbatch in microbatches:
         index = index_tensor(microbatch, policy.device)
         logp[index], of_rows = policy.logprobs(rollout, microbatch, entropy=entropy)

@@ -55,7 +55,8 @@ class Demonstration(TeacherPrompt):
         template: str = "{prompt}\n\nThis is an example of a response to the question:\n\n{demonstration}\n\n"
         "Now answer with a response of your own.",
     ) -> None:
-        self.column, self.template = column, template
+        self.column = column
+        self.template = template
         for name in ("{prompt}", "{demonstration}"):
             if name not in template:
                 raise UserError(f"model.teacher.prompt.template: there is no {name} in {template!r}")
@@ -68,7 +69,8 @@ class Demonstration(TeacherPrompt):
         from lit_rlvr.datamodules.reading.conversations import as_conversation, without_nulls
         from lit_rlvr.rewards.forms import as_messages
 
-        value, media = without_nulls(lookup(sample.row, self.column)), find_tokens(["<image>", "<video>"])
+        value = without_nulls(lookup(sample.row, self.column))
+        media = find_tokens(["<image>", "<video>"])
         messages = as_messages(sample.prompt)
         is_list_of_texts = isinstance(value, list) and all(isinstance(part, str) for part in value)
         try:
@@ -139,7 +141,10 @@ class Teachers(Term):
         return self.options is not None and self.options.beta is not None
 
     def cost(self, x: Any) -> Tensor:
-        divergence: Tensor = x.divergence if self.in_loss else x.logp - x.teacher_logp
+        if self.in_loss:
+            divergence: Tensor = x.divergence
+        else:
+            divergence = x.logp - x.teacher_logp
         return divergence
 
     def renew(self, policy: Policy, iteration: int) -> None:
@@ -167,11 +172,15 @@ class Teachers(Term):
 
         if self.options is None:
             return []
-        self._data, teacher_prompts, bad_rows = data, [], []
-        prompts, max_tokens = data.prompts.get("train", []), FAR_TOO_LONG * data.reading.max_prompt_tokens
+        self._data = data
+        teacher_prompts = []
+        bad_rows = []
+        prompts = data.prompts.get("train", [])
+        max_tokens = FAR_TOO_LONG * data.reading.max_prompt_tokens
         for prompt in prompts:
             try:
-                if (label := self._label(prompt.sample)) not in (self.options.models or {"": ""}):
+                label = self._label(prompt.sample)
+                if label not in (self.options.models or {"": ""}):
                     raise BadRow(f"{label!r} names no teacher of model.teacher.model", str(self.options.column))
                 teacher_prompts.append(self.asked(prompt))
                 if len(teacher_prompts[-1].token_ids) >= max_tokens:  # `encode` reads no further
@@ -202,7 +211,8 @@ class Teachers(Term):
         Raises:
             UserError: names a token.
         """
-        if prompted := sorted(differing.keys() & self._prompted):
+        prompted = sorted(differing.keys() & self._prompted)
+        if prompted:
             raise UserError(
                 f"model.teacher.model: {differing[prompted[0]]}, and prompts or thoughts have it; use a teacher with "
                 "the same tokens, or a chat template without this one"
@@ -286,7 +296,8 @@ class Teachers(Term):
 
     def _ask_server(self, label: str, rollout: Rollout, rows: list[int]) -> Tensor:
         """Return the log-probabilities (B, T) of some rows that a server gives."""
-        size, logp = rollout.group_size, torch.zeros(rollout.mask.shape)
+        size = rollout.group_size
+        logp = torch.zeros(rollout.mask.shape)
         pairs = [(rollout.prompts[i // size], rollout.completions[i // size][i % size]) for i in rows]
         sequences = [[*prompt.token_ids, *completion.token_ids] for prompt, completion in pairs]
         scores = run_coroutine(self.servers[label].score(sequences, AT_ONCE))
@@ -301,9 +312,9 @@ class Teachers(Term):
         from lit_rlvr.datamodules.reading.cells import as_text
 
         assert self.options is not None
-        return (
-            "" if self.options.column is None else as_text(lookup(sample.row, self.options.column), self.options.column)
-        )
+        if self.options.column is None:
+            return ""
+        return as_text(lookup(sample.row, self.options.column), self.options.column)
 
     def asked(self, prompt: Prompt) -> Prompt:
         """Return the prompt that the teacher gets in place of the policy's."""

@@ -29,7 +29,9 @@ class EvaluatingModule(LightningModule):
         adapter: Literal["continue", "merge", "any"] | None = "any",
     ) -> None:
         super().__init__()
-        self.model, self.config_overrides, self.adapter = model, config_overrides, adapter
+        self.model = model
+        self.config_overrides = config_overrides
+        self.adapter = adapter
         self.updates = 0  # optimizer steps taken so far: the version of the weights
         self.policy: Policy = None  # type: ignore[assignment]  # built in configure_model
         self.validation_results: dict[str, float] = {}

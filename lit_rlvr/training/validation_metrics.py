@@ -75,7 +75,10 @@ def pass_at_k(correct: Tensor, k: int, counted: Tensor | None = None) -> Tensor:
         k: completions drawn, at least 1.
         counted: (P, n) bool: the completions that count, None = all. Fewer than k make a question's value NaN.
     """
-    counted = torch.ones_like(correct, dtype=torch.bool) if counted is None else counted
+    if counted is None:
+        counted = torch.ones_like(correct, dtype=torch.bool)
+    else:
+        counted = counted
     n = counted.double().sum(1, keepdim=True)  # (P, 1)
     c = (correct.double() * counted).sum(1, keepdim=True)  # (P, 1)
     j = torch.arange(k, dtype=torch.float64, device=correct.device)
@@ -90,7 +93,9 @@ def constant_guess(answers: Counter[str]) -> float:
     Args:
         answers: reference answer -> questions.
     """
-    return max(answers.values()) / answers.total() if len(answers) > 1 else 0.0
+    if len(answers) > 1:
+        return max(answers.values()) / answers.total()
+    return 0.0
 
 
 ENDING = 200
@@ -104,7 +109,8 @@ def given_answer(ending: str, references: Iterable[str]) -> str:
         ending: the end of the completion.
         references: the reference answers of the set.
     """
-    found, bare = "", _bare(ending)
+    found = ""
+    bare = _bare(ending)
     for reference in map(_bare, references):
         is_end = bare.endswith(reference) and not bare.removesuffix(reference)[-1:].isalnum()
         if is_end and len(reference) > len(found):
@@ -134,7 +140,9 @@ class EvaluationMetrics(nn.Module):
         self.greedy = MeanMetric() if greedy else None
         self.entropy = MeanMetric()
         self.sampled = False
-        self.accuracy, self.length, self.truncated = MeanMetric(), MeanMetric(), MeanMetric()
+        self.accuracy = MeanMetric()
+        self.length = MeanMetric()
+        self.truncated = MeanMetric()
         self.correct_in: Counter[str] = Counter()  # category -> correct completions of this rank
         self.counted_in: Counter[str] = Counter()  # category -> completions of this rank that count
         # Question -> correct completions and those that count; of this rank, after `compute` of all ranks.
@@ -148,11 +156,14 @@ class EvaluationMetrics(nn.Module):
         """Add a scored batch, with its greedy completions if there are any; a failed check counts as incorrect, but not
         what no reward calls right or wrong."""
         device = self.accuracy.device
-        correct, counted = rollout.known_correct.to(device), rollout.counted.to(device)  # (P, G)
+        # (P, G)
+        correct = rollout.known_correct.to(device)
+        counted = rollout.counted.to(device)
         self.accuracy.update(correct, counted)
         self.length.update(rollout.lengths.to(device))
         if rollout.sampling.temperature > 0:
-            self.sampled, tokens = True, rollout.lengths.sum()
+            self.sampled = True
+            tokens = rollout.lengths.sum()
             self.entropy.update((-rollout.rollout_logprobs.sum() / tokens.clamp(min=1)).to(device), tokens.to(device))
         self.truncated.update(rollout.truncated.to(device))
         for metric in self._pass_at():
@@ -160,7 +171,8 @@ class EvaluationMetrics(nn.Module):
         if self.greedy is not None and greedy is not None:
             self.greedy.update(greedy.known_correct.to(device), greedy.counted.to(device))
         for p, prompt in enumerate(rollout.prompts):
-            if not (number := int(rollout.counted[p].sum())):
+            number = int(rollout.counted[p].sum())
+            if not number:
                 continue
             self.questions[prompt.sample.id] = int(correct[p].sum()), number
             self.answers[str(prompt.sample.answer)] += 1
@@ -190,7 +202,10 @@ class EvaluationMetrics(nn.Module):
         """
         values = {"accuracy": self.accuracy, "length": self.length, "truncated": self.truncated}
         values |= {} if self.greedy is None else {"greedy": self.greedy}
-        correct_in, counted_in, answers, sampled = Counter[str](), Counter[str](), Counter[str](), False
+        correct_in = Counter[str]()
+        counted_in = Counter[str]()
+        answers = Counter[str]()
+        sampled = False
         state = self.correct_in, self.counted_in, self.sampled, self.questions, self.answers
         everywhere = gather_objects((state, self.rewards))
         for (correct_there, counted_there, sampled_there, questions_there, answers_there), _ in everywhere:
@@ -209,7 +224,8 @@ class EvaluationMetrics(nn.Module):
         shares = [correct / counted for correct, counted in self.questions.values()]
         if len(shares) > 1:
             metrics["accuracy_error"] = stdev(shares) / math.sqrt(len(shares))
-        if guess := constant_guess(answers):
+        guess = constant_guess(answers)
+        if guess:
             metrics["guess"] = guess
         metrics |= _rewards_by_answer([rewards for _, rewards in everywhere], answers)
         metrics |= {f"pass@{m.k}": float(m.compute()) for m in self._pass_at()}

@@ -41,7 +41,8 @@ class Waiting:
     """
 
     def __init__(self, reward: str, rows: Sequence[str]) -> None:
-        self._reward, self._rows = reward, rows
+        self._reward = reward
+        self._rows = rows
         self._begun: dict[int, None] = {}  # the completions being judged, in order
         self._done: set[int] = set()
         self._over = threading.Event()
@@ -70,7 +71,10 @@ class Waiting:
 
     def _watch(self) -> None:
         begun = time.time()
-        since = min(begun, progress.since) if progress.stage == "scoring" else begun
+        if progress.stage == "scoring":
+            since = min(begun, progress.since)
+        else:
+            since = begun
         times = int((begun - since) / SLOW_REWARD_SECONDS) + 1
         while not self._over.wait(max(0.0, since + times * SLOW_REWARD_SECONDS - time.time())):
             row = "".join(f", now row {self._rows[number]}" for number in list(self._begun)[:1])
@@ -135,7 +139,8 @@ class WorkerPool:
         start_seconds: float = 180.0,
     ) -> None:
         check_within("(0, inf)", "WorkerPool", workers=workers, start_seconds=start_seconds)
-        self.workers, self.start_seconds = workers, start_seconds
+        self.workers = workers
+        self.start_seconds = start_seconds
         self.limits = Isolation(cpu_seconds, wall_seconds, memory_mb)
         self._todo: deque[Job] = deque()
         self._running: dict[WorkerProcess, Job] = {}
@@ -241,11 +246,15 @@ class WorkerPool:
 
     def hear(self, worker: WorkerProcess) -> None:
         """Read a worker's answer, or notice that it hit a limit or died."""
-        outcome, job = worker.answer(), self._running.get(worker)
+        outcome = worker.answer()
+        job = self._running.get(worker)
         if outcome is None or outcome.status == "timeout":
             self._discard(worker)
         if job is None:
-            self._restarts = self._restarts - 1 if outcome is None else RESTARTS * self.workers
+            if outcome is None:
+                self._restarts = self._restarts - 1
+            else:
+                self._restarts = RESTARTS * self.workers
             if self._restarts < 0 or (outcome is not None and outcome.status != "ok"):
                 reason = worker.obituary() if outcome is None else outcome.detail
                 raise UserError(f"a worker process could not load {worker.function.name!r}: {reason}")
@@ -263,7 +272,8 @@ class WorkerPool:
 
     def take_ended(self) -> list[tuple[int, Outcome]]:
         """Return the jobs that have ended since the last call, as (number, outcome)."""
-        ended, self._ended = self._ended, []
+        ended = self._ended
+        self._ended = []
         return ended
 
     def _begin(self, worker: WorkerProcess, job: Job) -> None:

@@ -136,7 +136,8 @@ class WorkerProcess:
 
     def _ask(self, kind: Literal["load", "run"], function: Function, seconds: float, *request: Any) -> None:
         self.request += 1
-        self.asked, self.function = kind, function
+        self.asked = kind
+        self.function = function
         self.deadline = time.monotonic() + seconds
         with suppress(BrokenPipeError, ConnectionResetError):  # it died; `answer` will say so
             self.connection.send((self.request, kind, function.key, *request))
@@ -155,7 +156,9 @@ class WorkerProcess:
                 number, value, status, detail = pickle.loads(self.connection.recv_bytes())
         except (EOFError, OSError):
             self._end()
-            return Outcome(None, "timeout", "out of CPU time") if self.process.returncode == -signal.SIGPROF else None
+            if self.process.returncode == -signal.SIGPROF:
+                return Outcome(None, "timeout", "out of CPU time")
+            return None
         if self.asked == "load" and status == "ok":
             self.loaded.add(self.function.key)
         self.asked = None

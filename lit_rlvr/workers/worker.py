@@ -71,7 +71,10 @@ def _prepare(descriptor: int, parent: int) -> None:
 
 def _load(name: str, pickled: bytes, key: str, functions: dict[str, Callable[..., Any]]) -> None:
     module, _, function = name.partition(":")
-    functions[key] = pickle.loads(pickled) if pickled else getattr(import_module(module), function)
+    if pickled:
+        functions[key] = pickle.loads(pickled)
+    else:
+        functions[key] = getattr(import_module(module), function)
 
 
 def _reply(number: int, function: Callable[..., Any], arguments: tuple[Any, ...]) -> bytes:
@@ -88,7 +91,9 @@ def _reply(number: int, function: Callable[..., Any], arguments: tuple[Any, ...]
 def _address_space_mb() -> int:
     """Return this process's share of RLIMIT_AS, in MiB; 0 if the system does not report it."""
     statm = Path("/proc/self/statm")
-    return int(statm.read_text().split()[0]) * resource.getpagesize() >> 20 if statm.exists() else 0
+    if statm.exists():
+        return int(statm.read_text().split()[0]) * resource.getpagesize() >> 20
+    return 0
 
 
 @contextmanager

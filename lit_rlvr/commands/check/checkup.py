@@ -49,7 +49,9 @@ class Rate:
     @property
     def value(self) -> float:
         """The share; NaN without texts."""
-        return self.errors / self.texts if self.texts else math.nan
+        if self.texts:
+            return self.errors / self.texts
+        return math.nan
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -57,7 +59,8 @@ class Rate:
         if not self.texts:
             return 0.0, 1.0
         z = NormalDist().inv_cdf(0.975)
-        n, p = self.texts, self.value
+        n = self.texts
+        p = self.value
         middle = p + z * z / (2 * n)
         spread = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
         low, high = ((middle + sign * spread) / (1 + z * z / n) for sign in (-1, 1))
@@ -134,7 +137,9 @@ class Checkup:
     @property
     def gold(self) -> Rate:
         """The share of gold completions that are not paid."""
-        return self.kinds[GOLD].rate if GOLD in self.kinds else Rate()
+        if GOLD in self.kinds:
+            return self.kinds[GOLD].rate
+        return Rate()
 
     def add(self, text: TriedText, gold: Gold, paid: bool, gold_paid: bool, detail: str) -> None:
         """Count a judged text.
@@ -317,7 +322,10 @@ def texts_of(gold: Gold, frequent: Sequence[str], in_endings: bool = False) -> l
         frequent: the most frequent answers of the data.
         in_endings: whether answers also stand in `ENDINGS`.
     """
-    rewrites = [rewrite for rewrite in REWRITES if gold.kind in rewrite.kinds] if gold.answer else []
+    if gold.answer:
+        rewrites = [rewrite for rewrite in REWRITES if gold.kind in rewrite.kinds]
+    else:
+        rewrites = []
     written = [(rewrite, rewrite.apply(gold)) for rewrite in rewrites]
     tried = [TriedText(rewrite.name, rewrite.keeps, text) for rewrite, text in written if text is not None]
     if in_endings and gold.kind in NUMERIC_KINDS:
@@ -354,7 +362,9 @@ def writer(reward: Reward, sample: Sample, form: str) -> Callable[[str], str]:
     def write(answer: str) -> str:
         row = {**sample.row, "solution": answer} if sample.row.get("tests") else sample.row
         completion = reward.gold_completion(replace(sample, answer=answer, aliases=(), row=row))
-        return f"{before}{answer}{after}" if completion is None else completion
+        if completion is None:
+            return f"{before}{answer}{after}"
+        return completion
 
     return write
 

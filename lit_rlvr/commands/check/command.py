@@ -100,7 +100,10 @@ def build_reward(name: str, options: dict[str, Any]) -> Reward:
     Raises:
         UserError: there is no such reward, or an option is wrong.
     """
-    target = import_path("check", name) if "." in name else SHIPPED.get(name)
+    if "." in name:
+        target = import_path("check", name)
+    else:
+        target = SHIPPED.get(name)
     if isinstance(target, type) and issubclass(target, Reward):
         reward: Reward = build_object(
             {"class_path": dotted_path_of(target), "init_args": options}, f"check: {name}", Reward

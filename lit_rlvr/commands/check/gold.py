@@ -96,7 +96,8 @@ def read_gold(sample: Sample, write: Callable[[str], str]) -> Gold:
         return Gold(sample, "code", str(row.get("solution") or ""), write)
     if row.get("databases"):
         return Gold(sample, "sql", sample.answer.strip().rstrip("; \n"), write)
-    if letter := gold_letter(sample):
+    letter = gold_letter(sample)
+    if letter:
         return Gold(sample, "choice", letter, write)
     answer = without_delimiters(sample.answer)
     return Gold(sample, kind_of(answer), answer, write)
@@ -109,7 +110,9 @@ def gold_letter(sample: Sample) -> str:
     if len(bare) == 1 and bare.upper() in letters:
         return bare.upper()
     texts = [comparable(option) for option in sample.options]
-    return letters[texts.index(comparable(sample.answer))] if comparable(sample.answer) in texts else ""
+    if comparable(sample.answer) in texts:
+        return letters[texts.index(comparable(sample.answer))]
+    return ""
 
 
 def without_delimiters(answer: str) -> str:
@@ -120,7 +123,9 @@ def without_delimiters(answer: str) -> str:
         if answer.startswith(opening) and answer.endswith(closing) and inner and opening not in inner:
             answer = inner.strip()
     match = re.fullmatch(r"\\(?:text|textbf|mathrm)\{([^{}]*)\}", answer)
-    return match[1].strip() if match else answer
+    if match:
+        return match[1].strip()
+    return answer
 
 
 def kind_of(answer: str) -> Kind:
@@ -145,15 +150,24 @@ def kind_of(answer: str) -> Kind:
     looks_like_words = re.search(r"(?<!\\)\b[A-Za-z]{3,}", re.sub(r"\\(?:text|mathrm|operatorname)\{", "", answer))
     other_signs = re.search(r"[,=<>:;]|[-+*/^]$|\\[!$%]|\\(?:pm|text|mbox|begin|le|ge|in(?![a-z])|approx)", answer)
     is_whole = answer.count("{") == answer.count("}") and not other_signs
-    return "expression" if _MATHEMATICS.search(answer) and is_whole and not looks_like_words else "other"
+    if _MATHEMATICS.search(answer) and is_whole and not looks_like_words:
+        return "expression"
+    return "other"
 
 
 def kind_of_items(brackets: str, items: tuple[str, ...]) -> Kind:
     """Return the kind of several items by the brackets around them."""
     if brackets in ("", "{}", "()") and not any(map(_INFINITE.fullmatch, items)):
-        return "list" if not brackets else "set" if brackets == "{}" else "tuple"
+        if not brackets:
+            return "list"
+        if brackets == "{}":
+            return "set"
+        return "tuple"
     is_interval = len(items) == 2 and brackets in ("()", "[)", "(]")
-    return "interval" if is_interval else "other"  # [2, 3] may be an interval or a list
+    # [2, 3] may be an interval or a list
+    if is_interval:
+        return "interval"
+    return "other"
 
 
 def is_item(item: str) -> bool:
@@ -177,7 +191,8 @@ def split_brackets(answer: str) -> tuple[str, str, str]:
 
 def split_items(text: str) -> tuple[str, ...]:
     """Split a text at its commas outside brackets."""
-    depth, items = 0, [""]
+    depth = 0
+    items = [""]
     for character in text:
         depth += (character in "([{") - (character in ")]}")
         if character == "," and depth == 0:
@@ -194,13 +209,17 @@ def fraction_parts(answer: str) -> tuple[int, int] | None:
         return None
     sign, *digits = match.groups()
     above, below = (int(part) for part in digits if part is not None)
-    return ((-above if sign == "-" else above), below) if below else None
+    if below:
+        return ((-above if sign == "-" else above), below)
+    return None
 
 
 def quantity_parts(answer: str) -> tuple[str, str] | None:
     """Return the number and the unit of a quantity; None for anything else."""
     match = _QUANTITY.fullmatch(answer)
-    return (match[1], match[2] or match[3]) if match else None
+    if match:
+        return (match[1], match[2] or match[3])
+    return None
 
 
 def value_of_answer(answer: str) -> Fraction | None:
@@ -208,7 +227,9 @@ def value_of_answer(answer: str) -> Fraction | None:
     if re.fullmatch(PLAIN_NUMBER, answer):
         return Fraction(answer.replace(",", ""))
     parts = fraction_parts(answer)
-    return Fraction(*parts) if parts else None
+    if parts:
+        return Fraction(*parts)
+    return None
 
 
 def comparable(text: str) -> str:
@@ -240,7 +261,9 @@ def may_answer(text: str, gold: Gold) -> bool:
 def bare_number(answer: str) -> str:
     """Return an answer without its percent sign or unit."""
     parts = quantity_parts(answer)
-    return parts[0] if parts else without_delimiters(answer).rstrip("\\% ")
+    if parts:
+        return parts[0]
+    return without_delimiters(answer).rstrip("\\% ")
 
 
 def words_of(text: str) -> list[str]:
@@ -251,4 +274,6 @@ def words_of(text: str) -> list[str]:
 def chosen_option(gold: Gold) -> str:
     """Return the text of a choice's right option; its letter without options."""
     options = gold.sample.options
-    return options[ascii_uppercase.index(gold.answer)] if options else gold.answer
+    if options:
+        return options[ascii_uppercase.index(gold.answer)]
+    return gold.answer

@@ -41,7 +41,8 @@ def check_algorithm(algorithm: RLVRModule, expect: str | None = None) -> list[Fi
     def estimate(batch: FrozenBatch) -> Tensor:
         return deepcopy(algorithm).estimate(batch.group)[0]
 
-    flat, observer = batches.equal_rewards(batch), deepcopy(algorithm)
+    flat = batches.equal_rewards(batch)
+    observer = deepcopy(algorithm)
     observer.observe(flat.group)
     return [
         *([has_published_values(prepare, expect, name) for name in batches.BATCHES] if expect else []),

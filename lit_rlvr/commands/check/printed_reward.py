@@ -14,7 +14,10 @@ MOST_SHORT_TEXTS = 5
 def print_checkup(name: str, checkup: Checkup) -> None:
     """Print the rates, each kind with errors and an example, and short texts that pay."""
     console = Terminal()
-    left = "" if checkup.rows == checkup.rows_wanted else f" of {checkup.rows_wanted}, then the time was up (--seconds)"
+    if checkup.rows == checkup.rows_wanted:
+        left = ""
+    else:
+        left = f" of {checkup.rows_wanted}, then the time was up (--seconds)"
     console.print(
         f"{name}: {checkup.rows} rows{left}, {checkup.seconds:.0f} s; answers as {checkup.form}", soft_wrap=True
     )
@@ -46,7 +49,10 @@ def print_kinds(console: Terminal, title: str, kinds: dict[str, KindOfText]) -> 
         console.print_table(table_of(("kind", "errors", "texts", "rate", "95 % interval"), rows, title=title))
         for name in names:
             example = kinds[name].examples[0]
-            detail = f"; the reward says {shortened(example['detail'])}" if example["detail"] else ""
+            if example["detail"]:
+                detail = f"; the reward says {shortened(example['detail'])}"
+            else:
+                detail = ""
             console.print(
                 f"{name}: reference {shortened(example['reference'])}, text {shortened(example['text'])}{detail}",
                 soft_wrap=True,

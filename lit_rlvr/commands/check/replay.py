@@ -83,7 +83,10 @@ def algorithm_step(batch: FrozenBatch, algorithm: RLVRModule, advantages: Tensor
         taken, _ = algorithm.reward_costs(scores, group.rewards)
         advantages, _ = algorithm.estimate(replace(group, rewards=group.rewards - taken))
         for term, cost in term_costs(algorithm.terms, "advantages", scores):
-            rows = advantages.reshape(-1, 1) if advantages.shape == group.rewards.shape else advantages
+            if advantages.shape == group.rewards.shape:
+                rows = advantages.reshape(-1, 1)
+            else:
+                rows = advantages
             advantages = rows - term.coef * cost
 
     def loss(logp: Tensor, advantages: Tensor, rows: list[int], *_: int) -> Tensor:
@@ -109,13 +112,23 @@ def frozen_inputs(batch: FrozenBatch, algorithm: RLVRModule, logp: Tensor, advan
     """
     size = batch.rewards.shape[1]
     lengths = batch.mask.sum(1)  # (B,)
-    rows = len(lengths) if algorithm.loss_options.count_empty_rows else max(int((lengths > 0).sum()), 1)
+    if algorithm.loss_options.count_empty_rows:
+        rows = len(lengths)
+    else:
+        rows = max(int((lengths > 0).sum()), 1)
     weight = aggregation_weights(
         batch.mask, size, algorithm.loss_options.aggregation, rows, int(lengths.sum()), batch.max_tokens
     ).to(logp.dtype)
     per_row = advantages.to(logp.dtype)
-    per_row = per_row.reshape(-1, 1) if advantages.shape == batch.rewards.shape else per_row  # (B, 1) or (B, T)
-    rollout = batch.old_logp if batch.rollout_logp is None else batch.rollout_logp
+    # (B, 1) or (B, T)
+    if advantages.shape == batch.rewards.shape:
+        per_row = per_row.reshape(-1, 1)
+    else:
+        per_row = per_row
+    if batch.rollout_logp is None:
+        rollout = batch.old_logp
+    else:
+        rollout = batch.rollout_logp
     tokens, sequences = correction_weights(
         logp, batch.old_logp, rollout, batch.mask, per_row, algorithm.choose_correction(batch.rollout_logp is None)
     )
@@ -155,7 +168,10 @@ def _chosen_tokens(
         return None, None
     if batch.entropy is None and algorithm.loss_options.top_entropy_quantile < 1:
         raise UserError("loss.top_entropy_quantile is below 1, and the batch has no entropy; add the array")
-    entropy = torch.zeros_like(batch.old_logp) if batch.entropy is None else batch.entropy
+    if batch.entropy is None:
+        entropy = torch.zeros_like(batch.old_logp)
+    else:
+        entropy = batch.entropy
     columns = (batch.old_logp, rollout, entropy, advantages.expand(batch.mask.shape))
     counted, selected = (
         None if chosen is None else torch.zeros_like(batch.mask).masked_scatter(batch.mask, chosen)
@@ -193,7 +209,8 @@ def read_batch(arrays: Mapping[str, np.ndarray]) -> FrozenBatch:
     for name in ("logp", "old_logp", "mask", "rewards", "correct"):
         if name not in arrays:
             raise UserError(f"batch: array {name!r} is missing (found: {', '.join(sorted(arrays)) or 'none'}); add it")
-    logp, rewards = _float_array(arrays, "logp"), _float_array(arrays, "rewards")
+    logp = _float_array(arrays, "logp")
+    rewards = _float_array(arrays, "rewards")
     if logp.ndim != 2 or rewards.ndim != 2:
         raise UserError(f"batch: logp must be (B, T) and rewards (P, G), got {logp.shape} and {rewards.shape}")
     if rewards.size != len(logp) or not logp.size:
@@ -246,7 +263,9 @@ def read_batch(arrays: Mapping[str, np.ndarray]) -> FrozenBatch:
 
 def _float_array(arrays: Mapping[str, np.ndarray], name: str) -> np.ndarray:
     array = np.asarray(arrays[name])
-    return array if array.dtype.kind == "f" else array.astype(np.float32)
+    if array.dtype.kind == "f":
+        return array
+    return array.astype(np.float32)
 
 
 def _mask(arrays: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -258,7 +277,10 @@ def _mask(arrays: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...]) -
 
 def _turns(arrays: Mapping[str, np.ndarray], mask: np.ndarray) -> Tensor:
     """Return the turn (B, T) of each token, -1 where masked; all are of the first one if the batch has no `turns`."""
-    turns = np.asarray(arrays["turns"]) if "turns" in arrays else np.zeros(mask.shape, dtype=np.int64)
+    if "turns" in arrays:
+        turns = np.asarray(arrays["turns"])
+    else:
+        turns = np.zeros(mask.shape, dtype=np.int64)
     if turns.shape != mask.shape or turns.dtype.kind not in "iu" or (turns[mask] < 0).any():
         raise UserError(f"batch: turns must be whole numbers from 0 of logp's shape {mask.shape}, got {turns.shape}")
     return torch.from_numpy(np.where(mask, turns, -1))

@@ -52,7 +52,10 @@ def data_config(argument: str) -> dict[str, Any]:
     if name in datamodules.__all__ or ("." in name and "/" not in name and not name.endswith(".yaml")):
         return {"class_path": name}
     path = find_config(name, "--data")
-    read = read_suite if "rewards" in (load_yaml(path.read_text()) or {}) else load_config
+    if "rewards" in (load_yaml(path.read_text()) or {}):
+        read = read_suite
+    else:
+        read = load_config
     data = read(path).get("data")
     if not isinstance(data, dict):
         raise UserError(f"--data: {path} has no `data` with a class_path; give a config of `fit`, a suite or a file")

@@ -33,7 +33,10 @@ class ClusterCommand:
     """
 
     def __init__(self, study: Study, cell: Cell, root: Path, log: Path) -> None:
-        self.study, self.cell, self.root, self.log = study, cell, root, log
+        self.study = study
+        self.cell = cell
+        self.root = root
+        self.log = log
 
     def __call__(self) -> int:
         """Run the command; return its exit status."""
@@ -56,7 +59,8 @@ class ClusterJob:
     """A submitted command with the methods of a process that `run_cells` uses."""
 
     def __init__(self, job: Any, log: Path) -> None:
-        self.job, self.log = job, log
+        self.job = job
+        self.log = log
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
@@ -100,7 +104,8 @@ class Cluster:
 
         if "timeout_min" not in options:
             raise UserError("--cluster: give timeout_min, the minutes after which a job is queued again")
-        self.root, parameters = root.absolute(), dict(options)
+        self.root = root.absolute()
+        parameters = dict(options)
         try:
             cluster = str(parameters.pop("cluster", "slurm"))
             self._executor = submitit.AutoExecutor(self.root / "jobs", cluster=cluster)
@@ -121,8 +126,10 @@ class Progress:
     """
 
     def __init__(self, folder: StudyFolder) -> None:
-        self.folder, self.total = folder, len(folder.states)
-        self.done, self._ended = len(folder.with_status("done")), 0
+        self.folder = folder
+        self.total = len(folder.states)
+        self.done = len(folder.with_status("done"))
+        self._ended = 0
         self._began = time.monotonic()
         self._started: dict[Cell, tuple[int, float]] = {}  # its number and start time
         if self.done:
@@ -173,7 +180,9 @@ def run_cells(folder: StudyFolder, jobs: int, lock: int, cluster: Cluster | None
         lock: descriptor that the processes keep open.
         cluster: where to run them; None = as processes of this machine.
     """
-    study, root, progress = folder.study, folder.root, Progress(folder)
+    study = folder.study
+    root = folder.root
+    progress = Progress(folder)
     pending = deque(state.cell for state in folder.with_status("pending"))
     running: dict[Cell, tuple[CellCommand, Process]] = {}
 
@@ -196,7 +205,8 @@ def run_cells(folder: StudyFolder, jobs: int, lock: int, cluster: Cluster | None
             time.sleep(0.1)
             for cell in [cell for cell, (_, process) in running.items() if process.poll() is not None]:
                 command, process = running.pop(cell)
-                if status := process.wait():
+                status = process.wait()
+                if status:
                     progress.ended(cell, reason(root / cell.folder / LOG, status))
                     continue
                 command.finish()
@@ -214,7 +224,8 @@ def run_cells(folder: StudyFolder, jobs: int, lock: int, cluster: Cluster | None
 def reason(log: Path, status: int) -> str:
     """Return why a run failed: its last reported error, else the signal that killed it, else its last line."""
     lines = log.read_text(errors="replace").rpartition(BEGIN)[2].splitlines()[1:]
-    if errors := [line for line in lines if ERROR_LINE.match(line)]:
+    errors = [line for line in lines if ERROR_LINE.match(line)]
+    if errors:
         return errors[-1].removeprefix("lit-rlvr: error: ")
     if status < 0:
         return f"killed by {signal.Signals(-status).name}"

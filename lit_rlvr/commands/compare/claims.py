@@ -51,7 +51,9 @@ class PrintedClaim:
         """What the claim is about, for tables."""
         if self.suite is not None:
             return f"{self.metric}, {self.suite}"
-        return f"{self.metric}, last quarter of training" if "/" in self.metric else self.metric
+        if "/" in self.metric:
+            return f"{self.metric}, last quarter of training"
+        return self.metric
 
     def pairs(self, results: Mapping[str, Any]) -> list[tuple[float, float]]:
         """Return the claim's two values for each seed that has both, from results.json."""
@@ -65,7 +67,8 @@ class PrintedClaim:
                 return dict.fromkeys(seeds, self._before(task))
             return {seed: self._value(run) for seed, run in task["cells"][cell]["by_seed"].items()}
 
-        more, less = values(self.more), values(self.less)
+        more = values(self.more)
+        less = values(self.less)
         by_seed = ((more.get(seed), less.get(seed)) for seed in seeds)
         return [(x, y) for x, y in by_seed if x is not None and y is not None]
 
@@ -77,8 +80,13 @@ class PrintedClaim:
     def _value(self, run: Mapping[str, Any]) -> float | None:
         if self.averaged:
             return complete_mean([run["suites"].get(suite, {}).get(self.metric) for suite in self.averaged])
-        value = run["quarters"][self.metric][-1] if self.metric in run["quarters"] else run.get(self.metric)
-        return None if value is None else float(value)
+        if self.metric in run["quarters"]:
+            value = run["quarters"][self.metric][-1]
+        else:
+            value = run.get(self.metric)
+        if value is None:
+            return None
+        return float(value)
 
     def _before(self, task: Mapping[str, Any]) -> float | None:
         tables = [table["suites"] for table in task.get("before_suites", {}).values()]
@@ -89,7 +97,9 @@ class PrintedClaim:
 def complete_mean(values: Sequence[float | None]) -> float | None:
     """Return the mean; None if a value is missing, or without any."""
     present = [value for value in values if value is not None]
-    return mean(present) if present and len(present) == len(values) else None
+    if present and len(present) == len(values):
+        return mean(present)
+    return None
 
 
 @dataclass(frozen=True)
@@ -109,11 +119,14 @@ class DecidedClaim:
         """The verdict on the claim, or that it is exploratory."""
         if not self.claim.primary:
             return "exploratory"
-        return "cannot tell" if self.result is None else self.result.reading
+        if self.result is None:
+            return "cannot tell"
+        return self.result.reading
 
     def as_data(self) -> dict[str, Any]:
         """Return the claim and its result for JSON."""
-        claim, result = self.claim, self.result
+        claim = self.claim
+        result = self.result
         claimed = {name: getattr(claim, name) for name in ("says", "where", "task", "more", "less", "printed")}
         data: dict[str, Any] = {**claimed, "measure": claim.measure, "verdict": self.verdict, "n": 0}
         if result is not None:
@@ -124,12 +137,16 @@ class DecidedClaim:
 
     def row(self) -> list[str]:
         """Return the claim's row of the table."""
-        claim, result = self.claim, self.result
+        claim = self.claim
+        result = self.result
         printed = "-" if claim.printed is None else f"{claim.printed:+.3g}"
         verdict = f"**{self.verdict}**" if claim.primary else self.verdict
         if result is None:
             return [claim.says, claim.where, claim.measure, "-", "-", printed, "0", "-", verdict]
-        interval = f" [{', '.join(f'{x:.3g}' for x in result.interval)}]" if result.interval else ""
+        if result.interval:
+            interval = f" [{', '.join(f'{x:.3g}' for x in result.interval)}]"
+        else:
+            interval = ""
         p = p_text(result.p) + (f", {p_text(result.adjusted)}" if claim.primary else "")
         if self.verdict == "cannot tell" and result.could_show is not None:
             verdict += f" (could show {result.could_show:.3g})"

@@ -142,7 +142,8 @@ def _write_results(folder: StudyFolder) -> None:
     Raises:
         FailedCells: other cells failed.
     """
-    root, study = folder.root, folder.study
+    root = folder.root
+    study = folder.study
     runs = [read_cell(state.cell, root) for state in folder.with_status("done")]
     if runs and not any(study.metric in run.last for run in runs):
         log.warning("metric: no run has %s at its last step; it has %s", study.metric, ", ".join(runs[0].last))

@@ -84,10 +84,14 @@ def band(runs: Sequence[FinishedRun], x: str | None, metric: str) -> tuple[np.nd
     curves = [smoothed(curve) for curve in curves if curve]
     if not curves:
         return None
-    first, last = max(curve[0][0] for curve in curves), min(curve[-1][0] for curve in curves)
+    first = max(curve[0][0] for curve in curves)
+    last = min(curve[-1][0] for curve in curves)
     grid = np.array(sorted({place for curve in curves for place, _ in curve if first <= place <= last}))
     values = np.array([np.interp(grid, [p for p, _ in c], [v for _, v in c]) for c in curves])  # (runs, n)
-    deviation = values.std(0, ddof=1) if len(curves) > 1 else np.zeros(len(grid))
+    if len(curves) > 1:
+        deviation = values.std(0, ddof=1)
+    else:
+        deviation = np.zeros(len(grid))
     return grid, values.mean(0), deviation
 
 

@@ -81,15 +81,25 @@ class PrintedTable:
     def ours(self, row: str, column: str, task: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """Return our spread for a cell of the table from the task in results.json; None if there is none."""
         if self.metric == "run":
-            return None if row == BEFORE else SPREAD_COLUMNS[column](task["cells"][row])
-        tables = task.get("before_suites", {}) if row == BEFORE else task["cells"][row]["suites"]
+            if row == BEFORE:
+                return None
+            return SPREAD_COLUMNS[column](task["cells"][row])
+        if row == BEFORE:
+            tables = task.get("before_suites", {})
+        else:
+            tables = task["cells"][row]["suites"]
         for values in tables.values():
             if self.suite is None:
-                results = values["average"] if column == AVERAGE else values["suites"].get(column, {})
-                if spread := results.get(self.metric):
+                if column == AVERAGE:
+                    results = values["average"]
+                else:
+                    results = values["suites"].get(column, {})
+                spread = results.get(self.metric)
+                if spread:
                     return dict(spread)
             elif self.suite in values["suites"]:
-                results, key = values["suites"][self.suite], self.metric or column
+                results = values["suites"][self.suite]
+                key = self.metric or column
                 if self.metric is not None:
                     results = results["categories"].get(column, {})
                 return results.get(key)
@@ -161,7 +171,8 @@ def load_printed(name: str) -> Paper:
             for t in values.get("tables", ())
         ]  # fmt: skip
         claims = [PrintedClaim(**claim) for claim in values.get("claims", ())]
-        study, seeds = str(values["study"]), values.get("seeds")
+        study = str(values["study"])
+        seeds = values.get("seeds")
     except KeyError as error:
         raise UserError(
             f"{path} has no {error.args[0]!r}; see the shipped ones in {config_folder() / 'printed'}"
@@ -187,7 +198,9 @@ def with_printed(claim: PrintedClaim, tables: Sequence[PrintedTable]) -> Printed
         if claim.printed is None and {claim.more, claim.less} <= t.rows.keys():
             values = [t.rows[str(row)][t.columns.index(str(column))].value for row in (claim.more, claim.less)]
             difference = round(values[0] - values[1], 3) / 100
-            return replace(claim, printed=difference) if difference > 0 else claim
+            if difference > 0:
+                return replace(claim, printed=difference)
+            return claim
     if claim.suite == AVERAGE and not claim.suites:
         raise UserError(f"claim {claim.says!r}: no table has the column {AVERAGE} of {claim.task}, {claim.metric}")
     return claim

@@ -40,7 +40,9 @@ def paired_t_test(differences: Sequence[float]) -> float | None:
     if len(differences) < 2:
         return None
     if np.ptp(differences) < 1e-12:
-        return 1.0 if abs(differences[0]) < 1e-12 else None
+        if abs(differences[0]) < 1e-12:
+            return 1.0
+        return None
     return float(ttest_1samp(differences, 0.0).pvalue)
 
 
@@ -65,7 +67,8 @@ def sign_flip_test(differences: Sequence[float]) -> float | None:
     if len(sizes) > MOST_PAIRS:
         signs = np.random.default_rng(0).choice([-1.0, 1.0], (RESAMPLES, len(sizes)))
         return float((1 + (np.abs(signs @ sizes) >= observed).sum()) / (1 + RESAMPLES))
-    first, second = np.sort(_signed_sums(sizes[::2])), np.sort(_signed_sums(sizes[1::2]))
+    first = np.sort(_signed_sums(sizes[::2]))
+    second = np.sort(_signed_sums(sizes[1::2]))
     above = len(first) * len(second) - np.searchsorted(second, observed - first).sum()
     return float(2 * above / (len(first) * len(second)))  # each choice and its opposite are as far
 
@@ -181,7 +184,8 @@ def holm(values: Sequence[float]) -> list[float]:
 
     Source: Holm 1979.
     """
-    adjusted, largest = [0.0] * len(values), 0.0
+    adjusted = [0.0] * len(values)
+    largest = 0.0
     for rank, i in enumerate(sorted(range(len(values)), key=lambda i: values[i])):
         largest = max(largest, min(1.0, (len(values) - rank) * values[i]))
         adjusted[i] = largest
@@ -191,7 +195,9 @@ def holm(values: Sequence[float]) -> list[float]:
 def p_text(p: float) -> str:
     """Return a p-value with three digits, or with four where three do not show on which side of the level it lies."""
     short = f"{p:.3f}" if p >= 1e-3 else "< 0.001"
-    return f"{p:.4f}" if short == f"{LEVEL:.3f}" else short
+    if short == f"{LEVEL:.3f}":
+        return f"{p:.4f}"
+    return short
 
 
 def least_pairs(comparisons: int) -> int:

@@ -108,13 +108,14 @@ def load_study(name: str) -> Study:
     """
     path = find_config(name, "STUDY")
     study = read_config(path, KEYS, "STUDY")
-    if missing := [key for key in ("name", "cells", "baseline", "budget") if key not in study]:
+    missing = [key for key in ("name", "cells", "baseline", "budget") if key not in study]
+    if missing:
         raise UserError(f"STUDY: {path}: `{missing[0]}` is missing")
     tasks = _named(study.get("tasks", {"task": {}}), "tasks", path)
     cells = _named(study["cells"], "cells", path)
     seeds = study.get("seeds", [0, 1, 2])
     budget = _budget(study["budget"], path)
-    if not isinstance(seeds, list) or not seeds or len({s for s in seeds if type(s) is int and s >= 0}) < len(seeds):
+    if not _are_seeds(seeds):
         raise UserError(f"STUDY: {path}: seeds: {seeds} is not a list of different whole numbers")
     if study["baseline"] not in list(cells):
         raise UserError(f"STUDY: {path}: baseline: {study['baseline']!r} is not one of the cells {', '.join(cells)}")
@@ -137,6 +138,14 @@ def load_study(name: str) -> Study:
         protocol=study.get("protocol"),
         diversity=list(study.get("diversity") or []),
     )
+
+
+def _are_seeds(value: Any) -> bool:
+    """Return True for a list of different whole numbers from 0."""
+    if not isinstance(value, list) or not value:
+        return False
+    numbers = {seed for seed in value if type(seed) is int and seed >= 0}
+    return len(numbers) == len(value)
 
 
 def algorithm_options(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -162,7 +171,9 @@ def _resolve_suite(suite: str | dict[str, Any], path: Path) -> str | dict[str, A
         return suite | {"suite": _resolve_suite(str(suite.get("suite", "")), path)}
     name, equals, location = suite.rpartition("=")
     path_near = path.parent / location
-    return f"{name}{equals}{path_near.resolve()}" if path_near.is_file() else suite
+    if path_near.is_file():
+        return f"{name}{equals}{path_near.resolve()}"
+    return suite
 
 
 def _named(section: Any, key: str, path: Path) -> dict[str, dict[str, Any]]:

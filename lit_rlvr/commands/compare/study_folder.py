@@ -58,7 +58,8 @@ class StudyFolder:
     """
 
     def __init__(self, root: Path, study: Study) -> None:
-        self.root, self.study = root, study
+        self.root = root
+        self.study = study
         _check(root, study)
         self.states = {cell.folder: State(cell) for cell in study.cells}
         for state in self.states.values():
@@ -70,7 +71,8 @@ class StudyFolder:
     def set_status(self, cell: Cell, status: CellStatus, error: str | None = None) -> None:
         """Record a cell's progress."""
         state = self.states[cell.folder]
-        state.status, state.error = status, error
+        state.status = status
+        state.error = error
         self._write()
 
     def with_status(self, *statuses: CellStatus) -> list[State]:
@@ -125,7 +127,8 @@ def _check(root: Path, study: Study) -> None:
         before = json.loads(path.read_text())
         if before["name"] != study.name:
             raise UserError(f"--out: {root} holds the study {before['name']!r}, not {study.name!r}; choose another")
-        if removed := {cell["run"] for cell in before["cells"]} - {str(cell.folder) for cell in study.cells}:
+        removed = {cell["run"] for cell in before["cells"]} - {str(cell.folder) for cell in study.cells}
+        if removed:
             raise UserError(f"--out: {root} holds {min(removed)}, which the study no longer has; choose another")
     elif existing := [
         name for name in (*CELL_FILES, "results.json", "results.md", "figures") if (root / name).exists()
@@ -180,7 +183,10 @@ def next_command(study: Study, cell: Cell, root: Path) -> CellCommand | None:
     """
     run = root / cell.folder
     if not is_complete(run):
-        again = ["--ckpt_path", "last"] if list_checkpoints(run) else ["--overwrite", "true"]
+        if list_checkpoints(run):
+            again = ["--ckpt_path", "last"]
+        else:
+            again = ["--overwrite", "true"]
         return CellCommand(["fit", "--config", str(run / CONFIG), "--trainer.default_root_dir", str(run), *again])
     if not study.suites:
         return None
@@ -214,7 +220,10 @@ def _evaluate(study: Study, cell: Cell, run: Path, model: str, out: Path) -> Cel
     """
     engine = (cell.config.get("rollout") or {}).get("engine")
     trainer = cell.config.get("trainer") or {}
-    devices = trainer.get("devices") if trainer.get("accelerator") == "gpu" else None
+    if trainer.get("accelerator") == "gpu":
+        devices = trainer.get("devices")
+    else:
+        devices = None
     options = ["--suite", json.dumps(study.all_suites), "--engine", engine if isinstance(engine, str) else "auto"]
     if isinstance(devices, int) and devices > 1:
         options += ["--devices", str(devices)]
@@ -222,7 +231,8 @@ def _evaluate(study: Study, cell: Cell, run: Path, model: str, out: Path) -> Cel
         options += ["--protocol", study.protocol]
     if study.diversity:
         options += ["--diversity", json.dumps(study.diversity)]
-    is_start, path = model != str(run), out / ARGUMENTS_FILE
+    is_start = model != str(run)
+    path = out / ARGUMENTS_FILE
     # Recorded without the study's folder, which may move.
     options_used = [*options, *(["--like", str(cell.folder)] if is_start else [])]
     if path.is_file() and json.loads(path.read_text()) == options_used:
@@ -234,4 +244,6 @@ def _evaluate(study: Study, cell: Cell, run: Path, model: str, out: Path) -> Cel
 def read_suites(folder: Path) -> Mapping[str, Mapping[str, Any]]:
     """Read the results of each suite from the folder of an evaluation; empty without one."""
     path = folder / "results.json"
-    return dict(json.loads(path.read_text())) if path.is_file() and (folder / ARGUMENTS_FILE).is_file() else {}
+    if path.is_file() and (folder / ARGUMENTS_FILE).is_file():
+        return dict(json.loads(path.read_text()))
+    return {}

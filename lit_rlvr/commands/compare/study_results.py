@@ -198,13 +198,18 @@ def _one_run(run: FinishedRun) -> dict[str, Any]:
 def quarters(history: Sequence[float]) -> list[float | None]:
     """Return the means over each quarter of at least four values."""
     n = len(history)
-    parts = [history[n * k // 4 : n * (k + 1) // 4] for k in range(4)] if n >= 4 else []
+    if n >= 4:
+        parts = [history[n * k // 4 : n * (k + 1) // 4] for k in range(4)]
+    else:
+        parts = []
     return [finite(mean(part)) for part in parts]
 
 
 def finite(value: float) -> float | None:
     """Return a number as JSON holds it: None for NaN and infinity."""
-    return float(value) if math.isfinite(value) else None
+    if math.isfinite(value):
+        return float(value)
+    return None
 
 
 def _tables(study: Study, suites_by_seed: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
@@ -298,7 +303,8 @@ def pass_at_k_spreads(rows: Sequence[MetricRow]) -> dict[str, dict[str, Any]]:
     by_set: dict[str, dict[int, list[float]]] = {}
     for row in rows:
         for name, value in row.items():
-            if match := re.fullmatch(r"val/(.+)/pass@(\d+)", name):
+            match = re.fullmatch(r"val/(.+)/pass@(\d+)", name)
+            if match:
                 by_set.setdefault(match[1], {}).setdefault(int(match[2]), []).append(value)
     return {
         name: {str(k): spread(values) for k, values in sorted(by_k.items())} for name, by_k in sorted(by_set.items())

@@ -87,7 +87,8 @@ def _across(title: str, suites: Sequence[str], keys: Mapping[str, str], rows: Ma
 
 def _by_category(suite: str, key: str, rows: Mapping[str, Any]) -> Iterator[str]:
     by_cell = {name: row["suites"].get(suite, {}).get("categories", {}) for name, row in rows.items()}
-    if categories := list(dict.fromkeys(category for row in by_cell.values() for category in row)):
+    categories = list(dict.fromkeys(category for row in by_cell.values() for category in row))
+    if categories:
         cells = {name: {c: values.get(key) for c, values in row.items()} for name, row in by_cell.items()}
         yield _table(f"{suite}: {key} by category", categories, cells)
 
@@ -129,11 +130,16 @@ def plus_minus(spread: Spread, digits: int = 3, factor: float = 1) -> str:
     if spread is None or spread.get("mean") is None:
         return "-"
     text = f"{factor * spread['mean']:.{digits}f}"
-    return text if spread["std"] is None else f"{text} ± {factor * spread['std']:.{digits}f}"
+    if spread["std"] is None:
+        return text
+    return f"{text} ± {factor * spread['std']:.{digits}f}"
 
 
 def _main_table(study: Study, task: Mapping[str, Any]) -> str:
-    rows = [[BEFORE, "", plus_minus(task["before"]), *[""] * 6]] if task["before"] else []
+    if task["before"]:
+        rows = [[BEFORE, "", plus_minus(task["before"]), *[""] * 6]]
+    else:
+        rows = []
     for name, cell in task["cells"].items():
         versus = cell.get("versus_baseline")
         against = [""] * 5
@@ -153,7 +159,9 @@ def _interval(value: Mapping[str, Any] | None) -> str:
     if value is None:
         return "-"
     text = f"{value['value']:.3f}"
-    return text if value["ci95"] is None else f"{text} [{value['ci95'][0]:.2f}, {value['ci95'][1]:.2f}]"
+    if value["ci95"] is None:
+        return text
+    return f"{text} [{value['ci95'][0]:.2f}, {value['ci95'][1]:.2f}]"
 
 
 def _overall(study: Study, results: Mapping[str, Any]) -> list[str]:
@@ -171,7 +179,9 @@ def _overall(study: Study, results: Mapping[str, Any]) -> list[str]:
 def _p(value: float | None) -> str:
     if value is None:
         return "-"
-    return f"**{p_text(value)}**" if value < LEVEL else p_text(value)
+    if value < LEVEL:
+        return f"**{p_text(value)}**"
+    return p_text(value)
 
 
 def _tested(study: Study, task: Mapping[str, Any]) -> str:

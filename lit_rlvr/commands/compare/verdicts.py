@@ -72,14 +72,18 @@ class PairedDifference:
 
         It holds for a single t-test, before the correction; None with fewer pairs than needed.
         """
-        return detectable(self.n) * stdev(self.differences) if self.n >= self.needed else None
+        if self.n >= self.needed:
+            return detectable(self.n) * stdev(self.differences)
+        return None
 
     @property
     def verdict(self) -> str:
         """The verdict by sign flips alone."""
         if self.adjusted >= LEVEL:
             return "cannot tell"
-        return "seen" if self.difference > 0 else "not seen"
+        if self.difference > 0:
+            return "seen"
+        return "not seen"
 
     @property
     def reading(self) -> str:
@@ -88,7 +92,9 @@ class PairedDifference:
         If sign flips cannot tell although there are enough pairs, the t-test against the printed difference decides.
         """
         is_smaller = self.below is not None and self.below < LEVEL and self.n >= self.needed
-        return SMALLER_THAN_PRINTED if is_smaller and self.verdict == "cannot tell" else self.verdict
+        if is_smaller and self.verdict == "cannot tell":
+            return SMALLER_THAN_PRINTED
+        return self.verdict
 
 
 def paired_differences(

@@ -13,8 +13,12 @@ from lit_rlvr.commands.report.groups import RunGroup
 from lit_rlvr.commands.report.runs import RunRecord, metric_names
 from lit_rlvr.common.terminal import number_text
 
-CHART_WIDTH, CHART_HEIGHT = 340, 190
-LEFT, RIGHT, TOP, BOTTOM = 44, 10, 8, 24
+CHART_WIDTH = 340
+CHART_HEIGHT = 190
+LEFT = 44
+RIGHT = 10
+TOP = 8
+BOTTOM = 24
 MAX_MARKED_POINTS = 13
 """A curve with at most this many points shows each of them."""
 
@@ -33,7 +37,8 @@ def chart(title: str, curves_of_groups: Sequence[Curve | None], numbers: Sequenc
         their numbers.
     """
     curves = [(number, curve) for number, curve in zip(numbers, curves_of_groups, strict=True) if curve is not None]
-    low, high = min(min(c.low) for _, c in curves), max(max(c.high) for _, c in curves)
+    low = min(min(c.low) for _, c in curves)
+    high = max(max(c.high) for _, c in curves)
     ticks = nice_ticks(0.0 if 0 <= low < 0.6 * high or 0 <= low == high else low, high)
     last = max(1, *(c.steps[-1] for _, c in curves))
     x = partial(scale, low=0, high=last, start=LEFT, end=CHART_WIDTH - RIGHT)
@@ -81,7 +86,8 @@ def nice_ticks(low: float, high: float, most: int = 5) -> list[float]:
     span = high - low or abs(high) or 1.0
     unit = 10 ** math.floor(math.log10(span / (most - 1)))
     step = next(unit * factor for factor in (1, 2, 2.5, 5, 10) if unit * factor * (most - 1) >= span * (1 - 1e-9))
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    first = math.floor(low / step + 1e-9)
+    last = math.ceil(high / step - 1e-9)
     return [round(k * step, 12 - math.floor(math.log10(step))) for k in range(first, max(last, first + 1) + 1)]
 
 
@@ -89,7 +95,9 @@ def tick_text(value: float) -> str:
     """Return a tick's short label: 12k for 12000, 2e-5 for 0.00002."""
     if value and abs(value) < 1e-3:
         return f"{value:.2g}".replace("e-0", "e-")
-    return f"{value / 1000:.6g}k" if abs(value) >= 10_000 else f"{value:.6g}"
+    if abs(value) >= 10_000:
+        return f"{value / 1000:.6g}k"
+    return f"{value:.6g}"
 
 
 ChartMetrics = Sequence[tuple[str, tuple[str, ...]]]

@@ -62,12 +62,15 @@ def extremes(rewards: Sequence[float | None]) -> list[int]:
     ranked = sorted(known, key=lambda g: -known[g])
     ranked += [g for g in range(len(rewards)) if g not in known]
     half = MOST_COMPLETIONS // 2
-    return ranked if len(ranked) <= MOST_COMPLETIONS else ranked[:half] + ranked[-half:]
+    if len(ranked) <= MOST_COMPLETIONS:
+        return ranked
+    return ranked[:half] + ranked[-half:]
 
 
 def turns_of(row: dict[str, Any]) -> list[tuple[str, str | None]]:
     """Return (completion, observation) of each turn; without an environment, the completion alone."""
-    if turns := row.get("turns"):
+    turns = row.get("turns")
+    if turns:
         return [(turn["text"], turn["observation"]) for turn in turns]
     return [(row["completion"], None)]
 

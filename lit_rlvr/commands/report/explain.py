@@ -90,7 +90,8 @@ def show_group(step: int, algorithm: str, group: dict[str, Any]) -> None:
     headings = (column.replace(" ", "\n") for column in COMPLETION_COLUMNS)
     rows = [(str(g), *cells(completion)) for g, completion in enumerate(group["completions"])]
     console.print_table(table_of(("g", *headings), rows, title="\nFrom reward to weight"))
-    if criteria := criteria_rows(group["completions"]):
+    criteria = criteria_rows(group["completions"])
+    if criteria:
         console.print_table(
             table_of(("criterion", *(row[0] for row in rows)), criteria, title="\nScores of the rubric")
         )
@@ -120,7 +121,9 @@ def cells(completion: dict[str, Any]) -> list[str]:
 
 
 def _number(value: float | None, form: str) -> str:
-    return "none" if value is None else format(value, form)
+    if value is None:
+        return "none"
+    return format(value, form)
 
 
 def criteria_rows(completions: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
@@ -194,7 +197,14 @@ def _thought_tokens(prompt: str, tokens: Sequence[str]) -> int:
 def _token_view(text: str, weight: float, clipped: bool, numbers: str, scale: float) -> dict[str, str]:
     if numbers == OBSERVED:
         return {"text": text, "kind": "observed", "strength": "0", "numbers": numbers}
-    kind = "clip" if clipped else "up" if weight > 0 else "down" if weight < 0 else ""
+    if clipped:
+        kind = "clip"
+    elif weight > 0:
+        kind = "up"
+    elif weight < 0:
+        kind = "down"
+    else:
+        kind = ""
     return {"text": text, "kind": kind, "strength": f"{0.75 * abs(weight) / scale:.3g}", "numbers": numbers}
 
 

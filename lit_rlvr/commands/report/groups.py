@@ -75,7 +75,8 @@ def read_study(folder: Path, read: Callable[[Path], RunRecord] = read_run) -> tu
         raise UserError(f"{path} cannot be read: {error}") from error
     groups: dict[tuple[str, str], RunGroup] = {}
     for cell in study["cells"]:
-        name, task = cell["name"], cell["task"]
+        name = cell["name"]
+        task = cell["task"]
         group = groups.setdefault((name, task), RunGroup(name, task, baseline=name == study.get("baseline")))
         group.wanted += 1
         if cell["status"] != "done":
@@ -123,4 +124,6 @@ def _title(groups: list[RunGroup]) -> str:
 def _listed(names: list[str], kind: str) -> str:
     """Return a few names, or the number of many."""
     different = list(dict.fromkeys(names))
-    return ", ".join(different) if len(different) < 4 else f"{len(different)} {kind}"
+    if len(different) < 4:
+        return ", ".join(different)
+    return f"{len(different)} {kind}"

@@ -59,7 +59,10 @@ def write_report(runs: Sequence[str | Path], out: str | Path | None = None) -> P
         UserError: a folder holds no run, or the page cannot be written.
     """
     folders = [Path(run) for run in runs]
-    target = Path(out) if out is not None else (folders[0] if len(folders) == 1 else Path()) / "report.html"
+    if out is not None:
+        target = Path(out)
+    else:
+        target = (folders[0] if len(folders) == 1 else Path()) / "report.html"
     write_page(target, report_page(*read_groups(folders)), "--out")
     return target
 
@@ -115,7 +118,8 @@ def contents(groups: Sequence[RunGroup], all_curves: bool = True) -> dict[str, A
 def _task(name: str, groups: Sequence[RunGroup], legends: Sequence[dict[str, Any]], all_curves: bool) -> dict[str, Any]:
     """Return the results, curves and validation of the groups that are compared with each other."""
     chosen = [legend for group, legend in zip(groups, legends, strict=True) if group.task == name]
-    members, numbers = [groups[legend["number"]] for legend in chosen], [legend["number"] for legend in chosen]
+    members = [groups[legend["number"]] for legend in chosen]
+    numbers = [legend["number"] for legend in chosen]
     columns, rows = results_table(members)
     return dict(
         name=name, legends=chosen, columns=columns, results=rows,

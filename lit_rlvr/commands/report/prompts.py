@@ -36,7 +36,11 @@ def verdict_text(row: dict[str, Any]) -> str:
     """Return "correct", "wrong", "check failed" or "not judged" for a recorded completion."""
     if row["status"] == "error":
         return "check failed"
-    return "not judged" if row["correct"] is None else "correct" if row["correct"] else "wrong"
+    if row["correct"] is None:
+        return "not judged"
+    if row["correct"]:
+        return "correct"
+    return "wrong"
 
 
 @dataclass(slots=True)
@@ -74,7 +78,9 @@ class Visit:
     @property
     def mean_reward(self) -> str:
         """The mean reward as text; "none" without one."""
-        return f"{self.reward / self.rewarded:.3g}" if self.rewarded else "none"
+        if self.rewarded:
+            return f"{self.reward / self.rewarded:.3g}"
+        return "none"
 
     @property
     def score(self) -> str:
@@ -106,7 +112,9 @@ class TrackedPrompt:
             return "never right"
         if not judged[-1].correct:
             return "lost"
-        return "right from the start" if judged[0].correct else "solved"
+        if judged[0].correct:
+            return "right from the start"
+        return "solved"
 
     @property
     def bars(self) -> list[tuple[float, str]]:
@@ -116,8 +124,10 @@ class TrackedPrompt:
 
 
 def _bar(visits: list[Visit]) -> tuple[float, str]:
-    correct, judged = sum(past.correct for past in visits), sum(past.judged for past in visits)
-    first, last = visits[0].step, visits[-1].step
+    correct = sum(past.correct for past in visits)
+    judged = sum(past.judged for past in visits)
+    first = visits[0].step
+    last = visits[-1].step
     steps = f"step {first}" if first == last else f"steps {first} to {last}"
     return correct / max(judged, 1), f"{steps}: {correct} of {judged}"
 
@@ -174,7 +184,8 @@ class Completions:
         return True
 
     def _index_line(self, line: bytes) -> None:
-        start, self.read = self.read, self.read + len(line)
+        start = self.read
+        self.read = self.read + len(line)
         try:
             row = json.loads(line)
         except ValueError:
@@ -183,12 +194,14 @@ class Completions:
             self.unreadable += 1
             return
         self.rows += 1
-        name, step = row["id"], row["step"]
+        name = row["id"]
+        step = row["step"]
         visit = self._last
         if visit is None or (visit.id, visit.step) != (name, step):
             visit = self._last = Visit(name, step, start, start)
             if name not in self.prompts:
-                text, answer = prompt_text(row["prompt"]), row["answer"]
+                text = prompt_text(row["prompt"])
+                answer = row["answer"]
                 self.prompts[name] = TrackedPrompt(name, text[:MAX_CHARACTERS], answer[:MAX_CHARACTERS])
             self.prompts[name].visits.append(visit)
         visit.end = self.read
@@ -218,7 +231,8 @@ def index_completions(run: RunRecord) -> Completions:
     index = Completions(run.path / "completions.jsonl")
     with run.noting("completions.jsonl"):
         index.index()
-    if bad := index.unreadable + (index.read < index.size):  # a killed run leaves a torn line
+    bad = index.unreadable + (index.read < index.size)
+    if bad:  # a killed run leaves a torn line
         run.notes.append(f"completions.jsonl: {bad} unreadable lines were left out")
     return index
 

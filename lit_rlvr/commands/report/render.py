@@ -80,4 +80,6 @@ def _environment() -> Environment:
 
 def _visible(value: Any) -> Any:
     """Return text and paths without control characters; leave the output of a macro unchanged."""
-    return value if hasattr(value, "__html__") or not isinstance(value, str | Path) else printable(str(value))
+    if hasattr(value, "__html__") or not isinstance(value, str | Path):
+        return value
+    return printable(str(value))

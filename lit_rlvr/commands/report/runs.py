@@ -122,7 +122,9 @@ class RunRecord:
         if not self.summary:
             return f"unfinished, or killed: it has no summary; its metrics reach step {steps}"
         stopped = self.summary.get("stopped")
-        return "" if stopped is None else f"stopped early, at step {steps}: {stopped}"
+        if stopped is None:
+            return ""
+        return f"stopped early, at step {steps}: {stopped}"
 
     def number(self, name: str) -> float | None:
         """Return a number from the summary; None if it is missing."""
@@ -162,7 +164,8 @@ def read_run(path: Path) -> RunRecord:
     run = RunRecord(path)
     with run.noting("config.yaml"):
         text = (path / "config.yaml").read_text(encoding="utf-8", errors="replace")
-        run.config, run.settings = text, dict(flatten(yaml.safe_load(text)))
+        run.config = text
+        run.settings = dict(flatten(yaml.safe_load(text)))
     with run.noting("metrics.csv"):
         run.metrics = {
             step: {name: value for name, value in row.items() if math.isfinite(value)}
@@ -180,4 +183,6 @@ def metric_names(runs: Iterable[RunRecord]) -> list[str]:
 
 
 def _finite_number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    if isinstance(value, int | float) and math.isfinite(value):
+        return float(value)
+    return None

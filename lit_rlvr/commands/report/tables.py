@@ -26,7 +26,8 @@ def results_table(groups: Sequence[RunGroup]) -> tuple[list[str], list[dict[str,
 
 
 def _result(group: RunGroup, baseline: RunGroup | None) -> dict[str, Any]:
-    before, after = _known(run.accuracies[0] for run in group.runs), _known(run.accuracies[1] for run in group.runs)
+    before = _known(run.accuracies[0] for run in group.runs)
+    after = _known(run.accuracies[1] for run in group.runs)
     gains = [b - a for a, b in (run.accuracies for run in group.runs) if a is not None and b is not None]
     reached = _summary_numbers(group.runs, "steps")
     done = sum(run.is_finished for run in group.runs)
@@ -95,14 +96,19 @@ def mean_std(values: Sequence[float], form: str = ".3f") -> str:
     if not values:
         return MISSING
     mean = format(fmean(values), form)
-    return f"{mean} \N{PLUS-MINUS SIGN} {format(stdev(values), form.removeprefix('+'))}" if len(values) > 1 else mean
+    if len(values) > 1:
+        return f"{mean} \N{PLUS-MINUS SIGN} {format(stdev(values), form.removeprefix('+'))}"
+    return mean
 
 
 def _before_after(runs: Sequence[RunRecord], metric: str) -> str:
     ends = [run.ends(metric) for run in runs]
-    first, last = _known(before for before, _ in ends), _known(after for _, after in ends)
+    first = _known(before for before, _ in ends)
+    last = _known(after for _, after in ends)
     form = ".1f" if metric.endswith("/length") else ".3f"
-    return f"{mean_std(first, form)} \N{RIGHTWARDS ARROW} {mean_std(last, form)}" if first or last else MISSING
+    if first or last:
+        return f"{mean_std(first, form)} \N{RIGHTWARDS ARROW} {mean_std(last, form)}"
+    return MISSING
 
 
 def _known(values: Iterable[float | None]) -> list[float]:

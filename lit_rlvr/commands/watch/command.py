@@ -46,7 +46,10 @@ def watch(folders: list[Path], host: str = "127.0.0.1", port: int = 7860) -> Non
     Raises:
         UserError: a folder holds no run, the port is taken, or starlette is not installed.
     """
-    token = None if host in ("127.0.0.1", "localhost", "::1") else secrets.token_urlsafe(16)
+    if host in ("127.0.0.1", "localhost", "::1"):
+        token = None
+    else:
+        token = secrets.token_urlsafe(16)
     require("starlette", "watch", "starlette", "uvicorn")
     import uvicorn
 
@@ -80,7 +83,8 @@ def states(folders: FollowedFolders) -> dict[str, dict[str, Any]]:
     """Return of each run the status, the findings and what it has learnt, for JSON."""
     found = {}
     for name, followed in folders.runs.items():
-        metrics, history = followed.run.metrics, RunHistory.of_folder(followed.path)
+        metrics = followed.run.metrics
+        history = RunHistory.of_folder(followed.path)
         found[name] = {
             **vars(followed.status),
             "findings": [vars(finding) for finding in findings(metrics, history)],

@@ -41,7 +41,9 @@ class RunStatus:
     @property
     def share(self) -> float | None:
         """The share of the run that is done, from 0 to 1."""
-        return min(self.step / self.steps, 1.0) if self.steps else None
+        if self.steps:
+            return min(self.step / self.steps, 1.0)
+        return None
 
 
 class FollowedRun:
@@ -66,7 +68,8 @@ class FollowedRun:
         stamps = tuple(_stamp(self.path / name) for name in FILES)
         if stamps == self._stamps:
             return False
-        self.run, self._stamps = read_run(self.path), stamps
+        self.run = read_run(self.path)
+        self._stamps = stamps
         return True
 
     @property
@@ -80,7 +83,12 @@ class FollowedRun:
         if live and live["stage"] != "ended" and silent < SILENT_SECONDS:
             return RunStatus("running", describe_state(live), live["step"], live["steps"])
         max_steps = self.run.settings.get("trainer.max_steps", "")
-        steps = live["steps"] if live else int(max_steps) if max_steps.isdigit() else None
+        if live:
+            steps = live["steps"]
+        elif max_steps.isdigit():
+            steps = int(max_steps)
+        else:
+            steps = None
         if self.run.is_finished:
             return RunStatus("finished", f"finished after {last} steps", last, last)
         if self.run.summary:
@@ -108,7 +116,8 @@ class FollowedFolders:
     def __init__(self, folders: Sequence[Path]) -> None:
         self._given = list(folders)
         self.runs: dict[str, FollowedRun] = {}
-        self.title, self.groups = "", list[RunGroup]()
+        self.title = ""
+        self.groups = list[RunGroup]()
         self.versions = {"metrics": 0, "completions": 0}  # numbers that change when these do
         self.lock = Lock()
         self.refresh()
@@ -131,7 +140,9 @@ class FollowedFolders:
         title, groups = read_groups([run for folder in folders for run in find_runs(folder)], read)
         if changed or title != self.title or list(runs) != list(self.runs):
             with self.lock:
-                self.title, self.groups, self.runs = title, groups, runs
+                self.title = title
+                self.groups = groups
+                self.runs = runs
                 self.versions["metrics"] += 1
 
     def read_completions(self) -> None:
@@ -153,7 +164,9 @@ class FollowedFolders:
     def unread(self) -> float:
         """The share of all completions that is not read yet."""
         size = sum(run.completions.size for run in self.runs.values())
-        return 1 - sum(run.completions.read for run in self.runs.values()) / size if size else 0.0
+        if size:
+            return 1 - sum(run.completions.read for run in self.runs.values()) / size
+        return 0.0
 
 
 def find_runs(folder: Path) -> list[Path]:
@@ -204,7 +217,9 @@ def format_duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+    if minutes < 100:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min"
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:

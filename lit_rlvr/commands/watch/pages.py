@@ -61,16 +61,21 @@ def prompt(folders: FollowedFolders, query: Mapping[str, str]) -> str:
 
     The page has the group's tokens if they were traced, and links to the prompt's other visits.
     """
-    run, name, step = query.get("run", ""), query.get("id", ""), query.get("step")
+    run = query.get("run", "")
+    name = query.get("id", "")
+    step = query.get("step")
     followed = _find_run(folders, run)
     tracked = followed.completions.prompts.get(name)
-    visit = (
-        next((past for past in reversed(tracked.visits) if step in (None, str(past.step))), None) if tracked else None
-    )
+    if tracked:
+        visit = next((past for past in reversed(tracked.visits) if step in (None, str(past.step))), None)
+    else:
+        visit = None
     if tracked is None or visit is None or not (rows := followed.completions.read_group(visit)):
         raise NotFound(f"prompt {name} was not sampled" + ("" if step is None else f" at step {step}"))
-    visits, traces = tracked.visits[-MOST_VISITS:], list_traces(followed.path)
-    group, problem = None, "Not saved: only the tokens of every run.trace_every-th rollout are."
+    visits = tracked.visits[-MOST_VISITS:]
+    traces = list_traces(followed.path)
+    group = None
+    problem = "Not saved: only the tokens of every run.trace_every-th rollout are."
     if visit.step in traces:
         try:
             group = next((group for group in read_trace(traces[visit.step])[1] if group["id"] == name), None)

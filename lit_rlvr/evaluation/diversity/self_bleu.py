@@ -54,10 +54,14 @@ def self_bleu(completions: CompletionGroup, tokenizer: Callable[[str], str]) -> 
     for ngrams, _ in counts:
         for ngram, count in ngrams.items():
             first, second = largest.get(ngram, (0, 0))
-            largest[ngram] = (count, first) if count > first else (first, max(second, count))
+            if count > first:
+                largest[ngram] = (count, first)
+            else:
+                largest[ngram] = (first, max(second, count))
     total = 0.0
     for i, (ngrams, length) in enumerate(counts):
-        clipped, totals = [0] * NGRAM_ORDER, [0] * NGRAM_ORDER
+        clipped = [0] * NGRAM_ORDER
+        totals = [0] * NGRAM_ORDER
         for ngram, count in ngrams.items():
             first, second = largest[ngram]
             clipped[len(ngram) - 1] += second if count == first else count

@@ -57,7 +57,9 @@ def _families() -> Iterator[type[VisionFamily]]:
 def vision_modules(model: Any) -> list[nn.Module]:
     """Return the parts of a model that turn pixels into features; none for a language model."""
     family = family_of(model.config)
-    return [] if family is None else family.vision_modules(model)
+    if family is None:
+        return []
+    return family.vision_modules(model)
 
 
 def language_modules(model: Any) -> Iterator[tuple[str, nn.Module]]:

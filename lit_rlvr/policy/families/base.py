@@ -57,7 +57,10 @@ class ImageProcessor(ABC):
     same_sizes: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, family: VisionFamily, folder: str, processor: Any, tokenizer: Any) -> None:
-        self.family, self.folder, self.processor, self.tokenizer = family, folder, processor, tokenizer
+        self.family = family
+        self.folder = folder
+        self.processor = processor
+        self.tokenizer = tokenizer
         self.check_sizes(processor, "image")
 
     def check_sizes(self, processor: Any, kind: str) -> None:
@@ -67,7 +70,8 @@ class ImageProcessor(ABC):
             UserError: names the size, which would fail deep in the model or count as another image's.
         """
         for name, other in self.same_sizes.items():
-            wanted, size = getattr(self.family.config.vision_config, name), getattr(processor, other, None)
+            wanted = getattr(self.family.config.vision_config, name)
+            size = getattr(processor, other, None)
             if wanted != size:
                 raise UserError(
                     f"model: the {kind} processor of {self.folder} has {other} {size}, its vision_config {name} "
@@ -193,7 +197,9 @@ class VisionFamily(ABC):
 
     def collapse(self, token_ids: Sequence[int], pixels: Pixels) -> list[int]:
         """Undo `ImageProcessor.expand`: one placeholder per image or video, for engines that expand them themselves."""
-        ids, collapsed, at = list(token_ids), [], 0
+        ids = list(token_ids)
+        collapsed = []
+        at = 0
         for placeholders in map(list, pixels.placeholders):
             while ids[at] != placeholders[0] or ids[at : at + len(placeholders)] != placeholders:
                 collapsed.append(ids[at])
@@ -251,7 +257,9 @@ class VisionFamily(ABC):
 
         By default these are `token_types`.
         """
-        return {} if self.token_types is None else {self.token_types: (token_ids == self.image_token_id).int()}
+        if self.token_types is None:
+            return {}
+        return {self.token_types: (token_ids == self.image_token_id).int()}
 
     # engines and plans
 

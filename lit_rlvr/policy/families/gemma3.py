@@ -26,7 +26,8 @@ class SquareProcessor(ImageProcessor):
 
     def __init__(self, family: VisionFamily, folder: str, processor: Any, tokenizer: Any) -> None:
         super().__init__(family, folder, processor, tokenizer)
-        side, size = family.config.vision_config.image_size, (processor.size["height"], processor.size["width"])
+        side = family.config.vision_config.image_size
+        size = (processor.size["height"], processor.size["width"])
         if size != (side, side):
             raise UserError(
                 f"model: the image processor of {folder} makes images of {size[1]} x {size[0]} pixels, its "
@@ -122,7 +123,8 @@ class Gemma3(VisionFamily):
 
     def blank(self) -> Pixels:
         """Return a made-up image."""
-        side, features = self.config.vision_config.image_size, [self.image_token_id] * self.features({})
+        side = self.config.vision_config.image_size
+        features = [self.image_token_id] * self.features({})
         values = made_up_pixels(side, side)
         tokens = (self.config.boi_token_id, *features, self.config.eoi_token_id)
         return Pixels(({"pixel_values": values},), (tokens,), ())

@@ -23,7 +23,8 @@ class PooledProcessor(ImageProcessor):
     def placeholders(self, width: int, height: int) -> tuple[int, ...]:
         from transformers.models.gemma4.image_processing_pil_gemma4 import get_aspect_ratio_preserving_size
 
-        patch, pool = self.processor.patch_size, self.processor.pooling_kernel_size
+        patch = self.processor.patch_size
+        pool = self.processor.pooling_kernel_size
         try:
             high, wide = get_aspect_ratio_preserving_size(
                 height, width, patch, self.processor.max_soft_tokens * pool**2, pool
@@ -101,7 +102,8 @@ def save_tiny_gemma4(
     save_random(AutoModelForImageTextToText, config, folder, seed, DRAWN)
     tokenizer = byte_tokenizer(SPECIALS, chat_template(ROLES["image_token"]), "<|endoftext|>", ROLES)
     sizes = {"patch_size": tower["patch_size"], "pooling_kernel_size": tower["pooling_kernel_size"]}
-    images, videos = Gemma4ImageProcessor(max_soft_tokens=70, **sizes), Gemma4VideoProcessor(**sizes)
+    images = Gemma4ImageProcessor(max_soft_tokens=70, **sizes)
+    videos = Gemma4VideoProcessor(**sizes)
     processors = Gemma4AudioFeatureExtractor(), images, tokenizer, videos
     Gemma4Processor(*processors, chat_template=tokenizer.chat_template, image_seq_length=70).save_pretrained(folder)
     return folder
@@ -140,7 +142,8 @@ class Gemma4(VisionFamily):
 
     def blank(self) -> Pixels:
         """Return a made-up image of 2 x 3 features."""
-        vision, pool = self.config.vision_config, self.config.vision_config.pooling_kernel_size
+        vision = self.config.vision_config
+        pool = self.config.vision_config.pooling_kernel_size
         at = torch.cartesian_prod(torch.arange(2 * pool), torch.arange(3 * pool)).flip(-1)[None]  # (1, n, 2), x and y
         values = torch.linspace(0, 1, at.shape[1] * 3 * vision.patch_size**2).mul(100).sin().view(1, at.shape[1], -1)
         tokens = (self.config.boi_token_id, *[self.image_token_id] * 6, self.config.eoi_token_id)

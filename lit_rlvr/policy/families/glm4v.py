@@ -24,7 +24,9 @@ class FramesProcessor(QwenImageProcessor):
         return smart_resize(frames, height, width, frames, self._unit, self._min, self._max)
 
 
-START, STOP, IMAGE = "<|begin_of_image|>", "<|end_of_image|>", "<|image|>"
+START = "<|begin_of_image|>"
+STOP = "<|end_of_image|>"
+IMAGE = "<|image|>"
 SPECIALS = (*LLM_SPECIALS, START, STOP, IMAGE, "<|begin_of_video|>", "<|end_of_video|>", "<|video|>")
 
 
@@ -59,7 +61,8 @@ def save_tiny_glm4v(
     save_random(AutoModelForImageTextToText, config, folder, seed)
     tokenizer = byte_tokenizer(SPECIALS, chat_template(START + IMAGE + STOP), "<|endoftext|>")
     bounds = {"patch_size": encoder["patch_size"], "size": {"shortest_edge": 3136, "longest_edge": 1003520}}
-    images, videos = Glm4vImageProcessor(**bounds), Glm4vVideoProcessor(**bounds)
+    images = Glm4vImageProcessor(**bounds)
+    videos = Glm4vVideoProcessor(**bounds)
     Glm4vProcessor(images, tokenizer, videos, tokenizer.chat_template).save_pretrained(folder)
     return folder
 

@@ -25,7 +25,8 @@ class CanvasProcessor(ImageProcessor):
 
     def __init__(self, family: VisionFamily, folder: str, processor: Any, tokenizer: Any) -> None:
         super().__init__(family, folder, processor, tokenizer)
-        tile, wanted = (processor.size["height"], processor.size["width"]), family.config.vision_config.image_size
+        tile = (processor.size["height"], processor.size["width"])
+        wanted = family.config.vision_config.image_size
         if tile != tuple(wanted):
             raise UserError(
                 f"model: the image processor of {folder} has tiles of {tile[1]} x {tile[0]} pixels, its vision_config "

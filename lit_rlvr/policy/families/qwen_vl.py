@@ -39,7 +39,8 @@ class QwenImageProcessor(ImageProcessor):
         super().__init__(family, folder, processor, tokenizer)
         self._merge = int(processor.merge_size)
         self._unit = int(processor.patch_size) * self._merge
-        self._min, self._max = processor.size["shortest_edge"], processor.size["longest_edge"]
+        self._min = processor.size["shortest_edge"]
+        self._max = processor.size["longest_edge"]
 
     def grid(self, width: int, height: int) -> tuple[int, int]:
         """Return how many patches (height, width) an image of this size, in pixels, has after resizing.
@@ -141,7 +142,8 @@ class QwenImageProcessor(ImageProcessor):
         options = {"do_resize": False, "do_sample_frames": False, "cap_pixels_per_frame": True}
         outputs = processor(videos=[video.array], return_tensors="pt", **options)
         seconds = processor.temporal_patch_size * video.total / len(video.indices) / video.fps
-        patches, grid = outputs["pixel_values_videos"], outputs["video_grid_thw"]
+        patches = outputs["pixel_values_videos"]
+        grid = outputs["video_grid_thw"]
         inputs = {"pixel_values": patches, "image_grid_thw": grid, "second_per_grid_ts": torch.tensor([seconds])}
         return inputs, self._video_tokens(grid, video)
 
@@ -284,7 +286,8 @@ class QwenVL(VisionFamily):
     def blank(self) -> Pixels:
         """Return a made-up image of 2 x 3 features."""
         vision = self.config.vision_config
-        merge, size = vision.spatial_merge_size, vision.temporal_patch_size * vision.in_channels * vision.patch_size**2
+        merge = vision.spatial_merge_size
+        size = vision.temporal_patch_size * vision.in_channels * vision.patch_size**2
         values = torch.linspace(-1, 1, 6 * merge**2 * size).sin().view(-1, size)
         inputs = {"pixel_values": values, "image_grid_thw": torch.tensor([[1, 2 * merge, 3 * merge]])}
         before, after = (getattr(self.config, name) for name in self.markers)
@@ -309,7 +312,9 @@ class QwenVL(VisionFamily):
     def token_inputs(self, token_ids: Tensor) -> dict[str, Tensor]:
         marks = super().token_inputs(token_ids)
         video = self.video_token_id
-        return marks if video is None else {k: mark + 2 * (token_ids == video).int() for k, mark in marks.items()}
+        if video is None:
+            return marks
+        return {k: mark + 2 * (token_ids == video).int() for k, mark in marks.items()}
 
     def position_ids(self, model: Any, token_ids: Sequence[int], pixels: Pixels | None) -> Tensor:
         """Return the positions (3, L): those of an image's features are its grid's, in time, height and width.
@@ -366,7 +371,8 @@ def _derive_sizes(tower: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         derived["window_index"], ends = vision_utils.get_vision_window_index(
             grid, merge, tower.window_size, tower.patch_size
         )
-        derived["cu_window_seqlens"], derived["max_window_seqlen"] = ends, get_max_seqlen(ends, tower.config)
+        derived["cu_window_seqlens"] = ends
+        derived["max_window_seqlen"] = get_max_seqlen(ends, tower.config)
     if hasattr(tower, "embeddings"):  # GLM-4.1V
         derived["grid_thw"] = grid
     if hasattr(tower, "num_grid_per_side"):  # Qwen3-VL

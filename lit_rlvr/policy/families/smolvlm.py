@@ -29,7 +29,8 @@ class TileProcessor(ImageProcessor):
 
     def __init__(self, family: VisionFamily, folder: str, processor: Any, tokenizer: Any) -> None:
         super().__init__(family, folder, processor, tokenizer)
-        tile, longest = processor.max_image_size["longest_edge"], processor.size["longest_edge"]
+        tile = processor.max_image_size["longest_edge"]
+        longest = processor.size["longest_edge"]
         if tile != family.config.vision_config.image_size:
             raise UserError(
                 f"model: the image processor of {folder} has tiles of {tile} pixels, its vision_config image_size "
@@ -58,7 +59,8 @@ class TileProcessor(ImageProcessor):
         """Return the tokens of an image that is cut into rows and columns of tiles; 0 and 0 = it is one tile."""
         from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
 
-        count, marks = _features(self.family.config), ("<fake_token_around_image>", "<image>", "<global-img>")
+        count = _features(self.family.config)
+        marks = ("<fake_token_around_image>", "<image>", "<global-img>")
         text = get_image_prompt_string(rows, columns, count, *marks)
         return tuple(self.tokenizer(text, add_special_tokens=False).input_ids)
 

@@ -52,7 +52,9 @@ class Answers:
     """
 
     def __init__(self, server: str, judge: str, path: str | Path = ":memory:") -> None:
-        self.server, self.judge, self.path = server, f"{judge}: {server}", path
+        self.server = server
+        self.judge = f"{judge}: {server}"
+        self.path = path
         try:
             if path != ":memory:":
                 _check_file(Path(path))
@@ -66,7 +68,9 @@ class Answers:
     def get(self, request: dict[str, Any]) -> str | None:
         """Return the text of the answer to a request; None if there is none."""
         row = self._file.execute("SELECT text FROM answers WHERE key = ?", [self._key_of(request)]).fetchone()
-        return None if row is None else str(row[0])
+        if row is None:
+            return None
+        return str(row[0])
 
     def add(self, request: dict[str, Any], text: str) -> None:
         """Keep the answer to a request; the first one stays."""
@@ -106,7 +110,9 @@ class Answers:
         sums = self._file.execute(
             "SELECT calls, prompt_tokens, completion_tokens FROM spent WHERE judge = ?", [self.judge]
         ).fetchone()
-        return Spent() if sums is None else Spent(*sums)
+        if sums is None:
+            return Spent()
+        return Spent(*sums)
 
 
 def _check_file(path: Path) -> None:

@@ -52,8 +52,10 @@ class Judge(CheckedReward):
         super().__init__(**kwargs)
         self.client = self.client_class(JudgeServer(**server) if isinstance(server, dict) else server, self.name)
         self.task = self.default_task if task is None else task
-        self.has_reason, self.sees_thoughts = has_reason, sees_thoughts
-        self._asked, self._said = 0, set[str]()
+        self.has_reason = has_reason
+        self.sees_thoughts = sees_thoughts
+        self._asked = 0
+        self._said = set[str]()
         self._said_no_images = False
 
     def connect(self) -> None:
@@ -79,12 +81,20 @@ class Judge(CheckedReward):
     def questions_about(self, pairs: Sequence[Pair]) -> set[Question]:
         """Return the questions that judging these completions asks; ask none."""
         noted: Any = NotedQuestions()
-        client, metrics, asked, said = self.client, self.metrics, self._asked, self._said
-        self.client, self.metrics, self._said = noted, {}, set()
+        client = self.client
+        metrics = self.metrics
+        asked = self._asked
+        said = self._said
+        self.client = noted
+        self.metrics = {}
+        self._said = set()
         try:
             self.score(pairs)
         finally:
-            self.client, self.metrics, self._asked, self._said = client, metrics, asked, said
+            self.client = client
+            self.metrics = metrics
+            self._asked = asked
+            self._said = said
         return noted.questions
 
     def ask(self, questions: Sequence[Question]) -> list[Reply]:
@@ -99,7 +109,8 @@ class Judge(CheckedReward):
         for name, values in counts_of(answers).items():
             self.metrics.setdefault(f"{self.name}/{name}", []).extend(values)
         self.metrics |= {f"{self.name}/{name}": [value] for name, value in self.client.spent().items()}
-        before, self._asked = self._asked, self._asked + len(answers)
+        before = self._asked
+        self._asked = self._asked + len(answers)
         self._said.update(map(str, replies.values()))
         if before < SAME <= self._asked and len(self._said) == 1:
             log.warning(

@@ -48,7 +48,8 @@ class PairwiseJudge(Judge):
                 points[a].append(won)
                 points[b].append(1 - won)
                 continue
-            forth, back = replies[a, b], replies[b, a]
+            forth = replies[a, b]
+            back = replies[b, a]
             if isinstance(forth, str) or isinstance(back, str):  # one order alone would pay for the place
                 failed = forth if isinstance(forth, str) else str(back)
                 failures[a].append(failed)

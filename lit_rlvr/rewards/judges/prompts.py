@@ -52,7 +52,10 @@ class Question:
     @property
     def response_format(self) -> dict[str, Any]:
         """The JSON schema of the answer, as servers take it."""
-        kinds: dict[str, Any] = {"reason": {"type": "string"}} if self.has_reason else {}
+        if self.has_reason:
+            kinds: dict[str, Any] = {"reason": {"type": "string"}}
+        else:
+            kinds = {}
         kinds |= {
             name: {"type": "string" if isinstance(values[0], str) else "integer", "enum": list(values)}
             for name, values in self.fields

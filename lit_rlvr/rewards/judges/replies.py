@@ -40,7 +40,9 @@ def find_judgement(text: str, fields: Fields) -> dict[str, Any] | None:
         return last.fields
     if any(judgement.fields != last.fields for judgement in standing):
         return None
-    return last.fields if standing else None
+    if standing:
+        return last.fields
+    return None
 
 
 def stands_alone(text: str, given: Object) -> bool:
@@ -139,7 +141,8 @@ class Objects:
     def _object(self, start: int, depth: int) -> tuple[Pairs, int]:
         if depth > _MOST_DEPTH:
             raise MalformedError
-        pairs, place = Pairs(), self._skip(start + 1)
+        pairs = Pairs()
+        place = self._skip(start + 1)
         while not self.text.startswith("}", place):
             key = _KEY_COLON.match(self.text, place)
             if key is None:
@@ -152,7 +155,8 @@ class Objects:
     def _list(self, start: int, depth: int) -> tuple[list[Any], int]:
         if depth > _MOST_DEPTH:
             raise MalformedError
-        items, place = [], self._skip(start + 1)
+        items = []
+        place = self._skip(start + 1)
         while not self.text.startswith("]", place):
             item, place = self._value(place, _BEHIND_ITEM, depth)
             items.append(item)
@@ -177,7 +181,8 @@ class Objects:
 
     def _quoted(self, start: int, behind: re.Pattern[str]) -> tuple[str, int]:
         """Return the text between quotes: the second one is the first that what may follow a value follows."""
-        closing, place = _QUOTES[self.text[start]], start + 1
+        closing = _QUOTES[self.text[start]]
+        place = start + 1
         while place < len(self.text):
             if self.text[place] == "\\":
                 place += 2
@@ -189,7 +194,9 @@ class Objects:
 
     def _skip(self, place: int) -> int:
         separator = _SEPARATOR.match(self.text, place)
-        return place if separator is None else separator.end()
+        if separator is None:
+            return place
+        return separator.end()
 
 
 def read_fields(pairs: Pairs, fields: Fields) -> dict[str, Any] | None:
@@ -206,7 +213,9 @@ def read_fields(pairs: Pairs, fields: Fields) -> dict[str, Any] | None:
         return found
     inner = [read_fields(value, fields) for _, value in pairs if isinstance(value, Pairs)]
     filled = [judged for judged in inner if judged is not None]
-    return filled[0] if len(filled) == 1 and not found else None
+    if len(filled) == 1 and not found:
+        return filled[0]
+    return None
 
 
 # ---- what the value of a field means ----------------------------------------------------------------------------
@@ -229,7 +238,9 @@ def meaning(given: Any, values: Values) -> int | str | None:
         return _of_truth(given, values)
     if isinstance(given, int | float):
         number = next((value for value in values if not isinstance(value, str) and value == given), None)
-        return _of_truth(_TRUTH.get(int(given)), values) if number is None and given in (0, 1) else number
+        if number is None and given in (0, 1):
+            return _of_truth(_TRUTH.get(int(given)), values)
+        return number
     return None
 
 
@@ -243,20 +254,26 @@ def _meaning_of_text(text: str, values: Values) -> int | str | None:
     folded = text.casefold()
     same = [value for value in values if isinstance(value, str) and value.casefold() == folded]
     if same:
-        return same[0] if len(same) == 1 else None
+        if len(same) == 1:
+            return same[0]
+        return None
     if folded in _TRUTH:
         return _of_truth(_TRUTH[folded], values)
     texts = [value for value in values if isinstance(value, str)]
     named = [value for value in texts if _is_labelled(text, value)]
     if len(named) == 1:
         return named[0]
-    return "tie" if "tie" in texts and _says_equal(text, texts) else None
+    if "tie" in texts and _says_equal(text, texts):
+        return "tie"
+    return None
 
 
 def _of_truth(truth: bool | None, values: Values) -> int | str | None:
     """Return the value that a truth means, of two of which one says so and the other does not."""
     truths = {_TRUTH.get(value): value for value in values}
-    return truths.get(truth) if len(values) == 2 and truths.keys() == {True, False} else None
+    if len(values) == 2 and truths.keys() == {True, False}:
+        return truths.get(truth)
+    return None
 
 
 def _is_labelled(text: str, value: str) -> bool:
@@ -335,10 +352,16 @@ def read_chat(body: Any) -> Received:
     choice = choices[0] if isinstance(choices, list) and choices else None
     if not isinstance(choice, Mapping):
         error = body.get("error") or body.get("detail") or body.get("message")
-        said = error.get("message", error) if isinstance(error, Mapping) else error
+        if isinstance(error, Mapping):
+            said = error.get("message", error)
+        else:
+            said = error
         raise NoAnswerError(f"the server sends an error as an answer: {given_text(said if said else dict(body))}")
     message = choice.get("message")
-    message = message if isinstance(message, Mapping) else {"content": choice.get("text")}
+    if isinstance(message, Mapping):
+        message = message
+    else:
+        message = {"content": choice.get("text")}
     text = without_surrogates(_content_text(message.get("content")))
     return Received(text, _lack(choice, message, text), read_usage(body.get("usage")))
 
@@ -355,8 +378,12 @@ def _content_text(content: Any) -> str:
         inner = content.get("text", content.get("value"))
         if inner is not None:
             return _content_text(inner)
-        return "" if "type" in content else json.dumps(content)
-    return "" if content is None else json.dumps(content)
+        if "type" in content:
+            return ""
+        return json.dumps(content)
+    if content is None:
+        return ""
+    return json.dumps(content)
 
 
 def _lack(choice: Mapping[str, Any], message: Mapping[str, Any], text: str) -> str:
@@ -376,11 +403,14 @@ def _lack(choice: Mapping[str, Any], message: Mapping[str, Any], text: str) -> s
             )
         return "it was cut off; raise server.max_tokens"
     if not has_answer:
-        return "it has thoughts and no answer" if thoughts else "it is empty"
+        if thoughts:
+            return "it has thoughts and no answer"
+        return "it is empty"
     return ""
 
 
-_PROMPT, _COMPLETION = ("prompt_tokens", "input_tokens"), ("completion_tokens", "output_tokens")
+_PROMPT = ("prompt_tokens", "input_tokens")
+_COMPLETION = ("completion_tokens", "output_tokens")
 _MOST_TOKENS = 2**40
 
 
@@ -401,12 +431,16 @@ def read_usage(usage: Any, has_completion: bool = True) -> Tokens | None:
         completion = 0
     if completion is None and prompt is not None and total is not None and total >= prompt:
         completion = total - prompt
-    return None if prompt is None or completion is None else Tokens(prompt, completion)
+    if prompt is None or completion is None:
+        return None
+    return Tokens(prompt, completion)
 
 
 def _first_known(counts: Mapping[str, int | None], names: Sequence[str]) -> int | None:
     known = [counts[name] for name in names if counts.get(name) is not None]
-    return known[0] if known else None
+    if known:
+        return known[0]
+    return None
 
 
 def _count(value: Any) -> int | None:
@@ -415,7 +449,9 @@ def _count(value: Any) -> int | None:
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
-    return int(value) if 0 <= value <= _MOST_TOKENS and value == int(value) else None
+    if 0 <= value <= _MOST_TOKENS and value == int(value):
+        return int(value)
+    return None
 
 
 def without_surrogates(text: str) -> str:

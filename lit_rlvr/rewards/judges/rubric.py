@@ -66,9 +66,15 @@ class RubricJudge(Judge):
         super().__init__(**kwargs)
         check_within("[1, 20]", f"rewards.{type(self).__name__}", highest=highest)
         check_within("[0, 1]", f"rewards.{type(self).__name__}", threshold=threshold)
-        self.rubric = None if rubric is None else read_rubric(rubric, f"rewards.{type(self).__name__}.rubric")
-        self.column, self.highest, self.one_call_each = column, highest, one_call_each
-        self.threshold, self.with_reference = threshold, with_reference
+        if rubric is None:
+            self.rubric = None
+        else:
+            self.rubric = read_rubric(rubric, f"rewards.{type(self).__name__}.rubric")
+        self.column = column
+        self.highest = highest
+        self.one_call_each = one_call_each
+        self.threshold = threshold
+        self.with_reference = with_reference
 
     def check_reference(self, sample: Sample) -> None:
         super().check_reference(sample)
@@ -76,7 +82,9 @@ class RubricJudge(Judge):
 
     def trial(self) -> Question:
         """Return a question about all criteria, or about one if each row has its own."""
-        return super().trial() if self.rubric is None else self.questions(TRIAL)[0]
+        if self.rubric is None:
+            return super().trial()
+        return self.questions(TRIAL)[0]
 
     def rubric_of(self, sample: Sample) -> Rubric:
         """Return the criteria for a sample.
@@ -102,14 +110,20 @@ class RubricJudge(Judge):
     def questions(self, pair: Pair) -> list[Question]:
         """Return the questions about a completion: one for all criteria, or one for each."""
         sample = pair[1]
-        reference = " or ".join(map(str, filter(None, sample.references))) if self.with_reference else ""
+        if self.with_reference:
+            reference = " or ".join(map(str, filter(None, sample.references)))
+        else:
+            reference = ""
         material = {
             "question": prompt_text(sample.told),
             **({"reference answer": reference} if reference else {}),
             "answer": self.text_of(pair),
         }
         named = {f"score_{number}": criterion for number, criterion in enumerate(self.rubric_of(sample), 1)}
-        parts = [{name: criterion} for name, criterion in named.items()] if self.one_call_each else [named]
+        if self.one_call_each:
+            parts = [{name: criterion} for name, criterion in named.items()]
+        else:
+            parts = [named]
         return [
             ask_about(
                 "\n".join([self.task, *(f"{name}: {criterion}" for name, criterion in part.items())]),
@@ -120,7 +134,8 @@ class RubricJudge(Judge):
 
     def result(self, rubric: Rubric, replies: Sequence[Reply]) -> RewardResult:
         """Return the result for the replies to the questions about a completion."""
-        if failures := [reply for reply in replies if isinstance(reply, str)]:
+        failures = [reply for reply in replies if isinstance(reply, str)]
+        if failures:
             return RewardResult(0.0, None, "error", failures[0])
         grades = [reply for reply in replies if isinstance(reply, dict)]
         scores = [score / self.highest for reply in grades for score in reply.values()]
@@ -191,7 +206,9 @@ def _entry(text: str, entry: Any) -> Any:
     if not isinstance(entry, Mapping):
         return [text, entry]
     has_text = any(plain_key(str(key)) in TEXTS for key in _without_nulls(entry))
-    return entry if has_text else {TEXTS[0]: text} | dict(entry)
+    if has_text:
+        return entry
+    return {TEXTS[0]: text} | dict(entry)
 
 
 def _criterion(entry: Any, place: str) -> tuple[str, Any]:
@@ -203,7 +220,9 @@ def _criterion(entry: Any, place: str) -> tuple[str, Any]:
     if isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str):
         return entry[0], entry[1]
     if not isinstance(entry, Mapping):
-        return (entry, None) if isinstance(entry, str) else ("", None)
+        if isinstance(entry, str):
+            return (entry, None)
+        return ("", None)
     named = {plain_key(str(key)): (key, value) for key, value in _without_nulls(entry).items()}
     text_keys = [key for key in TEXTS if isinstance(named.get(key, ("", None))[1], str)]
     if not text_keys:

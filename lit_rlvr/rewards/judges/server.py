@@ -151,7 +151,8 @@ class Client:
 
         from lit_rlvr.rewards.judges.whole_timeout import WholeTimeoutClient
 
-        self.server, self.judge = server, judge
+        self.server = server
+        self.judge = judge
         self.answers = self._open(Path(server.answers).expanduser() if server.answers else ":memory:")
         self._slots = asyncio.Semaphore(server.max_concurrent)
         self._said_no_usage = False
@@ -174,7 +175,10 @@ class Client:
         path = folder / "judge_answers.sqlite"
         if self.server.answers is None and self.answers.path != path:
             folder.mkdir(parents=True, exist_ok=True)
-            before = self.answers.spent() if self.answers.path == ":memory:" else Spent()
+            if self.answers.path == ":memory:":
+                before = self.answers.spent()
+            else:
+                before = Spent()
             self.answers = self._open(path)
             self.answers.spend(before)
 
@@ -354,6 +358,7 @@ class Client:
 
     def spent(self) -> dict[str, float]:
         """Return the calls, tokens and US dollars that the judge has spent, by the file of answers."""
-        spent, server = self.answers.spent(), self.server
+        spent = self.answers.spent()
+        server = self.server
         dollars = spent.prompt_tokens * server.prompt_price + spent.completion_tokens * server.completion_price
         return {"calls": spent.calls, "tokens": spent.tokens, "cost": dollars / 1e6}

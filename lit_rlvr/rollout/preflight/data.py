@@ -33,7 +33,10 @@ def check_data(rollout: RolloutSettings, module: RLVRModule, data: PromptDataMod
     """
     names = [other.name for other in data.validated]
     samples = rollout.evaluation.samples
-    unknown = [name for name in samples if name not in names] if isinstance(samples, dict) else []
+    if isinstance(samples, dict):
+        unknown = [name for name in samples if name not in names]
+    else:
+        unknown = []
     check_all(
         lambda: refuse_all(
             f"rollout.evaluation.samples: there is no validation set {name!r}; the sets are {', '.join(names)}"

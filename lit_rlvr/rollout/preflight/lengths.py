@@ -48,7 +48,10 @@ class LengthRequirement:
 
 def length_requirements(rollout: RolloutSettings, data: PromptDataModule) -> list[LengthRequirement]:
     """Return the loaded sets of a run, with their maximum completion lengths; the training prompts come first."""
-    limit = "max_tokens" if rollout.sampling.max_turns == 1 else "max_episode_tokens"
+    if rollout.sampling.max_turns == 1:
+        limit = "max_tokens"
+    else:
+        limit = "max_episode_tokens"
     trained = rollout.sampling.max_completion_tokens, f"rollout.sampling.{limit}"
     evaluated = rollout.eval_sampling.max_completion_tokens, f"rollout.evaluation.sampling.{limit}"
     return [

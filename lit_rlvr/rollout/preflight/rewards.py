@@ -36,14 +36,16 @@ def check_unrewarded(rollout: RolloutSettings, module: RLVRModule, data: PromptD
 def check_selection(rollout: RolloutSettings, module: RLVRModule, data: PromptDataModule) -> None:
     """Refuse dynamic sampling by a reward that there is not, or that does not judge every row, and two shares of mixed
     groups."""
-    share, needed = module.advantage.min_valid_fraction, module.selection.min_mixed_fraction
+    share = module.advantage.min_valid_fraction
+    needed = module.selection.min_mixed_fraction
     if share is not None and share != needed:
         raise UserError(
             f"model.advantage.min_valid_fraction: {share:g}, but {type(module).__name__} samples until {needed:g} of "
             "the groups are mixed; leave it out, or set model.dynamic_sampling: false"
         )
     names = [reward.name for reward in rollout.rewards]
-    if (by := module.selection.by) not in ("reward", "correct", *names):
+    by = module.selection.by
+    if by not in ("reward", "correct", *names):
         raise UserError(
             f"model.dynamic_sampling: there is no reward {by!r}; give reward, correct, false, or the name of a "
             f"reward: {', '.join(names)}"

@@ -33,7 +33,8 @@ def check_routes(module: RLVRModule, engine: RolloutEngine, sampling: Sampling, 
     Raises:
         UserError: names the reason.
     """
-    layers, teacher = layer_configs(load_model_config(module.model_folder)), module.teachers.options
+    layers = layer_configs(load_model_config(module.model_folder))
+    teacher = module.teachers.options
     is_own_teacher = teacher is not None and teacher.model is None and teacher.ema is None
     refuse_all(
         f"rollout.replay_routes: {reason}; leave the option off"
@@ -126,14 +127,16 @@ def log_sizes(
         prompts, ranks, precision, device: as `check_sizes` takes them.
         data: of a run that trains; a micro-batch has at least one whole prompt with its completion.
     """
-    engine, group_size = rollout.engine, rollout.completions_of(module)
+    engine = rollout.engine
+    group_size = rollout.completions_of(module)
     trained = [] if data is None else length_requirements(rollout, data)[:1]
     longest = max((requirement.max_sequence_tokens for requirement in trained), default=0)
     if precision == "bf16-mixed" and device == "cpu" and (factor := bf16_slowdown()) > SLOW:
         log.warning(
             "this CPU multiplies in bfloat16 %.0f times slower than in float32; use --trainer.precision 32-true", factor
         )
-    name, updates = type(module).__name__, updates_per_iteration(module)
+    name = type(module).__name__
+    updates = updates_per_iteration(module)
     if updates > 1 and not module.has_ratio:
         log.warning("%s has no ratio: only the first of %d updates per rollout is on-policy", name, updates)
     if updates == 1 and module.needs_updates:
@@ -144,7 +147,8 @@ def log_sizes(
             "engine %s computes in 8 bits, so it does not sample from the trained policy: use "
             "model.importance.correction: token_truncate", engine.name,
         )  # fmt: skip
-    budget, more = module.budget.tokens, ""
+    budget = module.budget.tokens
+    more = ""
     if longest > budget:
         more = (
             " (the longest prompt with its completion alone, so more than "
@@ -165,7 +169,8 @@ def _check_staleness(rollout: RolloutSettings, module: RLVRModule, precision: st
     Raises:
         UserError: names the setting.
     """
-    engine, staleness = rollout.engine, rollout.staleness
+    engine = rollout.engine
+    staleness = rollout.staleness
     if not staleness or rollout.replay.rollouts_from:
         return
     correction = module.choose_correction(engine.is_exact(compute_dtype(precision)))

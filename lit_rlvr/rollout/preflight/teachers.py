@@ -24,7 +24,8 @@ def check_teachers(rollout: RolloutSettings, module: RLVRModule, data: PromptDat
                 "model.teacher.prompt: a teacher with a prompt of its own would not see what rollout.environment "
                 "says first; leave one of them out"
             )
-        option, room = "rollout.sampling.max_tokens", rollout.sampling.max_completion_tokens
+        option = "rollout.sampling.max_tokens"
+        room = rollout.sampling.max_completion_tokens
         needed = LengthRequirement("model.teacher", prompts, room, option, "what its prompts show")
         folders = [] if module.teachers.options.model else [module.model_folder]
         for folder in folders or map(teacher_folder, module.teachers.options.folders):

@@ -30,7 +30,9 @@ class Samples:
 
 
 def _plain(value: Any) -> Any:
-    return value if value is None or isinstance(value, str | int | float) else json.dumps(value, ensure_ascii=False)
+    if value is None or isinstance(value, str | int | float):
+        return value
+    return json.dumps(value, ensure_ascii=False)
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,8 @@ class Tracker(ABC):
     packages: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, name: str | None = None, samples_every: int = 10) -> None:
-        self.name, self.samples_every = name, samples_every
+        self.name = name
+        self.samples_every = samples_every
 
     @abstractmethod
     def start(self, run: TrackedRun) -> tuple[str, int]:

@@ -31,7 +31,12 @@ def choose_trackers(chosen: Chosen) -> list[Tracker]:
     Raises:
         UserError: one is unknown, has a wrong option, or needs a package that is not installed.
     """
-    entries: Sequence[Tracker | str] = [] if chosen is None else chosen if isinstance(chosen, list) else [chosen]
+    if chosen is None:
+        entries: Sequence[Tracker | str] = []
+    elif isinstance(chosen, list):
+        entries = chosen
+    else:
+        entries = [chosen]
     trackers = [
         entry
         if isinstance(entry, Tracker)
@@ -58,7 +63,8 @@ class Trackers(Callback):
     """
 
     def __init__(self, trackers: Sequence[Tracker], settings: str) -> None:
-        self.trackers, self.settings = trackers, settings
+        self.trackers = trackers
+        self.settings = settings
         self.feeds: list[Feed] = []  # of the trackers that have started
 
     def begin(self, trainer: Trainer) -> None:
@@ -116,7 +122,8 @@ class Feed:
     """
 
     def __init__(self, tracker: Tracker, trainer: Trainer, settings: str) -> None:
-        self.tracker, self.has_failed = tracker, False
+        self.tracker = tracker
+        self.has_failed = False
         self.samples: dict[int, Samples] = {}  # by step: those still to be sent
         self._file = run_root(trainer) / "trackers" / "runs.json"
         self._file.parent.mkdir(parents=True, exist_ok=True)
@@ -158,7 +165,9 @@ class Feed:
 
     def _known(self) -> dict[str, Any]:
         """Return the trackers' runs by key; empty without a `runs.json`."""
-        return dict(json.loads(self._file.read_text())) if self._file.is_file() else {}
+        if self._file.is_file():
+            return dict(json.loads(self._file.read_text()))
+        return {}
 
     def _save(self) -> None:
         known = self._known() | {self.tracker.key: {"id": self._id, "last_step": self.last}}
@@ -170,6 +179,10 @@ def run_name(root: Path) -> str:
 
     Outside the current directory, it is only the last part.
     """
-    root, folder = root.resolve(), Path.cwd()
-    parts = root.relative_to(folder).parts if root.is_relative_to(folder) else ()
+    root = root.resolve()
+    folder = Path.cwd()
+    if root.is_relative_to(folder):
+        parts = root.relative_to(folder).parts
+    else:
+        parts = ()
     return "/".join(parts[1:] if len(parts) > 1 and parts[0] == "runs" else parts) or root.name

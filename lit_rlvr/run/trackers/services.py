@@ -45,7 +45,8 @@ class Wandb(LightningTracker):
             the server for half a minute instead of a minute and a half.
     """
 
-    key, module = "wandb", "wandb"
+    key = "wandb"
+    module = "wandb"
 
     def __init__(
         self,
@@ -56,7 +57,10 @@ class Wandb(LightningTracker):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.project, self.entity, self.mode, self.options = project, entity, mode, options or {}
+        self.project = project
+        self.entity = entity
+        self.mode = mode
+        self.options = options or {}
 
     def open(self, run: TrackedRun) -> Logger:
         import wandb
@@ -89,7 +93,8 @@ class MLflow(LightningTracker):
         tags: tags of the run.
     """
 
-    key, module = "mlflow", "mlflow"
+    key = "mlflow"
+    module = "mlflow"
     packages = ("mlflow-skinny", "alembic", "sqlalchemy")
 
     def __init__(
@@ -100,13 +105,16 @@ class MLflow(LightningTracker):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.experiment, self.tracking_uri, self.tags = experiment, tracking_uri, tags or {}
+        self.experiment = experiment
+        self.tracking_uri = tracking_uri
+        self.tags = tags or {}
 
     def open(self, run: TrackedRun) -> Logger:
         # MLflow's own defaults would hold up training for many minutes whenever its server cannot be reached.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-        exported_uri, folder = os.environ.get("MLFLOW_TRACKING_URI"), run.folder.resolve()
+        exported_uri = os.environ.get("MLFLOW_TRACKING_URI")
+        folder = run.folder.resolve()
         uri = self.tracking_uri or exported_uri
         logger = MLFlowLogger(
             experiment_name=self.experiment, run_name=run.name, tags=dict(self.tags), run_id=run.id,
@@ -129,7 +137,8 @@ class Trackio(Tracker):
         group: the group of runs that this one belongs to.
     """
 
-    key, module = "trackio", "trackio"
+    key = "trackio"
+    module = "trackio"
 
     def __init__(
         self,
@@ -140,7 +149,8 @@ class Trackio(Tracker):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.project, self.options = project, {"space_id": space_id, "server_url": server_url, "group": group}
+        self.project = project
+        self.options = {"space_id": space_id, "server_url": server_url, "group": group}
 
     def start(self, run: TrackedRun) -> tuple[str, int]:
         import trackio

@@ -23,7 +23,8 @@ from typing import Any
 import landlock
 import seccomp
 
-_PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
+_PR_SET_PDEATHSIG = 1
+_PR_SET_NO_NEW_PRIVS = 38
 OPEN_FILES = 64
 INTEGER_DIGITS = 50_000
 RECURSION = 50_000

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
 """System call numbers, the same on every architecture."""
-READ_FILE, READ_DIR = 1 << 2, 1 << 3
+READ_FILE = 1 << 2
+READ_DIR = 1 << 3
 PATH_BENEATH = 1
 UNAVAILABLE = (errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
 """Errors if Landlock is not built in, is switched off, or is blocked by a container."""

@@ -9,9 +9,15 @@ import platform
 import struct
 from collections.abc import Iterable
 
-PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 22, 2
-KILL, ERROR, ALLOW = 0x80000000, 0x00050000, 0x7FFF0000
-LOAD, RETURN, IF_EQUAL, IF_ANY_BIT = 0x20, 0x06, 0x15, 0x45
+PR_SET_SECCOMP = 22
+SECCOMP_MODE_FILTER = 2
+KILL = 0x80000000
+ERROR = 0x00050000
+ALLOW = 0x7FFF0000
+LOAD = 0x20
+RETURN = 0x06
+IF_EQUAL = 0x15
+IF_ANY_BIT = 0x45
 NUMBER, MACHINE, ARGUMENTS = 0, 4, 16
 """Offsets at which the filter finds a call's number, the architecture, and six arguments of 8 bytes."""
 

@@ -34,7 +34,10 @@ add_forms(
 @keeps(*ALL_KINDS, whole=True)
 def prose_before(gold: Gold) -> str:
     """Put prose before the answer."""
-    lead = "So this is the final answer:\n\n" if gold.is_marked else "The answer is "
+    if gold.is_marked:
+        lead = "So this is the final answer:\n\n"
+    else:
+        lead = "The answer is "
     return f"First I look at what is given, then I work it out step by step.\n\n{lead}{gold.text}"
 
 
@@ -48,7 +51,9 @@ def _fill_with_other(gold: Gold, form: str) -> str | None:
 
 
 def _fill_boxes(gold: Gold, form: str) -> str | None:
-    return _fill_with_other(gold, form) if gold.is_boxed else None
+    if gold.is_boxed:
+        return _fill_with_other(gold, form)
+    return None
 
 
 add_forms(
@@ -133,7 +138,9 @@ add_forms(
 @breaks(*ANSWER_KINDS, whole=True)
 def every_box_at_once(gold: Gold) -> str | None:
     """Box several answers, the right one among them."""
-    return _all_at_once(gold, " or ", gold.write) if gold.is_boxed else None
+    if gold.is_boxed:
+        return _all_at_once(gold, " or ", gold.write)
+    return None
 
 
 add_forms(
@@ -146,7 +153,9 @@ add_forms(
 def _all_at_once(gold: Gold, between: str, write: Callable[[str], str] = str) -> str | None:
     """Name several answers, the right one among them."""
     others = other_answers(gold)
-    return between.join(map(write, [others[0], gold.answer, *others[1:]])) if len(others) > 1 else None
+    if len(others) > 1:
+        return between.join(map(write, [others[0], gold.answer, *others[1:]]))
+    return None
 
 
 add_forms(breaks(*ANSWER_KINDS), {"all at once": " or ", "all at once in a list": ", "}, _all_at_once)
@@ -164,4 +173,6 @@ add_forms(
 @breaks(*NUMBER_KINDS, whole=True)
 def very_long(gold: Gold) -> str | None:
     """Write thousands of numbers, the right one perhaps among them."""
-    return None if may_answer("2999", gold) else " ".join(map(str, range(-100, 3000)))
+    if may_answer("2999", gold):
+        return None
+    return " ".join(map(str, range(-100, 3000)))

@@ -33,7 +33,9 @@ add_forms(
 def _with_items(gold: Gold, change: Callable[[tuple[str, ...]], tuple[str, ...]]) -> str | None:
     """Change the parts of an answer."""
     items = change(gold.items)
-    return None if items == gold.items else gold.with_items(items)
+    if items == gold.items:
+        return None
+    return gold.with_items(items)
 
 
 add_forms(keeps("set"), {"elements in another order": lambda items: items[::-1]}, _with_items)
@@ -46,7 +48,9 @@ def _another_end(gold: Gold, end: int) -> str | None:
     """Write [1, 2) as (1, 2) or as [1, 2]."""
     brackets = list(gold.brackets)
     brackets[end] = {"(": "[", "[": "(", ")": "]", "]": ")"}[brackets[end]]
-    return None if "\\infty" in gold.items[end] else f"{brackets[0]}{', '.join(gold.items)}{brackets[1]}"
+    if "\\infty" in gold.items[end]:
+        return None
+    return f"{brackets[0]}{', '.join(gold.items)}{brackets[1]}"
 
 
 add_forms(breaks("interval"), {"another left end": 0, "another right end": 1}, _another_end)
@@ -71,8 +75,13 @@ def only_the_first_part(gold: Gold) -> str:
 def _change_last(gold: Gold, change: Callable[[Fraction], Fraction]) -> str | None:
     """Change the value of the last part, if that makes it another one."""
     value = value_of_answer(gold.items[-1])
-    other = None if value is None or change(value) == value else decimal(change(value))
-    return None if other is None or other in gold.items else gold.with_items((*gold.items[:-1], other))
+    if value is None or change(value) == value:
+        other = None
+    else:
+        other = decimal(change(value))
+    if other is None or other in gold.items:
+        return None
+    return gold.with_items((*gold.items[:-1], other))
 
 
 add_forms(

@@ -28,7 +28,9 @@ add_forms(keeps("number"), {"plus sign": ("^(?=[1-9.])", "+")}, substitute)
 
 def _grouped(gold: Gold, separator: str) -> str | None:
     digits = gold.answer.replace(",", "")
-    return f"{int(digits):,}".replace(",", separator) if re.fullmatch(r"-?[1-9]\d{3,}", digits) else None
+    if re.fullmatch(r"-?[1-9]\d{3,}", digits):
+        return f"{int(digits):,}".replace(",", separator)
+    return None
 
 
 add_forms(
@@ -101,16 +103,18 @@ add_forms(
 @keeps("fraction")
 def frac_without_braces(gold: Gold) -> str | None:
     """Write 1/2 as \\frac12."""
-    return (
-        _fraction(gold, "\\frac{}{}") if all(abs(part) < 10 for part in fraction_parts(gold.answer) or (10,)) else None
-    )
+    if all(abs(part) < 10 for part in fraction_parts(gold.answer) or (10,)):
+        return _fraction(gold, "\\frac{}{}")
+    return None
 
 
 @keeps("fraction")
 def as_a_decimal(gold: Gold) -> str | None:
     """Write 1/2 as 0.5 if it has at most six decimals."""
     value = value_of_answer(gold.answer)
-    return None if value is None else decimal(value)
+    if value is None:
+        return None
+    return decimal(value)
 
 
 def _quantity(gold: Gold, form: str) -> str | None:
@@ -143,14 +147,20 @@ def another_first_digit(gold: Gold) -> str | None:
 def another_sign(gold: Gold) -> str | None:
     """Write 7 as -7."""
     is_zero = not re.search(r"[1-9]", bare_number(gold.answer))
-    return None if is_zero else gold.answer[1:] if gold.answer[0] == "-" else f"-{gold.answer.lstrip('+')}"
+    if is_zero:
+        return None
+    if gold.answer[0] == "-":
+        return gold.answer[1:]
+    return f"-{gold.answer.lstrip('+')}"
 
 
 @breaks("number")
 def ten_times(gold: Gold) -> str | None:
     """Write 7 as 70."""
     value = value_of_answer(gold.answer)
-    return decimal(10 * value) if value else None
+    if value:
+        return decimal(10 * value)
+    return None
 
 
 add_forms(breaks("number"), {"one digit before": (r"^(\d+)$", r"1\1")}, substitute)
@@ -170,7 +180,9 @@ add_forms(
 def percent_added(gold: Gold) -> str | None:
     """Write 7 as 7%, where the question does not speak of percent."""
     mention = re.search(r"%|percent", prompt_text(gold.sample.prompt), re.IGNORECASE)
-    return None if mention or value_of_answer(gold.answer) == 0 else f"{gold.answer}\\%"
+    if mention or value_of_answer(gold.answer) == 0:
+        return None
+    return f"{gold.answer}\\%"
 
 
 add_forms(breaks("number"), {"pi added": (r"^(.*[1-9].*)$", r"\1\\pi")}, substitute)
@@ -179,7 +191,9 @@ add_forms(breaks("number"), {"pi added": (r"^(.*[1-9].*)$", r"\1\\pi")}, substit
 @breaks("number")
 def power_added(gold: Gold) -> str | None:
     """Write 7 as 7^2."""
-    return None if value_of_answer(gold.answer) in (0, 1) or gold.answer[0] == "-" else f"{gold.answer}^2"
+    if value_of_answer(gold.answer) in (0, 1) or gold.answer[0] == "-":
+        return None
+    return f"{gold.answer}^2"
 
 
 add_forms(breaks("number", "fraction", "expression"), {"unevaluated sum": "{answer} + 1"})
@@ -197,7 +211,9 @@ add_forms(
 def upside_down(gold: Gold) -> str | None:
     """Write 1/2 as 2/1."""
     above, below = fraction_parts(gold.answer) or (0, 1)
-    return f"\\frac{{{below}}}{{{above}}}" if above > 0 else None
+    if above > 0:
+        return f"\\frac{{{below}}}{{{above}}}"
+    return None
 
 
 add_forms(breaks("fraction"), {"only the numerator": "{0}", "another denominator": "{0}/{2}"}, _fraction)
@@ -207,7 +223,9 @@ add_forms(breaks("fraction"), {"only the numerator": "{0}", "another denominator
 def another_unit(gold: Gold) -> str | None:
     """Write 5 cm as 5 m."""
     number, unit = quantity_parts(gold.answer) or ("0", "m")
-    return None if value_of_answer(number) == 0 else f"{number} {UNITS[unit]}"
+    if value_of_answer(number) == 0:
+        return None
+    return f"{number} {UNITS[unit]}"
 
 
 add_forms(breaks("quantity"), {"unit squared": "{}\\text{{ {}}}^2"}, _quantity)

@@ -65,12 +65,16 @@ def fill(gold: Gold, form: str) -> str | None:
 
 def fill_boxed(gold: Gold, form: str) -> str | None:
     """Put an answer into a form if the reward reads boxes."""
-    return fill(gold, form) if gold.is_boxed else None
+    if gold.is_boxed:
+        return fill(gold, form)
+    return None
 
 
 def fill_marked(gold: Gold, form: str) -> str | None:
     """Put an answer into a form if a mark sets it off."""
-    return fill(gold, form) if gold.is_marked else None
+    if gold.is_marked:
+        return fill(gold, form)
+    return None
 
 
 def substitute(gold: Gold, change: tuple[str, Any]) -> str:
@@ -126,14 +130,18 @@ def _is_a_reference(answer: str, gold: Gold) -> bool:
 def decimal(value: Fraction) -> str | None:
     """Return a value with at most six decimals; None if it needs more."""
     places = next((k for k in range(7) if (value * 10**k).denominator == 1), None)
-    return None if places is None else f"{float(value):.{places}f}"
+    if places is None:
+        return None
+    return f"{float(value):.{places}f}"
 
 
 def other_answer(gold: Gold) -> str | None:
     """Return an answer of another row that is certainly wrong here, or of a number the next one."""
     value = value_of_answer(gold.answer)
     if gold.kind == "number":
-        return decimal(value + 1) if value is not None and abs(value) < 10_000 else None
+        if value is not None and abs(value) < 10_000:
+            return decimal(value + 1)
+        return None
     return next(iter(other_answers(gold)), None)
 
 

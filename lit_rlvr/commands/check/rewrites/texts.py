@@ -53,12 +53,15 @@ add_forms(
 def text_of_the_option(gold: Gold) -> str | None:
     """Write B as the text of its option, where no other option has that text."""
     options = gold.sample.options
-    return chosen_option(gold) if options and options.count(chosen_option(gold)) == 1 else None
+    if options and options.count(chosen_option(gold)) == 1:
+        return chosen_option(gold)
+    return None
 
 
 def _with_wrong_option(gold: Gold, form: str) -> str | None:
     """Put the letter and the text of a wrong option, which shares no word with the right one, into a form."""
-    known, options = {*words_of(chosen_option(gold))}, gold.sample.options
+    known = {*words_of(chosen_option(gold))}
+    options = gold.sample.options
     option = next((option for option in options if words_of(option) and not known & {*words_of(option)}), None)
     return option and form.format(gold.answer, option)
 
@@ -76,7 +79,9 @@ add_forms(breaks("choice"), {"letter that no option has": "Z"})
 def two_letters(gold: Gold) -> str | None:
     """Write B as B and A."""
     others = other_letters(gold)
-    return f"{gold.answer} and {others[0]}" if others else None
+    if others:
+        return f"{gold.answer} and {others[0]}"
+    return None
 
 
 add_forms(

@@ -37,7 +37,9 @@ class Drawer(Environment):
 
     def step(self, turn: Turn) -> Observation:
         self.answer = turn.text.strip()
-        return Observation(self.number) if self.answer == "?" else Observation(done=True)
+        if self.answer == "?":
+            return Observation(self.number)
+        return Observation(done=True)
 
     def reward(self) -> bool:
         return self.answer == self.number

@@ -30,6 +30,7 @@ class InPlace(Reward):
     """The share of letters in the right place. `correct`, which accuracy counts, means all of them."""
 
     def __call__(self, completion: Completion, sample: Sample) -> RewardResult:
-        text, expected = completion.text.strip(), sample.answer
+        text = completion.text.strip()
+        expected = sample.answer
         right = sum(a == b for a, b in zip(text, expected, strict=False))
         return RewardResult(value=right / max(len(text), len(expected)), correct=text == expected)
