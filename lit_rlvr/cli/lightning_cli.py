@@ -239,7 +239,7 @@ class RLVRCLI(LightningCLI):
             keep_chosen_tokens(config)
         self._settings = config.clone()
         self._run.settings = settings_yaml(self._parser("fit"), config)
-        self._run.configs = [path.get_content() for path in config.config or []]
+        self._run.configs = [path.get_content() for path in config.config or [] if path is not None]
         self.config_dump = yaml.safe_load(self._run.settings)  # Lightning would make it again
         if config.ckpt_path:
             log_changed_settings(self._run, config.trainer.max_steps)
