@@ -25,6 +25,7 @@ from lit_rlvr.commands.report.runs import differences, main_settings
 from lit_rlvr.commands.report.tables import RUN_COLUMNS, results_table, run_rows, validation_rows
 from lit_rlvr.common.terminal import show_result
 from lit_rlvr.configs import Parser
+from lit_rlvr.run.advice import RunHistory
 from lit_rlvr.run.health import findings, progress
 
 COLOURS = 8
@@ -96,6 +97,7 @@ def contents(groups: Sequence[RunGroup], all_curves: bool = True) -> dict[str, A
     ]
     configured = [k for k, group in enumerate(groups) if group.settings]
     settings = [groups[k].settings for k in configured]
+    histories = [(run, RunHistory.of_folder(run.path)) for group in groups for run in group.runs]
     return dict(
         version=__version__,
         groups=groups,
@@ -108,8 +110,8 @@ def contents(groups: Sequence[RunGroup], all_curves: bool = True) -> dict[str, A
         tasks=[_task(name, groups, legends, all_curves) for name in tasks],
         run_columns=RUN_COLUMNS,
         run_rows=run_rows(groups),
-        health=[(run, findings(run.metrics)) for group in groups for run in group.runs],
-        learnt=[(run, progress(run.metrics)) for group in groups for run in group.runs],
+        health=[(run, findings(run.metrics, history)) for run, history in histories],
+        learnt=[(run, progress(run.metrics, history)) for run, history in histories],
         box={"width": CHART_WIDTH, "height": CHART_HEIGHT, "left": LEFT, "right": CHART_WIDTH - RIGHT, "top": TOP,
              "bottom": CHART_HEIGHT - BOTTOM},
     )  # fmt: skip

@@ -16,7 +16,7 @@ from lit_rlvr.common.files import write_atomically
 from lit_rlvr.common.run_files import thumbnail_path
 from lit_rlvr.common.terminal import printable
 from lit_rlvr.errors import UserError
-from lit_rlvr.run.health import GUIDE
+from lit_rlvr.run.advice import GUIDE
 from lit_rlvr.run.metric_table import find_metric
 from lit_rlvr.speech.prompts import prompt_text
 
