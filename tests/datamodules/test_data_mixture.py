@@ -101,6 +101,15 @@ def test_each_set_of_a_mixture_formats_and_names_its_own(jsonl: Write, chat_toke
     assert [loader.name for loader in data.val_dataloader()] == ["sums"]
 
 
+def test_a_set_that_names_an_unknown_reward_is_refused_itself(chat_tokenizer: Any) -> None:
+    """Not its first row."""
+    sets = [Arithmetic(name="sums"), Arithmetic(name="products", operation="multiply", rewards=["math_answr"])]
+    said = r"^data.rewards of the set products: there is no reward 'math_answr'; did you mean 'math_answer'\?$"
+    with pytest.raises(UserError, match=said):
+        Mixture(sets=sets).use_environment(None, [MathAnswer()])
+    Mixture(sets=sets).use_environment(None, [])  # without rewards none judges
+
+
 @pytest.mark.parametrize(
     ("weights", "line"),
     [
