@@ -256,7 +256,8 @@ NO_FUNCTION = re.compile(
 )
 """The beginning of a mismatch of an option that takes a function first, and why its value is none."""
 _NOT_IMPORTED = re.compile(
-    r"^(?:Expected an? import path or a subclass spec, but got|Unexpected import object|Expected a dot import path string:)"
+    r"^(?:Expected an import path or a subclass spec, but got|Unexpected import object|"
+    r"Expected a dot import path string:)"
 )
 
 

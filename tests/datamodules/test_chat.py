@@ -115,7 +115,7 @@ def test_a_row_adds_to_the_arguments_of_the_template(chat_tokenizer):
         ([1], r"^toy.jsonl:7: chat_template_kwargs: \[1\] is no dict, nor JSON of one"),
         (
             {"tools": []},
-            r"^toy.jsonl:7: chat_template_kwargs: 'tools' is set by lit-rlvr and cannot be given; leave it",
+            r"^toy.jsonl:7: chat_template_kwargs: 'tools' is set by lit-rlvr and cannot be given; ",
         ),
     ):
         with pytest.raises(UserError, match=message):

@@ -255,6 +255,8 @@ BAD: dict[str, tuple[Callable[[Path], PromptDataModule], str]] = {
     "same name": (lambda _: mixture(sets=[Arithmetic(), Arithmetic()]), r"two sets are called arithmetic"),
     "own order": (lambda _: mixture(sets=[Arithmetic(order="given")]), r"arithmetic has an order, a curriculum or we"),
     "no rows": (lambda folder: TextMath(train=[*_files(folder), str(folder / "empty.jsonl")]), r"empty\.jsonl: no usa"),
+    "texts": (lambda _: TextMath(train=["What is 4/2?", "And 1+1?"]),
+              r"^data\.train: 'What is 4/2\?' is no file and no hub name; give rows as dicts of columns, such as"),
     "file weights": (lambda folder: TextMath(train=dict.fromkeys(_files(folder), 0)), r"data\.train: all weights a"),
     "same stem": (lambda folder: TextMath(train=_files(folder) * 2), r"data\.train: two files are called a;"),
     "other columns": (lambda folder: TextMath(train=[*_files(folder), str(folder / "odd.jsonl")]),
