@@ -66,7 +66,16 @@ from lit_rlvr.datamodules.reading.stream import (
     prompt_hashes,
 )
 from lit_rlvr.environments.base import Environment
-from lit_rlvr.errors import ChecksArguments, UserError, check_takes, check_within, defined_at, option_group
+from lit_rlvr.errors import (
+    ChecksArguments,
+    UserError,
+    check_takes,
+    check_within,
+    defined_at,
+    did_you_mean,
+    option_group,
+    refuse_all,
+)
 from lit_rlvr.policy.families.base import ImageProcessor
 from lit_rlvr.rewards.base import Reward, own_weights, row_weights
 from lit_rlvr.rewards.forms import as_messages
@@ -307,6 +316,11 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         """Take tokenizer and image processor from a module that has no trainer yet, or from another DataModule."""
         self._module = module
 
+    @property
+    def reward_names(self) -> set[str]:
+        """The rewards that judge the set's rows, as its option `rewards` names them."""
+        return {*(self._rewards or {})}
+
     def _model(self, name: str) -> Any:
         module = self._module if self.trainer is None else self.trainer.lightning_module
         if module is None:
@@ -323,11 +337,22 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         Args:
             environment: the run's environment, if it has one.
             rewards: the rewards that judge the rows; None = some that need an answer in every row.
+
+        Raises:
+            UserError: a set names a reward that there is not.
         """
         asks = environment is not None and environment.begins
         scores = environment is not None and (environment.has_reward or bool(environment.reward_functions))
         some_need_none = rewards is not None and not (rewards and all(reward.needs_answer for reward in rewards))
         lacking = {"prompt": asks, "answer": scores or some_need_none}
+        names = [reward.name for reward in rewards or ()]
+        refuse_all(
+            f"data.rewards of the set {data.name}: there is no reward {name!r}; "
+            + did_you_mean(name, names, f"the rewards are {', '.join(names)} (rollout.rewards)")
+            for data in self.validated
+            for name in data.reward_names - {*names}
+            if names
+        )
         for data in self.validated:
             data.judges_by_answer = [] if scores else [*(rewards or ())]
             data.optional |= {field for field, may_lack in lacking.items() if may_lack}

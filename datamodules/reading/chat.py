@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from functools import lru_cache
+from functools import cache, lru_cache
+from inspect import signature
 from typing import Any, Literal
 
 from lit_rlvr.common.columns import parse_text
@@ -161,8 +162,28 @@ def _describe_tool(tool: dict[str, Any]) -> str:
 MODEL_TURN = "\ue000"
 """A placeholder of a turn of the model: a private code point, which observations lose."""
 
-RESERVED = ("tokenize", "add_generation_prompt", "continue_final_message", "conversation", "return_dict", "tools")
-"""Arguments of `apply_chat_template` that this module sets."""
+
+@cache
+def reserved_arguments() -> frozenset[str]:
+    """Return the arguments of `apply_chat_template` that are not the template's, and its name for the conversation."""
+    from transformers import PreTrainedTokenizerBase
+
+    arguments = signature(PreTrainedTokenizerBase.apply_chat_template).parameters
+    return frozenset(arguments) - {"kwargs", "documents", "chat_template"} | {"messages"}
+
+
+def check_template_arguments(where: str, arguments: Iterable[str]) -> None:
+    """Refuse arguments of the chat template that lit-rlvr sets itself.
+
+    Raises:
+        UserError: names them, and where they stand.
+    """
+    refuse_all(
+        f"{where}: {name!r} is set by lit-rlvr and cannot be given; leave it out"
+        for name in arguments
+        if name in reserved_arguments()
+    )
+
 
 
 @option_group("data.chat")
@@ -207,11 +228,7 @@ class Chat:
             for option, template in templates.items()
             if "{prompt}" not in template
         )
-        refuse_all(
-            f"data.chat.chat_template_kwargs: {key!r} is set by lit-rlvr and cannot be given"
-            for key in self.chat_template_kwargs or {}
-            if key in RESERVED
-        )
+        check_template_arguments("data.chat.chat_template_kwargs", self.chat_template_kwargs or {})
 
     @property
     def system_text(self) -> str | None:
@@ -238,6 +255,7 @@ class Chat:
             raise UserError(
                 f"{sample.source}: chat_template_kwargs: {given_text(row_kwargs)} is no dict, nor JSON of one"
             )
+        check_template_arguments(f"{sample.source}: chat_template_kwargs", row_kwargs)
         return replace(self, chat_template_kwargs={**(self.chat_template_kwargs or {}), **without_nulls(row_kwargs)})
 
     def with_tools(self, tools: Sequence[dict[str, Any]]) -> Chat:

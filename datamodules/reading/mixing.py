@@ -13,7 +13,7 @@ from typing import Any
 from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.datamodules.reading.rows import rank_zero_warn
 from lit_rlvr.datamodules.reading.stream import Cursor, PromptStream
-from lit_rlvr.errors import UserError, check_within, refuse_all
+from lit_rlvr.errors import UserError, check_within, given_text, refuse_all
 from lit_rlvr.types import Prompt
 
 
@@ -33,6 +33,11 @@ def named_files(train: Any) -> tuple[dict[str, str], dict[str, float]]:
     if not (is_text and train and has_weights and all(isinstance(file, str | os.PathLike) for file in train)):
         return {}, {}
     files = [os.fspath(file) for file in train]
+    if words := next((file for file in files if not _may_be_file(file)), ""):
+        raise UserError(
+            f"data.train: {given_text(words)} is no file and no hub name; give rows as dicts of columns, such as "
+            "{'prompt': ..., 'answer': ...}"
+        )
     names = [_short_name(file) for file in files]
     for longer in (_stem, _folder, _folder_and_stem, _file_name):
         if len(set(names)) == len(names):
@@ -47,6 +52,11 @@ def named_files(train: Any) -> tuple[dict[str, str], dict[str, float]]:
 
 _FORMAT = re.compile(r"\.(jsonl|json|csv|tsv|parquet|arrow)(\.gz)?$")
 """The ending that says how to read a file."""
+
+
+def _may_be_file(text: str) -> bool:
+    """Return False for words that stand in the place of a row: there is no such file, and no hub name has spaces."""
+    return len(text.split()) < 2 or bool(_FORMAT.search(text)) or Path(text).exists()
 
 
 def _short_name(file: str) -> str:

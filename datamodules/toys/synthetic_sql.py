@@ -15,7 +15,7 @@ from lit_rlvr.datamodules.base import Split
 from lit_rlvr.datamodules.reading.split import ReadingOptions
 from lit_rlvr.datamodules.text_to_sql import TextToSQL
 from lit_rlvr.datamodules.toys.generated import GeneratedDataModule
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import UserError, shown
 from lit_rlvr.types import Sample
 
 TABLES = (
@@ -141,10 +141,22 @@ def questions(table: SQLTable) -> Iterator[tuple[str, str, str]]:
 
 
 def write_table(table: SQLTable, path: Path) -> Path:
-    """Write the table as a SQLite file atomically, so that other processes never see half of it."""
+    """Write the table as a SQLite file atomically, so that other processes never see half of it; keep an equal file.
+
+    Raises:
+        UserError: it cannot be written.
+    """
     with closing(sqlite3.connect(":memory:")) as database:
         database.execute(f"CREATE TABLE {table.name} (name TEXT, {table.kind} TEXT, {table.number} INTEGER)")
         database.executemany(f"INSERT INTO {table.name} VALUES (?, ?, ?)", table.rows)
         database.commit()
-        write_atomically(path, database.serialize())
+        content = database.serialize()
+    try:
+        if not path.is_file() or path.read_bytes() != content:  # the folder may be one that can only be read
+            write_atomically(path, content)
+    except OSError as error:
+        raise UserError(
+            f"data.folder: {shown(path.parent)} cannot be written: {error.strerror}; give a folder that can be, or set "
+            "LIT_RLVR_CACHE to one"
+        ) from error
     return path

@@ -211,7 +211,8 @@ def explain(text: str, names: KnownNames) -> str:
 def _hint(groups: Mapping[str, str], names: KnownNames) -> str:
     """Return the nearest name for an unknown class, option of a class, or option of the parser."""
     if "cls" in groups:
-        return _nearest(groups["cls"], sorted(names.classes()))
+        near = _nearest(groups["cls"], sorted(names.classes()))
+        return near or f"; give the dotted path of a class or function of yours, such as my_task.{groups['cls']}"
     if "member" in groups:
         return _nearest(groups["member"], vars(import_module(groups["module"])))
     if "abstract" in groups:
@@ -248,8 +249,24 @@ def _lacking(class_text: str) -> str:
     return f"{path} is abstract, it lacks {methods}; define it in the class, or give another"
 
 
+NO_FUNCTION = re.compile(
+    r"(?:Does not validate against any of the Union subtypes Subtypes: \[\S*Callable.*? Errors: - )?"
+    r"(?:Type \S*Callable.*? expects a function or a callable class: |(?<=Errors: - )(?=Expected a dot import path))"
+    r"(?P<why>.*?)(?=\. Got value| - Expected| Given value|$)"
+)
+"""The beginning of a mismatch of an option that takes a function first, and why its value is none."""
+_NOT_IMPORTED = re.compile(
+    r"^(?:Expected an import path or a subclass spec, but got|Unexpected import object|"
+    r"Expected a dot import path string:)"
+)
+
+
 def _mismatch(text: str) -> str:
     """Return the kind of value that the option accepts, and the given one."""
+    if no_function := NO_FUNCTION.match(text):
+        why = _NOT_IMPORTED.sub(", not", f"{no_function['why']}")
+        separator = "" if why.startswith(", not") else ": "
+        return f"give the dotted path of a function, such as my_task.my_function{separator}{why}"
     expected = list(dict.fromkeys(_expected_kinds(text)))
     given = re.search(r"(?:Given value|Got value): ?(.*?)(?= - Expected| Given value type|$)", text)
     if not expected or not given:

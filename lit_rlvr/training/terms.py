@@ -148,7 +148,7 @@ def term_costs(terms: list[Term], place: Place, x: LossInputs | InitialLogprobs)
 
     Raises:
         UserError: the input lacks what a term needs, a cost has another shape or type, or one in the rewards or
-            advantages is not finite.
+            advantages is not finite or too large.
     """
     for term in terms:
         if term.place != place:
@@ -165,7 +165,36 @@ def term_costs(terms: list[Term], place: Place, x: LossInputs | InitialLogprobs)
                 f"model.terms: {defined_at(term.cost)} has no gradient: make it of x.logp without detach, or of "
                 'x.entropy with needs = ("entropy",)'
             )
-        yield term, torch.where(x.mask, cost, 0.0)
+        cost = torch.where(x.mask, cost, 0.0)
+        if place != "loss" and not _all_finite((term.coef * cost).sum(1).square()):  # estimators take its variance
+            raise UserError(
+                f"{term.option}: {defined_at(term.cost)} times its coef {term.coef:g} is too large for the {place}, up "
+                f"to {float(cost.abs().max()):g} a token; lower the cost or coef"
+            )
+        yield term, cost
+
+
+def _all_finite(values: Tensor) -> bool:
+    return bool(values.isfinite().all())
+
+
+def broken_terms(terms: list[Term], x: LossInputs) -> list[str]:
+    """Return the terms in the loss that are not finite, in their sum or its gradient, where the policy's numbers are.
+
+    Args:
+        terms: all terms.
+        x: rows of a step, with gradients.
+    """
+    inputs = [value for value in vars(x).values() if isinstance(value, Tensor) and value.requires_grad]
+    if not all(_all_finite(value[x.mask]) for value in inputs):
+        return []
+    broken = []
+    for term, cost in term_costs(terms, "loss", x):
+        total = (term.coef * cost * x.plain_weight).sum()
+        gradients = torch.autograd.grad(total, inputs, retain_graph=True, allow_unused=True)
+        if not all(_all_finite(value) for value in (total, *gradients) if value is not None):
+            broken.append(f"{term.option}: {defined_at(term.cost)}")
+    return broken
 
 
 class KLTerm(Term):

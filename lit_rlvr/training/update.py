@@ -22,6 +22,7 @@ from lit_rlvr.policy.logprobs import PolicyOutput
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.training.adaptive_lr import AdaptiveLR, AdaptiveStep
 from lit_rlvr.training.failures import (
+    MicrobatchGradients,
     SkippedSteps,
     TokenBudget,
     find_not_finite,
@@ -40,7 +41,7 @@ from lit_rlvr.training.step import (
     plan_step,
 )
 from lit_rlvr.training.teachers import Teachers
-from lit_rlvr.training.terms import InitialLogprobs
+from lit_rlvr.training.terms import InitialLogprobs, broken_terms
 from lit_rlvr.types import Rollout
 
 
@@ -253,9 +254,12 @@ class Updater:
         limit = self.optim.max_grad_norm if self.optim.max_grad_norm > 0 else float("inf")
         return full_tensor(torch.nn.utils.clip_grad_norm_(parameters, limit))
 
-    def microbatch_gradients(self, plan: StepPlan, k: int) -> tuple[Tensor, list[Tensor | None]]:
-        """Return the loss and gradients of micro-batch k by itself."""
+    def microbatch_gradients(self, plan: StepPlan, k: int) -> MicrobatchGradients:
+        """Return the loss and gradients of micro-batch k by itself, and its terms that are not finite."""
         self.optimizer.zero_grad()
-        loss, _ = self.algorithm.loss(loss_inputs(plan, k, self.forward_microbatch(plan, k))[0])
+        inputs, _ = loss_inputs(plan, k, self.forward_microbatch(plan, k))
+        terms = broken_terms(self.algorithm.terms, inputs)
+        loss, _ = self.algorithm.loss(inputs)
         self.backward_microbatch(loss)
-        return loss.detach(), [parameter.grad for parameter in all_parameters(self.optimizer)]
+        gradients = [parameter.grad for parameter in all_parameters(self.optimizer)]
+        return MicrobatchGradients(loss.detach(), gradients, terms)

@@ -17,6 +17,7 @@ from lit_rlvr.configs import TOP_KEYS, Parser, find_configs, load_yaml
 from lit_rlvr.errors import OPTIONS_OF_OTHERS, UserError, nearest
 
 OWN = """
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from lit_rlvr.datamodules import PromptDataModule
@@ -34,6 +35,14 @@ class Half(Reward):
 
 def half(completion, sample):
     return 0.5
+
+
+NUMBER = 3
+
+
+class Calls(Half):
+    def __init__(self, function: Callable[[str], float] | None = None, **kwargs):
+        super().__init__(**kwargs)
 
 
 class Judge(Half):
@@ -158,11 +167,39 @@ SAID: dict[str, tuple[dict[str, Any], str]] = {
     "class in another case": ({"model": "grpo"}, "model: there is no class 'grpo'; did you mean 'GRPO'?"),
     "a class inside a group of a class": (
         {"model": {"class_path": "GRPO", "init_args": {"teacher": {"prompt": {"class_path": "Demo"}}}}},
-        "model.teacher.prompt: there is no class 'Demo'",
+        "model.teacher.prompt: there is no class 'Demo'; give the dotted path of a class or function of yours, such as "
+        "my_task.Demo",
     ),
     "option of an environment": (
         {"rollout": {"environment": {"class_path": "Calculator", "init_args": {"offr": 1}}}},
         "rollout.environment: lit_rlvr.environments.Calculator has no option 'offr'; did you mean 'offer'?",
+    ),
+    "no function": (
+        {"model": {"class_path": "FunctionLoss", "init_args": {"function": 5}}},
+        "model.function: give the dotted path of a function, such as my_task.my_function, not 5",
+    ),
+    "a number as a function": (
+        {"model": {"class_path": "FunctionLoss", "init_args": {"function": "own_parts.NUMBER"}}},
+        "model.function: give the dotted path of a function, such as my_task.my_function, not 3",
+    ),
+    "no such function": (
+        {"model": {"class_path": "FunctionLoss", "init_args": {"function": "own_parts.nosuch"}}},
+        "model.function: give the dotted path of a function, such as my_task.my_function: module 'own_parts' has no "
+        "attribute 'nosuch'",
+    ),
+    "a function without a path": (
+        {"model": {"class_path": "FunctionLoss", "init_args": {"function": "my_loss"}}},
+        "model.function: there is no class 'my_loss'; give the dotted path of a class or function of yours, such as "
+        "my_task.my_loss",
+    ),
+    "a function of a user's class": (
+        {"rollout": {"rewards": [{"class_path": "own_parts.Calls", "init_args": {"function": "nosuch.f"}}]}},
+        "rollout.rewards.function: give the dotted path of a function, such as my_task.my_function: No module named "
+        "'nosuch'",
+    ),
+    "a function of a user's class without a path": (
+        {"rollout": {"rewards": [{"class_path": "own_parts.Calls", "init_args": {"function": "f"}}]}},
+        "rollout.rewards.function: give the dotted path of a function, such as my_task.my_function, not f",
     ),
     "number to base 60": ({"rollout": {"group_size": "1:30"}}, "rollout.group_size: give a whole number, not 1:30"),
     "true as a seed": ({"seed_everything": True}, "seed_everything: give a whole number, not True"),

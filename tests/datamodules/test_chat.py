@@ -95,6 +95,13 @@ def test_chat_template_kwargs_reach_the_template(chat_tokenizer):
     )
 
 
+@pytest.mark.parametrize("name", ["messages", "conversation", "tools", "tokenize", "add_generation_prompt", "padding"])
+def test_arguments_of_the_template_that_are_set_are_refused(name: str) -> None:
+    with pytest.raises(UserError, match=rf"^data.chat.chat_template_kwargs: '{name}' is set by lit-rlvr and cannot be"):
+        Chat(chat_template_kwargs={"enable_thinking": False, name: []})
+    Chat(chat_template_kwargs={"documents": [], "enable_thinking": False})
+
+
 def test_a_row_adds_to_the_arguments_of_the_template(chat_tokenizer):
     tokenizer = copy.deepcopy(chat_tokenizer)
     end = "{% if think %}<think>\n{% else %}<think></think>{% endif %}{{ more }}{% endif %}"
@@ -106,7 +113,10 @@ def test_a_row_adds_to_the_arguments_of_the_template(chat_tokenizer):
     assert all(tokenizer.decode(prompt.token_ids).endswith(prompt.prefill) for prompt in found)
     for row, message in (
         ([1], r"^toy.jsonl:7: chat_template_kwargs: \[1\] is no dict, nor JSON of one"),
-        ({"tools": []}, "'tools' is set by lit-rlvr"),
+        (
+            {"tools": []},
+            r"^toy.jsonl:7: chat_template_kwargs: 'tools' is set by lit-rlvr and cannot be given; ",
+        ),
     ):
         with pytest.raises(UserError, match=message):
             module.encode(replace(QUESTION, row={"chat_template_kwargs": row}))

@@ -101,6 +101,15 @@ def test_each_set_of_a_mixture_formats_and_names_its_own(jsonl: Write, chat_toke
     assert [loader.name for loader in data.val_dataloader()] == ["sums"]
 
 
+def test_a_set_that_names_an_unknown_reward_is_refused_itself(chat_tokenizer: Any) -> None:
+    """Not its first row."""
+    sets = [Arithmetic(name="sums"), Arithmetic(name="products", operation="multiply", rewards=["math_answr"])]
+    said = r"^data.rewards of the set products: there is no reward 'math_answr'; did you mean 'math_answer'\?$"
+    with pytest.raises(UserError, match=said):
+        Mixture(sets=sets).use_environment(None, [MathAnswer()])
+    Mixture(sets=sets).use_environment(None, [])  # without rewards none judges
+
+
 @pytest.mark.parametrize(
     ("weights", "line"),
     [
@@ -246,6 +255,8 @@ BAD: dict[str, tuple[Callable[[Path], PromptDataModule], str]] = {
     "same name": (lambda _: mixture(sets=[Arithmetic(), Arithmetic()]), r"two sets are called arithmetic"),
     "own order": (lambda _: mixture(sets=[Arithmetic(order="given")]), r"arithmetic has an order, a curriculum or we"),
     "no rows": (lambda folder: TextMath(train=[*_files(folder), str(folder / "empty.jsonl")]), r"empty\.jsonl: no usa"),
+    "texts": (lambda _: TextMath(train=["What is 4/2?", "And 1+1?"]),
+              r"^data\.train: 'What is 4/2\?' is no file and no hub name; give rows as dicts of columns, such as"),
     "file weights": (lambda folder: TextMath(train=dict.fromkeys(_files(folder), 0)), r"data\.train: all weights a"),
     "same stem": (lambda folder: TextMath(train=_files(folder) * 2), r"data\.train: two files are called a;"),
     "other columns": (lambda folder: TextMath(train=[*_files(folder), str(folder / "odd.jsonl")]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sqlite3
 from collections import Counter
@@ -183,6 +184,21 @@ def test_generated_tables_are_split_by_seed_and_none_is_in_both(tmp_path: Path) 
     assert [s.prompt for s in load(0)[1]] == [s.prompt for s in validation]
     assert [s.prompt for s in load(1)[1]] != [s.prompt for s in validation]
     assert SyntheticSQL(folder=str(tmp_path)).load("test") == []
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = SyntheticSQL(tables=2, held_out=1, folder=str(tmp_path / "given"))
+    written = data.load("train")
+    monkeypatch.setattr("lit_rlvr.datamodules.toys.synthetic_sql.write_atomically", _denied)
+    assert data.load("train") == written, "equal databases stay, so that the folder may be one that can only be read"
+    monkeypatch.setenv("LIT_RLVR_CACHE", str(tmp_path / "cache"))
+    said = r"^data\.folder: .*cache/synthetic_sql/seed-0 cannot be written: Permission denied; .* set LIT_RLVR_CACHE"
+    with pytest.raises(UserError, match=said):
+        SyntheticSQL(tables=2, held_out=1).load("train")
+
+
+def _denied(path: Path, content: bytes) -> None:
+    raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
 
 def test_generated_databases_are_the_same_every_time(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from lit_rlvr.algorithms import GRPO
 from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import LossInputs, Stats
 from lit_rlvr.rewards import FunctionReward
-from lit_rlvr.training.failures import SkippedSteps
+from lit_rlvr.training.failures import SavedStep, SkippedSteps
 
 Poison = Callable[[LossInputs, Tensor], Tensor]
 SMALL = {"compute": {"tokens_per_microbatch": 200}}  # two groups of six in a micro-batch
@@ -198,6 +198,6 @@ def test_during_training_too(
 def test_a_run_that_ends_in_skipped_steps_fails(tmp_path: Path, steps: int, ends: bool) -> None:
     skipped = SkippedSteps(10)
     for number in (1, 2):  # the last two
-        skipped.add(steps - 2 + number, ["loss"], tmp_path)
+        skipped.add(steps - 2 + number, ["loss"], SavedStep(tmp_path, []))
     with pytest.raises(UserError, match="the last 2 of 3 steps were skipped") if ends else nullcontext():
         skipped.check_end(steps)

@@ -121,6 +121,35 @@ class Infinite(Term):
         return x.logp / 0
 
 
+class Unbounded(Term):
+    """A square root whose gradient at 0 is infinite, or a logarithm that is infinite itself."""
+
+    def __init__(self, place: Any, function: Callable[[Tensor], Tensor], coef: float = 1.0) -> None:
+        super().__init__(coef)
+        self.place, self.function = place, function
+
+    def cost(self, x: Any) -> Tensor:
+        return self.function(x.logp - x.logp.detach())
+
+
+@pytest.mark.parametrize("function", [torch.sqrt, torch.log])
+def test_a_term_in_the_loss_that_is_not_finite_is_named(
+    tiny_model_folder: Path, tmp_path: Path, function: Callable[[Tensor], Tensor], caplog: pytest.LogCaptureFixture
+) -> None:
+    terms = [Counts(), Unbounded("loss", function)]
+    with pytest.raises(UserError) as error:
+        fit(tiny_model_folder, tmp_path, 2, terms=terms, kl={"coef": 0.1}, optim={"max_skipped_steps": 1})
+    for said in (str(error.value), caplog.text):
+        assert "not finite because of model.terms: Unbounded.cost (" in said and "Counts" not in said
+    assert "mend the term" in str(error.value) and "model.lr" not in str(error.value)
+
+
+@pytest.mark.parametrize("place", ["rewards", "advantages"])
+def test_a_term_that_is_too_large_for_rewards_is_named(tiny_model_folder: Path, tmp_path: Path, place: Any) -> None:
+    with pytest.raises(UserError, match=rf"^model.terms: Unbounded\.cost .* coef 1e\+30 is too large for the {place}"):
+        fit(tiny_model_folder, tmp_path, terms=[Unbounded(place, torch.exp, 1e30)])
+
+
 class Complex(Term):
     def cost(self, x: LossInputs) -> Tensor:
         return x.logp * 1j

@@ -10,6 +10,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 from lit_rlvr.common.files import check_writable, write_atomically
+from lit_rlvr.common.packages import installer
 from lit_rlvr.common.terminal import show_result
 from lit_rlvr.configs import Parser
 from lit_rlvr.errors import UserError
@@ -51,7 +52,7 @@ def run(command: str, arguments: list[str]) -> None:
     parser.add_argument("--kind", type=str, default="task", help=f"what the project is about: {', '.join(KINDS)}")
     config = parser.parse_args(arguments)
     files = [str(path) for path in init(Path(config.folder), config.kind)]
-    line = f"cd {shlex.quote(config.folder)}; pip install pytest; pytest; lit-rlvr fit --config config.yaml"
+    line = f"cd {shlex.quote(config.folder)}; {installer()} pytest; pytest; lit-rlvr fit --config config.yaml"
     show_result({"files": files, "next": line}, lambda: print(*files, line, sep="\n"))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_rlvr.common.packages import require
+from lit_rlvr.common.packages import expect_hub, require
 from lit_rlvr.errors import UserError, check_within, first_line, log
 from lit_rlvr.evaluation.diversity.base import CompletionGroup, DiversityMeasure
 
@@ -47,6 +47,7 @@ class SentenceEmbedder(Embedder):
 
         self.model, self.batch_size = model, batch_size
         self.source = _packaged() if model == PACKAGED else str(Path(model).expanduser())
+        expect_hub(self.source)
         try:
             AutoConfig.from_pretrained(self.source, trust_remote_code=False)
         except (OSError, ValueError) as error:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
+from lit_rlvr.common.packages import expect_hub
 from lit_rlvr.errors import UserError, first_line, log
 from lit_rlvr.rewards.base import CheckedReward, reaches
 from lit_rlvr.rewards.forms import as_messages
@@ -55,6 +56,7 @@ class RewardModel(CheckedReward):
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         where = f"rewards.RewardModel.model: {self.model}"
+        expect_hub(self.model)
         try:
             model, report = AutoModelForSequenceClassification.from_pretrained(
                 self.model, dtype="float32", output_loading_info=True, trust_remote_code=False
