@@ -185,7 +185,6 @@ def check_template_arguments(where: str, arguments: Iterable[str]) -> None:
     )
 
 
-
 @option_group("data.chat")
 @dataclass(frozen=True)
 class Chat:

@@ -33,7 +33,8 @@ def named_files(train: Any) -> tuple[dict[str, str], dict[str, float]]:
     if not (is_text and train and has_weights and all(isinstance(file, str | os.PathLike) for file in train)):
         return {}, {}
     files = [os.fspath(file) for file in train]
-    if words := next((file for file in files if not _may_be_file(file)), ""):
+    words = next((file for file in files if not _may_be_file(file)), "")
+    if words:
         raise UserError(
             f"data.train: {given_text(words)} is no file and no hub name; give rows as dicts of columns, such as "
             "{'prompt': ..., 'answer': ...}"
@@ -88,7 +89,8 @@ def refuse_twice(names: Sequence[str], option: str, what: str, remedy: str) -> N
         what: what the parts are, for the message.
         remedy: what to do, for the message.
     """
-    if twice := next((name for name in names if names.count(name) > 1), None):
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
         raise UserError(f"{option}: two {what} called {twice}; {remedy}")
 
 
@@ -107,7 +109,8 @@ def check_weights(weights: Mapping[str, float], known: Sequence[str], option: st
         for name in weights
         if name not in known
     )
-    if missing := [name for name in known if name not in weights]:
+    missing = [name for name in known if name not in weights]
+    if missing:
         raise UserError(f"{option}: {', '.join(missing)} has no weight; give one, 0 if it is not to be drawn")
     total = sum(weights.values())
     if not total:
@@ -148,7 +151,8 @@ class MixedStream(PromptStream):
 
     def take(self, count: int, cursor: Cursor) -> tuple[list[Prompt], Cursor]:
         number = cursor["epoch"] * len(self) + cursor["position"]
-        after, prompts_taken = dict(cursor), []
+        after = dict(cursor)
+        prompts_taken = []
         for n in range(number, number + count):
             draw = random.Random(derive_seed(self.run_seed, "mixture", self.seed, n))
             (name,) = draw.choices([*self.weights], [*self.weights.values()])

@@ -84,8 +84,12 @@ class SyntheticSQL(GeneratedDataModule, TextToSQL):
         super().__init__(databases=None, reading=reading, **kwargs)
         if not 0 <= held_out < tables <= len(TABLES):
             raise UserError(f"tables={tables}, held_out={held_out}: at most {len(TABLES)}, one must be left to train")
-        self.tables, self.held_out = tables, held_out
-        parent = Path(folder).expanduser() if folder else cache_folder() / "synthetic_sql"
+        self.tables = tables
+        self.held_out = held_out
+        if folder:
+            parent = Path(folder).expanduser()
+        else:
+            parent = cache_folder() / "synthetic_sql"
         self.folder = parent / f"seed-{self.seed}"
 
     def rows(self, split: Split) -> Iterator[Sample]:
@@ -103,7 +107,8 @@ class SyntheticSQL(GeneratedDataModule, TextToSQL):
 def make_table(name: str, seed: int) -> SQLTable:
     """Draw a table of 6 to 12 rows by seed."""
     draw = random.Random(seed)
-    kind, number = draw.choice(sorted(COLUMN_KINDS)), draw.choice(NUMBERS)
+    kind = draw.choice(sorted(COLUMN_KINDS))
+    number = draw.choice(NUMBERS)
     count = draw.randint(6, 12)
     columns = (
         draw.sample(PERSON_NAMES, count),

@@ -61,8 +61,6 @@ class AAPOAdvantage(Composed):
         margin = group.rewards - s
         if self.clip:
             margin = margin.clamp(self.delta_low, self.delta_high)
-        else:
-            margin = margin
         base = self.base_advantages(group)
         self._metrics = {
             "margin": float(margin[known].mean()),

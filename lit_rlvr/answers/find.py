@@ -91,8 +91,6 @@ def answer_region(text: str, boxed_only: bool = False, open_thoughts: bool = Fal
         ends = before.endswith("\n\n") and any(map(str.isdigit, answer.text))
         if answer.text and (answer.where != "line" or ends):
             text = before
-        else:
-            text = text
     return text
 
 
@@ -354,8 +352,6 @@ def normalise(text: str) -> str:
     text = re.sub(r"(?<!\w)\s+|\s+(?!\w)", "", text).rstrip(".")
     symbols = set(_SYMBOL.findall(text))
     # m/M is not M/m
-    if any(symbol.swapcase() in symbols for symbol in symbols):
-        text = text
-    else:
+    if not any(symbol.swapcase() in symbols for symbol in symbols):  # m/M is not M/m
         text = text.lower()
     return re.sub(r"^\((\w)\)$|^([\"'])(.*)\2$|^``(.*)''$", r"\1\3\4", text)

@@ -50,13 +50,15 @@ def failure_line(error: Exception) -> str | None:
         return str(cause)
     if is_lost(error):
         return f"a process of the run is lost: {first_line(error).partition('. ')[0]}; resume with --ckpt_path last"
-    if line_error := find_user_line(error):
+    line_error = find_user_line(error)
+    if line_error:
         return f"{line_error[0]}: {first_line(line_error[1])} ({TRACEBACK}=1 shows the whole traceback)"
     if isinstance(error, ArgumentError):
         return ": ".join([*getattr(error, "__notes__", ()), explain_parse_error(error)])
     if isinstance(error, PermissionError):  # of a read or of a write
         return f"{error.filename or 'a file'}: permission denied; check who owns it, and its folders"
-    if reason := write_failure(error):
+    reason = write_failure(error)
+    if reason:
         return f"{getattr(error, 'filename', None) or 'a file'} cannot be written: {reason}"
     return _refused_by_library(error)
 
@@ -74,7 +76,9 @@ def is_lost(error: BaseException) -> bool:
 
 def failure_status(error: BaseException) -> int:
     """Return the exit status of a command that ends with an error."""
-    return START_AGAIN if isinstance(user_error_in(error), ResumableError) or is_lost(error) else 2
+    if isinstance(user_error_in(error), ResumableError) or is_lost(error):
+        return START_AGAIN
+    return 2
 
 
 def _refused_by_library(error: BaseException) -> str | None:
@@ -95,7 +99,9 @@ def _refused_by_library(error: BaseException) -> str | None:
 def _unwrapped(error: BaseException) -> BaseException:
     """Return the exception that the parser wrapped, because the parser's own message repeats every given value."""
     earlier = cause_of(error)
-    return error if earlier is None or "jsonargparse" not in _files(error)[-1].parts else _unwrapped(earlier)
+    if earlier is None or "jsonargparse" not in _files(error)[-1].parts:
+        return error
+    return _unwrapped(earlier)
 
 
 def _files(error: BaseException) -> list[Path]:
@@ -117,9 +123,14 @@ def refuse_nulls(value: Any, kinds: Mapping[str, Any], key: str = "") -> None:
     if isinstance(value, Namespace) and "class_path" in value:
         module, _, name = value.class_path.rpartition(".")
         kinds, _ = init_parameters(getattr(import_module(module), name))
-        value, key = value.get("init_args"), f"{key}init_args."
-    options: Iterable[tuple[Any, Any]] = enumerate(value) if isinstance(value, list) else ()
-    options = vars(value).items() if isinstance(value, Namespace) else options
+        value = value.get("init_args")
+        key = f"{key}init_args."
+    if isinstance(value, list):
+        options: Iterable[tuple[Any, Any]] = enumerate(value)
+    else:
+        options = ()
+    if isinstance(value, Namespace):
+        options = vars(value).items()
     for option, inner in options:
         kind = kinds.get(option)
         if inner is None and not fits(None, kind):
@@ -176,7 +187,9 @@ class KnownNames:
 
     def options(self) -> set[str]:
         """Return the options that the parser takes, with those of the classes that it can build."""
-        return options_of(self.parser) if self.parser is not None else set()
+        if self.parser is not None:
+            return options_of(self.parser)
+        return set()
 
     def classes(self) -> set[str]:
         """Return the names of classes that an option accepts."""
@@ -205,14 +218,16 @@ def explain(text: str, names: KnownNames) -> str:
                 return explain(f'Parser key "{where}.{match["inner"]}": {match["mismatch"]}', names)
             parts["why"] = _mismatch(match["mismatch"])
         return message.format(where=where, **parts) + _hint(match.groupdict() | {"where": where}, names)
-    return f"{keys[0][1]}: {_mismatch(text)}" if keys else text
+    if keys:
+        return f"{keys[0][1]}: {_mismatch(text)}"
+    return text
 
 
 def _hint(groups: Mapping[str, str], names: KnownNames) -> str:
     """Return the nearest name for an unknown class, option of a class, or option of the parser."""
     if "cls" in groups:
-        near = _nearest(groups["cls"], sorted(names.classes()))
-        return near or f"; give the dotted path of a class or function of yours, such as my_task.{groups['cls']}"
+        similar = _nearest(groups["cls"], sorted(names.classes()))
+        return similar or f"; give the dotted path of a class or function of yours, such as my_task.{groups['cls']}"
     if "member" in groups:
         return _nearest(groups["member"], vars(import_module(groups["module"])))
     if "abstract" in groups:
@@ -244,7 +259,10 @@ def _lacking(class_text: str) -> str:
     path = match[1] if match else class_text
     module, _, name = path.rpartition(".")
     known = {cls.__name__: cls for classes in known_classes().values() for cls in classes}
-    cls = getattr(import_module(module), name) if module else known.get(name)
+    if module:
+        cls = getattr(import_module(module), name)
+    else:
+        cls = known.get(name)
     methods = ", ".join(sorted(getattr(cls, "__abstractmethods__", ()))) or "a method"
     return f"{path} is abstract, it lacks {methods}; define it in the class, or give another"
 
@@ -263,7 +281,8 @@ _NOT_IMPORTED = re.compile(
 
 def _mismatch(text: str) -> str:
     """Return the kind of value that the option accepts, and the given one."""
-    if no_function := NO_FUNCTION.match(text):
+    no_function = NO_FUNCTION.match(text)
+    if no_function:
         why = _NOT_IMPORTED.sub(", not", f"{no_function['why']}")
         separator = "" if why.startswith(", not") else ": "
         return f"give the dotted path of a function, such as my_task.my_function{separator}{why}"
@@ -288,22 +307,30 @@ def _expected_kinds(text: str) -> Iterator[str]:
 
 def _shorten(text: str) -> str:
     """Return a given value in at most 80 characters; a name or a path stays whole."""
-    return text if len(text) <= 80 or not re.search(r"[\s{\[]", text) else f"{text[:77]}..."
+    if len(text) <= 80 or not re.search(r"[\s{\[]", text):
+        return text
+    return f"{text[:77]}..."
 
 
 def _nearest(key: str, known: Iterable[str]) -> str:
     """Return a hint with the most similar known name: from the key's own group, or else from all dotted names."""
     group, dot, name = key.rpartition(".")
     names = [other for other in known if other != key]
-    if replacement := option_instead(key, names):
+    replacement = option_instead(key, names)
+    if replacement:
         return f"; did you mean {replacement!r}?"
     same = [other for other in names if other.rpartition(".")[2] == name.lstrip("-")]
     if same and not dot:
         of_the_model = [other for other in same if "model.init_args." in other]
         return f"; did you mean {min(of_the_model or same)!r}?"
-    siblings = [other.rpartition(".")[2] for other in names if other.rpartition(".")[0] == group] if dot else []
+    if dot:
+        siblings = [other.rpartition(".")[2] for other in names if other.rpartition(".")[0] == group]
+    else:
+        siblings = []
     near = nearest(name, siblings) if siblings else nearest(key, names)
-    return f"; did you mean {(f'{group}.' if siblings else '') + near!r}?" if near else ""
+    if near:
+        return f"; did you mean {(f'{group}.' if siblings else '') + near!r}?"
+    return ""
 
 
 def options_of(parser: Any, command: str = "") -> set[str]:

@@ -79,12 +79,14 @@ def machine_findings() -> list[str]:
     from lit_rlvr.policy.precision import fast_bf16
 
     kind = "cuda" if torch.cuda.is_available() else "cpu"
-    device = (
-        f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-        if kind == "cuda"
-        else f"CPU, {torch.get_num_threads()} threads"
-    )
-    converted = "converted" if (cache_folder() / "smollm2-135m-instruct").is_dir() else "converted at first use"
+    if kind == "cuda":
+        device = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    else:
+        device = f"CPU, {torch.get_num_threads()} threads"
+    if (cache_folder() / "smollm2-135m-instruct").is_dir():
+        converted = "converted"
+    else:
+        converted = "converted at first use"
     lines = [
         f"Python {sys.version.split()[0]} on {platform.system()} {platform.machine()}",
         f"device: {device}; precision (auto): {'bf16-mixed' if fast_bf16(kind) else '32-true, bf16 is slow here'}",
@@ -92,8 +94,12 @@ def machine_findings() -> list[str]:
         f"model smollm2: {converted}, in {cache_folder()}",
         f"OMP_WAIT_POLICY: {os.environ.get('OMP_WAIT_POLICY', 'not set')}",
     ]
-    if misfits := [name for name in ("torchvision", "torchaudio", "torchcodec") if not _loads(name)]:
-        build = f"cu{torch.version.cuda.replace('.', '')}" if torch.version.cuda else "cpu"
+    misfits = [name for name in ("torchvision", "torchaudio", "torchcodec") if not _loads(name)]
+    if misfits:
+        if torch.version.cuda:
+            build = f"cu{torch.version.cuda.replace('.', '')}"
+        else:
+            build = "cpu"
         lines.append(
             f"not built for torch {torch.__version__}: {', '.join(misfits)}; {installer()} --force-reinstall --no-deps "
             f"--index-url https://download.pytorch.org/whl/{build} {' '.join(misfits)}"
@@ -123,7 +129,9 @@ def _engine(kind: str) -> str:
     if not is_installed("vllm"):
         return f"hf; faster with vLLM: {pip_command(vllm_package())}"
     missing = missing_compiler() if kind == "cpu" else None
-    return f"vllm; {missing}, so nothing is compiled" if missing else "vllm"
+    if missing:
+        return f"vllm; {missing}, so nothing is compiled"
+    return "vllm"
 
 
 def _installed(name: str) -> str | None:

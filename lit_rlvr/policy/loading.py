@@ -275,8 +275,6 @@ def eos_token_ids(model: Any) -> tuple[int, ...]:
     configured = model.generation_config.eos_token_id
     if configured is None:
         configured = model.config.eos_token_id
-    else:
-        configured = configured
     if configured is None:
         raise UserError("model: neither generation_config.json nor config.json names an eos_token_id; add one")
     if isinstance(configured, list | tuple):

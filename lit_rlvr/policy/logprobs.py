@@ -283,8 +283,6 @@ def _logit_gradient(
     """
     if grad_logp is None:
         grad_logp = torch.zeros_like(normaliser)
-    else:
-        grad_logp = grad_logp
     logp = z - normaliser[:, None]
     if grad_entropy is None:
         dz = logp.exp_().mul_(-grad_logp[:, None])

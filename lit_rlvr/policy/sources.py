@@ -70,7 +70,9 @@ def _find_model(model: str) -> str | Path:
     if folder.exists():
         check_model_folder(folder)
         settings = folder / ADAPTER_CONFIG
-        return settings if settings.is_file() else str(folder)
+        if settings.is_file():
+            return settings
+        return str(folder)
     if model.startswith((".", "/", "~")) or model.endswith("/"):
         raise UserError(f"model: there is no folder {model!r}; give a Hugging Face model folder, a hub id or smollm2")
     if "/" not in model and (near := get_close_matches(model.lower(), ["smollm2", *TINY], 1, 0.8)):
@@ -90,14 +92,15 @@ def check_model_folder(folder: Path) -> None:
     """
     if (folder / "config.json").is_file() or (folder / ADAPTER_CONFIG).is_file():
         return
-    what = f"{folder} is a file" if folder.is_file() else f"folder {folder} has no config.json"
+    if folder.is_file():
+        what = f"{folder} is a file"
+    else:
+        what = f"folder {folder} has no config.json"
     above = (folder, *folder.absolute().parents[:2])
     run = next((p for p in above if (p / "config.yaml").is_file() and (p / "checkpoints").is_dir()), None)
     if run is not None:
-        what, remedy = (
-            f"{folder} belongs to the run in {shown(run)}",
-            f"write its model with `lit-rlvr export {shlex.quote(shown(run))} --to FOLDER` and give FOLDER",
-        )
+        what = f"{folder} belongs to the run in {shown(run)}"
+        remedy = f"write its model with `lit-rlvr export {shlex.quote(shown(run))} --to FOLDER` and give FOLDER"
     else:
         remedy = "give a Hugging Face model folder" + (", a hub id or smollm2" if folder.is_file() else "")
     raise UserError(f"model: {what}; {remedy}")
@@ -166,7 +169,9 @@ def weights_version(source: str | Path) -> str:
         from huggingface_hub import try_to_load_from_cache
 
         config = try_to_load_from_cache(str(source), "config.json")
-        return Path(config).parent.name[:16] if isinstance(config, str) else ""
+        if isinstance(config, str):
+            return Path(config).parent.name[:16]
+        return ""
     digest = hashlib.sha256()
     for path in sorted(p for p in Path(source).iterdir() if p.suffix in (".safetensors", ".bin")):
         size = path.stat().st_size
@@ -246,7 +251,8 @@ def _check_hub(model: str) -> Path | None:
     log.info("model: looking up %s on the hub", model)
     expect_hub(model)
     try:
-        if file := find_adapter_config_file(model):
+        file = find_adapter_config_file(model)
+        if file:
             return Path(file)
         AutoConfig.from_pretrained(model, trust_remote_code=False)
     except (OSError, ValueError) as error:
@@ -305,7 +311,8 @@ def made_once(target: Path, make: Callable[[Path], Any]) -> Path:
 
     if target.exists():  # perhaps in a cache that cannot be written
         return target
-    cache, hint = f"cache {target.parent}", "; set LIT_RLVR_CACHE to a folder that can be written"
+    cache = f"cache {target.parent}"
+    hint = "; set LIT_RLVR_CACHE to a folder that can be written"
     scratch = scratch_folder(target, cache, hint)
     try:
         with writing(cache, hint), FileLock(target.with_name(f".{target.name}.lock")):

@@ -38,8 +38,6 @@ def verify_or_fall_back(policy: Policy, dtype: torch.dtype | None = None) -> Non
     """
     if dtype is None:
         dtype = next(policy.model.parameters()).dtype
-    else:
-        dtype = dtype
     reason = "it does not pass our layout to its attention"
     try:
         if policy.shared_prefix and has_recurrent_layers(policy.model.config):  # numbers of a short row may agree

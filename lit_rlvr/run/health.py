@@ -702,8 +702,6 @@ def _one_answer(metrics: Metrics, history: RunHistory) -> Iterator[RunFinding]:
             evidence += f"; it earns {paid:.2f}, all answers {mean:.2f}"
             if paid > guess + WORSE and paid >= MOSTLY_PAID * mean:
                 case = "it is paid"
-            else:
-                case = case
         title = "One answer for all questions"
         yield RunFinding(title, evidence, history.advise(title, case))
 

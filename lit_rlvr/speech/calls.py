@@ -111,8 +111,6 @@ def _is_mentioned(before: str, behind: str) -> bool:
     further = _OPENING.search(behind)
     if further:
         behind = behind[: further.start()]
-    else:
-        behind = behind
     is_word = re.match(r"[\s.,;:]|\Z", behind) and not re.search(r"[{(\[]|<[^/]", behind)
     return line.endswith(("`", '"', "'")) or bool(line.strip() and is_word)
 

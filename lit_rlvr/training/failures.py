@@ -51,7 +51,8 @@ class SkippedSteps:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.total, self.in_a_row = 0, 0
+        self.total = 0
+        self.in_a_row = 0
 
     def add(self, number: int, causes: list[str], saved: SavedStep) -> None:
         """Count a step that is not finite, and say where its groups were saved.
@@ -64,7 +65,8 @@ class SkippedSteps:
         Raises:
             UserError: more than `limit` steps in a row would be skipped.
         """
-        self.total, self.in_a_row = self.total + 1, self.in_a_row + 1
+        self.total = self.total + 1
+        self.in_a_row = self.in_a_row + 1
         problem = f"step {number}: {' and '.join(causes) or 'loss of another rank'} not finite"
         remedy = "lower model.lr or model.optim.max_grad_norm"
         if saved.terms:
@@ -98,7 +100,8 @@ class SkippedSteps:
         return {"total": self.total, "in_a_row": self.in_a_row}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self.total, self.in_a_row = state["total"], state["in_a_row"]
+        self.total = state["total"]
+        self.in_a_row = state["in_a_row"]
 
 
 class UnrewardedRollouts:
@@ -110,7 +113,8 @@ class UnrewardedRollouts:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.in_a_row, self.has_rewarded = 0, False
+        self.in_a_row = 0
+        self.has_rewarded = False
         self._said = ""  # of the last one
 
     def count(self, rollout: Rollout, number: int, completions: int) -> None:
@@ -125,7 +129,8 @@ class UnrewardedRollouts:
             UserError: more than `limit` rollouts in a row have no reward.
         """
         if not rollout.is_unrewarded:
-            self.in_a_row, self.has_rewarded = 0, True
+            self.in_a_row = 0
+            self.has_rewarded = True
             return
         self.in_a_row += 1
         self._said = (
@@ -156,7 +161,8 @@ class UnrewardedRollouts:
         return {"in_a_row": self.in_a_row, "has_judged": int(self.has_rewarded)}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self.in_a_row, self.has_rewarded = state["in_a_row"], bool(state["has_judged"])
+        self.in_a_row = state["in_a_row"]
+        self.has_rewarded = bool(state["has_judged"])
 
 
 def find_not_finite(loss: Tensor | None, norm: Tensor) -> list[str] | None:
@@ -169,7 +175,9 @@ def find_not_finite(loss: Tensor | None, norm: Tensor) -> list[str] | None:
         norm: of the gradient over all ranks, before clipping.
     """
     causes = [name for name, value in (("loss", loss), ("gradient", norm)) if not _is_finite(value)]
-    return causes if all_max(len(causes), norm.device) else None
+    if all_max(len(causes), norm.device):
+        return causes
+    return None
 
 
 def save_step(
@@ -192,7 +200,8 @@ def save_step(
     """
     path = run / "skipped" / f"step-{number:06d}-rank-{rank()}.json"
     # As many on all ranks if the weights are sharded.
-    microbatches, terms = [], dict[str, None]()
+    microbatches = []
+    terms = dict[str, None]()
     for k in range(len(plan.microbatches)):
         alone = microbatch_gradients(plan, k)
         microbatches.append(_microbatch(plan, k, alone))
@@ -287,7 +296,9 @@ class TokenBudget:
     def saved(self, run: Path) -> int | None:
         """Return the budget that an earlier start of the run saved; None if there is none for the given setting."""
         sizes = smaller_sizes(run)
-        return int(sizes["left"]) if sizes.get("given") == self.given else None
+        if sizes.get("given") == self.given:
+            return int(sizes["left"])
+        return None
 
     def state_dict(self) -> list[Any]:
         return [self.given, self.tokens]

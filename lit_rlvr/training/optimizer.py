@@ -91,7 +91,9 @@ def build_schedule(optimizer: Any, optim: Optim, steps: int | None) -> Any:
         if optim.lr_schedule == "constant" or steps is None:
             return 1.0
         left = max(0, steps - step) / max(1, steps - warmup)
-        return left if optim.lr_schedule == "linear" else (1.0 - cos(pi * left)) / 2
+        if optim.lr_schedule == "linear":
+            return left
+        return (1.0 - cos(pi * left)) / 2
 
     return LambdaLR(optimizer, factor)
 
@@ -178,7 +180,10 @@ def total_steps(trainer: Any, batches: int, updates_per_batch: int) -> int | Non
     limits = [int(trainer.max_steps)] if trainer.max_steps >= 0 else []
     if trainer.max_epochs is not None and trainer.max_epochs >= 0:
         limit = trainer.limit_train_batches
-        in_epoch = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        if isinstance(limit, int):
+            in_epoch = min(batches, limit)
+        else:
+            in_epoch = int(batches * limit)
         limits.append(in_epoch * trainer.max_epochs * updates_per_batch)
     return min(limits, default=None)
 
@@ -195,7 +200,8 @@ def apply_options(optimizer: Any, scheduler: Any, lr: float, saved: dict[str, An
         saved: the optimizer's `defaults` when the checkpoint was written; an adaptive one changes its groups' own.
     """
     before = optimizer.param_groups[0]
-    started, rate = before.get("initial_lr"), before["lr"]
+    started = before.get("initial_lr")
+    rate = before["lr"]
     changed = {name: value for name, value in optimizer.defaults.items() if saved.get(name, value) != value}
     for group in optimizer.param_groups:
         group |= changed

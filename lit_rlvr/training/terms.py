@@ -205,13 +205,16 @@ class KLTerm(Term):
 
     def __init__(self, coef: float, estimator: KLEstimator, in_reward: bool, bias_correction: bool) -> None:
         super().__init__(coef)
-        self.estimator, self.bias_correction = estimator, bias_correction
+        self.estimator = estimator
+        self.bias_correction = bias_correction
         self.place = "rewards" if in_reward else "loss"
         self.option = "model.kl.in_reward" if in_reward else "model.kl.coef"
 
     def cost(self, x: Any) -> Tensor:
         kl = kl_estimate(x.logp, x.ref_logp, x.mask, self.estimator)
-        return kl * ratio(x.logp, x.old_logp, x.mask) if self.bias_correction else kl
+        if self.bias_correction:
+            return kl * ratio(x.logp, x.old_logp, x.mask)
+        return kl
 
 
 class ExpertBalance(Term):

@@ -87,11 +87,12 @@ class Updater:
     def __post_init__(self) -> None:
         self.sharded = has_shards(self.policy.parameters())
         self.norms = MicrobatchNorms(self.policy)
-        self.adaptive_step = (
-            None
-            if self.adaptive_lr is None
-            else AdaptiveStep(self.adaptive_lr, self.policy, self.optimizer, self.schedule, copy(self.budget), self.run)
-        )
+        if self.adaptive_lr is None:
+            self.adaptive_step = None
+        else:
+            self.adaptive_step = AdaptiveStep(
+                self.adaptive_lr, self.policy, self.optimizer, self.schedule, copy(self.budget), self.run
+            )
 
     def initial_logprobs(self, rollout: Rollout) -> InitialLogprobs:
         """Score a rollout's tokens under the policy, the reference and the teachers before its first update, as far as
@@ -123,7 +124,8 @@ class Updater:
             prepared: the rollout.
             minibatches: the groups of each optimizer step.
         """
-        rollout, live = prepared.rollout, prepared.live
+        rollout = prepared.rollout
+        live = prepared.live
         if prepared.trace is not None and rollout.advantages is not None:
             prepared.trace.choose(rollout.advantages, {p for groups in minibatches for p in groups})
         recomputes = prepared.importance.prox_logp_method == "recompute"
@@ -227,8 +229,12 @@ class Updater:
     def forward_microbatch(self, plan: StepPlan, k: int) -> PolicyOutput:
         """Run the policy on micro-batch k, and before it a teacher whose divergence is in the loss; return what the
         loss needs, (rows, T) each."""
-        rollout, rows = plan.prepared.rollout, plan.microbatches[k]
-        teacher = self.teachers.teach(rollout, rows) if self.teachers.in_loss else None
+        rollout = plan.prepared.rollout
+        rows = plan.microbatches[k]
+        if self.teachers.in_loss:
+            teacher = self.teachers.teach(rollout, rows)
+        else:
+            teacher = None
         return self.policy.forward_rows(
             rollout, rows, entropy=True, entropy_gradient=self.algorithm.needs("entropy"), teacher=teacher
         )
@@ -251,7 +257,10 @@ class Updater:
                 parameter.grad = torch.zeros_like(parameter)
         if world_size() > 1 and not self.sharded:
             average_gradients(parameters)
-        limit = self.optim.max_grad_norm if self.optim.max_grad_norm > 0 else float("inf")
+        if self.optim.max_grad_norm > 0:
+            limit = self.optim.max_grad_norm
+        else:
+            limit = float("inf")
         return full_tensor(torch.nn.utils.clip_grad_norm_(parameters, limit))
 
     def microbatch_gradients(self, plan: StepPlan, k: int) -> MicrobatchGradients:

@@ -77,8 +77,6 @@ def pass_at_k(correct: Tensor, k: int, counted: Tensor | None = None) -> Tensor:
     """
     if counted is None:
         counted = torch.ones_like(correct, dtype=torch.bool)
-    else:
-        counted = counted
     n = counted.double().sum(1, keepdim=True)  # (P, 1)
     c = (correct.double() * counted).sum(1, keepdim=True)  # (P, 1)
     j = torch.arange(k, dtype=torch.float64, device=correct.device)

@@ -123,8 +123,6 @@ def frozen_inputs(batch: FrozenBatch, algorithm: RLVRModule, logp: Tensor, advan
     # (B, 1) or (B, T)
     if advantages.shape == batch.rewards.shape:
         per_row = per_row.reshape(-1, 1)
-    else:
-        per_row = per_row
     if batch.rollout_logp is None:
         rollout = batch.old_logp
     else:

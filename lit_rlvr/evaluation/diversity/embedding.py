@@ -45,8 +45,12 @@ class SentenceEmbedder(Embedder):
         require("sentence_transformers", "CosineSimilarity", "sentence-transformers")
         from transformers import AutoConfig
 
-        self.model, self.batch_size = model, batch_size
-        self.source = _packaged() if model == PACKAGED else str(Path(model).expanduser())
+        self.model = model
+        self.batch_size = batch_size
+        if model == PACKAGED:
+            self.source = _packaged()
+        else:
+            self.source = str(Path(model).expanduser())
         expect_hub(self.source)
         try:
             AutoConfig.from_pretrained(self.source, trust_remote_code=False)
@@ -58,7 +62,8 @@ class SentenceEmbedder(Embedder):
     def __call__(self, texts: Sequence[str]) -> Tensor:
         encoder = self.encoder
         lengths = map(len, encoder.tokenizer(list(texts))["input_ids"])
-        if cut := sum(length > encoder.max_seq_length for length in lengths):
+        cut = sum(length > encoder.max_seq_length for length in lengths)
+        if cut:
             log.warning(
                 "%s reads %d tokens: %d of %d texts are longer, and only their beginnings are compared",
                 self.model, encoder.max_seq_length, cut, len(texts),

@@ -358,9 +358,7 @@ def read_chat(body: Any) -> Received:
             said = error
         raise NoAnswerError(f"the server sends an error as an answer: {given_text(said if said else dict(body))}")
     message = choice.get("message")
-    if isinstance(message, Mapping):
-        message = message
-    else:
+    if not isinstance(message, Mapping):
         message = {"content": choice.get("text")}
     text = without_surrogates(_content_text(message.get("content")))
     return Received(text, _lack(choice, message, text), read_usage(body.get("usage")))

@@ -34,7 +34,9 @@ class RewardModel(CheckedReward):
 
     def __init__(self, model: str, device: str = "cpu", threshold: float | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.model, self.device, self.threshold = model, device, threshold
+        self.model = model
+        self.device = device
+        self.threshold = threshold
         self.reports_correct = threshold is not None
         self._said_no_images = False
 
@@ -115,7 +117,8 @@ class RewardModelServer(Judge):
 
     def __init__(self, server: JudgeServer, threshold: float | None = None, **kwargs: Any) -> None:
         super().__init__(server=server, task="", has_reason=False, sees_thoughts=False, **kwargs)
-        self.threshold, self.reports_correct = threshold, threshold is not None
+        self.threshold = threshold
+        self.reports_correct = threshold is not None
 
     def check(self, pairs: Sequence[Pair]) -> list[RewardResult]:
         replies = self.ask([Question("", json.dumps(conversation_of(pair)), ()) for pair in pairs])
