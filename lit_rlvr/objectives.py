@@ -465,7 +465,7 @@ def importance_weights(
         rows = bounded_weights(mean, "mis" if kind == "mis" else "truncate", cap, floor)
     else:
         bound = 0.5 * math.log(torch.finfo(d.dtype).max)
-        # (B,)
+        # sequences: (B,)
         if level == "geometric":
             sequences = mean
         else:

@@ -185,9 +185,8 @@ class RLOOAdvantage(GroupRelative):
     """
 
     def __call__(self, group: GroupBatch) -> Tensor:
-        # (P, 1)
         size = group.rewards.shape[1]
-        n = group.rewarded.sum(1, keepdim=True).to(group.rewards.dtype)
+        n = group.rewarded.sum(1, keepdim=True).to(group.rewards.dtype)  # (P, 1)
         advantages = centered(group.rewards, group.rewarded) * size / (size - 1)
         return advantages * (n * (size - 1) / ((n - 1).clamp(min=1) * size))  # a factor of 1 if all have a reward
 

@@ -72,9 +72,8 @@ class APMPO(RLVRModule):
         return {"p": float(self._p.mean()), "fss": float(fss.mean()), "eps_ada": float(self._eps.mean())}
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
-        # (B,), (B, 1)
-        p = self._p[x.prompt]
-        eps = self._eps[x.prompt, None]
+        p = self._p[x.prompt]  # (B,)
+        eps = self._eps[x.prompt, None]  # (B, 1)
         if self.adaptive_lower:
             low = eps
         else:

@@ -351,7 +351,6 @@ def normalise(text: str) -> str:
     text = re.sub(r"([_^])\{(\w)\}", r"\1\2", text)
     text = re.sub(r"(?<!\w)\s+|\s+(?!\w)", "", text).rstrip(".")
     symbols = set(_SYMBOL.findall(text))
-    # m/M is not M/m
     if not any(symbol.swapcase() in symbols for symbol in symbols):  # m/M is not M/m
         text = text.lower()
     return re.sub(r"^\((\w)\)$|^([\"'])(.*)\2$|^``(.*)''$", r"\1\3\4", text)

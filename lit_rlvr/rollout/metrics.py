@@ -140,9 +140,8 @@ def set_metrics(rollout: Rollout, names: Sequence[str]) -> dict[str, float]:
     """
     is_of = torch.tensor([[p.sample.dataset == name for p in rollout.prompts] for name in names])  # (sets, P)
     assert rollout.advantages is not None, "training has estimated them"
-    # (P, G)
-    counted = rollout.counted
-    rewarded = rollout.rewarded
+    counted = rollout.counted  # (P, G)
+    rewarded = rollout.rewarded  # (P, G)
     columns = (  # (P,) each
         torch.ones(len(rollout.prompts)),
         (rollout.advantages == 0).all(1),

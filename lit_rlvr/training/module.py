@@ -328,7 +328,7 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
         group = gather_groups(rollout, rewards - reward_costs, self.advantage)  # of all ranks
         estimates, metrics = self.estimate(group)  # (P, G) or (B, T), of all ranks
         means = self.completion_means(estimates, group)  # (P, G), of all ranks
-        # (B, 1) or (B, T)
+        # rows: (B, 1) or (B, T)
         if estimates.shape == means.shape:
             rows = estimates.reshape(-1, 1)
         else:

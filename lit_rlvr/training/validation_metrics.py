@@ -154,9 +154,8 @@ class EvaluationMetrics(nn.Module):
         """Add a scored batch, with its greedy completions if there are any; a failed check counts as incorrect, but not
         what no reward calls right or wrong."""
         device = self.accuracy.device
-        # (P, G)
-        correct = rollout.known_correct.to(device)
-        counted = rollout.counted.to(device)
+        correct = rollout.known_correct.to(device)  # (P, G)
+        counted = rollout.counted.to(device)  # (P, G)
         self.accuracy.update(correct, counted)
         self.length.update(rollout.lengths.to(device))
         if rollout.sampling.temperature > 0:

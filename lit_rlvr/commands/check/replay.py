@@ -120,7 +120,7 @@ def frozen_inputs(batch: FrozenBatch, algorithm: RLVRModule, logp: Tensor, advan
         batch.mask, size, algorithm.loss_options.aggregation, rows, int(lengths.sum()), batch.max_tokens
     ).to(logp.dtype)
     per_row = advantages.to(logp.dtype)
-    # (B, 1) or (B, T)
+    # per_row: (B, 1) or (B, T)
     if advantages.shape == batch.rewards.shape:
         per_row = per_row.reshape(-1, 1)
     if batch.rollout_logp is None:
