@@ -404,7 +404,9 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
             BadRow: the chat template does not show which tokens are the model's.
         """
         chat = self._chat_of(sample)
-        whole = self._with_plain_prompt(replace(sample, prompt=[*as_messages(sample.prompt), *turns]))
+        messages = as_messages(self.as_plain(sample.prompt, sample, "a prompt"))
+        written = self.as_plain(list(turns), sample, "a completion", is_written=True)
+        whole = replace(sample, prompt=[*messages, *written])
         trained = split_turns(
             chat.messages(whole), chat, self.tokenizer, self._opening_of(chat), ends, sample.source,
             trains_empty_thoughts,
@@ -442,23 +444,22 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
     def _with_plain_prompt(self, sample: Sample) -> Sample:
         return replace(sample, prompt=self.as_plain(sample.prompt, sample, "a prompt"))
 
-    def as_plain(self, value: Any, sample: Sample, where: str) -> Any:
+    def as_plain(self, value: Any, sample: Sample, where: str, is_written: bool = False) -> Any:
         """Return a text or messages of a sample with the special tokens in them as text, unless the option is `keep`.
 
         Args:
             value: the text or the messages.
             sample: the sample that they belong to.
             where: what it is of the sample, for the message.
+            is_written: the model writes it, so marks of thoughts stay.
         """
-        if not self._has_special_tokens(value):
+        tokens = special_tokens(self.tokenizer, is_written)
+        if tokens.search(joined_text(value)) is None:
             return value
         # If neither holds, rows of this set have been reported.
         if self._reports_special_tokens or self.chat.special_tokens == "refuse":
             self._report_special_tokens(self.name, where, [sample])
-        return value if self.chat.special_tokens == "keep" else break_up(value, special_tokens(self.tokenizer))
-
-    def _has_special_tokens(self, value: Any) -> bool:
-        return special_tokens(self.tokenizer).search(joined_text(value)) is not None
+        return value if self.chat.special_tokens == "keep" else break_up(value, tokens)
 
     def _report_special_tokens(self, name: str, where: str, samples: Sequence[Sample]) -> None:
         """Name the samples that have special tokens.
@@ -540,7 +541,8 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
     def _tokenised(self, split: Split) -> list[Prompt]:
         """Tokenise a split; drop the prompts that are too long."""
         samples = self.load(split)
-        if rows := [sample for sample in samples if self._has_special_tokens(sample.prompt)]:
+        tokens = special_tokens(self.tokenizer)
+        if rows := [sample for sample in samples if tokens.search(joined_text(sample.prompt))]:
             self._report_special_tokens(f"{self.name} {split}", f"{len(rows)} of {len(samples)} rows", rows)
         prompts = [self.encode(sample) for sample in samples]
         fitting, self.too_long[split] = drop_long(prompts, self.reading.max_prompt_tokens, f"{self.name} {split}")

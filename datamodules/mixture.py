@@ -96,8 +96,8 @@ class Mixture(PromptDataModule):
     def split_turns(self, sample: Sample, *args: Any, **kwargs: Any) -> TrainedTurns:
         return self.part_of(sample).split_turns(sample, *args, **kwargs)
 
-    def as_plain(self, value: Any, sample: Sample, where: str) -> Any:
-        return self.part_of(sample).as_plain(value, sample, where)
+    def as_plain(self, value: Any, sample: Sample, where: str, is_written: bool = False) -> Any:
+        return self.part_of(sample).as_plain(value, sample, where, is_written)
 
     def difficulty(self, sample: Sample) -> float:
         return self.part_of(sample).difficulty(sample)

@@ -114,10 +114,15 @@ def wrapped_prompt(prompt: str | list[dict[str, Any]], template: str, **fillers:
 
 
 @lru_cache(maxsize=8)
-def special_tokens(tokenizer: Any) -> re.Pattern[str]:
-    """Return a pattern of the control tokens, such as `<|im_end|>`; `<think>` and an image's `<image>` are none."""
-    added = tokenizer.added_tokens_decoder.values()
-    return find_tokens(str(token) for token in added if token.special and str(token) != PLACEHOLDER)
+def special_tokens(tokenizer: Any, is_written: bool = False) -> re.Pattern[str]:
+    """Return a pattern of the control tokens, such as `<|im_end|>`; an image's `<image>` is none.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        is_written: leave out the marks of thoughts, for a text that the model writes.
+    """
+    tokens = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special} - {PLACEHOLDER}
+    return find_tokens(token for token in tokens if not (is_written and MARK.fullmatch(token)))
 
 
 def find_tokens(tokens: Iterable[str]) -> re.Pattern[str]:

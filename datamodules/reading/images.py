@@ -25,7 +25,15 @@ from lit_rlvr.errors import UserError, check_within, option_group
 from lit_rlvr.types import Sample, Video, kinds_of
 
 PLACEHOLDER = "<image>"
-_PLACEHOLDERS = re.compile("<(image|video)>")
+_PLACEHOLDERS = re.compile(r"(?:<\|vision_start\|>)?<(image|video)>(?:</\1>|<\|vision_end\|>)?")
+_OTHER_MARKS = re.compile(
+    r"(?:<\|vision_start\|>)?"
+    r"(?:(?:<\|(?P<padded>image|video)_pad\|>)+|(?-i:\[IMG\])|"
+    r"<\|?(?:start_of_)?(?P<kind>image|video|img)(?:[ _]?(?P<number>\d+)|_(?:soft_)?token|_placeholder)?\|?>)"
+    r"(?:</(?:image|video|img)>|<\|vision_end\|>)?",
+    re.IGNORECASE,
+)
+"""The marks of images and videos in the prompts of other families, such as `<|image_1|>` and `[IMG]`."""
 
 
 def as_parts(messages: Messages, images: Sequence[Any]) -> Messages:
@@ -44,17 +52,33 @@ def as_parts(messages: Messages, images: Sequence[Any]) -> Messages:
 
 
 def as_images(value: Any) -> tuple[Any, ...]:
-    """Read a cell as a tuple of unopened images: one, a list or its text, or none (None, NaN, "", a dict of these)."""
+    """Read a cell as a tuple of unopened images: one, a list or its text, or none (None, NaN, "", a dict of these).
+
+    The name of a video's file is a video.
+    """
     value = value.tolist() if getattr(value, "ndim", 0) == 1 else parse_text(value)
     values = value if isinstance(value, list | tuple) else (value,)
-    return tuple(image for image in values if not is_empty(image))
+    return tuple(Video(image) if _is_video_file(image) else image for image in values if not is_empty(image))
 
 
-def as_videos(value: Any) -> tuple[Video, ...]:
-    """Read a cell as videos: a file, a list of image files (the frames of one video), a list of these, or none."""
+def _is_video(value: Any) -> bool:
+    return isinstance(value, Video) or bool(_VIDEO.fullmatch(str(value)))
+
+
+def _is_video_file(value: Any) -> bool:
+    return isinstance(value, str) and bool(_VIDEO.fullmatch(value.strip())) and not value.lower().endswith(".gif")
+
+
+def as_videos(value: Any) -> tuple[Any, ...]:
+    """Read a cell as videos: a file, a list of image files (the frames of one video), a list of these, or none.
+
+    The name of an image's file alone is an image.
+    """
     value = without_nulls(parse_text(value))
     if isinstance(value, bool | int | float) or is_empty(value):
         return ()
+    if isinstance(value, str) and _is_frame(value):
+        return (value,)
     videos = value if isinstance(value, list) and not all(map(_is_frame, value)) else [value]
     return tuple(Video(video) for video in videos if not is_empty(video))
 
@@ -88,7 +112,7 @@ def check_media(row: Mapping[str, Any], read: Container[str], images: bool = Tru
             raise BadRow(
                 "images that are not read; map the column with `columns: {image: ...}`, or leave it out", column
             )
-        if images and _VIDEO_NAME.search(str(column)) and any(_VIDEO.fullmatch(str(value)) for value in values):
+        if images and _VIDEO_NAME.search(str(column)) and any(_is_video(value) for value in values):
             raise BadRow(
                 "videos that are not read; map the column with `columns: {video: ...}`, or leave it out", column
             )
@@ -121,7 +145,8 @@ def place_images(sample: Sample) -> Sample:
             )
     parts = _places([{"content": content} for content in contents])
     if not parts:
-        return sample
+        prompt = _with_marks_read(sample.prompt) if sample.images else sample.prompt
+        return sample if prompt == sample.prompt else place_images(replace(sample, prompt=prompt))
     own_parts = [part[part["type"]] for part in parts if part["type"] in part]
     listed = [] if own_parts and _are_same(own_parts, sample.images) else list(sample.images)
     count, places = Counter(kinds_of(listed)), Counter(part["type"] for part in parts if part["type"] not in part)
@@ -139,6 +164,33 @@ def place_images(sample: Sample) -> Sample:
         for message in messages
     ]  # fmt: skip
     return replace(sample, prompt=messages, images=images)
+
+
+def _with_marks_read(prompt: str | Messages) -> str | Messages:
+    """Return a prompt with `<image>` or `<video>` for each mark of another family.
+
+    Raises:
+        BadRow: the marks have numbers in another order than that of the images.
+    """
+    numbers: list[int] = []
+
+    def placeholder(mark: re.Match[str]) -> str:
+        if mark["number"]:
+            numbers.append(int(mark["number"]))
+        return "<video>" if "video" in (mark["kind"] or mark["padded"] or "").lower() else PLACEHOLDER
+
+    def read(value: Any) -> Any:
+        if isinstance(value, str):
+            return _OTHER_MARKS.sub(placeholder, value)
+        return [part | {"text": read(part["text"])} if part.get("type") == "text" else part for part in value]
+
+    if isinstance(prompt, str):
+        result: str | Messages = read(prompt)
+    else:
+        result = [message | {"content": read(message["content"])} for message in prompt]
+    if numbers != sorted(set(numbers)):
+        raise BadRow(f"the marks of its images have the numbers {numbers}; name each image once, in order", "prompt")
+    return result
 
 
 def _are_same(parts: Sequence[Any], others: Sequence[Any]) -> bool:

@@ -22,7 +22,7 @@ from lit_rlvr.datamodules.reading.conversations import (
 )
 from lit_rlvr.datamodules.reading.images import ImageOptions, as_images, as_videos, check_media, with_images
 from lit_rlvr.errors import UserError, log
-from lit_rlvr.types import Sample
+from lit_rlvr.types import Sample, Video
 
 MAX_NAMED = 3
 """Most bad rows or dropped prompts that a message names."""
@@ -102,10 +102,13 @@ def map_columns(
                 )
         return row.get("images", row.get("file_name")) if value is None and field == "image" else value
 
-    row_id, category, images = cell("id"), cell("category"), as_images(cell("image"))
+    row_id, category = cell("id"), cell("category")
+    images = as_images(cell("image"))
     others = {*columns.values(), *(("video", "videos") if "video" in columns else ())}
     clips = next((name for name in ("video", "videos") if name not in others and as_videos(row.get(name))), "")
     videos = as_videos(cell("video") if "video" in columns else row.get(clips))
+    if "video" in columns and columns["video"] == columns.get("image"):
+        videos = ()  # a column of both was read as images, each by its file
     check_media(row, {*columns.values(), clips}, images="image" not in columns and not (images or videos))
     prompt = as_prompt(sharegpt_to_messages(cell("prompt"), row.get("system")), "prompt" in optional)
     answer = None
@@ -117,7 +120,7 @@ def map_columns(
         id=fallback_id if row_id is None else as_text(row_id, "id"),
         prompt=prompt,
         answer=answer_text,
-        images=(*images, *videos),
+        images=tuple(sorted((*images, *videos), key=lambda medium: isinstance(medium, Video))),
         row=row,
         category="" if category is None else as_text(category, "category"),
         source=source,

@@ -123,9 +123,12 @@ class Demonstrations:
                     if ends_in_thoughts(prompt.prefill) and not closes_thoughts(
                         self.data.tokenizer.decode(completion.token_ids)
                     ):
+                        remedy = "add its end (</think>)"
+                        if prompt.sample.id in self._with_empty_thoughts:
+                            remedy = "train on the end that the template writes (model.target_empty_thoughts: train)"
                         raise BadRow(
-                            "the prompt opens a thought (<think>) that the completion does not close; add its end "
-                            "(</think>), or change data.chat (chat_template_kwargs: {enable_thinking: false})",
+                            f"the prompt opens a thought (<think>) that the completion does not close; {remedy}, or "
+                            "change data.chat (chat_template_kwargs: {enable_thinking: false})",
                             self.column or "answer",
                         )
                     length = len(completion.token_ids) + max(len(start.token_ids) - len(prompt.token_ids), 0)
@@ -208,7 +211,7 @@ class Demonstrations:
 
     def _turn(self, text: str, sample: Sample) -> Completion:
         """Return a text of a sample as a turn, as if the model had sampled it."""
-        text = self.data.as_plain(text, sample, "a completion")
+        text = self.data.as_plain(text, sample, "a completion", is_written=True)
         token_ids = self.data.tokenizer(text, add_special_tokens=False).input_ids
         return Completion(text, (*token_ids, self.ends[0]), "stop")
 

