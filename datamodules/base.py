@@ -203,16 +203,25 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
             else:
                 self.init_args[split] = self.given[split] = GivenRows(rows, split)
                 self.locations[split] = self.given[split].name
-        self.validation_split, self.columns, self.order = validation_split, columns, order
-        self.success = None if curriculum is None else RunningSuccess(curriculum)
+        self.validation_split = validation_split
+        self.columns = columns
+        self.order = order
+        if curriculum is None:
+            self.success = None
+        else:
+            self.success = RunningSuccess(curriculum)
         try:
             self._rewards = as_reward_weights(rewards)
         except BadRow as error:
             raise UserError(f"data.rewards: {error.reason}") from error
-        self.reading, self.images, self.evaluation = reading, images, evaluation
-        self.chat, self._reports_special_tokens = chat, True
+        self.reading = reading
+        self.images = images
+        self.evaluation = evaluation
+        self.chat = chat
+        self._reports_special_tokens = True
         self._openings: dict[str, str] = {}  # by the template's arguments
-        self.prompts_per_rollout, self.seed = prompts_per_rollout, seed
+        self.prompts_per_rollout = prompts_per_rollout
+        self.seed = seed
         self.name: str = name or snake_case(type(self).__name__)
         refuse_twice(
             [other.name for other in self.validated], "data.evaluation.also_validate", "validation sets are",
@@ -309,7 +318,10 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
     @property
     def demonstrates(self) -> bool:
         """True if the trainer's model is trained on the completions that the data hold."""
-        module = self._module if self.trainer is None else self.trainer.lightning_module
+        if self.trainer is None:
+            module = self._module
+        else:
+            module = self.trainer.lightning_module
         return bool(getattr(module, "demonstrates", False))
 
     def use_model(self, module: Any) -> None:
@@ -322,7 +334,10 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         return {*(self._rewards or {})}
 
     def _model(self, name: str) -> Any:
-        module = self._module if self.trainer is None else self.trainer.lightning_module
+        if self.trainer is None:
+            module = self._module
+        else:
+            module = self.trainer.lightning_module
         if module is None:
             raise RuntimeError(f"no {name}: attach a trainer, or set `data.{name}`")
         return module
@@ -382,7 +397,10 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
                     "data.init_args.chat; leave the column out"
                 )
             return chat.with_tools(self.environment.tools_of(sample))
-        tools = parse_text(sample.row.get("tools")) if self.demonstrates else None
+        if self.demonstrates:
+            tools = parse_text(sample.row.get("tools"))
+        else:
+            tools = None
         if not tools:
             return chat
         if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
@@ -459,7 +477,9 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         # If neither holds, rows of this set have been reported.
         if self._reports_special_tokens or self.chat.special_tokens == "refuse":
             self._report_special_tokens(self.name, where, [sample])
-        return value if self.chat.special_tokens == "keep" else break_up(value, tokens)
+        if self.chat.special_tokens == "keep":
+            return value
+        return break_up(value, tokens)
 
     def _report_special_tokens(self, name: str, where: str, samples: Sequence[Sample]) -> None:
         """Name the samples that have special tokens.
@@ -470,7 +490,10 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         report = f"{name}: special tokens of the model in {where} ({abbreviate([s.source or s.id for s in samples])})"
         if self.chat.special_tokens == "refuse":
             raise UserError(f"{report}. Remove them, or choose `data.chat.special_tokens: break`")
-        does = "stay control tokens" if self.chat.special_tokens == "keep" else "are broken up with a zero-width space"
+        if self.chat.special_tokens == "keep":
+            does = "stay control tokens"
+        else:
+            does = "are broken up with a zero-width space"
         rank_zero_warn(f"{report} {does} (data.chat.special_tokens: {self.chat.special_tokens})")
         self._reports_special_tokens = False
 
@@ -480,7 +503,8 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         Of a text with more than `FAR_TOO_LONG` times `max_prompt_tokens` tokens, whose tokenisation could take minutes,
         keep that many tokens.
         """
-        chat, limit = self._chat_of(sample), FAR_TOO_LONG * self.reading.max_prompt_tokens
+        chat = self._chat_of(sample)
+        limit = FAR_TOO_LONG * self.reading.max_prompt_tokens
         messages = chat.messages(self._with_plain_prompt(sample))
         if messages != as_messages(sample.prompt):
             sample = replace(sample, conversation=tuple(messages))
@@ -542,7 +566,8 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         """Tokenise a split; drop the prompts that are too long."""
         samples = self.load(split)
         tokens = special_tokens(self.tokenizer)
-        if rows := [sample for sample in samples if tokens.search(joined_text(sample.prompt))]:
+        rows = [sample for sample in samples if tokens.search(joined_text(sample.prompt))]
+        if rows:
             self._report_special_tokens(f"{self.name} {split}", f"{len(rows)} of {len(samples)} rows", rows)
         prompts = [self.encode(sample) for sample in samples]
         fitting, self.too_long[split] = drop_long(prompts, self.reading.max_prompt_tokens, f"{self.name} {split}")
@@ -559,7 +584,8 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         has_environment = self.environment is not None
         train = index_questions(self.prompts["train"], has_environment)
         for data in self.validated:
-            if validation := data.prompts.get("validation"):
+            validation = data.prompts.get("validation")
+            if validation:
                 refuse = data not in (self.evaluation.also_validate or ())
                 check_held_out(train, validation, data.name, has_environment, refuse)
 
@@ -632,7 +658,8 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
             ]
             names = {sample.dataset for sample in good}
             unused = [file for name, file in self.files.items() if split == "train" and name not in names]
-            if empty := unused or [location for location in (self.locations[split],) if location and not good]:
+            empty = unused or [location for location in (self.locations[split],) if location and not good]
+            if empty:
                 raise UserError(f"{empty[0]}: no usable row in it")
             if not good and split == "train":
                 raise UserError(f"{defined_at(self.rows)} must give Samples for the split 'train', it gave none")
@@ -683,9 +710,9 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
     def eval_loader(self, split: Split, ranks: tuple[int, int]) -> list[EvalLoader]:
         """Return a list of the set's loader for `ranks` = (rank, world size); an empty one if there is no such set."""
         prompts = self.prompts[split]
-        return (
-            [EvalLoader(prompts, self.evaluation.prompts_per_batch, self.name, *ranks, self.prepare)] if prompts else []
-        )
+        if prompts:
+            return [EvalLoader(prompts, self.evaluation.prompts_per_batch, self.name, *ranks, self.prepare)]
+        return []
 
     @property
     def stream(self) -> PromptStream:
@@ -699,12 +726,16 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         other = copy(self)
         other.prompts = self.prompts | {"train": list(prompts)}
         other.prompts_per_rollout = min(prompts_per_rollout, len(prompts))
-        other.cursor, other._stream, other.success = dict(START_CURSOR), PromptStream(prompts, self.seed), None
+        other.cursor = dict(START_CURSOR)
+        other._stream = PromptStream(prompts, self.seed)
+        other.success = None
         return other
 
     def _ranks(self) -> tuple[int, int]:
         """Return (rank, world size)."""
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+        if self.trainer is not None:
+            return (self.trainer.global_rank, self.trainer.world_size)
+        return (0, 1)
 
     # ---- position and checkpoints -------------------------------------------------------------------------
 
@@ -721,7 +752,9 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         state = {"cursor": dict(self.cursor), "fingerprint": self._fingerprint}
-        return state if self.success is None else state | {"success": dict(self.success.known)}
+        if self.success is None:
+            return state
+        return state | {"success": dict(self.success.known)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the position, before or after `setup`.

@@ -51,7 +51,8 @@ class Mixture(PromptDataModule):
             for part in sets
             if isinstance(part, Mixture)
         )
-        self.parts, self.temperature = list(sets), temperature
+        self.parts = list(sets)
+        self.temperature = temperature
         super().__init__(
             train=None,
             validation=None,
@@ -124,7 +125,8 @@ class Mixture(PromptDataModule):
 
     def _tokenised(self, split: Split) -> list[Prompt]:
         if split == "validation":  # each set validates on its own
-            self.bad_rows[split], self.too_long[split] = [], []
+            self.bad_rows[split] = []
+            self.too_long[split] = []
             return []
         prompts_by_part = {part.name: part._tokenised(split) for part in self.parts}
         for part in self.parts:

@@ -142,7 +142,9 @@ def break_up(value: Any, tokens: re.Pattern[str]) -> Any:
         return tokens.sub("\\g<0>\u200b", value)
     if isinstance(value, Mapping):
         return {break_up(name, tokens): break_up(item, tokens) for name, item in value.items()}
-    return [break_up(item, tokens) for item in value] if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple):
+        return [break_up(item, tokens) for item in value]
+    return value
 
 
 TOOL_INSTRUCTIONS = "To call a tool, write <call>name(arguments)</call> and wait for its result. The tools are:"
@@ -153,7 +155,9 @@ def _type_of(spec: dict[str, Any]) -> str:
     if "enum" in spec:
         return " or ".join(map(repr, spec["enum"]))
     kind = spec.get("type", "any")
-    return kind if isinstance(kind, str) else " or ".join(kind)
+    if isinstance(kind, str):
+        return kind
+    return " or ".join(kind)
 
 
 def _describe_tool(tool: dict[str, Any]) -> str:
@@ -275,7 +279,10 @@ class Chat:
         they are texts, because the templates of text models print a list as Python does.
         """
         messages: Any = wrapped_prompt(as_messages(sample.prompt), self.template_text)
-        messages = as_parts(messages, sample.images) if sample.images else [_as_text(message) for message in messages]
+        if sample.images:
+            messages = as_parts(messages, sample.images)
+        else:
+            messages = [_as_text(message) for message in messages]
         if self.system_text is None:
             return messages
         rest = [message for message in messages if message["role"] != "system"]
@@ -297,7 +304,9 @@ class Chat:
             return _bos_token(tokenizer) + self._plain(self._describe_tools_in(messages)) + self.prefill
         text = self.apply(self._offering(messages, tokenizer, source), tokenizer, source, prompt)
         self._check_shown(messages, text, tokenizer, source)
-        return text + self.prefill if prompt else text
+        if prompt:
+            return text + self.prefill
+        return text
 
     def _offering(self, messages: list[dict[str, Any]], tokenizer: Any, source: str) -> list[dict[str, Any]]:
         """Return the messages, with the tools in the system message if the chat template ignores tools."""
@@ -314,7 +323,8 @@ class Chat:
             UserError: names the role.
         """
         for number, message in enumerate(messages):
-            role, calls = message["role"], message.get("tool_calls", [])
+            role = message["role"]
+            calls = message.get("tool_calls", [])
             if role == "developer" and role not in str(tokenizer.chat_template):
                 raise UserError(f"{source}: the model's chat template does not know the role {role!r}; use 'system'")
             if role == "user" or (role == "assistant" and not calls):
@@ -340,7 +350,8 @@ class Chat:
         """
         if not tokenizer.chat_template:
             return self.prefill
-        question, turn = {"role": "user", "content": "?"}, {"role": "assistant", "content": MODEL_TURN}
+        question = {"role": "user", "content": "?"}
+        turn = {"role": "assistant", "content": MODEL_TURN}
         try:
             before, prompt = (self.apply([question], tokenizer, prompt=start, offer=False) for start in (False, True))
             talk = self.apply([question, turn, question], tokenizer, prompt=False, offer=False)
@@ -354,7 +365,8 @@ class Chat:
 
     def unread_thoughts(self, tokenizer: Any) -> str:
         """Return how the chat template writes thoughts, if these cannot be told from the answer; "" if they can."""
-        thought, answer = "A thought.", "The answer."
+        thought = "A thought."
+        answer = "The answer."
         turn = {"role": "assistant", "content": answer} | dict.fromkeys(THOUGHT_KEYS, thought)
         try:
             text = self.apply([{"role": "user", "content": "?"}, turn], tokenizer, prompt=False, offer=False)
@@ -362,7 +374,9 @@ class Chat:
             return ""
         behind = without_thoughts(text)
         is_read = answer in behind and thought not in behind and thought in thoughts_in(text)
-        return "" if is_read or thought not in text else " ".join(text[text.rindex("?") + 1 :].split())
+        if is_read or thought not in text:
+            return ""
+        return " ".join(text[text.rindex("?") + 1 :].split())
 
     def apply(
         self, messages: list[dict[str, Any]], tokenizer: Any, source: str = "", prompt: bool = True, offer: bool = True
@@ -433,10 +447,14 @@ def _as_text(message: dict[str, Any]) -> dict[str, Any]:
     """Return a message whose parts are all texts with one text as its content; return any other message as it is."""
     content = message["content"]
     has_others = isinstance(content, str) or any(part.get("type") != "text" for part in content)
-    return message if has_others else message | {"content": text_of(content)}
+    if has_others:
+        return message
+    return message | {"content": text_of(content)}
 
 
 def _bos_token(tokenizer: Any) -> str:
     """Return the beginning-of-text token if the tokenizer puts one in front of a text, else ""."""
     token_ids = tokenizer("").input_ids[:1]
-    return str(tokenizer.bos_token) if token_ids and token_ids[0] == tokenizer.bos_token_id else ""
+    if token_ids and token_ids[0] == tokenizer.bos_token_id:
+        return str(tokenizer.bos_token)
+    return ""

@@ -56,7 +56,10 @@ def as_images(value: Any) -> tuple[Any, ...]:
 
     The name of a video's file is a video.
     """
-    value = value.tolist() if getattr(value, "ndim", 0) == 1 else parse_text(value)
+    if getattr(value, "ndim", 0) == 1:
+        value = value.tolist()
+    else:
+        value = parse_text(value)
     values = value if isinstance(value, list | tuple) else (value,)
     return tuple(Video(image) if _is_video_file(image) else image for image in values if not is_empty(image))
 
@@ -79,7 +82,10 @@ def as_videos(value: Any) -> tuple[Any, ...]:
         return ()
     if isinstance(value, str) and _is_frame(value):
         return (value,)
-    videos = value if isinstance(value, list) and not all(map(_is_frame, value)) else [value]
+    if isinstance(value, list) and not all(map(_is_frame, value)):
+        videos = value
+    else:
+        videos = [value]
     return tuple(Video(video) for video in videos if not is_empty(video))
 
 
@@ -106,7 +112,10 @@ def check_media(row: Mapping[str, Any], read: Container[str], images: bool = Tru
         kind = str(column).lower().removesuffix("s")
         values = [value for value in as_images(cell) if not isinstance(value, bool | int | float)]
         if values and kind in ("audio", "video"):
-            reason = NO_AUDIO if kind == "audio" else "videos that are not read (PromptDataModule reads one column)"
+            if kind == "audio":
+                reason = NO_AUDIO
+            else:
+                reason = "videos that are not read (PromptDataModule reads one column)"
             raise BadRow(f"{reason}; leave out such rows, or this column if its questions need none", column)
         if images and any(_is_image(value, IMAGE_NAME.search(str(column)) is not None) for value in values):
             raise BadRow(
@@ -136,34 +145,66 @@ def place_images(sample: Sample) -> Sample:
     Raises:
         BadRow: there are more or fewer of them than such places.
     """
-    messages = [{"content": sample.prompt}] if isinstance(sample.prompt, str) else sample.prompt
+    if isinstance(sample.prompt, str):
+        messages = [{"content": sample.prompt}]
+    else:
+        messages = sample.prompt
     contents = [_parts(message["content"]) for message in messages]
     for part in (part for content in contents for part in content):
-        if (named := _NAMED.search(part.get("text", ""))) and _FILE_OR_URL.fullmatch(named[1]):
+        named = _NAMED.search(part.get("text", ""))
+        if named and _FILE_OR_URL.fullmatch(named[1]):
             raise BadRow(
                 f"{named[0]} is not read; write <image> in its place, and the file into the image column", "prompt"
             )
     parts = _places([{"content": content} for content in contents])
     if not parts:
-        prompt = _with_marks_read(sample.prompt) if sample.images else sample.prompt
-        return sample if prompt == sample.prompt else place_images(replace(sample, prompt=prompt))
+        if sample.images:
+            prompt = _with_marks_read(sample.prompt)
+        else:
+            prompt = sample.prompt
+        if prompt == sample.prompt:
+            return sample
+        return place_images(replace(sample, prompt=prompt))
     own_parts = [part[part["type"]] for part in parts if part["type"] in part]
-    listed = [] if own_parts and _are_same(own_parts, sample.images) else list(sample.images)
-    count, places = Counter(kinds_of(listed)), Counter(part["type"] for part in parts if part["type"] not in part)
+    if own_parts and _are_same(own_parts, sample.images):
+        listed = []
+    else:
+        listed = list(sample.images)
+    count = Counter(kinds_of(listed))
+    places = Counter(part["type"] for part in parts if part["type"] not in part)
     for kind in ("image", "video"):
         if count[kind] != places[kind]:
-            more = f", next to {len(own_parts)} in the messages' own parts" if own_parts else ""
+            if own_parts:
+                more = f", next to {len(own_parts)} in the messages' own parts"
+            else:
+                more = ""
             raise BadRow(f"{places[kind]} <{kind}> placeholders for {count[kind]} {kind}s{more}", kind)
-    rest = {kind: iter([x for x, k in zip(listed, kinds_of(listed), strict=True) if k == kind]) for kind in count}
-    images = tuple(part[part["type"]] if part["type"] in part else next(rest[part["type"]]) for part in parts)
+    rest: dict[str, list[Any]] = {kind: [] for kind in count}
+    for image, kind in zip(listed, kinds_of(listed), strict=True):
+        rest[kind].append(image)
+    images = []
+    for part in parts:
+        kind = part["type"]
+        if kind in part:
+            images.append(part[kind])
+        else:
+            images.append(rest[kind].pop(0))
     if not own_parts:
-        return replace(sample, images=images)
-    messages = [
-        message if isinstance(message["content"], str)
-        else message | {"content": [p if p["type"] == "text" else {"type": p["type"]} for p in message["content"]]}
-        for message in messages
-    ]  # fmt: skip
-    return replace(sample, prompt=messages, images=images)
+        return replace(sample, images=tuple(images))
+    return replace(sample, prompt=[_with_empty_parts(message) for message in messages], images=tuple(images))
+
+
+def _with_empty_parts(message: dict[str, Any]) -> dict[str, Any]:
+    """Return a message whose parts name images and videos without holding them."""
+    if isinstance(message["content"], str):
+        return message
+    content = []
+    for part in message["content"]:
+        if part["type"] == "text":
+            content.append(part)
+        else:
+            content.append({"type": part["type"]})
+    return message | {"content": content}
 
 
 def _with_marks_read(prompt: str | Messages) -> str | Messages:
@@ -177,7 +218,9 @@ def _with_marks_read(prompt: str | Messages) -> str | Messages:
     def placeholder(mark: re.Match[str]) -> str:
         if mark["number"]:
             numbers.append(int(mark["number"]))
-        return "<video>" if "video" in (mark["kind"] or mark["padded"] or "").lower() else PLACEHOLDER
+        if "video" in (mark["kind"] or mark["padded"] or "").lower():
+            return "<video>"
+        return PLACEHOLDER
 
     def read(value: Any) -> Any:
         if isinstance(value, str):
@@ -195,7 +238,8 @@ def _with_marks_read(prompt: str | Messages) -> str | Messages:
 
 def _are_same(parts: Sequence[Any], others: Sequence[Any]) -> bool:
     """Return True if both are the same paths, encoded images or videos; `others` are images before videos."""
-    parts, kinds = sorted(parts, key=lambda x: isinstance(x, Video)), (str, bytes, Mapping, Video)
+    parts = sorted(parts, key=lambda x: isinstance(x, Video))
+    kinds = (str, bytes, Mapping, Video)
     return len(parts) == len(others) and all(
         isinstance(a, kinds) and isinstance(b, kinds) and a == b for a, b in zip(parts, others, strict=True)
     )
@@ -297,7 +341,8 @@ class Images(Sequence[Any]):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return tuple(self[i] for i in range(*index.indices(len(self))))
-        source, bounds = self.sources[index], (self.options.min_pixels, self.options.max_pixels)
+        source = self.sources[index]
+        bounds = (self.options.min_pixels, self.options.max_pixels)
         if not isinstance(source, Video):
             return resize(decode(source), *bounds)
         if isinstance(source.frames, tuple):
@@ -314,13 +359,21 @@ def with_images(sample: Sample, options: ImageOptions) -> Sample:
         UserError: there is no such folder.
         BadRow: an image is bad, or there are too many or too few.
     """
-    folder = None if options.folder is None else Path(options.folder).expanduser()
+    if options.folder is None:
+        folder = None
+    else:
+        folder = Path(options.folder).expanduser()
     if folder is not None and not folder.is_dir():
-        what = "is a file; unpack an archive first" if folder.exists() else "there is no such folder"
+        if folder.exists():
+            what = "is a file; unpack an archive first"
+        else:
+            what = "there is no such folder"
         raise UserError(f"data.images.folder: {options.folder!r}: {what}")
     sample = place_images(sample)
     start = folder or Path(sample.source.rpartition(":")[0]).parent
-    return replace(sample, images=open_images(_with_rates(sample), start, options)) if sample.images else sample
+    if sample.images:
+        return replace(sample, images=open_images(_with_rates(sample), start, options))
+    return sample
 
 
 def _with_rates(sample: Sample) -> list[Any]:
@@ -334,7 +387,10 @@ def _with_rates(sample: Sample) -> list[Any]:
     if column is None or not any(isinstance(video.frames, list | tuple) for video in videos):
         return list(sample.images)
     given = parse_text(sample.row[column])
-    rates = list(given) if isinstance(given, list | tuple) else [given] * len(videos)
+    if isinstance(given, list | tuple):
+        rates = list(given)
+    else:
+        rates = [given] * len(videos)
     if len(rates) != len(videos) or not all(isinstance(r, int | float) and 0 < r < math.inf for r in rates):
         raise BadRow("expected a number of frames per second, or one for each video", column)
     rate_iterator = iter(rates)
@@ -357,8 +413,14 @@ def open_images(images: Sequence[Any], folder: Path, options: ImageOptions = Ima
         except Exception as error:  # broken files can raise anything: OSError, SyntaxError, ValueError, zlib.error
             file = source.frames if isinstance(source, Video) else source
             name = file if isinstance(file, str) else f"number {number}"
-            what = error.reason if isinstance(error, BadRow) else f"{type(error).__name__}: {error}"
-            what = "not an image" if isinstance(error, UnidentifiedImageError) else what
+            if isinstance(error, BadRow):
+                what = error.reason
+            else:
+                what = f"{type(error).__name__}: {error}"
+            if isinstance(error, UnidentifiedImageError):
+                what = "not an image"
+            else:
+                what = what
             raise BadRow(f"{name} cannot be decoded ({what})", kind) from error
         opened.append((source, key, _padded(*fit(picture.size, options.min_pixels, options.max_pixels))))
     sources, keys, sizes = zip(*opened, strict=True) if opened else ((), (), ())
@@ -387,7 +449,9 @@ def _examine(source: Source | Video, options: ImageOptions) -> tuple[Source | Vi
         if len({picture.size for picture in pictures}) > 1:
             raise BadRow("its frames have several sizes; give all of them one")
         content = b"".join(picture.tobytes() for picture in pictures)
-        total, fps, wanted = len(pictures), source.fps or options.video_fps, None
+        total = len(pictures)
+        fps = source.fps or options.video_fps
+        wanted = None
     else:
         total, fps, *pictures = inspect_video(source.frames)
         with BytesIO(source.frames) if isinstance(source.frames, bytes) else Path(source.frames).open("rb") as file:
@@ -465,7 +529,8 @@ def _rescale_to_8_bits(values: np.ndarray) -> Image.Image:
     """Convert (H, W) numbers to greyscale, from the smallest (black) to the largest (white)."""
     if not np.isfinite(values).all():
         raise BadRow("it has pixels that are NaN or infinite")
-    low, high = values.min(), values.max()
+    low = values.min()
+    high = values.max()
     return Image.fromarray(((values - low) * (255 / max(high - low, 1e-12))).round().astype(np.uint8))
 
 

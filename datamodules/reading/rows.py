@@ -36,7 +36,10 @@ def rank_zero_warn(message: str) -> None:
 
 def abbreviate(items: list[str]) -> str:
     """Join the first few items; add the number of the others."""
-    more = f"; and {len(items) - MAX_NAMED} more" if len(items) > MAX_NAMED else ""
+    if len(items) > MAX_NAMED:
+        more = f"; and {len(items) - MAX_NAMED} more"
+    else:
+        more = ""
     return "; ".join(items[:MAX_NAMED]) + more
 
 
@@ -52,7 +55,9 @@ def as_prompt(value: Any, is_optional: bool = False) -> str | list[dict[str, Any
     """
     messages = as_conversation(value)
     if messages is None:
-        return "" if is_optional and (value is None or value == "") else as_text(value, "prompt")
+        if is_optional and (value is None or value == ""):
+            return ""
+        return as_text(value, "prompt")
     users = [message for message in messages if message["role"] == "user"]
     if not any(message["content"] for message in users) and not (is_optional and users):
         raise BadRow("no user message with content", "prompt")
@@ -100,9 +105,12 @@ def map_columns(
                 raise BadRow(
                     f"{column!r} cannot be read, because {head!r} is no dict or list and no JSON text of one", field
                 )
-        return row.get("images", row.get("file_name")) if value is None and field == "image" else value
+        if value is None and field == "image":
+            return row.get("images", row.get("file_name"))
+        return value
 
-    row_id, category = cell("id"), cell("category")
+    row_id = cell("id")
+    category = cell("category")
     images = as_images(cell("image"))
     others = {*columns.values(), *(("video", "videos") if "video" in columns else ())}
     clips = next((name for name in ("video", "videos") if name not in others and as_videos(row.get(name))), "")
@@ -224,7 +232,10 @@ def filter_rows(
     for number, row in enumerate(rows, 1):
         if not row.source:
             source = f"{what}:{number}"
-            row = replace(row, source=source) if isinstance(row, Sample) else BadRow(row.reason, row.field, source)
+            if isinstance(row, Sample):
+                row = replace(row, source=source)
+            else:
+                row = BadRow(row.reason, row.field, source)
         file = _file_of(row.source)
         total[file] += 1
         try:

@@ -58,7 +58,10 @@ class Demonstrations:
         environment: Environment | None = None, sampling: Sampling = Sampling(),  # noqa: B008  # frozen
         trains_empty_thoughts: bool = True,
     ) -> None:  # fmt: skip
-        self.data, self.column, self.option, self.sampling = data, column, option, sampling
+        self.data = data
+        self.column = column
+        self.option = option
+        self.sampling = sampling
         self.ends = turn_ends(model_folder, data.tokenizer)
         with suppress(BadRow, UserError):  # a template that shows no such turn
             probe = [{"role": role, "content": "?"} for role in ("user", "assistant")]
@@ -96,7 +99,9 @@ class Demonstrations:
             raise BadRow(f"has no text in column {column!r}; name the column that holds the completions", "")
         if messages is not None and not any(message["role"] == "assistant" for message in messages):
             raise BadRow(f"column {column!r} has no message of the assistant", "")
-        return value if messages is None else messages
+        if messages is None:
+            return value
+        return messages
 
     def check(self, prompts: Sequence[Prompt], refuses_long: bool = True) -> str:
         """Refuse rows without a completion, or with one that is longer than completions may be; return a fingerprint.
@@ -108,7 +113,10 @@ class Demonstrations:
         Raises:
             UserError: names such rows.
         """
-        bad_rows, split, digest, max_tokens = [], [], hashlib.sha256(), self.sampling.max_completion_tokens
+        bad_rows = []
+        split = []
+        digest = hashlib.sha256()
+        max_tokens = self.sampling.max_completion_tokens
         for prompt in prompts:
             try:
                 if self.episodes is not None:
@@ -150,8 +158,12 @@ class Demonstrations:
                 f"turns when later ones follow, such as dropping their thoughts ({abbreviate(split)}); later turns are "
                 "then trained after the changed ones, in a further sequence"
             )
-        if row_ids := [p.sample.source or p.sample.id for p in prompts if p.sample.id in self._with_empty_thoughts]:
-            does = "are in the loss" if self.trains_empty_thoughts else "are not in the loss"
+        row_ids = [p.sample.source or p.sample.id for p in prompts if p.sample.id in self._with_empty_thoughts]
+        if row_ids:
+            if self.trains_empty_thoughts:
+                does = "are in the loss"
+            else:
+                does = "are not in the loss"
             rank_zero_warn(
                 f"{self.data.name}: {len(row_ids)} of {len(prompts)} rows have answers that begin with empty thoughts, "
                 f"as the chat template writes them ({abbreviate(row_ids)}); these {does} (model.target_empty_thoughts)"
@@ -192,7 +204,8 @@ class Demonstrations:
         turns = self.data.split_turns(prompt.sample, target, self.ends, self.trains_empty_thoughts)
         if turns.empty_thoughts:
             self._with_empty_thoughts.add(prompt.sample.id)
-        if missing := len(prompt.sample.images) - sum(part.images for part in turns.sequences[-1]):
+        missing = len(prompt.sample.images) - sum(part.images for part in turns.sequences[-1])
+        if missing:
             raise BadRow(f"{missing} of its images are not in the conversation", "image")
         return [self._pair(prompt, parts) for parts in turns.sequences]
 
@@ -202,7 +215,8 @@ class Demonstrations:
         token_ids = tuple(token for part in turns for token in part.token_ids)
         sampled = tuple(part.is_written for part in turns for _ in part.token_ids)
         text = read_text(self.data.tokenizer, turns[-1].token_ids)
-        before, after = prompt.pixels, None
+        before = prompt.pixels
+        after = None
         if before is not None:
             pixels = before.split(sum(part.images for part in parts))[0]
             before, after = (None, None) if pixels is None else pixels.split(opening.images)
@@ -218,8 +232,11 @@ class Demonstrations:
     def _play(self, prompts: Sequence[Prompt]) -> list[Pair]:
         """Return the prompts with the episodes of their turns, which the environment answers."""
         assert self.episodes is not None, "there is an environment"
-        data, episodes, sampling = self.data, self.episodes, self.sampling
-        seeds, max_tokens = [[0]] * len(prompts), data.reading.max_prompt_tokens
+        data = self.data
+        episodes = self.episodes
+        sampling = self.sampling
+        seeds = [[0]] * len(prompts)
+        max_tokens = data.reading.max_prompt_tokens
         opened = episodes.open(prompts, seeds, lambda sample: data.prepare(data.encode(sample)), max_tokens)
         left = [deque(self._turn(text, prompt.sample) for text in self.target(prompt.sample)) for prompt in opened]
         for prompt, turns in zip(opened, left, strict=True):
@@ -277,14 +294,21 @@ class DemonstrationSource(RolloutSource):
     def __init__(
         self, demonstrations: Demonstrations, module: RLVRModule, fingerprint: str = "", pinned_groups: int = 0
     ) -> None:
-        self.demonstrations, self.module, self.fingerprint = demonstrations, module, fingerprint
-        self.pinned_groups, self.sampling = pinned_groups, demonstrations.sampling
-        self.metrics, self.extra_completions = {}, []
+        self.demonstrations = demonstrations
+        self.module = module
+        self.fingerprint = fingerprint
+        self.pinned_groups = pinned_groups
+        self.sampling = demonstrations.sampling
+        self.metrics = {}
+        self.extra_completions = []
 
     def next(self, batch: PromptBatch) -> Rollout:
         module = self.module
         rollout = self.demonstrations.rollout(batch.prompts, module.policy.placeholder_ids)
-        cut = module.image_processor.cut if module.policy.family is not None else None
+        if module.policy.family is not None:
+            cut = module.image_processor.cut
+        else:
+            cut = None
         groups = gather_summaries(rollout, trainable_groups(module, rollout))
         rollout = balance(rollout, groups, 1, self.pinned_groups, cut)
         rollout.versions = torch.full(rollout.token_ids.shape, module.updates)

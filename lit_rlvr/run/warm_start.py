@@ -84,14 +84,21 @@ class WarmStart:
         check_within("[1, inf)", "warm_start", batch_size=batch_size, checked=checked, check_every=check_every)
         check_within("(0, 1]", "warm_start", until=until)
         check_within("[0, inf)", "warm_start", lr=lr)
-        self.steps, self.until, self.solution = steps, until, solution
-        self.batch_size, self.lr, self.checked, self.check_every = batch_size, lr, checked, check_every
+        self.steps = steps
+        self.until = until
+        self.solution = solution
+        self.batch_size = batch_size
+        self.lr = lr
+        self.checked = checked
+        self.check_every = check_every
         self.categories = categories
 
     @property
     def columns(self) -> list[str]:
         """The columns with solutions, of which one is taken."""
-        return [self.solution] if isinstance(self.solution, str) else self.solution
+        if isinstance(self.solution, str):
+            return [self.solution]
+        return self.solution
 
     def on_column(self, column: str) -> WarmStart:
         """Return the same warm start on one column."""
@@ -229,7 +236,8 @@ class WarmStart:
         if self.categories is None:
             return prompts
         categories = {prompt.sample.category for prompt in prompts}
-        if missing := [category for category in self.categories if category not in categories]:
+        missing = [category for category in self.categories if category not in categories]
+        if missing:
             raise UserError(
                 f"warm_start.categories: no training prompt has the category {missing[0]!r}; the data has "
                 + (", ".join(map(repr, sorted(categories - {""}))) or "none")
@@ -343,8 +351,11 @@ class ExactMatch(Callback):
         self, start: WarmStart, demonstrations: Demonstrations, held_out: list[Prompt], target: float,
         seconds: float | None = None,
     ) -> None:  # fmt: skip
-        self.start, self.demonstrations, self.held_out = start, demonstrations, held_out
-        self.target, self.seconds = target, seconds
+        self.start = start
+        self.demonstrations = demonstrations
+        self.held_out = held_out
+        self.target = target
+        self.seconds = seconds
         self.result: dict[str, Any] = {}
         self._source: DemonstrationSource  # from on_train_start on
         self._started = 0.0
@@ -357,7 +368,8 @@ class ExactMatch(Callback):
         batch.rollout = self._source.next(batch)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        step, steps = trainer.global_step, self.start.steps
+        step = trainer.global_step
+        steps = self.start.steps
         if step % self.start.check_every and step != steps:
             return
         data = self.demonstrations.data
@@ -365,7 +377,8 @@ class ExactMatch(Callback):
         share = exact_match(
             pl_module.policy, pairs, data.tokenizer, self.demonstrations.episodes, self.demonstrations.sampling
         )
-        loss, seconds = float(trainer.callback_metrics.get("train/loss", math.nan)), time.perf_counter() - self._started
+        loss = float(trainer.callback_metrics.get("train/loss", math.nan))
+        seconds = time.perf_counter() - self._started
         log.info("Warm start: step %d of at most %d, loss %.3f, %.3f exact, %.0f s, at most about %.0f s left",
                   step, steps, loss, share, seconds, seconds / step * (steps - step))  # fmt: skip
         is_late = self.seconds is not None and seconds > self.seconds
@@ -434,7 +447,9 @@ def accuracy_before(
         counted = scores.judged | scores.failed
         if counted.any():
             accuracies.append(float(scores.correct[counted].mean()))
-    return fmean(accuracies) if accuracies else None
+    if accuracies:
+        return fmean(accuracies)
+    return None
 
 
 def _is_same(completion: Completion, solution: Completion) -> bool:
