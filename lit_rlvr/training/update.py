@@ -165,9 +165,9 @@ class Updater:
         is_unrewarded = prepared.rollout.is_unrewarded
         if not_finite is None:
             self.skipped.add_finite(is_unrewarded)
-            metrics |= step_metrics(sums) | {"train/grad_norm": float(norm)}
-            noise = step_noise(plan, len(groups), self.norms.end(), float(norm))
-            metrics |= self.noise_scale.add(noise)
+            grad_norm = float(norm)
+            noise = step_noise(plan, len(groups), self.norms.end(), grad_norm)
+            metrics |= step_metrics(sums) | {"train/grad_norm": grad_norm} | self.noise_scale.add(noise)
         else:
             saved = save_step(self.run, number, not_finite, plan, self.microbatch_gradients)
             self.skipped.add(number, not_finite, saved)

@@ -189,15 +189,17 @@ def apart(ours: Path, theirs: Path) -> float:
     return max(float((got[name] - wanted[name]).abs().max()) for name in compared)
 
 
-def assert_same_training(
-    ours: Path, theirs: Path, tolerance: float = 1e-6, without: tuple[str, ...] = ("train/noise_scale",)
-) -> None:
+NOISE = ("train/noise_scale", "train/step_prompts")
+"""Metrics that are logged where a step has several micro-batches or ranks."""
+
+
+def assert_same_training(ours: Path, theirs: Path, tolerance: float = 1e-6, without: tuple[str, ...] = NOISE) -> None:
     """The same weights to 1e-6 and the same metrics, adaptive statistics among them, to 1e-4; `-s` shows how close.
 
     Args:
         ours, theirs: folders of two runs.
         tolerance: of the weights.
-        without: metrics that may differ: the noise scale is estimated from micro-batches, which both may cut otherwise.
+        without: metrics that may differ: the noise scale is estimated from micro-batches, which runs may cut otherwise.
     """
     worst = apart(ours, theirs)
     assert worst <= tolerance, worst

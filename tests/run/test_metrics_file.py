@@ -107,9 +107,9 @@ RUNS: dict[str, tuple[Any, ...]] = {
 """Runs that log all metrics of the table between them, but those of ELSEWHERE and of some losses."""
 LOSSES = ("ClipCov", "KLCov", "M2PO", "FIPO", "DRO", "TOPR", "VESPO")
 ELSEWHERE = ("val/sql/accuracy/a/b", "reward/easyr1/format", "time/checkpoint_write", "train/staleness/stale_cache",
-             "train/teacher_kl", "train/teacher_divergence")  # fmt: skip
-"""Metrics of data with categories, of functions that return a dict, of FSDP2, of servers that keep their cache, and of
-teachers."""
+             "train/teacher_kl", "train/teacher_divergence", "val/accuracy_before_warm_start")  # fmt: skip
+"""Metrics of data with categories, of functions that return a dict, of FSDP2, of servers that keep their cache, of
+teachers, and of warm starts."""
 
 
 @pytest.mark.slow

@@ -163,6 +163,7 @@ ADDS_FEATURES = {
 REST = {
     "training/failures.py _is_finite: aten._local_scalar_dense.default": 2,
     "training/metrics.py step_metrics: aten._to_copy.default": 1,
+    "training/noise_scale.py end: aten._to_copy.default": 1,
     "training/update.py step: aten._local_scalar_dense.default": 1,
 }  # fmt: skip
 
