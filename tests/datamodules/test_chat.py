@@ -312,8 +312,6 @@ def test_an_answer_without_thoughts_behind_an_open_one_names_the_option_that_tra
     module.tokenizer = tokenizer
     module.setup("fit")
     given = (module, "answer", "model.target", str(tiny_model_folder), None, Sampling(max_tokens=99))
-    with pytest.raises(
-        UserError, match=r"opens a thought .*\(model.target_empty_thoughts: train\), or change"
-    ):
+    with pytest.raises(UserError, match=r"opens a thought .*\(model.target_empty_thoughts: train\), or change"):
         Demonstrations(*given, trains_empty_thoughts=False).check(module.prompts["train"])
     Demonstrations(*given, trains_empty_thoughts=True).check(module.prompts["train"])
