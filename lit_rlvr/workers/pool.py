@@ -37,7 +37,7 @@ class Waiting:
 
     Args:
         reward: its name in messages.
-        rows: the row that each completion of the batch answers.
+        rows: the row that each completion of the batch answers; "" for a judge's question.
     """
 
     def __init__(self, reward: str, rows: Sequence[str]) -> None:
@@ -77,7 +77,8 @@ class Waiting:
             since = begun
         times = int((begun - since) / SLOW_REWARD_SECONDS) + 1
         while not self._over.wait(max(0.0, since + times * SLOW_REWARD_SECONDS - time.time())):
-            row = "".join(f", now row {self._rows[number]}" for number in list(self._begun)[:1])
+            names = [self._rows[number] for number in list(self._begun)[:1]]
+            row = "".join(f", now row {name}" for name in names if name)
             counts = (len(self._done), len(self._rows))
             seconds = f"{times * SLOW_REWARD_SECONDS:g} s{' of scoring' if since < begun else ''}"
             log.warning("waiting for %s, %s: %d of %d judged%s", self._reward, seconds, *counts, row)

@@ -12,8 +12,9 @@ from lit_rlvr.datamodules import PromptDataModule
 from lit_rlvr.datamodules.reading.chat import SYSTEM_PROMPTS, TEMPLATES, Chat, registered
 from lit_rlvr.environments import Environment
 from lit_rlvr.errors import UserError
+from lit_rlvr.rollout.demonstrations import Demonstrations
 from lit_rlvr.rollout.episodes import with_opening
-from lit_rlvr.types import Completion, Sample, Turn
+from lit_rlvr.types import Completion, Sample, Sampling, Turn
 
 QUESTION = Sample("q", "What is 1 + 2?", "3", source="toy.jsonl:7")
 
@@ -299,3 +300,18 @@ def test_marks_of_thoughts_that_are_special_tokens_stay_in_what_the_model_writes
     module = data(tokenizer)
     assert module.as_plain("<think>5<|im_end|>", asked, "a completion", True) == "<think>5<\u200b|im_end|>"
     assert "special tokens of the model in a completion (" in caplog.text
+
+
+def test_an_answer_without_thoughts_behind_an_open_one_names_the_option_that_trains_the_templates_end(
+    chat_tokenizer, tiny_model_folder
+):
+    """As Nemotron 3, whose template closes empty thoughts in turns and opens them in prompts."""
+    tokenizer = copy.deepcopy(chat_tokenizer)
+    tokenizer.chat_template = f"{EMPTY}{HEADER}<think>\n{{% endif %}}"
+    module = PromptDataModule(train=[{"prompt": "1+1?", "answer": "2"}], prompts_per_rollout=1)
+    module.tokenizer = tokenizer
+    module.setup("fit")
+    given = (module, "answer", "model.target", str(tiny_model_folder), None, Sampling(max_tokens=99))
+    with pytest.raises(UserError, match=r"opens a thought .*\(model.target_empty_thoughts: train\), or change"):
+        Demonstrations(*given, trains_empty_thoughts=False).check(module.prompts["train"])
+    Demonstrations(*given, trains_empty_thoughts=True).check(module.prompts["train"])

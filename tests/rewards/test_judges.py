@@ -168,7 +168,7 @@ def test_no_completion_writes_out_of_its_place(attack: str) -> None:
         ([429, 500, "cut"], 3, ""),
         ([429, 429], 1, "RateLimitError: Error code: 429"),
         ([500], 0, "InternalServerError: Error code: 500"),
-        (["slow"], 0, "APITimeoutError: Request timed out"),
+        (["slow"], 0, "no whole answer within server.timeout=0.5 s"),
         (["broken"], 0, "JSONDecodeError"),
         (["cut"], 0, "ReadError|RemoteProtocolError"),
     ],
@@ -183,6 +183,16 @@ def test_a_fault_is_tried_again_and_else_masks_its_completion(faults: list[Any],
     assert first.status == ("error" if failed else "ok") and re.search(failed, first.detail), first.detail
     assert stub.calls == 1 + retries + 2
     assert judge.metrics["pointwise_judge/failed"] == [float(bool(failed)), 0.0]
+
+
+def test_a_slow_judge_says_how_many_questions_it_has_answered(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("lit_rlvr.workers.pool.SLOW_REWARD_SECONDS", 0.25)
+    with StubJudge(by_length, seconds=0.2) as stub:
+        judge = PointwiseJudge(server=stub.server(max_concurrent=1), has_reason=False)
+        judge.score(paired("one", "one two", "one two three"))
+    assert re.search(r"waiting for the judge of pointwise_judge, 0\.5 s: [12] of 3 judged$", caplog.text, re.MULTILINE)
 
 
 @pytest.mark.slow

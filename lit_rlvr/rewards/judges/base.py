@@ -103,8 +103,8 @@ class Judge(CheckedReward):
         Log how it went; warn once of a judge that always says the same.
         """
         different = list(dict.fromkeys(questions))
-        with Waiting(self.dotted_path, [f"{len(different)} questions"]) as waiting, waiting.judging(0):
-            answers = self.client.ask(different, self.read)
+        with Waiting(f"the judge of {self.name}", [""] * len(different)) as waiting:
+            answers = self.client.ask(different, self.read, waiting)
         replies = {question: answer.reply for question, answer in zip(different, answers, strict=True)}
         for name, values in counts_of(answers).items():
             self.metrics.setdefault(f"{self.name}/{name}", []).extend(values)
@@ -130,7 +130,7 @@ class NotedQuestions:
     def __init__(self) -> None:
         self.questions: set[Question] = set()
 
-    def ask(self, questions: Sequence[Question], read: Read) -> list[Answer]:
+    def ask(self, questions: Sequence[Question], read: Read, waiting: Waiting) -> list[Answer]:
         """Note questions; answer none of them."""
         self.questions.update(questions)
         return [Answer("not asked", failed=True) for _ in questions]

@@ -17,6 +17,7 @@ from lit_rlvr.rewards.function import resolved
 from lit_rlvr.rewards.judges.answers import Answers, Spent
 from lit_rlvr.rewards.judges.prompts import Question, Reply
 from lit_rlvr.rewards.judges.replies import Received, parse_body, read_chat, without_surrogates
+from lit_rlvr.workers.pool import Waiting
 
 WHERE = "rollout.rewards: judge.server"
 BROKEN = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
@@ -210,15 +211,24 @@ class Client:
             "`server.token_limit: max_tokens`, `server.structured: false`, or mend model or extra_body"
         )
 
-    def ask(self, questions: Sequence[Question], read: Read) -> list[Answer]:
+    def ask(self, questions: Sequence[Question], read: Read, waiting: Waiting) -> list[Answer]:
         """Return the answers to questions, all of them different, in order.
+
+        Args:
+            questions: the questions.
+            read: the reader of their answers.
+            waiting: says how many have been answered, if that takes long.
 
         Raises:
             UserError: the budget is used up.
         """
 
+        async def answer(number: int, question: Question) -> Answer:
+            with waiting.judging(number):
+                return await self._known_or_new(question, read)
+
         async def answers() -> list[Answer]:
-            return await asyncio.gather(*(self._known_or_new(question, read) for question in questions))
+            return await asyncio.gather(*(answer(*numbered) for numbered in enumerate(questions)))
 
         return resolved(answers())
 
@@ -279,13 +289,19 @@ class Client:
 
     async def _call(self, request: dict[str, Any]) -> Call:
         """Call the server, unless the budget is used up; count what that costs."""
-        from openai import OpenAIError
+        from openai import APITimeoutError, OpenAIError
 
         self._begin_call()
         try:
             received = await self._receive(request)
         except (OpenAIError, *BROKEN) as error:
             cause = error.__cause__ if str(error) == "Connection error." else None
+            if isinstance(error, APITimeoutError):
+                cause = TimeoutError(
+                    f"no whole answer within server.timeout={self.server.timeout:g} s, with up to "
+                    f"{self.server.max_concurrent} calls at a time; lower server.max_concurrent for a slow server, or "
+                    "raise the timeout"
+                )
             return Call(None, f"{self.place}: {without_surrogates(first_line(cause or error))}")
         if received.tokens is None:
             self._report_no_usage()
