@@ -1,5 +1,6 @@
 """Recomputation changes memory use but not results; GPU kernels report where they cannot run."""
 
+import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -55,7 +56,8 @@ def test_liger_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="GPU only"):
         use_liger(tiny_llama())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "liger_kernel" else find_spec(name))
     with pytest.raises(UserError, match=r"liger_kernel is not installed; pip install 'liger-kernel>=0\.8'"):
         use_liger(tiny_llama())
 
