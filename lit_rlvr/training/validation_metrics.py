@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
@@ -100,20 +100,28 @@ ENDING = 200
 """Characters at the end of a completion by which its answer is known."""
 
 
-def given_answer(ending: str, references: Iterable[str]) -> str:
+def by_length(references: Iterable[str]) -> dict[int, set[str]]:
+    """Return references without what surrounds them, by their length, the longest first; empty ones are left out."""
+    found: dict[int, set[str]] = {}
+    for bare in sorted(map(_bare, references), key=len, reverse=True):
+        if bare:
+            found.setdefault(len(bare), set()).add(bare)
+    return found
+
+
+def given_answer(ending: str, references: Mapping[int, Collection[str]]) -> str:
     """Return the answer that a completion gives: the longest reference that it ends with as a word, else its end.
 
     Args:
         ending: the end of the completion.
-        references: the reference answers of the set.
+        references: the reference answers of the set, as `by_length` returns them.
     """
-    found = ""
     bare = _bare(ending)
-    for reference in map(_bare, references):
-        is_end = bare.endswith(reference) and not bare.removesuffix(reference)[-1:].isalnum()
-        if is_end and len(reference) > len(found):
-            found = reference
-    return found or bare
+    for length, same_length in references.items():
+        start = len(bare) - length
+        if start >= 0 and bare[start:] in same_length and not bare[:start][-1:].isalnum():
+            return bare[start:]
+    return bare
 
 
 def _bare(text: str) -> str:
@@ -241,9 +249,10 @@ def _rewards_by_answer(rewards: Iterable[dict[str, list[float]]], references: Co
         references: the reference answers of the set.
     """
     by_answer: dict[str, list[float]] = {}
+    prepared = by_length(references)
     for of_rank in rewards:
         for ending, values in of_rank.items():
-            by_answer.setdefault(given_answer(ending, references), []).extend(values)
+            by_answer.setdefault(given_answer(ending, prepared), []).extend(values)
     if not by_answer:
         return {}
     most = max(by_answer.values(), key=len)

@@ -8,7 +8,7 @@ import torch
 from tiny import make_rollout
 
 from lit_rlvr.errors import UserError
-from lit_rlvr.training.validation_metrics import EvaluationMetrics, PassAtK, given_answer, pass_at_k
+from lit_rlvr.training.validation_metrics import EvaluationMetrics, PassAtK, by_length, given_answer, pass_at_k
 from lit_rlvr.types import Rollout
 
 
@@ -88,7 +88,7 @@ def test_one_completion_a_question_has_no_pass_at_k() -> None:
     ("It is 21", "It is 21"), ("x1", "x1"), ("```\n}\n```", ""), ("", ""),
 ])  # fmt: skip
 def test_the_answer_of_a_completion_is_the_reference_that_it_ends_with(ending: str, answer: str) -> None:
-    assert given_answer(ending, ["1", "11", "York", "New York", "Thursday", "."]) == answer
+    assert given_answer(ending, by_length(["1", "11", "York", "New York", "Thursday", "."])) == answer
 
 
 def test_the_most_frequent_answer_has_its_share_and_its_reward() -> None:
