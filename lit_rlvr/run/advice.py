@@ -1,4 +1,4 @@
-"""What helps a run: one table of state -> sentence -> command, chosen by what has been tried already."""
+"""Advice for a run: one table of state -> sentence -> command. What has been tried is not advised again."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ TRIED: dict[str, str] = {
     "model.init_args.importance.correction: token_truncate": "the correction token_truncate",
     "trainer.precision: 32-true": "float32",
 }
-"""What can have been tried -> its name in sentences. `KEY: VALUE` is a setting of that value, `KEY` one that is set.
-`tune` wrote a part of the config; `warm_start.solution` is another column than that of the answers."""
+"""Settings that a run may have tried -> their names in sentences. `KEY: VALUE` is a setting of that value, `KEY` one
+that is set. `tune` wrote a part of the config; `warm_start.solution` is another column than that of the answers."""
 
 _FIT = "lit-rlvr fit --config my.yaml"
 _TUNE = "lit-rlvr tune --config my.yaml --out tuned.yaml"
@@ -284,7 +284,7 @@ ADVICE: tuple[Advice, ...] = (
 
 @dataclass(frozen=True)
 class RunHistory:
-    """What has been tried on a run's task.
+    """The history of a run's task: what has been tried.
 
     Args:
         own: keys of `TRIED` that the run itself has.
@@ -300,22 +300,29 @@ class RunHistory:
 
     @classmethod
     def of_config(cls, text: str) -> RunHistory:
-        """Read the config.yaml of a run."""
-        config = yaml.safe_load(text) or {}
+        """Read the config.yaml of a run; one that is no mapping in YAML has tried nothing."""
+        try:
+            config = yaml.safe_load(text)
+        except yaml.YAMLError:
+            config = None
+        if not isinstance(config, Mapping):
+            return cls()
         own = frozenset(key for key in TRIED if _is_tried(key, config))
         lines = [line.removeprefix(TRIED_BEFORE) for line in text.splitlines() if line.startswith(TRIED_BEFORE)]
         names = {name for line in lines for name in line.split(", ")}
         earlier = frozenset(key for key, name in TRIED.items() if name in names)
         has_bare_start = "warm_start.steps" in own and "warm_start.solution" not in own
         prompts = lookup(config, "data.init_args.prompts_per_rollout")
-        return cls(own, earlier, has_bare_start, int(prompts or 0))
+        if not isinstance(prompts, int):
+            prompts = 0
+        return cls(own, earlier, has_bare_start, prompts)
 
     @classmethod
     def of_folder(cls, folder: Path) -> RunHistory:
         """Read the history of the run in a folder; one without a readable config has tried nothing."""
         try:
             return cls.of_config((folder / "config.yaml").read_text())
-        except (OSError, ValueError, yaml.YAMLError):
+        except (OSError, ValueError):
             return cls()
 
     def advise(self, state: str, case: str = "", **numbers: float) -> str:
@@ -370,8 +377,7 @@ def describe_earlier(folder: Path, settings: str, configs: Iterable[str] = ()) -
     tried = set[str]()
     if any(line.startswith(TUNED) for text in configs for line in text.splitlines()):
         tried.add("tune")
-    for earlier in _failed_runs(folder, yaml.safe_load(settings) or {}):
-        history = RunHistory.of_folder(earlier)
+    for history in _failed_runs(folder, yaml.safe_load(settings) or {}):
         tried |= history.own | history.earlier
     return _as_line(tried - own)
 
@@ -388,8 +394,9 @@ def _as_line(tried: Collection[str]) -> str:
     return ""
 
 
-def _failed_runs(folder: Path, settings: Mapping[str, Any]) -> list[Path]:
-    """Return the newest runs of the same model and data in a folder and next to it that ended without success."""
+def _failed_runs(folder: Path, settings: Mapping[str, Any]) -> list[RunHistory]:
+    """Return the histories of the newest runs of the same model and data, in a folder and next to it, that ended
+    without success."""
     summaries = sorted(folder.parent.glob("*/summary.json"), key=lambda path: path.stat().st_mtime, reverse=True)
     found = []
     for summary in summaries[:EARLIER_RUNS]:
@@ -401,5 +408,5 @@ def _failed_runs(folder: Path, settings: Mapping[str, Any]) -> list[Path]:
             continue
         is_same = all(lookup(config, name) == lookup(settings, name) for name in SAME_TASK)
         if text.startswith(CONFIG_HEADER) and is_same and WHAT_HELPS in learnt:
-            found.append(summary.parent)
+            found.append(RunHistory.of_config(text))
     return found

@@ -97,7 +97,7 @@ def contents(groups: Sequence[RunGroup], all_curves: bool = True) -> dict[str, A
     ]
     configured = [k for k, group in enumerate(groups) if group.settings]
     settings = [groups[k].settings for k in configured]
-    histories = [(run, RunHistory.of_folder(run.path)) for group in groups for run in group.runs]
+    histories = [(run, RunHistory.of_config(run.config)) for group in groups for run in group.runs]
     return dict(
         version=__version__,
         groups=groups,

@@ -84,7 +84,7 @@ def states(folders: FollowedFolders) -> dict[str, dict[str, Any]]:
     found = {}
     for name, followed in folders.runs.items():
         metrics = followed.run.metrics
-        history = RunHistory.of_folder(followed.path)
+        history = RunHistory.of_config(followed.run.config)
         found[name] = {
             **vars(followed.status),
             "findings": [vars(finding) for finding in findings(metrics, history)],
