@@ -230,12 +230,12 @@ class MedicalVQA(PromptDataModule):
 
     def rows(self, split: Split) -> Iterator[Sample | BadRow]:
         """Yield the English rows of the requested modalities."""
-        if split == "train":
-            wanted = self.train_modalities
-        else:
+        if split != "train":
             wanted = self.eval_modalities
-        if split == "train" and wanted is not None and self.locations["validation"] is None:
-            wanted = wanted | (self.eval_modalities or {})
+        elif self.train_modalities is not None and self.locations["validation"] is None:
+            wanted = self.train_modalities | (self.eval_modalities or {})
+        else:
+            wanted = self.train_modalities
         for row in super().rows(split):
             if isinstance(row, BadRow) or (
                 (wanted is None or row.category in wanted) and row.row.get("q_lang", "en") == "en"

@@ -58,7 +58,7 @@ _MODULES = {
     "workers.process": "Isolation",
 }
 _NAMES = {name: f"lit_rlvr.{module}" for module, names in _MODULES.items() for name in names.split()}
-"""What is public: each class that a config names or a public constructor takes -> its module, imported when used."""
+"""Public names: classes that a config names or a public constructor takes -> their modules, imported when used."""
 
 
 def __getattr__(name: str) -> _Any:

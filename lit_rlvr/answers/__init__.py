@@ -20,7 +20,7 @@ __all__ = ["Verdict", "check", "explain_check", "second_opinion"]
 
 
 class Verdict(NamedTuple):
-    """What `check` says of a completion.
+    """The verdict of `check` on a completion.
 
     Args:
         correct: its final answer equals a reference.

@@ -69,7 +69,7 @@ _INSTEAD_OF = re.compile(
     r"(?i)(?<=[\w)}\]$])(?:,|;|\s+(?:and|und|y|et|e|и))\s+(?:ce n['\u2019]est pas|not|nicht|no|non|não|не)\s+"
     r"[$\\]*[-\d][^\s,;]*(?=[\s,;.!)]|$)"
 )
-"""What an answer is not, behind it: "7, not 8"."""
+"""A denial of another value behind an answer: "7, not 8"."""
 _ADDED_UP = re.compile(r"(?i)\b(?:add|sum|come|total|amount)\w*\s+up\s+to\s*\$?$")
 _FALSE = (
     r"(?:not|never|wrong|incorrect|false|impossible|invalid|excluded|eliminated|ruled out|unlikely"

@@ -125,11 +125,10 @@ def refuse_nulls(value: Any, kinds: Mapping[str, Any], key: str = "") -> None:
         kinds, _ = init_parameters(getattr(import_module(module), name))
         value = value.get("init_args")
         key = f"{key}init_args."
+    options: Iterable[tuple[Any, Any]] = ()
     if isinstance(value, list):
-        options: Iterable[tuple[Any, Any]] = enumerate(value)
-    else:
-        options = ()
-    if isinstance(value, Namespace):
+        options = enumerate(value)
+    elif isinstance(value, Namespace):
         options = vars(value).items()
     for option, inner in options:
         kind = kinds.get(option)

@@ -48,7 +48,7 @@ FIRST_PROMPTS, MORE_PROMPTS, MOST_MEASURED = 8, 32, 512
 LEAST_PROMPTS = 4
 """The fewest prompts of a rollout that larger groups leave."""
 LEAST_TOKENS = 32
-"""The least max_tokens that is chosen where completions are cut off: a model that rambles needs room to end."""
+"""The smallest max_tokens that `tune` chooses where completions are cut off: a model that rambles needs room to end."""
 FIRST_PART, TRAINED_PART = 0.25, 0.7
 """The parts of the minutes after which the measurement before a warm start, and the warm start itself, end."""
 LARGEST_MULTIPLE = 8

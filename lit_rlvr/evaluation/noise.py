@@ -70,7 +70,7 @@ def first_completions(group: ScoredGroup, size: int) -> ScoredGroup:
     return completions[:size], replace(scores, **tensors, **lists, parts=parts)
 
 
-def fits(folder: str, device: torch.device) -> bool:
+def _fits_in_memory(folder: str, device: torch.device) -> bool:
     """Return whether a model can be trained in half of the memory that is free."""
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
@@ -102,7 +102,7 @@ def measure_noise(
     """
     steps = min(len(prompts) // STEP_PROMPTS, MOST_STEPS)
     is_plain = rollout.environment is None and module.teachers.options is None
-    if steps < 2 or not is_plain or not fits(module.model_folder, device):
+    if steps < 2 or not is_plain or not _fits_in_memory(module.model_folder, device):
         return None
     longest = max(
         len(prompt.token_ids) + sum(completion.length for completion in groups[prompt.sample.id][0])

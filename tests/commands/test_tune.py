@@ -115,7 +115,7 @@ def test_a_worked_column_is_preferred_if_it_is_learnt_better_however_long_it_is(
 
 
 def test_a_model_that_rambles_gets_room_to_end(run_folder: Path, lit_rlvr: CLI) -> None:
-    """However few tokens a right answer takes; what was measured is said."""
+    """A right answer of few tokens does not lower it; the reasons say what was measured."""
     limits = ("--rollout.sampling.max_tokens", 2)
     assert lit_rlvr(*TUNE, *limits, "--minutes", 0.01, "--out", "r.yaml").status == 0
     settings, reasons = chosen(run_folder, "r.yaml")
