@@ -319,7 +319,7 @@ class RunFolder(ChecksArguments, Callback):
             "data": type(module.data).__name__,
             "stopped": stopped,
             "collapse": " ".join(map(str, fallen(rows, history))) or None,
-            "learnt": str(progress(rows, history) or "") or None,
+            "learnt": str(progress(rows, history, len(module.data.stream)) or "") or None,
             "weights_sha256": digest,
         }
         root = run_root(trainer)
