@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from plans import plan_without_trainer
 from tiny_built import Built, build_here, every_fourth
 from transformers import PreTrainedTokenizerFast
 
@@ -305,7 +306,7 @@ def test_a_recipe_runs_with_its_papers_settings(
     assert (rollout.eval_sampling.temperature, rollout.eval_sampling.top_p) == settings.eval
     assert (rollout.eval_sampling.max_tokens, rollout.evaluation.samples) == (settings.eval_length, settings.runs)
     assert ("updates", trainer.max_steps) == settings.duration or ("epochs", trainer.max_epochs) == settings.duration
-    check_sizes(rollout, module, settings.prompts, settings.gpus)
+    check_sizes(rollout, module, plan_without_trainer(rollout, module, settings.prompts, settings.gpus))
     check_memory(recipe, cli, settings)
 
     check_rewards(recipe, rollout)

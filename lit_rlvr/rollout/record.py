@@ -363,7 +363,7 @@ class ReplaySource(RolloutSource):
             raise self.record.error("has recorded no iteration")
         if self.module.reference_completions is not None and "reference_rewards" not in self.record.read(1)[1]:
             raise self.record.error("has no rewards of a reference, which model.advantage needs")
-        if self.module.replays_routes and "routes" not in self.record.read(1)[1]:
+        if self.module.plan.replays_routes and "routes" not in self.record.read(1)[1]:
             raise self.record.error("was recorded without rollout.replay_routes; leave the option off")
 
     def begin(self) -> None:

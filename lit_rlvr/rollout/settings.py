@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +21,14 @@ from lit_rlvr.rewards.gold_answers import LongAnswers
 from lit_rlvr.rollout.episodes import check_turns
 from lit_rlvr.rollout.record import Replay
 from lit_rlvr.training.module import RLVRModule
+from lit_rlvr.training.optimizer import updates_per_iteration
+from lit_rlvr.training.plan import RunPlan
 from lit_rlvr.types import EvalSampling, Sampling
 
 if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+    from lit_rlvr.datamodules import PromptDataModule
     from lit_rlvr.rollout.demonstrations import Demonstrations
 
 
@@ -174,6 +180,27 @@ class RolloutSettings(ChecksArguments):
         if module.demonstrates:
             return 1
         return self.group_size
+
+    def most_sampled_tokens(self, trainer: Trainer, module: RLVRModule, data: PromptDataModule) -> int:
+        """Return the most tokens that a run samples to train on; 0 = its steps are not bounded."""
+        rollouts = max(0, math.ceil(trainer.max_steps / updates_per_iteration(module)))
+        return rollouts * data.prompts_per_rollout * self.completions_of(module) * self.sampling.max_tokens
+
+    def plan_run(self, trainer: Trainer, module: RLVRModule, data: PromptDataModule) -> RunPlan:
+        """Return what follows from the settings of a run, before its weights load."""
+        plan = self.add_to(RunPlan.of_trainer(trainer), module, data.prompts_per_rollout)
+        sampled = self.most_sampled_tokens(trainer, module, data)
+        return replace(plan, most_tokens=sampled * module.epochs_per_rollout)
+
+    def add_to(self, plan: RunPlan, module: RLVRModule, prompts: int) -> RunPlan:
+        """Return a plan with what these settings say of its rollouts, of some prompts each."""
+        return replace(
+            plan,
+            prompts=prompts,
+            completions=self.completions_of(module),
+            replays_routes=self.replay_routes and plan.trains,
+            is_exact=self.engine.is_exact(plan.dtype),
+        )
 
     def samples_of(self, name: str) -> int:
         """Return the number of completions per prompt of a validation set."""

@@ -17,6 +17,7 @@ from two_ranks import in_two_ranks
 from lit_rlvr.advantages import ReferenceCompletions
 from lit_rlvr.errors import UserError
 from lit_rlvr.rollout.record import Record, ReplaySource, first_weights, unpack_rollout
+from lit_rlvr.training.plan import RunPlan
 from lit_rlvr.types import Pixels, Prompt, PromptBatch, Rollout, Sampling
 
 CURSOR = {"epoch": 1, "position": 3}
@@ -130,7 +131,7 @@ def test_the_record_ends_on_all_ranks_at_once(tmp_path: Path) -> None:
 
 
 def replay_of(run: Path, prompts: Sequence[Prompt], wanted: ReferenceCompletions | None = None) -> ReplaySource:
-    module: Any = SimpleNamespace(reference_completions=wanted, replays_routes=False)
+    module: Any = SimpleNamespace(reference_completions=wanted, plan=RunPlan())
     data: Any = SimpleNamespace(prompts={"train": prompts})
     return ReplaySource(Record(run), module, data, Sampling(), mask_truncated=False)
 

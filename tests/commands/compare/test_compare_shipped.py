@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from plans import plan_without_trainer
 from tiny_built import build_here, every_fourth
 
 from lit_rlvr import advantages as adv
@@ -214,7 +215,8 @@ def test_every_cell_builds(study: str, cell: Cell, tmp_path: Path, tiny_model_fo
     assert type(module).__name__ == algorithm
     assert {name: attrgetter(name)(module) for name in attributes} == attributes
     assert isinstance(module.advantage, Advantage)
-    check_sizes(rollout, module, cli.datamodule.prompts_per_rollout, of(GPUS, study))
+    prompts = cli.datamodule.prompts_per_rollout
+    check_sizes(rollout, module, plan_without_trainer(rollout, module, prompts, of(GPUS, study)))
     if study == "smoke":
         assert module.updates_per_rollout >= 2
     else:
