@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_rlvr.distributed.checkpoints import user_code, warn_of_changes
 from lit_rlvr.errors import UserError, check_all, log
+from lit_rlvr.plan import RunPlan
 from lit_rlvr.policy.precision import use_deterministic_kernels
 from lit_rlvr.rewards import shared_pool
 from lit_rlvr.rewards.combine import logged_metrics
@@ -23,14 +24,13 @@ from lit_rlvr.rollout.episodes import begins, turn_metrics
 from lit_rlvr.rollout.generate import GroupSampler, completion_seeds
 from lit_rlvr.rollout.metrics import rollout_metrics, set_metrics
 from lit_rlvr.rollout.preflight.data import check_data, report_rewards
-from lit_rlvr.rollout.preflight.sizes import check_sizes, log_sizes
+from lit_rlvr.rollout.preflight.sizes import check_settings, log_sizes
 from lit_rlvr.rollout.queue import QueueSource
 from lit_rlvr.rollout.record import Record, ReplaySource, replay_settings
 from lit_rlvr.rollout.settings import RolloutSettings
 from lit_rlvr.rollout.source import RolloutSource, SyncSource
 from lit_rlvr.training.module import RLVRModule
 from lit_rlvr.training.optimizer import updates_per_iteration
-from lit_rlvr.training.plan import RunPlan
 from lit_rlvr.types import PromptBatch, Rollout, Sampling
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ class RolloutCallback(RolloutSettings, Callback):
         if self.deterministic and device == "cuda":
             use_deterministic_kernels()
         plan = self.plan = self.plan_run(trainer, module, data)
-        check_all(lambda: check_sizes(self, module, plan), lambda: check_data(self, module, data))
+        check_all(lambda: check_settings(self, module, plan), lambda: check_data(self, module, data))
         for reward in self.rewards if stage != "fit" else ():  # of a fit, `Trainer.fit` before the warm start
             reward.begin_run(Path(trainer.default_root_dir))
             reward.connect()

@@ -15,6 +15,7 @@ from lit_rlvr.engines.synced import Safeguards, SyncedEngine
 from lit_rlvr.environments import Environment, as_environment
 from lit_rlvr.environments.base import rewards_with
 from lit_rlvr.errors import MAX_SIZE, ChecksArguments, check_all, check_within, option_group, refuse_all
+from lit_rlvr.plan import RunPlan
 from lit_rlvr.rewards import FunctionReward, Reward
 from lit_rlvr.rewards.base import NoReward
 from lit_rlvr.rewards.gold_answers import LongAnswers
@@ -22,7 +23,6 @@ from lit_rlvr.rollout.episodes import check_turns
 from lit_rlvr.rollout.record import Replay
 from lit_rlvr.training.module import RLVRModule
 from lit_rlvr.training.optimizer import updates_per_iteration
-from lit_rlvr.training.plan import RunPlan
 from lit_rlvr.types import EvalSampling, Sampling
 
 if TYPE_CHECKING:
@@ -175,6 +175,20 @@ class RolloutSettings(ChecksArguments):
                 "rollout.safeguards.max_group_seconds: needs rollout.staleness above 0, and servers (VLLMServerEngine)"
             )
 
+    def problems(self, plan: RunPlan) -> Iterator[str]:
+        """Yield what these settings do not allow in a run, a line each."""
+        if self.sampling.truncates_distribution:
+            yield (
+                "rollout.sampling: with top_p or top_k, completions are not drawn from the distribution in the loss; "
+                "use top_p: 1.0 and top_k: 0 for training (evaluation.sampling may use them)"
+            )
+        sequences = plan.prompts * plan.completions
+        if sequences > MAX_SIZE:
+            yield (
+                f"rollout.group_size: {plan.completions} completions for each of data.prompts_per_rollout="
+                f"{plan.prompts} prompts are {sequences} sequences in a rollout; use at most {MAX_SIZE}"
+            )
+
     def completions_of(self, module: RLVRModule) -> int:
         """Return the number of completions per prompt that a module trains on."""
         if module.demonstrates:
@@ -198,6 +212,8 @@ class RolloutSettings(ChecksArguments):
             plan,
             prompts=prompts,
             completions=self.completions_of(module),
+            sampling=self.sampling,
+            staleness=0 if self.replay.rollouts_from else self.staleness,
             replays_routes=self.replay_routes and plan.trains,
             is_exact=self.engine.is_exact(plan.dtype),
         )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from lit_rlvr.errors import check_all
 from lit_rlvr.rollout.callback import RolloutCallback, rollout_of
 from lit_rlvr.rollout.preflight.data import check_data
-from lit_rlvr.rollout.preflight.sizes import check_sizes
+from lit_rlvr.rollout.preflight.sizes import check_settings
 from lit_rlvr.run.checkpoint import RunCheckpoint
 from lit_rlvr.run.loggers import callback_of
 from lit_rlvr.run.progress import Budget
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from lit_rlvr.algorithms import RLVRModule
     from lit_rlvr.datamodules import PromptDataModule
-    from lit_rlvr.training.plan import RunPlan
+    from lit_rlvr.plan import RunPlan
 
 
 @dataclass(frozen=True)
@@ -94,4 +94,4 @@ class PlannedRun:
                 lambda: rollout.replay.rollouts_from and rollout.replay_source(self.trainer, self.module, data),
             )
 
-        check_all(lambda: check_sizes(rollout, self.module, self.plan), check_rows)
+        check_all(lambda: check_settings(rollout, self.module, self.plan), check_rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,7 +12,9 @@ from lit_rlvr.distributed.collectives import broadcast_first, rank, world_size
 from lit_rlvr.distributed.sharding import shard
 from lit_rlvr.errors import UserError, log
 from lit_rlvr.options import Compute, Lora, is_url
+from lit_rlvr.plan import RunPlan
 from lit_rlvr.policy.adapters import add_adapters, round_frozen
+from lit_rlvr.policy.architecture import has_experts, layer_configs
 from lit_rlvr.policy.families import family_of, freeze_vision_tower, vision_modules
 from lit_rlvr.policy.loading import differing_tokens, load_model_config, load_policy
 from lit_rlvr.policy.model_source import ModelSource
@@ -20,7 +23,6 @@ from lit_rlvr.policy.precision import dither
 from lit_rlvr.policy.sources import weights_version
 from lit_rlvr.policy.speed import compile_layers, compiling_pays, uncompile_layers, use_liger
 from lit_rlvr.policy.verify import check_spans, compile_and_verify, verify_or_fall_back
-from lit_rlvr.training.plan import RunPlan
 from lit_rlvr.training.reference import Reference
 from lit_rlvr.training.teachers import Teachers, teacher_folder
 
@@ -89,6 +91,24 @@ class Models:
             policy.balance_experts()
         distribute(policy, plan)
         return policy
+
+    def route_problems(self) -> Iterator[str]:
+        """Yield why tokens cannot be trained with the experts that they used in the engine. Reads only the model's
+        config."""
+        layers = layer_configs(load_model_config(self.source.model_folder))
+        teacher = self.teachers.options
+        reasons = []
+        if not any(map(has_experts, layers)):
+            reasons.append("the model has no experts among which tokens choose")
+        if self.compute.torch_compile is True:
+            reasons.append("layers that model.compute.torch_compile compiles cannot replay")
+        if teacher is not None and teacher.model is None and teacher.ema is None:
+            reasons.append(
+                "a policy that is its own teacher without an average (model.teacher.ema) reads another prompt, whose "
+                "experts are unknown"
+            )
+        for reason in reasons:
+            yield f"rollout.replay_routes: {reason}; leave the option off"
 
     def _checkpointing(self, plan: RunPlan) -> bool:
         """Return `model.compute.gradient_checkpointing`, after a check of the options that stand beside it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from lit_rlvr.distributed.checkpoints import check_identity, run_identity
 from lit_rlvr.distributed.collectives import leave_out_of_buckets
 from lit_rlvr.errors import MAX_SIZE, ChecksArguments, UserError, check_within, refuse_all
 from lit_rlvr.options import KL, AutoLR, Compute, Importance, Lora, Loss, Optim, Teacher
+from lit_rlvr.plan import RunPlan, plan_of
 from lit_rlvr.policy.adapters import is_saved
 from lit_rlvr.policy.families.base import ImageProcessor
 from lit_rlvr.policy.model_source import ModelSource
@@ -33,7 +35,6 @@ from lit_rlvr.training.loss import LossModule
 from lit_rlvr.training.models import Models
 from lit_rlvr.training.noise_scale import NoiseScale
 from lit_rlvr.training.optimizer import apply_options, build_optimizer, check_lr, schedule_of_run
-from lit_rlvr.training.plan import RunPlan, plan_of
 from lit_rlvr.training.reference import Reference
 from lit_rlvr.training.state import RunState, named_terms
 from lit_rlvr.training.teachers import Teachers
@@ -235,6 +236,36 @@ class RLVRModule(ChecksArguments, LossModule, LightningModule):
         if self._trainer is None:
             return RunPlan()
         return plan_of(self.trainer)
+
+    def problems(self, plan: RunPlan) -> Iterator[str]:
+        """Yield what the algorithm cannot do in a run, a line each."""
+        if plan.completions < self.advantage.min_group:
+            yield (
+                f"rollout.group_size: {plan.completions} is too small: model.advantage compares the completions of "
+                f"a prompt; use at least {self.advantage.min_group}"
+            )
+        parts = plan.ranks * self.updates_per_rollout
+        if plan.prompts % parts:
+            yield (
+                f"data.prompts_per_rollout: {plan.prompts} prompts cannot be split evenly over {plan.ranks} rank(s) x "
+                f"{self.updates_per_rollout} minibatch(es) (model.updates_per_rollout) of whole groups; "
+                f"use a multiple of {parts}"
+            )
+        wanted = self.reference_completions
+        if wanted is not None and (wanted.pool_size or plan.completions) < plan.completions:
+            yield f"model.reference_pool_size: {wanted.pool_size} is below rollout.group_size={plan.completions}"
+        if plan.staleness and self.samples_reference:
+            yield (
+                "rollout.staleness: fresh completions of the reference need the engine, too; use AAPO with "
+                "reference_rollouts: pool"
+            )
+        elif plan.staleness and not self.uses_rollout and not self.choose_correction(plan.is_exact).is_bounded:
+            yield (
+                f"rollout.staleness: the rollouts are up to {plan.staleness} iteration(s) old; set "
+                "model.importance.correction, with model.importance.cap"
+            )
+        if plan.replays_routes:
+            yield from self.models.route_problems()
 
     def setup(self, stage: str) -> None:
         check_sets(self.data, stage)

@@ -43,7 +43,7 @@ from lit_rlvr.errors import UserError
 from lit_rlvr.options import KL, Loss
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rollout import RolloutCallback
-from lit_rlvr.rollout.preflight.sizes import check_sizes, log_sizes
+from lit_rlvr.rollout.preflight.sizes import check_settings, log_sizes
 
 DEFAULTS: dict[type[RLVRModule], dict[str, Any]] = {
     GRPO: dict(advantage="grpo", loss={"aggregation": "sequence_mean"}, clip_low=0.2, clip_high=0.2, dual_clip=None),
@@ -122,7 +122,7 @@ def test_an_aggregation_that_the_formula_fixes_is_refused(cls: type[RLVRModule])
 def sizes(module: RLVRModule, group_size: int = 4) -> None:
     rollout = RolloutCallback(group_size, engine="hf")
     plan = plan_without_trainer(rollout, module, 4)
-    check_sizes(rollout, module, plan)
+    check_settings(rollout, module, plan)
     log_sizes(rollout, module, plan)
 
 

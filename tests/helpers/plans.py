@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from lit_rlvr.plan import RunPlan
 from lit_rlvr.rollout.settings import RolloutSettings
 from lit_rlvr.training.module import RLVRModule
-from lit_rlvr.training.plan import RunPlan
 
 
 def plan_without_trainer(

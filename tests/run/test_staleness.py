@@ -10,7 +10,7 @@ from tiny_fit import fit
 from tiny_runs import CLI, FIT, STRATEGIES, completions, in_two_processes, metrics, summary, to
 from tiny_runs import fit as run
 
-from lit_rlvr.rollout.preflight.sizes import check_sizes
+from lit_rlvr.rollout.preflight.sizes import check_settings
 
 
 def test_each_rollout_is_sampled_one_iteration_early_and_corrected(tiny_model_folder: Path, tmp_path: Path) -> None:
@@ -54,12 +54,12 @@ def test_on_a_gpu_the_next_rollout_is_generated_elsewhere() -> None:
 
     stale = RolloutCallback(engine="vllm", staleness=1)
     module = GRPO()
-    check_sizes(stale, module, plan_without_trainer(stale, module, 8))
+    check_settings(stale, module, plan_without_trainer(stale, module, 8))
     with pytest.raises(UserError, match="needs the GPU that is training; use VLLMServerEngine"):
-        check_sizes(stale, module, plan_without_trainer(stale, module, 8, device="cuda"))
+        check_settings(stale, module, plan_without_trainer(stale, module, 8, device="cuda"))
     elsewhere = VLLMServerEngine(["http://host:1"], FileTransfer(Path()))
     staler = RolloutCallback(engine=elsewhere, staleness=4)
-    check_sizes(staler, module, plan_without_trainer(staler, module, 8, device="cuda"))
+    check_settings(staler, module, plan_without_trainer(staler, module, 8, device="cuda"))
 
 
 @pytest.mark.slow

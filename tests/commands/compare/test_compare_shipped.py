@@ -19,7 +19,7 @@ from lit_rlvr.commands.compare.command import check_cells
 from lit_rlvr.commands.compare.study import Cell, Study, load_study
 from lit_rlvr.configs import config_folder
 from lit_rlvr.rollout import RolloutCallback
-from lit_rlvr.rollout.preflight.sizes import check_sizes
+from lit_rlvr.rollout.preflight.sizes import check_settings
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*args parameter is intended to run from within Python.*")
 FILES = sorted((config_folder() / "studies").glob("*.yaml"))
@@ -216,7 +216,7 @@ def test_every_cell_builds(study: str, cell: Cell, tmp_path: Path, tiny_model_fo
     assert {name: attrgetter(name)(module) for name in attributes} == attributes
     assert isinstance(module.advantage, Advantage)
     prompts = cli.datamodule.prompts_per_rollout
-    check_sizes(rollout, module, plan_without_trainer(rollout, module, prompts, of(GPUS, study)))
+    check_settings(rollout, module, plan_without_trainer(rollout, module, prompts, of(GPUS, study)))
     if study == "smoke":
         assert module.updates_per_rollout >= 2
     else:
