@@ -444,7 +444,7 @@ def accuracy_before(
             generated = engine.generate(prompts, sampling, [[number] for number in range(len(prompts))])
         groups = [prompt.for_rewards(group) for prompt, group in zip(prompts, generated, strict=True)]
         scores = score_rollout(rollout.rewards, groups, [prompt.sample for prompt in prompts])
-        counted = scores.judged | scores.failed
+        counted = scores.has_correct | scores.failed
         if counted.any():
             accuracies.append(float(scores.correct[counted].mean()))
     if accuracies:

@@ -205,8 +205,8 @@ class LossModule(ABC):
         rollout.advantages = of_this_rank(means, len(rollout.prompts)).cpu()  # (P, G)
         advantages = of_this_rank(rows, len(rollout.mask))[:, : rollout.mask.shape[1]]
         if self.teachers.options is not None:  # completions without a reward learn from the teacher alone
-            advantages = advantages.masked_fill(~to_device(rollout.rewarded.reshape(-1, 1), advantages.device), 0)
-            rollout.advantages = rollout.advantages.masked_fill(~rollout.rewarded, 0)
+            advantages = advantages.masked_fill(~to_device(rollout.has_reward.reshape(-1, 1), advantages.device), 0)
+            rollout.advantages = rollout.advantages.masked_fill(~rollout.has_reward, 0)
         for term, cost in term_costs(self.terms, "advantages", initial):
             advantages = advantages - term.coef * cost.to(advantages.dtype)
             rollout.advantages = masked_mean(advantages, initial.mask).view(rollout.rewards.shape).cpu()
@@ -277,7 +277,7 @@ class LossModule(ABC):
                 f"{type(self).__name__} weighs whole sequences; use a loss on tokens, such as GRPO"
             )
         require_metrics(f"model.advantage: {type(self.advantage).__name__}.metrics", self.advantage.metrics)
-        rewarded = self.completion_means(advantages, group)[group.rewarded]
+        rewarded = self.completion_means(advantages, group)[group.has_reward]
         return advantages, observed | self.advantage.metrics | {
             "advantage": float(rewarded.mean()),
             "zero_advantage": float((rewarded == 0).double().mean()),

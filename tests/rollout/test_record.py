@@ -49,7 +49,7 @@ def odd_rollout() -> Rollout:
     return replace(
         rollout, completions=completions, token_ids=token_ids, mask=mask, rollout_logprobs=logprobs, versions=versions,
         stale_cache=versions > 1,
-        statuses=[["ok", "error"], ["timeout", "unjudged"]], judged=torch.tensor([[True, False], [True, False]]),
+        statuses=[["ok", "error"], ["timeout", "unjudged"]], has_correct=torch.tensor([[True, False], [True, False]]),
         parts={"a/b": torch.tensor([[1.0, math.nan], [0.5, 0.25]])}, weights={"a/b": 0.1}, exact=True,
         reference_rewards=torch.tensor([[math.nan, 1.0], [0.0, 0.7]]), kept={1: 5}, repeats=[0, 2],
     )  # fmt: skip
