@@ -361,6 +361,7 @@ class RLVRModule(ChecksArguments, LossModule, LightningModule):
         means over the updates."""
         self.iteration += 1
         self.reference.renew(self.policy, self.iteration)
+        self.teachers.renew(self.policy, self.iteration)
         for term in self.terms:
             term.renew(self.policy, self.iteration)
         self.data.commit(batch.cursor, batch.successes)

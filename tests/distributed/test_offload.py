@@ -86,7 +86,7 @@ def test_a_reference_stays_where_its_shards_are(sharded: bool, wanted: str, monk
     monkeypatch.setattr(RLVRModule, "sharded", sharded)
     monkeypatch.setattr(RLVRModule, "device", torch.device("meta"))
     monkeypatch.setattr(RLVRModule, "trainer", SimpleNamespace(precision="32-true"))
-    monkeypatch.setattr("lit_rlvr.training.loading.check_spans", lambda *_: None)  # it needs a policy
+    monkeypatch.setattr("lit_rlvr.training.models.check_spans", lambda *_: None)  # it needs a policy
     module.reference.policy = nn.Linear(2, 2)
     module.on_fit_start()
     assert module.reference.policy.weight.device.type == wanted
