@@ -23,6 +23,7 @@ from lit_rlvr.distributed import sharding
 from lit_rlvr.distributed.fsdp2 import FSDP2, extend_timeouts, prepare_groups
 from lit_rlvr.distributed.sharding import device_of, shard
 from lit_rlvr.engines.process_group import VLLMProcessGroup
+from lit_rlvr.plan import RunPlan
 from lit_rlvr.training.module import RLVRModule
 
 CLI = Callable[..., Any]
@@ -83,9 +84,8 @@ def test_all_but_the_policy_moves_to_the_gpu(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(("sharded", "wanted"), [(True, "cpu"), (False, "meta")])
 def test_a_reference_stays_where_its_shards_are(sharded: bool, wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module = GRPO()
-    monkeypatch.setattr(RLVRModule, "sharded", sharded)
-    monkeypatch.setattr(RLVRModule, "device", torch.device("meta"))
-    monkeypatch.setattr(RLVRModule, "trainer", SimpleNamespace(precision="32-true"))
+    plan = RunPlan(device=torch.device("meta"), strategy=FSDP2() if sharded else None)
+    monkeypatch.setattr(RLVRModule, "plan", plan)
     monkeypatch.setattr("lit_rlvr.training.models.check_spans", lambda *_: None)  # it needs a policy
     module.reference.policy = nn.Linear(2, 2)
     module.on_fit_start()
