@@ -309,7 +309,10 @@ class RLVRModule(ChecksArguments, LossModule, LightningModule):
 
     def on_train_start(self) -> None:
         """Apply the options that changed since the checkpoint, and build the `Updater`."""
-        lr = self.lr if self.adaptive_lr is None else self.adaptive_lr.lr
+        if self.adaptive_lr is None:
+            lr = self.lr
+        else:
+            lr = self.adaptive_lr.lr
         assert not isinstance(lr, AutoLR)
         apply_options(self.optimizers(), self.lr_schedulers(), lr, self._saved_options)
         run = Path(self.trainer.default_root_dir)

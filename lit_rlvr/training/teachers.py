@@ -74,7 +74,10 @@ class Demonstration(TeacherPrompt):
         messages = as_messages(sample.prompt)
         is_list_of_texts = isinstance(value, list) and all(isinstance(part, str) for part in value)
         try:
-            turns = None if is_list_of_texts else as_conversation(value)
+            if is_list_of_texts:
+                turns = None
+            else:
+                turns = as_conversation(value)
         except BadRow as error:
             raise BadRow(error.reason, self.column) from error
         if turns is not None:
