@@ -29,11 +29,13 @@ from trl import GRPOConfig
 from trl.rewards import accuracy_reward
 
 from lit_rlvr import advantages, algorithms
+from lit_rlvr.advantages import GroupBatch
 from lit_rlvr.cli.early_check import IndexedNames
 from lit_rlvr.cli.main import COMMANDS, run
 from lit_rlvr.common.run_files import read_metrics
 from lit_rlvr.configs import config_folder
 from lit_rlvr.engines.synced import trainer_logprobs
+from lit_rlvr.objectives import LossInputs
 from lit_rlvr.types import Completion, Sample, Sampling
 
 TESTS = Path(__file__).parent
@@ -138,6 +140,15 @@ def test_commits_that_are_cited_exist() -> None:
 def test_the_files_on_the_way_to_the_loop_exist() -> None:
     files = re.findall(r"(?<=  )\w+/\w+\.py", (ROOT / "docs/concepts.md").read_text())
     assert len(files) > 5 and all((ROOT / "lit_rlvr" / file).is_file() for file in files)
+
+
+@pytest.mark.parametrize(
+    ("before", "fields"), [("`group` has these fields", GroupBatch), ("`x` is the input", LossInputs)]
+)
+def test_the_tables_of_fields_are_those_of_the_code(before: str, fields: type) -> None:
+    text = (ROOT / "docs/extend.md").read_text().partition(before)[2].partition("\n\n")[2].partition("\n\n")[0]
+    named = {name for row in text.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert named == {field.name for field in dataclasses.fields(fields)}
 
 
 def test_every_command_that_is_named_exists() -> None:

@@ -125,7 +125,7 @@ def prompts_to_sample(
     """
     if not rollout.has_reward:
         raise UserError("rollout.rewards is empty, so nothing tells which completions are right; give a reward")
-    source = module.source
+    source = module.model_source
     if source.adapter == "continue":  # nothing is trained here
         source.start_from(resolve_model(source.model, source.config_overrides, "merge"))
     return load_prompts(module, data, rollout.rewards, rollout.environment, split, "--split")

@@ -268,7 +268,7 @@ class QueueSource(SyncSource):
         """Return the rollout of the groups that finish first, enough of them mixed, and what all ranks know of them."""
         return self.assemble_groups(self.take(batch))
 
-    def wants_more(self, groups: Summaries, rounds: int, batch: PromptBatch) -> bool:
+    def wants_more(self, summaries: Summaries, rounds: int, batch: PromptBatch) -> bool:
         """Return False: `take` has waited for enough mixed groups."""
         return False
 
@@ -411,9 +411,9 @@ class QueueSource(SyncSource):
         rollout.repeats = repeats[sum(map(len, summaries[: rank()])) :][: len(groups)]
         return rollout, summaries
 
-    def round_size(self, groups: Summaries, batch: PromptBatch) -> int:
+    def round_size(self, summaries: Summaries, batch: PromptBatch) -> int:
         """Return the number of this rank's groups: there is one round."""
-        return len(groups[rank()])
+        return len(summaries[rank()])
 
     def sample_reference(self, prompts: list[Prompt], seeds: list[list[int]]) -> Scores | None:
         """Score new completions of the reference, after what runs has ended: it needs the policy's weights."""

@@ -172,60 +172,60 @@ class SyncSource(RolloutSource):
         """
         return gather_summaries(rollout, trainable_groups(self.module, rollout), self.module.selection.by)
 
-    def wants_more(self, groups: Summaries, rounds: int, batch: PromptBatch) -> bool:
+    def wants_more(self, summaries: Summaries, rounds: int, batch: PromptBatch) -> bool:
         """Return whether dynamic sampling needs another round: too few groups are mixed.
 
         Args:
-            groups: what all ranks know of the groups so far.
+            summaries: what all ranks know of the groups so far.
             rounds: sampling rounds so far.
             batch: the prompts of the first round.
         """
         selection = self.module.selection
         needed = selection.num_needed(len(batch) * world_size())
-        return count_mixed(groups) < needed and rounds < selection.max_rounds
+        return count_mixed(summaries) < needed and rounds < selection.max_rounds
 
     def sample_more(
-        self, rollout: Rollout, groups: Summaries, rounds: int, batch: PromptBatch
+        self, rollout: Rollout, summaries: Summaries, rounds: int, batch: PromptBatch
     ) -> tuple[Rollout, Summaries]:
         """Sample a round of further prompts, and join its groups to those of the earlier rounds.
 
         Args:
             rollout: of the earlier rounds.
-            groups: what all ranks know of them.
+            summaries: what all ranks know of them.
             rounds: sampling rounds, this one included.
             batch: says where the data's cursor is; it moves on.
         """
         further = self.data.train_dataloader().take(batch.cursor)
         batch.cursor = further.cursor
-        further_rollout, further_groups = self.sample_round(further.prompts, rounds)
-        groups = [before + after for before, after in zip(groups, further_groups, strict=True)]
-        return join(rollout, further_rollout), groups
+        further_rollout, further_summaries = self.sample_round(further.prompts, rounds)
+        summaries = [before + after for before, after in zip(summaries, further_summaries, strict=True)]
+        return join(rollout, further_rollout), summaries
 
-    def select(self, rollout: Rollout, groups: Summaries, batch: PromptBatch) -> Summaries:
+    def select(self, rollout: Rollout, summaries: Summaries, batch: PromptBatch) -> Summaries:
         """Count successes and, with dynamic sampling, mixed groups; return the groups, numbered if only mixed ones are
         trained on.
 
         Args:
             rollout: gets `kept` if only mixed groups are trained on.
-            groups: what all ranks know of their groups.
+            summaries: what all ranks know of their groups.
             batch: the prompts of the first round; it gets the successes of all prompts.
         """
-        batch.successes = count_successes(groups)
+        batch.successes = count_successes(summaries)
         selection = self.module.selection
         num_prompts = len(batch) * world_size()
         if not selection.num_needed(num_prompts):
-            return groups
+            return summaries
         self.metrics |= {
-            "rollout/sampling_rounds": sum(map(len, groups)) / num_prompts,
-            "rollout/live_groups": float(count_mixed(groups)),
+            "rollout/sampling_rounds": sum(map(len, summaries)) / num_prompts,
+            "rollout/live_groups": float(count_mixed(summaries)),
         }
         if selection.only_mixed:
-            groups = number_mixed(groups, self.round_size(groups, batch), num_prompts)
-            numbers = {p: group.number for p, group in enumerate(groups[rank()])}
+            summaries = number_mixed(summaries, self.round_size(summaries, batch), num_prompts)
+            numbers = {p: group.number for p, group in enumerate(summaries[rank()])}
             rollout.kept = {p: number for p, number in numbers.items() if number is not None}
-        return groups
+        return summaries
 
-    def round_size(self, groups: Summaries, batch: PromptBatch) -> int:
+    def round_size(self, summaries: Summaries, batch: PromptBatch) -> int:
         """Return the number of each rank's groups in one round: mixed groups are numbered round by round."""
         return len(batch)
 

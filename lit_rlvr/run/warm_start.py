@@ -141,7 +141,7 @@ class WarmStart:
         results.sort(key=lambda result: result.rank, reverse=True)
         if len(results) > 1:
             log.info("Warm start: on %s", "; on ".join(map(str, results)))
-        module.source.start_from(results[0].folder)
+        module.model_source.start_from(results[0].folder)
         return results
 
     def _apply_column(
@@ -212,7 +212,7 @@ class WarmStart:
             log.warning("%s", answers)
 
     def _check_adapter(self, module: RLVRModule) -> None:
-        if module.source.adapter == "continue":
+        if module.model_source.adapter == "continue":
             raise UserError(
                 "warm_start: it would train the base model without its adapter; set model.lora.adapter to merge, or "
                 "warm_start.steps to 0"

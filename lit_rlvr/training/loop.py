@@ -15,34 +15,54 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from lit_rlvr.objectives import Stats
 from lit_rlvr.training.failures import retry_smaller
 from lit_rlvr.training.step import PreparedRollout, StepPlan, loss_inputs, plan_step
 from lit_rlvr.training.trace import Trace
 from lit_rlvr.training.update import Updater
-from lit_rlvr.types import PromptBatch, Rollout
+from lit_rlvr.types import Prompt, PromptBatch, Rollout
 
 
-def collect(source: Any, batch: PromptBatch) -> Rollout:
+class GroupSource(Protocol):
+    """What `collect` asks; `SyncSource` and `QueueSource` are such sources, and say more of each method."""
+
+    def sync_weights(self, prompts: list[Prompt] | None) -> None: ...
+
+    def sample(self, batch: PromptBatch) -> tuple[Rollout, Any]: ...
+
+    def wants_more(self, summaries: Any, rounds: int, batch: PromptBatch) -> bool: ...
+
+    def sample_more(self, rollout: Rollout, summaries: Any, rounds: int, batch: PromptBatch) -> tuple[Rollout, Any]: ...
+
+    def select(self, rollout: Rollout, summaries: Any, batch: PromptBatch) -> Any: ...
+
+    def add_reference_rewards(self, rollout: Rollout) -> None: ...
+
+    def balance(self, rollout: Rollout, summaries: Any) -> Rollout: ...
+
+    def release_engine(self) -> None: ...
+
+
+def collect(source: GroupSource, batch: PromptBatch) -> Rollout:
     """Return scored groups of completions for a batch of prompts.
 
     Collective: call it on every rank.
 
     Args:
-        source: a `SyncSource`, which documents these steps.
+        source: generates and scores.
         batch: the prompts of this rank.
     """
     source.sync_weights(batch.prompts)  # the engine samples with the policy as it is now
-    rollout, groups = source.sample(batch)  # generate, score, assemble; `groups` is what all ranks know of all groups
+    rollout, summaries = source.sample(batch)  # generate, score, assemble; summaries of the groups of all ranks
     rounds = 1
-    while source.wants_more(groups, rounds, batch):  # dynamic sampling: until enough groups are mixed (DAPO, eq. 11)
+    while source.wants_more(summaries, rounds, batch):  # dynamic sampling, until enough are mixed (DAPO, eq. 11)
         rounds += 1
-        rollout, groups = source.sample_more(rollout, groups, rounds, batch)
-    groups = source.select(rollout, groups, batch)  # those to train on
+        rollout, summaries = source.sample_more(rollout, summaries, rounds, batch)
+    summaries = source.select(rollout, summaries, batch)  # which groups to train on
     source.add_reference_rewards(rollout)  # of a reference policy for the same prompts, if the advantage asks (AAPO)
-    rollout = source.balance(rollout, groups)  # as many tokens on each rank
+    rollout = source.balance(rollout, summaries)  # as many tokens on each rank
     source.release_engine()  # its memory is free for training
     return rollout
 
@@ -55,21 +75,23 @@ def train(updater: Updater, rollout: Rollout, number: int, trace: Trace | None =
     Args:
         updater: has the policy, the algorithm and the optimizer.
         rollout: scored groups of this rank.
-        number: of the first step in the run, from 1.
+        number: the number of the first step in the run, from 1.
         trace: records what the steps do with some tokens.
     """
     algorithm = updater.algorithm
     initial = updater.initial_logprobs(rollout)  # (B, T) each; None = nothing needs it
-    advantages, metrics = algorithm.estimate_advantages(rollout, initial)  # (B, 1) or (B, T), from all ranks' groups
+    estimate = algorithm.estimate_advantages(rollout, initial)  # from the rewards of all ranks' groups
+    rollout.advantages = estimate.means  # (P, G)
     minibatches = algorithm.split_groups(rollout) * algorithm.epochs_per_rollout  # this rank's groups in each step
-    prepared = updater.prepare(rollout, advantages, initial, minibatches, number, trace)  # old and reference log-probs
-    for groups in minibatches:
-        plan, sums = retry_smaller(updater.budget, rollout, partial(accumulate, updater, prepared, groups, number))
+    prepared = updater.prepare(rollout, estimate.advantages, initial, minibatches, number, trace)
+    metrics = estimate.metrics
+    for minibatch in minibatches:
+        step, sums = retry_smaller(updater.budget, rollout, partial(accumulate, updater, prepared, minibatch, number))
         norm = updater.reduce_and_clip()  # of the gradient over all ranks, before it is clipped
-        is_finite = updater.check_finite(plan, sums, norm, number)
-        metrics |= updater.measure(plan, sums, norm, is_finite)
+        is_finite = updater.check_finite(step, sums, norm, number)
+        metrics |= updater.measure(step, sums, norm, is_finite)
         if is_finite and not rollout.is_unrewarded:
-            metrics |= updater.step(plan)
+            metrics |= updater.step(step)
         else:
             updater.skip()
         updater.end_step(prepared)
@@ -78,7 +100,9 @@ def train(updater: Updater, rollout: Rollout, number: int, trace: Trace | None =
         number += 1
 
 
-def accumulate(updater: Updater, prepared: PreparedRollout, groups: list[int], number: int) -> tuple[StepPlan, Stats]:
+def accumulate(
+    updater: Updater, prepared: PreparedRollout, minibatch: list[int], number: int
+) -> tuple[StepPlan, Stats]:
     """Accumulate this rank's gradients over the micro-batches of an optimizer step.
 
     Collective: call it on every rank.
@@ -86,22 +110,22 @@ def accumulate(updater: Updater, prepared: PreparedRollout, groups: list[int], n
     Args:
         updater: has the policy and the optimizer.
         prepared: the rollout.
-        groups: positions of this rank's groups in the step.
-        number: of the step in the run, from 1.
+        minibatch: positions of this rank's groups in the step.
+        number: the number of the step in the run, from 1.
 
     Returns:
         The step's plan, and sums over the tokens that were run.
     """
-    plan = plan_step(prepared, groups, updater.algorithm, updater.limits)  # normalisers over all ranks, micro-batches
+    step = plan_step(prepared, minibatch, updater.algorithm, updater.limits)  # normalisers, micro-batches
     sums = Stats()
-    updater.begin_step(plan)
+    updater.begin_step(step)
     with updater.dropout(number):
-        for k in range(len(plan.microbatches)):
-            output = updater.forward(plan, k)  # (rows, T) log-probabilities and entropies
-            inputs, stats = loss_inputs(plan, k, output)
-            stats |= updater.watch(plan, k, inputs)
+        for k in range(len(step.microbatches)):
+            output = updater.forward(step, k)  # (rows, T) log-probabilities and entropies
+            inputs, stats = loss_inputs(step, k, output)
+            stats |= updater.watch(step, k, inputs)
             loss, loss_stats = updater.algorithm.loss(inputs)  # the objective and the terms
-            updater.backward(plan, k, loss)
+            updater.backward(step, k, loss)
             for name, value in (stats | loss_stats | {"loss": loss.detach()}).items():
-                sums[name] = sums.get(name, 0) + value.double() * float(plan.is_counted(k))
-    return plan, sums
+                sums[name] = sums.get(name, 0) + value.double() * float(step.is_counted(k))
+    return step, sums

@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -56,6 +56,20 @@ from lit_rlvr.training.terms import (
     term_costs,
 )
 from lit_rlvr.types import Rollout
+
+
+class Estimate(NamedTuple):
+    """The advantages of this rank's completions.
+
+    Args:
+        advantages: (B, 1), or (B, T) one for each token.
+        means: (P, G), the (mean) advantage of each completion.
+        metrics: to log.
+    """
+
+    advantages: Tensor
+    means: Tensor
+    metrics: dict[str, float]
 
 
 class LossModule(ABC):
@@ -186,9 +200,8 @@ class LossModule(ABC):
             in_objective = largest(step.entropy, count, step.chance)
         return in_objective, chosen
 
-    def estimate_advantages(self, rollout: Rollout, initial: InitialLogprobs) -> tuple[Tensor, dict[str, float]]:
-        """Return the advantages of this rank's rows, (B, 1) or (B, T), from all ranks' groups, and metrics; keep each
-        completion's (mean) advantage in the rollout.
+    def estimate_advantages(self, rollout: Rollout, initial: InitialLogprobs) -> Estimate:
+        """Return the advantages of this rank's rows, from all ranks' groups.
 
         Collective: call it on every rank.
         """
@@ -202,19 +215,19 @@ class LossModule(ABC):
             rows = estimates.reshape(-1, 1)
         else:
             rows = estimates
-        rollout.advantages = of_this_rank(means, len(rollout.prompts)).cpu()  # (P, G)
+        own_means = of_this_rank(means, len(rollout.prompts)).cpu()  # (P, G)
         advantages = of_this_rank(rows, len(rollout.mask))[:, : rollout.mask.shape[1]]
         if self.teachers.options is not None:  # completions without a reward learn from the teacher alone
             advantages = advantages.masked_fill(~to_device(rollout.has_reward.reshape(-1, 1), advantages.device), 0)
-            rollout.advantages = rollout.advantages.masked_fill(~rollout.has_reward, 0)
+            own_means = own_means.masked_fill(~rollout.has_reward, 0)
         for term, cost in term_costs(self.terms, "advantages", initial):
             advantages = advantages - term.coef * cost.to(advantages.dtype)
-            rollout.advantages = masked_mean(advantages, initial.mask).view(rollout.rewards.shape).cpu()
+            own_means = masked_mean(advantages, initial.mask).view(rollout.rewards.shape).cpu()
             cost_sums[term.metric] = cost.double().sum()
-        metrics = advantage_metrics(rollout.advantages, cost_sums, initial.mask) | metrics
+        metrics = advantage_metrics(own_means, cost_sums, initial.mask) | metrics
         if self.teachers.in_loss:
             metrics["no_signal"] = 0.0
-        return advantages, {f"train/{name}": value for name, value in metrics.items()}
+        return Estimate(advantages, own_means, {f"train/{name}": value for name, value in metrics.items()})
 
     def live_rows(self, rollout: Rollout, advantages: Tensor) -> list[int]:
         """Return the rows of a rollout that can have a gradient, by their advantages (B, 1) or (B, T)."""
@@ -236,7 +249,7 @@ class LossModule(ABC):
             numbers = rollout.kept
         return [[p for p, number in numbers.items() if number % count == k] for k in range(count)]
 
-    def choose_correction(self, exact: bool) -> Importance:
+    def resolve_importance(self, exact: bool) -> Importance:
         """Return the correction for completions of an engine.
 
         Args:

@@ -52,8 +52,8 @@ class RLVRModule(ChecksArguments, LossModule, LightningModule):
     """The base class of every algorithm; a subclass defines its loss in `objective`.
 
     It is a `LossModule` (training/loss.py): advantages and loss, without Lightning. What else it needs are its parts,
-    each in a file of its own: `source` and `models` load weights, `validation` measures, `updater` takes the steps of
-    the loop (training/loop.py), and `state` is what a checkpoint has of them.
+    each in a file of its own: `model_source` and `models` load weights, `validation` measures, `updater` has the
+    operations of the loop (training/loop.py), and `state` is what a checkpoint has of them.
 
     Args:
         model: `smollm2` (the embedded SmolLM2-135M-Instruct), a model folder, or a hub id.
@@ -80,7 +80,7 @@ class RLVRModule(ChecksArguments, LossModule, LightningModule):
         demonstrates: True = it trains on the data's own completions, one for each prompt, and samples only to validate.
         target: the column of the data with the completions, of a module that demonstrates.
         target_empty_thoughts: whether empty thoughts at the beginning of its turns are in the loss.
-        source: where the policy comes from: its folder, tokenizer and image processor.
+        model_source: where the policy comes from: its folder, tokenizer and image processor.
         models: loads the policy, the reference and the teachers.
         policy: the trained policy; built in `configure_model`.
         validation: measures scored batches.
@@ -134,7 +134,7 @@ class RLVRModule(ChecksArguments, LossModule, LightningModule):
             advantage, loss, kl, teachers, terms or (), importance, updates_per_rollout, epochs_per_rollout
         )
         self.automatic_optimization = False
-        self.source = ModelSource(model, config_overrides, None if lora is None else lora.adapter)
+        self.model_source = ModelSource(model, config_overrides, None if lora is None else lora.adapter)
         self.optim = optim
         self.compute = compute
         self.budget = TokenBudget(compute.tokens_per_microbatch)
@@ -149,7 +149,7 @@ class RLVRModule(ChecksArguments, LossModule, LightningModule):
         self.reference = Reference(update_every=kl.reference_update_every)
         refuse_all(contradictions(self))
         self.models = Models(
-            self.source,
+            self.model_source,
             compute,
             lora,
             freeze_vision,
@@ -186,22 +186,22 @@ class RLVRModule(ChecksArguments, LossModule, LightningModule):
     @property
     def model(self) -> str:
         """The model as the settings name it."""
-        return self.source.model
+        return self.model_source.model
 
     @property
     def model_folder(self) -> str:
         """The folder or hub id that the policy and the engine load."""
-        return self.source.model_folder
+        return self.model_source.model_folder
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer of the policy."""
-        return self.source.tokenizer
+        return self.model_source.tokenizer
 
     @property
     def image_processor(self) -> ImageProcessor:
         """The image processor of the policy."""
-        return self.source.image_processor
+        return self.model_source.image_processor
 
     @property
     def data(self) -> Any:
@@ -259,7 +259,7 @@ class RLVRModule(ChecksArguments, LossModule, LightningModule):
                 "rollout.staleness: fresh completions of the reference need the engine, too; use AAPO with "
                 "reference_rollouts: pool"
             )
-        elif plan.staleness and not self.uses_rollout and not self.choose_correction(plan.is_exact).is_bounded:
+        elif plan.staleness and not self.uses_rollout and not self.resolve_importance(plan.is_exact).is_bounded:
             yield (
                 f"rollout.staleness: the rollouts are up to {plan.staleness} iteration(s) old; set "
                 "model.importance.correction, with model.importance.cap"

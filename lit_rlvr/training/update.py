@@ -1,7 +1,4 @@
-"""What the training loop steps with: `Updater` holds the policy, its optimizer, and what an optimizer step needs.
-
-`training/loop.py` calls its methods in their order.
-"""
+"""The operations of an optimizer step, on the policy and its optimizer. `training/loop.py` calls them."""
 
 from __future__ import annotations
 
@@ -53,7 +50,7 @@ from lit_rlvr.types import Rollout
 
 @dataclass(eq=False)
 class Updater:
-    """Takes the optimizer steps on a rollout, in the order of `train` and `accumulate` in training/loop.py.
+    """The operations of an optimizer step; `train` and `accumulate` in training/loop.py call them in order.
 
     Args:
         policy: the trained policy.
@@ -138,7 +135,7 @@ class Updater:
             advantages: (B, 1) or (B, T).
             initial: what `initial_logprobs` returned.
             minibatches: the groups of each optimizer step.
-            number: of the first step in the run, from 1.
+            number: the number of the first step in the run, from 1.
             trace: records what the updates do with its tokens; None = nothing does.
         """
         algorithm = self.algorithm
@@ -148,7 +145,7 @@ class Updater:
             rollout,
             advantages,
             live=algorithm.live_rows(rollout, advantages),
-            importance=algorithm.choose_correction(rollout.exact),
+            importance=algorithm.resolve_importance(rollout.exact),
             age=number - 1 - rollout.versions,
             trace=trace,
             old_logp=initial.logp,

@@ -170,7 +170,7 @@ REST = {
     "training/failures.py _is_finite: aten._local_scalar_dense.default": 2,
     "training/metrics.py step_metrics: aten._to_copy.default": 1,
     "training/noise_scale.py end: aten._to_copy.default": 1,
-    "training/update.py step: aten._local_scalar_dense.default": 1,
+    "training/update.py measure: aten._local_scalar_dense.default": 1,
 }  # fmt: skip
 
 COOL = Sampling(temperature=0.7, top_p=1.0, max_tokens=4)

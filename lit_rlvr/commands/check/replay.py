@@ -128,7 +128,7 @@ def frozen_inputs(batch: FrozenBatch, algorithm: RLVRModule, logp: Tensor, advan
     else:
         rollout = batch.rollout_logp
     tokens, sequences = correction_weights(
-        logp, batch.old_logp, rollout, batch.mask, per_row, algorithm.choose_correction(batch.rollout_logp is None)
+        logp, batch.old_logp, rollout, batch.mask, per_row, algorithm.resolve_importance(batch.rollout_logp is None)
     )
     if batch.objective_mask is not None:
         tokens = tokens * batch.objective_mask

@@ -64,7 +64,7 @@ def log_sizes(
         log.warning("%s has no ratio: only the first of %d updates per rollout is on-policy", name, updates)
     if updates == 1 and module.needs_updates:
         log.info("%s: with one update per rollout its gradient is GRPO's; use more updates_per_rollout", name)
-    correction = module.choose_correction(plan.is_exact).mode
+    correction = module.resolve_importance(plan.is_exact).mode
     if engine.quantized and correction == "none" and not module.uses_rollout:
         log.warning(
             "engine %s computes in 8 bits, so it does not sample from the trained policy: use "
