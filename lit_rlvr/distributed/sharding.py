@@ -7,7 +7,7 @@ torch's `fully_shard` ("FSDP2").
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -221,6 +221,20 @@ def with_copies(tensors: dict[str, Any], copies: dict[str, Any]) -> dict[str, An
 def has_shards(tensors: Iterable[Any]) -> bool:
     """Return whether this rank holds only shards of some of these tensors."""
     return any(isinstance(tensor, DTensor) for tensor in tensors)
+
+
+def find_shard(value: Any, place: str = "") -> str | None:
+    """Return the place of the first shard in nested dicts and sequences, such as "rlvr.terms.0"; None without one."""
+    if isinstance(value, DTensor):
+        return place
+    if isinstance(value, Mapping):
+        parts = list(value.items())
+    elif isinstance(value, list | tuple):
+        parts = list(enumerate(value))
+    else:
+        return None
+    places = (find_shard(part, f"{place}.{name}".lstrip(".")) for name, part in parts)
+    return next((found for found in places if found is not None), None)
 
 
 def weights_sha256(model: nn.Module) -> str:
