@@ -20,6 +20,7 @@ from lit_rlvr.distributed.checkpoints import user_code, warn_of_changes
 from lit_rlvr.errors import UserError, check_all, log
 from lit_rlvr.policy.precision import compute_dtype, use_deterministic_kernels
 from lit_rlvr.rewards import shared_pool
+from lit_rlvr.rewards.base import Place
 from lit_rlvr.rewards.combine import logged_metrics
 from lit_rlvr.rollout.agreement import agreement_metrics
 from lit_rlvr.rollout.engine_context import engine_context, most_sampled_tokens
@@ -211,6 +212,7 @@ class RolloutCallback(RolloutSettings, Callback):
         sizes = data.prompts_per_rollout, trainer.world_size, str(trainer.precision), device
         check_all(lambda: check_sizes(self, module, *sizes), lambda: check_data(self, module, data))
         for reward in self.rewards if stage != "fit" else ():  # of a fit, `Trainer.fit` before the warm start
+            reward.place(Place.within(trainer))
             reward.begin_run(Path(trainer.default_root_dir))
             reward.connect()
         log_sizes(self, module, *sizes, data=data if stage == "fit" else None)
