@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -136,6 +137,19 @@ def device_of(module: nn.Module) -> torch.device:
     return torch.device(kind, torch.get_device_module(kind).current_device())
 
 
+_SHAPES_ALONE: ContextVar[bool] = ContextVar("shapes_alone", default=False)
+
+
+@contextmanager
+def shapes_alone() -> Iterator[None]:
+    """Let `full_tensor` return tensors without values within this context; then it gathers nothing."""
+    before = _SHAPES_ALONE.set(True)
+    try:
+        yield
+    finally:
+        _SHAPES_ALONE.reset(before)
+
+
 def full_tensor(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Return the full tensor, on every rank and on the device that computes.
 
@@ -145,6 +159,8 @@ def full_tensor(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         tensor: sharded or not.
         dtype: what to round it to before it is gathered; None = leave it as it is.
     """
+    if _SHAPES_ALONE.get():
+        return torch.empty(tensor.shape, dtype=dtype or tensor.dtype, device="meta")
     tensor = tensor if dtype is None else tensor.detach().to(dtype)
     if not isinstance(tensor, DTensor):
         return tensor

@@ -17,7 +17,7 @@ from lit_rlvr.errors import UserError, log
 from lit_rlvr.options import KL, Compute, Lora, Loss, is_url
 from lit_rlvr.policy.adapters import add_adapters, round_frozen
 from lit_rlvr.policy.families import family_of, freeze_vision_tower, vision_modules
-from lit_rlvr.policy.loading import differing_tokens, load_model_config, load_policy
+from lit_rlvr.policy.loading import differing_tokens, frozen_dtype, load_model_config, load_policy
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import compute_dtype, dither
 from lit_rlvr.policy.sources import adapter_folder, weights_version
@@ -93,6 +93,7 @@ class LoadedModule(EvaluatingModule):
             gradient_checkpointing=checkpointing,
             empty=self._starts_empty,
             device=self._loads_to,
+            dtype=self._loaded_dtype,
         )
         if self.freeze_vision:
             freeze_vision_tower(policy.model)
@@ -134,12 +135,19 @@ class LoadedModule(EvaluatingModule):
 
     @property
     def _loads_to(self) -> torch.device:
-        """The device that weights are loaded to: the CPU if the device may not hold all of them in float32, or if there
-        is no trainer."""
-        on_cpu = self.sharded or self.lora is not None or self._trainer is None
+        """The device that weights are loaded to: the CPU if the device may not hold all of them as they are loaded, or
+        if there is no trainer."""
+        quantized = self.lora is not None and self.lora.quantize != "none"
+        large = self.lora is not None and self._loaded_dtype == torch.float32
+        on_cpu = self.sharded or quantized or large or self._trainer is None
         if on_cpu:
             return torch.device("cpu")
         return self.trainer.strategy.root_device
+
+    @property
+    def _loaded_dtype(self) -> torch.dtype:
+        """The type in which the policy is loaded."""
+        return torch.float32 if self.sharded else frozen_dtype(self.model_folder, self.lora, self._compute_dtype)
 
     @property
     def _compute_dtype(self) -> torch.dtype:

@@ -21,8 +21,9 @@ from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
 from lit_rlvr.algorithms import GRPO
 from lit_rlvr.distributed import sharding
 from lit_rlvr.distributed.fsdp2 import FSDP2, extend_timeouts, prepare_groups, set_timeouts
-from lit_rlvr.distributed.sharding import device_of, find_shard, shard
+from lit_rlvr.distributed.sharding import device_of, find_shard, full_tensor, shard
 from lit_rlvr.engines.process_group import VLLMProcessGroup
+from lit_rlvr.engines.transfer import RepeatedWeights
 from lit_rlvr.errors import UserError
 from lit_rlvr.training.module import RLVRModule
 
@@ -64,6 +65,15 @@ def test_a_layer_computes_on_the_gpu_while_its_shard_is_on_the_cpu(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
     assert device_of(offloaded("cuda")) == torch.device("cuda", 3)
+
+
+def test_nccl_is_told_shapes_without_gathering(offloaded: Callable[[str], nn.Linear]) -> None:
+    layer = offloaded("cuda")  # there is none, so gathering fails
+    source = RepeatedWeights()
+    source.set(lambda everything: [(n, full_tensor(w.detach())) for n, w in layer.named_parameters()], torch.bfloat16)
+    told = [(meta.name, meta.dtype, meta.shape) for meta in source.metadata()]
+    assert told == [("weight", torch.bfloat16, (2, 2)), ("bias", torch.bfloat16, (2,))]
+    assert torch.equal(full_tensor(layer.bias), layer.bias), "only within the metadata"
 
 
 def test_shards_in_the_state_of_a_term_are_refused(
