@@ -102,7 +102,7 @@ def make_rollout(
         rollout_logprobs=logprobs,
         rewards=rewards,
         correct=rewards,
-        judged=torch.ones_like(rewards, dtype=torch.bool),
+        has_correct=torch.ones_like(rewards, dtype=torch.bool),
         parts={},
         statuses=[["ok"] * group_size] * groups,
         sampling=Sampling(max_tokens=max(completion_tokens)),

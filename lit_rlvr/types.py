@@ -570,10 +570,10 @@ class Rollout:
         mask: (B, T) bool, True = in the loss (EOS is in; padding, observations, failed checks, completions
             without a reward unless there is a teacher, and with `mask_truncated` truncated ones are not).
         rollout_logprobs: (B, T) float, log-probabilities at sampling time, 0 where padded or observed.
-        rewards: (P, G) float, the weighted sum of all rewards; where not `rewarded`, the mean of the group's others.
-        correct: (P, G) float in {0, 1}, or the mean of the group's others where not `judged`; never inferred from the
-            reward.
-        judged: (P, G) bool, True = a reward says whether the answer is correct.
+        rewards: (P, G) float, the weighted sum of all rewards; where not `has_reward`, the mean of the group's others.
+        correct: (P, G) float in {0, 1}, or the mean of the group's others where not `has_correct`; never inferred from
+            the reward.
+        has_correct: (P, G) bool, True = a reward says whether the answer is correct.
         parts: name -> (P, G) float, each reward before its weight; NaN where it does not judge, 0 if its check failed.
         statuses: P lists of G, the worst status of each completion.
         sampling: the engine's sampling settings.
@@ -600,7 +600,7 @@ class Rollout:
     rollout_logprobs: Tensor
     rewards: Tensor
     correct: Tensor
-    judged: Tensor
+    has_correct: Tensor
     parts: dict[str, Tensor]
     statuses: list[list[Status]]
     sampling: Sampling
@@ -648,7 +648,7 @@ class Rollout:
             rollout_logprobs=logprobs,
             rewards=torch.zeros(shape),
             correct=torch.zeros(shape),
-            judged=torch.zeros(shape, dtype=torch.bool),
+            has_correct=torch.zeros(shape, dtype=torch.bool),
             parts={},
             statuses=[["ok"] * group_size for _ in prompts],
             sampling=sampling,
@@ -662,18 +662,20 @@ class Rollout:
     @property
     def known_correct(self) -> Tensor:
         """(P, G) float: 1 for completions that a reward calls right, else 0."""
-        return self.correct * self.judged
+        return self.correct * self.has_correct
 
     @property
-    def counted(self) -> Tensor:
+    def in_accuracy(self) -> Tensor:
         """(P, G) bool: True for completions that count in accuracies: those that a reward calls right or wrong.
 
         A failed check counts as wrong.
         """
-        return self.judged | self._table([[status == "error" for status in group] for group in self.statuses]).bool()
+        return (
+            self.has_correct | self._table([[status == "error" for status in group] for group in self.statuses]).bool()
+        )
 
     @property
-    def rewarded(self) -> Tensor:
+    def has_reward(self) -> Tensor:
         """(P, G) bool: True for completions with a reward, False if a check failed or no reward judges it."""
         values = [[status not in ("error", "unjudged") for status in group] for group in self.statuses]
         return self._table(values).bool()
@@ -686,10 +688,10 @@ class Rollout:
             g: the index of the completion in its group.
             digits: decimals of the numbers; None = all.
         """
-        has_reward = bool(self.rewarded[p, g])
+        has_reward = bool(self.has_reward[p, g])
         return {
             "reward": _rounded(self.rewards[p, g], digits) if has_reward else None,
-            "correct": bool(self.correct[p, g]) if self.judged[p, g] else None,
+            "correct": bool(self.correct[p, g]) if self.has_correct[p, g] else None,
             "status": self.statuses[p][g],
             "advantage": _rounded(self.advantages[p, g], digits)
             if has_reward and self.advantages is not None

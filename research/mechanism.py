@@ -42,6 +42,7 @@ from lit_rlvr.common.run_files import read_metrics
 from lit_rlvr.options import Importance
 from lit_rlvr.training.step import PreparedRollout, StepPlan, loss_inputs, plan_step
 from lit_rlvr.training.update import Updater
+from lit_rlvr.types import Rollout
 
 LEARNING_RATES = (1e-4, 2e-4, 4e-4, 8e-4)
 UPDATES = (2, 4, 16)
@@ -139,26 +140,28 @@ class ComparingUpdater(Updater):
         self._previous: torch.Tensor | None = None
         self._measured: dict[str, float] = {}
 
-    def add_fixed_logprobs(self, prepared: PreparedRollout, minibatches: list[list[int]]) -> None:
-        super().add_fixed_logprobs(prepared, minibatches)
+    def prepare(self, rollout: Rollout, *others: Any) -> PreparedRollout:
         self._previous = None
-        rollout = prepared.rollout
         group = GroupBatch(rollout.rewards, rollout.correct, rollout.reference_rewards, rollout.lengths)
         for name, loss in self._compared.losses.items():
             self._advantages[name] = loss.estimate(group)[0].reshape(-1, 1)
+        return super().prepare(rollout, *others)
 
-    def step(self, prepared: PreparedRollout, prompts: list[int], number: int) -> dict[str, float]:
+    def begin_step(self, plan: StepPlan) -> None:
         self._measured = {}
         spread = max(1, self._compared.updates_per_rollout // STEPS)
-        if self._compared.measures and prepared.steps_taken % spread == 0:
-            self._measure(prepared, prompts)
-        return super().step(prepared, prompts, number) | self._measured
+        if self._compared.measures and plan.prepared.steps_taken % spread == 0:
+            self._measure(plan.prepared, plan.groups)
+        super().begin_step(plan)
+
+    def measure(self, plan: StepPlan, *others: Any) -> dict[str, float]:
+        return super().measure(plan, *others) | self._measured
 
     def _measure(self, prepared: PreparedRollout, prompts: list[int]) -> None:
         """Compare all gradients on the minibatch of a step; a minibatch where GRPO's is 0 has nothing to compare."""
         plan = self._plan(self._compared, prepared, prompts)
         assert len(plan.microbatches) == 1, "raise model.compute.tokens_per_microbatch"
-        scores = self.forward_microbatch(plan, 0)
+        scores = self.forward(plan, 0)
 
         def gradient(loss: RLVRModule, of: StepPlan) -> torch.Tensor:
             value = loss.loss(loss_inputs(of, 0, scores)[0])[0]
@@ -185,10 +188,7 @@ class ComparingUpdater(Updater):
 
     def _plan(self, loss: RLVRModule, prepared: PreparedRollout, prompts: list[int]) -> StepPlan:
         """Return the step with a loss's own advantages and mean over tokens."""
-        return plan_step(
-            prepared, prompts, loss, device=self.policy.device, tokens_per_microbatch=self.budget.tokens,
-            shared_prefix=self.policy.shared_prefix, in_lockstep=False,
-        )  # fmt: skip
+        return plan_step(prepared, prompts, loss, self.limits)
 
 
 def cosine(x: torch.Tensor, y: torch.Tensor) -> float:

@@ -217,6 +217,18 @@ def test_the_recipes_of_the_pages_of_algorithms_exist(capsys: pytest.CaptureFixt
             assert name in str(yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]["advantage"])
 
 
+@pytest.mark.first_case_fast
+@pytest.mark.parametrize("page", sorted({path.stem for path in (ROOT / "docs/algorithms").glob("*.md")} - {"index"}))
+def test_a_page_of_an_algorithm_begins_with_its_config(page: str, tmp_path: Path) -> None:
+    text = (ROOT / f"docs/algorithms/{page}.md").read_text()
+    found = re.match(r"# [^\n]*\n\n```yaml\n(.*?)```", text, re.S)
+    assert found
+    (tmp_path / "page.yaml").write_text(found[1])
+    with pytest.raises(SystemExit) as stop:
+        run(["fit", "--config", "quickstart", "--config", str(tmp_path / "page.yaml"), "--print_config"])
+    assert stop.value.code == 0
+
+
 def test_every_option_has_a_meaning() -> None:
     assert not [line for line in options_reference().splitlines() if line.startswith("| `") and line.endswith("|  |")]
 
@@ -279,7 +291,7 @@ def test_the_home_page_leads_to_every_page() -> None:
     docs = ROOT / "docs"
     linked = set(re.findall(r"\]\(([\w/]+\.md)", (docs / "index.md").read_text()))
     pages = {str(page.relative_to(docs)) for folder in (docs, docs / "tutorials") for page in folder.glob("*.md")}
-    assert pages - linked == {"index.md", "tutorials/index.md"}
+    assert pages - linked == {"index.md"}
 
 
 def test_excerpts_stand_in_their_files() -> None:

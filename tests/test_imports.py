@@ -16,6 +16,7 @@ LAYERS = [
     {"common", "options"},
     {"advantages", "conformance", "distributed", "workers"},
     {"policy", "rewards", "strategy"},
+    {"plan"},
     {"datamodules.reading", "engines", "environments"},
     {"training"},
     {"algorithms", "datamodules"},

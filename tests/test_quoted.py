@@ -14,7 +14,7 @@ PAGES = [
 ]
 RESULTS = (".json", ".jsonl", ".csv", ".tsv", ".log")
 QUOTED = {
-    "docs/learning_rate.md": ["research/results/auto_lr_high.json"],
+    "research/learning_rate.md": ["research/results/auto_lr_high.json"],
 }
 """Page -> files of results that it links, whose numbers a test of this file recomputes."""
 
@@ -53,7 +53,7 @@ def test_the_learning_rate_that_is_too_high() -> None:
         regret = "-" if cell == "grpo_3e-4" else f"{fixed - mean:.3f}"
         expected.append([f"{mean:.3f}", regret, f"{fallen} of {len(start)}"])
         regrets.append(fixed - mean)
-    page = ROOT / "docs/learning_rate.md"
+    page = ROOT / "research/learning_rate.md"
     assert [row[1:] for row in rows_of(page, "| | last validation | regret")] == expected
     assert f"the mean regret is {fmean(regrets[1:]):.3f}." in page.read_text()
     before = results["tasks"]["steps"]["before"]["mean"]

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from plans import plan_without_trainer
 from tiny_built import Built, build_here, every_fourth
 from transformers import PreTrainedTokenizerFast
 
@@ -25,7 +26,7 @@ from lit_rlvr.rewards.length import CosineScaled
 from lit_rlvr.rewards.math import MathAnswer
 from lit_rlvr.rewards.sql import SQLExecution
 from lit_rlvr.rollout import RolloutCallback
-from lit_rlvr.rollout.preflight.sizes import check_sizes
+from lit_rlvr.rollout.preflight.sizes import check_settings
 from lit_rlvr.sizing.gpus import GPUs
 from lit_rlvr.sizing.strategies import describe_job
 from lit_rlvr.types import Completion, Sample
@@ -305,7 +306,7 @@ def test_a_recipe_runs_with_its_papers_settings(
     assert (rollout.eval_sampling.temperature, rollout.eval_sampling.top_p) == settings.eval
     assert (rollout.eval_sampling.max_tokens, rollout.evaluation.samples) == (settings.eval_length, settings.runs)
     assert ("updates", trainer.max_steps) == settings.duration or ("epochs", trainer.max_epochs) == settings.duration
-    check_sizes(rollout, module, settings.prompts, settings.gpus)
+    check_settings(rollout, module, plan_without_trainer(rollout, module, settings.prompts, settings.gpus))
     check_memory(recipe, cli, settings)
 
     check_rewards(recipe, rollout)

@@ -2,27 +2,30 @@
 
     python docs/scripts/algorithm_pages.py
 
-These are the table of docs/algorithms/index.md, the facts and the curve of each page next to it, README's list, the
-losses in docs/coming_from_trl.md, and docs/api/algorithms.md. The curves come from the recorded runs in
+These are the table of docs/algorithms/index.md, the YAML, the facts and the curve of each page next to it, README's
+list, the losses in docs/coming_from_trl.md, and docs/api/algorithms.md. The curves come from the recorded runs in
 research/results. Everything else on a page is written by hand and stays.
 """
 
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from statistics import mean
 from textwrap import fill
+from typing import Any
 
+import yaml
 from docstring_parser import parse
 from options_page import options
 
 from lit_rlvr import advantages, algorithms
-from lit_rlvr.common.init_arguments import class_default
+from lit_rlvr.common.init_arguments import class_default, settings_of
 from lit_rlvr.conformance.published import RECORDS, AlgorithmRecord
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "research"))
@@ -31,6 +34,8 @@ from findings import learning_rates, read
 DOCS = Path(__file__).parent.parent
 PAGES = DOCS / "algorithms"
 TABLE = re.compile(r"(?:^\|.*\n)+", re.M)
+TOP = re.compile(r"\A(# [^\n]*\n\n)(?:```yaml\n.*?```\n\n)?", re.S)
+"""The title of a page, and its YAML."""
 END = re.compile(r"^At its best of three.*?\(index\.md#the-curves\)\)\.\n", re.M | re.S)
 STUDY, MORE = "losses_best", "losses_more"
 """The studies of every loss at its best learning rate."""
@@ -150,15 +155,41 @@ def elsewhere(method: Method) -> tuple[str, str]:
     return "-", "-"
 
 
-def own_options(cls: type) -> str:
-    """Return a class's options that its base class lacks, or has with another default."""
+def own_options(cls: type) -> dict[str, Any]:
+    """Return a class's options that its base class lacks, or has with another default, and their defaults."""
     base = set(options(algorithms.RLVRModule)) if issubclass(cls, algorithms.RLVRModule) else set()
-    own = [row for row in options(cls) if row not in base and row[0] != "advantage"]
-    shown = {name: default.strip("`") for name, _, default, _ in own}
-    for name in shown:
-        if is_dataclass(group := class_default(cls, name)) and group == type(group)():
-            shown[name] = f"{{{', '.join(f'{field}: {value}' for field, value in asdict(group).items())}}}"
-    return ", ".join(f"`{name}: {default}`" for name, default in shown.items())
+    names = [row[0] for row in options(cls) if row not in base and row[0] != "advantage"]
+    return {name: default_of(class_default(cls, name)) for name in names}
+
+
+def default_of(value: Any) -> Any:
+    """Return a default as a config writes it; of a group of options those that differ from the group's own defaults."""
+    if not is_dataclass(value):
+        return settings_of(value)
+    usual = vars(type(value)())  # type: ignore[operator]
+    group = {name: one for name, one in vars(value).items() if name != "given"}
+    differing = {name: one for name, one in group.items() if one != usual[name]}
+    return settings_of(differing or group)
+
+
+def shown_classes(method: Method) -> list[type]:
+    """Return the classes whose options the YAML of a page has: the loss, and the advantage if both are the method's."""
+    if not method.owns_advantage:
+        return method.classes
+    return [getattr(algorithms, method.loss), method.estimators[0]]
+
+
+def config(method: Method) -> str:
+    """Return the YAML that a page begins with: the method's classes, and their own options with their defaults."""
+    arguments = own_options(getattr(algorithms, method.loss)) if method.owns_loss else {}
+    if method.owns_advantage:
+        estimator = method.estimators[0]
+        arguments["advantage"] = {"class_path": estimator.__name__, "init_args": own_options(estimator)}
+        if not arguments["advantage"]["init_args"]:
+            arguments["advantage"] = method.advantages[0]
+    model = {"class_path": method.loss, "init_args": arguments} if arguments else {"class_path": method.loss}
+    text = yaml.safe_dump({"model": model}, sort_keys=False, default_flow_style=None, width=100)
+    return f"```yaml\n{text}```\n\n"
 
 
 def facts(method: Method) -> Iterator[tuple[str, str]]:
@@ -174,8 +205,12 @@ def facts(method: Method) -> Iterator[tuple[str, str]]:
     yield "needs", needs(method)
     for cls in method.classes:
         key = "model" if issubclass(cls, algorithms.RLVRModule) else "modeladvantage"
-        if own := own_options(cls):
-            yield f"options of `{cls.__name__}`", f"{own} ([meaning](../reference.md#{key}))"
+        own = own_options(cls)
+        if not own:
+            continue
+        shown = ", ".join(f"`{name}: {json.dumps(value)}`" for name, value in own.items())
+        where = "above" if cls in shown_classes(method) else shown
+        yield f"options of `{cls.__name__}`", f"{where} ([meaning](../reference.md#{key}))"
     trl, verl = elsewhere(method)
     yield "in TRL", trl
     yield "in verl", verl
@@ -210,14 +245,14 @@ def index_table() -> str:
 
 
 def rendered(page: str) -> str:
-    """Return a page with its first table made again."""
+    """Return a page with its YAML and its first table made again."""
     if page == "index":
-        table = index_table()
-    else:
-        (method,) = [method for method in METHODS if method.page == page]
-        table = "| | |\n|---|---|\n" + "".join(f"| {name} | {text} |\n" for name, text in facts(method))
-    text = TABLE.sub(lambda _: table, page_text(page), count=1)
-    return text if page == "index" or method.study not in (STUDY, MORE) else END.sub(lambda _: end(method), text)
+        return TABLE.sub(lambda _: index_table(), page_text(page), count=1)
+    (method,) = [method for method in METHODS if method.page == page]
+    table = "| | |\n|---|---|\n" + "".join(f"| {name} | {text} |\n" for name, text in facts(method))
+    text = TOP.sub(lambda top: top[1] + config(method), page_text(page), count=1)
+    text = TABLE.sub(lambda _: table, text, count=1)
+    return END.sub(lambda _: end(method), text) if method.study in (STUDY, MORE) else text
 
 
 def end(method: Method) -> str:

@@ -1,4 +1,4 @@
-"""Write the tables of docs/conformance.md: who passes the kit, and the published formulas.
+"""Write the tables of research/conformance.md: who passes the kit, and the published formulas.
 
     python docs/scripts/conformance_page.py
 
@@ -23,7 +23,7 @@ from lit_rlvr.conformance.functions import check_estimator, check_loss, check_st
 from lit_rlvr.conformance.properties import Finding, Step
 from lit_rlvr.conformance.published import ADVANTAGES, LOSSES, Published
 
-PAGE = Path(__file__).parent.parent / "conformance.md"
+PAGE = Path(__file__).parents[2] / "research/conformance.md"
 OURS = [name for name in LOSSES if "/" not in name]
 """The published losses with a class of ours, by its name."""
 

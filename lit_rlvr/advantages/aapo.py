@@ -57,14 +57,14 @@ class AAPOAdvantage(Composed):
         if self.margin == "group_mean":
             s = impute(s, ~known).mean(1, keepdim=True)
             known = known.any(1, keepdim=True)
-        known = known & group.rewarded  # (P, G)
+        known = known & group.has_reward  # (P, G)
         margin = group.rewards - s
         if self.clip:
             margin = margin.clamp(self.delta_low, self.delta_high)
         base = self.base_advantages(group)
         self._metrics = {
             "margin": float(margin[known].mean()),
-            "zero_advantage_base": float((base == 0)[group.rewarded].double().mean()),
+            "zero_advantage_base": float((base == 0)[group.has_reward].double().mean()),
         }
         return base + torch.where(known, margin, 0.0)
 

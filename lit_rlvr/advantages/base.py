@@ -24,17 +24,17 @@ class GroupBatch:
     """The input of an estimator: (P, G) floats of the whole rollout, gathered over all ranks.
 
     Args:
-        rewards: r, the weighted sum of all rewards; the mean of the group's others where not `rewarded`.
-        correct: c in {0, 1}; the mean of the group's others where not `judged`; never inferred from r.
+        rewards: r, the weighted sum of all rewards; the mean of the group's others where not `has_reward`.
+        correct: c in {0, 1}; the mean of the group's others where not `has_correct`; never inferred from r.
         reference_rewards: s, rewards of the reference model's completions, paired by index; NaN where it has none;
             None if there are no such completions.
         lengths: sampled tokens of each completion.
         parts: each reward by its name, before its weight; NaN where it does not judge the completion. Only for
             estimators with `needs_parts`; else None.
         weights: the weight of each of `parts`; (P, 1) where rows may differ.
-        rewarded: bool, False = a completion without a reward, which is out of the loss and of all statistics; by
+        has_reward: bool, False = a completion without a reward, which is out of the loss and of all statistics; by
             default all have one.
-        judged: bool, False = no reward says whether the completion is right; by default one says it of all.
+        has_correct: bool, False = no reward says whether the completion is right; by default one says it of all.
         mask: (B, T) bool, the tokens in the loss, row p * G + g. Only for estimators with `needs_tokens`; else None.
         turns: (B, T) long, the turn of the episode that each sampled token belongs to, from 0; -1 elsewhere. As `mask`.
     """
@@ -45,26 +45,26 @@ class GroupBatch:
     lengths: Tensor | None = None
     parts: dict[str, Tensor] | None = None
     weights: Mapping[str, float | Tensor] | None = None
-    rewarded: Tensor = None  # type: ignore[assignment]
-    judged: Tensor = None  # type: ignore[assignment]
+    has_reward: Tensor = None  # type: ignore[assignment]
+    has_correct: Tensor = None  # type: ignore[assignment]
     mask: Tensor | None = None
     turns: Tensor | None = None
 
     def __post_init__(self) -> None:
         everything = torch.ones_like(self.rewards, dtype=torch.bool)
-        self.rewarded = everything if self.rewarded is None else self.rewarded
-        self.judged = everything if self.judged is None else self.judged
+        self.has_reward = everything if self.has_reward is None else self.has_reward
+        self.has_correct = everything if self.has_correct is None else self.has_correct
 
     def values(self, source: Literal["correct", "reward"]) -> tuple[Tensor, Tensor]:
         """Return `correct`, in the dtype of the rewards, or the rewards (P, G), and where they are known (P, G)."""
         if source == "correct":
-            return self.correct.to(self.rewards.dtype), self.judged
-        return self.rewards, self.rewarded
+            return self.correct.to(self.rewards.dtype), self.has_correct
+        return self.rewards, self.has_reward
 
     @property
     def success(self) -> Tensor:
         """Success rate p (P, 1): each group's share of correct completions among the judged ones."""
-        return impute(self.correct.to(self.rewards.dtype), ~self.judged).mean(1, keepdim=True)
+        return impute(self.correct.to(self.rewards.dtype), ~self.has_correct).mean(1, keepdim=True)
 
 
 AdvantageFunction = Callable[[GroupBatch], Tensor]

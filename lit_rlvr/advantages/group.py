@@ -52,7 +52,7 @@ class GRPOAdvantage(GroupRelative):
         check_within("[0, inf)", "advantage grpo", eps=self.eps)
 
     def __call__(self, group: GroupBatch) -> Tensor:
-        return standardised(group.rewards, group.rewarded, self.eps, self.unbiased_std, self.scale)
+        return standardised(group.rewards, group.has_reward, self.eps, self.unbiased_std, self.scale)
 
 
 @register("gdpo")
@@ -85,8 +85,8 @@ class GDPOAdvantage(Advantage):
         check_within("[0, inf)", "advantage gdpo", eps=self.eps)
 
     def __call__(self, group: GroupBatch) -> Tensor:
-        centered(group.rewards, group.rewarded)  # refuses groups of one
-        parts = group.parts or {"reward": group.rewards.where(group.rewarded, torch.nan)}
+        centered(group.rewards, group.has_reward)  # refuses groups of one
+        parts = group.parts or {"reward": group.rewards.where(group.has_reward, torch.nan)}
         weights = group.weights or dict.fromkeys(parts, 1.0)
         known = torch.stack([~part.isnan() for part in parts.values()]).any(0)  # (P, G)
         terms = [weights[name] * self._standardised(part, 1).nan_to_num() for name, part in parts.items()]
@@ -120,7 +120,7 @@ class DrGRPOAdvantage(GroupRelative):
     """
 
     def __call__(self, group: GroupBatch) -> Tensor:
-        return centered(group.rewards, group.rewarded)
+        return centered(group.rewards, group.has_reward)
 
 
 @register("gpg")
@@ -158,7 +158,7 @@ class GPGAdvantage(GroupRelative):
 
     def __call__(self, group: GroupBatch) -> Tensor:
         r = group.rewards
-        known = group.rewarded
+        known = group.has_reward
         if self.f_norm == "one":
             advantages = centered(r, known)
         else:
@@ -186,8 +186,8 @@ class RLOOAdvantage(GroupRelative):
 
     def __call__(self, group: GroupBatch) -> Tensor:
         size = group.rewards.shape[1]
-        n = group.rewarded.sum(1, keepdim=True).to(group.rewards.dtype)  # (P, 1)
-        advantages = centered(group.rewards, group.rewarded) * size / (size - 1)
+        n = group.has_reward.sum(1, keepdim=True).to(group.rewards.dtype)  # (P, 1)
+        advantages = centered(group.rewards, group.has_reward) * size / (size - 1)
         return advantages * (n * (size - 1) / ((n - 1).clamp(min=1) * size))  # a factor of 1 if all have a reward
 
 
@@ -209,8 +209,8 @@ class MaxRLAdvantage(GroupRelative):
     """
 
     def __call__(self, group: GroupBatch) -> Tensor:
-        mean = impute(group.rewards, ~group.rewarded).mean(1, keepdim=True)  # (P, 1)
-        return torch.where(mean > 0, centered(group.rewards, group.rewarded) / mean, 0.0)
+        mean = impute(group.rewards, ~group.has_reward).mean(1, keepdim=True)  # (P, 1)
+        return torch.where(mean > 0, centered(group.rewards, group.has_reward) / mean, 0.0)
 
 
 @register("opo")
@@ -230,7 +230,7 @@ class OPOAdvantage(GroupRelative):
     """
 
     def __call__(self, group: GroupBatch) -> Tensor:
-        return centered(group.rewards, group.rewarded, require_lengths(group, "opo"))
+        return centered(group.rewards, group.has_reward, require_lengths(group, "opo"))
 
 
 @register("none")
@@ -281,7 +281,7 @@ class ReinforceAdvantage(Advantage):
     def __call__(self, group: GroupBatch) -> Tensor:
         correct = group.correct.to(group.rewards.dtype)
         advantages = correct * self.positive_weight - (1 - correct) * self.negative_weight
-        return torch.where(group.judged, advantages, 0.0)
+        return torch.where(group.has_correct, advantages, 0.0)
 
 
 @register("grpo_lead")
@@ -326,13 +326,13 @@ class GRPOLeadAdvantage(GroupRelative):
             raise UserError(f"advantage grpo_lead: weight_min {self.weight_min} is above weight_max {self.weight_max}")
 
     def __call__(self, group: GroupBatch) -> Tensor:
-        c = group.correct.to(group.rewards.dtype) * group.judged
+        c = group.correct.to(group.rewards.dtype) * group.has_correct
         lengths = require_lengths(group, "grpo_lead")
         count = c.sum(1, keepdim=True).clamp(min=1)  # (P, 1)
         mean = (lengths * c).sum(1, keepdim=True) / count
         std = ((lengths - mean).square() * c).sum(1, keepdim=True).div(count).sqrt()
         shaped = torch.where(c > 0, torch.exp(-self.alpha * (lengths - mean) / (std + 1e-6)), -1.0)
-        advantages = GRPOAdvantage()(replace(group, rewards=shaped, rewarded=group.judged))
+        advantages = GRPOAdvantage()(replace(group, rewards=shaped, has_reward=group.has_correct))
         p = group.success
         return advantages * torch.where(advantages > 0, self._weight(p), self._weight(1 - p))
 

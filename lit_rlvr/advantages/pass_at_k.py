@@ -42,14 +42,14 @@ class PassAtKAdvantage(Advantage):
 
     def __call__(self, group: GroupBatch) -> Tensor:
         c = group.correct.to(group.rewards.dtype)
-        judged = group.judged
-        n = judged.sum(1, keepdim=True).to(c.dtype)  # (P, 1)
-        misses = (judged & (c == 0)).sum(1, keepdim=True).to(c.dtype)
+        known = group.has_correct
+        n = known.sum(1, keepdim=True).to(c.dtype)  # (P, 1)
+        misses = (known & (c == 0)).sum(1, keepdim=True).to(c.dtype)
         fail = torch.ones_like(n)  # F
         for i in range(self.k):
             fail = fail * ((misses - i).clamp(min=0) / (n - i).clamp(min=1))
         scale = (fail / (1 - fail)).sqrt() * n / misses
-        return torch.where((fail > 0) & (fail < 1), centered(c, judged) * scale, 0.0)
+        return torch.where((fail > 0) & (fail < 1), centered(c, known) * scale, 0.0)
 
 
 @register("grpo_passk")
@@ -76,7 +76,7 @@ class GRPOPassKAdvantage(GroupRelative):
 
     def __call__(self, group: GroupBatch) -> Tensor:
         r = group.rewards
-        known = group.rewarded
+        known = group.has_reward
         above = centered(r, known)  # refuses groups of one; 0 where not known
         best, second = torch.where(known, above, -torch.inf).topk(2, dim=1).values.split(1, dim=1)  # (P, 1) each
         size = best - second

@@ -37,7 +37,7 @@ class ReinforcePPAdvantage(Advantage):
         self.min_group = 2 if self.group_baseline else 1
 
     def __call__(self, group: GroupBatch) -> Tensor:
-        known = group.rewarded
+        known = group.has_reward
         if self.group_baseline:
             r = centered(group.rewards, known)
         else:

@@ -14,6 +14,7 @@ from lit_rlvr.options import KL, AutoLR, Importance, Loss, Teacher
 from lit_rlvr.training.module import RLVRModule
 from lit_rlvr.training.step import logprobs_in_microbatches
 from lit_rlvr.training.terms import InitialLogprobs
+from lit_rlvr.training.validation import Validation
 from lit_rlvr.types import PromptBatch, Rollout
 
 
@@ -59,31 +60,46 @@ class SFT(RLVRModule):
         )  # fmt: skip
         if self.loss_options.positive_nll_coef:
             raise UserError("model.loss.positive_nll_coef: SFT's loss is this term already; leave it out")
-        self.target, self.target_empty_thoughts, self.nll_coef = target, target_empty_thoughts, nll_coef
-        self._nll: dict[str, Tensor] = {}  # validation set -> sum over its tokens of this rank, and their number
+        self.target = target
+        self.target_empty_thoughts = target_empty_thoughts
+        self.nll_coef = nll_coef
+        self.validation = LossValidation()
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
         return -self.nll_coef * masked_sum(x.logp, x.token_weight, x.mask), {}
 
-    def estimate_advantages(self, rollout: Rollout, initial: InitialLogprobs) -> Tensor:
+    def estimate_advantages(self, rollout: Rollout, initial: InitialLogprobs) -> tuple[Tensor, dict[str, float]]:
         rollout.advantages = torch.ones_like(rollout.rewards)
-        return rollout.advantages.reshape(-1, 1).to(self.device)
+        return rollout.advantages.reshape(-1, 1).to(self.device), {}
 
-    def validation_step(self, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+
+class LossValidation(Validation):
+    """Measures the loss on the completions that the data hold, besides what rewards say of sampled ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._sums: dict[str, Tensor] = {}  # validation set -> sum of -log p of this rank's tokens, and their number
+
+    def begin(self) -> None:
+        super().begin()
+        self._sums = {}
+
+    def add(self, module: Any, batch: PromptBatch) -> None:
         assert batch.demonstrations is not None, "the RolloutCallback fills the batch before it is measured"
         demonstrations = batch.demonstrations
         rows = list(range(len(demonstrations.prompts))) if len(batch) else []
-        logp, _ = logprobs_in_microbatches(self.policy, demonstrations, rows, self.budget.tokens, self.sharded)
+        logp, _ = logprobs_in_microbatches(module.policy, demonstrations, rows, module.budget.tokens, module.sharded)
         sums = torch.stack([-logp.double().sum(), demonstrations.mask[rows].sum().to(logp.device).double()])
-        self._nll[batch.name] = self._nll.get(batch.name, 0) + sums
+        self._sums[batch.name] = self._sums.get(batch.name, 0) + sums
         if batch.rollout is not None:
-            super().validation_step(batch, batch_idx, dataloader_idx)
+            super().add(module, batch)
 
-    test_step = validation_step
-
-    def _results(self, prefix: str) -> dict[str, float]:
-        sums = {name: all_sum(values) for name, values in self._nll.items()}
-        self._nll = {}
-        losses = {name: float(nll / tokens) for name, (nll, tokens) in sums.items()}
-        losses_by_set = {f"{prefix}/{name}/loss": loss for name, loss in losses.items()}
-        return super()._results(prefix) | losses_by_set | {f"{prefix}/loss": sum(losses.values()) / len(losses)}
+    def end(self, prefix: str) -> dict[str, float]:
+        results = super().end(prefix)
+        losses = {}
+        for name, sums in self._sums.items():
+            nll, tokens = all_sum(sums)
+            losses[name] = float(nll / tokens)
+            results[f"{prefix}/{name}/loss"] = losses[name]
+        results[f"{prefix}/loss"] = sum(losses.values()) / len(losses)
+        return results

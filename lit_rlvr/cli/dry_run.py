@@ -105,7 +105,7 @@ def dry_run(run: PlannedRun) -> None:
     """
     train_whole_rollouts(run.trainer, updates_per_iteration(run.module))
     run.prepare()
-    log_sizes(run.rollout, run.module, *run.sizes_on_device, data=run.data)
+    log_sizes(run.rollout, run.module, run.plan, run.data)
     warn_of_answers(run.rollout, run.data)
     if run.iterations is None:
         steps = None

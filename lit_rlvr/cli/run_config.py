@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +87,7 @@ def choose_strategy(command: str, config: Namespace, module: Any, data: Any) -> 
     if command in ("fit", "validate", "test"):
         gpus = GPUs.of_trainer(trainer.accelerator, trainer.devices, trainer.num_nodes)
     if gpus is None:
-        module.compute = replace(module.compute, gradient_checkpointing=checkpointing is True)
+        module.use_checkpointing(checkpointing is True)
         return
     job = describe_job(module, data, config.rollout, trainer.precision)
     if strategy == "auto":
@@ -96,7 +95,7 @@ def choose_strategy(command: str, config: Namespace, module: Any, data: Any) -> 
     else:
         placement = (isinstance(strategy, FSDP2), bool(getattr(strategy, "offload", False)))
     plan = job.choice(gpus, placement, None if checkpointing == "auto" else checkpointing)
-    module.compute = replace(module.compute, gradient_checkpointing=plan.strategy.checkpointing)
+    module.use_checkpointing(plan.strategy.checkpointing)
     if strategy == "auto":
         fallback = "ddp" if gpus.count > 1 else "auto"
         if job.fits_each_machine(plan, trainer.num_nodes):

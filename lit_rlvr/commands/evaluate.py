@@ -36,13 +36,13 @@ from lit_rlvr.evaluation.records import CompletionsById, Records, match, read_co
 from lit_rlvr.evaluation.results import markdown, suite_results
 from lit_rlvr.evaluation.sampler import load_prompts, start_sampler
 from lit_rlvr.evaluation.suites import Suite, example, find_suites
+from lit_rlvr.policy.model_source import ModelSource
 from lit_rlvr.rewards import shared_pool
 from lit_rlvr.rewards.combine import score_rollout
 from lit_rlvr.rollout.episodes import begins, check_turns
 from lit_rlvr.rollout.preflight.lengths import LengthRequirement
 from lit_rlvr.run.folder import lock_folder
 from lit_rlvr.run.saved_model import resolve_run_model
-from lit_rlvr.training.validation import EvaluatingModule
 from lit_rlvr.types import Prompt, Sampling
 
 QUESTIONS_PER_BATCH = 32
@@ -158,7 +158,7 @@ def sample_suites(
     """
     share = Share.of_this_process()
     os.environ["PL_GLOBAL_SEED"] = str(config.seed)
-    module = EvaluatingModule(resolve_run_model(config.model))
+    module = ModelSource(resolve_run_model(config.model))
     limits = find_limits(resolve_dtype_and_length(config, module), config.like or config.model)
     prompts = {
         s.name: load_prompts(module, s.data, s.rewards, s.environment, "test", f"--suite: {s.name}") for s in suites
@@ -230,7 +230,7 @@ def sample_suites(
     return records, prompts
 
 
-def resolve_dtype_and_length(config: Namespace, module: EvaluatingModule) -> int:
+def resolve_dtype_and_length(config: Namespace, module: ModelSource) -> int:
     """Fill in the data type from the run or the model; return the default completion length.
 
     The data type is logged. The length holds where no protocol sets one.

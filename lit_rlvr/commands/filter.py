@@ -125,8 +125,9 @@ def prompts_to_sample(
     """
     if not rollout.has_reward:
         raise UserError("rollout.rewards is empty, so nothing tells which completions are right; give a reward")
-    if module.adapter == "continue":  # nothing is trained here
-        module.model_folder = resolve_model(module.model, module.config_overrides, "merge")
+    source = module.source
+    if source.adapter == "continue":  # nothing is trained here
+        source.start_from(resolve_model(source.model, source.config_overrides, "merge"))
     return load_prompts(module, data, rollout.rewards, rollout.environment, split, "--split")
 
 

@@ -174,7 +174,9 @@ class Tuner:
 
     def _needs_start(self, groups: Sequence[MeasuredGroup]) -> bool:
         """Return whether a warm start is possible and next to nothing is right, or no more than by a constant guess."""
-        may_start = self.rollout.environment is None and self.module.adapter != "continue" and len(self.prompts) >= 4
+        may_start = (
+            self.rollout.environment is None and self.module.source.adapter != "continue" and len(self.prompts) >= 4
+        )
         if not may_start or self.warm_start.steps:
             return False
         accuracy = _accuracy(groups)

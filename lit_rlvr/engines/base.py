@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lit_rlvr.engines.turns import OnGroupDone, Turns, within_budget
-from lit_rlvr.errors import ChecksArguments, UserError
+from lit_rlvr.errors import ChecksArguments
+from lit_rlvr.plan import RunPlan
 from lit_rlvr.types import Completion, Prompt, Sampling, kinds_of
 
 if TYPE_CHECKING:
@@ -113,30 +114,26 @@ class RolloutEngine(ChecksArguments, ABC):
         """Return whether its log-probabilities equal those of a trainer that computes in `dtype`, up to rounding."""
         return self.exact and dtype == torch.float32
 
-    def check_hardware(self, device: str, dtype: torch.dtype) -> None:  # optional
-        """Refuse a device or a compute type that the engine's options do not work with, before weights are loaded.
+    def problems(self, plan: RunPlan) -> Iterator[str]:
+        """Yield what the engine cannot do in a run, a line each, before weights are loaded."""
+        if plan.staleness and self.shares_weights:
+            yield f"rollout.staleness: engine {self.name} decodes with the weights being trained; use vllm"
+        elif plan.staleness and self.in_process and plan.device.type == "cuda":
+            yield (
+                f"rollout.staleness: engine {self.name} needs the GPU that is training; use VLLMServerEngine on other "
+                "GPUs"
+            )
+        elif plan.staleness > 1 and not self.concurrent:
+            yield (
+                f"rollout.staleness: engine {self.name} takes weights only between rollouts, so it is at most 1; use "
+                "VLLMServerEngine"
+            )
+        if plan.replays_routes:
+            yield from self.route_problems(plan)
 
-        Args:
-            device: `cpu` or `cuda`.
-            dtype: the trainer's compute type.
-
-        Raises:
-            UserError: names the option.
-        """
-
-    def check_routes(self, device: str, sampling: Sampling) -> None:
-        """Refuse to return the experts that tokens use (`Completion.routes`), before weights are loaded.
-
-        Args:
-            device: `cpu` or `cuda`.
-            sampling: of training completions.
-
-        Raises:
-            UserError: the engine does not return them.
-        """
-        raise UserError(
-            f"rollout.replay_routes: engine {self.name} does not return the experts of tokens; use rollout.engine: hf"
-        )
+    def route_problems(self, plan: RunPlan) -> Iterator[str]:
+        """Yield why the engine does not return the experts that tokens use (`Completion.routes`)."""
+        yield f"rollout.replay_routes: engine {self.name} does not return the experts of tokens; use rollout.engine: hf"
 
     @abstractmethod
     def start(self, context: EngineContext) -> None:

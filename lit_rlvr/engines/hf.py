@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -19,6 +19,7 @@ from lit_rlvr.distributed.collectives import index_tensor, to_device
 from lit_rlvr.engines.base import EngineContext, InPlaceEngine
 from lit_rlvr.engines.turns import Continuation, OnGroupDone, Row, Turns, ends_with_stop, next_turns, read_completion
 from lit_rlvr.errors import UserError, check_within
+from lit_rlvr.plan import RunPlan
 from lit_rlvr.policy.logprobs import shape_logits
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.routes import routing
@@ -52,8 +53,9 @@ class HFEngine(InPlaceEngine):
             )
         super().start(context)
 
-    def check_routes(self, device: str, sampling: Sampling) -> None:
-        """Allow `rollout.replay_routes`."""
+    def route_problems(self, plan: RunPlan) -> Iterator[str]:
+        """Yield nothing: it returns the experts of tokens."""
+        yield from ()
 
     def sample(
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]], done: OnGroupDone | None,

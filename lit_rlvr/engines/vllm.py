@@ -32,6 +32,7 @@ from lit_rlvr.engines.turns import (
     within_budget,
 )
 from lit_rlvr.errors import ResumableError, UserError, first_line, log, refuse_all
+from lit_rlvr.plan import RunPlan
 from lit_rlvr.policy.adapters import changing_weights
 from lit_rlvr.policy.architecture import head_sizes, layer_configs
 from lit_rlvr.policy.policy import Policy
@@ -139,37 +140,44 @@ class VLLMEngine(RolloutEngine):
             return torch.float32
         return self._context.dtype
 
-    def check_hardware(self, device: str, dtype: torch.dtype) -> None:
+    def problems(self, plan: RunPlan) -> Iterator[str]:
+        yield from super().problems(plan)
+        yield from self.hardware_problems(plan.device.type, plan.dtype)
+
+    def hardware_problems(self, device: str, dtype: torch.dtype) -> Iterator[str]:
+        """Yield which options do not work on a device, `cpu` or `cuda`, or with the trainer's data type."""
         if self.adapters and self.sleep_mode and device == "cuda":
-            raise UserError(
+            yield (
                 "VLLMEngine.adapters: vLLM drops its weights to sleep, so that each sync sends all of them; leave the "
                 "option out, or set VLLMEngine.sleep: false"
             )
         if not self.quantized:
             return
         if device != "cuda":
-            raise UserError("VLLMEngine.quantize: fp8 needs a GPU; leave the option out")
+            yield "VLLMEngine.quantize: fp8 needs a GPU; leave the option out"
+            return
         capability = torch.cuda.get_device_capability()
         if capability < FP8_CAPABILITY:
-            raise UserError(
+            yield (
                 f"VLLMEngine.quantize: fp8 needs a GPU of compute capability {'.'.join(map(str, FP8_CAPABILITY))} or "
                 f"more, and this one has {'.'.join(map(str, capability))}; leave the option out"
             )
         if (dtype if self.dtype == "auto" else getattr(torch, self.dtype)) == torch.float32:
-            raise UserError(
+            yield (
                 "VLLMEngine.quantize: fp8 layers give 16-bit results, not float32; use trainer.precision: bf16-mixed "
                 "or VLLMEngine.dtype: bfloat16"
             )
 
-    def check_routes(self, device: str, sampling: Sampling) -> None:
-        refuse_all(
-            f"rollout.replay_routes: vLLM returns no experts of tokens {where}; use rollout.engine: hf"
-            for is_refused, where in ((device != "cuda", "on a CPU"), (sampling.stop, "with rollout.sampling.stop"))
-            if is_refused
-        )
+    def route_problems(self, plan: RunPlan) -> Iterator[str]:
+        reason = "rollout.replay_routes: vLLM returns no experts of tokens"
+        if plan.device.type != "cuda":
+            yield f"{reason} on a CPU; use rollout.engine: hf"
+        if plan.sampling.stop:
+            yield f"{reason} with rollout.sampling.stop; use rollout.engine: hf"
 
     def start(self, context: EngineContext) -> None:
-        self.check_hardware("cuda" if torch.cuda.is_available() else "cpu", context.dtype)
+        device_type = "cuda" if torch.cuda.is_available() else "cpu"
+        refuse_all(self.hardware_problems(device_type, context.dtype))
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         if context.deterministic and torch.cuda.is_available():

@@ -211,11 +211,11 @@ def group_rows(part: str, prompt: Prompt, completions: list[Completion], scores:
             **({"prefill": prompt.prefill} if prompt.prefill else {}),
             **({"turns": [turn.recorded() for turn in completion.turns]} if completion.turns else {}),
             "extracted": next((r.detail for r in scores.details[p][g].values() if r.correct is not None), ""),
-            "correct": bool(scores.correct[p, g]) if bool(scores.judged[p, g]) else None,
+            "correct": bool(scores.correct[p, g]) if bool(scores.has_correct[p, g]) else None,
             "status": scores.statuses[p][g],
             "finish_reason": completion.finish_reason,
             "tokens": completion.length,
-            "reward": round(float(scores.rewards[p, g]), 6) if bool(scores.rewarded[p, g]) else None,
+            "reward": round(float(scores.rewards[p, g]), 6) if bool(scores.has_reward[p, g]) else None,
         }
         for g, completion in enumerate(completions)
     ]

@@ -42,8 +42,8 @@ class Scores:
 
     Args:
         rewards: (P, G) float32, the weighted sum; a reward that failed on a completion or does not judge it adds 0.
-        correct: (P, G) float32 in {0, 1}; 0 where not `judged`.
-        judged: (P, G) bool, True = some reward says whether the answer is right, and none failed.
+        correct: (P, G) float32 in {0, 1}; 0 where not `has_correct`.
+        has_correct: (P, G) bool, True = some reward says whether the answer is right, and none failed.
         parts: name -> (P, G) float32, each reward before its weight; NaN where it does not judge the completion.
         statuses: P lists of G, the worst status of each completion; "unjudged" where no reward judges it.
         failed: (P, G) bool, True = some reward has status "error".
@@ -54,7 +54,7 @@ class Scores:
 
     rewards: Tensor
     correct: Tensor
-    judged: Tensor
+    has_correct: Tensor
     parts: dict[str, Tensor]
     statuses: list[list[Status]]
     failed: Tensor
@@ -63,7 +63,7 @@ class Scores:
     weights: dict[str, float] = field(default_factory=dict)
 
     @property
-    def rewarded(self) -> Tensor:
+    def has_reward(self) -> Tensor:
         """(P, G) bool, False = a check failed or no reward judges the completion.
 
         Such a completion must be masked out of the loss and of its group's statistics.
@@ -178,7 +178,7 @@ def combine(rewards: Sequence[Reward], results: Judgements, samples: Sequence[Sa
     return Scores(
         rewards=sum(weighted, torch.zeros(groups, width)),
         correct=table([float(bool(right)) for right in correct]),
-        judged=table([float(right is not None) for right in correct]).bool(),
+        has_correct=table([float(right is not None) for right in correct]).bool(),
         parts=parts,
         statuses=[worst[p * width : (p + 1) * width] for p in range(groups)],
         failed=table([float(status == "error") for status in worst]).bool(),

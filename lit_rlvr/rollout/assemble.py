@@ -15,7 +15,7 @@ from lit_rlvr.types import Completion, Prompt, Rollout, Sampling, Status, pad_co
 
 LIST_FIELDS = ("prompts", "completions", "statuses", "details", "repeats")
 TOKEN_FIELDS = ("token_ids", "mask", "rollout_logprobs", "versions", "stale_cache")
-GROUP_FIELDS = ("rewards", "correct", "judged", "reference_rewards")
+GROUP_FIELDS = ("rewards", "correct", "has_correct", "reference_rewards")
 """The fields of a rollout that groups have, next to `parts`: lists of P; tensors (B, T) and (P, G), or None."""
 
 
@@ -53,9 +53,9 @@ def assemble(
         token_ids=token_ids,
         mask=tokens_in_loss(sampled, completions, scores.statuses, mask_truncated, has_teacher),
         rollout_logprobs=logprobs,
-        rewards=impute(scores.rewards, ~scores.rewarded),
-        correct=impute(scores.correct, ~scores.judged),
-        judged=scores.judged,
+        rewards=impute(scores.rewards, ~scores.has_reward),
+        correct=impute(scores.correct, ~scores.has_correct),
+        has_correct=scores.has_correct,
         parts=scores.parts,
         statuses=scores.statuses,
         sampling=sampling,

@@ -1,8 +1,4 @@
-"""The first half of the loop, from prompts to scored groups: `RolloutCallback.collect` asks a `RolloutSource`.
-
-The second half, from scored groups to optimizer steps, is `RLVRModule.training_step` in `training/module.py`, whose
-docstring maps both halves.
-"""
+"""`RolloutCallback` asks a `RolloutSource` for each batch's rollout, and logs it. The loop is `training/loop.py`."""
 
 from __future__ import annotations
 
@@ -18,17 +14,18 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_rlvr.distributed.checkpoints import user_code, warn_of_changes
 from lit_rlvr.errors import UserError, check_all, log
-from lit_rlvr.policy.precision import compute_dtype, use_deterministic_kernels
+from lit_rlvr.plan import RunPlan
+from lit_rlvr.policy.precision import use_deterministic_kernels
 from lit_rlvr.rewards import shared_pool
 from lit_rlvr.rewards.base import Place
 from lit_rlvr.rewards.combine import logged_metrics
 from lit_rlvr.rollout.agreement import agreement_metrics
-from lit_rlvr.rollout.engine_context import engine_context, most_sampled_tokens
+from lit_rlvr.rollout.engine_context import engine_context
 from lit_rlvr.rollout.episodes import begins, turn_metrics
 from lit_rlvr.rollout.generate import GroupSampler, completion_seeds
 from lit_rlvr.rollout.metrics import rollout_metrics, set_metrics
 from lit_rlvr.rollout.preflight.data import check_data, report_rewards
-from lit_rlvr.rollout.preflight.sizes import check_sizes, log_sizes
+from lit_rlvr.rollout.preflight.sizes import check_settings, log_sizes
 from lit_rlvr.rollout.queue import QueueSource
 from lit_rlvr.rollout.record import Record, ReplaySource, replay_settings
 from lit_rlvr.rollout.settings import RolloutSettings
@@ -47,11 +44,13 @@ class RolloutCallback(RolloutSettings, Callback):
     `RolloutSettings` documents its options.
 
     Attributes:
+        plan: what follows from the run's settings; made in `setup`, before the weights load.
         source: where rollouts come from; built in `setup`.
         sampler: generates and scores; built in `setup`.
         ends_run: whether the run has trained on all of `replay.rollouts_from`.
     """
 
+    plan: RunPlan | None = None
     source: RolloutSource = None  # type: ignore[assignment]
     sampler: GroupSampler = None  # type: ignore[assignment]
     ends_run = False
@@ -80,7 +79,7 @@ class RolloutCallback(RolloutSettings, Callback):
             self._start_engine(trainer, module)
         elif self.synced_engine.started:  # a validation has woken it
             self.synced_engine.sleep()
-        rollout = source.next(batch)  # sync, sample (generate, score, assemble), sample more, reference, balance
+        rollout = source.next(batch)  # `collect` in training/loop.py, unless rollouts are replayed or demonstrated
         module.log_dict(source.metrics)
         module.log("time/rollout", time.perf_counter() - started)
         if source.is_scored:
@@ -169,7 +168,7 @@ class RolloutCallback(RolloutSettings, Callback):
         training_metrics = [reward.metrics for reward in self.rewards]
         for reward in self.rewards:
             reward.metrics = {}
-        rollout = self.sampler.sample(batch.prompts, seeds, sampling, data)
+        rollout, _ = self.sampler.sample(batch.prompts, seeds, sampling, data)
         for reward, metrics in zip(self.rewards, training_metrics, strict=True):
             reward.metrics = metrics
         return rollout
@@ -207,15 +206,13 @@ class RolloutCallback(RolloutSettings, Callback):
         device = trainer.strategy.root_device.type
         if self.deterministic and device == "cuda":
             use_deterministic_kernels()
-        module.replays_routes = self.replay_routes and stage == "fit"
-        module.most_tokens = most_sampled_tokens(self, trainer, module) * module.epochs_per_rollout
-        sizes = data.prompts_per_rollout, trainer.world_size, str(trainer.precision), device
-        check_all(lambda: check_sizes(self, module, *sizes), lambda: check_data(self, module, data))
+        plan = self.plan = self.plan_run(trainer, module, data)
+        check_all(lambda: check_settings(self, module, plan), lambda: check_data(self, module, data))
         for reward in self.rewards if stage != "fit" else ():  # of a fit, `Trainer.fit` before the warm start
             reward.place(Place.within(trainer))
             reward.begin_run(Path(trainer.default_root_dir))
             reward.connect()
-        log_sizes(self, module, *sizes, data=data if stage == "fit" else None)
+        log_sizes(self, module, plan, data if stage == "fit" else None)
         if stage == "fit":
             module.teachers.connect()
         if stage == "fit" and trainer.is_global_zero:
@@ -224,7 +221,7 @@ class RolloutCallback(RolloutSettings, Callback):
             "code": user_code(),
             "validation": data.validation_hashes() if stage == "fit" else {},
             "threads": {"torch": torch.get_num_threads()} if device == "cpu" else {},
-            "weights": module.frozen_versions() if stage == "fit" and trainer.is_global_zero else {},
+            "weights": module.models.frozen_versions() if stage == "fit" and trainer.is_global_zero else {},
         }
         self.sampler = GroupSampler(
             self.synced_engine,
@@ -232,7 +229,7 @@ class RolloutCallback(RolloutSettings, Callback):
             self.environment,
             max_failure_rate=self.safeguards.max_failure_rate,
             mask_truncated=self.mask_truncated,
-            exact=self.engine.is_exact(compute_dtype(str(trainer.precision))),
+            exact=plan.is_exact,
             has_teacher=stage == "fit" and module.teachers.options is not None,
             run=Path(trainer.default_root_dir),
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 from lightning.pytorch import Trainer
@@ -10,11 +9,10 @@ from lightning.pytorch import Trainer
 from lit_rlvr.common.seeds import run_seed
 from lit_rlvr.engines.base import EngineContext, most_images
 from lit_rlvr.errors import log
-from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.rollout.preflight.lengths import length_requirements
 from lit_rlvr.rollout.settings import RolloutSettings
 from lit_rlvr.training.module import RLVRModule
-from lit_rlvr.training.optimizer import unallocated, updates_per_iteration
+from lit_rlvr.training.optimizer import unallocated
 
 
 def engine_context(rollout: RolloutSettings, trainer: Trainer, module: RLVRModule) -> EngineContext:
@@ -39,20 +37,12 @@ def engine_context(rollout: RolloutSettings, trainer: Trainer, module: RLVRModul
             ),
         ),
         seed=run_seed(),
-        dtype=compute_dtype(str(trainer.precision)),
+        dtype=module.plan.dtype,
         max_images=images["max_images"] + (0 if rollout.environment is None else turns - 1),
         max_videos=images["max_videos"],
         deterministic=rollout.deterministic,
         reserved=sum(unallocated(optimizer, module.policy.device) for optimizer in trainer.optimizers),
-        tokens=most_sampled_tokens(rollout, trainer, module),
+        tokens=rollout.most_sampled_tokens(trainer, module, data),
         run=Path(trainer.default_root_dir),
         streams=rollout.staleness > 0,
-    )
-
-
-def most_sampled_tokens(rollout: RolloutSettings, trainer: Trainer, module: RLVRModule) -> int:
-    """Return the most tokens that the run samples; 0 = its steps are not bounded."""
-    sequences = module.data.prompts_per_rollout * rollout.completions_of(module)
-    return (
-        max(0, math.ceil(trainer.max_steps / updates_per_iteration(module))) * sequences * rollout.sampling.max_tokens
     )

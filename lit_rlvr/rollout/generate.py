@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,10 +54,6 @@ class GroupSampler:
         exact: whether the engine's log-probabilities equal the trainer's.
         has_teacher: whether a teacher scores the completions that are trained on.
         run: the run's folder, for the examples of failed checks.
-
-    Attributes:
-        seconds: what generating ("generate"), then scoring ("score"), and environments ("environment") took since the
-            source last reset it.
     """
 
     def __init__(
@@ -73,7 +68,6 @@ class GroupSampler:
         self.mask_truncated = mask_truncated
         self.exact = exact
         self.has_teacher = has_teacher
-        self.seconds: defaultdict[str, float] = defaultdict(float)
         self.episodes: Episodes | None = None
         self._max_tokens = 0
         self._idle: list[Episodes] = []  # for groups that are generated during training
@@ -91,8 +85,8 @@ class GroupSampler:
     def sample(
         self, prompts: list[Prompt], seeds: list[list[int]], sampling: Sampling, data: PromptDataModule,
         version: int | None = None,
-    ) -> Rollout:  # fmt: skip
-        """Return one scored completion per seed.
+    ) -> tuple[Rollout, dict[str, float]]:  # fmt: skip
+        """Return one scored completion per seed, and the seconds that generating, then scoring, and environments took.
 
         In training, collective: call it on every rank.
 
@@ -119,11 +113,10 @@ class GroupSampler:
                 done(p, group)
             progress.begin("scoring")
             scores = scoring.scores(range(len(seeds)), len(seeds[0]))
-        self.seconds["generate"] += generated - started
-        self.seconds["score"] += time.perf_counter() - generated
+        seconds = {"generate": generated - started, "score": time.perf_counter() - generated}
         if self.episodes is not None:
-            self.seconds["environment"] += self._environment_seconds - environment_before
-        return self.build_rollout(prompts, completions, scores, sampling, version)
+            seconds["environment"] = self._environment_seconds - environment_before
+        return self.build_rollout(prompts, completions, scores, sampling, version), seconds
 
     def build_rollout(
         self, prompts: list[Prompt], completions: list[list[Completion]], scores: Scores, sampling: Sampling,

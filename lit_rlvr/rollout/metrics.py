@@ -48,8 +48,8 @@ def rollout_metrics(
     """
     size = float(rollout.rewards.numel())
     generated = [completion for group in [*rollout.completions, *reference_completions] for completion in group]
-    counted = rollout.counted  # (P, G)
-    rewarded = rollout.rewarded  # (P, G)
+    counted = rollout.in_accuracy  # (P, G)
+    rewarded = rollout.has_reward  # (P, G)
     shares = rollout.known_correct.sum(1).double() / counted.sum(1).clamp(min=1)  # (P,)
     unsolved = (rollout.correct.sum(1) == 0) & counted.any(1)  # (P,)
     statuses = Counter(status for group in rollout.statuses for status in group)
@@ -113,7 +113,7 @@ def reward_spread(rollout: Rollout) -> dict[str, float]:
     Args:
         rollout: this rank's groups.
     """
-    groups = [values[known] for values, known in zip(rollout.rewards, rollout.rewarded, strict=True) if known.any()]
+    groups = [values[known] for values, known in zip(rollout.rewards, rollout.has_reward, strict=True) if known.any()]
     ranges = [(float(values.min()), float(values.max())) for values in groups]
     everywhere = [pair for pairs in gather_objects(ranges) for pair in pairs]
     names = ("lowest_reward", "highest_reward", "prompts_at_lowest", "prompts_at_highest")
@@ -140,8 +140,8 @@ def set_metrics(rollout: Rollout, names: Sequence[str]) -> dict[str, float]:
     """
     is_of = torch.tensor([[p.sample.dataset == name for p in rollout.prompts] for name in names])  # (sets, P)
     assert rollout.advantages is not None, "training has estimated them"
-    counted = rollout.counted  # (P, G)
-    rewarded = rollout.rewarded  # (P, G)
+    counted = rollout.in_accuracy  # (P, G)
+    rewarded = rollout.has_reward  # (P, G)
     columns = (  # (P,) each
         torch.ones(len(rollout.prompts)),
         (rollout.advantages == 0).all(1),

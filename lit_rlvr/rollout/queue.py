@@ -6,7 +6,6 @@ import math
 import statistics
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from lit_rlvr.errors import UserError, log
 from lit_rlvr.rewards.combine import BackgroundScoring, Scores
 from lit_rlvr.rollout.generate import completion_seeds
 from lit_rlvr.rollout.source import STAGE_TEXTS, SyncSource
-from lit_rlvr.rollout.summaries import Summaries, count_repeats, count_successes, mixed_groups
+from lit_rlvr.rollout.summaries import Summaries, count_repeats, mixed_groups
 from lit_rlvr.training.optimizer import updates_per_iteration
 from lit_rlvr.types import Completion, Prompt, PromptBatch, Rollout
 
@@ -159,25 +158,12 @@ class QueueSource(SyncSource):
         self._idle_since: float | None = None
         self._idle_seconds = 0.0
         self._taken_at: float | None = None  # when the last step had its groups
+        self._seconds_of_generation = 0.0
         self._version = 0  # of the weights that the engine has
         self._saved: dict[str, Any] | None = None
         self._concurrent = self.sampler.synced_engine.engine.concurrent
         self._scoring = BackgroundScoring(self.sampler.rewards)
         self._threads = ThreadPoolExecutor(THREADS if self._concurrent else 1, thread_name_prefix="lit-rlvr-queue")
-
-    def next(self, batch: PromptBatch) -> Rollout:
-        self.metrics = {}
-        self.extra_completions = []
-        self.sampler.seconds = defaultdict(float)
-        if not self._concurrent:
-            self.wait()
-        self.sync_weights(batch.prompts)
-        rollout, groups = self.collect_groups(self.take(batch), len(batch) * world_size())
-        batch.successes = count_successes(groups)
-        self.add_reference_rewards(rollout)
-        rollout = self.balance(rollout, groups)
-        self.metrics |= {f"time/{stage}": seconds for stage, seconds in self.sampler.seconds.items()}
-        return rollout
 
     # ---- admission and generation -------------------------------------------------------------------------
 
@@ -278,6 +264,14 @@ class QueueSource(SyncSource):
 
     # ---- the groups of a step -----------------------------------------------------------------------------
 
+    def sample(self, batch: PromptBatch) -> tuple[Rollout, Summaries]:
+        """Return the rollout of the groups that finish first, enough of them mixed, and what all ranks know of them."""
+        return self.assemble_groups(self.take(batch))
+
+    def wants_more(self, groups: Summaries, rounds: int, batch: PromptBatch) -> bool:
+        """Return False: `take` has waited for enough mixed groups."""
+        return False
+
     def take(self, batch: PromptBatch) -> list[QueuedGroup]:
         """Admit groups, and wait for those of this step; return this rank's.
 
@@ -315,9 +309,9 @@ class QueueSource(SyncSource):
             is_first = False
         batch.cursor = cursor
         end = time.perf_counter()
-        self.generation_seconds = end - (self._taken_at or began)
+        self._seconds_of_generation = end - (self._taken_at or began)
         self._taken_at = end
-        self.sampler.seconds["generate"] = end - began
+        self.seconds["generate"] = end - began
         self.metrics["train/staleness/wait"] = late
         return self._taken(chosen)
 
@@ -395,18 +389,14 @@ class QueueSource(SyncSource):
                 self._scoring.add(groups[number], completions, groups[number].prompt.sample, result)
         return [groups[number] for number in numbers_here]
 
-    def collect_groups(self, groups: list[QueuedGroup], prompts: int) -> tuple[Rollout, Summaries]:
-        """Return the rollout of some groups, and what all ranks know of them.
+    def assemble_groups(self, groups: list[QueuedGroup]) -> tuple[Rollout, Summaries]:
+        """Return the rollout of this rank's groups, and what all ranks know of them.
 
         Collective: call it on every rank.
-
-        Args:
-            groups: this rank's.
-            prompts: number of prompts of an iteration, over all ranks.
         """
         began = time.perf_counter()
         scores = self._scoring.scores(groups, self.group_size)
-        self.sampler.seconds["score"] = time.perf_counter() - began
+        self.seconds["score"] = time.perf_counter() - began
         completions = [group.completions or [] for group in groups]
         prompts_of_groups = [group.prompt for group in groups]
         rollout = self.sampler.build_rollout(prompts_of_groups, completions, scores, self.sampling, self.module.updates)
@@ -419,10 +409,11 @@ class QueueSource(SyncSource):
         summaries = self.summarise(rollout)
         repeats = count_repeats(group.sample_id for rank_groups in summaries for group in rank_groups)
         rollout.repeats = repeats[sum(map(len, summaries[: rank()])) :][: len(groups)]
-        if self.module.selection.num_needed(prompts):
-            rounds = sum(map(len, summaries)) / prompts
-            summaries = self.select_groups(rollout, summaries, len(groups), prompts, rounds)
         return rollout, summaries
+
+    def round_size(self, groups: Summaries, batch: PromptBatch) -> int:
+        """Return the number of this rank's groups: there is one round."""
+        return len(groups[rank()])
 
     def sample_reference(self, prompts: list[Prompt], seeds: list[list[int]]) -> Scores | None:
         """Score new completions of the reference, after what runs has ended: it needs the policy's weights."""
@@ -434,6 +425,7 @@ class QueueSource(SyncSource):
         return scores
 
     def sync_weights(self, prompts: list[Prompt] | None) -> None:
+        self.wait()
         super().sync_weights(prompts)
         self._version = self.module.updates
 
@@ -456,6 +448,14 @@ class QueueSource(SyncSource):
             "rollout/queue/dropped": float(dropped),
             "rollout/queue/finished_length": total / count if count else math.nan,
         }
+
+    def release_engine(self) -> None:
+        """Leave the engine as it is: it generates during training."""
+
+    @property
+    def generation_seconds(self) -> float:
+        """Seconds since the last step had its groups."""
+        return self._seconds_of_generation
 
     # ---- start and end ------------------------------------------------------------------------------------
 

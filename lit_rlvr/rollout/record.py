@@ -229,6 +229,10 @@ def replay_settings(
     return dict(json.loads(json.dumps(settings)))
 
 
+KEYS = {"has_correct": "judged"}
+"""Field of a rollout -> its key in a record, where they differ."""
+
+
 def pack_rollout(rollout: Rollout, about: dict[str, Any]) -> dict[str, np.ndarray]:
     """Return a rollout as arrays: numbers of the tokens without padding, and as JSON the rest, in `about`."""
     completions = [completion for group in rollout.completions for completion in group]
@@ -254,7 +258,7 @@ def pack_rollout(rollout: Rollout, about: dict[str, Any]) -> dict[str, np.ndarra
     for name, values in tensors.items():
         if values is not None:
             values = values[inside] if name in TOKEN_FIELDS else values
-            arrays[name] = (values.int() if values.dtype == torch.long else values).numpy()
+            arrays[KEYS.get(name, name)] = (values.int() if values.dtype == torch.long else values).numpy()
     return arrays
 
 
@@ -264,7 +268,10 @@ def unpack_rollout(
     """Return the rollout that `pack_rollout` was given, with the texts of its completions decoded again."""
     inside = _inside(about["lengths"], about["width"])
     size = arrays["rewards"].shape[1]
-    fields: dict[str, Any] = {name: arrays[name] for name in GROUP_FIELDS if name in arrays}
+    fields: dict[str, Any] = {}
+    for name in GROUP_FIELDS:
+        if KEYS.get(name, name) in arrays:
+            fields[name] = arrays[KEYS.get(name, name)]
     for name in TOKEN_FIELDS:
         if name in arrays:
             if arrays[name].dtype == torch.int:
@@ -363,7 +370,7 @@ class ReplaySource(RolloutSource):
             raise self.record.error("has recorded no iteration")
         if self.module.reference_completions is not None and "reference_rewards" not in self.record.read(1)[1]:
             raise self.record.error("has no rewards of a reference, which model.advantage needs")
-        if self.module.replays_routes and "routes" not in self.record.read(1)[1]:
+        if self.module.plan.replays_routes and "routes" not in self.record.read(1)[1]:
             raise self.record.error("was recorded without rollout.replay_routes; leave the option off")
 
     def begin(self) -> None:

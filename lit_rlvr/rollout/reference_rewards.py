@@ -92,4 +92,4 @@ def _values(scores: Scores | None) -> list[list[float]]:
     """Return rewards as lists; NaN where there is none."""
     if scores is None:
         return []
-    return scores.rewards.masked_fill(~scores.rewarded, math.nan).tolist()
+    return scores.rewards.masked_fill(~scores.has_reward, math.nan).tolist()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,15 +15,20 @@ from lit_rlvr.engines.synced import Safeguards, SyncedEngine
 from lit_rlvr.environments import Environment, as_environment
 from lit_rlvr.environments.base import rewards_with
 from lit_rlvr.errors import MAX_SIZE, ChecksArguments, check_all, check_within, option_group, refuse_all
+from lit_rlvr.plan import RunPlan
 from lit_rlvr.rewards import FunctionReward, Reward
 from lit_rlvr.rewards.base import NoReward
 from lit_rlvr.rewards.gold_answers import LongAnswers
 from lit_rlvr.rollout.episodes import check_turns
 from lit_rlvr.rollout.record import Replay
 from lit_rlvr.training.module import RLVRModule
+from lit_rlvr.training.optimizer import updates_per_iteration
 from lit_rlvr.types import EvalSampling, Sampling
 
 if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+    from lit_rlvr.datamodules import PromptDataModule
     from lit_rlvr.rollout.demonstrations import Demonstrations
 
 
@@ -169,11 +175,48 @@ class RolloutSettings(ChecksArguments):
                 "rollout.safeguards.max_group_seconds: needs rollout.staleness above 0, and servers (VLLMServerEngine)"
             )
 
+    def problems(self, plan: RunPlan) -> Iterator[str]:
+        """Yield what these settings do not allow in a run, a line each."""
+        if self.sampling.truncates_distribution:
+            yield (
+                "rollout.sampling: with top_p or top_k, completions are not drawn from the distribution in the loss; "
+                "use top_p: 1.0 and top_k: 0 for training (evaluation.sampling may use them)"
+            )
+        sequences = plan.prompts * plan.completions
+        if sequences > MAX_SIZE:
+            yield (
+                f"rollout.group_size: {plan.completions} completions for each of data.prompts_per_rollout="
+                f"{plan.prompts} prompts are {sequences} sequences in a rollout; use at most {MAX_SIZE}"
+            )
+
     def completions_of(self, module: RLVRModule) -> int:
         """Return the number of completions per prompt that a module trains on."""
         if module.demonstrates:
             return 1
         return self.group_size
+
+    def most_sampled_tokens(self, trainer: Trainer, module: RLVRModule, data: PromptDataModule) -> int:
+        """Return the most tokens that a run samples to train on; 0 = its steps are not bounded."""
+        rollouts = max(0, math.ceil(trainer.max_steps / updates_per_iteration(module)))
+        return rollouts * data.prompts_per_rollout * self.completions_of(module) * self.sampling.max_tokens
+
+    def plan_run(self, trainer: Trainer, module: RLVRModule, data: PromptDataModule) -> RunPlan:
+        """Return what follows from the settings of a run, before its weights load."""
+        plan = self.add_to(RunPlan.of_trainer(trainer), module, data.prompts_per_rollout)
+        sampled = self.most_sampled_tokens(trainer, module, data)
+        return replace(plan, most_tokens=sampled * module.epochs_per_rollout)
+
+    def add_to(self, plan: RunPlan, module: RLVRModule, prompts: int) -> RunPlan:
+        """Return a plan with what these settings say of its rollouts, of some prompts each."""
+        return replace(
+            plan,
+            prompts=prompts,
+            completions=self.completions_of(module),
+            sampling=self.sampling,
+            staleness=0 if self.replay.rollouts_from else self.staleness,
+            replays_routes=self.replay_routes and plan.trains,
+            is_exact=self.engine.is_exact(plan.dtype),
+        )
 
     def samples_of(self, name: str) -> int:
         """Return the number of completions per prompt of a validation set."""

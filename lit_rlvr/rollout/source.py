@@ -26,6 +26,7 @@ from lit_rlvr.rollout.summaries import (
     number_mixed,
     trainable_groups,
 )
+from lit_rlvr.training.loop import collect
 from lit_rlvr.training.module import RLVRModule
 from lit_rlvr.types import Completion, Prompt, PromptBatch, Rollout, Sampling
 
@@ -49,7 +50,6 @@ class RolloutSource(ABC):
         extra_completions: completions that were sampled for the last rollout and are not in it (the reference's).
         generates: whether it samples with the run's engine.
         is_scored: whether rewards judge its completions.
-        generation_seconds: seconds spent on sampling the last rollout.
     """
 
     generates: ClassVar[bool] = True
@@ -57,7 +57,11 @@ class RolloutSource(ABC):
     sampling: Sampling
     metrics: dict[str, float]
     extra_completions: list[list[Completion]]
-    generation_seconds: float = 0.0
+
+    @property
+    def generation_seconds(self) -> float:
+        """Seconds spent on sampling the last rollout."""
+        return self.metrics["time/generate"]
 
     @abstractmethod
     def next(self, batch: PromptBatch) -> Rollout:
@@ -109,21 +113,15 @@ class SyncSource(RolloutSource):
         self.reference_rewards = ReferenceRewards(group_size)
         self.metrics = {}
         self.extra_completions = []
+        self.seconds: defaultdict[str, float] = defaultdict(float)  # by stage of the iteration
 
     def next(self, batch: PromptBatch) -> Rollout:
-        """Return the rollout of one iteration: sync, sample, sample more, reference, balance."""
+        """Return the rollout of one iteration, which `collect` in training/loop.py makes by the methods below."""
         self.metrics = {}
         self.extra_completions = []
-        self.sampler.seconds = defaultdict(float)
-        self.sync_weights(batch.prompts)
-        rollout, summaries = self.sample_round(batch.prompts)  # generate, score, assemble; tell all ranks
-        rollout, summaries = self.sample_more(rollout, summaries, batch)
-        batch.successes = count_successes(summaries)
-        self.add_reference_rewards(rollout)
-        rollout = self.balance(rollout, summaries)
-        self.sampler.synced_engine.sleep()  # its memory is free for training
-        self.metrics |= {f"time/{stage}": seconds for stage, seconds in self.sampler.seconds.items()}
-        self.generation_seconds = self.sampler.seconds["generate"]
+        self.seconds = defaultdict(float)
+        rollout = collect(self, batch)
+        self.metrics |= {f"time/{stage}": seconds for stage, seconds in self.seconds.items()}
         return rollout
 
     def sync_weights(self, prompts: list[Prompt] | None) -> None:
@@ -136,8 +134,12 @@ class SyncSource(RolloutSource):
             version = "policy", self.module.updates
             self.sampler.synced_engine.sync_weights(self.module.policy, version, prompts, self.sampling)
 
-    def sample_round(self, prompts: list[Prompt], rounds: int = 1) -> tuple[Rollout, Summaries]:
-        """Sample and score G completions per prompt; return also what all ranks know of the groups.
+    def sample(self, batch: PromptBatch) -> tuple[Rollout, Summaries]:
+        """Sample and score G completions of each prompt; return also what all ranks know of the groups."""
+        return self.sample_round(batch.prompts, rounds=1)
+
+    def sample_round(self, prompts: list[Prompt], rounds: int) -> tuple[Rollout, Summaries]:
+        """Sample and score a round of prompts.
 
         Args:
             prompts: this rank's prompts of this round.
@@ -145,7 +147,9 @@ class SyncSource(RolloutSource):
         """
         repeats = self.count_repeats_in_round(rounds)
         seeds = completion_seeds(prompts, repeats, self.group_size, "rollout", self.module.iteration)
-        rollout = self.sampler.sample(prompts, seeds, self.sampling, self.data, self.module.updates)
+        rollout, seconds = self.sampler.sample(prompts, seeds, self.sampling, self.data, self.module.updates)
+        for stage, passed in seconds.items():
+            self.seconds[stage] += passed
         rollout.repeats = repeats
         return rollout, self.summarise(rollout)
 
@@ -168,42 +172,62 @@ class SyncSource(RolloutSource):
         """
         return gather_summaries(rollout, trainable_groups(self.module, rollout), self.module.selection.by)
 
-    def sample_more(self, rollout: Rollout, summaries: Summaries, batch: PromptBatch) -> tuple[Rollout, Summaries]:
-        """Sample further prompts until the algorithm has the groups that it needs (dynamic sampling: DAPO, eq. 11)."""
-        selection = self.module.selection
-        num_prompts = len(batch) * world_size()
-        needed = selection.num_needed(num_prompts)
-        if not needed:
-            return rollout, summaries
-        rounds = 1
-        while rounds < selection.max_rounds and count_mixed(summaries) < needed:
-            rounds += 1
-            further = self.data.train_dataloader().take(batch.cursor)
-            batch.cursor = further.cursor
-            further_rollout, further_summaries = self.sample_round(further.prompts, rounds)
-            rollout = join(rollout, further_rollout)
-            summaries = [before + after for before, after in zip(summaries, further_summaries, strict=True)]
-        return rollout, self.select_groups(rollout, summaries, len(batch), num_prompts, rounds)
-
-    def select_groups(
-        self, rollout: Rollout, summaries: Summaries, prompts_per_rank: int, num_prompts: int, rounds: float
-    ) -> Summaries:
-        """Log the number of mixed groups, and choose those to train on.
+    def wants_more(self, groups: Summaries, rounds: int, batch: PromptBatch) -> bool:
+        """Return whether dynamic sampling needs another round: too few groups are mixed.
 
         Args:
-            rollout: gets `kept`, if the algorithm trains on mixed groups alone.
-            summaries: what all ranks know of their groups.
-            prompts_per_rank: prompts of each rank in one sampling round.
-            num_prompts: prompts of an iteration, over all ranks.
-            rounds: batches of prompts that were sampled.
+            groups: what all ranks know of the groups so far.
+            rounds: sampling rounds so far.
+            batch: the prompts of the first round.
         """
-        mixed = float(count_mixed(summaries))
-        self.metrics |= {"rollout/sampling_rounds": float(rounds), "rollout/live_groups": mixed}
-        if self.module.selection.only_mixed:
-            summaries = number_mixed(summaries, prompts_per_rank, num_prompts)
-            numbers = {p: group.number for p, group in enumerate(summaries[rank()])}
+        selection = self.module.selection
+        needed = selection.num_needed(len(batch) * world_size())
+        return count_mixed(groups) < needed and rounds < selection.max_rounds
+
+    def sample_more(
+        self, rollout: Rollout, groups: Summaries, rounds: int, batch: PromptBatch
+    ) -> tuple[Rollout, Summaries]:
+        """Sample a round of further prompts, and join its groups to those of the earlier rounds.
+
+        Args:
+            rollout: of the earlier rounds.
+            groups: what all ranks know of them.
+            rounds: sampling rounds, this one included.
+            batch: says where the data's cursor is; it moves on.
+        """
+        further = self.data.train_dataloader().take(batch.cursor)
+        batch.cursor = further.cursor
+        further_rollout, further_groups = self.sample_round(further.prompts, rounds)
+        groups = [before + after for before, after in zip(groups, further_groups, strict=True)]
+        return join(rollout, further_rollout), groups
+
+    def select(self, rollout: Rollout, groups: Summaries, batch: PromptBatch) -> Summaries:
+        """Count successes and, with dynamic sampling, mixed groups; return the groups, numbered if only mixed ones are
+        trained on.
+
+        Args:
+            rollout: gets `kept` if only mixed groups are trained on.
+            groups: what all ranks know of their groups.
+            batch: the prompts of the first round; it gets the successes of all prompts.
+        """
+        batch.successes = count_successes(groups)
+        selection = self.module.selection
+        num_prompts = len(batch) * world_size()
+        if not selection.num_needed(num_prompts):
+            return groups
+        self.metrics |= {
+            "rollout/sampling_rounds": sum(map(len, groups)) / num_prompts,
+            "rollout/live_groups": float(count_mixed(groups)),
+        }
+        if selection.only_mixed:
+            groups = number_mixed(groups, self.round_size(groups, batch), num_prompts)
+            numbers = {p: group.number for p, group in enumerate(groups[rank()])}
             rollout.kept = {p: number for p, number in numbers.items() if number is not None}
-        return summaries
+        return groups
+
+    def round_size(self, groups: Summaries, batch: PromptBatch) -> int:
+        """Return the number of each rank's groups in one round: mixed groups are numbered round by round."""
+        return len(batch)
 
     def add_reference_rewards(self, rollout: Rollout) -> None:
         """Score completions of the reference policy for the same prompts, if the advantage needs them."""
@@ -232,13 +256,17 @@ class SyncSource(RolloutSource):
             cut = None
         return balance(rollout, summaries, module.updates_per_rollout, self.pinned_groups, cut)
 
+    def release_engine(self) -> None:
+        """Free the engine's memory for training."""
+        self.sampler.synced_engine.sleep()
+
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
         """Time a stage of the iteration, and show it in the progress line."""
         started = time.perf_counter()
         progress.begin(STAGE_TEXTS[stage])
         yield
-        self.sampler.seconds[stage] += time.perf_counter() - started
+        self.seconds[stage] += time.perf_counter() - started
 
     def state_dict(self) -> dict[str, Any]:
         return {"reference": self.reference_rewards.state_dict()}

@@ -21,10 +21,10 @@ def mixed_groups(scored: Scores | Rollout, by: str = "reward") -> list[int]:
     """
     if by == "correct":
         values = scored.correct
-        known = scored.judged
+        known = scored.has_correct
     else:
         values = scored.rewards if by == "reward" else scored.parts[by]
-        known = scored.rewarded & ~values.isnan()
+        known = scored.has_reward & ~values.isnan()
     return [int(p) for p in is_mixed(values, known).flatten().nonzero().flatten()]
 
 
@@ -33,7 +33,7 @@ def trainable_groups(module: RLVRModule, rollout: Rollout) -> list[bool]:
     allowed = rollout.mask.any(1).reshape(rollout.rewards.shape).any(1)  # (P,)
     # A term in the rewards makes equal rewards differ.
     if module.advantage.zero_for_equal_rewards and not module.trains_all_rows and not module.terms:
-        allowed &= is_mixed(rollout.rewards, rollout.rewarded).flatten()
+        allowed &= is_mixed(rollout.rewards, rollout.has_reward).flatten()
     return [bool(value) for value in allowed]
 
 
@@ -73,7 +73,7 @@ def gather_summaries(rollout: Rollout, runs: Sequence[bool], by: str = "reward")
     """
     mixed = {*mixed_groups(rollout, by)}
     correct = rollout.known_correct.sum(1).tolist()
-    counted = rollout.counted.sum(1).tolist()
+    counted = rollout.in_accuracy.sum(1).tolist()
     return gather_objects(
         [
             GroupSummary(

@@ -26,7 +26,7 @@ from lit_rlvr.run.folder import FAILED_FOLDER, delete_backup, remove_folder
 from lit_rlvr.run.loggers import callbacks_of, metrics_file
 from lit_rlvr.run.monitor import is_own
 from lit_rlvr.run.outputs import validate_now
-from lit_rlvr.training.validation import EvaluatingModule
+from lit_rlvr.training.module import RLVRModule
 from lit_rlvr.training.validation_metrics import EvaluationMetrics
 
 
@@ -41,7 +41,7 @@ def lacks_validation(trainer: Trainer) -> bool:
 
 def validation_metrics(trainer: Trainer, module: LightningModule, data: Any) -> set[str] | None:
     """Return the names of the metrics that validation will measure; None if the module computes its own."""
-    if type(module).on_validation_epoch_end is not EvaluatingModule.on_validation_epoch_end:
+    if type(module).on_validation_epoch_end is not RLVRModule.on_validation_epoch_end:
         return None
     rollout = rollout_of(trainer)
     names = {
@@ -177,7 +177,7 @@ class RunCheckpoint(ChecksArguments, Checkpoint):
         """Keep the best checkpoint; the state before training does not count."""
         if self.best is None or not self.enabled:
             return
-        results: dict[str, float] = pl_module.validation_results  # type: ignore[assignment]
+        results: dict[str, float] = pl_module.validation.results  # type: ignore[assignment, union-attr]
         require_metric("checkpoint.best", self.best, results)
         if trainer.sanity_checking:
             return

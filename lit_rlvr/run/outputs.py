@@ -192,7 +192,7 @@ class RunFolder(ChecksArguments, Callback):
         self._iteration_start = time.perf_counter()
         is_traced = self.trace_every and self.save_prompts and trainer.is_global_zero
         self._trace = Trace(self.save_prompts) if is_traced else None
-        pl_module.trace = self._trace
+        pl_module.trace_next(self._trace)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.train_seconds += time.perf_counter() - self._iteration_start
@@ -236,7 +236,7 @@ class RunFolder(ChecksArguments, Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         started = self._validation_start + rollout_of(trainer).synced_engine.start_seconds
         self.validation_seconds.append(time.perf_counter() - started)
-        results = pl_module.validation_results
+        results = pl_module.validation.results
         if not trainer.sanity_checking:
             self._last = (trainer.global_step, results.get("val/accuracy"))
         elif trainer.global_step == 0:
@@ -255,7 +255,7 @@ class RunFolder(ChecksArguments, Callback):
             path = run_root(trainer) / VALIDATION
             _drop_after(path, trainer.global_step - 1)
             with path.open("a") as file:
-                for name, questions in module.validation_questions.items():
+                for name, questions in module.validation.questions.items():
                     line = {"step": trainer.global_step, "set": name, "questions": questions}
                     file.write(json.dumps(line, ensure_ascii=False) + "\n")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from lit_rlvr.errors import check_all
 from lit_rlvr.rollout.callback import RolloutCallback, rollout_of
 from lit_rlvr.rollout.preflight.data import check_data
-from lit_rlvr.rollout.preflight.sizes import check_sizes
+from lit_rlvr.rollout.preflight.sizes import check_settings
 from lit_rlvr.run.checkpoint import RunCheckpoint
 from lit_rlvr.run.loggers import callback_of
 from lit_rlvr.run.progress import Budget
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from lit_rlvr.algorithms import RLVRModule
     from lit_rlvr.datamodules import PromptDataModule
+    from lit_rlvr.plan import RunPlan
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,9 @@ class PlannedRun:
         return dict(callback_of(self.trainer, Budget).limits)
 
     @property
-    def sizes_on_device(self) -> tuple[int, int, str, str]:
-        """Prompts per rollout, processes, precision and device."""
-        return (
-            self.data.prompts_per_rollout, self.trainer.world_size, str(self.trainer.precision),
-            self.trainer.strategy.root_device.type,
-        )  # fmt: skip
+    def plan(self) -> RunPlan:
+        """What follows from the run's settings."""
+        return self.rollout.plan_run(self.trainer, self.module, self.data)
 
     @property
     def steps(self) -> int | None:
@@ -96,4 +94,4 @@ class PlannedRun:
                 lambda: rollout.replay.rollouts_from and rollout.replay_source(self.trainer, self.module, data),
             )
 
-        check_all(lambda: check_sizes(rollout, self.module, *self.sizes_on_device), check_rows)
+        check_all(lambda: check_settings(rollout, self.module, self.plan), check_rows)

@@ -142,7 +142,7 @@ class WarmStart:
         results.sort(key=lambda result: result.rank, reverse=True)
         if len(results) > 1:
             log.info("Warm start: on %s", "; on ".join(map(str, results)))
-        module.model_folder = results[0].folder
+        module.source.start_from(results[0].folder)
         return results
 
     def _apply_column(
@@ -213,7 +213,7 @@ class WarmStart:
             log.warning("%s", answers)
 
     def _check_adapter(self, module: RLVRModule) -> None:
-        if module.adapter == "continue":
+        if module.source.adapter == "continue":
             raise UserError(
                 "warm_start: it would train the base model without its adapter; set model.lora.adapter to merge, or "
                 "warm_start.steps to 0"
@@ -445,7 +445,7 @@ def accuracy_before(
             generated = engine.generate(prompts, sampling, [[number] for number in range(len(prompts))])
         groups = [prompt.for_rewards(group) for prompt, group in zip(prompts, generated, strict=True)]
         scores = score_rollout(rollout.rewards, groups, [prompt.sample for prompt in prompts])
-        counted = scores.judged | scores.failed
+        counted = scores.has_correct | scores.failed
         if counted.any():
             accuracies.append(float(scores.correct[counted].mean()))
     if accuracies:

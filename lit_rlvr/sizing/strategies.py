@@ -405,7 +405,7 @@ def describe_job(
         rollout: the engine and the sampling settings.
         precision: the Trainer's precision, such as `bf16-mixed`.
     """
-    known = None if module.config_overrides else PUBLISHED.get(module.model)
+    known = None if module.source.config_overrides else PUBLISHED.get(module.model)
     config = known or load_model_config(module.model_folder)
     engine = rollout.engine
     vllm = engine if isinstance(engine, VLLMEngine) else None
@@ -419,7 +419,7 @@ def describe_job(
     demonstrations = rollout.demonstrations.get(data.name)  # once the data are read
     return JobSizes(
         whole=shape_of(config, module.freeze_vision),
-        adapted=shape_of(config, module.freeze_vision, module.lora or Lora(), module.adapter_folder),
+        adapted=shape_of(config, module.freeze_vision, module.lora or Lora(), module.source.adapter_folder),
         budget=module.budget.tokens,
         prompt=data.reading.max_prompt_tokens,
         completion=rollout.sampling.max_completion_tokens,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import dataclass
 from math import exp, inf, isnan, nan, sqrt
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from lit_rlvr.distributed.sharding import has_shards, own_shard
 from lit_rlvr.objectives import kl_estimate
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import more_bits_than_autocast, turn_rounding
-from lit_rlvr.training.failures import TokenBudget, smaller_microbatches_when_out_of_memory
+from lit_rlvr.training.failures import TokenBudget, retry_smaller
 from lit_rlvr.training.optimizer import all_parameters, set_lr, updates_per_iteration
 from lit_rlvr.training.step import StepPlan, logprobs_in_microbatches
 from lit_rlvr.types import Rollout
@@ -121,7 +120,6 @@ class AdaptiveStep:
         schedule: the schedule of the learning rate, not stepped yet.
         budget: the most input tokens in a micro-batch of a measurement; a copy of training's, whose micro-batches stay
             as they are when a measurement runs out of memory.
-        run: the run's folder.
     """
 
     adaptive_lr: AdaptiveLR
@@ -129,7 +127,6 @@ class AdaptiveStep:
     optimizer: Any
     schedule: Any
     budget: TokenBudget
-    run: Path
 
     def __post_init__(self) -> None:
         self.sharded = has_shards(self.policy.parameters())
@@ -177,9 +174,11 @@ class AdaptiveStep:
         index = index_tensor(rows, logp.device)
         return logp[index][plan.mask[index]]
 
-    @smaller_microbatches_when_out_of_memory
     def _logprobs(self, rollout: Rollout, rows: list[int]) -> Tensor:
-        return logprobs_in_microbatches(self.policy, rollout, rows, self.budget.tokens, self.sharded)[0]
+        def score() -> Tensor:
+            return logprobs_in_microbatches(self.policy, rollout, rows, self.budget.tokens, self.sharded)[0]
+
+        return retry_smaller(self.budget, rollout, score)
 
 
 def step_cosine(optimizer: Any, sharded: bool) -> float:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from functools import partial, wraps
 from pathlib import Path
-from typing import Any, Concatenate, Literal, NamedTuple, NoReturn, ParamSpec, TypeVar, cast
+from typing import Any, Literal, NamedTuple, NoReturn, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -20,7 +19,7 @@ from lit_rlvr.distributed.collectives import all_max, rank
 from lit_rlvr.distributed.sharding import full_tensor
 from lit_rlvr.errors import ResumableError, UserError, first_line, log, shown
 from lit_rlvr.options import DEFAULT_TOKENS
-from lit_rlvr.training.step import PreparedRollout, StepPlan
+from lit_rlvr.training.step import StepPlan
 from lit_rlvr.types import Rollout
 
 
@@ -254,8 +253,6 @@ def _groups(plan: StepPlan) -> list[dict[str, Any]]:
 MESSAGES = ("DefaultCPUAllocator", "not enough memory", "OutOfMemoryError")
 """Substrings of out-of-memory errors that have no exception class."""
 _T = TypeVar("_T")
-_R = TypeVar("_R", Rollout, PreparedRollout)
-P = ParamSpec("P")
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -269,11 +266,33 @@ class TokenBudget:
     Attributes:
         given: the setting (`model.compute.tokens_per_microbatch`).
         tokens: what is left of it; `DEFAULT_TOKENS` until `auto` is chosen.
+        device: of the training.
+        sharded: whether each rank has a part of each weight.
     """
 
     def __init__(self, given: int | Literal["auto"]) -> None:
         self.given = given
         self.tokens = DEFAULT_TOKENS if given == "auto" else given
+        self.device = torch.device("cpu")
+        self.sharded = False
+        self._run: Path | None = None
+
+    def begin(self, run: Path, device: torch.device, sharded: bool) -> None:
+        """Take what an earlier start of the run left of the budget: it is saved where weights are sharded.
+
+        Collective: call it on every rank.
+
+        Args:
+            run: the run's folder.
+            device: of the training.
+            sharded: whether each rank has a part of each weight.
+        """
+        self._run = run
+        self.device = device
+        self.sharded = sharded
+        saved = int(all_max(-(self.saved(run) or self.tokens), device))
+        if -saved < self.tokens:
+            self.lower(-saved, "an earlier start ran out of memory")
 
     def choose(self, tokens: int) -> None:
         """Replace the setting, which was `auto`."""
@@ -288,10 +307,10 @@ class TokenBudget:
                 reason, left,
             )  # fmt: skip
 
-    def save(self, run: Path, left: int) -> None:
+    def save(self, left: int) -> None:
         """Write the budget with which the next start in this run folder begins, if its settings give the same one."""
-        assert isinstance(self.given, int), "`auto` is chosen before a run begins"
-        save_smaller_sizes(run, given=self.given, left=left)
+        assert isinstance(self.given, int) and self._run is not None, "`auto` is chosen before a run begins"
+        save_smaller_sizes(self._run, given=self.given, left=left)
 
     def saved(self, run: Path) -> int | None:
         """Return the budget that an earlier start of the run saved; None if there is none for the given setting."""
@@ -308,41 +327,37 @@ class TokenBudget:
         self.tokens = left if given == self.given else self.tokens
 
 
-def smaller_microbatches_when_out_of_memory(
-    method: Callable[Concatenate[Any, _R, P], _T],
-) -> Callable[Concatenate[Any, _R, P], _T]:
-    """Repeat a method with half the token budget of its object as long as a rank runs out of memory in it.
+def retry_smaller(budget: TokenBudget, rollout: Rollout, function: Callable[[], _T]) -> _T:
+    """Return the result of a function; call it again with half the token budget as long as a rank runs out of memory.
 
-    The object has `budget`, `policy`, `sharded` and `run`, as `Updater` has.
-
-    The method must not wait for other ranks once it computes. With sharded weights it does, so nothing is repeated: the
-    budget for the next start is saved, and the run ends.
+    The function must not wait for other ranks once it computes. With sharded weights it does, so nothing is called
+    again: the budget for the next start is saved, and the run ends.
 
     Collective: call it on every rank.
+
+    Args:
+        budget: the function reads it anew in each call.
+        rollout: what the function computes on.
+        function: what may run out of memory.
 
     Raises:
         UserError: memory ran out, and micro-batches cannot get smaller or the weights are sharded.
     """
-
-    @wraps(method)
-    def repeated(self: Any, inputs: _R, *args: P.args, **kwargs: P.kwargs) -> _T:
-        while True:
-            result, trouble = _try(partial(method, self, inputs, *args, **kwargs))
-            left = self.budget.tokens // 2
-            if trouble is not None:
-                _check_smaller(inputs if isinstance(inputs, Rollout) else inputs.rollout, self.budget.tokens, trouble)
-                if self.sharded:
-                    self.budget.save(self.run, left)
-                    raise ResumableError(
-                        f"{trouble}; with sharded weights the step cannot be retried here, but the next start uses at "
-                        f"most {left} tokens at once instead of {self.budget.tokens} "
-                        "(model.compute.tokens_per_microbatch): resume with --ckpt_path last"
-                    )
-            if not all_max(trouble is not None, self.policy.device):
-                return cast(_T, result)
-            self.budget.lower(left, f"out of memory in a micro-batch ({trouble or 'on another rank'}), trying again")
-
-    return repeated
+    while True:
+        result, trouble = _try(function)
+        left = budget.tokens // 2
+        if trouble is not None:
+            _check_smaller(rollout, budget.tokens, trouble)
+            if budget.sharded:
+                budget.save(left)
+                raise ResumableError(
+                    f"{trouble}; with sharded weights the step cannot be retried here, but the next start uses at "
+                    f"most {left} tokens at once instead of {budget.tokens} "
+                    "(model.compute.tokens_per_microbatch): resume with --ckpt_path last"
+                )
+        if not all_max(trouble is not None, budget.device):
+            return cast(_T, result)
+        budget.lower(left, f"out of memory in a micro-batch ({trouble or 'on another rank'}), trying again")
 
 
 def _try(run: Callable[[], _T]) -> tuple[_T | None, str | None]:

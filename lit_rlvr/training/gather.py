@@ -29,11 +29,11 @@ def gather_groups(rollout: Rollout, rewards: Tensor, advantage: Advantage) -> Gr
     """
     device = rewards.device
     columns = {  # (P, G) each
-        "rewards": impute(rewards, to_device(~rollout.rewarded, device)),
+        "rewards": impute(rewards, to_device(~rollout.has_reward, device)),
         "correct": rollout.correct,
         "lengths": rollout.lengths,
-        "rewarded": rollout.rewarded,
-        "judged": rollout.judged,
+        "has_reward": rollout.has_reward,
+        "has_correct": rollout.has_correct,
     }
     if rollout.reference_rewards is not None:
         columns["reference_rewards"] = rollout.reference_rewards

@@ -30,6 +30,7 @@ from lit_rlvr.common.returned import (
     require_loss,
     require_metrics,
 )
+from lit_rlvr.distributed.collectives import to_device
 from lit_rlvr.errors import UserError, check_takes, defined_at, log
 from lit_rlvr.objectives import (
     LossInputs,
@@ -37,8 +38,12 @@ from lit_rlvr.objectives import (
     StepTokens,
     largest,
     masked_mean,
+    resolve_correction,
 )
-from lit_rlvr.options import KL, Loss
+from lit_rlvr.options import KL, Importance, Loss
+from lit_rlvr.training.gather import gather_groups, of_this_rank
+from lit_rlvr.training.metrics import advantage_metrics
+from lit_rlvr.training.teachers import Teachers
 from lit_rlvr.training.terms import (
     EntropyBonus,
     ExpertBalance,
@@ -50,6 +55,7 @@ from lit_rlvr.training.terms import (
     require_term,
     term_costs,
 )
+from lit_rlvr.types import Rollout
 
 
 class LossModule(ABC):
@@ -80,17 +86,23 @@ class LossModule(ABC):
     objective_needs: ClassVar[tuple[Need, ...]] = ()
 
     def __init__(
-        self, advantage: Advantage | str, loss: Loss, kl: KL, teacher: Term | None = None, terms: Sequence[Term] = ()
-    ) -> None:
+        self, advantage: Advantage | str, loss: Loss, kl: KL, teachers: Teachers, terms: Sequence[Term],
+        importance: Importance, updates_per_rollout: int, epochs_per_rollout: int,
+    ) -> None:  # fmt: skip
+        super().__init__()
         check_takes(self.objective, "x")
         check_takes(self.observe, "group")
         check_takes(self.select, "step")
         self.advantage = resolve_advantage(advantage)
         self.loss_options = loss
         self.kl = kl
+        self.teachers = teachers
+        self.importance = importance
+        self.updates_per_rollout = updates_per_rollout
+        self.epochs_per_rollout = epochs_per_rollout
         built_in = (
             KLTerm(kl.coef, kl.estimator, kl.in_reward, kl.bias_correction) if kl.coef else None,
-            teacher,
+            None if teachers.options is None else teachers,
             ExpertBalance(loss.balance_coef) if loss.balance_coef else None,
             EntropyBonus(loss.entropy_coef) if loss.entropy_coef else None,
             PositiveNLL(loss.positive_nll_coef) if loss.positive_nll_coef else None,
@@ -174,6 +186,65 @@ class LossModule(ABC):
             in_objective = largest(step.entropy, count, step.chance)
         return in_objective, chosen
 
+    def estimate_advantages(self, rollout: Rollout, initial: InitialLogprobs) -> tuple[Tensor, dict[str, float]]:
+        """Return the advantages of this rank's rows, (B, 1) or (B, T), from all ranks' groups, and metrics; keep each
+        completion's (mean) advantage in the rollout.
+
+        Collective: call it on every rank.
+        """
+        rewards = to_device(rollout.rewards, initial.mask.device)
+        reward_costs, cost_sums = self.reward_costs(initial, rewards)  # (P, G)
+        group = gather_groups(rollout, rewards - reward_costs, self.advantage)  # of all ranks
+        estimates, metrics = self.estimate(group)  # (P, G) or (B, T), of all ranks
+        means = self.completion_means(estimates, group)  # (P, G), of all ranks
+        # rows: (B, 1) or (B, T)
+        if estimates.shape == means.shape:
+            rows = estimates.reshape(-1, 1)
+        else:
+            rows = estimates
+        rollout.advantages = of_this_rank(means, len(rollout.prompts)).cpu()  # (P, G)
+        advantages = of_this_rank(rows, len(rollout.mask))[:, : rollout.mask.shape[1]]
+        if self.teachers.options is not None:  # completions without a reward learn from the teacher alone
+            advantages = advantages.masked_fill(~to_device(rollout.has_reward.reshape(-1, 1), advantages.device), 0)
+            rollout.advantages = rollout.advantages.masked_fill(~rollout.has_reward, 0)
+        for term, cost in term_costs(self.terms, "advantages", initial):
+            advantages = advantages - term.coef * cost.to(advantages.dtype)
+            rollout.advantages = masked_mean(advantages, initial.mask).view(rollout.rewards.shape).cpu()
+            cost_sums[term.metric] = cost.double().sum()
+        metrics = advantage_metrics(rollout.advantages, cost_sums, initial.mask) | metrics
+        if self.teachers.in_loss:
+            metrics["no_signal"] = 0.0
+        return advantages, {f"train/{name}": value for name, value in metrics.items()}
+
+    def live_rows(self, rollout: Rollout, advantages: Tensor) -> list[int]:
+        """Return the rows of a rollout that can have a gradient, by their advantages (B, 1) or (B, T)."""
+        live = rollout.mask.any(1)  # (B,) rows with a token in the loss
+        if not self.trains_all_rows:
+            live &= (advantages != 0).any(1).cpu()
+        return [int(i) for i in live.nonzero().flatten()]
+
+    def split_groups(self, rollout: Rollout) -> list[list[int]]:
+        """Split the groups to train on into `updates_per_rollout` parts, by position in the (shuffled) prompt stream.
+
+        A part is the same set of groups on any number of ranks. Each rank has an equal share of it, unless dynamic
+        sampling dropped some of its groups.
+        """
+        count = self.updates_per_rollout
+        if rollout.kept is None:
+            numbers = {p: p for p in range(len(rollout.prompts))}
+        else:
+            numbers = rollout.kept
+        return [[p for p, number in numbers.items() if number % count == k] for k in range(count)]
+
+    def choose_correction(self, exact: bool) -> Importance:
+        """Return the correction for completions of an engine.
+
+        Args:
+            exact: its log-probabilities equal the trainer's.
+        """
+        mode = "none" if self.uses_rollout else resolve_correction(self.importance.correction, exact)
+        return replace(self.importance, correction=mode)
+
     def reward_costs(self, initial: InitialLogprobs, rewards: Tensor) -> tuple[Tensor, Stats]:
         """Return what the terms take from some rewards (P, G), in their shape and precision; and sums over tokens, by
         metric, which are logged as means."""
@@ -206,7 +277,7 @@ class LossModule(ABC):
                 f"{type(self).__name__} weighs whole sequences; use a loss on tokens, such as GRPO"
             )
         require_metrics(f"model.advantage: {type(self.advantage).__name__}.metrics", self.advantage.metrics)
-        rewarded = self.completion_means(advantages, group)[group.rewarded]
+        rewarded = self.completion_means(advantages, group)[group.has_reward]
         return advantages, observed | self.advantage.metrics | {
             "advantage": float(rewarded.mean()),
             "zero_advantage": float((rewarded == 0).double().mean()),

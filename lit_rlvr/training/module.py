@@ -1,100 +1,59 @@
-"""The map of the training loop, and its second half, `RLVRModule.training_step`: scored groups to optimizer steps.
-
-From the parsed command to an optimizer step, in the order of the calls, and where to find each part. Each line is a
-call, made by the one above it that is indented less, or by a helper of it. `RLVRCLI`, a LightningCLI, calls
-`Trainer.fit` in its constructor; for each batch, Lightning then calls `RolloutCallback.on_train_batch_start`, which
-calls `collect`, and `training_step`.
-
-    main                                  cli/main.py            the command that was typed
-      run                                 cli/lightning_cli.py   a command that takes a config
-        RLVRCLI                           cli/lightning_cli.py   settings -> model, data, rollout, trainer
-          Run.open                        run/run.py             locks the run folder, and finds what is resumed
-          Trainer.fit                     run/trainer.py         prepares, then Lightning's loop over batches
-            PlannedRun.prepare            run/planned.py         refuses what may not run (rollout/preflight/)
-            RolloutCallback.setup         rollout/callback.py    where rollouts come from
-            LoadedModule.configure_model  training/loading.py    policy, reference, teachers, sharded as asked
-            build_optimizer               training/optimizer.py  AdamW and its schedule
-
-    RolloutCallback.collect               rollout/callback.py    asks the source for a rollout, and logs
-      SyncSource.next                     rollout/source.py      the steps from prompts to scored groups
-        SyncedEngine.sync_weights         engines/synced.py      the engine receives the policy's weights
-        GroupSampler.sample               rollout/generate.py    P x G completions, and their rewards
-          SyncedEngine.generate           engines/synced.py      the engine's completions, group by group
-          BackgroundScoring.scores        rewards/combine.py     each completion's rewards, and their weighted sum
-          assemble                        rollout/assemble.py    the tensors of a `Rollout`
-        SyncSource.sample_more            rollout/source.py      further prompts, until enough groups are mixed
-        SyncSource.add_reference_rewards  rollout/source.py      rewards of the reference, if the advantage asks
-        SyncSource.balance                rollout/source.py      groups exchanged, as much work on each rank
-    RLVRModule.training_step              training/module.py     scored groups -> optimizer steps
-      Updater.initial_logprobs            training/update.py     log-probabilities that advantages or `select` need
-      RLVRModule.estimate_advantages      training/module.py     rewards -> advantages, over all ranks
-        gather_groups                     training/gather.py     the groups of all ranks
-        LossModule.estimate               training/loss.py       calls `observe`, then the estimator (advantages/)
-      RLVRModule.split_groups             training/module.py     minibatches of whole groups
-      Updater.add_fixed_logprobs          training/update.py     log-probabilities that stay fixed in the updates
-      Updater.step                        training/update.py     one optimizer step
-        Updater.accumulate                training/update.py     gradients, micro-batch by micro-batch
-          plan_step                       training/step.py       normalisers over all ranks, micro-batches
-          Policy.forward_rows             policy/policy.py       forward: log-probabilities of a micro-batch
-          loss_inputs                     training/step.py       what the objective gets
-          LossModule.loss                 training/loss.py       calls the algorithm's `objective` (algorithms/)
-            term_costs                    training/terms.py      the KL divergence and other costs of tokens
-          Updater.backward_microbatch     training/update.py     backward
-        Updater.reduce_and_clip           training/update.py     gradients over ranks, and their norm
-        Updater.step_or_skip              training/update.py     steps the optimizer, if all is finite and rewarded
-      RLVRModule.finish_iteration         training/module.py     counts, reference, position in the data, logs
-"""
+"""`RLVRModule`, the base class of every algorithm. The loop that it runs in is `training/loop.py`."""
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
+from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from lit_rlvr.advantages import Advantage
-from lit_rlvr.common.init_arguments import init_arguments, with_class_defaults
-from lit_rlvr.common.terminal import progress
-from lit_rlvr.distributed.collectives import to_device
-from lit_rlvr.errors import MAX_SIZE, ChecksArguments, check_within, refuse_all
-from lit_rlvr.objectives import masked_mean, resolve_correction
+from lit_rlvr.common.init_arguments import dotted_path_of, init_arguments, with_class_defaults
+from lit_rlvr.distributed.checkpoints import check_identity, run_identity
+from lit_rlvr.distributed.collectives import leave_out_of_buckets
+from lit_rlvr.errors import MAX_SIZE, ChecksArguments, UserError, check_within, refuse_all
 from lit_rlvr.options import KL, AutoLR, Compute, Importance, Lora, Loss, Optim, Teacher
+from lit_rlvr.plan import RunPlan, plan_of
+from lit_rlvr.policy.adapters import is_saved
+from lit_rlvr.policy.families.base import ImageProcessor
+from lit_rlvr.policy.model_source import ModelSource
+from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.speed import return_freed_memory
 from lit_rlvr.training.adaptive_lr import AdaptiveLR
 from lit_rlvr.training.contradictions import contradictions
 from lit_rlvr.training.failures import SkippedSteps, TokenBudget, UnrewardedRollouts
-from lit_rlvr.training.gather import gather_groups, of_this_rank
+from lit_rlvr.training.loop import train
 from lit_rlvr.training.loss import LossModule
-from lit_rlvr.training.metrics import advantage_metrics, staleness_metrics
+from lit_rlvr.training.models import Models
 from lit_rlvr.training.noise_scale import NoiseScale
 from lit_rlvr.training.optimizer import apply_options, build_optimizer, check_lr, schedule_of_run
 from lit_rlvr.training.reference import Reference
-from lit_rlvr.training.saving import SavedModule
-from lit_rlvr.training.step import PreparedRollout
+from lit_rlvr.training.state import RunState, named_terms
 from lit_rlvr.training.teachers import Teachers
-from lit_rlvr.training.terms import InitialLogprobs, Term, term_costs
+from lit_rlvr.training.terms import Term
 from lit_rlvr.training.trace import Trace
 from lit_rlvr.training.update import Updater
-from lit_rlvr.training.validation import EvaluatingModule
-from lit_rlvr.types import GroupSelection, PromptBatch, Rollout
+from lit_rlvr.training.validation import Validation, check_sets
+from lit_rlvr.types import GroupSelection, PromptBatch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
-class RLVRModule(ChecksArguments, LossModule, SavedModule):
+class RLVRModule(ChecksArguments, LossModule, LightningModule):
     """The base class of every algorithm; a subclass defines its loss in `objective`.
 
-    Each of its bases is one idea in a file of its own:
-
-    - `LossModule` (training/loss.py): advantages and loss, without Lightning.
-    - `SavedModule` (training/saving.py): `on_save_checkpoint`, `on_load_checkpoint`.
-    - `LoadedModule` (training/loading.py), the base of `SavedModule`: `configure_model` loads the weights.
-    - `EvaluatingModule` (training/validation.py), the base of `LoadedModule`: the LightningModule, and its validation.
-    - `ChecksArguments` (errors.py): unknown arguments are refused by name.
+    It is a `LossModule` (training/loss.py): advantages and loss, without Lightning. What else it needs are its parts,
+    each in a file of its own: `source` and `models` load weights, `validation` measures, `updater` takes the steps of
+    the loop (training/loop.py), and `state` is what a checkpoint has of them.
 
     Args:
         model: `smollm2` (the embedded SmolLM2-135M-Instruct), a model folder, or a hub id.
@@ -121,7 +80,11 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
         demonstrates: True = it trains on the data's own completions, one for each prompt, and samples only to validate.
         target: the column of the data with the completions, of a module that demonstrates.
         target_empty_thoughts: whether empty thoughts at the beginning of its turns are in the loss.
+        source: where the policy comes from: its folder, tokenizer and image processor.
+        models: loads the policy, the reference and the teachers.
         policy: the trained policy; built in `configure_model`.
+        validation: measures scored batches.
+        state: what a checkpoint has besides weights and optimizer.
         updates: optimizer steps taken so far, the version of the weights; `iteration` counts rollouts.
         selection: which groups an iteration needs and trains on.
         reference: the reference policy; its `policy` is None if nothing needs one.
@@ -166,52 +129,167 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
         )
         self.lr = AutoLR() if lr == "auto" else lr
         check_lr(self.lr, optim)
-        EvaluatingModule.__init__(self, model, config_overrides, None if lora is None else lora.adapter)
-        self.teachers = Teachers(teacher)
-        LossModule.__init__(self, advantage, loss, kl, None if teacher is None else self.teachers, terms or ())
+        teachers = Teachers(teacher)
+        super().__init__(
+            advantage, loss, kl, teachers, terms or (), importance, updates_per_rollout, epochs_per_rollout
+        )
         self.automatic_optimization = False
+        self.source = ModelSource(model, config_overrides, None if lora is None else lora.adapter)
         self.optim = optim
-        self.importance = importance
         self.compute = compute
         self.budget = TokenBudget(compute.tokens_per_microbatch)
-        self.updates_per_rollout = updates_per_rollout
-        self.epochs_per_rollout = epochs_per_rollout
         self.freeze_vision = freeze_vision
         self.lora = lora
         self.strict_loading = lora is None  # the frozen weights come from the model folder
-        self.most_tokens = 0  # that the run trains on, set by `RolloutCallback.setup`; 0 = unknown
-        self.replays_routes = False  # `rollout.replay_routes`, set by `RolloutCallback.setup`
         self.iteration = 0  # rollouts trained on so far
+        self.updates = 0  # optimizer steps taken so far: the version of the weights
         if self.advantage.min_valid_fraction is not None and not self.selection.min_mixed_fraction:
             self.selection = replace(self.selection, min_mixed_fraction=self.advantage.min_valid_fraction)
         self.reference_completions = self.advantage.reference_completions
         self.reference = Reference(update_every=kl.reference_update_every)
         refuse_all(contradictions(self))
+        self.models = Models(
+            self.source,
+            compute,
+            lora,
+            freeze_vision,
+            self.reference,
+            teachers,
+            needs_reference=self.needs_reference,
+            balances_experts=self.needs("expert_imbalance"),
+        )
+        self.policy: Policy = None  # type: ignore[assignment]  # built in configure_model
+        self.validation = Validation()
         self.skipped = SkippedSteps(optim.max_skipped_steps)
         self.unrewarded = UnrewardedRollouts(optim.max_skipped_steps)
         self.noise_scale = NoiseScale()
         self.updater: Updater | None = None  # built in on_train_start
         self.adaptive_lr: AdaptiveLR | None = None  # built in configure_optimizers, if lr is not a number
+        self.state = RunState(
+            {
+                "skipped": self.skipped,
+                "unjudged": self.unrewarded,
+                "noise_scale": self.noise_scale,
+                "tokens": self.budget,
+                "advantage_state": self.advantage,
+                "reference": self.reference,
+            },
+            {"teachers": lambda: teachers.averaged, "terms": lambda: named_terms(self.terms)},
+        )
         self._saved_options: dict[str, Any] = {}  # the optimizer's when the checkpoint was written
         self._saved_lr: dict[str, float] = {}  # the adaptive learning rate's
         self._logged: set[str] = set()  # update metrics logged so far
         self.trace: Trace | None = None  # records what the next rollout's updates do with its tokens
+
+    # ---- the model ----------------------------------------------------------------------------------------
+
+    @property
+    def model(self) -> str:
+        """The model as the settings name it."""
+        return self.source.model
+
+    @property
+    def model_folder(self) -> str:
+        """The folder or hub id that the policy and the engine load."""
+        return self.source.model_folder
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of the policy."""
+        return self.source.tokenizer
+
+    @property
+    def image_processor(self) -> ImageProcessor:
+        """The image processor of the policy."""
+        return self.source.image_processor
+
+    @property
+    def data(self) -> Any:
+        """The run's data module."""
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each process has a part of each weight."""
+        return self.device_mesh is not None
+
+    @property
+    def needs_reference(self) -> bool:
+        """True if the loss, a term or the advantage needs a reference policy."""
+        by_terms = self.needs("ref_logp") or self.needs("ref_logp", in_loss=False)
+        return by_terms or self.reference_completions is not None
+
+    def use_checkpointing(self, is_used: bool) -> None:
+        """Decide `model.compute.gradient_checkpointing`, which was `auto`."""
+        self.compute = self.models.compute = replace(self.compute, gradient_checkpointing=is_used)
 
     @property
     def samples_reference(self) -> bool:
         """Whether every rollout samples as many completions of the reference as of the policy."""
         return self.reference_completions is not None and self.reference_completions.rollouts == "fresh"
 
-    def choose_correction(self, exact: bool) -> Importance:
-        """Return the correction for completions of an engine.
-
-        Args:
-            exact: its log-probabilities equal the trainer's.
-        """
-        mode = "none" if self.uses_rollout else resolve_correction(self.importance.correction, exact)
-        return replace(self.importance, correction=mode)
-
     # ---- set-up -------------------------------------------------------------------------------------------
+
+    @property
+    def plan(self) -> RunPlan:
+        """What follows from the run's settings; without a trainer, that of one process that trains on the CPU."""
+        if self._trainer is None:
+            return RunPlan()
+        return plan_of(self.trainer)
+
+    def problems(self, plan: RunPlan) -> Iterator[str]:
+        """Yield what the algorithm cannot do in a run, a line each."""
+        if plan.completions < self.advantage.min_group:
+            yield (
+                f"rollout.group_size: {plan.completions} is too small: model.advantage compares the completions of "
+                f"a prompt; use at least {self.advantage.min_group}"
+            )
+        parts = plan.ranks * self.updates_per_rollout
+        if plan.prompts % parts:
+            yield (
+                f"data.prompts_per_rollout: {plan.prompts} prompts cannot be split evenly over {plan.ranks} rank(s) x "
+                f"{self.updates_per_rollout} minibatch(es) (model.updates_per_rollout) of whole groups; "
+                f"use a multiple of {parts}"
+            )
+        wanted = self.reference_completions
+        if wanted is not None and (wanted.pool_size or plan.completions) < plan.completions:
+            yield f"model.reference_pool_size: {wanted.pool_size} is below rollout.group_size={plan.completions}"
+        if plan.staleness and self.samples_reference:
+            yield (
+                "rollout.staleness: fresh completions of the reference need the engine, too; use AAPO with "
+                "reference_rollouts: pool"
+            )
+        elif plan.staleness and not self.uses_rollout and not self.choose_correction(plan.is_exact).is_bounded:
+            yield (
+                f"rollout.staleness: the rollouts are up to {plan.staleness} iteration(s) old; set "
+                "model.importance.correction, with model.importance.cap"
+            )
+        if plan.replays_routes:
+            yield from self.models.route_problems()
+
+    def setup(self, stage: str) -> None:
+        check_sets(self.data, stage)
+
+    def configure_model(self) -> None:
+        """Load the policy, the reference and the teachers, unless they are loaded.
+
+        Collective: call it on every rank.
+        """
+        if self.policy is not None:
+            return
+        plan = self.plan
+        if self.budget.given == "auto" and plan.trains and self._trainer is not None:
+            raise UserError("model.compute.tokens_per_microbatch: the command line decides `auto`; give a number")
+        self.policy = self.models.load(plan)
+        if plan.ranks > 1 and not plan.sharded:
+            leave_out_of_buckets(self)
+
+    def on_fit_start(self) -> None:
+        self.models.begin_training(self.policy, self.plan)
+
+    def trace_next(self, trace: Trace | None) -> None:
+        """Let a trace record what the next rollout's updates do with its tokens; None = nothing does."""
+        self.trace = trace
 
     def _build_optimizer(self) -> Any:
         if isinstance(self.lr, AutoLR):
@@ -235,9 +313,7 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
         assert not isinstance(lr, AutoLR)
         apply_options(self.optimizers(), self.lr_schedulers(), lr, self._saved_options)
         run = Path(self.trainer.default_root_dir)
-        saved_budget = self.trainer.strategy.broadcast(self.budget.saved(run))
-        if saved_budget is not None and saved_budget < self.budget.tokens:
-            self.budget.lower(saved_budget, "an earlier start ran out of memory")
+        self.budget.begin(run, self.policy.device, self.sharded)
         self.updater = Updater(
             policy=self.policy,
             reference=self.reference.policy,
@@ -266,34 +342,16 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
 
     # ---- one iteration ------------------------------------------------------------------------------------
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
-        """Train on the batch's rollout: estimate advantages, split it into minibatches, and take a step on each.
+        """Take the optimizer steps on the batch's rollout, as `train` in training/loop.py does.
 
         Collective: call it on every rank.
         """
         assert batch.rollout is not None and self.updater is not None, "the RolloutCallback fills the batch first"
         started = time.perf_counter()
-        rollout = batch.rollout
-        initial = self.updater.initial_logprobs(rollout)  # (B, T) each, None = nothing needs it
-        advantages = self.estimate_advantages(rollout, initial)  # (B, 1) or (B, T), from the groups of all ranks
-        minibatches = self.split_groups(rollout) * self.epochs_per_rollout
-        progress.begin("training", total=len(minibatches))
-        assert rollout.versions is not None, "the source sets them in training"
-        prepared = PreparedRollout(
-            rollout,
-            advantages,
-            live=self.live_rows(rollout, advantages),
-            importance=self.choose_correction(rollout.exact),
-            age=self.updates - rollout.versions,
-            trace=self.trace,
-            old_logp=initial.logp,
-            entropy=initial.entropy,
-        )
-        self.updater.add_fixed_logprobs(prepared, minibatches)
-        metrics = [staleness_metrics(prepared, minibatches, log_zero="train/staleness/max" in self._logged)]
-        prepared.logs_staleness = bool(metrics[0])
-        for minibatch in minibatches:
-            metrics.append(self.updater.step(prepared, minibatch, self.updates + 1))
+        metrics = []
+        for step in train(self.updater, batch.rollout, self.updates + 1, self.trace):
             self.updates += 1
+            metrics.append(step)
         self.finish_iteration(batch, metrics)
         self.log("time/train", time.perf_counter() - started)
         self.log("step", float(self.updates))  # Lightning uses it as the logs' x axis
@@ -317,53 +375,70 @@ class RLVRModule(ChecksArguments, LossModule, SavedModule):
         if self.trainer.should_stop or 0 < self.trainer.max_steps <= self.trainer.global_step:
             self.unrewarded.check_any_rewarded()
 
-    def estimate_advantages(self, rollout: Rollout, initial: InitialLogprobs) -> Tensor:
-        """Return the advantages of this rank's rows, (B, 1) or (B, T), from all ranks' groups; keep each completion's
-        (mean) advantage in the rollout.
+    # ---- validation and test ------------------------------------------------------------------------------
 
-        Collective: call it on every rank.
+    def on_validation_epoch_start(self) -> None:
+        self.validation.begin()
+
+    def validation_step(self, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.validation.add(self, batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_dict(self.validation.end("val") | {"step": float(self.updates)})
+
+    on_test_epoch_start = on_validation_epoch_start
+    test_step = validation_step
+
+    def on_test_epoch_end(self) -> None:
+        self.log_dict(self.validation.end("test"))
+
+    # ---- checkpoints --------------------------------------------------------------------------------------
+
+    @property
+    def trained(self) -> list[str]:
+        """The names of the parameters in the optimizer, in its order."""
+        return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
+
+    @property
+    def saved(self) -> list[str]:
+        """The names of the parameters of adapters that a checkpoint holds."""
+        return [name for name, _ in self.named_parameters() if is_saved(name)]
+
+    def _identity(self) -> dict[str, str]:
+        identity = run_identity(self.data, self, self.advantage, self.policy)
+        if self.trainer.state.fn == "fit":
+            # The trainer's own is made after a checkpoint is loaded.
+            identity["optimizer"] = dotted_path_of(type(self._build_optimizer()))
+        return identity
+
+    def check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of a different kind of run, before shapes could clash.
+
+        Raises:
+            UserError: names what differs.
         """
-        rewards = to_device(rollout.rewards, self.device)
-        reward_costs, cost_sums = self.reward_costs(initial, rewards)  # (P, G)
-        group = gather_groups(rollout, rewards - reward_costs, self.advantage)  # of all ranks
-        estimates, metrics = self.estimate(group)  # (P, G) or (B, T), of all ranks
-        means = self.completion_means(estimates, group)  # (P, G), of all ranks
-        # rows: (B, 1) or (B, T)
-        if estimates.shape == means.shape:
-            rows = estimates.reshape(-1, 1)
-        else:
-            rows = estimates
-        rollout.advantages = of_this_rank(means, len(rollout.prompts)).cpu()  # (P, G)
-        advantages = of_this_rank(rows, len(rollout.mask))[:, : rollout.mask.shape[1]]
-        if self.teachers.options is not None:  # completions without a reward learn from the teacher alone
-            advantages = advantages.masked_fill(~to_device(rollout.rewarded.reshape(-1, 1), advantages.device), 0)
-            rollout.advantages = rollout.advantages.masked_fill(~rollout.rewarded, 0)
-        for term, cost in term_costs(self.terms, "advantages", initial):
-            advantages = advantages - term.coef * cost.to(advantages.dtype)
-            rollout.advantages = masked_mean(advantages, initial.mask).view(rollout.rewards.shape).cpu()
-            cost_sums[term.metric] = cost.double().sum()
-        metrics = advantage_metrics(rollout.advantages, cost_sums, initial.mask) | metrics
-        if self.teachers.in_loss:
-            metrics["no_signal"] = 0.0
-        self.log_dict({f"train/{name}": value for name, value in metrics.items()})
-        return advantages
+        check_identity(self._identity(), checkpoint["rlvr"])
 
-    def live_rows(self, rollout: Rollout, advantages: Tensor) -> list[int]:
-        """Return the rows of a rollout that can have a gradient, by their advantages (B, 1) or (B, T)."""
-        live = rollout.mask.any(1)  # (B,) rows with a token in the loss
-        if not self.trains_all_rows:
-            live &= (advantages != 0).any(1).cpu()
-        return [int(i) for i in live.nonzero().flatten()]
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["rlvr"] = {
+            **self._identity(),
+            **self.state.state_dict(),
+            "iteration": self.iteration,
+            "updates": self.updates,
+            "optimizer_options": self.trainer.optimizers[0].defaults,
+            "model_folder": self.model_folder,
+            "lr": {} if self.adaptive_lr is None else self.adaptive_lr.state_dict(),
+        }
+        if self.lora is not None:
+            weights = checkpoint["state_dict"]
+            saved = set(self.saved)
+            checkpoint["state_dict"] = {name: value for name, value in weights.items() if name in saved}
 
-    def split_groups(self, rollout: Rollout) -> list[list[int]]:
-        """Split the groups to train on into `updates_per_rollout` parts, by position in the (shuffled) prompt stream.
-
-        A part is the same set of groups on any number of ranks. Each rank has an equal share of it, unless dynamic
-        sampling dropped some of its groups.
-        """
-        count = self.updates_per_rollout
-        if rollout.kept is None:
-            numbers = {p: p for p in range(len(rollout.prompts))}
-        else:
-            numbers = rollout.kept
-        return [[p for p, number in numbers.items() if number % count == k] for k in range(count)]
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.check_checkpoint(checkpoint)
+        saved = checkpoint["rlvr"]
+        self.iteration = saved["iteration"]
+        self.updates = saved["updates"]
+        self._saved_options = saved.get("optimizer_options", {})
+        self._saved_lr = saved.get("lr", {})
+        self.state.load_state_dict(saved)

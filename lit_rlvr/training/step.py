@@ -5,7 +5,7 @@ Normalisers are counted here, once per step, over all ranks and before cutting m
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -50,7 +50,8 @@ class PreparedRollout:
         importance: `model.importance` of the run, with a correction chosen.
         age: (B, T) optimizer steps between the weights that sampled each token and those of the first update.
         trace: records what the updates do with its tokens; None = nothing does.
-        logs_staleness: whether to log `train/staleness/...`.
+        metrics: of the rollout as a whole, logged with its first step.
+        logs_weights: whether to log the weights of the importance correction: some token is old.
         old_logp: (B, T) log-probabilities at the beginning of the iteration. The first step runs on these weights, so
             its own forward pass fills in its rows. None = the current ones in the first step, then `loglinear_old`.
         steps_taken: optimizer steps taken on it so far.
@@ -65,7 +66,8 @@ class PreparedRollout:
     importance: Importance
     age: Tensor
     trace: Trace | None = None
-    logs_staleness: bool = False
+    metrics: dict[str, float] = field(default_factory=dict)
+    logs_weights: bool = False
     old_logp: Tensor | None = None
     steps_taken: int = 0
     ref_logp: Tensor | None = None
@@ -76,17 +78,11 @@ class PreparedRollout:
         """True if no step was taken or skipped yet, so that the weights are those of the iteration's beginning."""
         return self.steps_taken == 0
 
-    def record_old_logprobs(self, rows: list[int], logp: Tensor) -> None:
-        """Keep the log-probabilities (rows, T) that the first step computes, for later steps on the same rows."""
-        if self.is_first_step and self.old_logp is not None:
-            self.old_logp[index_tensor(rows, self.old_logp.device)] = logp.detach().to(self.old_logp.dtype)
-
     def old_logprobs(self, rows: list[int], index: Tensor, logp: Tensor, rollout_logp: Tensor) -> Tensor:
         """Return the log-probabilities (rows, T) of some rows under the policy at the beginning of the iteration.
 
-        - In the first step: the current ones, because the weights are still the same.
-        - In later steps: the table `old_logp`, if there is one: of `Updater.initial_logprobs`, or of
-          `add_fixed_logprobs`; `record_old_logprobs` fills in the rows of the first step.
+        - In the first step: the current ones, because the weights are still the same; they are kept for later steps.
+        - In later steps: the table `old_logp`, if there is one.
         - Else, with `prox_logp_method: loglinear`: between the current ones and those at sampling time.
 
         Args:
@@ -96,10 +92,63 @@ class PreparedRollout:
             rollout_logp: (rows, T) at sampling time.
         """
         if self.is_first_step:
+            if self.old_logp is not None:
+                self.old_logp[index] = logp.to(self.old_logp.dtype)
             return logp
         if self.old_logp is not None:
             return self.old_logp[index]
         return loglinear_old(logp, rollout_logp, to_device(self.age[rows], logp.device), self.steps_taken)
+
+
+def staleness_metrics(
+    prepared: PreparedRollout, minibatches: list[list[int]], log_zero: bool = True
+) -> dict[str, float]:
+    """Return how old the tokens are that are run, over all ranks: the mean, the largest, and the share of tokens that
+    follow older keys and values; {} if none is run.
+
+    Collective: call it on every rank.
+
+    Args:
+        prepared: the rollout.
+        minibatches: positions of this rank's groups in each optimizer step; ages are logged in iterations, that is
+            divided by the number of steps.
+        log_zero: False = return {} also if no token is old.
+    """
+    rollout = prepared.rollout
+    groups = {p for minibatch in minibatches for p in minibatch}
+    rows = [i for i in prepared.live if i // rollout.group_size in groups]
+    mask = rollout.mask[rows]
+    age = prepared.age[rows][mask].double() / len(minibatches)
+    oldest = float(age.max()) if len(age) else 0.0
+    if rollout.stale_cache is None:
+        stale = 0.0
+    else:
+        stale = float(rollout.stale_cache[rows][mask].sum())
+    sums_of_rank = torch.tensor([[float(age.sum()), float(len(age)), stale, oldest]], dtype=torch.float64)
+    sums, tokens, stales, largest = gather_rows(sums_of_rank).unbind(1)  # (ranks,) each
+    if not tokens.sum() or not (log_zero or largest.max() > 0):
+        return {}
+    metrics = {"mean": sums.sum() / tokens.sum(), "max": largest.max()}
+    if rollout.stale_cache is not None:
+        metrics["stale_cache"] = stales.sum() / tokens.sum()
+    return {f"train/staleness/{name}": float(value) for name, value in metrics.items()}
+
+
+@dataclass(frozen=True)
+class StepLimits:
+    """How a step is cut into micro-batches.
+
+    Args:
+        device: where the step's tensors go.
+        tokens_per_microbatch: the most input tokens in a micro-batch.
+        shared_prefix: whether a prompt is computed once for its group.
+        in_lockstep: run equally many micro-batches on every rank, because gathering sharded weights needs all ranks.
+    """
+
+    device: torch.device
+    tokens_per_microbatch: int
+    shared_prefix: bool
+    in_lockstep: bool
 
 
 @dataclass
@@ -108,6 +157,7 @@ class StepPlan:
 
     Args:
         prepared: the rollout.
+        groups: positions of this rank's groups in the step.
         mask: (B, T) bool, the tokens in the loss.
         rollout_logp: (B, T) log-probabilities at sampling time.
         plain_weight: (B, T) weight of each token in the loss, 0 outside this step's groups, without the importance
@@ -123,6 +173,7 @@ class StepPlan:
     """
 
     prepared: PreparedRollout
+    groups: list[int]
     mask: Tensor
     rollout_logp: Tensor
     plain_weight: Tensor
@@ -132,6 +183,10 @@ class StepPlan:
     sequence_share: float
     microbatches: list[list[int]]
     num_counted: int
+
+    def is_counted(self, k: int) -> bool:
+        """Return whether micro-batch k counts."""
+        return k < self.num_counted
 
 
 def loss_inputs(plan: StepPlan, k: int, output: PolicyOutput) -> tuple[LossInputs, Stats]:
@@ -146,7 +201,7 @@ def loss_inputs(plan: StepPlan, k: int, output: PolicyOutput) -> tuple[LossInput
     assert entropy is not None
     prepared = plan.prepared
     rows = plan.microbatches[k]
-    is_counted = float(k < plan.num_counted)
+    is_counted = float(plan.is_counted(k))
     index = index_tensor(rows, plan.mask.device)
     mask = plan.mask[index]
     rollout_logp = plan.rollout_logp[index]
@@ -191,7 +246,7 @@ def loss_inputs(plan: StepPlan, k: int, output: PolicyOutput) -> tuple[LossInput
         }
     if prepared.importance.drops:
         stats["importance_dropped"] = ((token_correction == 0) & mask).sum()
-    if prepared.logs_staleness:
+    if prepared.logs_weights:
         stats |= {"weight": (token_correction * mask).sum(), "weight_squared": (token_correction * mask).square().sum()}
     return inputs, stats
 
@@ -226,11 +281,7 @@ def plan_step(
     prepared: PreparedRollout,
     groups: list[int],
     algorithm: LossModule,
-    *,
-    device: torch.device,
-    tokens_per_microbatch: int,
-    shared_prefix: bool,
-    in_lockstep: bool,
+    limits: StepLimits,
 ) -> StepPlan:
     """Count the step's normalisers over all ranks, choose its tokens, and cut its live rows.
 
@@ -240,12 +291,10 @@ def plan_step(
         prepared: the rollout.
         groups: positions of this rank's groups in the step.
         algorithm: its loss says how tokens are averaged, and which are chosen.
-        device: where the step's tensors go.
-        tokens_per_microbatch: the most input tokens in a micro-batch.
-        shared_prefix: whether a prompt is computed once for its group.
-        in_lockstep: run equally many micro-batches on every rank, because gathering sharded weights needs all ranks.
+        limits: how rows are cut, and where the step's tensors go.
     """
     rollout = prepared.rollout
+    device = limits.device
     group_size = rollout.group_size
     rows = [p * group_size + g for p in groups for g in range(group_size)]
     lengths = rollout.mask[rows].sum(1)  # (rows,)
@@ -267,10 +316,10 @@ def plan_step(
         rollout.sampling.max_sampled_tokens,
     ).to(plain_weight.dtype)
     live = set(prepared.live)
-    microbatches = cut_rows(rollout, [i for i in rows if i in live], tokens_per_microbatch, shared_prefix)
+    microbatches = cut_rows(rollout, [i for i in rows if i in live], limits.tokens_per_microbatch, limits.shared_prefix)
     num_counted = len(microbatches)
     padded = all_max(num_counted, device)
-    if not in_lockstep:
+    if not limits.in_lockstep:
         # A rank that runs none would lack the metrics that all ranks sum.
         padded = max(num_counted, min(padded, 1))
     microbatches += [microbatches[0] if microbatches else [0]] * (padded - num_counted)
@@ -282,6 +331,7 @@ def plan_step(
         correct = None
     return StepPlan(
         prepared=prepared,
+        groups=groups,
         mask=mask,
         rollout_logp=rollout_logp,
         plain_weight=plain_weight,
@@ -364,7 +414,7 @@ def logprobs_in_microbatches(
         rollout: this rank's rollout.
         rows: the rows.
         budget: the most input tokens in a micro-batch.
-        in_lockstep: as for `plan_step`.
+        in_lockstep: as in `StepLimits`.
         entropy: False = the entropies are all 0.
     """
     logp, entropies = (torch.zeros(rollout.mask.shape, device=policy.device) for _ in range(2))

@@ -1,8 +1,12 @@
-"""One optimizer step is `Updater.step`: forward, loss, backward; reduce and clip; step or skip."""
+"""What the training loop steps with: `Updater` holds the policy, its optimizer, and what an optimizer step needs.
+
+`training/loop.py` calls its methods in their order.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +19,7 @@ from lit_rlvr.common.seeds import derive_seed, run_seed
 from lit_rlvr.common.terminal import progress
 from lit_rlvr.distributed.collectives import average_gradients, rank, to_device, world_size
 from lit_rlvr.distributed.sharding import full_tensor, has_shards, reduce_over_copies
-from lit_rlvr.objectives import Stats
+from lit_rlvr.objectives import LossInputs, Stats
 from lit_rlvr.options import Optim
 from lit_rlvr.policy.adapters import adapter_dropout
 from lit_rlvr.policy.logprobs import PolicyOutput
@@ -26,8 +30,8 @@ from lit_rlvr.training.failures import (
     SkippedSteps,
     TokenBudget,
     find_not_finite,
+    retry_smaller,
     save_step,
-    smaller_microbatches_when_out_of_memory,
 )
 from lit_rlvr.training.loss import LossModule
 from lit_rlvr.training.metrics import step_metrics
@@ -35,19 +39,21 @@ from lit_rlvr.training.noise_scale import MicrobatchNorms, NoiseScale, step_nois
 from lit_rlvr.training.optimizer import all_parameters
 from lit_rlvr.training.step import (
     PreparedRollout,
+    StepLimits,
     StepPlan,
     logprobs_in_microbatches,
     loss_inputs,
-    plan_step,
+    staleness_metrics,
 )
 from lit_rlvr.training.teachers import Teachers
 from lit_rlvr.training.terms import InitialLogprobs, broken_terms
+from lit_rlvr.training.trace import Trace
 from lit_rlvr.types import Rollout
 
 
 @dataclass(eq=False)
 class Updater:
-    """Takes the optimizer steps on a rollout.
+    """Takes the optimizer steps on a rollout, in the order of `train` and `accumulate` in training/loop.py.
 
     Args:
         policy: the trained policy.
@@ -68,6 +74,7 @@ class Updater:
         norms: measures the gradients of micro-batches.
         sharded: whether each rank has a part of each weight.
         adaptive_step: takes the steps, if there is an `adaptive_lr`.
+        has_logged_staleness: whether a rollout so far had tokens of older weights.
     """
 
     policy: Policy
@@ -87,12 +94,15 @@ class Updater:
     def __post_init__(self) -> None:
         self.sharded = has_shards(self.policy.parameters())
         self.norms = MicrobatchNorms(self.policy)
+        self.has_logged_staleness = False
         if self.adaptive_lr is None:
             self.adaptive_step = None
         else:
             self.adaptive_step = AdaptiveStep(
-                self.adaptive_lr, self.policy, self.optimizer, self.schedule, copy(self.budget), self.run
+                self.adaptive_lr, self.policy, self.optimizer, self.schedule, copy(self.budget)
             )
+
+    # ---- before the first step of a rollout ---------------------------------------------------------------
 
     def initial_logprobs(self, rollout: Rollout) -> InitialLogprobs:
         """Score a rollout's tokens under the policy, the reference and the teachers before its first update, as far as
@@ -113,30 +123,52 @@ class Updater:
             initial.teacher_logp = self.teachers.logprobs(rollout, rows, lambda *given: self.logprobs(*given)[0])
         return initial
 
-    def add_fixed_logprobs(self, prepared: PreparedRollout, minibatches: list[list[int]]) -> None:
-        """Add the log-probabilities that stay fixed during a rollout's updates, and choose what its trace records.
+    def prepare(
+        self, rollout: Rollout, advantages: Tensor, initial: InitialLogprobs, minibatches: list[list[int]],
+        number: int, trace: Trace | None,
+    ) -> PreparedRollout:  # fmt: skip
+        """Return a rollout with what stays fixed during its updates, and choose what its trace records.
 
         The first minibatch runs on the weights of the iteration's beginning, so its old log-probabilities are its
         current ones.
         Collective: call it on every rank.
 
         Args:
-            prepared: the rollout.
+            rollout: the rollout.
+            advantages: (B, 1) or (B, T).
+            initial: what `initial_logprobs` returned.
             minibatches: the groups of each optimizer step.
+            number: of the first step in the run, from 1.
+            trace: records what the updates do with its tokens; None = nothing does.
         """
-        rollout = prepared.rollout
-        live = prepared.live
+        algorithm = self.algorithm
+        assert rollout.versions is not None, "the source sets them in training"
+        progress.begin("training", total=len(minibatches))
+        prepared = PreparedRollout(
+            rollout,
+            advantages,
+            live=algorithm.live_rows(rollout, advantages),
+            importance=algorithm.choose_correction(rollout.exact),
+            age=number - 1 - rollout.versions,
+            trace=trace,
+            old_logp=initial.logp,
+            entropy=initial.entropy,
+        )
         if prepared.trace is not None and rollout.advantages is not None:
             prepared.trace.choose(rollout.advantages, {p for groups in minibatches for p in groups})
         recomputes = prepared.importance.prox_logp_method == "recompute"
         if prepared.old_logp is None and len(minibatches) > 1 and recomputes:
             first = set(minibatches[0])
-            later = [i for i in live if i // rollout.group_size not in first]
+            later = [i for i in prepared.live if i // rollout.group_size not in first]
             prepared.old_logp, _ = self.logprobs(rollout, self.policy, later)
-        if self.algorithm.needs("ref_logp"):
-            prepared.ref_logp, _ = self.logprobs(rollout, self.reference, live)
+        if algorithm.needs("ref_logp"):
+            prepared.ref_logp, _ = self.logprobs(rollout, self.reference, prepared.live)
+        staleness = staleness_metrics(prepared, minibatches, log_zero=self.has_logged_staleness)
+        prepared.metrics |= staleness
+        prepared.logs_weights = bool(staleness)
+        self.has_logged_staleness = self.has_logged_staleness or prepared.logs_weights
+        return prepared
 
-    @smaller_microbatches_when_out_of_memory
     def logprobs(
         self, rollout: Rollout, policy: Policy | None, rows: list[int], entropy: bool = False
     ) -> tuple[Tensor, Tensor]:
@@ -145,88 +177,34 @@ class Updater:
         Collective: call it on every rank.
         """
         assert policy is not None, "a reference is loaded where it is needed"
-        return logprobs_in_microbatches(policy, rollout, rows, self.budget.tokens, self.sharded, entropy)
 
-    def step(self, prepared: PreparedRollout, groups: list[int], number: int) -> dict[str, float]:
-        """Take an optimizer step on some groups of the rollout; return its metrics.
+        def score() -> tuple[Tensor, Tensor]:
+            return logprobs_in_microbatches(policy, rollout, rows, self.budget.tokens, self.sharded, entropy)
 
-        Collective: call it on every rank.
+        return retry_smaller(self.budget, rollout, score)
 
-        Args:
-            prepared: the rollout.
-            groups: positions of this rank's groups in the step.
-            number: of the step in the run, from 1.
-        """
-        with adapter_dropout(self.policy.model, derive_seed("dropout", run_seed(), number, rank())):
-            plan, sums = self.accumulate(prepared, groups)
-        norm = self.reduce_and_clip()
-        metrics = {"train/lr": self.optimizer.param_groups[0]["lr"]}
-        not_finite = find_not_finite(sums.get("loss"), norm)
-        is_unrewarded = prepared.rollout.is_unrewarded
-        if not_finite is None:
-            self.skipped.add_finite(is_unrewarded)
-            grad_norm = float(norm)
-            noise = step_noise(plan, len(groups), self.norms.end(), grad_norm)
-            metrics |= step_metrics(sums) | {"train/grad_norm": grad_norm} | self.noise_scale.add(noise)
-        else:
-            saved = save_step(self.run, number, not_finite, plan, self.microbatch_gradients)
-            self.skipped.add(number, not_finite, saved)
-        metrics |= self.step_or_skip(plan, is_skipped=is_unrewarded or not_finite is not None)
-        self.schedule.step()
-        prepared.steps_taken += 1
-        progress.advance()
-        return metrics | {"train/skipped_steps": float(self.skipped.total)}
+    # ---- the gradient of a step ---------------------------------------------------------------------------
 
-    def step_or_skip(self, plan: StepPlan, is_skipped: bool) -> dict[str, float]:
-        """Step the optimizer; return what the adaptive learning rate measures of the step.
-
-        A skipped step has no gradients: weights and moments stay, because AdamW ignores parameters without a gradient.
-        Collective: call it on every rank.
-        """
-        if self.adaptive_step is not None and not is_skipped:
-            return self.adaptive_step.take(plan)  # it steps the optimizer, between two measurements
-        if is_skipped:
-            self.optimizer.zero_grad()
-        self.optimizer.step()  # also after a skip: Lightning counts the run's steps by it
-        self.optimizer.zero_grad()  # frees the gradients' memory for the next rollout
-        return {}
-
-    @smaller_microbatches_when_out_of_memory
-    def accumulate(self, prepared: PreparedRollout, groups: list[int]) -> tuple[StepPlan, Stats]:
-        """Accumulate this rank's gradients over the step's micro-batches; return the step's plan, and sums over the
-        tokens that were run.
-
-        Collective: call it on every rank.
-        """
-        plan = plan_step(
-            prepared,
-            groups,
-            self.algorithm,
+    @property
+    def limits(self) -> StepLimits:
+        """How a step is cut into micro-batches now."""
+        return StepLimits(
             device=self.policy.device,
             tokens_per_microbatch=self.budget.tokens,
             shared_prefix=self.policy.shared_prefix,
             in_lockstep=self.sharded,
         )
+
+    def begin_step(self, plan: StepPlan) -> None:
+        """Forget the gradients of an earlier step, or of an attempt that ran out of memory."""
         self.optimizer.zero_grad()
         self.norms.begin(plan)
-        sums: Stats = {}
-        for k, rows in enumerate(plan.microbatches):
-            output = self.forward_microbatch(plan, k)
-            prepared.record_old_logprobs(rows, output.logp)
-            inputs, stats = loss_inputs(plan, k, output)
-            if prepared.is_first_step and self.policy.flips is not None:
-                stats["expert_flips"] = (self.policy.flips * inputs.mask).sum()
-            if prepared.trace is not None and k < plan.num_counted:
-                prepared.trace.watch(rows, prepared.rollout.group_size, inputs)
-            loss, loss_stats = self.algorithm.loss(inputs)
-            # Distributed strategies average over ranks; we sum.
-            self.backward_microbatch(loss * world_size(), last=k == len(plan.microbatches) - 1)
-            self.norms.add_microbatch(is_counted=k < plan.num_counted)
-            for name, value in (stats | loss_stats | {"loss": loss.detach()}).items():
-                sums[name] = sums.get(name, 0) + value.double() * float(k < plan.num_counted)
-        return plan, sums
 
-    def forward_microbatch(self, plan: StepPlan, k: int) -> PolicyOutput:
+    def dropout(self, number: int) -> AbstractContextManager[None]:
+        """Return a context in which adapters drop the same inputs whenever step `number` is taken."""
+        return adapter_dropout(self.policy.model, derive_seed("dropout", run_seed(), number, rank()))
+
+    def forward(self, plan: StepPlan, k: int) -> PolicyOutput:
         """Run the policy on micro-batch k, and before it a teacher whose divergence is in the loss; return what the
         loss needs, (rows, T) each."""
         rollout = plan.prepared.rollout
@@ -239,15 +217,26 @@ class Updater:
             rollout, rows, entropy=True, entropy_gradient=self.algorithm.needs("entropy"), teacher=teacher
         )
 
-    def backward_microbatch(self, loss: Tensor, last: bool = True) -> None:
-        """Compute gradients, which stay local under DDP: `reduce_and_clip` averages them once per step.
+    def watch(self, plan: StepPlan, k: int, inputs: LossInputs) -> Stats:
+        """Let the trace record micro-batch k; return sums of what the forward pass saw besides its scores."""
+        prepared = plan.prepared
+        if prepared.trace is not None and plan.is_counted(k):
+            prepared.trace.watch(plan.microbatches[k], prepared.rollout.group_size, inputs)
+        if prepared.is_first_step and self.policy.flips is not None:
+            return {"expert_flips": (self.policy.flips * inputs.mask).sum()}
+        return {}
+
+    def backward(self, plan: StepPlan, k: int, loss: Tensor) -> None:
+        """Add the gradients of micro-batch k, which stay local under DDP: `reduce_and_clip` averages them once per
+        step.
 
         Sharded gradients are reduced at once over the shards, because otherwise every rank would hold all of them, and
         over copies of the model after the last micro-batch.
         """
         if self.sharded:
-            reduce_over_copies(self.policy, now=last)
-        self.backward_on_rank(loss)
+            reduce_over_copies(self.policy, now=k == len(plan.microbatches) - 1)
+        self.backward_on_rank(loss * world_size())  # distributed strategies average over ranks, and losses are sums
+        self.norms.add_microbatch(plan.is_counted(k))
 
     def reduce_and_clip(self) -> Tensor:
         """Average the gradients over ranks and scale them down to `max_grad_norm`; return their norm before that."""
@@ -263,12 +252,70 @@ class Updater:
             limit = float("inf")
         return full_tensor(torch.nn.utils.clip_grad_norm_(parameters, limit))
 
+    # ---- the step -----------------------------------------------------------------------------------------
+
+    def check_finite(self, plan: StepPlan, sums: Stats, norm: Tensor, number: int) -> bool:
+        """Return whether loss and gradient are finite on all ranks; save the groups of a step that is not, and count
+        it.
+
+        Collective: call it on every rank.
+
+        Raises:
+            UserError: too many steps in a row were not finite.
+        """
+        not_finite = find_not_finite(sums.get("loss"), norm)
+        if not_finite is None:
+            self.skipped.add_finite(plan.prepared.rollout.is_unrewarded)
+            return True
+        saved = save_step(self.run, number, not_finite, plan, self.microbatch_gradients)
+        self.skipped.add(number, not_finite, saved)
+        return False
+
+    def measure(self, plan: StepPlan, sums: Stats, norm: Tensor, is_finite: bool) -> dict[str, float]:
+        """Return the metrics of a step before it is taken.
+
+        Collective: call it on every rank.
+        """
+        metrics = {"train/lr": self.optimizer.param_groups[0]["lr"], "train/skipped_steps": float(self.skipped.total)}
+        if plan.prepared.is_first_step:
+            metrics |= plan.prepared.metrics
+        if not is_finite:
+            return metrics
+        grad_norm = float(norm)
+        noise = step_noise(plan, len(plan.groups), self.norms.end(), grad_norm)
+        return metrics | step_metrics(sums) | {"train/grad_norm": grad_norm} | self.noise_scale.add(noise)
+
+    def step(self, plan: StepPlan) -> dict[str, float]:
+        """Step the optimizer, and free the gradients' memory; return what the adaptive learning rate measures of it.
+
+        Collective: call it on every rank.
+        """
+        if self.adaptive_step is not None:
+            return self.adaptive_step.take(plan)  # it steps the optimizer, between two measurements
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return {}
+
+    def skip(self) -> None:
+        """Step the optimizer without gradients: weights and moments stay, because AdamW ignores parameters without a
+        gradient, and Lightning counts the run's steps by it."""
+        self.optimizer.zero_grad()
+        self.optimizer.step()
+
+    def end_step(self, prepared: PreparedRollout) -> None:
+        """Count a step that was taken or skipped."""
+        self.schedule.step()
+        prepared.steps_taken += 1
+        progress.advance()
+
     def microbatch_gradients(self, plan: StepPlan, k: int) -> MicrobatchGradients:
         """Return the loss and gradients of micro-batch k by itself, and its terms that are not finite."""
         self.optimizer.zero_grad()
-        inputs, _ = loss_inputs(plan, k, self.forward_microbatch(plan, k))
+        inputs, _ = loss_inputs(plan, k, self.forward(plan, k))
         terms = broken_terms(self.algorithm.terms, inputs)
         loss, _ = self.algorithm.loss(inputs)
-        self.backward_microbatch(loss)
+        if self.sharded:
+            reduce_over_copies(self.policy, now=True)
+        self.backward_on_rank(loss)
         gradients = [parameter.grad for parameter in all_parameters(self.optimizer)]
         return MicrobatchGradients(loss.detach(), gradients, terms)

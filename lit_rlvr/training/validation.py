@@ -1,98 +1,74 @@
-"""Validation and test: the LightningModule that holds the model and measures scored batches."""
+"""Validation and test: what a module measures of scored batches."""
 
 from __future__ import annotations
 
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 from lightning.pytorch import LightningModule
 
 from lit_rlvr.errors import UserError
-from lit_rlvr.policy.families.base import ImageProcessor
-from lit_rlvr.policy.loading import load_image_processor, load_tokenizer
-from lit_rlvr.policy.policy import Policy
-from lit_rlvr.policy.sources import resolve_model
 from lit_rlvr.training.validation_metrics import EvaluationMetrics
 from lit_rlvr.types import PromptBatch
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
+class Validation:
+    """Turns the scored batches of a validation or test into `val/<set>/...` or `test/<set>/...` metrics.
 
-class EvaluatingModule(LightningModule):
-    """Holds the model, and turns scored batches into `val/<set>/...` metrics, or `test/<set>/...` ones."""
+    Attributes:
+        results: the metrics of the last validation.
+        questions: of each set, the correct completions of each question, as in `EvaluationMetrics`.
+    """
 
-    def __init__(
-        self,
-        model: str,
-        config_overrides: dict[str, Any] | None = None,
-        adapter: Literal["continue", "merge", "any"] | None = "any",
-    ) -> None:
-        super().__init__()
-        self.model = model
-        self.config_overrides = config_overrides
-        self.adapter = adapter
-        self.updates = 0  # optimizer steps taken so far: the version of the weights
-        self.policy: Policy = None  # type: ignore[assignment]  # built in configure_model
-        self.validation_results: dict[str, float] = {}
-        self.validation_questions: dict[str, dict[str, tuple[int, int]]] = {}  # set -> as in EvaluationMetrics
+    def __init__(self) -> None:
+        self.results: dict[str, float] = {}
+        self.questions: dict[str, dict[str, tuple[int, int]]] = {}
         self._metrics: dict[str, EvaluationMetrics] = {}
 
-    @cached_property
-    def model_folder(self) -> str:
-        """The folder or hub id that the policy and the engine load."""
-        return resolve_model(self.model, self.config_overrides, self.adapter)
-
-    @cached_property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        return load_tokenizer(self.model_folder)
-
-    @cached_property
-    def image_processor(self) -> ImageProcessor:
-        return load_image_processor(self.model_folder)
-
-    @property
-    def data(self) -> Any:
-        """The run's data module."""
-        return self.trainer.datamodule  # type: ignore[attr-defined]
-
-    def setup(self, stage: str) -> None:
-        data = self.data
-        if stage == "validate" and not any(other.prompts["validation"] for other in data.validated):
-            raise UserError(f"data: {data.name} has no validation set to measure; give `validation`")
-        if stage == "test" and not data.prompts["test"]:
-            raise UserError(f"data: {data.name} has no test set to measure; give `test`")
-
-    def on_validation_epoch_start(self) -> None:
+    def begin(self) -> None:
+        """Forget the batches of an earlier validation."""
         self._metrics = {}
 
-    def validation_step(self, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def add(self, module: LightningModule, batch: PromptBatch) -> None:
+        """Measure a batch.
+
+        Collective: call it on every rank.
+
+        Args:
+            module: whose completions they are.
+            batch: filled by the `RolloutCallback`.
+        """
         assert batch.rollout is not None, "the RolloutCallback fills the batch before it is measured"
         if batch.name not in self._metrics:
             metrics = EvaluationMetrics(batch.rollout.group_size, batch.greedy is not None)
-            self._metrics[batch.name] = metrics.to(self.device)
+            self._metrics[batch.name] = metrics.to(module.device)
         if batch.prompts:  # empty if only other ranks have prompts in the last batch
             self._metrics[batch.name].update(batch.rollout, batch.greedy)
 
-    def on_validation_epoch_end(self) -> None:
-        self.validation_results = self._results("val")
-        self.validation_questions = {name: metrics.questions for name, metrics in self._metrics.items()}
-        self.log_dict(self.validation_results | {"step": float(self.updates)})
+    def end(self, prefix: str) -> dict[str, float]:
+        """Return each set's metrics, and `<prefix>/accuracy`, the mean over sets.
 
-    def _results(self, prefix: str) -> dict[str, float]:
-        """Return each set's metrics, and `<prefix>/accuracy`, the mean over sets."""
+        Collective: call it on every rank.
+        """
         results = {
             f"{prefix}/{name}/{metric}": value
             for name, metrics in self._metrics.items()
             for metric, value in metrics.compute().items()
         }
-        accuracies = [v for k, v in results.items() if k.endswith("/accuracy")]
+        accuracies = [value for key, value in results.items() if key.endswith("/accuracy")]
         if accuracies:
             results[f"{prefix}/accuracy"] = sum(accuracies) / len(accuracies)
+        self.results = results
+        self.questions = {name: metrics.questions for name, metrics in self._metrics.items()}
         return results
 
-    on_test_epoch_start = on_validation_epoch_start
-    test_step = validation_step
 
-    def on_test_epoch_end(self) -> None:
-        self.log_dict(self._results("test"))
+def check_sets(data: Any, stage: str) -> None:
+    """Refuse to validate or test without a set.
+
+    Raises:
+        UserError: says what to give.
+    """
+    if stage == "validate" and not any(other.prompts["validation"] for other in data.validated):
+        raise UserError(f"data: {data.name} has no validation set to measure; give `validation`")
+    if stage == "test" and not data.prompts["test"]:
+        raise UserError(f"data: {data.name} has no test set to measure; give `test`")

@@ -163,7 +163,7 @@ class EvaluationMetrics(nn.Module):
         what no reward calls right or wrong."""
         device = self.accuracy.device
         correct = rollout.known_correct.to(device)  # (P, G)
-        counted = rollout.counted.to(device)  # (P, G)
+        counted = rollout.in_accuracy.to(device)  # (P, G)
         self.accuracy.update(correct, counted)
         self.length.update(rollout.lengths.to(device))
         if rollout.sampling.temperature > 0:
@@ -174,15 +174,15 @@ class EvaluationMetrics(nn.Module):
         for metric in self._pass_at():
             metric.update(correct, counted)
         if self.greedy is not None and greedy is not None:
-            self.greedy.update(greedy.known_correct.to(device), greedy.counted.to(device))
+            self.greedy.update(greedy.known_correct.to(device), greedy.in_accuracy.to(device))
         for p, prompt in enumerate(rollout.prompts):
-            number = int(rollout.counted[p].sum())
+            number = int(rollout.in_accuracy[p].sum())
             if not number:
                 continue
             self.questions[prompt.sample.id] = int(correct[p].sum()), number
             self.answers[str(prompt.sample.answer)] += 1
             for g, completion in enumerate(rollout.completions[p]):
-                if rollout.rewarded[p, g]:
+                if rollout.has_reward[p, g]:
                     self.rewards.setdefault(completion.answer[-ENDING:], []).append(float(rollout.rewards[p, g]))
             if prompt.sample.category:
                 category = one_line(prompt.sample.category)  # it becomes part of a metric's name

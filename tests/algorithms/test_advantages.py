@@ -150,8 +150,8 @@ def test_completions_without_a_reward_are_left_out(name: str, options: dict[str,
         rewards=impute(group.rewards, ~known),
         correct=impute(group.correct, ~known),
         reference_rewards=group.reference_rewards.where(known, torch.nan),
-        rewarded=known,
-        judged=known,
+        has_reward=known,
+        has_correct=known,
     )
     found = REGISTRY[name](**options)(missing)
     expected = np.array([value for row in SLOW[name](**ragged, **options) for value in row])
@@ -162,7 +162,9 @@ def test_completions_without_a_reward_are_left_out(name: str, options: dict[str,
 def test_a_missing_reward_is_left_out_of_every_statistic() -> None:
     nan = math.nan
     r = torch.tensor([[1.0, 0.0, nan, nan], [0.52, 0.48, 0.52, 0.48], [nan] * 4]).double()
-    group = GroupBatch(impute(r, r.isnan()), impute(r, r.isnan()).round(), rewarded=~r.isnan(), judged=~r.isnan())
+    group = GroupBatch(
+        impute(r, r.isnan()), impute(r, r.isnan()).round(), has_reward=~r.isnan(), has_correct=~r.isnan()
+    )
     assert GRPOAdvantage(eps=0)(group)[0].tolist() == pytest.approx([1.0, -1.0, 0, 0])
     assert RLOOAdvantage()(group)[0].tolist() == pytest.approx([1.0, -1.0, 0, 0])
     sd = math.sqrt((2 * 0.5**2 + 4 * 0.02**2) / 6)
@@ -173,7 +175,7 @@ def test_a_missing_reward_is_left_out_of_every_statistic() -> None:
     agrae = AGRAE(omega_from="reward")
     agrae(group)
     assert agrae.metrics == pytest.approx({"omega": 3 / 6})
-    agrae(replace(group, rewarded=group.rewarded & False))
+    agrae(replace(group, has_reward=group.has_reward & False))
     assert agrae.metrics == pytest.approx({"omega": 3 / 6})  # nothing new
     mean, std = reward_statistics(group, "reward", "batch")
     assert (float(mean[0]), float(std[0])) == pytest.approx((0.5, sd))
@@ -264,7 +266,7 @@ def test_a_base_is_a_name_a_dotted_path_a_class_or_a_function() -> None:
 def test_agraes_average_begins_with_the_first_rollout_that_is_judged() -> None:
     agrae, right = AGRAE(omega_scope="ema"), torch.ones(1, 2)
     for judged, metrics in ((False, {}), (True, {"omega": 1.0}), (False, {"omega": 1.0})):
-        agrae(GroupBatch(right, right * judged, judged=torch.full((1, 2), judged)))
+        agrae(GroupBatch(right, right * judged, has_correct=torch.full((1, 2), judged)))
         assert agrae.metrics == metrics
 
 

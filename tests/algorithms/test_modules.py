@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from plans import plan_without_trainer
 from slow_loops import random_case
 from tiny import tiny_llama
 
@@ -42,7 +43,7 @@ from lit_rlvr.errors import UserError
 from lit_rlvr.options import KL, Loss
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rollout import RolloutCallback
-from lit_rlvr.rollout.preflight.sizes import check_sizes, log_sizes
+from lit_rlvr.rollout.preflight.sizes import check_settings, log_sizes
 
 DEFAULTS: dict[type[RLVRModule], dict[str, Any]] = {
     GRPO: dict(advantage="grpo", loss={"aggregation": "sequence_mean"}, clip_low=0.2, clip_high=0.2, dual_clip=None),
@@ -120,8 +121,9 @@ def test_an_aggregation_that_the_formula_fixes_is_refused(cls: type[RLVRModule])
 
 def sizes(module: RLVRModule, group_size: int = 4) -> None:
     rollout = RolloutCallback(group_size, engine="hf")
-    check_sizes(rollout, module, 4, 1)
-    log_sizes(rollout, module, 4, 1)
+    plan = plan_without_trainer(rollout, module, 4)
+    check_settings(rollout, module, plan)
+    log_sizes(rollout, module, plan)
 
 
 @pytest.mark.parametrize("cls", [GPG, AAPO, Reinforce])
@@ -208,9 +210,10 @@ def test_a_cpu_that_emulates_bfloat16_is_warned_of(
     monkeypatch.setattr("lit_rlvr.rollout.preflight.sizes.bf16_slowdown", lambda: factor)
     rollout = RolloutCallback(engine="hf")
     with caplog.at_level("WARNING", "lit_rlvr"):
-        log_sizes(rollout, GRPO(), 4, 1, "32-true")
+        module = GRPO()
+        log_sizes(rollout, module, plan_without_trainer(rollout, module, 4))
         assert not caplog.messages
-        log_sizes(rollout, GRPO(), 4, 1, "bf16-mixed")
+        log_sizes(rollout, module, plan_without_trainer(rollout, module, 4, precision="bf16-mixed"))
     assert ("100 times slower than in float32; use --trainer.precision 32-true" in caplog.text) is warned
 
 

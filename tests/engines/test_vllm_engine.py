@@ -23,7 +23,7 @@ from lit_rlvr.engines.hf import HFEngine
 from lit_rlvr.engines.process_group import executor_on
 from lit_rlvr.engines.synced import check_engine
 from lit_rlvr.engines.vllm import WORTH_COMPILING, VLLMEngine, with_tied_head
-from lit_rlvr.errors import ResumableError, UserError
+from lit_rlvr.errors import ResumableError, UserError, refuse_all
 from lit_rlvr.objectives import resolve_correction
 from lit_rlvr.options import Lora
 from lit_rlvr.policy.adapters import add_adapters, changing_weights
@@ -418,10 +418,10 @@ def test_a_model_that_vllm_has_no_adapters_for_is_one_line(
 
 
 def test_adapters_of_an_engine_that_sleeps_are_refused() -> None:
-    VLLMEngine(adapters=True).check_hardware("cpu", torch.float32)
-    VLLMEngine(adapters=True, sleep=False).check_hardware("cuda", torch.float32)
+    refuse_all(VLLMEngine(adapters=True).hardware_problems("cpu", torch.float32))
+    refuse_all(VLLMEngine(adapters=True, sleep=False).hardware_problems("cuda", torch.float32))
     with pytest.raises(UserError, match=r"VLLMEngine\.adapters: vLLM drops its weights to sleep"):
-        VLLMEngine(adapters=True).check_hardware("cuda", torch.float32)
+        refuse_all(VLLMEngine(adapters=True).hardware_problems("cuda", torch.float32))
 
 
 @pytest.fixture
@@ -491,11 +491,11 @@ def test_fp8_is_asked_of_vllm_and_widens_the_probe(monkeypatch: pytest.MonkeyPat
 def test_fp8_is_refused_where_it_does_not_work(
     dtype: torch.dtype, device: str, capability: tuple[int, int], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    VLLMEngine().check_hardware(device, dtype)
-    VLLMEngine("bfloat16", quantize="fp8").check_hardware("cuda", torch.float32)
+    refuse_all(VLLMEngine().hardware_problems(device, dtype))
+    refuse_all(VLLMEngine("bfloat16", quantize="fp8").hardware_problems("cuda", torch.float32))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     with pytest.raises(UserError, match=rf"VLLMEngine\.quantize: .*{said}"):
-        VLLMEngine(quantize="fp8").check_hardware(device, dtype)
+        refuse_all(VLLMEngine(quantize="fp8").hardware_problems(device, dtype))
 
 
 def test_it_runs_on_this_ranks_device(engine: VLLMEngine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -149,7 +149,7 @@ def make_rollout(
         rollout_logprobs=zeros if rollout_logprobs is None else rollout_logprobs,
         rewards=scores,
         correct=(scores > 0).float(),
-        judged=torch.ones(shape, dtype=torch.bool),
+        has_correct=torch.ones(shape, dtype=torch.bool),
         parts={},
         statuses=[["ok"] * shape[1]] * shape[0],
         sampling=sampling or Sampling(),

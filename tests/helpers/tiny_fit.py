@@ -20,7 +20,7 @@ from lit_rlvr.rewards import FunctionReward
 from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.rollout.record import Replay
 from lit_rlvr.training.module import RLVRModule
-from lit_rlvr.training.step import PreparedRollout
+from lit_rlvr.training.step import StepPlan
 from lit_rlvr.types import Rollout, Sampling
 
 Gradients = dict[str, Tensor]
@@ -97,13 +97,13 @@ class Recording(RLVRModule):
 
     def on_train_start(self) -> None:
         super().on_train_start()
-        step = self.updater.step
+        measure = self.updater.measure
 
-        def recorded(prepared: PreparedRollout, prompts: list[int], number: int) -> dict[str, float]:
-            self.recorder.minibatches.append(list(prompts))
-            return step(prepared, prompts, number)
+        def recorded(plan: StepPlan, *others: Any) -> dict[str, float]:
+            self.recorder.minibatches.append(list(plan.groups))
+            return measure(plan, *others)
 
-        self.updater.step = recorded  # type: ignore[method-assign]
+        self.updater.measure = recorded  # type: ignore[method-assign]
 
 
 def fit(

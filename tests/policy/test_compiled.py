@@ -142,7 +142,7 @@ def test_what_auto_cannot_compile_stays_plain(
 
     in_place_of_torch(counted if works else lambda plain: torch.compile(plain, backend=broken))
     module, _ = fit(tiny_model_folder, tmp_path, steps=2, trainer_options={"precision": "bf16-mixed"})
-    assert module.most_tokens == 2 * 6 * 4 * 9
+    assert module.plan.most_tokens == 2 * 6 * 4 * 9
     assert ("auto leaves it off" in caplog.text) != works
     assert bool(calls) == works and all(
         ("forward" in vars(layer)) == works for layer in decoder_layers(module.policy.model)

@@ -5,7 +5,6 @@ from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +18,7 @@ from lit_rlvr.engines.hf import HFEngine
 from lit_rlvr.engines.synced import SyncedEngine
 from lit_rlvr.errors import UserError
 from lit_rlvr.options import Lora
+from lit_rlvr.plan import RunPlan
 from lit_rlvr.policy.adapters import (
     adapted_modules,
     adapter_dropout,
@@ -34,7 +34,7 @@ from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import training_autocast
 from lit_rlvr.policy.speed import enable_checkpointing
 from lit_rlvr.sizing.memory import Strategy, shape_of, state_memory
-from lit_rlvr.training.module import RLVRModule
+from lit_rlvr.training import models
 from lit_rlvr.types import Sampling
 
 ROLLOUT = make_rollout([random_ids(9, 1), random_ids(4, 2)], [[random_ids(5, 3), random_ids(2, 4)]] * 2)
@@ -296,16 +296,19 @@ def test_frozen_weights_load_onto_the_device_of_their_rank(
 ) -> None:
     """Where they fit as they are loaded: in float32 they may not, and 4 bits are made from all of them."""
     half = halved(build("Llama 3"), tiny_model_folder, tmp_path / "half")
-    trainer = SimpleNamespace(precision="bf16-mixed", strategy=SimpleNamespace(root_device=torch.device("cuda", 3)))
-    monkeypatch.setattr(RLVRModule, "trainer", trainer)
-    monkeypatch.setattr(RLVRModule, "sharded", False)
-    found = {}
+    loaded: list[tuple[str, str]] = []
+
+    def load(folder: str, *_: Any, device: torch.device, dtype: torch.dtype, **__: Any) -> None:
+        loaded.append((str(device), str(dtype).removeprefix("torch.")))
+        raise UserError("enough")
+
+    monkeypatch.setattr(models, "load_policy", load)
+    plan = RunPlan(device=torch.device("cuda", 3), precision="bf16-mixed")
     for folder in (half, tiny_model_folder):
         for lora in (Lora(rank=2), Lora(rank=2, quantize="nf4"), None):
-            module = GRPO(model=str(folder), lora=lora)
-            module._trainer = trainer
-            found[folder.name, lora and lora.quantize] = (str(module._loads_to), str(module._loaded_dtype)[6:])
-    assert list(found.values()) == [
+            with pytest.raises(UserError, match="enough"):
+                GRPO(model=str(folder), lora=lora).models.load_policy(plan)
+    assert loaded == [
         ("cuda:3", "bfloat16"), ("cpu", "bfloat16"), ("cuda:3", "float32"),
         ("cpu", "float32"), ("cpu", "float32"), ("cuda:3", "float32"),
     ]  # fmt: skip

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import test_models
 import torch
+from plans import plan_without_trainer
 from test_models import COMPLETIONS, ENDS, MODELS, PROMPTS, build, scored
 from tiny import make_prompt, make_rollout, plain_logprobs, save_model, start_engine, tiny_llama
 from tiny_environments import Echo
@@ -33,7 +34,7 @@ from lit_rlvr.policy.routes import routers, routing
 from lit_rlvr.policy.speed import enable_checkpointing
 from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.rollout.episodes import Episodes
-from lit_rlvr.rollout.preflight.sizes import check_sizes
+from lit_rlvr.rollout.preflight.sizes import check_settings
 from lit_rlvr.training.teachers import Demonstration
 from lit_rlvr.types import Completion, Rollout, Sampling
 
@@ -237,7 +238,8 @@ def test_a_record_holds_the_experts(run_folder: Path, lit_rlvr: Callable[..., An
 
 def refused(callback: RolloutCallback, model: Path, device: str = "cpu", **options: Any) -> str:
     with pytest.raises(UserError) as error:
-        check_sizes(callback, GRPO(model=str(model), **options), 8, 1, device=device)
+        module = GRPO(model=str(model), **options)
+        check_settings(callback, module, plan_without_trainer(callback, module, 8, device=device))
     return str(error.value)
 
 
@@ -249,10 +251,11 @@ def test_what_cannot_replay_is_refused_in_one_line(tmp_path: Path) -> None:
     assert "layers that model.compute.torch_compile compiles cannot replay" in refused(
         ours, experts, compute={"torch_compile": True}
     )
-    check_sizes(ours, GRPO(model=str(experts)), 8, 1)
+    module = GRPO(model=str(experts))
+    check_settings(ours, module, plan_without_trainer(ours, module, 8))
     vllm = RolloutCallback(engine=VLLMEngine(), replay_routes=True)
     assert "vLLM returns no experts of tokens on a CPU" in refused(vllm, experts)
-    check_sizes(vllm, GRPO(model=str(experts)), 8, 1, device="cuda")
+    check_settings(vllm, module, plan_without_trainer(vllm, module, 8, device="cuda"))
     stops = RolloutCallback(engine=VLLMEngine(), replay_routes=True, sampling=Sampling(stop=("x",)))
     assert "with rollout.sampling.stop; use" in refused(stops, experts, "cuda")
     server = RolloutCallback(

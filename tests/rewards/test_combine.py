@@ -111,15 +111,15 @@ def test_sets_that_nobody_reports_correct_for_have_no_accuracy() -> None:
     rule = Checker({"a": RewardResult(1.0, True), "b": RewardResult(0.0, False)}, name="rule")
     number = Table({"a": 1.0, "b": 0.7}, name="number")
     scores = score_rollout([rule, number], [group("ab"), group("ab")], rows)
-    assert scores.judged.tolist() == [[True, True], [False, False]] and scores.correct.tolist() == [[1, 0], [0, 0]]
+    assert scores.has_correct.tolist() == [[True, True], [False, False]] and scores.correct.tolist() == [[1, 0], [0, 0]]
     assert scores.rewards.tolist() == [[1.0, 0.0], [1.0, pytest.approx(0.7)]] and not scores.failed.any()
     number.correct_from = True
     assert score_rollout([rule, number], [group("ab")], rows[1:]).correct.tolist() == [[1.0, 0.0]]
 
     alone = Table({"a": 1.0, "b": 0.0}, name="form")
     alone.reports_correct = False
-    assert not score_rollout([alone], [group("ab")], [SAMPLES[0]]).judged.any()
-    assert score_rollout([alone, number], [group("ab")], [SAMPLES[0]]).judged.all(), "the other one may report it"
+    assert not score_rollout([alone], [group("ab")], [SAMPLES[0]]).has_correct.any()
+    assert score_rollout([alone, number], [group("ab")], [SAMPLES[0]]).has_correct.all(), "the other one may report it"
 
 
 def test_the_rule_for_correct_is_said_once(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,14 +174,14 @@ def test_none_leaves_a_reward_out_and_only_none_leaves_the_completion_out() -> N
     extra = Table({"a": None, "b": None, "c": RewardResult(1.0, True), "n": 1.0}, name="extra")
     scores = score_rollout([answer, form], [group("abn")], SAMPLES[:1])
     assert scores.rewards.tolist() == [[2.125, 0.0, 0.0]] and scores.statuses == [["ok", "parse_fail", "unjudged"]]
-    assert scores.rewarded.tolist() == [[True, True, False]] and not scores.failed.any()
-    assert scores.judged.tolist() == [[True, True, False]] and scores.correct.tolist() == [[1.0, 0.0, 0.0]]
+    assert scores.has_reward.tolist() == [[True, True, False]] and not scores.failed.any()
+    assert scores.has_correct.tolist() == [[True, True, False]] and scores.correct.tolist() == [[1.0, 0.0, 0.0]]
     parts = [[None if math.isnan(x) else x for x in scores.parts[name][0].tolist()] for name in ("answer", "form")]
     assert parts == [[1.0, 0.0, None], [0.25, None, None]]
     # "n" has a reward, but none that calls it right or wrong; `correct` of "c" comes from the one that judges it
     scores = score_rollout([Table({"a": True, "c": None, "n": None}), extra], [group("acn")], SAMPLES[:1])
-    assert scores.rewards.tolist() == [[1.0, 1.0, 1.0]] and scores.rewarded.all()
-    assert scores.judged.tolist() == [[True, True, False]] and scores.correct.tolist() == [[1.0, 1.0, 0.0]]
+    assert scores.rewards.tolist() == [[1.0, 1.0, 1.0]] and scores.has_reward.all()
+    assert scores.has_correct.tolist() == [[True, True, False]] and scores.correct.tolist() == [[1.0, 1.0, 0.0]]
 
 
 def test_without_a_reward_a_completion_changes_nothing() -> None:
@@ -190,7 +190,7 @@ def test_without_a_reward_a_completion_changes_nothing() -> None:
     rollout = assemble([Prompt(SAMPLES[0], [1])], [group("abna")], scores, Sampling())
     assert rollout.mask[:, 0].tolist() == [True, True, False, True]
     assert rollout.rewards[0].tolist() == rollout.correct[0].tolist() == pytest.approx([1, 0, 2 / 3, 1])
-    assert rollout.judged.tolist() == rollout.counted.tolist() == [[True, True, False, True]]
+    assert rollout.has_correct.tolist() == rollout.in_accuracy.tolist() == [[True, True, False, True]]
     found = rollout_metrics(rollout, None, 1.0)
     names = ("rollout/accuracy", "rollout/reward", "reward/table")
     assert [found[name] for name in names] == pytest.approx([2 / 3] * 3)
@@ -202,9 +202,9 @@ def test_without_a_reward_a_completion_changes_nothing() -> None:
 
 def test_an_environment_without_a_judgement_leaves_the_episode_to_the_others() -> None:
     alone = score_rollout([EnvironmentReward()], [group("a")], SAMPLES[:1])
-    assert alone.statuses == [["unjudged"]] and not alone.rewarded.any()
+    assert alone.statuses == [["unjudged"]] and not alone.has_reward.any()
     with_answer = score_rollout([EnvironmentReward(), Table(ANSWER)], [group("a")], SAMPLES[:1])
-    assert with_answer.rewards.tolist() == with_answer.correct.tolist() == [[1.0]] and with_answer.judged.all()
+    assert with_answer.rewards.tolist() == with_answer.correct.tolist() == [[1.0]] and with_answer.has_correct.all()
 
 
 def test_a_row_chooses_its_rewards_and_their_weights() -> None:
@@ -227,7 +227,7 @@ def test_a_row_chooses_its_rewards_and_their_weights() -> None:
     assert scores.rewards.tolist() == [everything, [2.0, 0.0], [3 * 0.25 + 0.5, 3.5], [0.5, 0.5], everything]
     assert scores.parts["late"].isnan()[:, 0].tolist() == [False, True, False, False, False]
     assert scores.correct.tolist() == [[1, 0], [1, 0], [0, 1], [0, 0], [1, 0]]  # of "other": the value 1 of its first
-    assert scores.judged.all() and scores.rewarded.all()
+    assert scores.has_correct.all() and scores.has_reward.all()
     assert [asked for asked in answer.asked if asked[:-1] in ("other", "column")] == []
     prompts = [Prompt(sample, [1]) for sample in samples]
     found = rollout_metrics(assemble(prompts, [group("ab")] * 5, scores, Sampling()), None, 1.0)

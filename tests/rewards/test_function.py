@@ -427,7 +427,7 @@ def test_a_function_of_trl_judges_a_whole_rollout_at_once(foreign: Any) -> None:
     assert scores.rewards.tolist() == [[0 + 2 + 1.0, 0 + 0 + 1.0], [0 + 5 + 1.0, 0 + 5 + 1.0]]
     whole = score_rollout(rewards, [[c for c, _ in PAIRS[:2]], [c for c, _ in PAIRS[2:]]], ROWS)
     assert whole.rewards.tolist() == scores.rewards.tolist()
-    assert whole.rewarded.all()
+    assert whole.has_reward.all()
 
 
 def test_an_isolated_function_of_trl_gets_one_completion_per_call() -> None:

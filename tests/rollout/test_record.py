@@ -16,6 +16,7 @@ from two_ranks import in_two_ranks
 
 from lit_rlvr.advantages import ReferenceCompletions
 from lit_rlvr.errors import UserError
+from lit_rlvr.plan import RunPlan
 from lit_rlvr.rollout.record import Record, ReplaySource, first_weights, unpack_rollout
 from lit_rlvr.types import Pixels, Prompt, PromptBatch, Rollout, Sampling
 
@@ -48,7 +49,7 @@ def odd_rollout() -> Rollout:
     return replace(
         rollout, completions=completions, token_ids=token_ids, mask=mask, rollout_logprobs=logprobs, versions=versions,
         stale_cache=versions > 1,
-        statuses=[["ok", "error"], ["timeout", "unjudged"]], judged=torch.tensor([[True, False], [True, False]]),
+        statuses=[["ok", "error"], ["timeout", "unjudged"]], has_correct=torch.tensor([[True, False], [True, False]]),
         parts={"a/b": torch.tensor([[1.0, math.nan], [0.5, 0.25]])}, weights={"a/b": 0.1}, exact=True,
         reference_rewards=torch.tensor([[math.nan, 1.0], [0.0, 0.7]]), kept={1: 5}, repeats=[0, 2],
     )  # fmt: skip
@@ -130,7 +131,7 @@ def test_the_record_ends_on_all_ranks_at_once(tmp_path: Path) -> None:
 
 
 def replay_of(run: Path, prompts: Sequence[Prompt], wanted: ReferenceCompletions | None = None) -> ReplaySource:
-    module: Any = SimpleNamespace(reference_completions=wanted, replays_routes=False)
+    module: Any = SimpleNamespace(reference_completions=wanted, plan=RunPlan())
     data: Any = SimpleNamespace(prompts={"train": prompts})
     return ReplaySource(Record(run), module, data, Sampling(), mask_truncated=False)
 

@@ -21,10 +21,10 @@ from lit_rlvr.errors import UserError
 from lit_rlvr.options import Lora
 from lit_rlvr.policy.adapters import add_adapters
 from lit_rlvr.policy.loading import load_model_config, load_policy
+from lit_rlvr.policy.model_source import ModelSource
 from lit_rlvr.policy.sources import resolve_model
 from lit_rlvr.run.saved_model import export_run
 from lit_rlvr.sizing.memory import shape_of
-from lit_rlvr.training.validation import EvaluatingModule
 
 LORA = ("--model.init_args.lora", "{rank: 4, alpha: 8}")
 
@@ -114,7 +114,7 @@ def test_commands_that_sample_use_the_merged_model(run_folder: Path, lit_rlvr: C
         )  # fmt: skip
     one, two = (sorted(Path(f"{name}.samples/completions.jsonl").read_text().splitlines()) for name in ("one", "two"))
     assert one == two
-    module = EvaluatingModule(str(adapter))
+    module = ModelSource(str(adapter))
     assert (
         module.model_folder
         == resolve_model(str(adapter), adapter="merge")

@@ -53,7 +53,7 @@ def test_mixed_groups_go_by_the_reward_unless_told_otherwise() -> None:
     assert (mixed_groups(rollout), mixed_groups(rollout, "correct")) == ([0, 2], [1])
     assert mixed_groups(rollout, "short") == [2], "what a reward does not judge has no value"
     rollout.statuses = [["ok", "ok"], ["ok", "ok"], ["error", "ok"]]
-    rollout.judged[1, 0] = False
+    rollout.has_correct[1, 0] = False
     assert [mixed_groups(rollout, by) for by in ("reward", "correct", "short")] == [[0], [], []]
 
 

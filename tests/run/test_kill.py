@@ -11,7 +11,7 @@ import pytest
 from tiny_runs import CLI, FIT, assert_same_run, fit, start, summary, to
 
 from lit_rlvr.run.outputs import _drop_after
-from lit_rlvr.training.validation import EvaluatingModule
+from lit_rlvr.training.module import RLVRModule
 
 EVERY_STEP = ("--checkpoint.every", "1")
 RESUME = ("--ckpt_path", "last")
@@ -90,15 +90,15 @@ def test_ended_in_its_last_validation_a_run_is_completed(
 ) -> None:
     end = ("--trainer.max_steps", -1, "--budget.samples", 96)
     fit(lit_rlvr, *to("whole"))
-    validated = EvaluatingModule.on_validation_epoch_end
+    validated = RLVRModule.on_validation_epoch_end
 
-    def end_after(self: EvaluatingModule) -> None:
+    def end_after(self: RLVRModule) -> None:
         validated(self)
         if self.updates == 6:
             raise RuntimeError("killed here")
 
     with monkeypatch.context() as patch:
-        patch.setattr(EvaluatingModule, "on_validation_epoch_end", end_after)
+        patch.setattr(RLVRModule, "on_validation_epoch_end", end_after)
         assert "killed here" in lit_rlvr(*FIT, *to("parts"), *end).err
     assert not (run_folder / "parts" / "summary.json").exists()
     fit(lit_rlvr, *to("parts"), *end, "--ckpt_path", "last")
@@ -119,15 +119,15 @@ def test_a_validation_in_which_a_run_ended_is_made_up(
 ) -> None:
     """The checkpoint is written before it, so its results would be missing."""
     fit(lit_rlvr, *to("whole"), *EVERY_STEP, *every)
-    validated = EvaluatingModule.on_validation_epoch_end
+    validated = RLVRModule.on_validation_epoch_end
 
-    def end_before(self: EvaluatingModule) -> None:
+    def end_before(self: RLVRModule) -> None:
         if self.updates == step:
             raise RuntimeError("killed here")
         validated(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(EvaluatingModule, "on_validation_epoch_end", end_before)
+        patch.setattr(RLVRModule, "on_validation_epoch_end", end_before)
         assert "killed here" in lit_rlvr(*FIT, *to("parts"), *EVERY_STEP, *every).err
     fit(lit_rlvr, *to("parts"), *EVERY_STEP, *every, "--ckpt_path", "last")
     assert_same_run(run_folder / "parts", run_folder / "whole", resumed=step)

@@ -24,8 +24,8 @@ def zeroes(g):
 def in_numpy(g):
     advantages, rewards = grpo(g), g.rewards.numpy()
     rewards -= rewards.mean(1, keepdims=True) + 5
-    g.rewarded[:] = False
-    g.judged.zero_()
+    g.has_reward[:] = False
+    g.has_correct.zero_()
     g.lengths.unsqueeze_(0)
     return advantages
 

@@ -192,7 +192,7 @@ class Training:
         module = SimpleNamespace(parameters=lambda: [self.weight], reference=none, teachers=Teachers(None))
         self.strategy._lightning_module = module
         self.logged: dict[str, float] = {}
-        self.module: Any = SimpleNamespace(iteration=0, validation_results={})
+        self.module: Any = SimpleNamespace(iteration=0, validation=SimpleNamespace(results={}))
         self.trainer: Any = SimpleNamespace(
             default_root_dir=str(root), strategy=self.strategy, is_global_zero=True, should_stop=False, global_step=0,
             sanity_checking=False, save_checkpoint=self.save_checkpoint,
@@ -217,7 +217,7 @@ class Training:
         self.count += 1
         self.saver.on_train_batch_end(self.trainer, self.module, None, None, 0)
         if accuracy is not None:
-            self.module.validation_results = {"val/accuracy": accuracy}
+            self.module.validation.results = {"val/accuracy": accuracy}
             self.saver.on_validation_end(self.trainer, self.module)
 
     def names(self) -> list[str]:

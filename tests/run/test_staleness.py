@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from plans import plan_without_trainer
 from tiny_engines import Copying
 from tiny_fit import fit
 from tiny_runs import CLI, FIT, STRATEGIES, completions, in_two_processes, metrics, summary, to
 from tiny_runs import fit as run
 
-from lit_rlvr.rollout.preflight.sizes import check_sizes
+from lit_rlvr.rollout.preflight.sizes import check_settings
 
 
 def test_each_rollout_is_sampled_one_iteration_early_and_corrected(tiny_model_folder: Path, tmp_path: Path) -> None:
@@ -52,11 +53,13 @@ def test_on_a_gpu_the_next_rollout_is_generated_elsewhere() -> None:
     from lit_rlvr.rollout import FileTransfer, RolloutCallback, VLLMServerEngine
 
     stale = RolloutCallback(engine="vllm", staleness=1)
-    check_sizes(stale, GRPO(), 8, 1)
+    module = GRPO()
+    check_settings(stale, module, plan_without_trainer(stale, module, 8))
     with pytest.raises(UserError, match="needs the GPU that is training; use VLLMServerEngine"):
-        check_sizes(stale, GRPO(), 8, 1, device="cuda")
+        check_settings(stale, module, plan_without_trainer(stale, module, 8, device="cuda"))
     elsewhere = VLLMServerEngine(["http://host:1"], FileTransfer(Path()))
-    check_sizes(RolloutCallback(engine=elsewhere, staleness=4), GRPO(), 8, 1, device="cuda")
+    staler = RolloutCallback(engine=elsewhere, staleness=4)
+    check_settings(staler, module, plan_without_trainer(staler, module, 8, device="cuda"))
 
 
 @pytest.mark.slow

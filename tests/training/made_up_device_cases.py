@@ -20,12 +20,12 @@ from lit_rlvr.algorithms import AAPO, GRPO
 from lit_rlvr.datamodules import LesionCount, PromptDataModule
 from lit_rlvr.engines.hf import HFEngine
 from lit_rlvr.engines.turns import OnGroupDone, Turns
-from lit_rlvr.objectives import Stats
 from lit_rlvr.options import Lora
 from lit_rlvr.policy import attention, verify, vision_attention
+from lit_rlvr.policy.logprobs import PolicyOutput
 from lit_rlvr.policy.precision import is_half
 from lit_rlvr.training.module import RLVRModule
-from lit_rlvr.training.step import PreparedRollout, StepPlan
+from lit_rlvr.training.step import PreparedRollout, StepLimits, StepPlan
 from lit_rlvr.training.update import Updater
 from lit_rlvr.types import Completion, Prompt, Sampling
 
@@ -40,23 +40,29 @@ class WatchedUpdater(Updater):
         self.microbatches: list[list[Event]] = []
         self.rests: list[list[Event]] = []
         self.starts: list[int] = []
+        self.start = 0
 
-    def forward_microbatch(self, plan: StepPlan, k: int) -> tuple[Tensor, Tensor]:
-        self.starts.append(len(EVENTS))
-        return super().forward_microbatch(plan, k)
+    @property
+    def limits(self) -> StepLimits:
+        self.start = len(EVENTS)  # of the step
+        return super().limits
 
-    def accumulate(self, prepared: PreparedRollout, prompts: list[int]) -> tuple[StepPlan, Stats]:
+    def begin_step(self, plan: StepPlan) -> None:
         self.starts = []
-        found = super().accumulate(prepared, prompts)
+        super().begin_step(plan)
+
+    def forward(self, plan: StepPlan, k: int) -> PolicyOutput:
+        self.starts.append(len(EVENTS))
+        return super().forward(plan, k)
+
+    def reduce_and_clip(self) -> Tensor:
         self.starts.append(len(EVENTS))
         self.microbatches += [EVENTS[start:end] for start, end in pairwise(self.starts)]
-        return found
+        return super().reduce_and_clip()
 
-    def step(self, prepared: PreparedRollout, prompts: list[int], number: int) -> dict[str, float]:
-        start = len(EVENTS)
-        metrics = super().step(prepared, prompts, number)
-        self.rests.append(EVENTS[start : self.starts[0]] + EVENTS[self.starts[-1] :])
-        return metrics
+    def end_step(self, prepared: PreparedRollout) -> None:
+        super().end_step(prepared)
+        self.rests.append(EVENTS[self.start : self.starts[0]] + EVENTS[self.starts[-1] :])
 
 
 class Watched(Recording):
@@ -241,7 +247,7 @@ def test_an_iteration_is_that_of_the_cpu(
 
     assert torch.equal(found.rollouts[0].token_ids, wanted.rollouts[0].token_ids)
     if not half:
-        assert module.validation_results == wanted_module.validation_results
+        assert module.validation.results == wanted_module.validation.results
     apart = [distance(*pair) for pair in zip(found.gradients, wanted.gradients, strict=True)]
     assert apart[0] < (0.05 if half else 1e-5)
     # AdamW gives a gradient of nothing but rounding as large a step as any other.

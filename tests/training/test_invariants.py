@@ -151,7 +151,7 @@ def test_a_failed_check_is_out_of_the_loss_and_of_its_groups_mean(tiny_model_fol
     rollout = seen.rollouts[0]
     failed = torch.tensor([[s == "error" for s in group] for group in rollout.statuses])
     assert 0 < int(failed.sum()) < failed.numel()
-    assert not rollout.mask.view(6, 4, -1)[failed].any() and not rollout.judged[failed].any()
+    assert not rollout.mask.view(6, 4, -1)[failed].any() and not rollout.has_correct[failed].any()
     for p in range(6):
         judged = rollout.rewards[p][~failed[p]]
         if len(judged):
@@ -394,7 +394,7 @@ class Fading(Advantage):
     def __call__(self, group: GroupBatch) -> Tensor:
         assert group.mask is not None and group.turns is not None
         assert bool(((group.turns >= 0) | ~group.mask).all())
-        rows = standardised(group.rewards, group.rewarded, 1e-6).reshape(-1, 1)  # (B, 1)
+        rows = standardised(group.rewards, group.has_reward, 1e-6).reshape(-1, 1)  # (B, 1)
         fading = 1 / torch.arange(1, group.mask.shape[1] + 1, dtype=rows.dtype)
         return rows * (torch.ones_like(fading) if self.constant else fading)
 

@@ -3,7 +3,6 @@
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +16,7 @@ from lit_rlvr.algorithms import GRPO
 from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import LossInputs, Stats
 from lit_rlvr.policy.policy import Policy
-from lit_rlvr.training.failures import TokenBudget, smaller_microbatches_when_out_of_memory
+from lit_rlvr.training.failures import TokenBudget, retry_smaller
 from lit_rlvr.types import Rollout
 
 CUDA = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of ...")
@@ -135,26 +134,23 @@ def test_a_single_completion_that_is_too_much_is_one_line(
 def test_with_shards_the_next_start_has_a_smaller_budget(
     tiny_model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Sharded:
-        sharded, run, policy = True, tmp_path, SimpleNamespace(device=torch.device("cpu"))
+    def fail() -> None:
+        raise CUDA
 
-        def __init__(self, tokens: int) -> None:
-            self.budget = TokenBudget(640)
-            self.budget.tokens = tokens
+    def fail_sharded(tokens: int) -> None:
+        budget = TokenBudget(640)
+        budget.begin(tmp_path, torch.device("cpu"), sharded=True)
+        budget.tokens = tokens
+        retry_smaller(budget, make_rollout([[5, 6]], [[[7, 8]]]), fail)
 
-        @smaller_microbatches_when_out_of_memory
-        def fail(self, prepared: Any) -> None:
-            raise CUDA
-
-    prepared = SimpleNamespace(rollout=make_rollout([[5, 6]], [[[7, 8]]]))
     with pytest.raises(UserError, match=r"2\.00 GiB.*at most 320 tokens at once instead of 640.*--ckpt_path last"):
-        Sharded(640).fail(prepared)
+        fail_sharded(640)
     module, _ = fit(tiny_model_folder, tmp_path, **OPTIONS)
     assert module.budget.tokens == 320 and module.budget.given == 640
     assert caplog.text.count("at most 320 tokens at once from now on") == 1
     assert fit(tiny_model_folder, tmp_path, compute={"tokens_per_microbatch": 600})[0].budget.tokens == 600
     with pytest.raises(UserError, match="one completion at a time"):
-        Sharded(1).fail(prepared)
+        fail_sharded(1)
     assert TokenBudget(640).saved(tmp_path) == 320
 
 

@@ -15,7 +15,15 @@ from two_ranks import in_two_ranks
 from lit_rlvr.algorithms import GRPO
 from lit_rlvr.options import Importance
 from lit_rlvr.policy.logprobs import PolicyOutput
-from lit_rlvr.training.step import PreparedRollout, StepPlan, chances, correction_weights, loss_inputs, plan_step
+from lit_rlvr.training.step import (
+    PreparedRollout,
+    StepLimits,
+    StepPlan,
+    chances,
+    correction_weights,
+    loss_inputs,
+    plan_step,
+)
 from lit_rlvr.types import Sampling
 
 LIVE = [0, 1, 3, 4]
@@ -37,10 +45,8 @@ def a_plan(
     rollout = make_rollout([[1], [2], [3]], completions, sampling=Sampling(max_tokens=5))
     fields: dict[str, Any] = {"importance": Importance(), "age": torch.zeros_like(rollout.token_ids)}
     prepared = PreparedRollout(rollout, torch.tensor([[1.0], [-1.0]] * 3), live, **fields | options)
-    return plan_step(
-        prepared, groups, GRPO(loss=loss or {}), device=torch.device("cpu"), tokens_per_microbatch=budget,
-        shared_prefix=shared_prefix, in_lockstep=lockstep,
-    )  # fmt: skip
+    limits = StepLimits(torch.device("cpu"), budget, shared_prefix, lockstep)
+    return plan_step(prepared, groups, GRPO(loss=loss or {}), limits)
 
 
 def inputs_of(plan: StepPlan, k: int = 0, logp: float = -1.0) -> tuple[Any, dict[str, Tensor]]:
@@ -136,7 +142,6 @@ def test_old_logprobs_are_those_of_the_iteration_s_beginning(
     kept = None if stored is None else stored.clone()
     plan = a_plan([1], live=[2, 3], age=AGE, old_logp=kept, steps_taken=steps)
     plan.rollout_logp.fill_(-4.0)
-    plan.prepared.record_old_logprobs([2, 3], torch.full((2, 3), -1.0))
     torch.testing.assert_close(inputs_of(plan)[0].old_logp, torch.tensor(wanted))
     if kept is not None:
         torch.testing.assert_close(kept[2:4], torch.tensor(wanted))
@@ -185,7 +190,7 @@ def test_tokens_outside_the_objective_keep_their_plain_weight_and_are_not_called
     entropy = torch.tensor([[1.0, 4, 3], [2, 9, 9]] + [[9.0] * 3] * 4)
     plan = a_plan(
         [0], loss={"top_entropy_quantile": 0.5}, importance=Importance("token_mis"), old_logp=torch.full((6, 3), -1.0),
-        entropy=entropy, logs_staleness=True,
+        entropy=entropy, logs_weights=True,
     )  # fmt: skip
     plan.rollout_logp.fill_(-1.0)
     x, stats = inputs_of(plan)

@@ -347,7 +347,7 @@ def test_a_resumed_run_says_which_frozen_weights_have_changed(
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: "models--a--b/snapshots/0c1d/config.json")
     assert weights_version("a/b") == "0c1d"
     before = weights_version(copy)
-    assert before == weights_version(teacher) == module.frozen_versions()["teacher"]
+    assert before == weights_version(teacher) == module.models.frozen_versions()["teacher"]
     for part in ("embed_tokens", "down_proj"):
         other = tiny_llama(1)
         with torch.no_grad():

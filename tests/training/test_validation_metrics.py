@@ -153,13 +153,13 @@ def test_what_no_reward_calls_right_or_wrong_does_not_count() -> None:
     rollout = make_rollout([[5]] * 3, [[[6]] * 4] * 3, [[1.0, 1.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0], [0.0] * 4])
     rollout = answered(rollout, ["a", "b", "c"])
     rollout.prompts = [replace(p, sample=replace(p.sample, category="x")) for p in rollout.prompts]
-    rollout.judged = torch.tensor([[True] * 4, [True, False, True, False], [False] * 4])
+    rollout.has_correct = torch.tensor([[True] * 4, [True, False, True, False], [False] * 4])
     rollout.statuses = [["ok"] * 4, ["ok", "unjudged", "ok", "error"], ["unjudged"] * 3 + ["ok"]]
     metrics = EvaluationMetrics(4, greedy=True)
     metrics.update(rollout, rollout)
     found = metrics.compute()
     nothing = EvaluationMetrics(4)
-    rollout.judged, rollout.statuses = torch.zeros(3, 4, dtype=torch.bool), [["unjudged"] * 4] * 3
+    rollout.has_correct, rollout.statuses = torch.zeros(3, 4, dtype=torch.bool), [["unjudged"] * 4] * 3
     nothing.update(rollout)
     with pytest.raises(UserError, match=r"^rollout.rewards: no reward says of any completion .* whether it is right"):
         nothing.compute()

@@ -145,7 +145,7 @@ def frozen_inputs(batch: FrozenBatch, algorithm: RLVRModule, logp: Tensor, advan
         rollout_logp=rollout,
         ref_logp=batch.ref_logp,
         entropy=batch.entropy,
-        correct=(batch.correct if batch.judged is None else batch.correct * batch.judged).reshape(-1),
+        correct=(batch.correct if batch.has_correct is None else batch.correct * batch.has_correct).reshape(-1),
         selected=selected,
         row=torch.arange(len(lengths)),
     )
@@ -183,18 +183,18 @@ class FrozenBatch(Batch):
     """A batch whose completions may lack a reward.
 
     Args:
-        rewarded, judged: (P, G) bool as in `GroupBatch`; None = all have a reward that says which are right.
+        has_reward, has_correct: (P, G) bool as in `GroupBatch`; None = all have a reward that says which are right.
     """
 
-    rewarded: Tensor | None = None
-    judged: Tensor | None = None
+    has_reward: Tensor | None = None
+    has_correct: Tensor | None = None
 
     @property
     def group(self) -> GroupBatch:
         """The input of an estimator."""
         return GroupBatch(
             self.rewards, self.correct, self.reference_rewards, self.lengths, mask=self.mask, turns=self.turns,
-            rewarded=self.rewarded, judged=self.judged,  # type: ignore[arg-type]
+            has_reward=self.has_reward, has_correct=self.has_correct,  # type: ignore[arg-type]
         )  # fmt: skip
 
 
@@ -247,8 +247,8 @@ def read_batch(arrays: Mapping[str, np.ndarray]) -> FrozenBatch:
         correct=impute(tensor(groups["correct"]), torch.from_numpy(~judged)),
         reference_rewards=tensor(groups["reference_rewards"]) if "reference_rewards" in groups else None,
         lengths=tensor(lengths),
-        rewarded=torch.from_numpy(rewarded),
-        judged=torch.from_numpy(judged),
+        has_reward=torch.from_numpy(rewarded),
+        has_correct=torch.from_numpy(judged),
         max_tokens=_max_tokens(arrays, logp.shape[1]),
         turns=_turns(arrays, mask),
         entropy=filled.get("entropy"),

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from plans import plan_without_trainer
 from tiny_built import build_here, every_fourth
 
 from lit_rlvr import advantages as adv
@@ -18,7 +19,7 @@ from lit_rlvr.commands.compare.command import check_cells
 from lit_rlvr.commands.compare.study import Cell, Study, load_study
 from lit_rlvr.configs import config_folder
 from lit_rlvr.rollout import RolloutCallback
-from lit_rlvr.rollout.preflight.sizes import check_sizes
+from lit_rlvr.rollout.preflight.sizes import check_settings
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*args parameter is intended to run from within Python.*")
 FILES = sorted((config_folder() / "studies").glob("*.yaml"))
@@ -214,7 +215,8 @@ def test_every_cell_builds(study: str, cell: Cell, tmp_path: Path, tiny_model_fo
     assert type(module).__name__ == algorithm
     assert {name: attrgetter(name)(module) for name in attributes} == attributes
     assert isinstance(module.advantage, Advantage)
-    check_sizes(rollout, module, cli.datamodule.prompts_per_rollout, of(GPUS, study))
+    prompts = cli.datamodule.prompts_per_rollout
+    check_settings(rollout, module, plan_without_trainer(rollout, module, prompts, of(GPUS, study)))
     if study == "smoke":
         assert module.updates_per_rollout >= 2
     else:

@@ -148,7 +148,7 @@ def test_a_completion_that_was_not_judged_is_neither_right_nor_wrong(
 
 def test_a_failed_check_is_recorded_as_neither_right_nor_wrong() -> None:
     rollout = make_rollout([[5]], [[[6], [7], [8]]], [[1.0, 1.0, 0.0]])
-    rollout.judged, rollout.statuses = torch.tensor([[True, False, True]]), [["ok", "error", "ok"]]
+    rollout.has_correct, rollout.statuses = torch.tensor([[True, False, True]]), [["ok", "error", "ok"]]
     rollout.parts, trace = {"answer": torch.tensor([[1.0, math.nan, 0.0]])}, Trace(1)
     trace.choose(torch.zeros(1, 3), [0])
     (found,) = trace.records(rollout, SimpleNamespace(decode=str))
@@ -161,7 +161,7 @@ def test_a_failed_check_is_recorded_as_neither_right_nor_wrong() -> None:
 def test_what_stands_in_for_a_missing_reward_is_not_recorded(status: str, tmp_path: Path) -> None:
     """In the group's statistics it has the mean of the others, which nobody has given."""
     rollout = make_rollout([[5]], [[[6], [7], [8]]], [[1.0, 0.5, 0.0]])
-    rollout.judged, rollout.statuses = torch.tensor([[True, False, True]]), [["ok", status, "ok"]]
+    rollout.has_correct, rollout.statuses = torch.tensor([[True, False, True]]), [["ok", status, "ok"]]
     rollout.advantages, trace = torch.tensor([[1.0, 0.25, -1.25]]), Trace(1)
     trace.choose(rollout.advantages, [0])
     (traced,) = trace.records(rollout, SimpleNamespace(decode=str))

@@ -1,0 +1,107 @@
+"""The training loop. An iteration is `collect`, from prompts to scored groups, then `train`, to optimizer steps.
+
+Lightning calls both for each batch of prompts: `collect` through `RolloutCallback.on_train_batch_start` and
+`RolloutSource.next`, `train` through `RLVRModule.training_step`. What is timed, logged and shown stands there, around
+these lines. Each function they call is one idea, in the file that its import or its object names:
+
+    source       rollout/source.py (SyncSource), rollout/queue.py (QueueSource, `rollout.staleness` above 0)
+    updater      training/update.py: the policy, its optimizer, and what an optimizer step needs besides
+    algorithm    algorithms/ (the objective), training/loss.py (advantages, loss and terms)
+
+Shapes: P prompts of this rank, G completions of each, B = P x G rows, T tokens of the longest completion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+from lit_rlvr.objectives import Stats
+from lit_rlvr.training.failures import retry_smaller
+from lit_rlvr.training.step import PreparedRollout, StepPlan, loss_inputs, plan_step
+from lit_rlvr.training.trace import Trace
+from lit_rlvr.training.update import Updater
+from lit_rlvr.types import PromptBatch, Rollout
+
+
+def collect(source: Any, batch: PromptBatch) -> Rollout:
+    """Return scored groups of completions for a batch of prompts.
+
+    Collective: call it on every rank.
+
+    Args:
+        source: a `SyncSource`, which documents these steps.
+        batch: the prompts of this rank.
+    """
+    source.sync_weights(batch.prompts)  # the engine samples with the policy as it is now
+    rollout, groups = source.sample(batch)  # generate, score, assemble; `groups` is what all ranks know of all groups
+    rounds = 1
+    while source.wants_more(groups, rounds, batch):  # dynamic sampling: until enough groups are mixed (DAPO, eq. 11)
+        rounds += 1
+        rollout, groups = source.sample_more(rollout, groups, rounds, batch)
+    groups = source.select(rollout, groups, batch)  # those to train on
+    source.add_reference_rewards(rollout)  # of a reference policy for the same prompts, if the advantage asks (AAPO)
+    rollout = source.balance(rollout, groups)  # as many tokens on each rank
+    source.release_engine()  # its memory is free for training
+    return rollout
+
+
+def train(updater: Updater, rollout: Rollout, number: int, trace: Trace | None = None) -> Iterator[dict[str, float]]:
+    """Take the optimizer steps on a rollout; yield the metrics of each.
+
+    Collective: call it on every rank.
+
+    Args:
+        updater: has the policy, the algorithm and the optimizer.
+        rollout: scored groups of this rank.
+        number: of the first step in the run, from 1.
+        trace: records what the steps do with some tokens.
+    """
+    algorithm = updater.algorithm
+    initial = updater.initial_logprobs(rollout)  # (B, T) each; None = nothing needs it
+    advantages, metrics = algorithm.estimate_advantages(rollout, initial)  # (B, 1) or (B, T), from all ranks' groups
+    minibatches = algorithm.split_groups(rollout) * algorithm.epochs_per_rollout  # this rank's groups in each step
+    prepared = updater.prepare(rollout, advantages, initial, minibatches, number, trace)  # old and reference log-probs
+    for groups in minibatches:
+        plan, sums = retry_smaller(updater.budget, rollout, partial(accumulate, updater, prepared, groups, number))
+        norm = updater.reduce_and_clip()  # of the gradient over all ranks, before it is clipped
+        is_finite = updater.check_finite(plan, sums, norm, number)
+        metrics |= updater.measure(plan, sums, norm, is_finite)
+        if is_finite and not rollout.is_unrewarded:
+            metrics |= updater.step(plan)
+        else:
+            updater.skip()
+        updater.end_step(prepared)
+        yield metrics
+        metrics = {}
+        number += 1
+
+
+def accumulate(updater: Updater, prepared: PreparedRollout, groups: list[int], number: int) -> tuple[StepPlan, Stats]:
+    """Accumulate this rank's gradients over the micro-batches of an optimizer step.
+
+    Collective: call it on every rank.
+
+    Args:
+        updater: has the policy and the optimizer.
+        prepared: the rollout.
+        groups: positions of this rank's groups in the step.
+        number: of the step in the run, from 1.
+
+    Returns:
+        The step's plan, and sums over the tokens that were run.
+    """
+    plan = plan_step(prepared, groups, updater.algorithm, updater.limits)  # normalisers over all ranks, micro-batches
+    sums = Stats()
+    updater.begin_step(plan)
+    with updater.dropout(number):
+        for k in range(len(plan.microbatches)):
+            output = updater.forward(plan, k)  # (rows, T) log-probabilities and entropies
+            inputs, stats = loss_inputs(plan, k, output)
+            stats |= updater.watch(plan, k, inputs)
+            loss, loss_stats = updater.algorithm.loss(inputs)  # the objective and the terms
+            updater.backward(plan, k, loss)
+            for name, value in (stats | loss_stats | {"loss": loss.detach()}).items():
+                sums[name] = sums.get(name, 0) + value.double() * float(plan.is_counted(k))
+    return plan, sums

@@ -1,0 +1,284 @@
+"""The models of a run: policy, adapters, reference and teachers, placed and sharded as its plan says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from lit_rlvr.common.terminal import progress
+from lit_rlvr.distributed.collectives import broadcast_first, rank, world_size
+from lit_rlvr.distributed.sharding import shard
+from lit_rlvr.errors import UserError, log
+from lit_rlvr.options import Compute, Lora, is_url
+from lit_rlvr.plan import RunPlan
+from lit_rlvr.policy.adapters import add_adapters, round_frozen
+from lit_rlvr.policy.architecture import has_experts, layer_configs
+from lit_rlvr.policy.families import family_of, freeze_vision_tower, vision_modules
+from lit_rlvr.policy.loading import differing_tokens, frozen_dtype, load_model_config, load_policy
+from lit_rlvr.policy.model_source import ModelSource
+from lit_rlvr.policy.policy import Policy
+from lit_rlvr.policy.precision import dither
+from lit_rlvr.policy.sources import weights_version
+from lit_rlvr.policy.speed import compile_layers, compiling_pays, uncompile_layers, use_liger
+from lit_rlvr.policy.verify import check_spans, compile_and_verify, verify_or_fall_back
+from lit_rlvr.training.reference import Reference
+from lit_rlvr.training.teachers import Teachers, teacher_folder
+
+
+class Models:
+    """Loads the policy that a run trains, and the models that it compares with.
+
+    Args:
+        source: where the policy comes from.
+        compute: how training computes.
+        lora: the adapters that are trained; None = the weights are.
+        freeze_vision: the vision tower is not trained.
+        reference: the reference, whose policy is loaded if something needs it.
+        teachers: the teachers; there may be none.
+        needs_reference: the loss, a term or the advantage needs a reference policy.
+        balances_experts: a term needs what routers choose.
+    """
+
+    def __init__(
+        self, source: ModelSource, compute: Compute, lora: Lora | None, freeze_vision: bool, reference: Reference,
+        teachers: Teachers, needs_reference: bool, balances_experts: bool,
+    ) -> None:  # fmt: skip
+        self.source = source
+        self.compute = compute
+        self.lora = lora
+        self.freeze_vision = freeze_vision
+        self.reference = reference
+        self.teachers = teachers
+        self.needs_reference = needs_reference
+        self.balances_experts = balances_experts
+
+    def load(self, plan: RunPlan) -> Policy:
+        """Load the reference and the teachers; return the policy.
+
+        Collective: call it on every rank.
+
+        Raises:
+            UserError: an option asks for what sharded weights cannot have, contradicts another one, or is left to the
+                command line; or a teacher does not fit.
+        """
+        policy = self.load_policy(plan)
+        self._load_reference(policy, plan)
+        if plan.trains:
+            self._load_teachers(policy, plan)
+        return policy
+
+    def load_policy(self, plan: RunPlan) -> Policy:
+        """Load the model that is trained, with its adapters if there are any, and shard it if the plan says so."""
+        checkpointing = self._checkpointing(plan)
+        if plan.sharded:
+            dtype = torch.float32
+        else:
+            dtype = frozen_dtype(self.source.model_folder, self.lora, plan.dtype)
+        policy = self._load(self.source.model_folder, plan, checkpointing, dtype)
+        if self.freeze_vision:
+            freeze_vision_tower(policy.model)
+        if self.lora is not None:
+            add_adapters(policy.model, self.lora, plan.dtype, self.source.adapter_folder)
+            trains_vision = any(p.requires_grad for part in vision_modules(policy.model) for p in part.parameters())
+            if self.freeze_vision and trains_vision:
+                raise UserError("model.freeze_vision: model.lora trains adapters there; leave one of them out")
+            if not plan.sharded:  # shards are gathered in this type
+                round_frozen(policy.model, plan.dtype)
+        elif plan.dtype == torch.bfloat16 and not _starts_empty(plan):
+            for name, parameter in policy.named_parameters():
+                if parameter.requires_grad:
+                    dither(name, parameter)
+        if plan.replays_routes:
+            policy.replay_routes()
+        if self.balances_experts:
+            policy.balance_experts()
+        distribute(policy, plan)
+        return policy
+
+    def route_problems(self) -> Iterator[str]:
+        """Yield why tokens cannot be trained with the experts that they used in the engine. Reads only the model's
+        config."""
+        layers = layer_configs(load_model_config(self.source.model_folder))
+        teacher = self.teachers.options
+        reasons = []
+        if not any(map(has_experts, layers)):
+            reasons.append("the model has no experts among which tokens choose")
+        if self.compute.torch_compile is True:
+            reasons.append("layers that model.compute.torch_compile compiles cannot replay")
+        if teacher is not None and teacher.model is None and teacher.ema is None:
+            reasons.append(
+                "a policy that is its own teacher without an average (model.teacher.ema) reads another prompt, whose "
+                "experts are unknown"
+            )
+        for reason in reasons:
+            yield f"rollout.replay_routes: {reason}; leave the option off"
+
+    def _checkpointing(self, plan: RunPlan) -> bool:
+        """Return `model.compute.gradient_checkpointing`, after a check of the options that stand beside it."""
+        if plan.sharded and self.lora is not None:
+            for option, what in (("quantize", "weights in 4 bits"), ("experts", "experts with adapters")):
+                if getattr(self.lora, option) not in ("none", False):
+                    raise UserError(f"model.lora.{option}: {what} cannot be sharded; use --config strategy/ddp")
+        checkpointing = self.compute.gradient_checkpointing
+        if checkpointing == "auto":
+            raise UserError("model.compute.gradient_checkpointing: the command line decides `auto`; give True or False")
+        return checkpointing
+
+    def _load(
+        self, folder: str, plan: RunPlan, checkpointing: bool = False, dtype: torch.dtype = torch.float32
+    ) -> Policy:
+        """Load a model, to the CPU if the device may not hold all of it in this type."""
+        is_large = self.lora is not None and (self.lora.quantize != "none" or dtype == torch.float32)
+        if plan.sharded or is_large:
+            device = torch.device("cpu")
+        else:
+            device = plan.device
+        return load_policy(
+            folder,
+            self.compute.shared_prefix,
+            gradient_checkpointing=checkpointing,
+            empty=_starts_empty(plan),
+            device=device,
+            dtype=dtype,
+        )
+
+    def _load_frozen(self, folder: str, plan: RunPlan, renewed: bool = False) -> Policy:
+        """Load a model that is not trained, placed and sharded as the policy is.
+
+        Collective: call it on every rank.
+
+        Args:
+            folder: a model folder or hub id.
+            plan: says where.
+            renewed: its weights will be those of the policy, which 16 bits cannot hold.
+        """
+        policy = self._load(folder, plan)
+        distribute(policy.requires_grad_(False), plan)
+        if not (plan.sharded or renewed):  # shards are gathered in this type
+            round_frozen(policy.model, plan.dtype)
+        return policy
+
+    def _load_reference(self, policy: Policy, plan: RunPlan) -> None:
+        """Make the initial policy the reference, if one is needed: a second copy, or the policy with the adapters that
+        training started with, if any.
+
+        Raises:
+            UserError: the reference should be updated, which is not possible with adapters.
+        """
+        if not self.needs_reference:
+            return
+        renewed = bool(self.reference.update_every)
+        if self.lora is None:
+            self.reference.policy = self._load_frozen(self.source.model_folder, plan, renewed)
+        elif renewed:
+            raise UserError(
+                "model.kl.reference_update_every: with model.lora the reference is the model before training, which is "
+                "no copy; leave it out"
+            )
+        else:
+            self.reference.policy = policy.before_training()
+
+    def _load_teachers(self, policy: Policy, plan: RunPlan) -> None:
+        """Load the teachers, if there are any, with their weights frozen.
+
+        Raises:
+            UserError: one has other tokens than the policy, or its images are others; or an average of adapters is
+                asked for.
+        """
+        options = self.teachers.options
+        if options is None:
+            return
+        if options.ema is not None and self.lora is not None:
+            raise UserError("model.teacher.ema: there is no average of adapters; leave it or model.lora out")
+        for label, model in options.models.items():
+            if is_url(model):
+                continue
+            folder = teacher_folder(model)
+            self.teachers.check_tokens(differing_tokens(self.source.model_folder, folder, "model.teacher.model"))
+            if type(family_of(load_model_config(folder))) is not type(policy.family):
+                raise UserError(
+                    f"model.teacher.model: {model} takes other images than {self.source.model}; use a teacher of the "
+                    "same family"
+                )
+            self.teachers.held[label] = teacher = Reference()
+            teacher.policy = self._load_frozen(folder, plan)
+        if self.teachers.held:
+            models: list[Any] = [each.model for each in (policy, *self.teachers.policies)]
+            policy.teachable = min(model.get_input_embeddings().num_embeddings for model in models)
+        if options.model is None:
+            self.teachers.held[""] = teacher = Reference(None if options.ema is None else 1, options.ema or 1.0)
+            if options.ema is None:
+                teacher.policy = policy
+            else:
+                teacher.policy = self._load_frozen(self.source.model_folder, plan, renewed=True)
+
+    def frozen_versions(self) -> dict[str, str]:
+        """Return the version of all weights that the run needs and does not train: name -> `weights_version`, of a
+        server its URL."""
+        versions = {}
+        if self.lora is not None or self.needs_reference:
+            versions["model"] = weights_version(self.source.model_folder)
+        if self.source.adapter_folder is not None:
+            versions["adapter"] = weights_version(self.source.adapter_folder)
+        return versions | self.teachers.versions()
+
+    def begin_training(self, policy: Policy, plan: RunPlan) -> None:
+        """Place what is not sharded on the device, give all ranks the same adapters, and compile the layers.
+
+        Collective: call it on every rank.
+        """
+        if not plan.sharded:  # `distribute` has placed sharded weights
+            self.reference.move(plan.device)
+            self.teachers.move(plan.device)
+            if world_size() > 1:
+                broadcast_first(p for n, p in policy.named_parameters() if p.requires_grad or ".lora_" in n)
+        if plan.device.type != "cpu":
+            check_spans(policy, plan.dtype)
+        if self.compute.liger:  # the weights are on the GPU now
+            use_liger(policy.model)
+            verify_or_fall_back(policy, plan.dtype)
+        self._compile(policy, plan)
+
+    def _compile(self, policy: Policy, plan: RunPlan) -> None:
+        """Compile the layers if the option is on, or `auto` and it pays; what `auto` cannot compile stays plain."""
+        if not self.compute.torch_compile or plan.replays_routes or self.balances_experts:
+            return
+        automatic = self.compute.torch_compile == "auto"
+        if automatic:
+            if not plan.most_tokens or not self.compute.shared_prefix or self.compute.liger or world_size() > 1:
+                return
+            size = sum(parameter.numel() for parameter in policy.parameters())
+            if not compiling_pays(size, plan.most_tokens, plan.device, plan.dtype):
+                return
+        progress.begin("compiling the model's layers")
+        try:
+            compile_and_verify(policy, plan.dtype)
+        except UserError as error:
+            if not automatic:
+                raise
+            log.warning("%s: auto leaves it off", error)
+            uncompile_layers(policy.model)
+            return
+        if self.reference.policy is not None:
+            compile_layers(self.reference.policy.model)
+
+
+def _starts_empty(plan: RunPlan) -> bool:
+    """Return whether the first process loads the weights and this one gets its shards from `distribute`."""
+    return plan.sharded and rank() > 0
+
+
+def distribute(policy: Policy, plan: RunPlan) -> None:
+    """Shard and check a policy's weights if the plan says so.
+
+    Collective: call it on every rank.
+    """
+    strategy = plan.strategy
+    if strategy is None:
+        return
+    assert strategy.sharding_mesh is not None
+    policy.share_prefix(strategy.broadcast(policy.shared_prefix))
+    shard(policy, strategy.sharding_mesh, ["plain_logits", "last_layer"], plan.dtype, strategy.offload)
+    verify_or_fall_back(policy, plan.dtype)
