@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from lit_rlvr.common.terminal import progress
-from lit_rlvr.distributed.collectives import broadcast_first, rank, world_size
+from lit_rlvr.distributed.collectives import broadcast_first, gather_objects, rank, world_size
 from lit_rlvr.distributed.sharding import shard
 from lit_rlvr.errors import UserError, log
 from lit_rlvr.options import Compute, Lora, is_url
@@ -246,23 +246,35 @@ class Models:
         if not self.compute.torch_compile or plan.replays_routes or self.balances_experts:
             return
         automatic = self.compute.torch_compile == "auto"
-        if automatic:
-            if not plan.most_tokens or not self.compute.shared_prefix or self.compute.liger or world_size() > 1:
-                return
-            size = sum(parameter.numel() for parameter in policy.parameters())
-            if not compiling_pays(size, plan.most_tokens, plan.device, plan.dtype):
-                return
+        if automatic and not self._compiling_pays(policy, plan):
+            return
         progress.begin("compiling the model's layers")
+        problem = None
         try:
             compile_and_verify(policy, plan.dtype)
         except UserError as error:
             if not automatic:
                 raise
-            log.warning("%s: auto leaves it off", error)
+            problem = str(error)
+        if automatic:  # all ranks compute in the same way
+            problem = next(filter(None, gather_objects(problem)), None)
+        if problem is not None:
+            log.warning("%s: auto leaves it off", problem)
             uncompile_layers(policy.model)
             return
         if self.reference.policy is not None:
             compile_layers(self.reference.policy.model)
+
+    def _compiling_pays(self, policy: Policy, plan: RunPlan) -> bool:
+        """Return whether `auto` compiles: it pays by what each rank trains on, and every rank has a compiler.
+
+        Collective: call it on every rank.
+        """
+        if not plan.most_tokens or not self.compute.shared_prefix or self.compute.liger:
+            return False
+        size = sum(parameter.numel() for parameter in policy.parameters())
+        tokens = plan.most_tokens // world_size()
+        return all(gather_objects(compiling_pays(size, tokens, plan.device, plan.dtype)))
 
 
 def _starts_empty(plan: RunPlan) -> bool:

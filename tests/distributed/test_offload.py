@@ -25,7 +25,7 @@ from lit_rlvr.distributed.sharding import device_of, find_shard, full_tensor, sh
 from lit_rlvr.engines.process_group import VLLMProcessGroup
 from lit_rlvr.engines.transfer import RepeatedWeights
 from lit_rlvr.errors import UserError
-from lit_rlvr.training.module import RLVRModule
+from lit_rlvr.plan import RunPlan
 
 CLI = Callable[..., Any]
 
@@ -107,13 +107,11 @@ def test_all_but_the_policy_moves_to_the_gpu(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize(("sharded", "wanted"), [(True, "cpu"), (False, "meta")])
 def test_a_reference_stays_where_its_shards_are(sharded: bool, wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = GRPO()
-    monkeypatch.setattr(RLVRModule, "sharded", sharded)
-    monkeypatch.setattr(RLVRModule, "device", torch.device("meta"))
-    monkeypatch.setattr(RLVRModule, "trainer", SimpleNamespace(precision="32-true"))
-    monkeypatch.setattr("lit_rlvr.training.loading.check_spans", lambda *_: None)  # it needs a policy
+    module, policy = GRPO(), nn.Linear(2, 2)
+    plan = RunPlan(device=torch.device("meta"), strategy=FSDP2() if sharded else None)
+    monkeypatch.setattr("lit_rlvr.training.models.check_spans", lambda *_: None)  # it needs a policy
     module.reference.policy = nn.Linear(2, 2)
-    module.on_fit_start()
+    module.models.begin_training(policy, plan)  # type: ignore[arg-type]
     assert module.reference.policy.weight.device.type == wanted
 
 

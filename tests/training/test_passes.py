@@ -10,6 +10,7 @@ from tiny_fit import fit
 
 from lit_rlvr.algorithms import ClipCov
 from lit_rlvr.policy.policy import Policy
+from lit_rlvr.training.module import RLVRModule
 
 DOCS = Path(__file__).parents[2] / "docs" / "speed.md"
 KINDS = ("old", "reference", "training")
@@ -47,7 +48,13 @@ def test_passes_are_those_of_the_table(
         rows[id(self), torch.is_grad_enabled()] += len(of_rows)
         return forward_rows(self, rollout, of_rows, *arguments, **more)
 
-    monkeypatch.setattr(Policy, "forward_rows", counted)
+    training_step = RLVRModule.training_step
+
+    def counting(self: RLVRModule, batch: Any, batch_idx: int) -> None:
+        monkeypatch.setattr(Policy, "forward_rows", counted)  # not of the probe before
+        training_step(self, batch, batch_idx)
+
+    monkeypatch.setattr(RLVRModule, "training_step", counting)
     steps = options.get("updates_per_rollout", 1) * options.get("epochs_per_rollout", 1)
     module, recorder = fit(tiny_model_folder, tmp_path, steps, skip_nothing=True, **options)
     (rollout,) = recorder.rollouts
