@@ -140,7 +140,10 @@ def reference_answer(text: str) -> str:
     _, mark, marked = text.rpartition("####")
     answer = last_boxed(marked if mark else text)
     if answer is None:
-        answer = without_thousands(_first_line(marked)) if mark else text
+        if mark:
+            answer = without_thousands(_first_line(marked))
+        else:
+            answer = text
     if not answer:
         raise BadRow("empty", "answer")
     return answer

@@ -87,7 +87,10 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
         are_mappings = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = merge(merged[key], value) if are_mappings else value
+        if are_mappings:
+            merged[key] = merge(merged[key], value)
+        else:
+            merged[key] = value
     return merged
 
 
@@ -239,7 +242,10 @@ def _int_before_float(typehint: Any) -> Any:
     another package's `Optional[Union[float, int]]` would reverse all others of the process.
     """
     union = _sort_union(typehint)
-    kinds = list(get_args(union)) if get_origin(union) is Union else []
+    if get_origin(union) is Union:
+        kinds = list(get_args(union))
+    else:
+        kinds = []
     if int in kinds and float in kinds and kinds.index(float) < kinds.index(int):
         first = kinds.index(float)
         second = kinds.index(int)
@@ -403,14 +409,18 @@ def changed_classes(args: Sequence[str], config: Any) -> Iterator[str]:
             section = values.get(part)
             chosen = config.get(part)
             given = [*_dotted((section.get("init_args") or {}) if isinstance(section, dict) else {})]
-            init_args = chosen.get("init_args") if chosen is not None else None
+            init_args = None
+            if chosen is not None:
+                init_args = chosen.get("init_args")
             options = {*_dotted(init_args.as_dict() if init_args else {})}
             dropped = [key for key in given if key not in options]
             if chosen is not None:
                 new = chosen.class_path.rpartition(".")[2]
             else:
                 new = "none"
-            named = section.get("class_path") if isinstance(section, dict) else None
+            named = None
+            if isinstance(section, dict):
+                named = section.get("class_path")
             old = new if named is None else str(named).rpartition(".")[2]  # a config may change options alone
             if dropped or (old != new and given):
                 kept = ", ".join(key for key in given if key in options) or "nothing"

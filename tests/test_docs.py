@@ -9,7 +9,6 @@ import os
 import re
 import subprocess
 import sys
-import textwrap
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -35,7 +34,6 @@ from lit_rlvr.cli.main import COMMANDS, run
 from lit_rlvr.common.run_files import read_metrics
 from lit_rlvr.configs import config_folder
 from lit_rlvr.engines.synced import trainer_logprobs
-from lit_rlvr.training import module
 from lit_rlvr.types import Completion, Sample, Sampling
 
 TESTS = Path(__file__).parent
@@ -137,12 +135,9 @@ def test_commits_that_are_cited_exist() -> None:
     assert not unknown or git("rev-parse", "--is-shallow-repository") == "true"
 
 
-def test_the_map_of_the_loop_is_that_of_the_code() -> None:
-    """docs/concepts.md has the map of the docstring, whose files exist."""
-    code_map = textwrap.dedent((module.__doc__ or "").split("\n\n", 2)[2])
-    assert f"```text\n{code_map.strip()}\n```" in (ROOT / "docs/concepts.md").read_text()
-    files = re.findall(r"\w+/\w+\.py", code_map)
-    assert len(files) > 10 and all((ROOT / "lit_rlvr" / file).is_file() for file in files)
+def test_the_files_on_the_way_to_the_loop_exist() -> None:
+    files = re.findall(r"(?<=  )\w+/\w+\.py", (ROOT / "docs/concepts.md").read_text())
+    assert len(files) > 5 and all((ROOT / "lit_rlvr" / file).is_file() for file in files)
 
 
 def test_every_command_that_is_named_exists() -> None:

@@ -258,7 +258,10 @@ def _turn(
     if end:
         written = written.partition(end)[0]
     elif tokenizer.chat_template:  # the next role's token is the end
-        role = {"role": "tool", "name": calls[0]} if calls else {"role": "user"}
+        if calls:
+            role = {"role": "tool", "name": calls[0]}
+        else:
+            role = {"role": "user"}
         after = chat.text([*messages, role | {"content": MODEL_TURN}], tokenizer, source, prompt=False)
         after = after.rpartition(MODEL_TURN)[0].rpartition(words[-1] if words else MODEL_TURN)[2]
         end = max((text for text in end_texts if text in after), key=after.rfind, default="")

@@ -338,7 +338,10 @@ class Chat:
             except UserError:  # so the template reads the message
                 continue
             if without == text:
-                what = "tool calls" if calls else f"messages of the role {role!r}"
+                if calls:
+                    what = "tool calls"
+                else:
+                    what = f"messages of the role {role!r}"
                 raise UserError(f"{source}: the model's chat template does not show {what}; use another template")
 
     def opening(self, tokenizer: Any) -> str:
@@ -401,7 +404,10 @@ class Chat:
         return list(zip(encoding["input_ids"], encoding["assistant_masks"], strict=True))
 
     def _apply(self, messages: list[dict[str, Any]], tokenizer: Any, source: str, offer: bool, **options: bool) -> Any:
-        more = {"tools": list(self.tools)} if self.tools and offer else {}
+        if self.tools and offer:
+            more = {"tools": list(self.tools)}
+        else:
+            more = {}
         try:
             return tokenizer.apply_chat_template(messages, **options, **more, **(self.chat_template_kwargs or {}))
         except Exception as error:  # the template is third-party code
@@ -413,8 +419,13 @@ class Chat:
         """Describe the tools in the system message, for chat templates that ignore tools."""
         if not self.tools:
             return messages
-        system = messages[0] if messages[0]["role"] == "system" else None
-        parts = [] if system is None else [text_of(system["content"])]
+        system = None
+        if messages[0]["role"] == "system":
+            system = messages[0]
+        if system is None:
+            parts = []
+        else:
+            parts = [text_of(system["content"])]
         text = "\n\n".join([*parts, "\n".join([TOOL_INSTRUCTIONS, *map(_describe_tool, self.tools)])])
         return [{"role": "system", "content": text}, *(messages if system is None else messages[1:])]
 

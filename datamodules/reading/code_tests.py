@@ -138,7 +138,10 @@ def _asserted(statement: ast.stmt) -> tuple[str, str, str]:
     Raises:
         BadRow: the statement says something else.
     """
-    test = statement.test if isinstance(statement, ast.Assert) else None
+    if isinstance(statement, ast.Assert):
+        test = statement.test
+    else:
+        test = None
     call: ast.expr | None = test
     value: ast.expr = ast.Constant(value=True)
     if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):

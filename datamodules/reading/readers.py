@@ -107,7 +107,10 @@ class GivenRows:
         self.name = self.file = f"data.{split}"
         if isinstance(rows, Mapping):
             raise UserError(f"{self.name}: give the rows of one set, such as data[{next(iter(rows), split)!r}]")
-        self.rows = rows if hasattr(rows, "with_format") else list(rows)
+        if hasattr(rows, "with_format"):
+            self.rows = rows
+        else:
+            self.rows = list(rows)
 
     def __fspath__(self) -> str:
         return self.file

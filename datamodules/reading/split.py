@@ -58,7 +58,10 @@ def hold_out(rows: int, size: int | float, seed: int) -> set[int]:
     """
     if isinstance(size, float) and not 0 < size < 1:
         raise UserError(f"validation_split={size}: give an integer (rows) or a share between 0 and 1")
-    count = max(1, round(rows * size)) if isinstance(size, float) else size
+    if isinstance(size, float):
+        count = max(1, round(rows * size))
+    else:
+        count = size
     if not 0 < count < rows:
         raise UserError(f"validation_split={size}: {count} of {rows} training rows cannot be held out")
     return set(random.Random(derive_seed("split", seed)).sample(range(rows), count))

@@ -139,7 +139,10 @@ class MultiStepArithmetic(GeneratedDataModule):
             drawn[question] = lines
         for (question, lines), owner in zip(drawn.items(), self.sets, strict=True):
             if owner == split:
-                category = f"{len(lines) + 1} terms" if len(self.lengths) > 1 else ""
+                if len(self.lengths) > 1:
+                    category = f"{len(lines) + 1} terms"
+                else:
+                    category = ""
                 row = {"solution": "\n".join(lines)}
                 yield Sample(question, question + "=", lines[-1], row=row, category=category)
 

@@ -52,8 +52,10 @@ class GroupBatch:
 
     def __post_init__(self) -> None:
         everything = torch.ones_like(self.rewards, dtype=torch.bool)
-        self.has_reward = everything if self.has_reward is None else self.has_reward
-        self.has_correct = everything if self.has_correct is None else self.has_correct
+        if self.has_reward is None:
+            self.has_reward = everything
+        if self.has_correct is None:
+            self.has_correct = everything
 
     def values(self, source: Literal["correct", "reward"]) -> tuple[Tensor, Tensor]:
         """Return `correct`, in the dtype of the rewards, or the rewards (P, G), and where they are known (P, G)."""

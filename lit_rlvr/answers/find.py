@@ -129,7 +129,10 @@ def _find(text: str, boxed_only: bool) -> Found:
         behind = "" if boxed_only else _behind(text, boxes.end)
         if boxes.joiner in ("or", "line") and len(boxes.contents) > 1:
             return Found(boxes.text, "box", tuple(boxes.contents), boxes.joiner, behind=behind)
-        whole = boxes.text if boxes.joiner else _with_surroundings(text, boxes)
+        if boxes.joiner:
+            whole = boxes.text
+        else:
+            whole = _with_surroundings(text, boxes)
         return Found(whole, "box", behind=behind)
     tail = _DISPLAY.sub(_in_line, text[-TAIL_CHARACTERS:])
     line = _behind_hashes(text)
@@ -246,7 +249,10 @@ def _last_boxes(text: str) -> _Boxes:
         else:
             continue
         if closed[1] > start:  # else it is around the last one
-            joiner = _joiner(text, boxes.end, closed[0]) if boxes.contents else ""
+            if boxes.contents:
+                joiner = _joiner(text, boxes.end, closed[0])
+            else:
+                joiner = ""
             if not joiner or (boxes.joiner and joiner != boxes.joiner):
                 boxes.contents.clear()
             boxes.joiner = joiner

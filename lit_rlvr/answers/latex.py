@@ -165,7 +165,10 @@ def separators_outside(text: str, separator: re.Pattern[str]) -> list[re.Match[s
     depth = 0
     position = 0
     while position < len(text):
-        match = separator.match(text, position) if depth == 0 else None
+        if depth == 0:
+            match = separator.match(text, position)
+        else:
+            match = None
         if match and match.end() > position:
             separators.append(match)
             position = match.end()

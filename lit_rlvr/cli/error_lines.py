@@ -326,7 +326,10 @@ def _nearest(key: str, known: Iterable[str]) -> str:
         siblings = [other.rpartition(".")[2] for other in names if other.rpartition(".")[0] == group]
     else:
         siblings = []
-    near = nearest(name, siblings) if siblings else nearest(key, names)
+    if siblings:
+        near = nearest(name, siblings)
+    else:
+        near = nearest(key, names)
     if near:
         return f"; did you mean {(f'{group}.' if siblings else '') + near!r}?"
     return ""

@@ -135,7 +135,10 @@ def run(arguments: Sequence[str]) -> int:
         last = frames[-1]
         return _fail(f"{user_line(error) or f'{last.filename}:{last.lineno}'}: sys.exit({error.code!r}) ended the run")
     except Exception as error:
-        line = None if _reader_has_gone(error) else failure_line(error)
+        if _reader_has_gone(error):
+            line = None
+        else:
+            line = failure_line(error)
         if line is None:
             leave(1)
             raise

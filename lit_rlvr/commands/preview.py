@@ -120,12 +120,18 @@ def print_prompts(preview: dict[str, Any]) -> None:
         ]
         for k, image in enumerate(prompt["images"], 1):
             place = f", {image['file']}" if image["file"] else ""
-            frames = f"{image['frames']} frames of " if "frames" in image else ""
+            if "frames" in image:
+                frames = f"{image['frames']} frames of "
+            else:
+                frames = ""
             size = f"{frames}{image['width']} x {image['height']} pixels"
             facts.append(f"{'video' if frames else 'image'} {k}: {image['tokens']} tokens, {size}{place}")
         console.print("; ".join(facts), soft_wrap=True)
         for part in prompt.get("completion", ()):
-            place = "in the loss" if part["in_loss"] else "not in the loss"
+            if part["in_loss"]:
+                place = "in the loss"
+            else:
+                place = "not in the loss"
             if "sequence" in part:
                 sequence = f" (sequence {part['sequence']})"
             else:

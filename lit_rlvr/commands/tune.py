@@ -314,7 +314,10 @@ class Tuner:
         tuned.sizes = {size: self._signal(groups, size) for size in sizes}
         wanted = min(ENOUGH, NEARLY * max(tuned.sizes.values()))
         enough = [size for size, share in tuned.sizes.items() if share >= wanted]
-        size = rollout.group_size if rollout.group_size in enough else enough[0]
+        if rollout.group_size in enough:
+            size = rollout.group_size
+        else:
+            size = enough[0]
         signal = tuned.sizes[size]
         tuned.choose("The learning rate finds itself.", model__init_args__lr="auto")
         tuned.choose(

@@ -111,7 +111,10 @@ def loss_and_gradient(
         cut: the micro-batches; None = one.
         advantages: (P, G) in place of the step's own.
     """
-    used_advantages = step.advantages if advantages is None else advantages
+    if advantages is None:
+        used_advantages = step.advantages
+    else:
+        used_advantages = advantages
     with torch.enable_grad():
         logp = batch.logp.clone().requires_grad_(True)
         ranks = cut or [[range(len(logp))]]

@@ -266,7 +266,8 @@ def is_cancelled() -> bool:
 def raise_descriptor_limit() -> int:
     """Raise this process's limit of open files and sockets as far as it may be raised; return it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    soft = MAX_DESCRIPTORS if soft == resource.RLIM_INFINITY else soft
+    if soft == resource.RLIM_INFINITY:
+        soft = MAX_DESCRIPTORS
     if hard == resource.RLIM_INFINITY:
         wanted = MAX_DESCRIPTORS
     else:

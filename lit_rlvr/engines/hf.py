@@ -100,7 +100,10 @@ class HFEngine(InPlaceEngine):
         logits, attend, position, cache, routes = self._prefill(policy, together, starts)
         for rows, prompt, route in zip(starts, together, routes, strict=True):
             for row in rows:
-                row.routes = [] if route is None else [route[-len(prompt.token_ids) :]]
+                if route is None:
+                    row.routes = []
+                else:
+                    row.routes = [route[-len(prompt.token_ids) :]]
         device = policy.device
         eos = set(policy.eos_token_ids)
         alive = [row for rows in starts for row in rows]  # of each row of the cache
@@ -189,7 +192,10 @@ class HFEngine(InPlaceEngine):
             The logits, and each row's experts (L, K, k) if they are replayed.
         """
         model: Any = policy.model
-        positions = position_ids[0] if len(position_ids) == 1 else position_ids
+        if len(position_ids) == 1:
+            positions = position_ids[0]
+        else:
+            positions = position_ids
         with routing() if policy.replays_routes else nullcontext() as seen:
             output = model(
                 input_ids=input_ids, attention_mask=attend, position_ids=positions,

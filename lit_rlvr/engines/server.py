@@ -409,7 +409,10 @@ class VLLMServerEngine(RolloutEngine):
         These are the adapters, unless they are merged, and the weights whose keys and values it may use, unless there
         are no others.
         """
-        adapter = {"model": self.label} if self._names_adapter else {}
+        if self._names_adapter:
+            adapter = {"model": self.label}
+        else:
+            adapter = {}
         if self.recompute_cache:
             return adapter
         return adapter | {"cache_salt": self._salt}

@@ -184,7 +184,10 @@ class VLLMEngine(RolloutEngine):
             os.environ["VLLM_BATCH_INVARIANT"] = "1"
         if len(context.policy.placeholder_ids) > MAX_BANNED:
             os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
-        device = torch.cuda.current_device() if torch.cuda.is_available() else 0
+        if torch.cuda.is_available():
+            device = torch.cuda.current_device()
+        else:
+            device = 0
         if torch.cuda.is_available():
             separate_cache(device)
         from vllm import LLM
@@ -284,7 +287,10 @@ class VLLMEngine(RolloutEngine):
                 log.warning("VLLMEngine.adapters: true has no effect: the model has no adapters that vLLM could add")
             return None
         by_default = torch.cuda.is_available() and not self.sleep_mode and not self.quantized
-        wanted = by_default if self.adapters is None else self.adapters
+        if self.adapters is None:
+            wanted = by_default
+        else:
+            wanted = self.adapters
         if wanted and adapter["r"] <= max_rank:
             log.info("engine vllm: the first sync loads all weights, and later ones only the adapters")
             return adapter
@@ -301,7 +307,10 @@ class VLLMEngine(RolloutEngine):
         Raises:
             UserError: `enforce_eager` is false on a CPU without a compiler.
         """
-        missing = None if torch.cuda.is_available() else missing_compiler()
+        if torch.cuda.is_available():
+            missing = None
+        else:
+            missing = missing_compiler()
         if missing is not None and self.enforce_eager is False:
             raise UserError(f"VLLMEngine.enforce_eager: false compiles, but {missing}; leave the option out")
         if missing is not None and self.enforce_eager is None:

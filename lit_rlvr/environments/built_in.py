@@ -167,7 +167,8 @@ class SQLShell(Tools):
 
 def _sql_value(value: Any) -> str:
     """Return a value as SQLite shows it: numbers with a fraction have 15 digits."""
-    value = float(f"{value:.15g}") if isinstance(value, float) else value
+    if isinstance(value, float):
+        value = float(f"{value:.15g}")
     if value is None:
         return "NULL"
     if isinstance(value, bytes):

@@ -72,7 +72,10 @@ class Player:
         if call == REWARD:
             environment, messages = self._episodes.pop(number)
             reward = environment.reward()
-            outcome = None if reward is None else _correct_if_one(as_result(reward))
+            if reward is None:
+                outcome = None
+            else:
+                outcome = _correct_if_one(as_result(reward))
             return outcome, judge_episode(environment, messages, sample)
         assert turn is not None, "a step has a turn"
         environment, messages = self._episodes[number]

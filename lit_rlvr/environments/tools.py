@@ -47,7 +47,10 @@ class Tools(Environment):
             raise UserError(
                 f"rollout.environment: {dotted_path_of(type(self.holder))} has no public method to offer as a tool"
             )
-        self.tools = tuple(map(schema, methods.values())) if offer else ()
+        if offer:
+            self.tools = tuple(map(schema, methods.values()))
+        else:
+            self.tools = ()
 
     @property
     def holder(self) -> object:

@@ -158,7 +158,9 @@ class _Score(torch.autograd.Function):
         features, head, bias, target, normaliser, spread = ctx.saved_tensors
         inputs, outputs = ctx.dtypes
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        grad_hidden = torch.empty_like(features) if needs_hidden else None
+        grad_hidden = None
+        if needs_hidden:
+            grad_hidden = torch.empty_like(features)
         if needs_weight:
             grad_weight = torch.zeros_like(head, dtype=outputs)
         else:
@@ -201,7 +203,10 @@ class _Score(torch.autograd.Function):
             if grad_weight is not None:
                 _accumulate(grad_weight, dz, features[at])
             del raw, dz  # before the next chunk is computed
-        grad_hidden = None if grad_hidden is None else grad_hidden.to(inputs)
+        if grad_hidden is None:
+            grad_hidden = None
+        else:
+            grad_hidden = grad_hidden.to(inputs)
         return grad_hidden, grad_weight, grad_bias, *[None] * 7
 
 

@@ -56,7 +56,10 @@ def fenced_blocks(text: str) -> list[Block]:
         content = _without_margin(text[opening.end() : end.start()], ">" in opening["before"])
         blocks.append(Block(opening["tag"], content, heading.strip()))
         opens_another = text[end.end() : end.end() + 1].isalnum()
-        place = end.start() if opens_another else max(end.end(), opening.end())
+        if opens_another:
+            place = end.start()
+        else:
+            place = max(end.end(), opening.end())
     return blocks
 
 

@@ -100,7 +100,8 @@ def mapping_in(sample: Sample, column: str) -> dict[str, Any]:
     """
     value = sample.row.get(column) or {}
     with suppress(ValueError):
-        value = json.loads(value) if isinstance(value, str) else value
+        if isinstance(value, str):
+            value = json.loads(value)
     if not isinstance(value, Mapping):
         raise UserError(f"{sample.source or sample.id}: {column}: {given_text(value)} is no mapping, nor JSON of one")
     return dict(value)

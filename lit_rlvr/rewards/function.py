@@ -73,7 +73,10 @@ class FunctionReward(Reward):
         if isinstance(path, partial) and not path.args:
             options = {**path.keywords, **(options or {})}
             path = path.func
-        named = load_function(path) if isinstance(path, str) else path
+        if isinstance(path, str):
+            named = load_function(path)
+        else:
+            named = path
         if not isinstance(path, str):
             path = dotted_path_of(path if hasattr(path, "__qualname__") else type(path))
         if isinstance(named, type) and issubclass(named, Reward):

@@ -178,7 +178,10 @@ def check_sql(
     Returns:
         (correct, status, the SQL or what went wrong). A failure of the reference has status "error".
     """
-    sql = reference if text is None else _END.sub("", extract_sql(text))
+    if text is None:
+        sql = reference
+    else:
+        sql = _END.sub("", extract_sql(text))
     if not sql:
         return False, "parse_fail", "no SQL"
     try:
@@ -191,7 +194,10 @@ def check_sql(
         detail = NO_ROWS + sql
     for path, wanted in zip(databases, references, strict=True):
         try:
-            query_result = wanted if text is None else run_query(path, sql, limits)
+            if text is None:
+                query_result = wanted
+            else:
+                query_result = run_query(path, sql, limits)
         except ExecutionFailed as failure:
             return False, failure.status, f"{failure.reason}: {sql}"
         rows = with_equal_numbers(wanted.rows, query_result.rows, float_tolerance)

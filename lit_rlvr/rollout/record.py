@@ -257,7 +257,8 @@ def pack_rollout(rollout: Rollout, about: dict[str, Any]) -> dict[str, np.ndarra
     arrays = {"about": np.frombuffer(json.dumps(about).encode(), np.uint8)}
     for name, values in tensors.items():
         if values is not None:
-            values = values[inside] if name in TOKEN_FIELDS else values
+            if name in TOKEN_FIELDS:
+                values = values[inside]
             arrays[KEYS.get(name, name)] = (values.int() if values.dtype == torch.long else values).numpy()
     return arrays
 

@@ -23,7 +23,10 @@ def mixed_groups(scored: Scores | Rollout, by: str = "reward") -> list[int]:
         values = scored.correct
         known = scored.has_correct
     else:
-        values = scored.rewards if by == "reward" else scored.parts[by]
+        if by == "reward":
+            values = scored.rewards
+        else:
+            values = scored.parts[by]
         known = scored.has_reward & ~values.isnan()
     return [int(p) for p in is_mixed(values, known).flatten().nonzero().flatten()]
 

@@ -238,7 +238,10 @@ class Validated:
         """Read the metrics of a validation's step."""
         errors = set_values(row, "accuracy_error")
         guesses = set_values(row, "guess")
-        error = math.hypot(*errors) / len(errors) if errors else math.nan
+        if errors:
+            error = math.hypot(*errors) / len(errors)
+        else:
+            error = math.nan
         return cls(row["val/accuracy"], error, fmean(guesses or [0.0]), row.get("val/accuracy_before_warm_start"))
 
     @property
@@ -368,7 +371,9 @@ class Falls:
     def _explained(
         self, metric: str, metrics: Metrics, good: int, start: int, last: int, before: float, after: float
     ) -> RunFall:
-        held_out = metric.split("/")[1] if metric.startswith("val/") else None
+        held_out = None
+        if metric.startswith("val/"):
+            held_out = metric.split("/")[1]
         if held_out is None:
             where = "of the rollouts"
         else:

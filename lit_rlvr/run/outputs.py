@@ -432,7 +432,10 @@ def show_rows(rows: list[dict[str, Any]], step: int) -> None:
             advantage = ""
         else:
             advantage = f"{row['advantage']:+.2f}"
-        reward = "" if row["reward"] is None else f"{row['reward']:.2f}"
+        if row["reward"] is None:
+            reward = ""
+        else:
+            reward = f"{row['reward']:.2f}"
         cells.append((_short(prompt), _short(row["completion"]), reward, advantage))
     Terminal(stderr=True, width=None if os.isatty(2) else 120).print(
         table_of(("prompt", "completion", "reward", "advantage"), cells, 2, title=f"Samples of step {step}")

@@ -206,7 +206,10 @@ def largest_microbatch(
     else:
         together = 1
     row = prompt + together * inputs
-    keys = prompt + together * (prompt + inputs) if shared_prefix else row
+    if shared_prefix:
+        keys = prompt + together * (prompt + inputs)
+    else:
+        keys = row
     if shared_prefix:
         scores = together * inputs * (prompt + inputs)
     else:
@@ -257,7 +260,10 @@ def logit_bytes(shape: Shape, load: Microbatch, size: int, rows: int = GPU_ROWS)
     """
     count = load.scored * shape.vocabulary
     chunk = min(count, max(CHUNK_LOGITS, rows * shape.vocabulary))
-    kept = count * size if count * size <= KEPT_BYTES else chunk * size
+    if count * size <= KEPT_BYTES:
+        kept = count * size
+    else:
+        kept = chunk * size
     bytes_per_logit = FLOAT if size == FLOAT else 2 * FLOAT + size  # tensors per logit of the current chunk
     return kept + chunk * bytes_per_logit
 

@@ -59,7 +59,10 @@ class AdaptiveLR:
         """Return the rate of an `RLVRModule` with `lr: auto`, before its first step."""
         usual = usual_lr(module.policy.model.config.get_text_config().hidden_size, module.lora is not None)
         first = (usual if module.lr.start is None else module.lr.start) / 10
-        middle = usual if module.optim.optimizer is None else first * 10
+        if module.optim.optimizer is None:
+            middle = usual
+        else:
+            middle = first * 10
         return cls(
             module.lr.max_kl / updates_per_iteration(module), first, (min(first, middle / 150), max(first, middle * 6))
         )

@@ -43,7 +43,7 @@ from lit_rlvr.objectives import (
 from lit_rlvr.options import KL, Importance, Loss
 from lit_rlvr.training.gather import gather_groups, of_this_rank
 from lit_rlvr.training.metrics import advantage_metrics
-from lit_rlvr.training.teachers import Teachers
+from lit_rlvr.training.teachers import Teachers, TeacherTerm
 from lit_rlvr.training.terms import (
     EntropyBonus,
     ExpertBalance,
@@ -102,7 +102,7 @@ class LossModule(ABC):
         self.epochs_per_rollout = epochs_per_rollout
         built_in = (
             KLTerm(kl.coef, kl.estimator, kl.in_reward, kl.bias_correction) if kl.coef else None,
-            None if teachers.options is None else teachers,
+            None if teachers.options is None else TeacherTerm(teachers.options),
             ExpertBalance(loss.balance_coef) if loss.balance_coef else None,
             EntropyBonus(loss.entropy_coef) if loss.entropy_coef else None,
             PositiveNLL(loss.positive_nll_coef) if loss.positive_nll_coef else None,

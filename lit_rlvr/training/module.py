@@ -309,7 +309,10 @@ class RLVRModule(ChecksArguments, LossModule, LightningModule):
 
     def on_train_start(self) -> None:
         """Apply the options that changed since the checkpoint, and build the `Updater`."""
-        lr = self.lr if self.adaptive_lr is None else self.adaptive_lr.lr
+        if self.adaptive_lr is None:
+            lr = self.lr
+        else:
+            lr = self.adaptive_lr.lr
         assert not isinstance(lr, AutoLR)
         apply_options(self.optimizers(), self.lr_schedulers(), lr, self._saved_options)
         run = Path(self.trainer.default_root_dir)
@@ -361,6 +364,7 @@ class RLVRModule(ChecksArguments, LossModule, LightningModule):
         means over the updates."""
         self.iteration += 1
         self.reference.renew(self.policy, self.iteration)
+        self.teachers.renew(self.policy, self.iteration)
         for term in self.terms:
             term.renew(self.policy, self.iteration)
         self.data.commit(batch.cursor, batch.successes)

@@ -74,7 +74,10 @@ class Demonstration(TeacherPrompt):
         messages = as_messages(sample.prompt)
         is_list_of_texts = isinstance(value, list) and all(isinstance(part, str) for part in value)
         try:
-            turns = None if is_list_of_texts else as_conversation(value)
+            if is_list_of_texts:
+                turns = None
+            else:
+                turns = as_conversation(value)
         except BadRow as error:
             raise BadRow(error.reason, self.column) from error
         if turns is not None:
@@ -107,16 +110,43 @@ Score = Callable[[Rollout, Policy, list[int]], Tensor]
 """Returns the log-probabilities (B, T) of some rows under a policy, 0 in the others."""
 
 
-class Teachers(Term):
-    """The teachers of a run, by the value of `column`, and the divergence from them as a term.
+class TeacherTerm(Term):
+    """The divergence from the teachers.
 
-    Its cost is `logp - teacher_logp`, a sample of the reverse KL divergence: as an advantage of a policy gradient it
-    descends that divergence of each token, given those before it. With `beta` it is the divergence over the vocabulary,
-    in the loss. Source: Lu et al. 2025 (On-Policy Distillation, Thinking Machines); MiniLLM (arXiv 2306.08543), eq. 4,
-    its first term; `vocabulary_divergence`.
+    It is `logp - teacher_logp`, a sample of the reverse KL divergence: as an advantage of a policy gradient it descends
+    that divergence of each token, given those before it. With `beta` it is the divergence over the vocabulary, in the
+    loss. Source: Lu et al. 2025 (On-Policy Distillation, Thinking Machines); MiniLLM (arXiv 2306.08543), eq. 4, its
+    first term; `vocabulary_divergence`.
 
     Args:
-        options: None = there is no teacher.
+        options: `model.teacher`.
+    """
+
+    option = "model.teacher"
+
+    def __init__(self, options: Teacher) -> None:
+        super().__init__(options.coef)
+        if options.beta is None:
+            self.place = "advantages"
+            self.needs = ("teacher_logp",)
+            self.metric = "teacher_kl"
+        else:
+            self.needs = ("divergence",)
+            self.metric = "teacher_divergence"
+
+    def cost(self, x: Any) -> Tensor:
+        if self.place == "loss":
+            divergence: Tensor = x.divergence
+        else:
+            divergence = x.logp - x.teacher_logp
+        return divergence
+
+
+class Teachers:
+    """The teachers of a run, by the value of `column`: what each is asked, and what it answers.
+
+    Args:
+        options: `model.teacher`; None = there is no teacher.
 
     Attributes:
         held: those in this process.
@@ -124,12 +154,7 @@ class Teachers(Term):
     """
 
     def __init__(self, options: Teacher | None) -> None:
-        super().__init__(0.0 if options is None else options.coef)
-        self.option = "model.teacher"
         self.options = options
-        self.place = "loss" if self.in_loss else "advantages"
-        self.needs = ("divergence",) if self.in_loss else ("teacher_logp",)
-        self.metric = "teacher_divergence" if self.in_loss else "teacher_kl"
         self.held: dict[str, Reference] = {}
         self.servers: dict[str, VLLMServer] = {}
         self._data: Any = None  # the DataModule, which makes prompts
@@ -140,14 +165,11 @@ class Teachers(Term):
         """Whether the loss has the divergence over the vocabulary as a term."""
         return self.options is not None and self.options.beta is not None
 
-    def cost(self, x: Any) -> Tensor:
-        if self.in_loss:
-            divergence: Tensor = x.divergence
-        else:
-            divergence = x.logp - x.teacher_logp
-        return divergence
-
     def renew(self, policy: Policy, iteration: int) -> None:
+        """Let averaged teachers follow the policy, after each iteration.
+
+        Collective: call it on every rank.
+        """
         for teacher in self.held.values():
             teacher.renew(policy, iteration)
 
@@ -242,15 +264,7 @@ class Teachers(Term):
         tokenizer = self._data.tokenizer
         texts = [tokenizer.decode(prompt.token_ids) for prompt in self._data.prompts["train"][:8]]
         for server in self.servers.values():
-            for text in ("".join(tokenizer.all_special_tokens), *texts):
-                server_ids = server.post("/tokenize", {"prompt": text, "add_special_tokens": False})["tokens"]
-                token_ids = tokenizer(text, add_special_tokens=False).input_ids
-                if server_ids != token_ids:
-                    n = next((n for n, (a, b) in enumerate(zip(server_ids, token_ids, strict=False)) if a != b), 0)
-                    raise UserError(
-                        f"model.teacher.model: {server.url} has other tokens than the policy: token {n} of "
-                        f"{text[:60]!r}; serve a model with the same tokenizer"
-                    )
+            check_server_tokens(server, tokenizer, ["".join(tokenizer.all_special_tokens), *texts])
 
     def versions(self) -> dict[str, str]:
         """Return "teacher", with the value of `column` if there is one, -> the version of its weights, or its URL."""
@@ -279,7 +293,7 @@ class Teachers(Term):
                 scored = score(inputs, self.held[label].policy, own_rows)
                 logp = to_device(logp, scored.device) + scored
             else:
-                logp = logp + to_device(self._ask_server(label, inputs, own_rows), logp.device)
+                logp = logp + to_device(server_logprobs(self.servers[label], inputs, own_rows), logp.device)
         return logp
 
     def teach(self, rollout: Rollout, rows: list[int]) -> TeacherHead:
@@ -293,18 +307,6 @@ class Teachers(Term):
             prompts[p] = self.asked(prompts[p])
         inputs = replace(rollout, prompts=prompts)
         return self.held[""].policy.teach(inputs, rows, self.options.beta, self.options.top_k)
-
-    def _ask_server(self, label: str, rollout: Rollout, rows: list[int]) -> Tensor:
-        """Return the log-probabilities (B, T) of some rows that a server gives."""
-        size = rollout.group_size
-        logp = torch.zeros(rollout.mask.shape)
-        pairs = [(rollout.prompts[i // size], rollout.completions[i // size][i % size]) for i in rows]
-        sequences = [[*prompt.token_ids, *completion.token_ids] for prompt, completion in pairs]
-        scores = run_coroutine(self.servers[label].score(sequences, AT_ONCE))
-        for i, (prompt, _), values in zip(rows, pairs, scores, strict=True):
-            after = values[len(prompt.token_ids) :]
-            logp[i, : len(after)] = torch.tensor(after)
-        return logp * rollout.mask
 
     def _label(self, sample: Sample) -> str:
         """Return the value of `column`, "" without one."""
@@ -322,3 +324,33 @@ class Teachers(Term):
         if self.options.prompt is None:
             return prompt
         return replace(self._data.encode(self.options.prompt.ask(prompt.sample)), pixels=prompt.pixels)
+
+
+def check_server_tokens(server: VLLMServer, tokenizer: Any, texts: list[str]) -> None:
+    """Refuse a server whose tokens of some texts are not those of the policy's tokenizer.
+
+    Raises:
+        UserError: names the first token that differs.
+    """
+    for text in texts:
+        server_ids = server.post("/tokenize", {"prompt": text, "add_special_tokens": False})["tokens"]
+        token_ids = tokenizer(text, add_special_tokens=False).input_ids
+        if server_ids != token_ids:
+            n = next((n for n, (a, b) in enumerate(zip(server_ids, token_ids, strict=False)) if a != b), 0)
+            raise UserError(
+                f"model.teacher.model: {server.url} has other tokens than the policy: token {n} of {text[:60]!r}; "
+                "serve a model with the same tokenizer"
+            )
+
+
+def server_logprobs(server: VLLMServer, rollout: Rollout, rows: list[int]) -> Tensor:
+    """Return the log-probabilities (B, T) of some rows that a server gives; 0 in the others."""
+    size = rollout.group_size
+    logp = torch.zeros(rollout.mask.shape)
+    pairs = [(rollout.prompts[i // size], rollout.completions[i // size][i % size]) for i in rows]
+    sequences = [[*prompt.token_ids, *completion.token_ids] for prompt, completion in pairs]
+    scores = run_coroutine(server.score(sequences, AT_ONCE))
+    for i, (prompt, _), values in zip(rows, pairs, scores, strict=True):
+        after = values[len(prompt.token_ids) :]
+        logp[i, : len(after)] = torch.tensor(after)
+    return logp * rollout.mask

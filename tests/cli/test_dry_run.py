@@ -19,7 +19,7 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise AssertionError("a dry run loads no weights")
 
-    for module in ("lit_rlvr.training.loading", "lit_rlvr.run.warm_start"):
+    for module in ("lit_rlvr.training.models", "lit_rlvr.run.warm_start"):
         monkeypatch.setattr(f"{module}.load_policy", fail)
 
 

@@ -333,7 +333,7 @@ def test_the_command_reads_the_config_alone(run_folder: Path, lit_rlvr: CLI, mon
     def refuse(*args: Any, **options: Any) -> None:
         raise AssertionError("weights are loaded")
 
-    monkeypatch.setattr("lit_rlvr.training.loading.load_policy", refuse)
+    monkeypatch.setattr("lit_rlvr.training.models.load_policy", refuse)
     result = lit_rlvr(
         "plan", *FIT[1:], "--trainer.accelerator", "gpu", "--trainer.devices", "8", "--gpus", "8x80GB", status=0
     )

@@ -16,7 +16,7 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise AssertionError("preview loads no weights")
 
-    monkeypatch.setattr("lit_rlvr.training.loading.load_policy", fail)
+    monkeypatch.setattr("lit_rlvr.training.models.load_policy", fail)
 
 
 def test_a_prompt_is_shown_with_its_tokens_and_answer(run_folder: Path, lit_rlvr: CLI) -> None:

@@ -26,6 +26,7 @@ from lit_rlvr.engines.process_group import VLLMProcessGroup
 from lit_rlvr.engines.transfer import RepeatedWeights
 from lit_rlvr.errors import UserError
 from lit_rlvr.plan import RunPlan
+from lit_rlvr.training.module import RLVRModule
 
 CLI = Callable[..., Any]
 
@@ -107,11 +108,12 @@ def test_all_but_the_policy_moves_to_the_gpu(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize(("sharded", "wanted"), [(True, "cpu"), (False, "meta")])
 def test_a_reference_stays_where_its_shards_are(sharded: bool, wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    module, policy = GRPO(), nn.Linear(2, 2)
+    module = GRPO()
     plan = RunPlan(device=torch.device("meta"), strategy=FSDP2() if sharded else None)
+    monkeypatch.setattr(RLVRModule, "plan", plan)
     monkeypatch.setattr("lit_rlvr.training.models.check_spans", lambda *_: None)  # it needs a policy
     module.reference.policy = nn.Linear(2, 2)
-    module.models.begin_training(policy, plan)  # type: ignore[arg-type]
+    module.on_fit_start()
     assert module.reference.policy.weight.device.type == wanted
 
 

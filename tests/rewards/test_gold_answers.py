@@ -73,7 +73,7 @@ def data(tmp_path: Path) -> Callable[..., PromptDataModule]:
 def test_training_and_validation_references_are_checked_before_the_weights_load(
     data: Any, tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lit_rlvr.training.loading.load_policy", lambda *_, **__: pytest.fail("loads weights"))
+    monkeypatch.setattr("lit_rlvr.training.models.load_policy", lambda *_, **__: pytest.fail("loads weights"))
     module = GRPO(model=str(tiny_model_folder))
     for train, validation, where in ((("a", "1"), ("b",), "train.jsonl:2"), (("a", "c"), ("2",), "validation.jsonl:1")):
         made = data(train, validation)

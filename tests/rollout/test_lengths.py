@@ -82,7 +82,7 @@ def test_the_longest_prompt_counts_and_what_to_lower_is_said(tiny_model_folder: 
 def test_what_does_not_fit_is_one_line_before_weights_load(
     run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch, command: Any, said: tuple[str, ...]
 ) -> None:
-    for user in ("training.loading", "evaluation.sampler"):
+    for user in ("training.models", "evaluation.sampler"):
         monkeypatch.setattr(f"lit_rlvr.{user}.load_policy", None)
     result = lit_rlvr(*command, status=2)
     for part in (*said, "the model's context of 1024 tokens"):

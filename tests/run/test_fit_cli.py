@@ -253,7 +253,7 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*args: Any, **kwargs: Any) -> Any:
         raise AssertionError("weights were loaded before the input was checked")
 
-    for module in ("lit_rlvr.training.loading", "lit_rlvr.run.warm_start"):
+    for module in ("lit_rlvr.training.models", "lit_rlvr.run.warm_start"):
         monkeypatch.setattr(f"{module}.load_policy", load)
 
 

@@ -136,7 +136,7 @@ def test_solutions_longer_than_a_completion_are_refused_or_reported(
     assert "2 tokens are too few for the solutions (column 'solution') of " in line and "raise it to 3 or more" in line
     for limit in (2, 3, 4):
         start.apply(module, data, sampling=Sampling(max_tokens=limit))
-        module.model_folder = str(tiny_model_folder)
+        module.source.start_from(str(tiny_model_folder))
     assert len(list(cache.glob("[!.]*"))) == 2, "a limit that cuts a solution can change the result; others cannot"
 
 

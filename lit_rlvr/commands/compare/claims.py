@@ -139,8 +139,14 @@ class DecidedClaim:
         """Return the claim's row of the table."""
         claim = self.claim
         result = self.result
-        printed = "-" if claim.printed is None else f"{claim.printed:+.3g}"
-        verdict = f"**{self.verdict}**" if claim.primary else self.verdict
+        if claim.printed is None:
+            printed = "-"
+        else:
+            printed = f"{claim.printed:+.3g}"
+        if claim.primary:
+            verdict = f"**{self.verdict}**"
+        else:
+            verdict = self.verdict
         if result is None:
             return [claim.says, claim.where, claim.measure, "-", "-", printed, "0", "-", verdict]
         if result.interval:

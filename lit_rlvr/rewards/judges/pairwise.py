@@ -44,14 +44,20 @@ class PairwiseJudge(Judge):
         failures: list[list[str]] = [[] for _ in pairs]
         for a, b in matches:
             if (a, b) not in replies:
-                won = 0.5 if texts[a] == texts[b] else float(bool(texts[a]))
+                if texts[a] == texts[b]:
+                    won = 0.5
+                else:
+                    won = float(bool(texts[a]))
                 points[a].append(won)
                 points[b].append(1 - won)
                 continue
             forth = replies[a, b]
             back = replies[b, a]
             if isinstance(forth, str) or isinstance(back, str):  # one order alone would pay for the place
-                failed = forth if isinstance(forth, str) else str(back)
+                if isinstance(forth, str):
+                    failed = forth
+                else:
+                    failed = str(back)
                 failures[a].append(failed)
                 failures[b].append(failed)
             else:

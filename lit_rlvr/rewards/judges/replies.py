@@ -349,7 +349,9 @@ def read_chat(body: Any) -> Received:
     if not isinstance(body, Mapping):
         raise NoAnswerError(f"the server sends no answer but {given_text(body)}")
     choices = body.get("choices")
-    choice = choices[0] if isinstance(choices, list) and choices else None
+    choice = None
+    if isinstance(choices, list) and choices:
+        choice = choices[0]
     if not isinstance(choice, Mapping):
         error = body.get("error") or body.get("detail") or body.get("message")
         if isinstance(error, Mapping):

@@ -187,7 +187,10 @@ def read_rubric(rubric: Any, where: str) -> Rubric:
     for (text, weight), place in zip(read, places, strict=True):
         if not text.strip() or text in criteria:
             raise UserError(f"{place} is empty, or an earlier one; say as {TEXTS[0]} what it asks for")
-        criteria[text] = _as_weight(weight, place) if has_weights else 1.0
+        if has_weights:
+            criteria[text] = _as_weight(weight, place)
+        else:
+            criteria[text] = 1.0
     if max(criteria.values()) <= 0:
         raise UserError(f"{where}: no criterion has a weight above 0, so there is nothing to earn; give one")
     return criteria

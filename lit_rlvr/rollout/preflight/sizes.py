@@ -49,7 +49,10 @@ def log_sizes(
     engine = rollout.engine
     prompts = plan.prompts
     group_size = plan.completions
-    trained = [] if data is None else length_requirements(rollout, data)[:1]
+    if data is None:
+        trained = []
+    else:
+        trained = length_requirements(rollout, data)[:1]
     longest = max((requirement.max_sequence_tokens for requirement in trained), default=0)
     if plan.precision == "bf16-mixed" and plan.device.type == "cpu" and (factor := bf16_slowdown()) > SLOW:
         log.warning(

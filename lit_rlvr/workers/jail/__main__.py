@@ -110,7 +110,10 @@ def call(program: str, function: str) -> None:
         os.dup2(2, 1)
         names = execute(program, "solution")
         owner = names["Solution"]() if "Solution" in names else None
-        method = getattr(owner, function) if owner else names[function]
+        if owner:
+            method = getattr(owner, function)
+        else:
+            method = names[function]
         output.write(json.dumps(method(*arguments), default=plain))
 
 
