@@ -230,7 +230,7 @@ class Compute:
         liger: use liger-kernel's fused kernels (GPU only). torch cannot compile them, so not with `torch_compile`.
         torch_compile: compile the language model's layers with torch.compile for training, which takes a while at the
             start; a resumed run then ends the same only up to rounding. Generation is not compiled. `auto` does so in
-            bfloat16, in one process, if the run is long enough for it to pay.
+            bfloat16, if the run is long enough for it to pay in each process.
     """
 
     tokens_per_microbatch: int | Literal["auto"] = DEFAULT_TOKENS

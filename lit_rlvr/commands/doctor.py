@@ -83,7 +83,7 @@ def machine_findings() -> list[str]:
         device = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
     else:
         device = f"CPU, {torch.get_num_threads()} threads"
-    if (cache_folder() / "smollm2-135m-instruct").is_dir():
+    if os.path.isdir(cache_folder() / "smollm2-135m-instruct"):
         converted = "converted"
     else:
         converted = "converted at first use"

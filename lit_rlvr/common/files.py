@@ -6,14 +6,16 @@ import errno
 import json
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from lit_rlvr.errors import UserError, shown, user_line
+from lit_rlvr.errors import UserError, log, shown, user_line
 
 Fields = Mapping[str, type | tuple[type, ...]]
 """The type, or types, of each field of a record, by name."""
@@ -30,18 +32,48 @@ def available_memory(group: Path = Path("/sys/fs/cgroup")) -> int:
         lines = Path("/proc/meminfo").read_text().splitlines()
         amounts += [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")]
         limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
-        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        amounts.append(limit - used + int(stat["inactive_file"]))  # the kernel drops this cache of files when it must
+        counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        amounts.append(limit - used + int(counts["inactive_file"]))  # the kernel drops this cache of files when it must
     return min(amounts, default=0)
 
 
 def cache_folder() -> Path:
     """Return where converted models and generated databases are kept.
 
-    This is $LIT_RLVR_CACHE, else $XDG_CACHE_HOME/lit-rlvr or ~/.cache/lit-rlvr.
+    This is $LIT_RLVR_CACHE, else $XDG_CACHE_HOME/lit-rlvr or ~/.cache/lit-rlvr. Where the default can be neither read
+    nor written, it is a folder of this user's in the temporary folder.
+
+    Raises:
+        UserError: that is no folder of this user's.
     """
-    default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "lit-rlvr"
-    return Path(os.environ.get("LIT_RLVR_CACHE", default)).expanduser()
+    given = os.environ.get("LIT_RLVR_CACHE")
+    if given:
+        return Path(given).expanduser()
+    parent = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    try:
+        default = Path(parent).expanduser() / "lit-rlvr"
+        if not os.access(default, os.R_OK | os.X_OK):
+            check_writable(default, "cache")
+    except (UserError, RuntimeError) as error:  # RuntimeError: this user has no home
+        return _temporary_cache(str(error).rstrip("."))
+    return default
+
+
+@cache
+def _temporary_cache(reason: str) -> Path:
+    """Return this user's cache in the temporary folder, which no other user can write; a warning says so once.
+
+    Raises:
+        UserError: another user has made it, or it is no folder.
+    """
+    folder = Path(tempfile.gettempdir()) / f"lit-rlvr-cache-{os.getuid()}"
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise UserError(f"{reason}, and {folder} is no folder of this user's; set LIT_RLVR_CACHE to one")
+    log.warning("%s is the cache (%s); set LIT_RLVR_CACHE to choose another folder", folder, reason)
+    return folder
 
 
 def flush_to_disk(path: Path) -> None:
@@ -159,7 +191,7 @@ def check_writable(folder: Path, option: str) -> None:
     Raises:
         UserError: writing or creating it fails.
     """
-    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    nearest = next(path for path in (folder, *folder.parents) if os.path.exists(path))  # it may be hidden from us
     if not nearest.is_dir():
         raise UserError(f"{option}: {shown(nearest)} is a file; give a folder")
     try:

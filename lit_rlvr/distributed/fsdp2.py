@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from datetime import timedelta
 from pathlib import Path
@@ -23,7 +23,6 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from lit_rlvr.common.files import available_memory
 from lit_rlvr.distributed.checkpoints import (
@@ -39,13 +38,17 @@ from lit_rlvr.distributed.checkpoints import (
     read_rest,
 )
 from lit_rlvr.distributed.collectives import DEFAULT_GROUP_LOCK, all_max
-from lit_rlvr.distributed.sharding import live_parts, local_bytes, storages, with_copies
+from lit_rlvr.distributed.sharding import find_shard, live_parts, local_bytes, storages, with_copies
 from lit_rlvr.errors import UserError, log
 
 BACKEND = "cpu:gloo,cuda:nccl"
 """Backends of a run on GPUs: what is in the CPU's memory, such as completions, does not pass through theirs."""
 PROCESS_GROUP_TIMEOUT = timedelta(hours=6)
 """How long a process waits for the others, which may still be generating or validating."""
+NCCL_TIMEOUT = timedelta(minutes=45)
+"""How long it waits in an exchange of GPU tensors, gradients and weights, which all processes begin together.
+
+A server may delay it by `VLLMServerEngine.timeout`, by default 30 minutes."""
 
 LONG_WAIT_SECONDS = 5.0
 """Seconds after which a process prints that it waits for the save in flight."""
@@ -63,8 +66,27 @@ def extend_timeouts(strategy: Any) -> None:
         return
     meshes = (getattr(strategy, name, None) for name in ("_device_mesh", "sharding_mesh"))
     groups = [group for mesh in meshes if mesh is not None for group in mesh.get_all_groups()]
-    for group in (dist.group.WORLD, *groups):  # torch gives each kind its own timeout
-        _set_pg_timeout(PROCESS_GROUP_TIMEOUT, group)
+    set_timeouts([dist.group.WORLD, *groups])
+
+
+def set_timeouts(groups: Sequence[Any]) -> None:
+    """Set how long the backends of process groups wait, each of which has a timeout of its own.
+
+    NCCL's is shorter, unless it has to exchange CPU tensors as well: a process that has ended leaves the others in it.
+
+    Args:
+        groups: the default group, which exchanges everything but shards, and others.
+    """
+    backends = [
+        {group._get_backend(device) for device in group._device_types if device.type in ("cpu", "cuda")}
+        for group in groups
+    ]
+    is_nccl_alone = all(backend.name() == "nccl" for backend in backends[0])
+    for backend in set().union(*backends):
+        if backend.name() == "nccl" and not is_nccl_alone:
+            backend._set_default_timeout(NCCL_TIMEOUT)
+        else:
+            backend._set_default_timeout(PROCESS_GROUP_TIMEOUT)
 
 
 class FSDP2(ModelParallelStrategy):
@@ -135,6 +157,9 @@ class FSDP2(ModelParallelStrategy):
             filepath: the folder.
             storage_options: what rank 0 does once all ranks have written their shards. If it is given and a copy of the
                 shards fits into memory, this method returns as soon as there is a copy.
+
+        Raises:
+            UserError: a part other than the weights, the optimizer, the reference and the teachers holds shards.
         """
         assert self.saving is None, "one save in flight"
         path = Path(self.broadcast(filepath))
@@ -144,6 +169,12 @@ class FSDP2(ModelParallelStrategy):
             if state["weights"] is not None:
                 tensors[part] = state["weights"]
                 state["weights"] = None
+        shard = find_shard(checkpoint)
+        if shard is not None:
+            raise UserError(
+                f"checkpoint: {shard} is a shard of a tensor, and of this part only the first process's is saved; have "
+                "its state_dict return the `full_tensor()`, which every process has to ask for, or no tensor at all"
+            )
         path.mkdir(parents=True, exist_ok=True)
         if self.is_global_zero:
             torch.save(checkpoint, path / REST)

@@ -7,8 +7,9 @@ torch's `fully_shard` ("FSDP2").
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -136,6 +137,19 @@ def device_of(module: nn.Module) -> torch.device:
     return torch.device(kind, torch.get_device_module(kind).current_device())
 
 
+_SHAPES_ALONE: ContextVar[bool] = ContextVar("shapes_alone", default=False)
+
+
+@contextmanager
+def shapes_alone() -> Iterator[None]:
+    """Let `full_tensor` return tensors without values within this context; then it gathers nothing."""
+    before = _SHAPES_ALONE.set(True)
+    try:
+        yield
+    finally:
+        _SHAPES_ALONE.reset(before)
+
+
 def full_tensor(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Return the full tensor, on every rank and on the device that computes.
 
@@ -145,6 +159,8 @@ def full_tensor(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         tensor: sharded or not.
         dtype: what to round it to before it is gathered; None = leave it as it is.
     """
+    if _SHAPES_ALONE.get():
+        return torch.empty(tensor.shape, dtype=dtype or tensor.dtype, device="meta")
     tensor = tensor if dtype is None else tensor.detach().to(dtype)
     if not isinstance(tensor, DTensor):
         return tensor
@@ -221,6 +237,20 @@ def with_copies(tensors: dict[str, Any], copies: dict[str, Any]) -> dict[str, An
 def has_shards(tensors: Iterable[Any]) -> bool:
     """Return whether this rank holds only shards of some of these tensors."""
     return any(isinstance(tensor, DTensor) for tensor in tensors)
+
+
+def find_shard(value: Any, place: str = "") -> str | None:
+    """Return the place of the first shard in nested dicts and sequences, such as "rlvr.terms.0"; None without one."""
+    if isinstance(value, DTensor):
+        return place
+    if isinstance(value, Mapping):
+        parts = list(value.items())
+    elif isinstance(value, list | tuple):
+        parts = list(enumerate(value))
+    else:
+        return None
+    places = (find_shard(part, f"{place}.{name}".lstrip(".")) for name, part in parts)
+    return next((found for found in places if found is not None), None)
 
 
 def weights_sha256(model: nn.Module) -> str:

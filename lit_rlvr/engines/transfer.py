@@ -29,6 +29,7 @@ from torch import Tensor
 
 from lit_rlvr.common.files import available_memory, flush_to_disk
 from lit_rlvr.distributed.collectives import gather_objects, rank, world_size
+from lit_rlvr.distributed.sharding import shapes_alone
 from lit_rlvr.engines.client import ServerError, VLLMServer
 from lit_rlvr.errors import UserError, first_line, log
 from lit_rlvr.policy.sources import ADAPTER_CONFIG
@@ -389,7 +390,7 @@ class NCCLTransfer(WeightTransfer):
         adapter: Settings | None = None,
     ) -> None:  # fmt: skip
         self._source.set(weights, dtype)
-        self._source.metadata()  # it gathers the weights, on the first call
+        self._source.metadata()  # here, because it takes part in the iteration of all ranks on the first call
         if not gather_objects(rank() == 0 and self._is_connected(servers))[0]:
             self.close()
             self._connect(servers)
@@ -488,6 +489,7 @@ class UpdateClient:
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         def connect(server: VLLMServer) -> None:
+            _leave_group(server)
             info = init_info | {"rank_offset": self._offsets[server]}
             server.post("/init_weight_transfer_engine", {"init_info": info})
 
@@ -535,6 +537,20 @@ def _start_update(server: VLLMServer) -> None:
         with suppress(ServerError):
             _finish_update(server)
         server.post("/start_weight_update")
+
+
+def _leave_group(server: VLLMServer) -> None:
+    """End the connection that a server still has with this trainer or an earlier one, and the update in it.
+
+    Else every new connection would leave another NCCL communicator, with its memory, on the server's GPUs.
+    """
+    try:
+        server.post("/shutdown_weight_transfer_engine")
+    except ServerError:
+        with suppress(ServerError):
+            _finish_update(server)
+        with suppress(ServerError):  # it does not know the request
+            server.post("/shutdown_weight_transfer_engine")
 
 
 def _finish_update(server: VLLMServer) -> None:
@@ -586,9 +602,11 @@ def call_within(client: UpdateClient, action: Callable[[], Any], abort: Callable
                 why = f"{urls}: a weight transfer hangs"
             else:
                 why = str(client.failure)
-            raise UserError(
-                f"{why}; NCCL cannot be aborted, so the run ends: resume with --ckpt_path last"
-            ) from client.failure
+            if abort is None:
+                end = "a connection that begins cannot be aborted"
+            else:
+                end = "it was aborted and has not ended"
+            raise UserError(f"{why}; {end}, so the run ends: resume with --ckpt_path last") from client.failure
     if client.failure is not None:
         raise client.failure
     if late:
@@ -727,7 +745,8 @@ class RepeatedWeights:
         from vllm.distributed.weight_transfer.base import ParamMeta
 
         if self._metadata is None:
-            self._metadata = [ParamMeta(name, weight.dtype, tuple(weight.shape)) for name, weight in self]
+            with shapes_alone():
+                self._metadata = [ParamMeta(name, weight.dtype, tuple(weight.shape)) for name, weight in self]
         return self._metadata
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:

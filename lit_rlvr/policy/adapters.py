@@ -43,7 +43,8 @@ def quantize_layers(model: nn.Module, names: Sequence[str], compute_dtype: torch
             linear.in_features, linear.out_features, linear.bias is not None, compute_dtype, quant_type="nf4",
             device="meta",
         )  # fmt: skip
-        quantized.weight = Params4bit(linear.weight.data, requires_grad=False, quant_type="nf4")
+        # From float32, whose type dequantised weights then have, whatever type the model was loaded in.
+        quantized.weight = Params4bit(linear.weight.data.float(), requires_grad=False, quant_type="nf4")
         quantized.bias = linear.bias
         quantized.support_avx512bf16_for_cpu = False  # it would change the weights' layout when no gradient is needed
         model.set_submodule(name, quantized.to(device))  # moving it quantises it
@@ -100,7 +101,7 @@ def add_adapters(
     if lora.quantize == "nf4" and not empty:
         quantize_layers(model, language_layers(model), compute_dtype)
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), float32_stand_ins(model):
             torch.manual_seed(derive_seed("adapters", run_seed()))
             inject_adapter_in_model(config, bare, adapter_name=ADAPTER)
     except (TypeError, ValueError) as error:
@@ -116,6 +117,22 @@ def add_adapters(
         layer.cast_input_dtype_enabled = lora.quantize != "none" or any(layer.use_dora.values())
     model.eval()  # without dropout, as it was
     return config
+
+
+@contextmanager
+def float32_stand_ins(model: nn.Module) -> Iterator[None]:
+    """Replace the weights in 16 bits, within this context, by float32 ones of their shapes that take no memory.
+
+    peft gives the adapters of a layer the type of its weight, and they are trained in float32.
+    """
+    halves = {p: p.data for p in model.parameters() if p.dtype in (torch.bfloat16, torch.float16) and not p.is_meta}
+    for parameter, data in halves.items():
+        parameter.data = torch.zeros((), device=data.device).expand(data.shape)
+    try:
+        yield
+    finally:
+        for parameter, data in halves.items():
+            parameter.data = data
 
 
 def new_config(model: Any, lora: Lora) -> Any:

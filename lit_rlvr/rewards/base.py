@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lit_rlvr.common.columns import as_object
 from lit_rlvr.common.init_arguments import dotted_path_of, init_arguments, snake_case
@@ -17,6 +17,30 @@ from lit_rlvr.errors import ChecksArguments, UserError, check_calls_super, first
 from lit_rlvr.types import Completion, Pair, Prompt, RewardResult, Sample
 from lit_rlvr.workers.pool import Waiting, shared_pool
 from lit_rlvr.workers.process import Function, Isolation, Outcome, pickle_for_worker
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Place(NamedTuple):
+    """The place of a process in a run.
+
+    Args:
+        device: the device on which it trains.
+        processes: the number of the run's processes, on all machines.
+        machine: the number of its machine.
+        machines: the number of machines.
+    """
+
+    device: torch.device
+    processes: int = 1
+    machine: int = 0
+    machines: int = 1
+
+    @classmethod
+    def within(cls, trainer: Any) -> Place:
+        """Return the place of this process in a Trainer's run."""
+        return cls(trainer.strategy.root_device, trainer.world_size, trainer.node_rank, trainer.num_nodes)
 
 
 class Reward(ChecksArguments, ABC):
@@ -83,6 +107,13 @@ class Reward(ChecksArguments, ABC):
             self.isolation = isolate
         self.truncated_is_wrong = truncated_is_wrong
         self.metrics: dict[str, list[float]] = {}
+
+    def place(self, place: Place) -> None:
+        """Take note of this process's place in the run; called before `begin_run` and `connect`.
+
+        Raises:
+            UserError: this reward cannot have a copy of its own in each process.
+        """
 
     def connect(self) -> None:
         """Reach what this reward needs outside of this process; called before the weights load.

@@ -80,7 +80,7 @@ RUN_FILES = (
     THUMBNAILS, "checkpoints/step-[0-9]*.ckpt", "checkpoints/best.ckpt", "tensorboard/events.out.tfevents.*",
     "rollouts/step-*.json", "record/run.json", "record/iteration-*.npz", "skipped/step-*.json", "summary.json",
     "metrics.csv", "completions.jsonl", "validation.jsonl", "curves.png", "failed_rewards.jsonl", "live.json",
-    "judge_answers.sqlite*",
+    "judge_answers.sqlite*", "judge_answers-*.sqlite*",
     *(f"trackers/{name}" for name in ("runs.json", "mlflow.db", "mlflow-files", "wandb")),
 )  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import random
 import shutil
 import time
@@ -152,7 +153,7 @@ class WarmStart:
         (column,) = self.columns
         policy = load_policy(source)
         target = cache_folder() / "warm-start" / self._key(policy, data, environment, sampling, dtype)
-        if not target.exists():
+        if not os.path.exists(target):
             log.info("Warm start: at most %d supervised steps, cached in %s", self.steps, target)
             size = sum(parameter.numel() for parameter in policy.model.parameters())
             if size >= LARGE and self.lr > 1e-4:

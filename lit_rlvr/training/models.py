@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from lit_rlvr.common.terminal import progress
-from lit_rlvr.distributed.collectives import broadcast_first, rank, world_size
+from lit_rlvr.distributed.collectives import broadcast_first, gather_objects, rank, world_size
 from lit_rlvr.distributed.sharding import shard
 from lit_rlvr.errors import UserError, log
 from lit_rlvr.options import Compute, Lora, is_url
@@ -16,7 +16,7 @@ from lit_rlvr.plan import RunPlan
 from lit_rlvr.policy.adapters import add_adapters, round_frozen
 from lit_rlvr.policy.architecture import has_experts, layer_configs
 from lit_rlvr.policy.families import family_of, freeze_vision_tower, vision_modules
-from lit_rlvr.policy.loading import differing_tokens, load_model_config, load_policy
+from lit_rlvr.policy.loading import differing_tokens, frozen_dtype, load_model_config, load_policy
 from lit_rlvr.policy.model_source import ModelSource
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import dither
@@ -71,7 +71,12 @@ class Models:
 
     def load_policy(self, plan: RunPlan) -> Policy:
         """Load the model that is trained, with its adapters if there are any, and shard it if the plan says so."""
-        policy = self._load(self.source.model_folder, plan, checkpointing=self._checkpointing(plan))
+        checkpointing = self._checkpointing(plan)
+        if plan.sharded:
+            dtype = torch.float32
+        else:
+            dtype = frozen_dtype(self.source.model_folder, self.lora, plan.dtype)
+        policy = self._load(self.source.model_folder, plan, checkpointing, dtype)
         if self.freeze_vision:
             freeze_vision_tower(policy.model)
         if self.lora is not None:
@@ -121,9 +126,12 @@ class Models:
             raise UserError("model.compute.gradient_checkpointing: the command line decides `auto`; give True or False")
         return checkpointing
 
-    def _load(self, folder: str, plan: RunPlan, checkpointing: bool = False) -> Policy:
-        """Load a model, to the CPU if the device may not hold all of it in float32."""
-        if plan.sharded or self.lora is not None:
+    def _load(
+        self, folder: str, plan: RunPlan, checkpointing: bool = False, dtype: torch.dtype = torch.float32
+    ) -> Policy:
+        """Load a model, to the CPU if the device may not hold all of it in this type."""
+        is_large = self.lora is not None and (self.lora.quantize != "none" or dtype == torch.float32)
+        if plan.sharded or is_large:
             device = torch.device("cpu")
         else:
             device = plan.device
@@ -133,6 +141,7 @@ class Models:
             gradient_checkpointing=checkpointing,
             empty=_starts_empty(plan),
             device=device,
+            dtype=dtype,
         )
 
     def _load_frozen(self, folder: str, plan: RunPlan, renewed: bool = False) -> Policy:
@@ -237,23 +246,35 @@ class Models:
         if not self.compute.torch_compile or plan.replays_routes or self.balances_experts:
             return
         automatic = self.compute.torch_compile == "auto"
-        if automatic:
-            if not plan.most_tokens or not self.compute.shared_prefix or self.compute.liger or world_size() > 1:
-                return
-            size = sum(parameter.numel() for parameter in policy.parameters())
-            if not compiling_pays(size, plan.most_tokens, plan.device, plan.dtype):
-                return
+        if automatic and not self._compiling_pays(policy, plan):
+            return
         progress.begin("compiling the model's layers")
+        problem = None
         try:
             compile_and_verify(policy, plan.dtype)
         except UserError as error:
             if not automatic:
                 raise
-            log.warning("%s: auto leaves it off", error)
+            problem = str(error)
+        if automatic:  # all ranks compute in the same way
+            problem = next(filter(None, gather_objects(problem)), None)
+        if problem is not None:
+            log.warning("%s: auto leaves it off", problem)
             uncompile_layers(policy.model)
             return
         if self.reference.policy is not None:
             compile_layers(self.reference.policy.model)
+
+    def _compiling_pays(self, policy: Policy, plan: RunPlan) -> bool:
+        """Return whether `auto` compiles: it pays by what each rank trains on, and every rank has a compiler.
+
+        Collective: call it on every rank.
+        """
+        if not plan.most_tokens or not self.compute.shared_prefix or self.compute.liger:
+            return False
+        size = sum(parameter.numel() for parameter in policy.parameters())
+        tokens = plan.most_tokens // world_size()
+        return all(gather_objects(compiling_pays(size, tokens, plan.device, plan.dtype)))
 
 
 def _starts_empty(plan: RunPlan) -> bool:

@@ -79,6 +79,8 @@ class Waiting:
         while not self._over.wait(max(0.0, since + times * SLOW_REWARD_SECONDS - time.time())):
             names = [self._rows[number] for number in list(self._begun)[:1]]
             row = "".join(f", now row {name}" for name in names if name)
+            if not (self._begun or self._done):
+                row = "; worker processes are still starting"
             counts = (len(self._done), len(self._rows))
             seconds = f"{times * SLOW_REWARD_SECONDS:g} s{' of scoring' if since < begun else ''}"
             log.warning("waiting for %s, %s: %d of %d judged%s", self._reward, seconds, *counts, row)

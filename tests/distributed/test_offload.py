@@ -20,9 +20,11 @@ from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
 
 from lit_rlvr.algorithms import GRPO
 from lit_rlvr.distributed import sharding
-from lit_rlvr.distributed.fsdp2 import FSDP2, extend_timeouts, prepare_groups
-from lit_rlvr.distributed.sharding import device_of, shard
+from lit_rlvr.distributed.fsdp2 import FSDP2, extend_timeouts, prepare_groups, set_timeouts
+from lit_rlvr.distributed.sharding import device_of, find_shard, full_tensor, shard
 from lit_rlvr.engines.process_group import VLLMProcessGroup
+from lit_rlvr.engines.transfer import RepeatedWeights
+from lit_rlvr.errors import UserError
 from lit_rlvr.plan import RunPlan
 from lit_rlvr.training.module import RLVRModule
 
@@ -64,6 +66,29 @@ def test_a_layer_computes_on_the_gpu_while_its_shard_is_on_the_cpu(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
     assert device_of(offloaded("cuda")) == torch.device("cuda", 3)
+
+
+def test_nccl_is_told_shapes_without_gathering(offloaded: Callable[[str], nn.Linear]) -> None:
+    layer = offloaded("cuda")  # there is none, so gathering fails
+    source = RepeatedWeights()
+    source.set(lambda everything: [(n, full_tensor(w.detach())) for n, w in layer.named_parameters()], torch.bfloat16)
+    told = [(meta.name, meta.dtype, meta.shape) for meta in source.metadata()]
+    assert told == [("weight", torch.bfloat16, (2, 2)), ("bias", torch.bfloat16, (2,))]
+    assert torch.equal(full_tensor(layer.bias), layer.bias), "only within the metadata"
+
+
+def test_shards_in_the_state_of_a_term_are_refused(
+    offloaded: Callable[[str], nn.Linear], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first process's alone would be saved."""
+    monkeypatch.setattr(FSDP2, "broadcast", lambda self, value: value)
+    shard = offloaded("cuda").weight.detach()
+    parts = {"reference": {"weights": None}, "teachers": {}, "terms": {"Mine 0": {"means": [1, {"of": shard}]}}}
+    checkpoint = {"optimizer_states": [{"state": {}}], "state_dict": {}, "rlvr": parts}
+    with pytest.raises(UserError, match=r"^checkpoint: rlvr\.terms\.Mine 0\.means\.1\.of is a shard of a tensor"):
+        FSDP2().save_checkpoint(checkpoint, tmp_path / "1.ckpt")
+    assert not (tmp_path / "1.ckpt").exists()
+    assert find_shard(shard) == "" and find_shard({"full": torch.ones(2), "more": (1, [])}) is None
 
 
 def test_all_but_the_policy_moves_to_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,6 +153,38 @@ def test_all_groups_wait_for_ranks_that_still_generate(monkeypatch: pytest.Monke
         assert min(timeouts()) >= timedelta(hours=2)
     with world.ending():
         pass
+
+
+class MadeUpBackend:
+    """A backend of a process group that keeps the timeout that it is given."""
+
+    timeout = timedelta()
+
+    def __init__(self, name: str) -> None:
+        self.name = lambda: name
+
+    def _set_default_timeout(self, timeout: timedelta) -> None:
+        self.timeout = timeout
+
+
+@pytest.mark.parametrize(("of_cpu", "of_cuda"), [("gloo", "nccl"), ("", "nccl"), ("gloo", "gloo")])
+def test_a_lost_process_is_not_waited_for_in_nccl_for_hours(of_cpu: str, of_cuda: str) -> None:
+    """NCCL alone also exchanges what processes wait for while others generate."""
+    named = {"cpu": of_cpu, "cuda": of_cuda}
+    kinds = {device: MadeUpBackend(name) for device, name in named.items() if name}
+    shards = {"cuda": MadeUpBackend(of_cuda)}
+    world, mesh = (
+        SimpleNamespace(_device_types=[torch.device(kind) for kind in backends],
+                        _get_backend=lambda device, backends=backends: backends[device.type])
+        for backends in (kinds, shards)
+    )  # fmt: skip
+    set_timeouts([world, mesh])
+    waits = {device: backend.timeout for device, backend in kinds.items()}
+    if (of_cpu, of_cuda) == ("gloo", "nccl"):
+        assert waits["cpu"] == timedelta(hours=6)
+        assert timedelta(minutes=30) < waits["cuda"] == shards["cuda"].timeout < timedelta(hours=1)
+    else:
+        assert {*waits.values(), shards["cuda"].timeout} == {timedelta(hours=6)}
 
 
 def test_on_a_cpu_it_is_refused(run_folder: Path, lit_rlvr: CLI) -> None:

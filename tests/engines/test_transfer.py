@@ -364,14 +364,41 @@ def test_a_request_that_vllm_fails_internally_may_be_made_again(status: int, tra
         server.shutdown()
 
 
+@pytest.mark.parametrize("state", ["idle", "in an update", "old"])
+def test_a_new_connection_ends_the_one_before(state: str) -> None:
+    """vLLM refuses that during an update; older servers do not know the request."""
+    posted: list[str] = []
+
+    class Connected(Server):
+        is_updating = state == "in an update"
+
+        def post(self, path: str, body: dict[str, Any] | None = None) -> Any:
+            posted.append(path)
+            if path == "/finish_weight_update":
+                self.is_updating = False
+            if path == "/shutdown_weight_transfer_engine" and (self.is_updating or state == "old"):
+                raise ServerError("status 500")
+            return {}
+
+    UpdateClient([Connected()], [1]).init_weight_transfer_engine({})  # type: ignore[list-item]
+    wanted = ["/shutdown_weight_transfer_engine", "/init_weight_transfer_engine"]
+    if state != "idle":
+        wanted[1:1] = ["/finish_weight_update", "/shutdown_weight_transfer_engine"]
+    assert posted == wanted
+
+
 def test_a_transfer_that_cannot_be_aborted_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lit_rlvr.engines.transfer.ABORT_SECONDS", 0.05)
     client = UpdateClient([Server()], [1])
     client.servers[0].timeout = 0.05
-    with pytest.raises(UserError, match="hangs; NCCL cannot be aborted, so the run ends: resume with --ckpt_path last"):
+    with pytest.raises(
+        UserError, match="hangs; it was aborted and has not ended, so the run ends: resume with --ckpt_path"
+    ):
         call_within(client, partial(time.sleep, 2), abort=list)
     client.failure = ServerError("status 500: weight transfer is not configured")
-    with pytest.raises(UserError, match="status 500: weight transfer is not configured; NCCL cannot be aborted"):
+    with pytest.raises(
+        UserError, match="500: weight transfer is not configured; a connection that begins cannot be aborted"
+    ):
         call_within(client, partial(time.sleep, 2))
 
 

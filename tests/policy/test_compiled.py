@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,12 +18,14 @@ from torch._dynamo.utils import counters
 from lit_rlvr.algorithms import GRPO
 from lit_rlvr.errors import UserError
 from lit_rlvr.options import Lora
+from lit_rlvr.plan import RunPlan
 from lit_rlvr.policy import speed as compiled
 from lit_rlvr.policy.adapters import add_adapters
 from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.speed import compile_layers, decoder_layers, enable_checkpointing
 from lit_rlvr.policy.verify import compile_and_verify
+from lit_rlvr.training import models
 from lit_rlvr.types import Completion, Rollout, Sampling
 
 Layer = Callable[..., Any]
@@ -227,3 +230,25 @@ def test_layers_of_two_processes_are_compiled_too(run_folder: Path, tiny_model_f
         for key in ("train/loss", "train/grad_norm", "train/entropy", "rollout/reward"):
             same = row[key] == wanted[key] == ""
             assert same or float(row[key]) == pytest.approx(float(wanted[key]), rel=1e-3, abs=1e-5), key
+
+
+@pytest.mark.parametrize(
+    ("pays", "failures", "compiled"),
+    [([True, True], [None, None], True), ([True, False], [None, None], None), ([True, True], [None, "no"], False)],
+)
+def test_all_processes_compile_or_none_does(
+    pays: list[bool], failures: list[str | None], compiled: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what each of them trains on, which is a part of the run's tokens."""
+    answers = iter([pays, failures])
+    done: list[str] = []
+    tokens: list[int] = []
+    policy: Any = SimpleNamespace(parameters=lambda: [torch.zeros(3)], model=None)
+    monkeypatch.setattr(models, "world_size", lambda: 2)
+    monkeypatch.setattr(models, "gather_objects", lambda own: next(answers))
+    monkeypatch.setattr(models, "compiling_pays", lambda size, seen, device, dtype: bool(tokens.append(seen)))
+    monkeypatch.setattr(models, "compile_and_verify", lambda *_: done.append("compiled"))
+    monkeypatch.setattr(models, "uncompile_layers", lambda *_: done.append("undone"))
+    GRPO().models._compile(policy, RunPlan(precision="bf16-mixed", most_tokens=1000))
+    assert tokens == [500]
+    assert done == {True: ["compiled"], False: ["compiled", "undone"], None: []}[compiled]

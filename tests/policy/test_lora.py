@@ -1,5 +1,6 @@
 """Adapters: what is trained, what engines and exports get, and that the reference has none."""
 
+import shutil
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import replace
@@ -12,10 +13,12 @@ from test_models import build
 from tiny import make_prompt, make_rollout, random_ids, save_model, start_engine
 from transformers import AutoModelForCausalLM
 
+from lit_rlvr.algorithms import GRPO
 from lit_rlvr.engines.hf import HFEngine
 from lit_rlvr.engines.synced import SyncedEngine
 from lit_rlvr.errors import UserError
 from lit_rlvr.options import Lora
+from lit_rlvr.plan import RunPlan
 from lit_rlvr.policy.adapters import (
     adapted_modules,
     adapter_dropout,
@@ -26,11 +29,12 @@ from lit_rlvr.policy.adapters import (
     save_adapter,
 )
 from lit_rlvr.policy.families import freeze_vision_tower
-from lit_rlvr.policy.loading import load_policy
+from lit_rlvr.policy.loading import frozen_dtype, load_policy
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import training_autocast
 from lit_rlvr.policy.speed import enable_checkpointing
 from lit_rlvr.sizing.memory import Strategy, shape_of, state_memory
+from lit_rlvr.training import models
 from lit_rlvr.types import Sampling
 
 ROLLOUT = make_rollout([random_ids(9, 1), random_ids(4, 2)], [[random_ids(5, 3), random_ids(2, 4)]] * 2)
@@ -247,6 +251,67 @@ def test_frozen_weights_are_in_the_type_of_products_if_that_changes_nothing(tiny
     planned = state_memory(replace(shape, published=2), Strategy(False, False, lora=True), 2, False)["weights"]
     size = wide.model.get_parameter(odd).numel()
     assert planned == sum(p.nbytes for p in narrow.parameters()) - 2 * size
+
+
+def halved(model: Any, source: Path, target: Path) -> Path:
+    """Write a model as it is published in bfloat16, with the tokenizer of a folder."""
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.safetensors"))
+    deepcopy(model).bfloat16().save_pretrained(target)
+    return target
+
+
+@pytest.mark.parametrize("name", ["Llama 3", "Gemma 4", "Qwen3-MoE"])
+@pytest.mark.parametrize("options", [{}, {"init": "pissa"}, {"quantize": "nf4"}, {"dora": True}])
+def test_frozen_weights_load_in_the_type_of_their_files_with_the_same_bits(
+    name: str, options: dict[str, Any], tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    """Float32 would take twice the memory, on each rank. DoRA's norms and Gemma's scale are computed in float32."""
+    if name == "Qwen3-MoE" and not options:
+        options = {"experts": True}
+    folder, lora = halved(build(name), tiny_model_folder, tmp_path / "half"), Lora(rank=3, **options)
+    assert frozen_dtype(str(folder), lora, torch.float32) == torch.float32
+    assert frozen_dtype(str(tiny_model_folder), lora, torch.bfloat16) == torch.float32
+    dtype = frozen_dtype(str(folder), lora, torch.bfloat16)
+    assert dtype == (torch.float32 if lora.dora or name == "Gemma 4" else torch.bfloat16)
+    found = []
+    for loaded in (torch.float32, dtype):
+        policy = load_policy(str(folder), dtype=loaded)
+        add_adapters(policy.model, lora, torch.bfloat16)
+        round_frozen(policy.model, torch.bfloat16)
+        tensors = dict(policy.model.named_parameters()) | dict(policy.model.named_buffers())
+        tensors |= {f"merged {name}": weight for name, weight in policy.named_weights()}
+        with training_autocast(torch.device("cpu"), torch.bfloat16):
+            tensors["logp"] = policy.logprobs(ROLLOUT, [0, 1, 2, 3])[0]
+        found.append({name: (tensor.dtype, tensor.detach()) for name, tensor in tensors.items()})
+    wide, narrow = found
+    assert wide.keys() == narrow.keys()
+    for key, (kind, tensor) in wide.items():
+        assert (kind, tensor.shape) == (narrow[key][0], narrow[key][1].shape), key
+        assert torch.equal(tensor, narrow[key][1]), key
+    assert any(kind == torch.bfloat16 for kind, _ in narrow.values())
+
+
+def test_frozen_weights_load_onto_the_device_of_their_rank(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where they fit as they are loaded: in float32 they may not, and 4 bits are made from all of them."""
+    half = halved(build("Llama 3"), tiny_model_folder, tmp_path / "half")
+    loaded: list[tuple[str, str]] = []
+
+    def load(folder: str, *_: Any, device: torch.device, dtype: torch.dtype, **__: Any) -> None:
+        loaded.append((str(device), str(dtype).removeprefix("torch.")))
+        raise UserError("enough")
+
+    monkeypatch.setattr(models, "load_policy", load)
+    plan = RunPlan(device=torch.device("cuda", 3), precision="bf16-mixed")
+    for folder in (half, tiny_model_folder):
+        for lora in (Lora(rank=2), Lora(rank=2, quantize="nf4"), None):
+            with pytest.raises(UserError, match="enough"):
+                GRPO(model=str(folder), lora=lora).models.load_policy(plan)
+    assert loaded == [
+        ("cuda:3", "bfloat16"), ("cpu", "bfloat16"), ("cuda:3", "float32"),
+        ("cpu", "float32"), ("cpu", "float32"), ("cuda:3", "float32"),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("options", [{}, {"init": "pissa"}, {"dora": True}], ids=["plain", "pissa", "dora"])

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lit_rlvr.policy.sources as models
 from lit_rlvr.algorithms import GRPO
-from lit_rlvr.common.files import cache_folder
+from lit_rlvr.common.files import _temporary_cache, cache_folder
 from lit_rlvr.engines.server import check_model
 from lit_rlvr.errors import UserError
 from lit_rlvr.options import Lora
@@ -180,6 +180,34 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("LIT_RLVR_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(UserError, match="cache cannot be written: Not a directory; set LIT_RLVR_CACHE to a folder"):
         resolve_model("tiny-llama")
+
+
+def test_without_a_home_the_cache_is_a_temporary_folder_of_this_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("LIT_RLVR_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HOME", str(tmp_path / "file" / "home"))
+    _temporary_cache.cache_clear()
+    folder = tmp_path / f"lit-rlvr-cache-{os.getuid()}"
+    assert Path(resolve_model("tiny-llama")).parent == cache_folder() == folder
+    assert folder.stat().st_mode & 0o077 == 0, "other users must not put weights there"
+    assert caplog.text.count("is the cache (cache: ") == 1 and "set LIT_RLVR_CACHE" in caplog.text
+    _temporary_cache.cache_clear()
+    monkeypatch.setattr(Path, "expanduser", _homeless)
+    assert cache_folder() == folder
+    folder.rename(tmp_path / "elsewhere")
+    folder.symlink_to(tmp_path / "elsewhere")
+    _temporary_cache.cache_clear()
+    with pytest.raises(UserError, match="no folder of this user's; set LIT_RLVR_CACHE"):
+        cache_folder()
+    _temporary_cache.cache_clear()
+
+
+def _homeless(path: Path) -> Path:
+    raise RuntimeError("Could not determine home directory.")
 
 
 def test_smollm2_is_converted_once_and_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ import math
 import os
 import re
 import threading
+import time
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -197,6 +198,22 @@ def test_a_reward_that_hangs_is_said_while_it_does(monkeypatch: pytest.MonkeyPat
     finally:
         log.removeHandler(handler)
     assert re.fullmatch(rf"waiting for {__name__}.Stuck, 0\.\d+ s: 0 of 1 judged, now row a", lines[0])
+
+
+def test_a_slow_start_of_workers_does_not_look_like_a_hang(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(waiting, "SLOW_REWARD_SECONDS", 0.05)
+    with waiting.Waiting("mine", ["a", "b"]) as slow:
+        while len(caplog.messages) < 1:
+            time.sleep(0.01)
+        with slow.judging(0):
+            while len(caplog.messages) < 3:
+                time.sleep(0.01)
+    assert re.fullmatch(
+        r"waiting for mine, .* s: 0 of 2 judged; worker processes are still starting", caplog.messages[0]
+    )
+    assert re.fullmatch(r"waiting for mine, .* s: 0 of 2 judged, now row a", caplog.messages[2])
 
 
 def test_a_plain_function_is_a_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

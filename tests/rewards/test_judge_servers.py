@@ -153,8 +153,14 @@ def test_the_question_at_the_start_is_a_real_one() -> None:
         assert "score_2: is polite" in criteria["messages"][0]["content"]
         assert "better" in json.dumps(pairwise["response_format"])
         stub.every = SORRY
-        with pytest.raises(UserError, match=r"cannot be read: .*asked 3 times\. Set server\.structured: true"):
+        with pytest.raises(UserError, match=r"cannot be read: .*asked 3 times\..*help: a higher server\.max_tokens"):
             PointwiseJudge(server=stub.server()).connect()
+        with pytest.raises(UserError, match=r"asked 3 times\..*help: server\.structured: true, a higher server\.max_"):
+            PointwiseJudge(server=stub.server(structured=False)).connect()
+        stub.every = {"content": "", "finish_reason": "length", "reasoning_content": "hm"}
+        with pytest.raises(UserError, match=r"raise server\.max_tokens, .*else may help: another judge$") as error:
+            PointwiseJudge(server=stub.server()).connect()
+        assert str(error.value).count("server.max_tokens") == 1
         stub.every = Raw('{"error": {"message": "no temperature"}}', status=400)
         with pytest.raises(UserError, match=r"no temperature.*`server\.temperature: null`, `server\.token_limit: max_"):
             PointwiseJudge(server=stub.server()).connect()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+from dataclasses import replace
 from math import isnan
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,9 @@ from lit_rlvr.rewards import (
     RewardModelServer,
     RubricJudge,
 )
+from lit_rlvr.rewards.base import Place
 from lit_rlvr.rewards.combine import logged_metrics, score_rollout
+from lit_rlvr.rewards.judges import reward_model
 from lit_rlvr.rewards.judges.rubric import read_rubric
 from lit_rlvr.rollout.agreement import agreement_metrics, kappa
 from lit_rlvr.types import Completion, RewardResult, Sample
@@ -236,6 +239,41 @@ def test_answers_are_kept_and_the_budget_ends_the_run(tmp_path: Path) -> None:
         PointwiseJudge(server=server)
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_each_machine_has_a_file_of_answers_and_a_part_of_the_limits(tmp_path: Path, named: bool) -> None:
+    """SQLite's locks do not hold between machines on every file system."""
+    options = {"answers": str(tmp_path / "mine.sqlite")} if named else {}
+
+    def started(machine: int, machines: int, processes: int, **more: Any) -> PointwiseJudge:
+        judge = PointwiseJudge(server=stub.server(**options, **more))
+        judge.place(Place(torch.device("cpu"), processes, machine, machines))
+        judge.begin_run(tmp_path)
+        return judge
+
+    with StubJudge(by_length, 0.05) as stub:
+        judges = [started(machine, 2, 4, max_calls=6, max_concurrent=8) for machine in range(2)]
+        judges[0].score(paired("a", "b b", "a a a"))
+        judges[1].score(paired("c", "d d", "c c c"))
+        assert stub.calls == 6 and stub.most == 2, "8 calls at a time of 4 processes"
+        files = sorted(path.name for path in tmp_path.iterdir())
+        assert files == (
+            ["mine-1.sqlite", "mine.sqlite"] if named else ["judge_answers-1.sqlite", "judge_answers.sqlite"]
+        )
+        with pytest.raises(UserError, match=r"max_calls: the part of each of 2 machines is used up \(3 of 3\)"):
+            judges[1].score(paired("e"))
+        assert [judge.client.spent()["calls"] for judge in judges] == [6, 6], "their mean is the run's"
+        resumed = [started(machine, 2, 2) for machine in range(2)]
+        assert [r.value for judge in resumed for r in judge.score(paired("a", "d d"))] == [0.1, 0.2] * 2
+        assert stub.calls == 6, "each knows what the others have asked"
+        (tmp_path / "judge_answers-x.sqlite").touch()
+        (tmp_path / "mine-x.sqlite").touch()
+        alone = started(0, 1, 1, max_calls=7)
+        assert alone.score(paired("c", "f"))[1].value == 0.1 and stub.calls == 7
+        assert alone.client.spent()["calls"] == 7
+        with pytest.raises(UserError, match=r"max_calls: the budget is used up \(4 of 4\)"):
+            alone.score(paired("g"))
+
+
 @pytest.mark.parametrize(
     "given",
     [
@@ -311,7 +349,40 @@ def test_agreement_with_the_rewards_before_is_measured() -> None:
     assert agreement_metrics(score_rollout([FunctionReward(verdict)], groups, [SAMPLE, SAMPLE])) == {}
 
 
-def test_a_reward_model_scores_the_conversation(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("given", "processes", "wanted"), [("cuda", 8, "cuda:3"), ("cuda:1", 1, "cuda:1"), ("cpu", 8, "cpu")]
+)
+def test_a_reward_model_is_on_the_gpu_of_its_process(
+    given: str, processes: int, wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread scores, whose current GPU is the first one; the completions of a group are one batch there."""
+    scored: list[int] = []
+
+    def scores_of(self: RewardModel, pairs: list[Any]) -> list[float]:
+        scored.append(len(pairs))
+        return [float(len(completion.text)) for completion, _ in pairs]
+
+    monkeypatch.setattr(RewardModel, "scores_of", scores_of)
+    reward = RewardModel("folder", given)
+    reward.place(Place(torch.device("cuda", 3), processes))
+    assert reward._device == wanted
+    other = replace(SAMPLE, id="other")
+    pairs = paired("a", "bcd") + [(completion, other) for completion, _ in paired("ef")] + paired("ghij")
+    assert [result.value for result in reward.score(pairs)] == [1, 3, 2, 4]
+    assert scored == ([1, 1, 1, 1] if given == "cpu" else [3, 1])
+
+
+def test_a_gpu_that_several_processes_would_share_is_refused() -> None:
+    with pytest.raises(UserError, match=r"RewardModel\.device: each of the 2 processes .* onto cuda:1; give cuda"):
+        RewardModel("folder", "cuda:1").place(Place(torch.device("cuda", 0), 2))
+
+
+def test_rows_of_similar_lengths_are_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reward_model, "BATCH_TOKENS", 20)
+    assert reward_model.batches_of([4, 30, 10, 9, 5, 5]) == [[1], [2, 3], [4, 5, 0]]
+
+
+def test_a_reward_model_scores_the_conversation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
     tiny = resolve_model("tiny-llama")
@@ -338,6 +409,14 @@ def test_a_reward_model_scores_the_conversation(tmp_path: Path) -> None:
     model.config.pad_token_id = None
     last = model(torch.tensor([tokenizer(SAMPLE.prompt + "pancreas").input_ids])).logits.item()
     assert RewardModel(str(tmp_path / "padded")).score(pairs[:1])[0].value == pytest.approx(last, abs=1e-6)
+    longer = paired(*["a", "bc" * 40, "liver", "pancreas", "d" * 9])
+    alone = [RewardModel(str(tmp_path)).scores_of([pair])[0] for pair in longer]
+    assert RewardModel(str(tmp_path)).scores_of(longer) == pytest.approx(alone, abs=1e-5), "padded on the right"
+    monkeypatch.setattr(reward_model, "BATCH_TOKENS", 300)
+    assert RewardModel(str(tmp_path)).scores_of(longer) == pytest.approx(alone, abs=1e-5)
+    assert RewardModel(str(tmp_path / "padded")).scores_of(paired("pancreas", "a")[:1]) == pytest.approx(
+        [last], abs=1e-6
+    )
     with pytest.raises(UserError, match=r"rewards\.RewardModel\.model: .* lacks score\.weight; give a reward model"):
         RewardModel(tiny).connect()
     with StubJudge(by_length) as stub:

@@ -48,8 +48,8 @@ def test_two_machines_do_what_one_does(run_folder: Path, launcher: Launcher, str
 
 
 SLURM_COMMANDS = {
-    "srun": 'while [[ $1 == --* ]]; do shift; done; exec "$@"',
-    "scontrol": 'echo "${@: -1}" | tr , "\\n"',
+    "srun": 'echo "$*" >> srun.lines; while [[ $1 == --* ]]; do shift; done; exec "$@"',
+    "scontrol": 'echo "$*" >> scontrol.lines; echo "${@: -1}" | tr , "\\n"',
     "sleep": "exec /bin/sleep 0.05",  # the pause before a server is started again
     "lit-rlvr": """
         echo "$@" >> $1.lines
@@ -63,9 +63,9 @@ SLURM_COMMANDS = {
         trap 'echo stopped >> fit.lines; exit 0' TERM
         until [ "$(wc -l < serve.lines)" -gt 1 ]; do /bin/sleep 0.05; done
         for k in $(seq $FIT_TENTHS); do /bin/sleep 0.1; done
-        exit 3""",
+        exit $FIT_STATUS""",
 }
-"""What the batch script calls, for one machine of each kind: a server that crashes once, a run that ends with 3."""
+"""What the batch script calls, for one machine of each kind: a server that crashes once, and a run."""
 
 
 @pytest.fixture
@@ -76,11 +76,13 @@ def sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., sub
     nodes = {"SLURM_JOB_NODELIST_HET_GROUP_0": "t1,t2", "SLURM_JOB_NODELIST_HET_GROUP_1": "s1,s2"}
     path = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_NUM_NODES_HET_GROUP_0": "2"}
 
-    def start(tenths: int, refused: str = "") -> subprocess.Popen[str]:
+    def start(tenths: int, refused: str = "", status: int = 3, restarts: int = 0) -> subprocess.Popen[str]:
+        run = {"FIT_TENTHS": str(tenths), "REFUSED": refused, "FIT_STATUS": str(status)}
+        job = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": str(restarts)}
         script = Path(__file__).parents[2] / "configs/slurm/servers.sbatch"
         return subprocess.Popen(
             ["bash", script, "smollm2", "--config", "quickstart", "--ckpt_path", "last"], cwd=tmp_path, text=True,
-            stderr=subprocess.PIPE, env=os.environ | nodes | path | {"FIT_TENTHS": str(tenths), "REFUSED": refused},
+            stderr=subprocess.PIPE, env=os.environ | nodes | path | run | job,
         )  # fmt: skip
 
     return start
@@ -127,6 +129,21 @@ def test_the_end_of_a_jobs_time_reaches_the_trainer_alone(
     job.terminate()
     assert job.wait(60) == 0, "the run's own status, once it has saved"
     assert (tmp_path / "fit.lines").read_text().endswith("stopped\n")
+
+
+@pytest.mark.parametrize(("status", "is_requeued"), [(75, True), (137, True), (143, True), (2, False), (0, False)])
+def test_a_job_starts_again_where_that_helps(
+    sbatch: Callable[..., subprocess.Popen[str]], tmp_path: Path, status: int, is_requeued: bool
+) -> None:
+    """One process that ends takes the others with it, which would wait for it in NCCL."""
+    job = sbatch(1, status=status, restarts=1)
+    _, err = job.communicate(timeout=60)
+    assert job.returncode == status, err
+    assert ("requeue 7" in (tmp_path / "scontrol.lines").read_text().splitlines()) == is_requeued
+    started = (tmp_path / "srun.lines").read_text().splitlines()
+    (trainer,) = [line for line in started if "--het-group=0" in line]
+    assert "--kill-on-bad-exit=1" in trainer.partition(" env ")[0].split()
+    assert trainer.endswith("--overwrite false --ckpt_path last"), "a job that starts again goes on"
 
 
 def test_a_job_whose_servers_are_refused_ends(sbatch: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:

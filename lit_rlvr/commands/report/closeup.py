@@ -14,7 +14,7 @@ from lit_rlvr.commands.report.prompts import (
     list_prompts,
     samples,
 )
-from lit_rlvr.commands.report.render import image_uris
+from lit_rlvr.commands.report.render import image_uris, small_uris
 from lit_rlvr.commands.report.runs import RunRecord
 from lit_rlvr.common.run_files import list_traces, read_trace
 from lit_rlvr.errors import UserError
@@ -30,19 +30,22 @@ def close_up(group: RunGroup) -> dict[str, Any]:
 
     Returns:
         `seed`: seed of the run that it shows, the first with completions; `outcomes`: outcome -> number of the run's
-        sampled prompts; `prompts`: the first of them, in that order; `samples`: (visit, completions, images as URIs) of
-        sampled groups: all completions, or those with the highest and lowest rewards; `saved`: number of its saved
-        rollouts; `tokens`: (step, algorithm, `view` of `commands/report/explain.py`) of an early and a late one.
+        sampled prompts; `prompts`: the first of them, in that order; `thumbnails`: their pictures, by id; `samples`:
+        (visit, completions, images as URIs) of sampled groups: all completions, or those with the highest and lowest
+        rewards; `saved`: number of its saved rollouts; `tokens`: (step, algorithm, `view` of
+        `commands/report/explain.py`) of an early and a late one.
     """
     pairs = [(run, index_completions(run)) for run in group.runs]
     if not pairs:
-        return dict(seed="", outcomes={}, prompts=[], samples=[], saved=0, tokens=[])
+        return dict(seed="", outcomes={}, prompts=[], thumbnails={}, samples=[], saved=0, tokens=[])
     run, index = next((pair for pair in pairs if pair[1].rows), pairs[0])
     groups = [(visit, index.read_group(visit)) for visit in samples(index)]
+    prompts = list_prompts(index)[:MOST_PROMPTS]
     return dict(
         seed=run.seed,
         outcomes=count_outcomes(index),
-        prompts=list_prompts(index)[:MOST_PROMPTS],
+        prompts=prompts,
+        thumbnails=small_uris(run.path, prompts),
         samples=[
             (visit, [rows[g] for g in extremes([row["reward"] for row in rows])], image_uris(run.path, rows[0]))
             for visit, rows in groups

@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -41,6 +43,18 @@ def verdict_text(row: dict[str, Any]) -> str:
     if row["correct"]:
         return "correct"
     return "wrong"
+
+
+def image_keys(record: Mapping[str, Any]) -> list[str]:
+    """Return the keys of the thumbnails of a prompt's images, without what is no key.
+
+    Args:
+        record: a line of completions.jsonl or a saved group; `images` has the keys.
+    """
+    keys = record.get("images")
+    if not isinstance(keys, list):
+        return []
+    return [key for key in keys if isinstance(key, str) and re.fullmatch(r"[0-9a-f]+", key)]
 
 
 @dataclass(slots=True)
@@ -96,12 +110,14 @@ class TrackedPrompt:
         id: the prompt's id.
         text: the prompt, cut for the tables.
         answer: its reference answer, cut for the tables.
+        images: the keys of its images' thumbnails.
         visits: its groups, one for each rollout that has it.
     """
 
     id: str
     text: str
     answer: str
+    images: list[str] = field(default_factory=list)
     visits: list[Visit] = field(default_factory=list)
 
     @property
@@ -202,7 +218,9 @@ class Completions:
             if name not in self.prompts:
                 text = prompt_text(row["prompt"])
                 answer = row["answer"]
-                self.prompts[name] = TrackedPrompt(name, text[:MAX_CHARACTERS], answer[:MAX_CHARACTERS])
+                self.prompts[name] = TrackedPrompt(
+                    name, text[:MAX_CHARACTERS], answer[:MAX_CHARACTERS], image_keys(row)
+                )
             self.prompts[name].visits.append(visit)
         visit.end = self.read
         visit.count += 1

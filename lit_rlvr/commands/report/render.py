@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import base64
-import re
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Iterable, Mapping
+from functools import cache, lru_cache
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from lit_rlvr.commands.report.prompts import verdict_text
+from lit_rlvr.commands.report.prompts import TrackedPrompt, image_keys, verdict_text
 from lit_rlvr.common.files import write_atomically
 from lit_rlvr.common.run_files import thumbnail_path
 from lit_rlvr.common.terminal import printable
@@ -22,6 +22,10 @@ from lit_rlvr.speech.prompts import prompt_text
 
 MARK = '<meta name="generator" content="lit-rlvr">'
 """Mark in every page (`page.html`)."""
+ROW_PIXELS, ROW_QUALITY = 64, 60
+"""The longer side of a picture in a table's row, in pixels, and its quality in percent: 0.2 to 1.5 kB."""
+MOST_PIXELS = 4096
+"""The longer side of the largest thumbnail that is decoded; a run's own are far smaller."""
 
 
 def render(template: str, **values: Any) -> str:
@@ -59,8 +63,43 @@ def image_uris(run: Path, record: Mapping[str, Any]) -> list[str]:
         run: the run folder.
         record: a line of completions.jsonl or a saved group; `images` has the thumbnails' keys.
     """
-    paths = [thumbnail_path(run, key) for key in record.get("images", ()) if re.fullmatch(r"[0-9a-f]+", key)]
-    return [f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}" for path in paths if path.is_file()]
+    paths = [thumbnail_path(run, key) for key in image_keys(record)]
+    return [_data_uri("png", path.read_bytes()) for path in paths if path.is_file()]
+
+
+def small_uris(run: Path, prompts: Iterable[TrackedPrompt]) -> dict[str, str]:
+    """Return a picture for a table's row of the first image of each prompt that has one, as a data URI by prompt.
+
+    Args:
+        run: the run folder.
+        prompts: the prompts in the table.
+    """
+    firsts = {prompt.id: thumbnail_path(run, prompt.images[0]) for prompt in prompts if prompt.images}
+    uris = {name: _small_uri(path) for name, path in firsts.items() if path.is_file()}
+    return {name: uri for name, uri in uris.items() if uri}
+
+
+@lru_cache(maxsize=4096)
+def _small_uri(path: Path) -> str:
+    """Return a thumbnail in the size of a table's row as a data URI; "" if it is no picture, or too large for ours."""
+    from PIL import Image
+
+    content = BytesIO()
+    try:
+        with Image.open(path) as picture:
+            if max(picture.size) > MOST_PIXELS:
+                return ""
+            whole = picture.convert("RGBA")
+        whole.thumbnail((ROW_PIXELS, ROW_PIXELS))
+        white = Image.new("RGBA", whole.size, "white")
+        Image.alpha_composite(white, whole).convert("RGB").save(content, "WEBP", quality=ROW_QUALITY)
+    except (OSError, ValueError, SyntaxError):  # the last of a broken PNG
+        return ""
+    return _data_uri("webp", content.getvalue())
+
+
+def _data_uri(kind: str, content: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 @cache

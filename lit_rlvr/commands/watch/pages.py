@@ -9,7 +9,7 @@ from lit_rlvr.commands.report.closeup import turns_of
 from lit_rlvr.commands.report.explain import view
 from lit_rlvr.commands.report.page import contents
 from lit_rlvr.commands.report.prompts import count_outcomes, list_prompts
-from lit_rlvr.commands.report.render import image_uris, render
+from lit_rlvr.commands.report.render import image_uris, render, small_uris
 from lit_rlvr.commands.watch.follow import FollowedFolders, FollowedRun
 from lit_rlvr.common.run_files import list_traces, read_trace
 from lit_rlvr.errors import UserError
@@ -48,11 +48,14 @@ def now(folders: FollowedFolders) -> str:
 def prompts(folders: FollowedFolders, query: Mapping[str, str]) -> str:
     """Render a table of prompts of the `run` in a query, with its `outcome` and `words` as in `list_prompts`."""
     run, outcome, words = (query.get(name, "") for name in ("run", "outcome", "words"))
-    index = _find_run(folders, run).completions
+    followed = _find_run(folders, run)
+    index = followed.completions
     listed = list_prompts(index, outcome, words)
+    rows = listed[:MOST_LISTED]
     return render(
         "watch_prompts.html", **_frame(folders), title=f"Prompts of {run}", run=run, counts=count_outcomes(index),
-        outcome=outcome, words=words, found=len(listed), rows=listed[:MOST_LISTED], index=index,
+        outcome=outcome, words=words, found=len(listed), rows=rows, index=index,
+        thumbnails=small_uris(followed.path, rows),
     )  # fmt: skip
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lit_rlvr.errors import UserError, shown
+from lit_rlvr.errors import UserError, first_line, log, shown
 
 _TABLES = """
 PRAGMA synchronous = OFF;
@@ -65,6 +66,19 @@ class Answers:
                 f"{shown(path)}: no file of judges' answers ({error}); delete it or name another"
             ) from error
 
+    def copy_from(self, files: Sequence[Path]) -> None:
+        """Add what other machines' files hold; a warning names one that cannot be read, as while it is written."""
+        for path in files:
+            try:
+                with closing(_open_for_reading(path)) as file:
+                    answers = file.execute("SELECT key, text FROM answers").fetchall()
+            except sqlite3.Error as error:
+                log.warning(
+                    "%s cannot be read (%s), so its answers may be asked for again", shown(path), first_line(error)
+                )
+                continue
+            self._file.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?)", answers)
+
     def get(self, request: dict[str, Any]) -> str | None:
         """Return the text of the answer to a request; None if there is none."""
         row = self._file.execute("SELECT text FROM answers WHERE key = ?", [self._key_of(request)]).fetchone()
@@ -107,12 +121,62 @@ class Answers:
 
     def spent(self) -> Spent:
         """Return what the judge has spent in all processes that use the file."""
-        sums = self._file.execute(
-            "SELECT calls, prompt_tokens, completion_tokens FROM spent WHERE judge = ?", [self.judge]
-        ).fetchone()
-        if sums is None:
-            return Spent()
+        return _spent_in(self._file, self.judge)
+
+    def spent_in(self, files: Sequence[Path]) -> Spent:
+        """Return what the judge has spent by other files.
+
+        Raises:
+            UserError: one cannot be read.
+        """
+        sums = [0, 0, 0]
+        for path in files:
+            try:
+                with closing(_open_for_reading(path)) as file:
+                    spent = _spent_in(file, self.judge)
+            except sqlite3.Error as error:
+                raise UserError(f"{shown(path)}: no file of judges' answers ({error}); delete it") from error
+            sums = [before + more for before, more in zip(sums, spent, strict=True)]
         return Spent(*sums)
+
+
+def machine_file(path: Path, machine: int) -> Path:
+    """Return a machine's file of answers: SQLite cannot lock a file for several machines on every file system.
+
+    Args:
+        path: the first machine's.
+        machine: the machine's number.
+    """
+    if machine == 0:
+        return path
+    return path.with_name(f"{path.stem}-{machine}{path.suffix}")
+
+
+def machine_files(path: Path) -> dict[int, Path]:
+    """Return the files of answers that are there, by the number of their machine.
+
+    Args:
+        path: the first machine's.
+    """
+    files = {}
+    for file in path.parent.glob(f"*{path.suffix}"):
+        number = file.stem.removeprefix(f"{path.stem}-")
+        if file == path:
+            files[0] = file
+        elif number.isdecimal() and file == machine_file(path, int(number)):
+            files[int(number)] = file
+    return files
+
+
+def _spent_in(file: sqlite3.Connection, judge: str) -> Spent:
+    sums = file.execute("SELECT calls, prompt_tokens, completion_tokens FROM spent WHERE judge = ?", [judge]).fetchone()
+    if sums is None:
+        return Spent()
+    return Spent(*sums)
+
+
+def _open_for_reading(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=60)
 
 
 def _check_file(path: Path) -> None:
@@ -124,7 +188,7 @@ def _check_file(path: Path) -> None:
     """
     if not path.exists() or (path.is_file() and not path.stat().st_size):
         return
-    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as file:
+    with closing(_open_for_reading(path)) as file:
         names = [name for (name,) in file.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')")]
         others = sorted(name for name in names if _COLUMNS.get(name) != _columns_of(file, name))
     if others:

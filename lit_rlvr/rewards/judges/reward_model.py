@@ -9,7 +9,7 @@ from typing import Any
 
 from lit_rlvr.common.packages import expect_hub
 from lit_rlvr.errors import UserError, first_line, log
-from lit_rlvr.rewards.base import CheckedReward, reaches
+from lit_rlvr.rewards.base import CheckedReward, Place, groups_of, reaches
 from lit_rlvr.rewards.forms import as_messages
 from lit_rlvr.rewards.judges.base import NO_IMAGES, TRIAL, Judge
 from lit_rlvr.rewards.judges.prompts import Question, Reply
@@ -22,9 +22,11 @@ from lit_rlvr.types import Pair, RewardResult, Sample
 class RewardModel(CheckedReward):
     """The score that a model for sequence classification gives to a conversation that ends with the completion.
 
+    On a GPU it has the type of its files, and judges the completions of a group in padded batches.
+
     Args:
         model: a folder or a hub id of a model with one label and a chat template.
-        device: where it runs, such as cuda:1.
+        device: where it runs: `cpu`; `cuda`, which is each process's own GPU; or `cuda:1` in a run of one process.
         threshold: the least score of a right answer; null: it reports no `correct`.
         kwargs: `weight`, `correct_from`, `name` and `truncated_is_wrong` of every reward.
     """
@@ -37,6 +39,7 @@ class RewardModel(CheckedReward):
         self.model = model
         self.device = device
         self.threshold = threshold
+        self._device = device
         self.reports_correct = threshold is not None
         self._said_no_images = False
 
@@ -44,6 +47,16 @@ class RewardModel(CheckedReward):
         if sample.images and not self._said_no_images:
             self._said_no_images = True
             log.warning(NO_IMAGES, self.name, sample.source or sample.id)
+
+    def place(self, place: Place) -> None:
+        kind, _, index = self.device.partition(":")
+        if index and place.processes > 1:
+            raise UserError(
+                f"rewards.RewardModel.device: each of the {place.processes} processes would load the model onto "
+                f"{self.device}; give {kind}, which is each one's own, or serve the model (RewardModelServer)"
+            )
+        if kind == place.device.type and not index:
+            self._device = str(place.device)  # a thread of its own scores, and its current GPU is the first one
 
     def connect(self) -> None:
         _ = self._parts
@@ -59,9 +72,13 @@ class RewardModel(CheckedReward):
 
         where = f"rewards.RewardModel.model: {self.model}"
         expect_hub(self.model)
+        if self._is_on_cpu:
+            dtype = "float32"
+        else:
+            dtype = "auto"
         try:
             model, report = AutoModelForSequenceClassification.from_pretrained(
-                self.model, dtype="float32", output_loading_info=True, trust_remote_code=False
+                self.model, dtype=dtype, output_loading_info=True, trust_remote_code=False
             )
             tokenizer = AutoTokenizer.from_pretrained(self.model, trust_remote_code=False)
         except (OSError, ValueError) as error:
@@ -72,21 +89,72 @@ class RewardModel(CheckedReward):
                 f"{where} has {model.config.num_labels} labels and lacks {', '.join(lacks) or 'nothing'}; give a "
                 "reward model, which has 1 label, a trained head and a chat template"
             )
-        model.config.get_text_config().pad_token_id = None  # it reads the last token, although that may pad batches
-        return model.to(self.device).eval(), tokenizer
+        return model.to(self._device).eval(), tokenizer
+
+    @property
+    def _is_on_cpu(self) -> bool:
+        return self._device.partition(":")[0] == "cpu"
 
     def check(self, pairs: Sequence[Pair]) -> list[RewardResult]:
-        """Judge a batch, each completion alone: in a padded batch the last digits would depend on the others."""
+        """Judge completions: on a CPU each alone; elsewhere those of a group together.
+
+        So the last digits of a score never depend on when other groups finish.
+        """
+        if self._is_on_cpu:
+            batches = [[k] for k in range(len(pairs))]
+        else:
+            batches = groups_of(pairs)
+        values = [0.0] * len(pairs)
+        for batch in batches:
+            scores = self.scores_of([pairs[k] for k in batch])
+            for k, score in zip(batch, scores, strict=True):
+                values[k] = score
+        return [scored(value, self.threshold) for value in values]
+
+    def scores_of(self, pairs: Sequence[Pair]) -> list[float]:
+        """Return the scores of completions, computed in batches of similar lengths, each padded on its right."""
         import torch
 
-        with torch.inference_mode():
-            return [scored(float(self.score_of(pair)), self.threshold) for pair in pairs]
-
-    def score_of(self, pair: Pair) -> Any:
-        """Return the score of a completion as a tensor."""
         model, tokenizer = self._parts
-        options: Any = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
-        return model(**tokenizer.apply_chat_template(conversation_of(pair), **options).to(self.device)).logits[0, 0]
+        rows = [_token_ids(tokenizer, conversation_of(pair)) for pair in pairs]
+        scores = [0.0] * len(rows)
+        with torch.inference_mode():
+            for batch in batches_of([len(row) for row in rows]):
+                logits = model(**_padded([rows[k] for k in batch], model)).logits[:, 0].tolist()
+                for k, score in zip(batch, logits, strict=True):
+                    scores[k] = score
+        return scores
+
+
+BATCH_TOKENS = 16_384
+"""Most tokens of a batch, padding included."""
+
+
+def batches_of(lengths: Sequence[int]) -> list[list[int]]:
+    """Return the numbers of rows in batches of at most `BATCH_TOKENS` tokens, or of one row, by falling length."""
+    batches: list[list[int]] = []
+    for k in sorted(range(len(lengths)), key=lambda k: -lengths[k]):
+        if not batches or (len(batches[-1]) + 1) * lengths[batches[-1][0]] > BATCH_TOKENS:
+            batches.append([])
+        batches[-1].append(k)
+    return batches
+
+
+def _token_ids(tokenizer: Any, messages: list[dict[str, Any]]) -> list[int]:
+    ids: list[int] = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"]
+    return ids
+
+
+def _padded(rows: Sequence[list[int]], model: Any) -> dict[str, Any]:
+    """Return the inputs of a batch, and name the padding to the model, which reads the last token before it."""
+    import torch
+
+    used = {token for row in rows for token in row}
+    pad = next(token for token in range(len(used) + 1) if token not in used)
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows])
+    model.config.get_text_config().pad_token_id = pad
+    return {"input_ids": ids.to(model.device), "attention_mask": (ids != pad).long().to(model.device)}
 
 
 class ScoringClient(Client):

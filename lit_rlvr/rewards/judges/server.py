@@ -13,8 +13,9 @@ from typing import Any, Literal, NamedTuple
 from lit_rlvr.common.packages import require
 from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.errors import UserError, check_within, first_line, log, option_group, refuse_all
+from lit_rlvr.rewards.base import Place
 from lit_rlvr.rewards.function import resolved
-from lit_rlvr.rewards.judges.answers import Answers, Spent
+from lit_rlvr.rewards.judges.answers import Answers, Spent, machine_file, machine_files
 from lit_rlvr.rewards.judges.prompts import Question, Reply
 from lit_rlvr.rewards.judges.replies import Received, parse_body, read_chat, without_surrogates
 from lit_rlvr.workers.pool import Waiting
@@ -57,14 +58,17 @@ class JudgeServer:
             lost connection or a fault of the server, after waits that double.
         max_unreadable_retries: how often a question is asked again whose answer cannot be read, with a reminder of the
             form and, above temperature 0, another seed. Each counts as a call.
-        max_concurrent: most calls at a time.
+        max_concurrent: most calls at a time in the whole run; each process gets an equal part, and at least one.
         max_calls: calls of this judge after which the run ends; null: no limit. Further tries of a call are not
-            counted, the question with which each start tries the server is.
-        max_total_tokens: tokens, of questions and answers, after which the run ends; null: no limit.
+            counted, the question with which each start tries the server is. Of several machines each gets an equal
+            part.
+        max_total_tokens: tokens, of questions and answers, after which the run ends; null: no limit. Of several
+            machines each gets an equal part.
         prompt_price: US dollars for a million tokens of questions, for the metric `cost`.
         completion_price: the same for answers.
         answers: file that keeps all answers by the content of their questions, so that none is paid for twice, and
             counts each judge's calls and tokens for its limits. null: `judge_answers.sqlite` in the run's folder.
+            Further machines of a run have files of their own next to it, which end in `-1`, `-2`, ...
     """
 
     base_url: str
@@ -154,6 +158,9 @@ class Client:
 
         self.server = server
         self.judge = judge
+        self._machine = 0
+        self._machines = 1
+        self._gone = Spent()  # by machines that this start of the run does not have
         self.answers = self._open(Path(server.answers).expanduser() if server.answers else ":memory:")
         self._slots = asyncio.Semaphore(server.max_concurrent)
         self._said_no_usage = False
@@ -169,12 +176,33 @@ class Client:
         return f"judge {self.server.model!r} at {self.server.base_url}"
 
     def _open(self, path: str | Path) -> Answers:
-        return Answers(f"{self.server.model} at {self.server.base_url}", self.judge, path)
+        """Open this machine's file of answers, and take over what the other machines' files hold.
+
+        Args:
+            path: the first machine's file; ":memory:" = none.
+        """
+        server = f"{self.server.model} at {self.server.base_url}"
+        if isinstance(path, str):
+            return Answers(server, self.judge, path)
+        others = machine_files(path)
+        others.pop(self._machine, None)
+        answers = Answers(server, self.judge, machine_file(path, self._machine))
+        answers.copy_from([*others.values()])
+        self._gone = answers.spent_in([file for machine, file in others.items() if machine >= self._machines])
+        return answers
+
+    def share(self, place: Place) -> None:
+        """Take this process's part of the limits, and its machine's file of answers."""
+        self._machine = place.machine
+        self._machines = place.machines
+        self._slots = asyncio.Semaphore(max(1, self.server.max_concurrent // place.processes))
+        if self.server.answers and place.machines > 1:
+            self.answers = self._open(Path(self.server.answers).expanduser())
 
     def begin_run(self, folder: Path) -> None:
         """Keep answers in the run's folder, unless the options name a file; what was spent before counts there."""
         path = folder / "judge_answers.sqlite"
-        if self.server.answers is None and self.answers.path != path:
+        if self.server.answers is None and self.answers.path != machine_file(path, self._machine):
             folder.mkdir(parents=True, exist_ok=True)
             if self.answers.path == ":memory:":
                 before = self.answers.spent()
@@ -198,9 +226,18 @@ class Client:
             raise UserError(f"{answer.reply}; {self._remedy(str(answer.reply))}")
         if isinstance(answer.reply, str):
             raise UserError(
-                f"{self.place}: {answer.reply}; this was the question at the start, asked {answer.calls} times. Set "
-                "server.structured: true, raise server.max_tokens, or take another judge"
+                f"{self.place}: {answer.reply}; this was the question at the start, asked {answer.calls} times. What "
+                f"else may help: {self._other_remedies(answer.reply)}"
             )
+
+    def _other_remedies(self, reason: str) -> str:
+        """Return what may make an answer readable, besides what the reason names and what is set already."""
+        remedies = []
+        if not self.server.structured:
+            remedies.append("server.structured: true")
+        if "server.max_tokens" not in reason:
+            remedies.append("a higher server.max_tokens")
+        return ", ".join([*remedies, "another judge"])
 
     def _remedy(self, error: str) -> str:
         """Return what to do about a call that failed at the start."""
@@ -335,20 +372,28 @@ class Client:
         Raises:
             UserError: the budget is used up.
         """
-        server = self.server
-        if self.answers.begin_call(server.max_calls, server.max_total_tokens):
+        max_calls = self._part(self.server.max_calls, self._gone.calls)
+        max_tokens = self._part(self.server.max_total_tokens, self._gone.tokens)
+        if self.answers.begin_call(max_calls, max_tokens):
             return
         spent = self.answers.spent()
-        budget = {
-            "max_calls": (spent.calls, server.max_calls),
-            "max_total_tokens": (spent.tokens, server.max_total_tokens),
-        }
+        budget = {"max_calls": (spent.calls, max_calls), "max_total_tokens": (spent.tokens, max_tokens)}
+        if self._machines > 1:
+            whose = f"the part of each of {self._machines} machines"
+        else:
+            whose = "the budget"
         refuse_all(
-            f"{WHERE}.{option}: the budget is used up ({used} of {limit}); raise it, and resume with --ckpt_path "
+            f"{WHERE}.{option}: {whose} is used up ({used} of {limit}); raise it, and resume with --ckpt_path "
             "last: no answer is paid for twice"
             for option, (used, limit) in budget.items()
             if limit is not None and used >= limit
         )
+
+    def _part(self, limit: int | None, gone: int) -> int | None:
+        """Return this machine's part of a limit, of which machines that are gone have used some."""
+        if limit is None:
+            return None
+        return max(0, limit - gone) // self._machines
 
     def _report_no_usage(self) -> None:
         """Say once that the server does not count tokens.
@@ -373,8 +418,13 @@ class Client:
         self._said_no_usage = True
 
     def spent(self) -> dict[str, float]:
-        """Return the calls, tokens and US dollars that the judge has spent, by the file of answers."""
-        spent = self.answers.spent()
+        """Return the calls, tokens and US dollars that the judge has spent.
+
+        They are as many as if each machine had spent what this one has, because their mean over all processes is
+        logged.
+        """
+        pairs = zip(self.answers.spent(), self._gone, strict=True)
+        spent = Spent(*(own * self._machines + gone for own, gone in pairs))
         server = self.server
         dollars = spent.prompt_tokens * server.prompt_price + spent.completion_tokens * server.completion_price
         return {"calls": spent.calls, "tokens": spent.tokens, "cost": dollars / 1e6}
