@@ -64,87 +64,131 @@ def run(arguments: Sequence[str]) -> int:
     if arguments[:1] == ["help"]:
         arguments = [*arguments[1:2], "--help"]
     command = arguments[0] if arguments else "--help"
+    try:
+        others = _commands_of_others(command)
+        status = _answer_at_once(command, arguments[1:], others, as_json)
+        if status is not None:
+            return status
+        add_user_modules()
+        _check_early(command, arguments[1:])
+    except UserError as error:
+        return _print_error(str(error))
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    _set_up_output()
+    from lit_rlvr.common.terminal import results_as_json
+
+    try:
+        with results_as_json() if as_json else nullcontext():
+            return _call(command, arguments[1:], others)
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
+        return _status_of(error)
+
+
+def _commands_of_others(command: str) -> Mapping[str, EntryPoint]:
+    """Return the commands that other packages register; {} for one of ours, which does not need them."""
+    if command in COMMANDS:
+        return {}
+    from lit_rlvr.common.packages import registered_parts
+
+    return registered_parts("commands", COMMANDS)
+
+
+def _answer_at_once(
+    command: str, arguments: Sequence[str], others: Mapping[str, EntryPoint], as_json: bool
+) -> int | None:
+    """Answer what needs no import of a command: versions, help, unknown names; return the status, None = go on."""
     if command == "--version":
         print(f"lit-rlvr {__version__}")
         return 0
-    others = {}
-    try:
-        if command not in COMMANDS:
-            from lit_rlvr.common.packages import registered_parts  # not needed by our own commands
-
-            others = registered_parts("commands", COMMANDS)
-    except UserError as error:
-        return _print_error(str(error))
     if command in ("-h", "--help"):
         print(usage(others))
         return 0
-    if command not in {*COMMANDS, *others}:
-        known = [*COMMANDS, *others]
+    known = [*COMMANDS, *others]
+    if command not in known:
         hint = did_you_mean(command, known, f"commands: {', '.join(known)}")
         return _print_error(f"there is no command {command!r}; {hint}")
     if as_json and command in WITHOUT_RESULT:
         return _print_error(f"--json: {command} has no result to print; leave it out")
-    if command in COMMANDS and arguments[1:] in (["-h"], ["--help"]):
+    if command in COMMANDS and arguments in (["-h"], ["--help"]):
         from lit_rlvr.cli.early_check import stored_help
 
         text = stored_help(command)
         if text is not None:
             print(text)
             return 0
-    add_user_modules()
+    return None
+
+
+def _check_early(command: str, arguments: Sequence[str]) -> None:
+    """Refuse what can be refused before the long imports of a command that takes a config.
+
+    Raises:
+        UserError: says what.
+    """
     if command in COMMANDS and COMMANDS[command][0] == COMMANDS["fit"][0]:
         from lit_rlvr.cli.early_check import check_early
 
-        try:
-            check_early(command, arguments[1:])
-        except UserError as error:
-            return _print_error(str(error))
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    _set_up_output()
+        check_early(command, arguments)
+
+
+def _call(command: str, arguments: Sequence[str], others: Mapping[str, EntryPoint]) -> int:
+    """Import a command and call it; return its status."""
+    from lit_rlvr.common.packages import load_part
+    from lit_rlvr.run.rank_zero import silence_other_packages
+
+    if command in COMMANDS:
+        action = import_module(COMMANDS[command][0]).run
+    else:
+        action = load_part(others[command])
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    silence_other_packages()
+    return action(command, list(arguments)) or 0
+
+
+def _status_of(error: BaseException) -> int:
+    """Print the line of an error that ended a command; return the exit status. Call it while the error is handled.
+
+    Raises:
+        BaseException: the error itself, if it is ours and not the user's.
+    """
     from lit_rlvr.cli.error_lines import TRACEBACK, failure_line, failure_status, is_lost
     from lit_rlvr.common.launch import is_first_process
-    from lit_rlvr.common.packages import load_part
-    from lit_rlvr.common.terminal import results_as_json
-    from lit_rlvr.run.rank_zero import leave, silence_other_packages
+    from lit_rlvr.run.rank_zero import leave
 
-    try:
-        with results_as_json() if as_json else nullcontext():
-            if command in COMMANDS:
-                action = import_module(COMMANDS[command][0]).run
-            else:
-                action = load_part(others[command])
-            if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
-                signal.signal(signal.SIGINT, signal.default_int_handler)
-            silence_other_packages()
-            return action(command, list(arguments[1:])) or 0
-    except RunStopped as error:
+    if isinstance(error, RunStopped):
         if is_first_process():
             print(f"lit-rlvr: {error}{'; resume with --ckpt_path last' if error.saved else ''}", file=sys.stderr)
         return 128 + error.signal_number
-    except KeyboardInterrupt as error:
+    if isinstance(error, KeyboardInterrupt):
         return _interrupted(error)
-    except SystemExit as error:  # Lightning raises it on Ctrl-C
-        if isinstance(error.__context__, KeyboardInterrupt):
-            return _interrupted(error.__context__)
-        if isinstance(error.__context__, BrokenPipeError):  # rich raises it when a reader such as `head` has gone
-            return 128 + signal.SIGPIPE
-        frames = traceback.extract_tb(error.__traceback__)
-        # --help and the like; not always the last frame: W&B, for one, puts a function of its own around sys.exit
-        if any(frame.filename == argparse.__file__ and frame.name == "exit" for frame in frames):
-            raise
-        last = frames[-1]
-        return _fail(f"{user_line(error) or f'{last.filename}:{last.lineno}'}: sys.exit({error.code!r}) ended the run")
-    except Exception as error:
-        if _reader_has_gone(error):
-            line = None
-        else:
-            line = failure_line(error)
-        if line is None:
-            leave(1)
-            raise
-        if os.environ.get(TRACEBACK):
-            traceback.print_exception(error)
-        return _fail(line, failure_status(error), is_lost(error))
+    if isinstance(error, SystemExit):
+        return _status_of_exit(error)
+    assert isinstance(error, Exception)
+    if _reader_has_gone(error):
+        line = None
+    else:
+        line = failure_line(error)
+    if line is None:
+        leave(1)
+        raise error
+    if os.environ.get(TRACEBACK):
+        traceback.print_exception(error)
+    return _fail(line, failure_status(error), is_lost(error))
+
+
+def _status_of_exit(error: SystemExit) -> int:
+    """Return the status of a command that called `sys.exit`, as Lightning does on Ctrl-C."""
+    if isinstance(error.__context__, KeyboardInterrupt):
+        return _interrupted(error.__context__)
+    if isinstance(error.__context__, BrokenPipeError):  # rich raises it when a reader such as `head` has gone
+        return 128 + signal.SIGPIPE
+    frames = traceback.extract_tb(error.__traceback__)
+    # --help and the like; not always the last frame: W&B, for one, puts a function of its own around sys.exit
+    if any(frame.filename == argparse.__file__ and frame.name == "exit" for frame in frames):
+        raise error
+    last = frames[-1]
+    return _fail(f"{user_line(error) or f'{last.filename}:{last.lineno}'}: sys.exit({error.code!r}) ended the run")
 
 
 def _interrupted(error: KeyboardInterrupt) -> int:

@@ -1,4 +1,4 @@
-"""The metrics of training over all ranks: of advantages, of an optimizer step, and of old tokens."""
+"""The metrics of training over all ranks: of advantages and of an optimizer step."""
 
 from __future__ import annotations
 

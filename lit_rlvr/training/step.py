@@ -100,40 +100,6 @@ class PreparedRollout:
         return loglinear_old(logp, rollout_logp, to_device(self.age[rows], logp.device), self.steps_taken)
 
 
-def staleness_metrics(
-    prepared: PreparedRollout, minibatches: list[list[int]], log_zero: bool = True
-) -> dict[str, float]:
-    """Return how old the tokens are that are run, over all ranks: the mean, the largest, and the share of tokens that
-    follow older keys and values; {} if none is run.
-
-    Collective: call it on every rank.
-
-    Args:
-        prepared: the rollout.
-        minibatches: positions of this rank's groups in each optimizer step; ages are logged in iterations, that is
-            divided by the number of steps.
-        log_zero: False = return {} also if no token is old.
-    """
-    rollout = prepared.rollout
-    groups = {p for minibatch in minibatches for p in minibatch}
-    rows = [i for i in prepared.live if i // rollout.group_size in groups]
-    mask = rollout.mask[rows]
-    age = prepared.age[rows][mask].double() / len(minibatches)
-    oldest = float(age.max()) if len(age) else 0.0
-    if rollout.stale_cache is None:
-        stale = 0.0
-    else:
-        stale = float(rollout.stale_cache[rows][mask].sum())
-    sums_of_rank = torch.tensor([[float(age.sum()), float(len(age)), stale, oldest]], dtype=torch.float64)
-    sums, tokens, stales, largest = gather_rows(sums_of_rank).unbind(1)  # (ranks,) each
-    if not tokens.sum() or not (log_zero or largest.max() > 0):
-        return {}
-    metrics = {"mean": sums.sum() / tokens.sum(), "max": largest.max()}
-    if rollout.stale_cache is not None:
-        metrics["stale_cache"] = stales.sum() / tokens.sum()
-    return {f"train/staleness/{name}": float(value) for name, value in metrics.items()}
-
-
 @dataclass(frozen=True)
 class StepLimits:
     """How a step is cut into micro-batches.
@@ -187,94 +153,6 @@ class StepPlan:
     def is_counted(self, k: int) -> bool:
         """Return whether micro-batch k counts."""
         return k < self.num_counted
-
-
-def loss_inputs(plan: StepPlan, k: int, output: PolicyOutput) -> tuple[LossInputs, Stats]:
-    """Return the objective's inputs for micro-batch k, and sums over its tokens.
-
-    Args:
-        plan: the step.
-        k: number of the micro-batch.
-        output: (rows, T) each, the forward pass of the micro-batch, with entropies.
-    """
-    logp, entropy, divergence, expert_imbalance = output
-    assert entropy is not None
-    prepared = plan.prepared
-    rows = plan.microbatches[k]
-    is_counted = float(plan.is_counted(k))
-    index = index_tensor(rows, plan.mask.device)
-    mask = plan.mask[index]
-    rollout_logp = plan.rollout_logp[index]
-    old = prepared.old_logprobs(rows, index, logp.detach(), rollout_logp)
-    if prepared.rollout.is_demonstration:
-        rollout_logp = old
-    advantages = prepared.advantages[index]
-    token_correction, row_correction = correction_weights(
-        logp, old, rollout_logp, mask, advantages, prepared.importance
-    )
-    plain_weight = plan.plain_weight[index] * is_counted
-    token_weight = plain_weight * token_correction
-    if plan.in_objective is not None:
-        token_weight = token_weight * plan.in_objective[index]
-    row = index + rank() * len(plan.mask)
-    inputs = LossInputs(
-        logp=logp,
-        old_logp=old,
-        mask=mask,
-        advantages=advantages,
-        token_weight=token_weight,
-        row_weight=row_correction * plan.sequence_share * is_counted,
-        prompt=row // prepared.rollout.group_size,
-        plain_weight=plain_weight,
-        rollout_logp=rollout_logp,
-        ref_logp=None if prepared.ref_logp is None else prepared.ref_logp[index],
-        entropy=entropy,
-        selected=None if plan.selected is None else plan.selected[index],
-        correct=None if plan.correct is None else plan.correct[index],
-        divergence=divergence,
-        expert_imbalance=expert_imbalance,
-        row=row,
-    )
-    stats = {"tokens": mask.sum(), "entropy": torch.where(mask, entropy.detach(), 0.0).sum()}
-    if not prepared.rollout.is_demonstration:
-        engine_log_ratio = log_ratio(old, rollout_logp, mask)
-        engine_ratio = engine_log_ratio.exp() * mask
-        stats |= {
-            "engine_difference": engine_log_ratio.abs().sum(),
-            "engine_ratio": engine_ratio.sum(),
-            "engine_ratio_squared": engine_ratio.square().sum(),
-        }
-    if prepared.importance.drops:
-        stats["importance_dropped"] = ((token_correction == 0) & mask).sum()
-    if prepared.logs_weights:
-        stats |= {"weight": (token_correction * mask).sum(), "weight_squared": (token_correction * mask).square().sum()}
-    return inputs, stats
-
-
-def correction_weights(
-    logp: Tensor, old_logp: Tensor, rollout_logp: Tensor, mask: Tensor, advantages: Tensor, correction: Importance
-) -> tuple[Tensor, Tensor]:
-    """Return `importance_weights`, 0 also for the sequences that `off_policy_threshold` drops.
-
-    Args:
-        logp: (B, T) log-probabilities under the current policy.
-        old_logp: (B, T) under the policy at the beginning of the iteration.
-        rollout_logp: (B, T) at sampling time.
-        mask: (B, T) bool, the tokens in the loss.
-        advantages: (B, 1) or (B, T).
-        correction: the options, with a correction chosen.
-
-    Returns:
-        Weights of tokens (B, T) and of rows (B,).
-    """
-    tokens, rows = importance_weights(
-        old_logp, rollout_logp, mask, correction.mode, correction.cap, correction.floor, correction.veto
-    )
-    if correction.off_policy_threshold is None:
-        return tokens, rows
-    drift = masked_mean(log_ratio(rollout_logp, logp.detach(), mask), mask)  # (B,)
-    kept = (torch.where(mask, advantages, 0.0).sum(1) >= 0) | (drift <= correction.off_policy_threshold)
-    return tokens * kept[:, None], rows * kept
 
 
 def plan_step(
@@ -396,11 +274,92 @@ def chances(rollout: Rollout) -> Tensor:
     return (torch.tensor(first, dtype=torch.float64)[:, None] + GOLDEN_RATIO * positions).frac()
 
 
-def cut_rows(rollout: Rollout, rows: list[int], budget: int, shared_prefix: bool) -> list[list[int]]:
-    """Cut rows of a rollout into micro-batches of at most `budget` input tokens."""
-    prompt_lengths = [len(prompt.token_ids) for prompt in rollout.prompts]
-    lengths = [len(completion.token_ids) for group in rollout.completions for completion in group]
-    return cut_microbatches(prompt_lengths, lengths, rows, rollout.group_size, budget, shared_prefix)
+def loss_inputs(plan: StepPlan, k: int, output: PolicyOutput) -> tuple[LossInputs, Stats]:
+    """Return the objective's inputs for micro-batch k, and sums over its tokens.
+
+    Args:
+        plan: the step.
+        k: number of the micro-batch.
+        output: (rows, T) each, the forward pass of the micro-batch, with entropies.
+    """
+    logp, entropy, divergence, expert_imbalance = output
+    assert entropy is not None
+    prepared = plan.prepared
+    rows = plan.microbatches[k]
+    is_counted = float(plan.is_counted(k))
+    index = index_tensor(rows, plan.mask.device)
+    mask = plan.mask[index]
+    rollout_logp = plan.rollout_logp[index]
+    old = prepared.old_logprobs(rows, index, logp.detach(), rollout_logp)
+    if prepared.rollout.is_demonstration:
+        rollout_logp = old
+    advantages = prepared.advantages[index]
+    token_correction, row_correction = correction_weights(
+        logp, old, rollout_logp, mask, advantages, prepared.importance
+    )
+    plain_weight = plan.plain_weight[index] * is_counted
+    token_weight = plain_weight * token_correction
+    if plan.in_objective is not None:
+        token_weight = token_weight * plan.in_objective[index]
+    row = index + rank() * len(plan.mask)
+    inputs = LossInputs(
+        logp=logp,
+        old_logp=old,
+        mask=mask,
+        advantages=advantages,
+        token_weight=token_weight,
+        row_weight=row_correction * plan.sequence_share * is_counted,
+        prompt=row // prepared.rollout.group_size,
+        plain_weight=plain_weight,
+        rollout_logp=rollout_logp,
+        ref_logp=None if prepared.ref_logp is None else prepared.ref_logp[index],
+        entropy=entropy,
+        selected=None if plan.selected is None else plan.selected[index],
+        correct=None if plan.correct is None else plan.correct[index],
+        divergence=divergence,
+        expert_imbalance=expert_imbalance,
+        row=row,
+    )
+    stats = {"tokens": mask.sum(), "entropy": torch.where(mask, entropy.detach(), 0.0).sum()}
+    if not prepared.rollout.is_demonstration:
+        engine_log_ratio = log_ratio(old, rollout_logp, mask)
+        engine_ratio = engine_log_ratio.exp() * mask
+        stats |= {
+            "engine_difference": engine_log_ratio.abs().sum(),
+            "engine_ratio": engine_ratio.sum(),
+            "engine_ratio_squared": engine_ratio.square().sum(),
+        }
+    if prepared.importance.drops:
+        stats["importance_dropped"] = ((token_correction == 0) & mask).sum()
+    if prepared.logs_weights:
+        stats |= {"weight": (token_correction * mask).sum(), "weight_squared": (token_correction * mask).square().sum()}
+    return inputs, stats
+
+
+def correction_weights(
+    logp: Tensor, old_logp: Tensor, rollout_logp: Tensor, mask: Tensor, advantages: Tensor, correction: Importance
+) -> tuple[Tensor, Tensor]:
+    """Return `importance_weights`, 0 also for the sequences that `off_policy_threshold` drops.
+
+    Args:
+        logp: (B, T) log-probabilities under the current policy.
+        old_logp: (B, T) under the policy at the beginning of the iteration.
+        rollout_logp: (B, T) at sampling time.
+        mask: (B, T) bool, the tokens in the loss.
+        advantages: (B, 1) or (B, T).
+        correction: the options, with a correction chosen.
+
+    Returns:
+        Weights of tokens (B, T) and of rows (B,).
+    """
+    tokens, rows = importance_weights(
+        old_logp, rollout_logp, mask, correction.mode, correction.cap, correction.floor, correction.veto
+    )
+    if correction.off_policy_threshold is None:
+        return tokens, rows
+    drift = masked_mean(log_ratio(rollout_logp, logp.detach(), mask), mask)  # (B,)
+    kept = (torch.where(mask, advantages, 0.0).sum(1) >= 0) | (drift <= correction.off_policy_threshold)
+    return tokens * kept[:, None], rows * kept
 
 
 @torch.no_grad()
@@ -431,3 +390,44 @@ def logprobs_in_microbatches(
     for _ in range(idle):  # gathering sharded weights needs all ranks
         policy.logprobs(rollout, [0], entropy=entropy)
     return logp, entropies
+
+
+def cut_rows(rollout: Rollout, rows: list[int], budget: int, shared_prefix: bool) -> list[list[int]]:
+    """Cut rows of a rollout into micro-batches of at most `budget` input tokens."""
+    prompt_lengths = [len(prompt.token_ids) for prompt in rollout.prompts]
+    lengths = [len(completion.token_ids) for group in rollout.completions for completion in group]
+    return cut_microbatches(prompt_lengths, lengths, rows, rollout.group_size, budget, shared_prefix)
+
+
+def staleness_metrics(
+    prepared: PreparedRollout, minibatches: list[list[int]], log_zero: bool = True
+) -> dict[str, float]:
+    """Return how old the tokens are that are run, over all ranks: the mean, the largest, and the share of tokens that
+    follow older keys and values; {} if none is run.
+
+    Collective: call it on every rank.
+
+    Args:
+        prepared: the rollout.
+        minibatches: positions of this rank's groups in each optimizer step; ages are logged in iterations, that is
+            divided by the number of steps.
+        log_zero: False = return {} also if no token is old.
+    """
+    rollout = prepared.rollout
+    groups = {p for minibatch in minibatches for p in minibatch}
+    rows = [i for i in prepared.live if i // rollout.group_size in groups]
+    mask = rollout.mask[rows]
+    age = prepared.age[rows][mask].double() / len(minibatches)
+    oldest = float(age.max()) if len(age) else 0.0
+    if rollout.stale_cache is None:
+        stale = 0.0
+    else:
+        stale = float(rollout.stale_cache[rows][mask].sum())
+    sums_of_rank = torch.tensor([[float(age.sum()), float(len(age)), stale, oldest]], dtype=torch.float64)
+    sums, tokens, stales, largest = gather_rows(sums_of_rank).unbind(1)  # (ranks,) each
+    if not tokens.sum() or not (log_zero or largest.max() > 0):
+        return {}
+    metrics = {"mean": sums.sum() / tokens.sum(), "max": largest.max()}
+    if rollout.stale_cache is not None:
+        metrics["stale_cache"] = stales.sum() / tokens.sum()
+    return {f"train/staleness/{name}": float(value) for name, value in metrics.items()}
