@@ -23,7 +23,7 @@ from lit_rlvr.evaluation.records import RecordRow, group_rows
 from lit_rlvr.evaluation.sampler import Sampler
 from lit_rlvr.policy.loading import load_model_config
 from lit_rlvr.rewards.combine import Scores, score_rollout
-from lit_rlvr.rewards.gold_answers import long_answers
+from lit_rlvr.rewards.gold_answers import find_long_answers
 from lit_rlvr.rollout.preflight.lengths import context_length
 from lit_rlvr.run.advice import TUNED
 from lit_rlvr.run.health import CERTAIN, HOPELESS, rollout_factor
@@ -233,7 +233,7 @@ class Tuner:
         """Return the config's max_tokens, or what its gold answers and the texts of a warm start need."""
         sampling = self.rollout.sampling
         tokenizer = self.data.tokenizer
-        found = [long_answers(self.rollout.rewards, self.prompts, tokenizer, sampling, "max_tokens")]
+        found = [find_long_answers(self.rollout.rewards, self.prompts, tokenizer, sampling, "max_tokens")]
         if self.warm_start.steps and self.rollout.environment is None:
             found.append(self.warm_start.too_long(self.prompts, tokenizer, sampling))
         needed = max((answers.needed for answers in found if answers is not None), default=sampling.max_tokens)

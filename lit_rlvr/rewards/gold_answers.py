@@ -194,7 +194,7 @@ class LongAnswers:
         )
 
 
-def long_answers(
+def find_long_answers(
     rewards: Sequence[Reward], prompts: Sequence[Prompt], tokenizer: Any, sampling: Sampling, option: str
 ) -> LongAnswers | None:
     """Measure the gold answers of prompts, in the shortest form of completion that the rewards pay.

@@ -18,7 +18,7 @@ from lit_rlvr.errors import MAX_SIZE, ChecksArguments, check_all, check_within, 
 from lit_rlvr.plan import RunPlan
 from lit_rlvr.rewards import FunctionReward, Reward
 from lit_rlvr.rewards.base import NoReward
-from lit_rlvr.rewards.gold_answers import LongAnswers
+from lit_rlvr.rewards.gold_answers import LongAnswers, find_long_answers
 from lit_rlvr.rollout.episodes import check_turns
 from lit_rlvr.rollout.record import Replay
 from lit_rlvr.training.module import RLVRModule
@@ -124,7 +124,7 @@ class RolloutSettings(ChecksArguments):
             self.record_gib = float(staleness > 0 and replay.rollouts_from is None)
         else:
             self.record_gib = replay.record
-        self.too_long: list[LongAnswers] | None = None
+        self._long_answers: list[LongAnswers] | None = None
         self.demonstrations: dict[str, Demonstrations] = {}  # by the name of the set, of a module that has them
         self.demonstrated = ""  # the fingerprint of those to train on
         self.check()
@@ -174,6 +174,39 @@ class RolloutSettings(ChecksArguments):
             yield (
                 "rollout.safeguards.max_group_seconds: needs rollout.staleness above 0, and servers (VLLMServerEngine)"
             )
+
+    def read_demonstrations(self, module: RLVRModule, data: PromptDataModule) -> None:
+        """Read the completions that the data hold to learn from, those of each set.
+
+        Raises:
+            UserError: a row has none, or one that is too long.
+        """
+        from lit_rlvr.rollout.demonstrations import Demonstrations  # it imports the data sets
+
+        for other in data.validated:
+            demonstrations = Demonstrations(
+                other, module.target, "model.target", module.model_folder, self.environment, self.sampling,
+                module.target_empty_thoughts == "train",
+            )  # fmt: skip
+            fingerprints = [demonstrations.check(prompts) for prompts in other.prompts.values()]
+            self.demonstrated = self.demonstrated or fingerprints[0]
+            self.demonstrations[other.name] = demonstrations
+
+    def long_answers(self, data: PromptDataModule) -> list[LongAnswers]:
+        """Return what is too long for training, and for validation if its limit is another; try the rewards once."""
+        if data.demonstrates:  # their lengths are known
+            return []
+        if self._long_answers is None:
+            self._long_answers = []
+            limits = {"train": ("sampling", self.sampling), "validation": ("evaluation.sampling", self.eval_sampling)}
+            for split, (key, sampling) in limits.items():
+                if split == "train" or sampling.max_tokens != self.sampling.max_tokens:
+                    option = f"rollout.{key}.max_tokens"
+                    prompts = data.prompts.get(split, ())
+                    answers = find_long_answers(self.rewards, prompts, data.tokenizer, sampling, option)
+                    if answers is not None:
+                        self._long_answers.append(answers)
+        return self._long_answers
 
     def problems(self, plan: RunPlan) -> Iterator[str]:
         """Yield what these settings do not allow in a run, a line each."""

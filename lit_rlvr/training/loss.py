@@ -40,7 +40,7 @@ from lit_rlvr.objectives import (
     masked_mean,
     resolve_correction,
 )
-from lit_rlvr.options import KL, Importance, Loss
+from lit_rlvr.options import KL, Importance, Loss, Teacher
 from lit_rlvr.training.gather import gather_groups, of_this_rank
 from lit_rlvr.training.metrics import advantage_metrics
 from lit_rlvr.training.teachers import Teachers, TeacherTerm
@@ -100,7 +100,7 @@ class LossModule(ABC):
     objective_needs: ClassVar[tuple[Need, ...]] = ()
 
     def __init__(
-        self, advantage: Advantage | str, loss: Loss, kl: KL, teachers: Teachers, terms: Sequence[Term],
+        self, advantage: Advantage | str, loss: Loss, kl: KL, teacher: Teacher | None, terms: Sequence[Term],
         importance: Importance, updates_per_rollout: int, epochs_per_rollout: int,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -110,13 +110,13 @@ class LossModule(ABC):
         self.advantage = resolve_advantage(advantage)
         self.loss_options = loss
         self.kl = kl
-        self.teachers = teachers
+        self.teachers = Teachers(teacher)
         self.importance = importance
         self.updates_per_rollout = updates_per_rollout
         self.epochs_per_rollout = epochs_per_rollout
         built_in = (
             KLTerm(kl.coef, kl.estimator, kl.in_reward, kl.bias_correction) if kl.coef else None,
-            None if teachers.options is None else TeacherTerm(teachers.options),
+            None if teacher is None else TeacherTerm(teacher),
             ExpertBalance(loss.balance_coef) if loss.balance_coef else None,
             EntropyBonus(loss.entropy_coef) if loss.entropy_coef else None,
             PositiveNLL(loss.positive_nll_coef) if loss.positive_nll_coef else None,

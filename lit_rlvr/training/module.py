@@ -37,7 +37,6 @@ from lit_rlvr.training.noise_scale import NoiseScale
 from lit_rlvr.training.optimizer import apply_options, build_optimizer, check_lr, schedule_of_run
 from lit_rlvr.training.reference import Reference
 from lit_rlvr.training.state import RunState, named_terms
-from lit_rlvr.training.teachers import Teachers
 from lit_rlvr.training.terms import Term
 from lit_rlvr.training.trace import Trace
 from lit_rlvr.training.update import Updater
@@ -129,10 +128,7 @@ class RLVRModule(ChecksArguments, LossModule, LightningModule):
         )
         self.lr = AutoLR() if lr == "auto" else lr
         check_lr(self.lr, optim)
-        teachers = Teachers(teacher)
-        super().__init__(
-            advantage, loss, kl, teachers, terms or (), importance, updates_per_rollout, epochs_per_rollout
-        )
+        super().__init__(advantage, loss, kl, teacher, terms or (), importance, updates_per_rollout, epochs_per_rollout)
         self.automatic_optimization = False
         self.model_source = ModelSource(model, config_overrides, None if lora is None else lora.adapter)
         self.optim = optim
@@ -154,7 +150,7 @@ class RLVRModule(ChecksArguments, LossModule, LightningModule):
             lora,
             freeze_vision,
             self.reference,
-            teachers,
+            self.teachers,
             needs_reference=self.needs_reference,
             balances_experts=self.needs("expert_imbalance"),
         )
@@ -174,7 +170,7 @@ class RLVRModule(ChecksArguments, LossModule, LightningModule):
                 "advantage_state": self.advantage,
                 "reference": self.reference,
             },
-            {"teachers": lambda: teachers.averaged, "terms": lambda: named_terms(self.terms)},
+            {"teachers": lambda: self.teachers.averaged, "terms": lambda: named_terms(self.terms)},
         )
         self._saved_options: dict[str, Any] = {}  # the optimizer's when the checkpoint was written
         self._saved_lr: dict[str, float] = {}  # the adaptive learning rate's

@@ -11,7 +11,7 @@ from tiny_runs import CLI
 
 from lit_rlvr.commands.tune import mixed_share
 from lit_rlvr.run.health import rollout_factor
-from lit_rlvr.training import loading
+from lit_rlvr.training import models
 
 TUNE = ("tune", "--config", "tiny.yaml", "--minutes", 0.5)
 
@@ -130,9 +130,7 @@ def test_minutes_end_a_warm_start_too(
     monkeypatch.setenv("LIT_RLVR_CACHE", str(tmp_path / "cache"))
     data = rows(run_folder, ["seven"] * 4 + ["eight"] * 4)
     result = lit_rlvr(*TUNE, *data, "--rollout.rewards", "[tiny_rewards.whole_answer]", "--minutes", 0.001, status=0)
-    assert (
-        "tune: about 0.0 minutes with loading, of which a warm start takes up to 0.0; a batch under way" in result.err
-    )
+    assert "tune: about 0.0 minutes with loading, of which a warm start takes up to 0.0; a batch under way" in result.err
     settings, reasons = chosen(run_folder)
     assert "The minutes ended these steps at 10, and what follows is measured after them" in reasons
     assert settings["warm_start"]["steps"] == 100, "a run makes all of them"
@@ -164,6 +162,6 @@ def test_a_warm_start_comes_first(
 def test_bad_input_is_refused_in_one_line_before_weights_load(
     run_folder: Path, lit_rlvr: CLI, more: tuple[Any, ...], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loading, "load_policy", lambda *_, **__: pytest.fail("loads weights"))
+    monkeypatch.setattr(models, "load_policy", lambda *_, **__: pytest.fail("loads weights"))
     result = lit_rlvr(*TUNE, *more)
     assert (result.status, said in result.err, len(result.err.splitlines())) == (2, True, 1), result.err

@@ -15,7 +15,7 @@ from lit_rlvr.algorithms import GRPO
 from lit_rlvr.datamodules import PromptDataModule
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import MathAnswer, Reward
-from lit_rlvr.rewards.gold_answers import GOLD_SAMPLES, check_references, long_answers, warn_of_gold_answers
+from lit_rlvr.rewards.gold_answers import GOLD_SAMPLES, check_references, find_long_answers, warn_of_gold_answers
 from lit_rlvr.rollout.callback import RolloutCallback
 from lit_rlvr.rollout.preflight.data import check_data
 from lit_rlvr.types import Completion, Pair, Prompt, RewardResult, Sample, Sampling
@@ -147,7 +147,7 @@ def test_answers_longer_than_a_completion_are_measured_in_the_shortest_form_that
     reward: Reward, answers: tuple[str, ...], max_tokens: int, stop: tuple[str, ...], expected: Any
 ) -> None:
     """The tokenizer has a token for each byte."""
-    found = long_answers(
+    found = find_long_answers(
         [reward], prompts(*answers), byte_tokenizer(), Sampling(max_tokens=max_tokens, stop=stop), "max_tokens"
     )
     assert (found and (found.count, found.needed, found.is_hopeless)) == expected
@@ -158,12 +158,12 @@ def test_rewards_that_pay_no_known_form_leave_the_lengths_alone() -> None:
         def __call__(self, completion: Completion, sample: Sample) -> bool:
             return completion.text == sample.answer[::-1]
 
-    assert long_answers([Backwards()], prompts("abcdef"), byte_tokenizer(), Sampling(max_tokens=2), "o") is None
+    assert find_long_answers([Backwards()], prompts("abcdef"), byte_tokenizer(), Sampling(max_tokens=2), "o") is None
 
 
 def test_an_alias_that_fits_suffices() -> None:
     prompt = Prompt(Sample("0", "q", "three", aliases=("ten",)), [1])
-    assert long_answers([Tagged()], [prompt], byte_tokenizer(), Sampling(max_tokens=8), "o") is None
+    assert find_long_answers([Tagged()], [prompt], byte_tokenizer(), Sampling(max_tokens=8), "o") is None
 
 
 @pytest.mark.first_case_fast

@@ -8,9 +8,7 @@ from lit_rlvr.engines.turns import check_room_for_answer
 from lit_rlvr.errors import UserError, check_all, log, refuse_all
 from lit_rlvr.rewards.base import check_prefills, report_rewards_in_process
 from lit_rlvr.rewards.gold_answers import (
-    LongAnswers,
     check_references,
-    long_answers,
     warn_of_gold_answers,
     warn_of_other_lengths,
 )
@@ -52,7 +50,7 @@ def check_data(rollout: RolloutSettings, module: RLVRModule, data: PromptDataMod
         lambda: check_teachers(rollout, module, data),
         lambda: check_thoughts(rollout, data),
     )
-    refuse_all(str(answers) for answers in find_long_answers(rollout, data) if answers.is_hopeless)
+    refuse_all(str(answers) for answers in rollout.long_answers(data) if answers.is_hopeless)
 
 
 def check_thoughts(rollout: RolloutSettings, data: PromptDataModule) -> None:
@@ -97,7 +95,6 @@ def check_demonstrations(rollout: RolloutSettings, module: RLVRModule, data: Pro
     if rollout.demonstrations:
         return
     from lit_rlvr.datamodules.reading.rows import abbreviate
-    from lit_rlvr.rollout.demonstrations import Demonstrations
 
     env = rollout.environment
     unanswered = [sample.source or sample.id for sample in scored_samples(rollout, data) if not sample.answer]
@@ -106,14 +103,7 @@ def check_demonstrations(rollout: RolloutSettings, module: RLVRModule, data: Pro
             f"rollout.evaluation.samples: rewards judge validation, and {len(unanswered)} of its rows have no "
             f"answer ({abbreviate(unanswered)}); name its column (data.columns), or set 0 to validate by the loss"
         )
-    for other in data.validated:
-        demonstrations = Demonstrations(
-            other, module.target, "model.target", module.model_folder, rollout.environment, rollout.sampling,
-            module.target_empty_thoughts == "train",
-        )  # fmt: skip
-        fingerprints = [demonstrations.check(prompts) for prompts in other.prompts.values()]
-        rollout.demonstrated = rollout.demonstrated or fingerprints[0]
-        rollout.demonstrations[other.name] = demonstrations
+    rollout.read_demonstrations(module, data)
 
 
 def report_rewards(rollout: RolloutSettings, data: PromptDataModule) -> None:
@@ -129,31 +119,10 @@ def warn_of_answers(rollout: RolloutSettings, data: PromptDataModule) -> None:
     cannot be told from answers."""
     if not data.demonstrates:
         warn_of_other_lengths(rollout.rewards, rollout.sampling.max_completion_tokens)
-    for answers in find_long_answers(rollout, data):
+    for answers in rollout.long_answers(data):
         log.warning("%s", answers)
     if rollout.rewards and (unread := data.chat.unread_thoughts(data.tokenizer)):
         log.warning(
             "model: its chat template writes thoughts in a form that is not known, so an answer in them counts: %s",
             unread[:100],
         )
-
-
-def find_long_answers(rollout: RolloutSettings, data: PromptDataModule) -> list[LongAnswers]:
-    """Return what is too long for training, and for validation if its limit is another; try the rewards once."""
-    if data.demonstrates:  # their lengths are known
-        return []
-    if rollout.too_long is None:
-        limits = {"train": ("sampling", rollout.sampling), "validation": ("evaluation.sampling", rollout.eval_sampling)}
-        by_split = [
-            long_answers(
-                rollout.rewards,
-                data.prompts.get(split, ()),
-                data.tokenizer,
-                sampling,
-                f"rollout.{key}.max_tokens",
-            )
-            for split, (key, sampling) in limits.items()
-            if split == "train" or sampling.max_tokens != rollout.sampling.max_tokens
-        ]
-        rollout.too_long = [answers for answers in by_split if answers is not None]
-    return rollout.too_long
