@@ -112,7 +112,7 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     """Return our name for an option of TRL or verl, or else the known name most similar to a name, or else one that
     begins with it; ignore case and dashes."""
     known = list(known)
-    replacement = option_instead(name, known)
+    replacement = our_option_for(name, known)
     if replacement:
         return replacement
     plain: dict[str, str] = {}
@@ -144,7 +144,7 @@ def counted_hint(option: str) -> str:
     )
 
 
-def option_instead(name: str, known: Iterable[str]) -> str | None:
+def our_option_for(name: str, known: Iterable[str]) -> str | None:
     """Return our option for one of TRL or verl, as it is called among the known ones, or if they have its group."""
     option = OPTIONS_OF_OTHERS.get(name.rpartition(".")[2].lstrip("-"), "")
     parts = option.split(".")
@@ -301,7 +301,7 @@ def _all_fit(values: Iterable[Any], inner: Sequence[Any]) -> bool:
 def _no_option(name: str, cls: type, known: Iterable[str], key: str) -> str:
     """Return a message with the nearest option of the class, or else of a config."""
     groups = {path.partition(".")[0] for path in OPTIONS_OF_OTHERS.values()}
-    near = option_instead(name, known) or option_instead(name, groups) or nearest(name, known)
+    near = our_option_for(name, known) or our_option_for(name, groups) or nearest(name, known)
     hint = counted_hint(f"{key}.{name}") or (f"; did you mean {near.replace('.init_args', '')!r}?" if near else "")
     return f"{key}: {cls.__name__} has no option {name!r}{hint}"
 
@@ -497,7 +497,7 @@ def type_text(value: Any) -> str:
     return f"{'an' if name[0].lower() in 'aeio' else 'a'} {name}"
 
 
-def bounded(line: str) -> str:
+def shorten_line(line: str) -> str:
     """Return a line of at most `MAX_LINE` characters, which keeps its beginning and its end."""
     left_out = len(line) - MAX_LINE
     if left_out <= 0:
@@ -506,7 +506,7 @@ def bounded(line: str) -> str:
 
 
 def _escaped(message: str) -> str:
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in bounded(message))
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shorten_line(message))
 
 
 def _plain(name: str) -> str:

@@ -14,7 +14,7 @@ from lit_rlvr.objectives import resolve_correction
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.rollout.preflight.data import warn_of_answers
 from lit_rlvr.rollout.preflight.sizes import log_sizes
-from lit_rlvr.run.planned import PlannedRun
+from lit_rlvr.run.parts import RunParts
 from lit_rlvr.sizing.gpus import GIB
 from lit_rlvr.sizing.strategies import describe_run
 from lit_rlvr.training.optimizer import train_whole_rollouts, updates_per_iteration, warn_of_rate
@@ -23,7 +23,7 @@ PROMPTS = 2
 """Number of prompts that a dry run shows."""
 
 
-def settings(run: PlannedRun) -> dict[str, Any]:
+def settings(run: RunParts) -> dict[str, Any]:
     """Return the parts and limits of the run by name."""
     trainer = run.trainer
     module = run.module
@@ -64,7 +64,7 @@ def settings(run: PlannedRun) -> dict[str, Any]:
     }
 
 
-def sizes(run: PlannedRun) -> dict[str, Any]:
+def sizes(run: RunParts) -> dict[str, Any]:
     """Return the numbers of iterations, sequences and validations of the whole run."""
     trainer = run.trainer
     data = run.data
@@ -83,7 +83,7 @@ def sizes(run: PlannedRun) -> dict[str, Any]:
     }
 
 
-def memory(run: PlannedRun) -> dict[str, Any]:
+def memory(run: RunParts) -> dict[str, Any]:
     """Return the estimated memory of one process as the run is configured, in GiB."""
     job, plan = describe_run(run.trainer, run.module, run.data)
     return {
@@ -97,7 +97,7 @@ def memory(run: PlannedRun) -> dict[str, Any]:
     }
 
 
-def dry_run(run: PlannedRun) -> None:
+def dry_run(run: RunParts) -> None:
     """Read the data, check everything that can be checked without weights, and print what `fit` would do.
 
     Raises:

@@ -29,7 +29,7 @@ from lit_rlvr.errors import (
     fits,
     init_parameters,
     nearest,
-    option_instead,
+    our_option_for,
     user_error_in,
 )
 
@@ -234,7 +234,7 @@ def _hint(groups: Mapping[str, str], names: KnownNames) -> str:
     if "field" in groups:
         return _nearest(f"{groups['group']}.{groups['field']}", names.arguments(groups["name"]))
     if "own" in groups:
-        replacement = option_instead(groups["own"], TOP_KEYS)  # if neither the class has it nor a similar one
+        replacement = our_option_for(groups["own"], TOP_KEYS)  # if neither the class has it nor a similar one
         known = names.arguments(groups["name"])
         fields = {name.rpartition(".")[2]: name for name in known}  # also of groups
         near = replacement or fields.get(nearest(groups["own"], fields) or "")
@@ -315,7 +315,7 @@ def _nearest(key: str, known: Iterable[str]) -> str:
     """Return a hint with the most similar known name: from the key's own group, or else from all dotted names."""
     group, dot, name = key.rpartition(".")
     names = [other for other in known if other != key]
-    replacement = option_instead(key, names)
+    replacement = our_option_for(key, names)
     if replacement:
         return f"; did you mean {replacement!r}?"
     same = [other for other in names if other.rpartition(".")[2] == name.lstrip("-")]

@@ -37,7 +37,7 @@ from lit_rlvr.distributed.checkpoints import checkpoint_step, last_checkpoint
 from lit_rlvr.errors import UserError, check_calls_super, log
 from lit_rlvr.run.folder import check_run_folder
 from lit_rlvr.run.loggers import save_dir_not_required, set_save_dir
-from lit_rlvr.run.planned import PlannedRun
+from lit_rlvr.run.parts import RunParts
 from lit_rlvr.run.run import CONFIGURABLE, Run, in_order
 from lit_rlvr.run.trackers import Trackers
 from lit_rlvr.run.trackers.feed import Chosen, choose_trackers
@@ -276,7 +276,7 @@ class RLVRCLI(LightningCLI):
         config = self.config_init[subcommand]
         self.trainer.warm_start = config.warm_start  # type: ignore[attr-defined]
         if self._is_dry_run:
-            dry_run(PlannedRun(self.trainer, self.model, self.datamodule, config.warm_start))
+            dry_run(RunParts(self.trainer, self.model, self.datamodule, config.warm_start))
         else:
             if subcommand in ("validate", "test", "filter"):  # `fit` makes it itself
                 self.trainer.make_warm_start(self.model, self.datamodule)  # type: ignore[attr-defined]

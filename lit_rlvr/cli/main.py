@@ -18,7 +18,7 @@ from lit_rlvr import __version__
 from lit_rlvr.cli.user_modules import add_user_modules
 from lit_rlvr.commands.registry import COMMANDS, WITHOUT_RESULT
 from lit_rlvr.common.terminal import discard_output, one_line
-from lit_rlvr.errors import RunStopped, UserError, bounded, did_you_mean, log, user_line, was_caused_by
+from lit_rlvr.errors import RunStopped, UserError, did_you_mean, log, shorten_line, user_line, was_caused_by
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -244,7 +244,7 @@ def _fail(message: str, status: int = 2, has_lost: bool = False) -> int:
 
 def _print_error(message: str, status: int = 2) -> int:
     for line in message.splitlines():
-        print(f"lit-rlvr: error: {bounded(one_line(line))}", file=sys.stderr)
+        print(f"lit-rlvr: error: {shorten_line(one_line(line))}", file=sys.stderr)
     return status
 
 

@@ -86,7 +86,7 @@ def run(command: str, arguments: list[str]) -> None:
         open_socket(options.host or "", PORT if options.port is None else options.port).close()  # vLLM would load first
     address = [f"--{name}={value}" for name in ("host", "port") if (value := getattr(options, name)) is not None]
     quantized = [f"--quantization={FP8}"] if options.quantize else []
-    vllm_options = [*quantized, *address, *sequence_options(options.max_num_seqs, names), *others]
+    vllm_options = [*quantized, *address, *vllm_sequence_options(options.max_num_seqs, names), *others]
     line = server_line(options.model, options.dtype, options.nccl, vllm_options, options.config_overrides)
     os.environ["VLLM_SERVER_DEV_MODE"] = "1"  # lets us replace its weights
     if "--enable-lora" in names:
@@ -114,7 +114,7 @@ def _hyphenated(word: str) -> str:
     return name[0].replace("_", "-") + word[name.end() :]
 
 
-def sequence_options(sequences: int | None, names: set[str]) -> list[str]:
+def vllm_sequence_options(sequences: int | None, names: set[str]) -> list[str]:
     """Return vLLM's options of how many sequences it generates at once, and on a GPU captures CUDA graphs for.
 
     Args:

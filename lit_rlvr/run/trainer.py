@@ -26,7 +26,7 @@ from lit_rlvr.rewards.base import Place
 from lit_rlvr.rollout.callback import RolloutCallback, rollout_of
 from lit_rlvr.run.checkpoint import RunCheckpoint
 from lit_rlvr.run.loggers import callback_of, open_loggers
-from lit_rlvr.run.planned import PlannedRun
+from lit_rlvr.run.parts import RunParts
 from lit_rlvr.run.rank_zero import show_messages, silence_other_packages
 from lit_rlvr.run.run import CONFIGURABLE, DEFAULT_FOLDER, Run, RunStart, in_order, with_defaults
 from lit_rlvr.run.warm_start import WarmStart, accuracy_before
@@ -166,7 +166,7 @@ class Trainer(ChecksArguments, lightning.pytorch.Trainer):
 
     def _train(self, run: Run, model: Any, datamodule: Any, weights_only: bool | None) -> None:
         """Train a run, whose folder is locked and whose settings are known."""
-        PlannedRun(self, model, datamodule, self.warm_start).prepare()
+        RunParts(self, model, datamodule, self.warm_start).prepare()
         for reward in rollout_of(self).rewards:
             reward.place(Place.within(self))
             if run.checkpoint is not None:  # what the run has spent counts from the start on

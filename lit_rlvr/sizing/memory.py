@@ -242,7 +242,7 @@ def frozen(shape: Shape, strategy: Strategy, size: int) -> int:
     return FLOAT
 
 
-def copy(shape: Shape, strategy: Strategy, size: int) -> int:
+def autocast_copy_bytes(shape: Shape, strategy: Strategy, size: int) -> int:
     """Return the bytes of the copy of a weight that autocast makes; 0 if it has the type of products already."""
     if size == (frozen(shape, strategy, size) if strategy.lora else FLOAT):
         return 0
@@ -311,7 +311,9 @@ def training_memory(
     pictures = Microbatch(load.prompts * shape.patches, load.prompts * shape.patches, 0, 0, 0)
     stacks = [(shape.text, load), *([(shape.tower, pictures)] if shape.tower else [])]
     per_layer = [activations(layers, part, size, attention) for layers, part in stacks]
-    copied = 0 if strategy.sharded else copy(shape, strategy, size)  # shards are gathered in the type of the products
+    copied = (
+        0 if strategy.sharded else autocast_copy_bytes(shape, strategy, size)
+    )  # shards are gathered in the type of the products
     kept = load.tokens * shape.text.width * (FLOAT + size)  # the input of the last norm, and normalised
     if strategy.checkpointing:
         kept += sum(layers.count * part.tokens * layers.width * size for layers, part in stacks)
@@ -372,7 +374,7 @@ def generation_memory(shape: Shape, strategy: Strategy, sequences: int, tokens: 
         tokens: number of tokens whose keys and values the engine holds at once.
         size: bytes of a number in matrix products: 2 under bf16-mixed, 4 under 32-true.
     """
-    weights = shape.parameters * (size if strategy.sharded else copy(shape, strategy, size))
+    weights = shape.parameters * (size if strategy.sharded else autocast_copy_bytes(shape, strategy, size))
     return weights + tokens * kv_bytes_per_token(shape, size) + sequences * 3 * shape.vocabulary * FLOAT
 
 

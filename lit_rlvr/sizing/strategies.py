@@ -57,7 +57,7 @@ STEP_TERMS = ("gathered", "activations", "temporary")
 
 
 @dataclass(frozen=True)
-class Plan:
+class MemoryPlan:
     """A strategy, and the bytes it needs on each GPU.
 
     Args:
@@ -218,7 +218,7 @@ class JobSizes:
             layers = inside * self.size
         return layers + self.whole.outside * self.size + 2 * GIB
 
-    def plans(self, gpus: GPUs, budget: int | None = None) -> list[Plan]:
+    def plans(self, gpus: GPUs, budget: int | None = None) -> list[MemoryPlan]:
         """Return a plan for every strategy, the fastest first, those with adapters last.
 
         Args:
@@ -239,7 +239,7 @@ class JobSizes:
                     plans.append(self.plan(strategy, gpus, budget or self.budget))
         return plans
 
-    def proposal(self, gpus: GPUs) -> Plan | None:
+    def proposal(self, gpus: GPUs) -> MemoryPlan | None:
         """Return the plan of the fastest strategy that fits.
 
         Prefer smaller micro-batches, then shards on the CPU, to adapters, because those change results.
@@ -253,7 +253,7 @@ class JobSizes:
             return self.with_most_tokens(best)
         return best
 
-    def choice(self, gpus: GPUs, placement: tuple[bool, bool] | None, checkpointing: bool | None) -> Plan:
+    def choice(self, gpus: GPUs, placement: tuple[bool, bool] | None, checkpointing: bool | None) -> MemoryPlan:
         """Return the plan of the fastest strategy that fits without a change of results, or else the smallest one.
 
         Shards on the CPU come last, and before them strategies that leave vLLM memory for few sequences at once.
@@ -283,7 +283,7 @@ class JobSizes:
         inputs = self.completion - 1
         return prompts * (self.prompt * (1 if self.shared_prefix else self.group) + self.group * inputs)
 
-    def with_most_tokens(self, plan: Plan, limit: int | None = None) -> Plan:
+    def with_most_tokens(self, plan: MemoryPlan, limit: int | None = None) -> MemoryPlan:
         """Return the plan with the most tokens in a micro-batch that fit: doubled up to those of a step.
 
         Args:
@@ -302,7 +302,7 @@ class JobSizes:
             best = larger
         return best
 
-    def fits_each_machine(self, plan: Plan, machines: int) -> bool:
+    def fits_each_machine(self, plan: MemoryPlan, machines: int) -> bool:
         """Return whether each machine holds a copy of the sharded model by itself.
 
         Then only gradients cross the network.
@@ -311,7 +311,7 @@ class JobSizes:
         gpus = GPUs(plan.gpus.count // machines, plan.gpus.gib)
         return plan.strategy.sharded and machines > 1 and on_one_machine.plan(plan.strategy, gpus, plan.budget).fits
 
-    def reason(self, plan: Plan) -> str:
+    def reason(self, plan: MemoryPlan) -> str:
         """Return one line that says what a plan needs, and what its faster alternatives would."""
         gpus = plan.gpus
         before = takewhile(lambda other: other != plan, self.plans(gpus))
@@ -329,7 +329,7 @@ class JobSizes:
             f"{faster}{advice}"
         )
 
-    def plan(self, strategy: Strategy, gpus: GPUs, budget: int) -> Plan:
+    def plan(self, strategy: Strategy, gpus: GPUs, budget: int) -> MemoryPlan:
         """Return the plan of a strategy.
 
         Args:
@@ -360,9 +360,9 @@ class JobSizes:
         host = state + teacher if strategy.offload else 0.0
         terms |= {"vLLM": vllm, "generation": generation}
         at_once = self.sequences(gpus, vllm) if self.share else None
-        return Plan(strategy, gpus, budget, terms, host, self.vllm_sleeps, at_once)
+        return MemoryPlan(strategy, gpus, budget, terms, host, self.vllm_sleeps, at_once)
 
-    def arguments(self, plan: Plan) -> str:
+    def arguments(self, plan: MemoryPlan) -> str:
         """Return the arguments that the plan adds to the command line."""
         machines = math.ceil(plan.gpus.count / MACHINE_GPUS)
         copies = self.fits_each_machine(plan, machines)
@@ -440,7 +440,7 @@ def describe_job(
     )
 
 
-def describe_run(trainer: Trainer, module: RLVRModule, data: PromptDataModule) -> tuple[JobSizes, Plan]:
+def describe_run(trainer: Trainer, module: RLVRModule, data: PromptDataModule) -> tuple[JobSizes, MemoryPlan]:
     """Return the sizes of a run that a trainer is built for, and its plan for the trainer's devices.
 
     With copies of a sharded model, they are those of one copy.

@@ -130,7 +130,9 @@ def test_minutes_end_a_warm_start_too(
     monkeypatch.setenv("LIT_RLVR_CACHE", str(tmp_path / "cache"))
     data = rows(run_folder, ["seven"] * 4 + ["eight"] * 4)
     result = lit_rlvr(*TUNE, *data, "--rollout.rewards", "[tiny_rewards.whole_answer]", "--minutes", 0.001, status=0)
-    assert "tune: about 0.0 minutes with loading, of which a warm start takes up to 0.0; a batch under way" in result.err
+    assert (
+        "tune: about 0.0 minutes with loading, of which a warm start takes up to 0.0; a batch under way" in result.err
+    )
     settings, reasons = chosen(run_folder)
     assert "The minutes ended these steps at 10, and what follows is measured after them" in reasons
     assert settings["warm_start"]["steps"] == 100, "a run makes all of them"

@@ -148,7 +148,7 @@ def _bar(visits: list[Visit]) -> tuple[float, str]:
     return correct / max(judged, 1), f"{steps}: {correct} of {judged}"
 
 
-class Completions:
+class CompletionsIndex:
     """The index of a completions.jsonl that a run may still write; texts stay in the file.
 
     Args:
@@ -244,9 +244,9 @@ class Completions:
         return [row for row in rows if (row["id"], row["step"]) == (visit.id, visit.step)]
 
 
-def index_completions(run: RunRecord) -> Completions:
+def index_completions(run: RunRecord) -> CompletionsIndex:
     """Index a run's completions.jsonl, and note in the run what cannot be read."""
-    index = Completions(run.path / "completions.jsonl")
+    index = CompletionsIndex(run.path / "completions.jsonl")
     with run.noting("completions.jsonl"):
         index.index()
     bad = index.unreadable + (index.read < index.size)
@@ -255,12 +255,12 @@ def index_completions(run: RunRecord) -> Completions:
     return index
 
 
-def count_outcomes(index: Completions) -> dict[PromptOutcome, int]:
+def count_outcomes(index: CompletionsIndex) -> dict[PromptOutcome, int]:
     """Return the number of prompts with each outcome."""
     return dict.fromkeys(OUTCOMES, 0) | Counter(prompt.outcome for prompt in index.prompts.values())
 
 
-def list_prompts(index: Completions, outcome: str = "", words: str = "") -> list[TrackedPrompt]:
+def list_prompts(index: CompletionsIndex, outcome: str = "", words: str = "") -> list[TrackedPrompt]:
     """Return the prompts in the order of `OUTCOMES`, and of equal outcomes the most visited first.
 
     Args:
@@ -277,7 +277,7 @@ def list_prompts(index: Completions, outcome: str = "", words: str = "") -> list
     return sorted(prompts, key=lambda prompt: (OUTCOMES.index(prompt.outcome), -len(prompt.visits), prompt.id))
 
 
-def samples(index: Completions) -> list[Visit]:
+def samples(index: CompletionsIndex) -> list[Visit]:
     """Return groups from the beginning, the middle and the end of a run, preferably with a gradient."""
     visits = sorted((v for prompt in index.prompts.values() for v in prompt.visits), key=lambda visit: visit.start)
     thirds = [visits[len(visits) * k // 3 : len(visits) * (k + 1) // 3] for k in range(3)]

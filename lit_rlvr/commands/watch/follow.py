@@ -10,7 +10,7 @@ from threading import Lock
 from typing import Any
 
 from lit_rlvr.commands.report.groups import RunGroup, read_groups
-from lit_rlvr.commands.report.prompts import Completions
+from lit_rlvr.commands.report.prompts import CompletionsIndex
 from lit_rlvr.commands.report.runs import FILES, RunRecord, read_run
 from lit_rlvr.common.run_files import LIVE, read_live
 from lit_rlvr.common.terminal import printable
@@ -55,7 +55,7 @@ class FollowedRun:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.completions = Completions(path / "completions.jsonl")
+        self.completions = CompletionsIndex(path / "completions.jsonl")
         self.run = RunRecord(path)
         self._stamps: tuple[Any, ...] | None = None  # None before the first refresh
 

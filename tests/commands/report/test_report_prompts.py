@@ -6,7 +6,7 @@ from typing import Any
 from made_runs import make_run, row
 
 from lit_rlvr.commands.report.prompts import (
-    Completions,
+    CompletionsIndex,
     count_outcomes,
     index_completions,
     list_prompts,
@@ -16,11 +16,11 @@ from lit_rlvr.commands.report.runs import read_run
 STATUS = {"e": "error"}
 
 
-def index(folder: Path, rows: list[dict[str, Any]]) -> Completions:
+def index(folder: Path, rows: list[dict[str, Any]]) -> CompletionsIndex:
     return index_completions(read_run(make_run(folder, rows=rows)))
 
 
-def run(folder: Path, **outcomes: str) -> Completions:
+def run(folder: Path, **outcomes: str) -> CompletionsIndex:
     """Prompts by name, each with its outcomes at steps 2, 4, ...: `01` is a group of a wrong and a right completion,
     `e` one whose check failed, `-` no visit."""
     rows: list[dict[str, Any]] = []

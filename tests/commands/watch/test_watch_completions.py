@@ -7,7 +7,7 @@ from pathlib import Path
 
 from made_runs import make_run, row
 
-from lit_rlvr.commands.report.prompts import Completions
+from lit_rlvr.commands.report.prompts import CompletionsIndex
 
 ROWS = [
     row(step, f"{(7 * step + k) % 5}+1", g, correct=(step * k + g) % 3 == 0, completion=f"é {step} {k} {g}")
@@ -24,7 +24,7 @@ def lines(rows: list[dict[str, object]]) -> str:
 
 
 def test_it_knows_what_the_whole_file_says(tmp_path: Path) -> None:
-    index = Completions(make_run(tmp_path / "run", rows=ROWS) / "completions.jsonl")
+    index = CompletionsIndex(make_run(tmp_path / "run", rows=ROWS) / "completions.jsonl")
     assert index.follow(60)
     slow = [list(rows) for _, rows in groupby(ROWS, key=lambda row: (row["step"], row["id"]))]
     assert sum(len(prompt.visits) for prompt in index.prompts.values()) == len(slow) > 30
@@ -39,13 +39,13 @@ def test_it_knows_what_the_whole_file_says(tmp_path: Path) -> None:
 def test_it_follows_a_file_while_it_grows_in_any_pieces(tmp_path: Path) -> None:
     """Also torn in the middle of a line and of a letter."""
     path, whole = tmp_path / "completions.jsonl", lines(ROWS).encode()
-    index = Completions(path)
+    index = CompletionsIndex(path)
     assert index.follow(60) and not index.prompts, "it need not be there"
     for first in range(0, len(whole), 777):
         with path.open("ab") as file:
             file.write(whole[first : first + 777])
         index.follow(60)
-    once = Completions(path)
+    once = CompletionsIndex(path)
     once.follow(60)
     assert (index.prompts, index.unreadable, index.rows) == (once.prompts, 0, len(ROWS))
 
@@ -53,7 +53,7 @@ def test_it_follows_a_file_while_it_grows_in_any_pieces(tmp_path: Path) -> None:
 def test_a_resumed_run_replaces_the_file(tmp_path: Path) -> None:
     path = tmp_path / "completions.jsonl"
     path.write_text(lines(ROWS))
-    index = Completions(path)
+    index = CompletionsIndex(path)
     index.follow(60)
     shorter = tmp_path / "shorter"
     shorter.write_text(lines(ROWS[:80]))

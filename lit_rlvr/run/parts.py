@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class PlannedRun:
+class RunParts:
     """The parts of a run that a config describes, before the weights load.
 
     Args:
