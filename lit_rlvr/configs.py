@@ -366,7 +366,10 @@ def _parse_classes(value: Any) -> Any:
         parsed = load_yaml(value)
     except yaml.YAMLError:
         return None
-    classes = parsed if isinstance(parsed, list) else [parsed]
+    if isinstance(parsed, list):
+        classes = parsed
+    else:
+        classes = [parsed]
     if any(isinstance(item, dict) and "class_path" in item for item in classes):
         return parsed
     return None

@@ -332,7 +332,10 @@ class Chat:
             pieces = [call["name"] for call in _functions([message])] or [text_of(message["content"]).strip()]
             if all(words in text for words in pieces):
                 continue
-            rest = [{**message, "tool_calls": []}] if calls else []
+            if calls:
+                rest = [{**message, "tool_calls": []}]
+            else:
+                rest = []
             try:
                 without = self.apply([*messages[:number], *rest, *messages[number + 1 :]], tokenizer, source)
             except UserError:  # so the template reads the message

@@ -218,7 +218,8 @@ def _sharegpt_message(turn: Mapping[str, Any]) -> dict[str, Any]:
     weights = {key: turn[key] for key in LOSS_KEYS if key in turn}
     if speaker in ("function_call", "tool_call"):
         calls = parse_text(content)
-        calls = [calls] if isinstance(calls, dict) else calls
+        if isinstance(calls, dict):
+            calls = [calls]
         if isinstance(calls, list) and all(isinstance(call, dict) and "name" in call for call in calls):
             return {"role": "assistant", "content": "", "tool_calls": [{"function": call} for call in calls]} | weights
     return {"role": SPEAKERS[speaker], "content": content} | weights

@@ -289,7 +289,8 @@ def _json(path: Path) -> Iterator[tuple[int, Value]]:
         raise UserError(f"{path}: broken JSON ({error})") from error
     if isinstance(rows, BadRow):
         raise UserError(f"{path}: {rows.reason}")
-    rows = rows.get("data") if isinstance(rows, dict) else rows
+    if isinstance(rows, dict):
+        rows = rows.get("data")
     if not isinstance(rows, list):
         raise UserError(f'{path}: expected a list of rows or {{"data": [...]}}; JSON Lines go into a .jsonl file')
     yield from ((number, _object(row)) for number, row in enumerate(rows, 1))

@@ -112,7 +112,10 @@ class MultiStepArithmetic(GeneratedDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        lengths = terms if isinstance(terms, list) else [terms]
+        if isinstance(terms, list):
+            lengths = terms
+        else:
+            lengths = [terms]
         if min(lengths, default=0) < 2 or min(high, problems) < 1 or min(held_out, tested) < 0:
             raise UserError(
                 f"terms={terms} must be at least 2, high={high} and problems={problems} at least 1, "

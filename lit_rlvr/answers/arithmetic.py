@@ -121,7 +121,10 @@ class _Tokens:
         token = self.tokens.pop()
         if token == "(":
             inside = self.sum(depth + 1)
-            closed = self.tokens.pop() if self.tokens else ""
+            if self.tokens:
+                closed = self.tokens.pop()
+            else:
+                closed = ""
             if closed == ")":
                 return inside
             return None

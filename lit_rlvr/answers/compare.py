@@ -104,7 +104,10 @@ def _numbers(reference: Number, answer: Number, rules: Rules) -> bool:
         return True
     if any(_is_shortened(*pair, rules.decimals) for pair in ((r, a, answer.places), (a, r, reference.places))):
         return True
-    places = reference.places if rules.reference_places else None
+    if rules.reference_places:
+        places = reference.places
+    else:
+        places = None
     return places is not None and abs(r - a) * 10**places <= Fraction(1, 2)
 
 

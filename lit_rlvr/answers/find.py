@@ -126,7 +126,10 @@ def _find(text: str, boxed_only: bool) -> Found:
     if boxes.is_open or (boxed_only and not boxes.contents):
         return Found("", "box")
     if boxes.contents:
-        behind = "" if boxed_only else _behind(text, boxes.end)
+        if boxed_only:
+            behind = ""
+        else:
+            behind = _behind(text, boxes.end)
         if boxes.joiner in ("or", "line") and len(boxes.contents) > 1:
             return Found(boxes.text, "box", tuple(boxes.contents), boxes.joiner, behind=behind)
         if boxes.joiner:

@@ -36,7 +36,10 @@ def last_tag(text: str) -> tuple[int, int, str] | None:
     """
     for match in reversed(list(_TAG.finditer(text))):
         name = match["name"] or match["bracketed"]
-        closing = f"</{name}>" if match["name"] else f"[/{name}]"
+        if match["name"]:
+            closing = f"</{name}>"
+        else:
+            closing = f"[/{name}]"
         end = text.find(closing, match.end())
         if end >= 0:
             return match.start(), end + len(closing), text[match.end() : end].strip()
@@ -47,7 +50,10 @@ def last_tag(text: str) -> tuple[int, int, str] | None:
 
 def last_field(text: str) -> tuple[int, int, str] | None:
     """Return where the last field for an answer of a JSON object begins and ends, and its value; None without one."""
-    fields = list(_FIELD.finditer(text)) if "{" in text else []
+    if "{" in text:
+        fields = list(_FIELD.finditer(text))
+    else:
+        fields = []
     if not fields or "{" not in text[: fields[-1].start() + 1]:
         return None
     value = fields[-1]["value"].strip()

@@ -226,7 +226,10 @@ def _in_sentence(answer: Found, keys: Collection[str]) -> Iterator[str]:
     for phrase in dict.fromkeys((clause, text.rstrip(".")) if verb else (text.rstrip("."), clause)):
         if _is_value(phrase):
             yield phrase
-    searched = clause if next(_spans(clause), None) else text
+    if next(_spans(clause), None):
+        searched = clause
+    else:
+        searched = text
     spans = _without_ordinals(searched, list(_spans(searched)))
     for start, end in spans[:1] if is_phrase or searched is not text else spans[-1:]:
         before = re.split(r"[.;:,]\s", searched[:start])[-1]
@@ -258,7 +261,10 @@ def _corrected(text: str, behind: str) -> str:
     if not after:
         return ""
     values = [after[start:end] for start, end in _spans(after) if not re.search(r"\d\s*[-+*/]\s*\d", after[start:end])]
-    original = text[: text.find(after)] if after in text else text
+    if after in text:
+        original = text[: text.find(after)]
+    else:
+        original = text
     before = [original[start:end] for start, end in _spans(original)]
     is_other = bool(values) and bool(before) and before[0].strip("$") not in [value.strip("$") for value in values]
     if is_other:
@@ -333,7 +339,10 @@ def _without_ordinals(text: str, spans: list[tuple[int, int]]) -> list[tuple[int
 def _count(text: str) -> str:
     """Return the number in words that a text begins with; "" if it begins with something else, or with "one of"."""
     words = re.match(r"(?:exactly |only |a total of )?([A-Za-z]+(?:[- ][A-Za-z]+){0,3})(?![-\w])(?! of\b)", text)
-    pieces = re.split(r"(-| (?!of\b))", words[1]) if words else []
+    if words:
+        pieces = re.split(r"(-| (?!of\b))", words[1])
+    else:
+        pieces = []
     for length in range(len(pieces), 0, -2):
         run = "".join(pieces[:length])
         if pieces[length : length + 1] != ["-"] and run.lower() not in ("a", "an") and read_numeral(run) is not None:
@@ -351,7 +360,8 @@ def last_step(text: str) -> str:
         return ""
     last = re.sub(r"\\end\s*\{\w+\*?\}|\\\)|&", " ", last).strip(" .\n")
     _, sign, value = re.split(r"\.\s|\\\\|\\q?quad", _closed(last))[-1].rpartition("=")
-    value = value.strip("$") if value.count("$") % 2 else value
+    if value.count("$") % 2:
+        value = value.strip("$")
     if sign or before:
         return value
     return ""

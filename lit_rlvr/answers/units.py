@@ -189,7 +189,10 @@ BASES = {word: i for word, i in _WORDS.items() if 2 <= i <= 16}
 def read_numeral(text: str) -> Fraction | None:
     """Return the value of "twenty-one", "minus three", "two hundred and five" or "three quarters"; else None."""
     words = re.sub(r"[\s-]+", " ", text.strip().lower()).split()
-    sign = -1 if words and words[0] in ("minus", "negative") else 1
+    if words and words[0] in ("minus", "negative"):
+        sign = -1
+    else:
+        sign = 1
     words = [word for word in words[sign < 0 :] if word != "and"]
     if len(words) > 1 and words[0] in ("a", "an") and words[1] in MAGNITUDES:
         words[0] = "one"

@@ -300,7 +300,10 @@ def _expected_kinds(text: str) -> Iterator[str]:
     ):
         name = kind.rpartition(".")[2]
         if name != "NoneType":
-            choices = f"one of {values}" if "," in values else values
+            if "," in values:
+                choices = f"one of {values}"
+            else:
+                choices = values
             yield TYPE_NAMES.get(name, name) if kind else choices or f"a {words}"
 
 

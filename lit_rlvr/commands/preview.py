@@ -119,7 +119,10 @@ def print_prompts(preview: dict[str, Any]) -> None:
             *[f"category {prompt['category']!r}"] * bool(prompt["category"]),
         ]
         for k, image in enumerate(prompt["images"], 1):
-            place = f", {image['file']}" if image["file"] else ""
+            if image["file"]:
+                place = f", {image['file']}"
+            else:
+                place = ""
             if "frames" in image:
                 frames = f"{image['frames']} frames of "
             else:
@@ -163,7 +166,10 @@ def describe_image(data: PromptDataModule, prompt: Prompt, number: int, folder: 
         path = None
     else:
         path = _save_image(film_strip(image), f"{prompt.sample.id}-{number + 1}", folder)
-    frames = image.frames if isinstance(image, Video) else (image,)
+    if isinstance(image, Video):
+        frames = image.frames
+    else:
+        frames = (image,)
     return {
         "tokens": len(pixels.placeholders[number]),
         "width": frames[0].width,

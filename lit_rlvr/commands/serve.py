@@ -85,7 +85,10 @@ def run(command: str, arguments: list[str]) -> None:
     if options.port is not None or not names & {*ADDRESS_OPTIONS}:
         open_socket(options.host or "", PORT if options.port is None else options.port).close()  # vLLM would load first
     address = [f"--{name}={value}" for name in ("host", "port") if (value := getattr(options, name)) is not None]
-    quantized = [f"--quantization={FP8}"] if options.quantize else []
+    if options.quantize:
+        quantized = [f"--quantization={FP8}"]
+    else:
+        quantized = []
     vllm_options = [*quantized, *address, *vllm_sequence_options(options.max_num_seqs, names), *others]
     line = server_line(options.model, options.dtype, options.nccl, vllm_options, options.config_overrides)
     os.environ["VLLM_SERVER_DEV_MODE"] = "1"  # lets us replace its weights

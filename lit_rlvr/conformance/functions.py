@@ -51,7 +51,9 @@ def check_loss(
 
 def check_step(prepare: PrepareStep, expect: str | None = None, stops_gradient: bool = False) -> list[Finding]:
     """Measure a loss that is prepared in any way; see `check_loss`."""
-    published = find_published(expect, LOSSES) if expect else None
+    published = None
+    if expect:
+        published = find_published(expect, LOSSES)
     batch = frozen_batch("regular")
     return [
         *([] if expect is None else [has_published_values(prepare, expect, name) for name in BATCHES]),

@@ -326,7 +326,10 @@ def ignores_masked_tokens(measure: Measure, batch: Batch) -> Finding:
     other = torch.linspace(-20, 0, batch.logp.numel(), dtype=batch.logp.dtype).view_as(batch.logp)
 
     def filled(x: Tensor) -> Tensor:
-        other_values = other.flip(0) if x is batch.logp else other
+        if x is batch.logp:
+            other_values = other.flip(0)
+        else:
+            other_values = other
         if x.is_floating_point():
             return torch.where(batch.mask, x, other_values)
         return x

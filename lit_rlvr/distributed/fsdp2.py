@@ -262,7 +262,10 @@ class FSDP2(ModelParallelStrategy):
         module: Any = self.lightning_module
         checkpoint = read_rest(path)
         module.check_checkpoint(checkpoint)  # before shapes could clash
-        load = self._load_shares if is_sharded(path) else self._load_whole
+        if is_sharded(path):
+            load = self._load_shares
+        else:
+            load = self._load_whole
         load(path, checkpoint, module)
         return checkpoint
 

@@ -220,7 +220,9 @@ class VLLMServerEngine(RolloutEngine):
 
     def _sync(self, policy: Policy) -> None:
         self._policy = policy
-        adapter = policy.adapter_config if self._adapter else None
+        adapter = None
+        if self._adapter:
+            adapter = policy.adapter_config
         self._names_adapter = adapter is not None
         if self._adapter and adapter is None and self._syncs:
             return  # they have these weights, and requests name no adapters

@@ -116,7 +116,10 @@ class FileTransfer(WeightTransfer):
     sends_adapters = True
 
     def __init__(self, folder: Path | None = None) -> None:
-        self.folder = None if folder is None else folder.absolute()
+        if folder is None:
+            self.folder = None
+        else:
+            self.folder = folder.absolute()
         self._own: OwnFolder | None = None  # on the first rank, if the user gave none
         self._size: int | None = None  # of all weights in bytes, if the user gave no folder
         self._written: list[Path] = []  # the first version, if later ones do not hold all weights, and the last
@@ -250,7 +253,10 @@ class FileTransfer(WeightTransfer):
             for _ in left:  # the other ranks gather all weights
                 pass
             raise
-        self._written = [target] if complete else [self._written[0], target]
+        if complete:
+            self._written = [target]
+        else:
+            self._written = [self._written[0], target]
 
 
 def write_weights(

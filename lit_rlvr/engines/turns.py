@@ -284,7 +284,10 @@ class ThoughtBudget(Turns):
 
 def closing_tokens(tokenizer: Any, mark: str) -> tuple[int, ...]:
     """Return the tokens that end thoughts with a mark, written as chat templates write it; none without a mark."""
-    text = f"\n{mark}\n\n" if mark.startswith("</") else mark
+    if mark.startswith("</"):
+        text = f"\n{mark}\n\n"
+    else:
+        text = mark
     if mark:
         return tuple(tokenizer(text, add_special_tokens=False).input_ids)
     return ()

@@ -176,7 +176,10 @@ class VLLMEngine(RolloutEngine):
             yield f"{reason} with rollout.sampling.stop; use rollout.engine: hf"
 
     def start(self, context: EngineContext) -> None:
-        device_type = "cuda" if torch.cuda.is_available() else "cpu"
+        if torch.cuda.is_available():
+            device_type = "cuda"
+        else:
+            device_type = "cpu"
         refuse_all(self.hardware_problems(device_type, context.dtype))
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")

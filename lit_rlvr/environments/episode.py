@@ -230,7 +230,9 @@ class EpisodeWorkers:
             played = RESET - 1
             reply = EpisodeReply(None)
         while played < len(turns):
-            turn = turns[played] if played >= RESET else None
+            turn = None
+            if played >= RESET:
+                turn = turns[played]
             played += 1
             value = yield self._batch, number, seed, played, sample, turn
             if played == RESET:

@@ -381,7 +381,10 @@ def merged_parameters(
         plain = _plain_name(name)
         weight = dense(parameter)
         layer: Any = layers.get(plain)
-        adapters = [] if layer is None else used_adapters(layer, view)
+        if layer is None:
+            adapters = []
+        else:
+            adapters = used_adapters(layer, view)
         if adapters and dtype == torch.bfloat16:
             weight = weight.detach().to(torch.float32, copy=True)
             dither(plain, own_shard(weight))
@@ -409,7 +412,10 @@ def adapter_config(model: Any, view: str | None = ADAPTER) -> dict[str, Any] | N
     kinds = set()
     language = {id(layer) for _, layer in language_modules(model)}
     for layer in layers.values():
-        names = used_adapters(layer, view) if hasattr(layer, "r") and id(layer) in language else []
+        if hasattr(layer, "r") and id(layer) in language:
+            names = used_adapters(layer, view)
+        else:
+            names = []
         if names:
             kinds.add((sum(layer.r[name] for name in names), layer.scaling[names[0]]))
         elif view is not None:

@@ -165,7 +165,9 @@ class _Score(torch.autograd.Function):
             grad_weight = torch.zeros_like(head, dtype=outputs)
         else:
             grad_weight = None
-        grad_bias = torch.zeros_like(bias) if needs_bias else None
+        grad_bias = None
+        if needs_bias:
+            grad_bias = torch.zeros_like(bias)
         for k, start in enumerate(range(0, len(target), ctx.rows)):
             at = slice(start, start + ctx.rows)
             if ctx.kept is None:
@@ -223,7 +225,10 @@ def _blocks(logits: Tensor, compared: bool) -> list[slice]:
         logits: (n, V).
         compared: also with a teacher's, which takes several times the memory.
     """
-    max_logits = CHUNK_LOGITS if logits.is_cuda else BLOCK_LOGITS
+    if logits.is_cuda:
+        max_logits = CHUNK_LOGITS
+    else:
+        max_logits = BLOCK_LOGITS
     if logits.is_cuda and not compared:
         size = len(logits)
     else:

@@ -114,7 +114,10 @@ def read_tests(cell: str) -> list[Case]:
     Raises:
         ValueError: it is neither; the message says why.
     """
-    text = cell if cell.lstrip().startswith("[") else unpack(cell)
+    if cell.lstrip().startswith("["):
+        text = cell
+    else:
+        text = unpack(cell)
     try:
         tests = [Case(test["input"], test["output"]) for test in json.loads(text)]
     except (ValueError, TypeError, KeyError, RecursionError) as error:

@@ -305,7 +305,10 @@ def stop_on_failures(
     lost = scores.failed | scores.stopped  # (P, G)
     late = torch.tensor([[status == "timeout" for status in group] for group in scores.statuses]).reshape(lost.shape)
     counts = (int(lost.sum()), int((lost | late).sum()), scores.failed.numel())
-    ranks = gather_objects(counts) if together else [counts]
+    if together:
+        ranks = gather_objects(counts)
+    else:
+        ranks = [counts]
     failed, with_late, total = (sum(numbers) for numbers in zip(*ranks, strict=True))
     bound = f"rollout.safeguards.max_failure_rate={limit}"
     if together and with_late > max(limit, 0.5) * total >= failed:

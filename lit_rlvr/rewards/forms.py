@@ -254,7 +254,8 @@ def turn_message(turn: Turn) -> dict[str, Any]:
         "reasoning_content": thoughts_in(turn.raw or turn.text).strip(),
         "tool_calls": [{"type": "function", "function": call} for call in read],
     }
-    content = content if read else without_thoughts(turn.text)
+    if not read:
+        content = without_thoughts(turn.text)
     return {"role": "assistant", "content": content} | {name: part for name, part in parts.items() if part}
 
 
@@ -272,7 +273,10 @@ def read_result(value: Any) -> Any:
                 f"{', '.join(map(str, value)) or 'none'}"
             )
         detail = "; ".join(f"{name}: {part}" for name, part in value.items() if name not in (score, right))
-        correct = None if right is None else bool(value[right] == 1)
+        if right is None:
+            correct = None
+        else:
+            correct = bool(value[right] == 1)
         return replace(as_result(value[score]), correct=correct, detail=detail)
     if value is None or isinstance(value, RewardResult) or hasattr(value, "__float__"):
         return value

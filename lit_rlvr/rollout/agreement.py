@@ -35,7 +35,8 @@ def agreement_metrics(rollout: Scores | Rollout) -> dict[str, float]:
             if earlier is not None and result.correct is not None:
                 counts[name, f"{earlier:d}{result.correct:d}"] += 1
                 counts[name, f"value of {earlier:d}"] += result.value  # type: ignore[assignment]
-            earlier = result.correct if earlier is None else earlier
+            if earlier is None:
+                earlier = result.correct
     sums = all_sum(torch.tensor([[float(counts[name, kind]) for kind in COUNTS] for name in names]).double())
     metrics: dict[str, float] = {}
     for name, (*cells, right_sum, wrong_sum) in zip(names, sums.tolist(), strict=True):

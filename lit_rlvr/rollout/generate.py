@@ -163,7 +163,10 @@ class GroupSampler:
         try:
             prompts = self._open_episodes(episodes, prompts, seeds, data)
             opened(prompts)
-            turns = {} if episodes is None else {"turns": episodes}
+            if episodes is None:
+                turns = {}
+            else:
+                turns = {"turns": episodes}
             self.synced_engine.engine.generate_stream(prompts, sampling, seeds, started, done, **turns)
         finally:
             if episodes is not None:

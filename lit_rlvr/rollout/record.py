@@ -253,7 +253,10 @@ def pack_rollout(rollout: Rollout, about: dict[str, Any]) -> dict[str, np.ndarra
     inside = _inside(about["lengths"], about["width"])
     tensors = {name: getattr(rollout, name) for name in (*TOKEN_FIELDS, *GROUP_FIELDS)}
     tensors |= {f"part/{name}": part for name, part in rollout.parts.items()} | {"sampled": torch.cat(sampled)}
-    tensors["routes"] = torch.cat(routes) if routes else None
+    if routes:
+        tensors["routes"] = torch.cat(routes)
+    else:
+        tensors["routes"] = None
     arrays = {"about": np.frombuffer(json.dumps(about).encode(), np.uint8)}
     for name, values in tensors.items():
         if values is not None:

@@ -723,7 +723,10 @@ def best_validation(metrics: Metrics) -> tuple[int, float] | None:
     first = metrics[accuracy.steps[best]]
     last = metrics[accuracy.steps[-1]]
     errors = set_values(last, "fall_error")
-    error = math.hypot(*errors) / len(errors) if errors else math.nan
+    if errors:
+        error = math.hypot(*errors) / len(errors)
+    else:
+        error = math.nan
     if len(errors) != len(set_values(last, "accuracy")):
         error = math.hypot(Validated.of_row(first).error, Validated.of_row(last).error)
     is_worse = accuracy.values[best] - accuracy.values[-1] > CERTAIN * error  # never with an unknown error

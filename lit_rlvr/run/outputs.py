@@ -191,7 +191,10 @@ class RunFolder(ChecksArguments, Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self._iteration_start = time.perf_counter()
         is_traced = self.trace_every and self.save_prompts and trainer.is_global_zero
-        self._trace = Trace(self.save_prompts) if is_traced else None
+        if is_traced:
+            self._trace = Trace(self.save_prompts)
+        else:
+            self._trace = None
         pl_module.trace_next(self._trace)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -336,7 +339,10 @@ class RunFolder(ChecksArguments, Callback):
         if not any(dataset.prompts.get("validation") for dataset in data.validated):
             return "No accuracies: there is no validation set; set data.validation or data.validation_split"
         first, last = ("not measured" if value is None else f"{value:.3f}" for value in (self.accuracy_before, after))
-        steps = trainer.global_step if after is None else step
+        if after is None:
+            steps = trainer.global_step
+        else:
+            steps = step
         start = f"{first} before"
         if self.before_warm_start is not None:
             start = f"{self.before_warm_start:.3f} before, {first} after the warm start"
@@ -369,7 +375,10 @@ def _noise(row: Mapping[str, float]) -> dict[str, float | None]:
     if "val/accuracy" not in row:
         return {"accuracy_after_noise": None, "constant_guess": None}
     found = Validated.of_row(row)
-    noise = None if isnan(found.error) else CERTAIN * found.error
+    if isnan(found.error):
+        noise = None
+    else:
+        noise = CERTAIN * found.error
     return {"accuracy_after_noise": noise, "constant_guess": found.guess or None}
 
 

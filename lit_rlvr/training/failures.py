@@ -81,7 +81,8 @@ class SkippedSteps:
     def add_finite(self, is_unrewarded: bool) -> None:
         """Count a step that is finite, which is skipped nevertheless if its rollout has no reward."""
         self.total += is_unrewarded
-        self.in_a_row = self.in_a_row if is_unrewarded else 0
+        if not is_unrewarded:
+            self.in_a_row = 0
 
     def check_end(self, steps: int) -> None:
         """Refuse a run that ends with most of its steps skipped in a row: its model is broken.
@@ -272,7 +273,10 @@ class TokenBudget:
 
     def __init__(self, given: int | Literal["auto"]) -> None:
         self.given = given
-        self.tokens = DEFAULT_TOKENS if given == "auto" else given
+        if given == "auto":
+            self.tokens = DEFAULT_TOKENS
+        else:
+            self.tokens = given
         self.device = torch.device("cpu")
         self.sharded = False
         self._run: Path | None = None
@@ -324,7 +328,8 @@ class TokenBudget:
 
     def load_state_dict(self, state: list[Any]) -> None:
         given, left = state
-        self.tokens = left if given == self.given else self.tokens
+        if given == self.given:
+            self.tokens = left
 
 
 def retry_smaller(budget: TokenBudget, rollout: Rollout, function: Callable[[], _T]) -> _T:

@@ -251,7 +251,10 @@ class Teachers:
         Raises:
             UserError: a server does not answer, or its tokens are others.
         """
-        models = {} if self.options is None else self.options.models
+        if self.options is None:
+            models = {}
+        else:
+            models = self.options.models
         self.servers = {
             label: VLLMServer(url, KEY if os.environ.get(KEY) else None, SERVER_SECONDS)
             for label, url in models.items()
@@ -268,7 +271,10 @@ class Teachers:
 
     def versions(self) -> dict[str, str]:
         """Return "teacher", with the value of `column` if there is one, -> the version of its weights, or its URL."""
-        models = {} if self.options is None else self.options.models
+        if self.options is None:
+            models = {}
+        else:
+            models = self.options.models
         return {
             f"teacher {label}".rstrip(): model if is_url(model) else weights_version(teacher_folder(model))
             for label, model in models.items()

@@ -175,7 +175,8 @@ class WorkerPool:
         Raises:
             UserError: a worker could not start or load the function, or the function raised it.
         """
-        function = Function(function) if isinstance(function, str) else function
+        if isinstance(function, str):
+            function = Function(function)
         applied = replace(self.limits, **limits)
 
         def call(number: int, worker: WorkerProcess) -> Requests:
@@ -259,7 +260,10 @@ class WorkerPool:
             else:
                 self._restarts = RESTARTS * self.workers
             if self._restarts < 0 or (outcome is not None and outcome.status != "ok"):
-                reason = worker.obituary() if outcome is None else outcome.detail
+                if outcome is None:
+                    reason = worker.obituary()
+                else:
+                    reason = outcome.detail
                 raise UserError(f"a worker process could not load {worker.function.name!r}: {reason}")
         elif outcome is None and not job.has_died:
             job.has_died = True

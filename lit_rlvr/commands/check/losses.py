@@ -67,7 +67,10 @@ def check_advantage(advantage: AdvantageFunction | str) -> list[Finding]:
 
     def estimate(batch: FrozenBatch) -> Tensor:
         value: Any = deepcopy(estimator)(deepcopy(batch.group))
-        mask = batch.group.mask if estimator.needs_tokens else None
+        if estimator.needs_tokens:
+            mask = batch.group.mask
+        else:
+            mask = None
         finite = value.nan_to_num() if isinstance(value, Tensor) else value  # the properties count the others
         require_advantages(estimator, finite, batch.group.rewards, mask)
         return value

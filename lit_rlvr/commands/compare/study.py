@@ -156,7 +156,10 @@ def algorithm_options(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _suites(given: Any, path: Path) -> dict[str, list[str | dict[str, Any]]]:
     """Return the suites by table; resolve files in the study's folder to absolute paths."""
-    tables = given if isinstance(given, dict) else {"suites": given}
+    if isinstance(given, dict):
+        tables = given
+    else:
+        tables = {"suites": given}
     for name, suites in tables.items():
         if not isinstance(suites, list) or not all(isinstance(suite, str | dict) for suite in suites):
             raise UserError(

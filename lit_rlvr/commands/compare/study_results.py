@@ -103,7 +103,10 @@ def study_results(
         starts: task -> suite -> results of the model that training starts from.
     """
     tasks = {task: _task(study, [run for run in runs if run.cell.task == task]) for task in study.tasks}
-    overall = _overall(study, runs) if len(study.tasks) > 1 else {}
+    if len(study.tasks) > 1:
+        overall = _overall(study, runs)
+    else:
+        overall = {}
     for task, suites in (starts or {}).items():
         tasks[task]["before_suites"] = _tables(study, [suites])
     unit, count = study.budget

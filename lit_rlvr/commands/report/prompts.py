@@ -144,7 +144,10 @@ def _bar(visits: list[Visit]) -> tuple[float, str]:
     judged = sum(past.judged for past in visits)
     first = visits[0].step
     last = visits[-1].step
-    steps = f"step {first}" if first == last else f"steps {first} to {last}"
+    if first == last:
+        steps = f"step {first}"
+    else:
+        steps = f"steps {first} to {last}"
     return correct / max(judged, 1), f"{steps}: {correct} of {judged}"
 
 

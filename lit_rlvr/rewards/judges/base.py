@@ -51,7 +51,10 @@ class Judge(CheckedReward):
     ) -> None:
         super().__init__(**kwargs)
         self.client = self.client_class(JudgeServer(**server) if isinstance(server, dict) else server, self.name)
-        self.task = self.default_task if task is None else task
+        if task is None:
+            self.task = self.default_task
+        else:
+            self.task = task
         self.has_reason = has_reason
         self.sees_thoughts = sees_thoughts
         self._asked = 0

@@ -109,7 +109,9 @@ def call(program: str, function: str) -> None:
     with open(os.dup(1), "w") as output:
         os.dup2(2, 1)
         names = execute(program, "solution")
-        owner = names["Solution"]() if "Solution" in names else None
+        owner = None
+        if "Solution" in names:
+            owner = names["Solution"]()
         if owner:
             method = getattr(owner, function)
         else:
