@@ -6,8 +6,8 @@ ratio of a token's probability to that at the beginning of the iteration; and W 
 probability to that when it was sampled.
 
 Their base class, `RLVRModule`, stands in `training/module.py`. `SFT` is here because it is trained by the same loop, on
-the data's own completions. `__all__` has ours that learn from the model's: all but `SFT` and `FunctionLoss`, whose loss
-is a user's function.
+the data's own completions. `__all__` has the base class and the losses on the model's completions: all but
+`SFT` and `FunctionLoss`, whose loss is a user's function.
 """
 
 from lit_rlvr.algorithms.aapo import AAPO

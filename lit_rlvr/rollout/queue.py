@@ -131,8 +131,9 @@ class QueueSource(SyncSource):
     weights more than `staleness` iterations old.
 
     A group is admitted only if it can still be used (AReaL, arXiv:2505.24298, eq. 3): with version v, at most
-    (staleness + v + 1) P groups have been. What was admitted is finished and trained on, the oldest first, and a step
-    waits until those after it can take all others in time, so that long completions are not lost. With an engine that
+    (staleness + v + 1) P groups have been, without those that give no signal where mixed ones are asked for. What was
+    admitted is finished and trained on, the oldest first, unless it takes longer than `max_group_seconds`; a step waits
+    until those after it can take all others in time, so that long completions are not lost. With an engine that
     takes weights while it generates (servers), a group may be sampled by several versions. In this process, what runs
     ends before weights change, and groups are taken in the order of their prompts, so that a resumed run is exact.
 

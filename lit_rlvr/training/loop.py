@@ -81,19 +81,19 @@ def train(updater: Updater, rollout: Rollout, number: int, trace: Trace | None =
     algorithm = updater.algorithm
     initial = updater.initial_logprobs(rollout)  # (B, T) each; None = nothing needs it
     estimate = algorithm.estimate_advantages(rollout, initial)  # from the rewards of all ranks' groups
-    rollout.advantages = estimate.means  # (P, G)
+    rollout.advantages = estimate.per_completion  # (P, G), for logs; the loss gets estimate.per_row
     minibatches = algorithm.split_groups(rollout) * algorithm.epochs_per_rollout  # this rank's groups in each step
-    prepared = updater.prepare(rollout, estimate.advantages, initial, minibatches, number, trace)
+    prepared = updater.prepare(rollout, estimate.per_row, initial, minibatches, number, trace)
     metrics = estimate.metrics
     for minibatch in minibatches:
-        step, sums = retry_smaller(updater.budget, rollout, partial(accumulate, updater, prepared, minibatch, number))
+        plan, sums = retry_smaller(updater.budget, rollout, partial(accumulate, updater, prepared, minibatch, number))
         norm = updater.reduce_and_clip()  # of the gradient over all ranks, before it is clipped
-        is_finite = updater.check_finite(step, sums, norm, number)
-        metrics |= updater.measure(step, sums, norm, is_finite)
+        is_finite = updater.count_step(plan, sums, norm, number)  # saves the groups of one that is not
+        metrics |= updater.measure(plan, sums, norm, is_finite)
         if is_finite and not rollout.is_unrewarded:
-            metrics |= updater.step(step)
+            metrics |= updater.take_step(plan)
         else:
-            updater.skip()
+            updater.skip_step()
         updater.end_step(prepared)
         yield metrics
         metrics = {}
@@ -116,16 +116,16 @@ def accumulate(
     Returns:
         The step's plan, and sums over the tokens that were run.
     """
-    step = plan_step(prepared, minibatch, updater.algorithm, updater.limits)  # normalisers, micro-batches
+    plan = plan_step(prepared, minibatch, updater.algorithm, updater.limits)  # normalisers, micro-batches
     sums = Stats()
-    updater.begin_step(step)
+    updater.begin_step(plan)
     with updater.dropout(number):
-        for k in range(len(step.microbatches)):
-            output = updater.forward(step, k)  # (rows, T) log-probabilities and entropies
-            inputs, stats = loss_inputs(step, k, output)
-            stats |= updater.watch(step, k, inputs)
+        for k in range(len(plan.microbatches)):
+            output = updater.forward(plan, k)  # (rows, T) log-probabilities and entropies
+            inputs, stats = loss_inputs(plan, k, output)
+            stats |= updater.watch(plan, k, inputs)
             loss, loss_stats = updater.algorithm.loss(inputs)  # the objective and the terms
-            updater.backward(step, k, loss)
+            updater.backward(plan, k, loss)
             for name, value in (stats | loss_stats | {"loss": loss.detach()}).items():
-                sums[name] = sums.get(name, 0) + value.double() * float(step.is_counted(k))
-    return step, sums
+                sums[name] = sums.get(name, 0) + value.double() * float(plan.is_counted(k))
+    return plan, sums

@@ -62,13 +62,13 @@ class Estimate(NamedTuple):
     """The advantages of this rank's completions.
 
     Args:
-        advantages: (B, 1), or (B, T) one for each token.
-        means: (P, G), the (mean) advantage of each completion.
-        metrics: to log.
+        per_row: (B, 1), or (B, T) one for each token.
+        per_completion: (P, G), the (mean) advantage of each completion.
+        metrics: what the run logs of them.
     """
 
-    advantages: Tensor
-    means: Tensor
+    per_row: Tensor
+    per_completion: Tensor
     metrics: dict[str, float]
 
 

@@ -164,7 +164,7 @@ class RLVRModule(ChecksArguments, LossModule, LightningModule):
         self.state = RunState(
             {
                 "skipped": self.skipped,
-                "unjudged": self.unrewarded,
+                "unjudged": self.unrewarded,  # as checkpoints call it
                 "noise_scale": self.noise_scale,
                 "tokens": self.budget,
                 "advantage_state": self.advantage,
@@ -348,9 +348,9 @@ class RLVRModule(ChecksArguments, LossModule, LightningModule):
         assert batch.rollout is not None and self.updater is not None, "the RolloutCallback fills the batch first"
         started = time.perf_counter()
         metrics = []
-        for step in train(self.updater, batch.rollout, self.updates + 1, self.trace):
+        for metrics_of_step in train(self.updater, batch.rollout, self.updates + 1, self.trace):
             self.updates += 1
-            metrics.append(step)
+            metrics.append(metrics_of_step)
         self.finish_iteration(batch, metrics)
         self.log("time/train", time.perf_counter() - started)
         self.log("step", float(self.updates))  # Lightning uses it as the logs' x axis

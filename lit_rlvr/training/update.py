@@ -254,9 +254,8 @@ class Updater:
 
     # ---- the step -----------------------------------------------------------------------------------------
 
-    def check_finite(self, plan: StepPlan, sums: Stats, norm: Tensor, number: int) -> bool:
-        """Return whether loss and gradient are finite on all ranks; save the groups of a step that is not, and count
-        it.
+    def count_step(self, plan: StepPlan, sums: Stats, norm: Tensor, number: int) -> bool:
+        """Count a step, and save its groups if loss or gradient is not finite; return whether they are on all ranks.
 
         Collective: call it on every rank.
 
@@ -267,7 +266,8 @@ class Updater:
         if not_finite is None:
             self.skipped.add_finite(plan.prepared.rollout.is_unrewarded)
             return True
-        saved = save_step(self.run, number, not_finite, plan, self.microbatch_gradients)
+        with self.dropout(number):
+            saved = save_step(self.run, number, not_finite, plan, self.microbatch_gradients)
         self.skipped.add(number, not_finite, saved)
         return False
 
@@ -285,7 +285,7 @@ class Updater:
         noise = step_noise(plan, len(plan.groups), self.norms.end(), grad_norm)
         return metrics | step_metrics(sums) | {"train/grad_norm": grad_norm} | self.noise_scale.add(noise)
 
-    def step(self, plan: StepPlan) -> dict[str, float]:
+    def take_step(self, plan: StepPlan) -> dict[str, float]:
         """Step the optimizer, and free the gradients' memory; return what the adaptive learning rate measures of it.
 
         Collective: call it on every rank.
@@ -296,7 +296,7 @@ class Updater:
         self.optimizer.zero_grad()
         return {}
 
-    def skip(self) -> None:
+    def skip_step(self) -> None:
         """Step the optimizer without gradients: weights and moments stay, because AdamW ignores parameters without a
         gradient, and Lightning counts the run's steps by it."""
         self.optimizer.zero_grad()

@@ -6,7 +6,6 @@ import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +15,6 @@ from lit_rlvr.common.terminal import one_line
 from lit_rlvr.distributed.collectives import gather_objects
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Prompt, Rollout
-
-if TYPE_CHECKING:
-    pass
 
 
 class PassAtK(Metric):

@@ -19,7 +19,7 @@ from lit_rlvr.types import Completion, Sample
 
 OWNERS = {"source": SyncSource, "updater": Updater, "algorithm": LossModule, "": step}
 """Name of an object in the loop -> its class; "" = a function."""
-CONDITIONAL = {"sample_more", "skip"}
+CONDITIONAL = {"sample_more", "skip_step"}
 """Calls that a plain step does not make."""
 
 
