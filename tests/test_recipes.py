@@ -338,11 +338,12 @@ def check_memory(recipe: str, cli: Built, settings: Settings) -> None:
     machine = machine_of(RECIPES / f"{recipe}.yaml")
     assert machine.count == settings.gpus and cli.config_init.fit.trainer.strategy == "auto"
     module = cli.model
-    here, module.model = module.model, settings.model
+    source = module.model_source
+    here, source.model = source.model, settings.model
     rollout = next(c for c in cli.trainer.callbacks if isinstance(c, RolloutCallback))
     job = replace(describe_job(module, cli.datamodule, rollout, "bf16-mixed"), share=0.4, vllm_sleeps=True)
     plan = job.choice(machine, None, None)
-    module.model = here
+    source.model = here
     assert plan.fits, job.reason(plan)
     assert job.whole.parameters > 1e9 and job.reference == (module.kl.coef > 0 or recipe.endswith("_aapo"))
 

@@ -68,7 +68,7 @@ def own(kind: str, name: str) -> tuple[str, ...]:
 @pytest.mark.parametrize(
     ("kind", "name", "changed"),
     [
-        ("advantage", "in_numpy", "rewards, lengths, rewarded, judged"),
+        ("advantage", "in_numpy", "rewards, lengths, has_reward, has_correct"),
         ("algorithm", "Observes", "rewards, correct"),
     ],
 )
