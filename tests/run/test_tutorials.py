@@ -31,8 +31,8 @@ def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], M
 
 def test_the_reward_of_the_own_task_reads_the_end(script: Callable[[str], ModuleType]) -> None:
     is_right = script("own_task").is_right
-    said = ("14+15=29, 29-2=27", "27.\n", "It is 27", "27 or 29", "127", "", "2.7")
-    for answer, expected in (("27", [True, True, True, False, False, False, False]), ("2.7", [False] * 6 + [True])):
+    said = ("14+15=29, 29-2=27", "27.\n", "It is 27", "27 or 29", "127", "", "1.7", "2.7")
+    for answer, expected in (("27", [True] * 3 + [False] * 5), ("2.7", [False] * 7 + [True])):
         sample = Sample("a", "How many are left?", answer)
         assert [is_right(Completion(text, (1,), "stop"), sample) for text in said] == expected
 
