@@ -333,20 +333,10 @@ OTHERWISE = {
         """ && sed -i -E 's/"(240|15|4)"/"2"/' own_algorithm.py"""
         " && python own_algorithm.py && python own_algorithm.py"  # the page says: break it and run it again
     ),
-    "python own_task.py": f"sed -i 's/, 128)/, 8)/' own_task.py && {SMALL} own_task.yaml && python own_task.py",
-    "python first_task.py": (
-        f"sed -i 's/:128/:8/; s/128:/-16:/' first_task.py && {SMALL} first_task.yaml && python first_task.py"
-    ),
-    "lit-rlvr tune --config first_task.yaml --minutes 3 --out tuned.yaml": (
-        "lit-rlvr tune --config first_task.yaml --minutes 0.05 --out tuned.yaml --warm_start.steps 1"
-        " --warm_start.solution answer"
+    "python own_task.py": (
+        f"sed -i 's/:128/:8/; s/128:/-16:/' own_task.py && {SMALL} own_task.yaml && python own_task.py"
     ),
     "python3 install.py vision": "python3 lit-rlvr/install.py vision",
-    "lit-rlvr fit --config vision.yaml --warm_start.until 0.6 --warm_start.check_every 10 --warm_start.steps 400 "
-    "--trainer.default_root_dir runs/longer": (
-        "lit-rlvr fit --config vision.yaml --warm_start.until 0.6 --warm_start.check_every 10 --warm_start.steps 3 "
-        "--trainer.default_root_dir runs/longer"
-    ),
     "python vision.py": f"sed -i 's/128)/8)/g; s/1024)/160)/' vision.py && {SMALL} vision.yaml && python vision.py",
 }
 """Command of a document -> another form: with few steps and rows, or from another folder."""

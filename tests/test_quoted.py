@@ -88,14 +88,3 @@ def test_the_first_tasks() -> None:
     text = " ".join(page.read_text().split())
     assert "the answers: {}, {} and {} steps".format(*steps) in text
     assert "GRPO adds {}, {} and {} in its 30".format(*gains) in text
-
-
-def test_the_tutorial_quotes_the_first_tasks() -> None:
-    text = " ".join((ROOT / "docs/tutorials/first_task.md").read_text().split())
-    clock, largest, minutes = map(summary, TASKS)
-    assert f"from 0.00 to {clock['accuracy_before']:.2f} by `tune`'s warm start" in text
-    assert (
-        f"and to {clock['accuracy_after']:.2f} in 30 rollouts, in 7 and {clock['train_seconds'] / 60:.0f} minutes"
-        in text
-    )
-    assert f"go from 0.00 to {largest['accuracy_after']:.2f} and to {minutes['accuracy_after']:.2f}" in text

@@ -1,36 +1,40 @@
-"""A model learns to sort digits: rows in a file, and a reward of your own. Two minutes on two CPU cores."""
+"""Rows and a reward of a task of one's own: sums of three numbers in words."""
 
 import json
 import random
+import re
 from pathlib import Path
 
-from lit_rlvr.cli.main import run
-from lit_rlvr.rewards import Reward
-from lit_rlvr.types import Completion, RewardResult, Sample
+from lit_rlvr.types import Completion, Sample
+
+NAMES = ("Ann", "Ben", "Dan", "Eve", "Ian", "Joe", "Kim", "Leo", "Mia", "Sam", "Tom", "Zoe")
 
 
-class InPlace(Reward):
-    """The share of the digits that stand in their places; correct if all of them do."""
-
-    def __call__(self, completion: Completion, sample: Sample) -> RewardResult:
-        said, wanted = completion.text, sample.answer
-        right = sum(a == b for a, b in zip(said, wanted, strict=False))
-        return RewardResult(value=right / max(len(said), len(wanted)), correct=said == wanted)
+def is_right(completion: Completion, sample: Sample) -> bool:
+    """Return whether the completion ends with the words and numbers of the answer."""
+    answer = re.findall(r"\w+", sample.answer)
+    return re.findall(r"\w+", completion.text)[-len(answer) :] == answer
 
 
-def write_rows(file: Path, count: int) -> None:
-    """A JSONL file with a question and its answer in each row; any names will do, the config says which is which."""
-    draw = random.Random(file.name)
-    with file.open("x") as rows:
-        for _ in range(count):
-            digits = "".join(draw.choices("0123456789", k=5))
-            rows.write(json.dumps({"question": f"{digits}=", "sorted": "".join(sorted(digits))}) + "\n")
+def make_row(draw: random.Random) -> dict[str, str]:
+    """Return a question, its answer, and the way to it."""
+    name, had, got, found = draw.choice(NAMES), draw.randrange(2, 20), draw.randrange(2, 20), draw.randrange(2, 10)
+    total = had + got + found
+    return {
+        "question": f"{name} has {had} pens, gets {got} and finds {found}. How many are there now?",
+        "answer": str(total),
+        "worked": f"{had}+{got}={had + got}, {had + got}+{found}={total}",
+    }
+
+
+def make_rows() -> list[dict[str, str]]:
+    """Return rows with different questions."""
+    draw = random.Random(0)
+    drawn = [make_row(draw) for _ in range(1400)]
+    return list({row["question"]: row for row in drawn}.values())
 
 
 if __name__ == "__main__":
-    write_rows(Path("train.jsonl"), 4000)
-    write_rows(Path("held_out.jsonl"), 128)
-    config = str(Path(__file__).with_suffix(".yaml"))
-    assert run(["preview", "--config", config]) == 0  # lit-rlvr preview --config own_task.yaml
-    assert run(["fit", "--config", config]) == 0
-    assert run(["explain", "runs/own_task"]) == 0
+    lines = [json.dumps(row) + "\n" for row in make_rows()]
+    Path("held_out.jsonl").write_text("".join(lines[:128]))
+    Path("train.jsonl").write_text("".join(lines[128:]))
