@@ -347,10 +347,8 @@ LEFT_OUT = {
     "uv pip install": "changes the environment; .ci/resolve resolves every extra",
     "uvx --from . lit-rlvr doctor": "makes another environment, with torch for a GPU",
     "lit-rlvr watch runs": "serves until Ctrl-C; tests/commands/watch runs it",
-    "lit-rlvr ...": "stands for any command",
     "lit-rlvr evaluate": "names the command alone",
     "lit-rlvr compare": "names the command alone",
-    "lit-rlvr check REWARD": "names the command alone",
     "lit-rlvr tune": "names the command alone",
 }
 """Command of a document, or the first words of several -> why it is not run."""
