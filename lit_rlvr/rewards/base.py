@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 
-class Place(NamedTuple):
+class ProcessPlace(NamedTuple):
     """The place of a process in a run.
 
     Args:
@@ -38,7 +38,7 @@ class Place(NamedTuple):
     machines: int = 1
 
     @classmethod
-    def within(cls, trainer: Any) -> Place:
+    def within(cls, trainer: Any) -> ProcessPlace:
         """Return the place of this process in a Trainer's run."""
         return cls(trainer.strategy.root_device, trainer.world_size, trainer.node_rank, trainer.num_nodes)
 
@@ -108,7 +108,7 @@ class Reward(ChecksArguments, ABC):
         self.truncated_is_wrong = truncated_is_wrong
         self.metrics: dict[str, list[float]] = {}
 
-    def place(self, place: Place) -> None:
+    def place(self, place: ProcessPlace) -> None:
         """Take note of this process's place in the run; called before `begin_run` and `connect`.
 
         Raises:

@@ -17,7 +17,7 @@ from lit_rlvr.errors import UserError, check_all, log
 from lit_rlvr.plan import RunPlan
 from lit_rlvr.policy.precision import use_deterministic_kernels
 from lit_rlvr.rewards import shared_pool
-from lit_rlvr.rewards.base import Place
+from lit_rlvr.rewards.base import ProcessPlace
 from lit_rlvr.rewards.combine import logged_metrics
 from lit_rlvr.rollout.agreement import agreement_metrics
 from lit_rlvr.rollout.engine_context import engine_context
@@ -209,7 +209,7 @@ class RolloutCallback(RolloutSettings, Callback):
         plan = self.plan = self.plan_run(trainer, module, data)
         check_all(lambda: check_settings(self, module, plan), lambda: check_data(self, module, data))
         for reward in self.rewards if stage != "fit" else ():  # of a fit, `Trainer.fit` before the warm start
-            reward.place(Place.within(trainer))
+            reward.place(ProcessPlace.within(trainer))
             reward.begin_run(Path(trainer.default_root_dir))
             reward.connect()
         log_sizes(self, module, plan, data if stage == "fit" else None)

@@ -247,7 +247,7 @@ class RolloutSettings(ChecksArguments):
             completions=self.completions_of(module),
             sampling=self.sampling,
             staleness=0 if self.replay.rollouts_from else self.staleness,
-            replays_routes=self.replay_routes and plan.trains,
+            replays_routes=self.replay_routes,
             is_exact=self.engine.is_exact(plan.dtype),
         )
 

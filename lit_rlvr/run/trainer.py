@@ -22,7 +22,7 @@ from lit_rlvr.distributed.checkpoints import CheckpointFiles
 from lit_rlvr.distributed.fsdp2 import prepare_groups
 from lit_rlvr.errors import ChecksArguments, UserError, given_text, log
 from lit_rlvr.policy.precision import auto_precision, compute_dtype
-from lit_rlvr.rewards.base import Place
+from lit_rlvr.rewards.base import ProcessPlace
 from lit_rlvr.rollout.callback import RolloutCallback, rollout_of
 from lit_rlvr.run.checkpoint import RunCheckpoint
 from lit_rlvr.run.loggers import callback_of, open_loggers
@@ -168,7 +168,7 @@ class Trainer(ChecksArguments, lightning.pytorch.Trainer):
         """Train a run, whose folder is locked and whose settings are known."""
         RunParts(self, model, datamodule, self.warm_start).prepare()
         for reward in rollout_of(self).rewards:
-            reward.place(Place.within(self))
+            reward.place(ProcessPlace.within(self))
             if run.checkpoint is not None:  # what the run has spent counts from the start on
                 reward.begin_run(run.folder)
             reward.connect()

@@ -90,7 +90,7 @@ class Models:
             for name, parameter in policy.named_parameters():
                 if parameter.requires_grad:
                     dither(name, parameter)
-        if plan.replays_routes:
+        if plan.trains and plan.replays_routes:
             policy.replay_routes()
         if self.balances_experts:
             policy.balance_experts()

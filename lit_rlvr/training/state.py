@@ -7,8 +7,11 @@ from typing import Any, Protocol
 
 from lit_rlvr.training.terms import Term
 
+ADDED = {"unjudged", "noise_scale"}
+"""Keys of parts that checkpoints of earlier versions lack."""
 
-class Part(Protocol):
+
+class SavedPart(Protocol):
     """A part of a run whose state a checkpoint has."""
 
     def state_dict(self) -> Any: ...
@@ -19,14 +22,16 @@ class Part(Protocol):
 class RunState:
     """The parts of a run that a checkpoint has, by their keys there.
 
-    A part that a checkpoint lacks is new to the run, and begins as it is.
+    A part of a group that a checkpoint lacks is new to the run, and begins as it is.
 
     Args:
         parts: key -> part.
         groups: key -> what returns parts by name, which may differ from start to start.
     """
 
-    def __init__(self, parts: Mapping[str, Part], groups: Mapping[str, Callable[[], Mapping[str, Part]]]) -> None:
+    def __init__(
+        self, parts: Mapping[str, SavedPart], groups: Mapping[str, Callable[[], Mapping[str, SavedPart]]]
+    ) -> None:
         self.parts = parts
         self.groups = groups
 
@@ -44,7 +49,7 @@ class RunState:
     def load_state_dict(self, states: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         for key, part in self.parts.items():
-            if key in states:
+            if key in states or key not in ADDED:
                 part.load_state_dict(states[key])
         for key, parts_of in self.groups.items():
             saved = states.get(key, {})

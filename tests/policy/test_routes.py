@@ -253,6 +253,9 @@ def test_what_cannot_replay_is_refused_in_one_line(tmp_path: Path) -> None:
     )
     module = GRPO(model=str(experts))
     check_settings(ours, module, plan_without_trainer(ours, module, 8))
+    validating = replace(plan_without_trainer(ours, GRPO(model=str(dense)), 8), trains=False)
+    with pytest.raises(UserError, match="the model has no experts"):
+        check_settings(ours, GRPO(model=str(dense)), validating)
     vllm = RolloutCallback(engine=VLLMEngine(), replay_routes=True)
     assert "vLLM returns no experts of tokens on a CPU" in refused(vllm, experts)
     check_settings(vllm, module, plan_without_trainer(vllm, module, 8, device="cuda"))

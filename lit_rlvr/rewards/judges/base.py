@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_rlvr.errors import log
-from lit_rlvr.rewards.base import CheckedReward, Place
+from lit_rlvr.rewards.base import CheckedReward, ProcessPlace
 from lit_rlvr.rewards.judges.prompts import Question, Reply, ask_about
 from lit_rlvr.rewards.judges.server import Answer, Client, JudgeServer, Read
 from lit_rlvr.types import Completion, Pair, Sample
@@ -61,7 +61,7 @@ class Judge(CheckedReward):
         self._said = set[str]()
         self._said_no_images = False
 
-    def place(self, place: Place) -> None:
+    def place(self, place: ProcessPlace) -> None:
         self.client.share(place)
 
     def connect(self) -> None:

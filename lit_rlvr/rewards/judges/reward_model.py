@@ -9,7 +9,7 @@ from typing import Any
 
 from lit_rlvr.common.packages import expect_hub
 from lit_rlvr.errors import UserError, first_line, log
-from lit_rlvr.rewards.base import CheckedReward, Place, groups_of, reaches
+from lit_rlvr.rewards.base import CheckedReward, ProcessPlace, groups_of, reaches
 from lit_rlvr.rewards.forms import as_messages
 from lit_rlvr.rewards.judges.base import NO_IMAGES, TRIAL, Judge
 from lit_rlvr.rewards.judges.prompts import Question, Reply
@@ -48,7 +48,7 @@ class RewardModel(CheckedReward):
             self._said_no_images = True
             log.warning(NO_IMAGES, self.name, sample.source or sample.id)
 
-    def place(self, place: Place) -> None:
+    def place(self, place: ProcessPlace) -> None:
         kind, _, index = self.device.partition(":")
         if index and place.processes > 1:
             raise UserError(

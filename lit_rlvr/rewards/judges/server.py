@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 from lit_rlvr.common.packages import require
 from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.errors import UserError, check_within, first_line, log, option_group, refuse_all
-from lit_rlvr.rewards.base import Place
+from lit_rlvr.rewards.base import ProcessPlace
 from lit_rlvr.rewards.function import resolved
 from lit_rlvr.rewards.judges.answers import Answers, Spent, machine_file, machine_files
 from lit_rlvr.rewards.judges.prompts import Question, Reply
@@ -191,7 +191,7 @@ class Client:
         self._gone = answers.spent_in([file for machine, file in others.items() if machine >= self._machines])
         return answers
 
-    def share(self, place: Place) -> None:
+    def share(self, place: ProcessPlace) -> None:
         """Take this process's part of the limits, and its machine's file of answers."""
         self._machine = place.machine
         self._machines = place.machines
