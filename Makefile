@@ -45,7 +45,7 @@ resolve: develop  ## every extra and both Dockerfiles, for other machines and ve
 	.ci/resolve
 
 docs: develop  ## the documentation as a site that opens without a server: site/index.html
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "The site: site/index.html"
 
 format: develop

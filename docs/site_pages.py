@@ -48,7 +48,7 @@ def on_files(files: Files, config: Any) -> Files:
                 for picture, data in pictures.items():
                     files.append(File.generated(config, f"repository/{picture}", content=data))
                 files.append(File.generated(config, name, content=content))
-                if target.suffix == ".md":
+                if target.suffix == ".md" or target.is_dir():
                     pages.append((target, content))
     return files
 

@@ -40,7 +40,7 @@ def test_every_benchmark_starts_and_has_a_row(capfd: pytest.CaptureFixture[str])
     """Each script prints its help, in a fork of this process, which has imported nearly all that it imports."""
     tables = "".join((folder / "README.md").read_text() for folder in FOLDERS)
     files = [path for folder in FOLDERS for path in folder.glob("*.py") if "make_parser(__doc__" in path.read_text()]
-    assert set(re.findall(r"^\| `(\w+)\.py", tables, re.M)) == {path.stem for path in files} | {"findings"}
+    assert set(re.findall(r"^\| `(\w+)\.py", tables, re.M)) == {path.stem for path in files} | {"findings", "sorting"}
     for path in files:
         if (process := os.fork()) == 0:
             sys.argv, sys.path[:0] = [str(path), "--help"], [str(path.parent)]

@@ -39,7 +39,7 @@ def test_every_page_of_the_repository_is_in_the_menu(site: Path) -> None:
 def test_links_to_source_files_lead_to_pages_that_show_them(site: Path) -> None:
     assert 'href="repository/tests/training/test_invariants.py.html"' in (site / "concepts.html").read_text()
     assert "test_no_cut_changes_a_step" in (site / "repository/tests/training/test_invariants.py.html").read_text()
-    assert 'href="../scale.html#verified-on"' in (site / "repository/index.html").read_text()
+    assert 'href="../scale.html#generating-during-training"' in (site / "repository/index.html").read_text()
     assert (site / "repository/research/results/mechanism.png").is_file()
     assert 'src="results/mechanism.png"' in (site / "repository/research/findings.html").read_text()
     assert 'href="repository/research/results/auto_lr_high.json"' in (site / "learning_rate.html").read_text()

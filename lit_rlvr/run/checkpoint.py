@@ -138,12 +138,10 @@ class RunCheckpoint(ChecksArguments, Checkpoint):
             validate_now(trainer)
         self._saved_at = self.clock()
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if not self._is_saving(trainer):
             self.finish(trainer)
-        iteration = getattr(pl_module, "iteration", 0)
+        iteration = pl_module.iteration
         due = self.is_requested or trainer.should_stop or (self.every and iteration % self.every == 0)
         seconds: dict[str, float] = {}
         if due or trainer.strategy.broadcast(not self._is_saving(trainer) and self._due_by_time(iteration)):

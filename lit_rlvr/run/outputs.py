@@ -273,8 +273,8 @@ class RunFolder(ChecksArguments, Callback):
             validate_now(trainer)
             self._finish(trainer, pl_module, None)
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if isinstance(exception, RunStopped | KeyboardInterrupt) and getattr(pl_module, "policy", None) is not None:
+    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
+        if isinstance(exception, RunStopped | KeyboardInterrupt) and pl_module.policy is not None:
             is_local = isinstance(exception, KeyboardInterrupt)
             self._finish(trainer, pl_module, str(exception) or type(exception).__name__, is_local)
 

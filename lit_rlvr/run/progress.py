@@ -147,15 +147,15 @@ class RunProgress(ProgressBar):
             file=sys.stderr, flush=True,
         )  # fmt: skip
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        results = getattr(pl_module, "validation_results", {})
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
+        results = pl_module.validation.results
         if not (self._enabled and results):
             return
         # In `validate` the trainer counts no steps.
         if trainer.sanity_checking:
             when = "before training"
         else:
-            when = f"step {getattr(pl_module, 'updates', 0)}"
+            when = f"step {pl_module.updates}"
         text = "  ".join(f"{k.removeprefix('val/')} {v:.3f}" for k, v in results.items() if k.count("/") > 1)
         self._console.print(f"validation, {when}: {text}", soft_wrap=True)
 
