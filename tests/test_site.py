@@ -42,7 +42,7 @@ def test_links_to_source_files_lead_to_pages_that_show_them(site: Path) -> None:
     assert 'href="../scale.html#generating-during-training"' in (site / "repository/index.html").read_text()
     assert (site / "repository/research/results/mechanism.png").is_file()
     assert 'src="results/mechanism.png"' in (site / "repository/research/findings.html").read_text()
-    assert 'href="repository/research/results/auto_lr_high.json"' in (site / "learning_rate.html").read_text()
+    assert 'href="results/auto_lr_high.json"' in (site / "repository/research/learning_rate.html").read_text()
 
 
 def test_code_in_tables_has_bars_without_backslashes(site: Path) -> None:
