@@ -240,6 +240,7 @@ def pack_rollout(rollout: Rollout, about: dict[str, Any]) -> dict[str, np.ndarra
         "ids": [prompt.sample.id for prompt in rollout.prompts],
         "prompts": [prompt.token_ids for prompt in rollout.prompts],
         "lengths": [len(completion.token_ids) for completion in completions],
+        "sequences": [completion.sequences for completion in completions],
         "width": rollout.token_ids.shape[1],
         "finish_reasons": [completion.finish_reason for completion in completions],
         "statuses": rollout.statuses,
@@ -287,15 +288,16 @@ def unpack_rollout(
     rows = zip(
         *(arrays[name].split(about["lengths"]) for name in ("token_ids", "rollout_logprobs", "sampled")),
         arrays["routes"].split(inputs) if "routes" in arrays else [None] * len(inputs),
-        about["finish_reasons"], strict=True,
+        about["finish_reasons"], about.get("sequences") or [()] * len(inputs), strict=True,
     )  # fmt: skip
     completions = [
         replace(
             read_completion(tokenizer, token_ids.tolist(), logprobs.tolist(), reason == "stop"),
             sampled=() if sampled.all() else tuple(sampled.tolist()),
             routes=routes,
+            sequences=tuple(sequences),
         )
-        for token_ids, logprobs, sampled, routes, reason in rows
+        for token_ids, logprobs, sampled, routes, reason, sequences in rows
     ]
     return Rollout(
         prompts=prompts,
