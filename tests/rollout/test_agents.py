@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 from tiny import ENDS, byte_tokenizer, plain_logprobs
 from tiny_engines import hf_engine
+from tiny_fit import assert_same, fit, naive_gradients
 
 from lit_rlvr.agents.play import AgentEpisodes
 from lit_rlvr.datamodules.reading.chat import Chat
@@ -83,9 +85,106 @@ def assert_exact(played: Any) -> None:
     assert not said, "everything that was sampled is trained"
 
 
-def test_an_episode_whose_requests_extend_a_path_is_one_row_of_the_sampled_tokens(play: Any) -> None:
-    played = play()
+def assert_exact_with_auxiliary(played: Any) -> None:
+    """As `assert_exact`, where one completion of each episode is auxiliary."""
+    trained = {turn.text for row in rows_of(played) for turn in row.turns}
+    played.spy.said = [(ids, turn) for ids, turn in played.spy.said if turn.text in trained]
     assert_exact(played)
-    rows = [row for group in played.groups for row in group]
-    assert all(len(row.turns) == 3 for row in rows)
-    print(played.counts, [row.sequences for row in rows], [row.outcome for row in rows])
+
+
+def rows_of(played: Any) -> list[Completion]:
+    return [row for group in played.groups for row in group]
+
+
+def test_an_episode_whose_requests_extend_a_path_is_one_row_of_the_sampled_tokens(play: Any) -> None:
+    played = play("turns")
+    said = list(played.spy.said)
+    assert_exact(played)
+    rows = rows_of(played)
+    assert all(len(row.turns) == 3 and row.outcome is not None for row in rows)
+    cut = {turn.text for _, turn in said if turn.truncated}
+    whole = [row for row in rows if not cut & {turn.text for turn in row.turns[:2]}]
+    assert whole and all(row.sequences == () for row in whole), "only what was cut begins anew"
+    for row in whole:
+        assert [turn.observation for turn in row.turns] == ["how?", "why?", None]
+        observed = byte_tokenizer().decode([t for t, kept in zip(row.token_ids, row.sampled, strict=True) if not kept])
+        assert "<|im_start|>user\nhow?<|im_end|>\n<|im_start|>assistant\n" in observed
+    assert played.counts["ended"] == 6 and played.counts["sequences"] == sum(len(r.sequence_lengths) for r in rows)
+
+
+def test_branches_and_new_conversations_are_sequences_that_share_a_message_once(play: Any) -> None:
+    played = play("branches")
+    assert_exact(played)
+    for row in rows_of(played):
+        assert len(row.turns) == 4 and len(row.sequences) in (3, 4)
+        assert row.text == row.turns[-1].text
+
+
+def test_a_row_does_not_depend_on_the_other_episodes(play: Any) -> None:
+    together = rows_of(play("turns"))
+    alone = rows_of(play("turns", parallel=1))
+    texts = [[turn.text for turn in row.turns] for row in together]
+    assert texts == [[turn.text for turn in row.turns] for row in alone]
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_gradient_is_that_of_a_slow_loop_over_sequences(
+    shared: bool, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    """Each sequence of an episode is scored alone; the loss averages over the tokens of the whole episode."""
+    agent = Agent([sys.executable, str(SCRIPT), "branches"])
+    for aggregation in ("sequence_mean", "token_mean"):
+        _, seen = fit(
+            tiny_model_folder, tmp_path, environment=agent, sampling=replace(SAMPLING, max_tokens=9), rewards=None,
+            prompts_per_rollout=3, max_failure_rate=0.0, loss={"aggregation": aggregation},
+            compute={"shared_prefix": shared, "tokens_per_microbatch": 400},
+        )  # fmt: skip
+        (rollout,) = seen.rollouts
+        assert all(len(row.sequences) >= 3 for group in rollout.completions for row in group)
+        loss, expected = naive_gradients(rollout, range(3), aggregation)
+        assert_same(seen.gradients[0], expected)
+        assert seen.metrics[0]["train/loss"] == pytest.approx(loss, abs=1e-6)
+        assert seen.metrics[0]["rollout/agent/sequences"] >= 3 and seen.metrics[0]["rollout/turns"] == 4
+        assert seen.metrics[0]["train/engine_difference"] < 1e-4
+
+
+def test_what_cannot_be_trained_is_refused_and_a_retry_is_answered_from_memory(play: Any) -> None:
+    played = play("refusals")
+    assert_exact_with_auxiliary(played)
+    for row in rows_of(played):
+        assert row.outcome is not None and (row.outcome.status, row.outcome.value) == ("ok", 0.5), row.outcome
+        assert len(row.turns) == 1
+    assert played.counts["auxiliary"] == 6 and played.counts["refused"] > 6 * 15
+
+
+@pytest.mark.parametrize(("mode", "status"), [("silent", "error"), ("crash", "error")])
+def test_an_agent_that_fails_costs_its_own_episode(mode: str, status: str, play: Any) -> None:
+    played = play(mode)
+    for row in rows_of(played):
+        assert row.outcome is not None and row.outcome.status == status
+        assert row.outcome.detail.startswith("environment: the agent")
+    assert played.counts[{"silent": "silent", "crash": "crashed"}[mode]] == 6
+
+
+@pytest.mark.slow
+def test_an_endless_agent_is_killed_with_its_children(play: Any, tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    played = play("endless", timeout=4.0, env={"PIDS": str(pids)})
+    assert played.counts["timeout"] == 6
+    assert all(row.outcome.status == "timeout" and row.truncated and row.length for row in rows_of(played))
+    numbers = [int(line) for line in pids.read_text().split()]
+    assert len(numbers) == 6 and not any(Path(f"/proc/{pid}").exists() for pid in numbers)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["parallel", "gone"])
+def test_calls_at_once_and_clients_that_are_gone(mode: str, play: Any) -> None:
+    played = play(mode)
+    rows = rows_of(played)
+    assert all(row.outcome.status == "ok" for row in rows)
+    if mode == "parallel":
+        assert_exact(played)
+        assert all(len(row.turns) == len(row.sequences) == 2 for row in rows)
+        assert all(row.turns[0].text != row.turns[1].text for row in rows)
+    else:
+        assert played.counts["lost"] == 6 and all(len(row.turns) == 1 for row in rows)
