@@ -20,6 +20,7 @@ from lit_rlvr.common.packages import require
 from lit_rlvr.distributed.collectives import gather_objects, world_size
 from lit_rlvr.engines.turns import Continuation, OnGroupDone, Turns
 from lit_rlvr.environments.agent import Agent
+from lit_rlvr.errors import UserError
 from lit_rlvr.types import Completion, Prompt, Sampling
 
 if TYPE_CHECKING:
@@ -93,6 +94,15 @@ class AgentEpisodes:
             generate: the engine's, which several ranks call together.
             is_training: requests that sample otherwise are refused.
         """
+        for prompt in prompts:
+            if prompt.sample.images:
+                raise UserError(
+                    f"{prompt.sample.source or prompt.sample.id}: agents get no images, and this row has some"
+                )
+        if data.chat.prefill:
+            raise UserError(
+                "data.chat.prefill: the answers of an agent's model begin as they are sampled; leave it out"
+            )
         if data.name not in self._conversations:
             self._conversations[data.name] = Conversations(data.chat, data.tokenizer, self._eos_token_ids)
         conversations = self._conversations[data.name]

@@ -44,8 +44,8 @@ class Replay:
 
     Args:
         record: GiB of disk for `record/` of the run folder: the rollouts that the run trained on, for `rollouts_from`.
-            The record ends when they are used up. null: 1 with `staleness`, whose rollouts cannot be generated again;
-            else 0, no record, because the run itself can be repeated.
+            The record ends when they are used up. null: 1 with `staleness` or an `Agent`, whose rollouts cannot be
+            generated again; else 0, no record, because the run itself can be repeated.
         rollouts_from: folder of a run with a record. This run trains on its rollouts in the same order, perhaps with
             another loss, and generates none; only validation needs the engine and the rewards.
     """

@@ -1,5 +1,6 @@
 """Agents: programs that call the run's endpoint. Their rows hold the tokens that were sampled."""
 
+import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,13 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import ENDS, byte_tokenizer, plain_logprobs
+from tiny import END, ENDS, byte_tokenizer, plain_logprobs
 from tiny_engines import hf_engine
 from tiny_fit import assert_same, fit, naive_gradients
 
 from lit_rlvr.agents.play import AgentEpisodes
 from lit_rlvr.datamodules.reading.chat import Chat
-from lit_rlvr.environments import Agent
+from lit_rlvr.environments import Agent, SingleTurn, as_environment
+from lit_rlvr.errors import UserError
 from lit_rlvr.types import Completion, Prompt, Sample, Sampling
 
 SCRIPT = Path(__file__).parents[1] / "helpers" / "tiny_agent.py"
@@ -44,11 +46,14 @@ class Spy:
 def play() -> Iterator[Any]:
     made = []
 
-    def run(*arguments: str, script: Path = SCRIPT, sampling: Sampling = SAMPLING, **options: Any) -> Any:
+    def run(
+        *arguments: str, script: Path = SCRIPT, sampling: Sampling = SAMPLING, spy: Any = None,
+        seeds: list[list[int]] = SEEDS, **options: Any,
+    ) -> Any:  # fmt: skip
         agent = Agent([sys.executable, str(script), *arguments], **options)
         made.append(AgentEpisodes(agent, ENDS, "tiny", 0, True))
-        spy = Spy()
-        prompts, groups = made[-1].play(PROMPTS, sampling, SEEDS, None, DATA, spy.generate, True)
+        spy = spy or Spy()
+        prompts, groups = made[-1].play(PROMPTS[: len(seeds)], sampling, seeds, None, DATA, spy.generate, True)
         return SimpleNamespace(prompts=prompts, groups=groups, spy=spy, counts=made[-1].counts)
 
     yield run
@@ -169,7 +174,7 @@ def test_an_agent_that_fails_costs_its_own_episode(mode: str, status: str, play:
 @pytest.mark.slow
 def test_an_endless_agent_is_killed_with_its_children(play: Any, tmp_path: Path) -> None:
     pids = tmp_path / "pids"
-    played = play("endless", timeout=4.0, env={"PIDS": str(pids)})
+    played = play("endless", timeout=8.0, env={"PIDS": str(pids)})
     assert played.counts["timeout"] == 6
     assert all(row.outcome.status == "timeout" and row.truncated and row.length for row in rows_of(played))
     numbers = [int(line) for line in pids.read_text().split()]
@@ -188,3 +193,49 @@ def test_calls_at_once_and_clients_that_are_gone(mode: str, play: Any) -> None:
         assert all(row.turns[0].text != row.turns[1].text for row in rows)
     else:
         assert played.counts["lost"] == 6 and all(len(row.turns) == 1 for row in rows)
+
+
+class Scripted(Spy):
+    """An engine that calls a tool when it is asked, and answers when it has the result."""
+
+    def generate(self, prompts: Any, sampling: Any, seeds: Any, done: Any, turns: Any) -> list[list[Completion]]:
+        groups = []
+        for prompt in prompts:
+            asked = byte_tokenizer().decode(prompt.token_ids)
+            text = "5" if "5" in asked.rpartition("</call>")[2] else "I add. <call>add(2, b=3)</call>"
+            ids = (*byte_tokenizer()(text).input_ids, END)
+            groups.append([Completion(text, ids, "stop", tuple(-0.1 * n for n in range(len(ids))))])
+        self.said += [(tuple(p.token_ids), group[0]) for p, group in zip(prompts, groups, strict=True)]
+        return groups
+
+
+@pytest.mark.first_case_fast
+@pytest.mark.parametrize("client", ["openai", "openai_stream", "anthropic", "anthropic_stream"])
+def test_the_clients_of_openai_and_anthropic_call_tools(client: str, play: Any) -> None:
+    pytest.importorskip(client.partition("_")[0])
+    spy = Scripted()
+    played = play(
+        client, script=SCRIPT.with_name("client_agent.py"), spy=spy, sampling=replace(SAMPLING, max_tokens=64)
+    )
+    for row in rows_of(played):
+        assert row.outcome is not None and (row.outcome.status, row.outcome.value) == ("ok", 1.0), row.outcome
+        assert row.sequences == () and [turn.calls for turn in row.turns] == [1, 0]
+        assert row.text == "5" and row.turns[0].observation == "5"
+        sampled = [token for token, kept in zip(row.token_ids, row.sampled, strict=True) if kept]
+        assert sampled == [token for _, turn in spy.said[:1] + spy.said[-1:] for token in turn.token_ids]
+
+
+def test_settings_that_do_not_go_with_an_agent_are_refused(tiny_model_folder: Path, tmp_path: Path) -> None:
+    agent = Agent([sys.executable, str(SCRIPT), "turns"])
+    with pytest.raises(UserError, match=r"rollout\.staleness: an agent plays"):
+        fit(tiny_model_folder, tmp_path, environment=agent, staleness=1, rewards=None)
+    with pytest.raises(UserError, match="no program 'no-such-program'"):
+        Agent("no-such-program --fast")
+    with pytest.raises(UserError, match="the run sets OPENAI_API_KEY itself"):
+        Agent("python", env={"OPENAI_API_KEY": "sk"})
+    with pytest.raises(UserError, match="give it alone"):
+        as_environment({"one": agent, "other": SingleTurn()})
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"cannot listen at 127.0.0.1:{port}.*choose another port"):
+            AgentEpisodes(Agent("python", port=port), ENDS, "tiny", 0, True)
