@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import uvicorn
@@ -62,6 +63,24 @@ class _Player:
     answers: dict[str, asyncio.Task[list[SampledMessage]]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Call:
+    """A call of an agent, with the session that it belongs to."""
+
+    request: Request
+    player: _Player
+    raw: bytes
+    body: dict[str, Any]
+
+
+Handler = Callable[[Call], Coroutine[Any, Any, Response]]
+FORMS: dict[str, tuple[Callable[..., ChatRequest], Callable[..., Any], Callable[..., Iterator[str]]]] = {
+    "/v1/chat/completions": (read_openai, openai_body, openai_events),
+    "/v1/messages": (read_anthropic, anthropic_body, anthropic_events),
+}
+"""Path -> what reads a request, and what makes its answer and the stream of it."""
+
+
 class Endpoint:
     """Answers the calls of agents.
 
@@ -83,14 +102,12 @@ class Endpoint:
         self._past: set[str] = set()
         self._jobs: list[Job] = []
         self._socket = listen(host, port)
-        routes = [
-            Route("/v1/chat/completions", self._openai, methods=["POST"]),
-            Route("/v1/messages", self._anthropic, methods=["POST"]),
-            Route("/v1/models", self._models),
-            Route("/v1/reward", self._reward, methods=["POST"]),
-            Route("/v1/end", self._end, methods=["POST"]),
-            Route("/v1/responses", self._unsupported, methods=["POST"]),
-        ]
+        handlers: dict[str, Handler] = {
+            **dict.fromkeys(FORMS, self._complete), "/v1/reward": self._reward, "/v1/end": self._end,
+            "/v1/responses": self._unsupported,
+        }  # fmt: skip
+        routes = [Route(path, partial(self._answer, handler), methods=["POST"]) for path, handler in handlers.items()]
+        routes.append(Route("/v1/models", partial(self._answer, self._models)))
         config = uvicorn.Config(
             Starlette(routes=routes), log_level="critical", access_log=False, lifespan="off", timeout_keep_alive=600
         )
@@ -143,7 +160,7 @@ class Endpoint:
             self._jobs = [job for job in self._jobs if job.session is not session]
             self.lock.notify_all()
         for job in waiting:
-            self._loop.call_soon_threadsafe(_refuse, job.answer, RequestError(OVER, 410))
+            self._loop.call_soon_threadsafe(_settle, job.answer, RequestError(OVER, 410))
 
     def take(self, is_ready: Callable[[list[Job]], float]) -> list[Job]:
         """Return the messages to sample, once that is due.
@@ -166,72 +183,17 @@ class Endpoint:
             job.session.finish(job.message, turn)
             reply = job.message.reply
             assert reply is not None, "it is finished"
-        self._loop.call_soon_threadsafe(_answer, job.answer, reply)
+        self._loop.call_soon_threadsafe(_settle, job.answer, reply)
 
     # ---- calls --------------------------------------------------------------------------------------------
 
-    async def _openai(self, request: Request) -> Response:
-        async def answer(body: dict[str, Any], player: _Player, raw: bytes) -> Response:
-            asked = read_openai(body, self.rules)
-            replies = await self._sample(request, player, asked, raw)
-            if asked.stream:
-                return _stream(openai_events(replies, asked))
-            return JSONResponse(openai_body(replies, asked))
-
-        return await self._answer(request, answer)
-
-    async def _anthropic(self, request: Request) -> Response:
-        async def answer(body: dict[str, Any], player: _Player, raw: bytes) -> Response:
-            asked = read_anthropic(body, self.rules)
-            (reply,) = await self._sample(request, player, asked, raw)
-            if asked.stream:
-                return _stream(anthropic_events(reply, asked))
-            return JSONResponse(anthropic_body(reply, asked))
-
-        return await self._answer(request, answer)
-
-    async def _models(self, request: Request) -> Response:
-        async def answer(body: dict[str, Any], player: _Player, raw: bytes) -> Response:
-            model = {"id": self._model, "object": "model", "created": 0, "owned_by": "lit-rlvr"}
-            return JSONResponse({"object": "list", "data": [model]})
-
-        return await self._answer(request, answer)
-
-    async def _reward(self, request: Request) -> Response:
-        async def answer(body: dict[str, Any], player: _Player, raw: bytes) -> Response:
-            if "completion_id" in body:
-                raise RequestError("completion_id: an episode has one reward; leave it out", 501)
-            with self.lock:
-                player.session.reward = read_reward(body)
-            return JSONResponse({})
-
-        return await self._answer(request, answer)
-
-    async def _end(self, request: Request) -> Response:
-        async def answer(body: dict[str, Any], player: _Player, raw: bytes) -> Response:
-            if "reward" in body:
-                with self.lock:
-                    player.session.reward = read_reward(body)
-            self.end(player.session)
-            return JSONResponse({})
-
-        return await self._answer(request, answer)
-
-    async def _unsupported(self, request: Request) -> Response:
-        async def answer(body: dict[str, Any], player: _Player, raw: bytes) -> Response:
-            raise RequestError("/v1/responses is not supported; use /v1/chat/completions", 501)
-
-        return await self._answer(request, answer)
-
-    async def _answer(
-        self, request: Request, answer: Callable[[dict[str, Any], _Player, bytes], Coroutine[Any, Any, Response]]
-    ) -> Response:
+    async def _answer(self, answer: Handler, request: Request) -> Response:
         """Answer a call, or say in the caller's form what is wrong with it."""
         player = None
         try:
             player = self._player(request)
             raw = await _read_body(request)
-            return await answer(_parse(raw), player, raw)
+            return await answer(Call(request, player, raw, _parse(raw)))
         except RequestError as error:
             if player is not None:
                 with self.lock:
@@ -239,6 +201,34 @@ class Endpoint:
             return _error(request, error)
         except ClientDisconnect:
             return Response(status_code=499)
+
+    async def _complete(self, call: Call) -> Response:
+        read, body, events = FORMS[call.request.url.path]
+        asked = read(call.body, self.rules)
+        replies = await self._sample(call, asked)
+        if asked.stream:
+            return StreamingResponse(events(replies, asked), media_type="text/event-stream")
+        return JSONResponse(body(replies, asked))
+
+    async def _models(self, call: Call) -> Response:
+        model = {"id": self._model, "object": "model", "created": 0, "owned_by": "lit-rlvr"}
+        return JSONResponse({"object": "list", "data": [model]})
+
+    async def _reward(self, call: Call) -> Response:
+        if "completion_id" in call.body:
+            raise RequestError("completion_id: an episode has one reward; leave it out", 501)
+        with self.lock:
+            call.player.session.reward = read_reward(call.body)
+        return JSONResponse({})
+
+    async def _end(self, call: Call) -> Response:
+        if "reward" in call.body:
+            await self._reward(call)
+        self.end(call.player.session)
+        return JSONResponse({})
+
+    async def _unsupported(self, call: Call) -> Response:
+        raise RequestError("/v1/responses is not supported; use /v1/chat/completions", 501)
 
     def _player(self, request: Request) -> _Player:
         """Return the session that a call belongs to.
@@ -256,9 +246,11 @@ class Endpoint:
                 raise RequestError("the key is that of no episode; use OPENAI_API_KEY or ANTHROPIC_API_KEY", 401)
             return self._players[key]
 
-    async def _sample(self, request: Request, player: _Player, asked: ChatRequest, raw: bytes) -> list[Reply]:
+    async def _sample(self, call: Call, asked: ChatRequest) -> list[Reply]:
         """Return the replies to a request; a client's retry of the same request gets the same replies."""
-        digest = hashlib.sha256(request.url.path.encode() + raw).hexdigest()
+        request = call.request
+        player = call.player
+        digest = hashlib.sha256(request.url.path.encode() + call.raw).hexdigest()
         is_retry = request.headers.get(RETRY, "0") not in ("", "0")
         task = player.answers.get(digest)
         if task is None or not is_retry:
@@ -304,18 +296,13 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def _answer(future: asyncio.Future[Reply], reply: Reply) -> None:
-    if not future.done():
-        future.set_result(reply)
-
-
-def _refuse(future: asyncio.Future[Reply], error: Exception) -> None:
-    if not future.done():
-        future.set_exception(error)
-
-
-def _stream(events: Iterator[str]) -> Response:
-    return StreamingResponse(events, media_type="text/event-stream")
+def _settle(future: asyncio.Future[Reply], result: Reply | RequestError) -> None:
+    if future.done():  # the loop ends
+        return
+    if isinstance(result, RequestError):
+        future.set_exception(result)
+    else:
+        future.set_result(result)
 
 
 async def _read_body(request: Request) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 import time
 from collections import Counter
@@ -17,10 +16,11 @@ from lit_rlvr.agents.processes import play_episode
 from lit_rlvr.agents.requests import SamplingRules
 from lit_rlvr.agents.session import CAUSES, Limits, Session, completion_of, sequences_of, shared_start
 from lit_rlvr.common.packages import require
-from lit_rlvr.distributed.collectives import gather_objects, world_size
+from lit_rlvr.distributed.collectives import gather_objects, rank, world_size
 from lit_rlvr.engines.turns import Continuation, OnGroupDone, Turns
 from lit_rlvr.environments.agent import Agent
 from lit_rlvr.errors import UserError
+from lit_rlvr.rewards.forms import as_messages
 from lit_rlvr.types import Completion, Prompt, Sampling
 
 if TYPE_CHECKING:
@@ -72,7 +72,10 @@ class AgentEpisodes:
         self._eos_token_ids = eos_token_ids
         self._context = context
         self._takes_stop = takes_stop
-        self._endpoint = Endpoint(agent.host, agent.port, Path(folder).name)
+        port = agent.port
+        if port:
+            port += rank()
+        self._endpoint = Endpoint(agent.host, port, Path(folder).name)
         self._conversations: dict[str, Conversations] = {}  # by the name of the data set
         self.counts: Counter[str] = Counter()
         self.seconds = 0.0
@@ -114,7 +117,7 @@ class AgentEpisodes:
         rules = SamplingRules(sampling if is_training else None, frozenset(self._agent.ignore), self._takes_stop)
         every = [session for group in sessions for session in group]
         self._endpoint.open(every, rules)
-        groups = _Groups(prompts, sessions, conversations.opening, done)
+        groups = _Groups(prompts, sessions, done)
         stopped: list[bool] = []
         started = time.perf_counter()
         generating = 0.0
@@ -221,7 +224,6 @@ class _Groups:
     Args:
         prompts: those of the data.
         sessions: P lists of G.
-        opening: the beginning of each turn's text that stands in the prompt.
         done: called with each group that is complete.
 
     Attributes:
@@ -229,13 +231,10 @@ class _Groups:
         completions: P lists of G.
     """
 
-    def __init__(
-        self, prompts: Sequence[Prompt], sessions: list[list[Session]], opening: str, done: OnGroupDone | None
-    ) -> None:
+    def __init__(self, prompts: Sequence[Prompt], sessions: list[list[Session]], done: OnGroupDone | None) -> None:
         self.prompts = list(prompts)
         self.completions: list[list[Completion]] = [[] for _ in prompts]
         self._sessions = sessions
-        self._opening = opening
         self._done = done
 
     def report(self) -> None:
@@ -246,7 +245,7 @@ class _Groups:
             start = shared_start(sessions)
             if start:
                 self.prompts[p] = replace(self.prompts[p], token_ids=list(start), prefill="", score_prefill=False)
-            self.completions[p] = [completion_of(session, len(start), self._opening) for session in sessions]
+            self.completions[p] = [completion_of(session, len(start)) for session in sessions]
             if self._done is not None:
                 self._done(p, self.completions[p])
 
@@ -254,25 +253,10 @@ class _Groups:
 def task_of(session: Session) -> dict[str, Any]:
     """Return an episode's task, as its program gets it."""
     sample = session.sample
-    messages = sample.told
-    if isinstance(messages, str):
-        messages = [{"role": "user", "content": messages}]
     return {
-        "id": sample.id, "messages": messages, "prompt": sample.prompt, "answer": sample.answer,
-        "row": _plain(dict(sample.row)), "seed": session.seed,
-        "episode": hashlib.sha256(f"{sample.id} {session.seed}".encode()).hexdigest()[:16],
+        "id": sample.id, "messages": as_messages(sample.told), "prompt": sample.prompt, "answer": sample.answer,
+        "row": dict(sample.row), "seed": session.seed,
     }  # fmt: skip
-
-
-def _plain(value: Any) -> Any:
-    """Return a value as JSON holds it: what it does not know as text."""
-    if isinstance(value, dict):
-        return {str(name): _plain(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if value is None or isinstance(value, str | int | float | bool):
-        return value
-    return str(value)
 
 
 def agent_metrics(counts: Counter[str]) -> dict[str, float]:

@@ -40,7 +40,7 @@ def play_episode(
     """
     with tempfile.TemporaryDirectory(prefix="lit-rlvr-agent-") as folder:
         task_file = Path(folder, "task.json")
-        task_file.write_text(json.dumps(task) + "\n")
+        task_file.write_text(json.dumps(task, default=str) + "\n")
         with (
             task_file.open("rb") as stdin, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err
         ):  # fmt: skip

@@ -121,13 +121,15 @@ def openai_events(replies: Sequence[Reply], request: ChatRequest) -> Iterator[st
     yield "data: [DONE]\n\n"
 
 
-def anthropic_body(reply: Reply, request: ChatRequest) -> Body:
-    """Return the answer to a request for messages."""
+def anthropic_body(replies: Sequence[Reply], request: ChatRequest) -> Body:
+    """Return the answer to a request for messages, which has one reply."""
+    (reply,) = replies
     return _anthropic_head(reply, request) | {"content": _blocks(reply)} | _anthropic_end(reply)
 
 
-def anthropic_events(reply: Reply, request: ChatRequest) -> Iterator[str]:
+def anthropic_events(replies: Sequence[Reply], request: ChatRequest) -> Iterator[str]:
     """Yield the answer as a stream of events."""
+    (reply,) = replies
     head = _anthropic_head(reply, request) | {"content": [], "stop_reason": None, "stop_sequence": None}
     yield _named_event("message_start", {"message": head})
     for index, block in enumerate(_blocks(reply)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -133,15 +134,12 @@ def read_openai(body: Body, rules: SamplingRules) -> ChatRequest:
     if isinstance(stop, str):
         stop = [stop]
     options = body.get("stream_options") or {}
-    limit = body.get("max_completion_tokens")
-    if limit is None:
-        limit = body.get("max_tokens")
     return ChatRequest(
         messages=[_openai_message(message) for message in _messages(body)],
-        tools=_offered(tools, body.get("tool_choice"), none="none", auto="auto"),
-        max_tokens=_limit(limit),
+        tools=_offered(tools, body.get("tool_choice")),
+        max_tokens=_whole(body, "max_completion_tokens") or _whole(body, "max_tokens"),
         stop=_texts(stop, "stop"),
-        count=_count(body.get("n")),
+        count=_whole(body, "n", MAX_SAMPLES) or 1,
         stream=bool(body.get("stream")),
         with_usage=isinstance(options, dict) and bool(options.get("include_usage")),
         model=str(body.get("model", "")),
@@ -171,19 +169,19 @@ def read_anthropic(body: Body, rules: SamplingRules) -> ChatRequest:
         choice = choice.get("type")
     return ChatRequest(
         messages=messages,
-        tools=_offered(tuple(tools), choice, none="none", auto="auto"),
-        max_tokens=_limit(body.get("max_tokens")),
+        tools=_offered(tuple(tools), choice),
+        max_tokens=_whole(body, "max_tokens"),
         stop=_texts(body.get("stop_sequences") or [], "stop_sequences"),
         stream=bool(body.get("stream")),
         model=str(body.get("model", "")),
     )
 
 
-def _offered(tools: tuple[Body, ...], choice: Any, none: str, auto: str) -> tuple[Body, ...]:
+def _offered(tools: tuple[Body, ...], choice: Any) -> tuple[Body, ...]:
     """Return the tools that the prompt offers."""
-    if choice == none:
+    if choice == "none":
         return ()
-    if choice not in (None, auto):
+    if choice not in (None, "auto"):
         raise RequestError(
             f"tool_choice: {json.dumps(choice)[:80]} restricts what is sampled, and training cannot score it; use auto "
             "or none"
@@ -205,18 +203,11 @@ def _messages(body: Body) -> list[Body]:
     return messages
 
 
-def _limit(value: Any) -> int | None:
-    is_number = isinstance(value, int) and not isinstance(value, bool)
-    if value is not None and (not is_number or value < 1):
-        raise RequestError("max_tokens: it must be a whole number above 0")
-    return value
-
-
-def _count(value: Any) -> int:
-    if value is None:
-        return 1
-    if not isinstance(value, int) or not 1 <= value <= MAX_SAMPLES:
-        raise RequestError(f"n: it must be a whole number from 1 to {MAX_SAMPLES}")
+def _whole(body: Body, name: str, most: float = math.inf) -> int | None:
+    """Return a parameter that is a whole number; None if it is not given."""
+    value = body.get(name)
+    if value is not None and (type(value) is not int or not 1 <= value <= most):
+        raise RequestError(f"{name}: it must be a whole number from 1 to {most}")
     return value
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lit_rlvr.agents.conversation import Conversations, fingerprint
@@ -57,10 +57,15 @@ class SampledMessage:
     has_children: bool = False
 
     @property
+    def sampled(self) -> Completion:
+        """Its tokens, once it is sampled."""
+        assert self.turn is not None, "it is sampled"
+        return self.turn
+
+    @property
     def tokens(self) -> tuple[int, ...]:
         """Its prompt and its own tokens."""
-        assert self.turn is not None, "it is sampled"
-        return self.prompt + self.turn.token_ids
+        return self.prompt + self.sampled.token_ids
 
     @property
     def ancestors(self) -> list[SampledMessage]:
@@ -112,6 +117,7 @@ class Session:
         reward: what the agent reported.
         failure: one of `CAUSES`; "" = none.
         failure_detail: more about the failure.
+        opening: the beginning of each turn's text that stands in the prompt.
     """
 
     def __init__(self, key: str, sample: Sample, seed: int, limits: Limits, conversations: Conversations) -> None:
@@ -126,6 +132,7 @@ class Session:
         self.reward: RewardResult | None = None
         self.failure = ""
         self.failure_detail = ""
+        self.opening = conversations.opening
         self._limits = limits
         self._conversations = conversations
         self._by_content: dict[str, SampledMessage] = {}
@@ -223,7 +230,7 @@ class Session:
         """Take note of a message's tokens, and make its reply."""
         number = self.messages.index(message)
         message.turn = turn
-        text = self._conversations.opening + (turn.raw or turn.text)
+        text = self.opening + (turn.raw or turn.text)
         name = hashlib.sha256(f"{self.seed} {number}".encode()).hexdigest()
         reply = read_reply(name[:24], text, message.request, turn.truncated, len(message.prompt), len(turn.token_ids))
         # some templates take ids of nine characters only
@@ -246,48 +253,36 @@ class Session:
         ]
 
 
-@dataclass
-class SequenceTokens:
-    """The tokens of a sequence from the first of its prompt on.
+def sequences_of(session: Session) -> list[Completion]:
+    """Return the sequences of an episode, prompts included: one for each leaf of its tree, in the order of the leaves.
 
-    Args:
-        token_ids: the tokens.
-        sampled: for each, True if the model sampled it here; a shared message is sampled in one sequence alone.
-        logprobs: of each token, 0 where it is not sampled.
-        labels, stale_cache: of the sampled tokens, as in `Completion`.
-        turns: the sampled messages.
+    In each, `sampled` marks the messages that no earlier one shares, and `turns` are these.
     """
-
-    token_ids: tuple[int, ...]
-    sampled: list[bool]
-    logprobs: list[float]
-    labels: list[str] = field(default_factory=list)
-    stale_cache: list[bool] = field(default_factory=list)
-    turns: list[SampledMessage] = field(default_factory=list)
-
-
-def sequences_of(session: Session) -> list[SequenceTokens]:
-    """Return the sequences of an episode: one for each leaf of its tree, the last of which was sampled last."""
     trained = session.trained
     parents = {id(message.parent) for message in trained}
-    leaves = [message for message in trained if id(message) not in parents]
     seen: set[int] = set()
     sequences = []
-    for leaf in leaves:
+    for leaf in trained:
+        if id(leaf) in parents:
+            continue
         token_ids = leaf.tokens
-        sequence = SequenceTokens(token_ids, [False] * len(token_ids), [0.0] * len(token_ids))
-        for message in leaf.ancestors:
-            turn = message.turn
-            if id(message) in seen or turn is None:
-                continue
-            seen.add(id(message))
-            span = slice(len(message.prompt), len(message.prompt) + len(turn.token_ids))
-            sequence.sampled[span] = turn.from_model
-            sequence.logprobs[span] = turn.logprobs or [0.0] * len(turn.token_ids)
-            sequence.labels += turn.labels
-            sequence.stale_cache += turn.stale_cache
-            sequence.turns.append(message)
-        sequences.append(sequence)
+        sampled = [False] * len(token_ids)
+        logprobs = [0.0] * len(token_ids)
+        new = [message for message in leaf.ancestors if id(message) not in seen]
+        for message in new:
+            start = len(message.prompt)
+            sampled[start : start + len(message.sampled.token_ids)] = message.sampled.from_model
+            logprobs[start : start + len(message.sampled.token_ids)] = message.sampled.logprobs
+        seen.update(map(id, new))
+        sequences.append(
+            Completion(
+                leaf.sampled.text, token_ids, leaf.sampled.finish_reason, tuple(logprobs), tuple(sampled),
+                turns=tuple(_turn(message, session) for message in new),
+                labels=tuple(label for message in new for label in message.sampled.labels),
+                stale_cache=tuple(stale for message in new for stale in message.sampled.stale_cache),
+                raw=leaf.sampled.raw,
+            )
+        )  # fmt: skip
     return sequences
 
 
@@ -316,53 +311,38 @@ def shared_start(sessions: Sequence[Session]) -> tuple[int, ...]:
     return start
 
 
-def completion_of(session: Session, start: int, opening: str) -> Completion:
-    """Return an episode as one row: its sequences, one after the other, without the tokens that are in the prompt.
+def completion_of(session: Session, start: int) -> Completion:
+    """Return an episode as one row: its sequences, one after the other.
 
     Args:
         session: the episode.
         start: tokens at the beginning of each sequence that are in the prompt.
-        opening: the beginning of each turn's text that stands in the prompt.
     """
-    token_ids: list[int] = []
-    logprobs: list[float] = []
-    sampled: list[bool] = []
-    labels: list[str] = []
-    stale_cache: list[bool] = []
-    messages: list[SampledMessage] = []
-    lengths = []
-    for sequence in sequences_of(session):
-        token_ids += sequence.token_ids[start:]
-        logprobs += sequence.logprobs[start:]
-        sampled += sequence.sampled[start:]
-        labels += sequence.labels
-        stale_cache += sequence.stale_cache
-        messages += sequence.turns
-        lengths.append(len(sequence.token_ids) - start)
-    turns = [_turn(message, session, opening) for message in messages]
-    last = messages[-1].turn if messages else None
-    is_limited = session.is_limited or session.failure == "timeout" or (last is not None and last.truncated)
+    sequences = sequences_of(session)
+    last = sequences[-1] if sequences else Completion("", (), "stop")
+    lengths = tuple(len(sequence.token_ids) - start for sequence in sequences)
+    is_limited = session.is_limited or session.failure == "timeout" or last.truncated
     return Completion(
-        text=last.text if last is not None else "",
-        token_ids=tuple(token_ids),
+        text=last.text,
+        token_ids=tuple(token for sequence in sequences for token in sequence.token_ids[start:]),
         finish_reason="length" if is_limited else "stop",
-        logprobs=tuple(logprobs),
-        sampled=tuple(sampled),
-        turns=tuple(turns),
+        logprobs=tuple(value for sequence in sequences for value in sequence.logprobs[start:]),
+        sampled=tuple(flag for sequence in sequences for flag in sequence.sampled[start:]),
+        turns=tuple(turn for sequence in sequences for turn in sequence.turns),
         outcome=outcome_of(session),
-        labels=tuple(labels),
-        stale_cache=tuple(stale_cache),
-        raw=last.raw if last is not None else "",
-        sequences=tuple(lengths) if len(lengths) > 1 else (),
+        labels=tuple(label for sequence in sequences for label in sequence.labels),
+        stale_cache=tuple(stale for sequence in sequences for stale in sequence.stale_cache),
+        raw=last.raw,
+        sequences=lengths if len(lengths) > 1 else (),
     )
 
 
-def _turn(message: SampledMessage, session: Session, opening: str) -> Turn:
-    turn = message.turn
-    assert turn is not None and message.reply is not None, "it is sampled"
+def _turn(message: SampledMessage, session: Session) -> Turn:
+    assert message.reply is not None, "it is sampled"
     following = [other.added for other in session.messages if other.parent is message and not other.is_auxiliary]
     observation = following[0] if following else None
-    return Turn(turn.text, observation, calls=len(message.reply.calls), raw=opening + (turn.raw or turn.text))
+    raw = session.opening + (message.sampled.raw or message.sampled.text)
+    return Turn(message.sampled.text, observation, calls=len(message.reply.calls), raw=raw)
 
 
 def outcome_of(session: Session) -> RewardResult | None:

@@ -35,7 +35,7 @@ class Agent(Environment):
             `{"reward": 1.0}` in the last line of its output. Other rewards judge the transcript.
         ignore: parameters of requests to ignore instead of refusing them, such as `temperature`.
         host: address of the endpoint.
-        port: its port; 0 = any free one.
+        port: its port, and the next ones for further processes of the run; 0 = any free one.
         batch_seconds: how long a request waits for those of the other episodes, to be sampled together with them.
         cpu_seconds: CPU time of each process of the program, in whole seconds.
         memory_mb: address space of each process of the program, in MiB.

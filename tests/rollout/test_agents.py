@@ -1,8 +1,10 @@
 """Agents: programs that call the run's endpoint. Their rows hold the tokens that were sampled."""
 
 import socket
+import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +16,11 @@ from tiny import END, ENDS, byte_tokenizer, plain_logprobs
 from tiny_engines import hf_engine
 from tiny_fit import assert_same, fit, naive_gradients
 
+from lit_rlvr.agents.conversation import fingerprint
 from lit_rlvr.agents.play import AgentEpisodes
+from lit_rlvr.agents.processes import LAUNCHER
+from lit_rlvr.agents.replies import anthropic_body, openai_body, read_reply
+from lit_rlvr.agents.requests import ChatRequest
 from lit_rlvr.datamodules.reading.chat import Chat
 from lit_rlvr.environments import Agent, SingleTurn, as_environment
 from lit_rlvr.errors import UserError
@@ -239,3 +245,75 @@ def test_settings_that_do_not_go_with_an_agent_are_refused(tiny_model_folder: Pa
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=f"cannot listen at 127.0.0.1:{port}.*choose another port"):
             AgentEpisodes(Agent("python", port=port), ENDS, "tiny", 0, True)
+
+
+FAMILY = """
+import os, sys, time
+if os.fork() == 0:
+    os.setsid()
+    os.fork()
+with open(sys.argv[1], "a") as file:
+    file.write(f"{os.getpid()}\\n")
+time.sleep(600)
+"""
+
+
+def test_no_agent_survives_a_run_that_is_killed(tmp_path: Path) -> None:
+    """The program, its child in a session of its own, and the child of that."""
+    pids = tmp_path / "pids"
+    command = [sys.executable, "-c", FAMILY, str(pids)]
+    run = (
+        "import os, subprocess, sys, time; "
+        f"subprocess.Popen([sys.executable, '-I', {str(LAUNCHER)!r}, str(os.getpid()), '60', '4096', *{command!r}]); "
+        "time.sleep(600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", run]) as process:
+        wait_until(lambda: pids.exists() and len(pids.read_text().split()) == 3)
+        process.kill()
+    numbers = pids.read_text().split()
+    wait_until(lambda: not any(Path(f"/proc/{number}").exists() for number in numbers))
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "it takes too long"
+        time.sleep(0.02)
+
+
+def test_a_message_keeps_its_path_by_content_alone() -> None:
+    """Ids of calls, blanks around texts and content that is null make no difference; anything else does."""
+    call = {"id": "a", "type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": 2}}}
+    said = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "I add.", "tool_calls": [call]}]
+    same = [said[0], {**said[1], "content": " I add.\n", "tool_calls": [{**call, "id": "b"}]}]
+    assert fingerprint(said, ()) == fingerprint(same, ())
+    others = [
+        ([{**said[0], "content": "??"}, said[1]], ()), ([{**said[0], "role": "system"}, said[1]], ()),
+        ([said[0], {**said[1], "tool_calls": []}], ()), (said[1:], ()), (said, ({"type": "function"},)),
+    ]  # fmt: skip
+    assert len({fingerprint(*other) for other in [(said, ()), *others]}) == 6
+
+
+@pytest.mark.parametrize(
+    ("text", "content", "calls", "thoughts"),
+    [
+        ("Hello.", "Hello.", [], ""),
+        ("<think>hm</think>Yes. <tool_call>{\"name\": \"add\", \"arguments\": {\"a\": 1}}</tool_call>", "Yes.",
+         [("add", {"a": 1})], "hm"),
+        ("<call>add(1, 2)</call>", "", [("add", {"a": 1, "b": 2})], ""),
+        ("<call>add(</call>", "<call>add(</call>", [], ""),
+        ("one END two", "one ", [], ""),
+    ],
+)  # fmt: skip
+def test_replies_have_content_calls_and_thoughts_apart(
+    text: str, content: str, calls: list[Any], thoughts: str
+) -> None:
+    properties = {"a": {"type": "integer"}, "b": {"type": "integer"}}
+    tool = {"type": "function", "function": {"name": "add", "parameters": {"properties": properties}}}
+    request = ChatRequest([], (tool,), stop=("END",))
+    reply = read_reply("id", text, request, False, 3, 4)
+    found = [(call["function"]["name"], call["function"]["arguments"]) for call in reply.calls]
+    assert (reply.content, found, reply.thoughts) == (content, calls, thoughts)
+    assert openai_body([reply], request)["choices"][0]["finish_reason"] == ("tool_calls" if calls else "stop")
+    reason = {True: "tool_use", False: "stop_sequence" if "END" in text else "end_turn"}[bool(calls)]
+    assert anthropic_body([reply], request)["stop_reason"] == reason
