@@ -47,6 +47,16 @@ def turns() -> str:
     return "".join(said)
 
 
+def uneven() -> str:
+    """One to three turns, by the seed."""
+    messages = list(TASK["messages"])
+    said = [ask(messages)]
+    for _ in range(TASK["seed"] % 3):
+        messages.append(user("how?"))
+        said.append(ask(messages))
+    return "".join(said)
+
+
 def branches() -> str:
     """A turn that two others follow, and a conversation of its own."""
     begun = list(TASK["messages"])

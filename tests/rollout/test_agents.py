@@ -1,5 +1,6 @@
 """Agents: programs that call the run's endpoint. Their rows hold the tokens that were sampled."""
 
+import json
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import torch
 from tiny import END, ENDS, byte_tokenizer, plain_logprobs
 from tiny_engines import hf_engine
 from tiny_fit import assert_same, fit, naive_gradients
+from tiny_runs import CLI, FIT, STRATEGIES, completions, in_two_processes, metrics, to
 
 from lit_rlvr.agents.conversation import fingerprint
 from lit_rlvr.agents.play import AgentEpisodes
@@ -317,3 +319,22 @@ def test_replies_have_content_calls_and_thoughts_apart(
     assert openai_body([reply], request)["choices"][0]["finish_reason"] == ("tool_calls" if calls else "stop")
     reason = {True: "tool_use", False: "stop_sequence" if "END" in text else "end_turn"}[bool(calls)]
     assert anthropic_body([reply], request)["stop_reason"] == reason
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_processes_play_as_one_does(strategy: str, run_folder: Path, lit_rlvr: CLI) -> None:
+    """Episodes of different lengths, so that one process asks its engine when the other has nothing to ask."""
+    agent = {"class_path": "Agent", "init_args": {"command": [sys.executable, str(SCRIPT), "uneven"]}}
+    shared = (
+        "--rollout.environment", json.dumps(agent), "--rollout.sampling.max_turns", "4", "--trainer.max_steps", "2",
+        "--rollout.sampling.max_episode_tokens", "300", "--rollout.evaluation.sampling.max_episode_tokens", "300",
+        "--trainer.limit_val_batches", "1", "--rollout.replay.record", "0",
+    )  # fmt: skip
+    lit_rlvr(*FIT, *shared, *to("one"), status=0)
+    in_two_processes(run_folder, [*FIT, *STRATEGIES[strategy], *shared, *to("two")])
+    sampled, wanted = completions(run_folder / "two"), completions(run_folder / "one")
+    assert [row["completion"] for row in sampled] == [row["completion"] for row in wanted]
+    for two, one in zip(metrics(run_folder / "two"), metrics(run_folder / "one"), strict=True):
+        for name in ("train/loss", "rollout/turns", "rollout/agent/sequences", "rollout/reward"):
+            assert float(two[name] or 0) == pytest.approx(float(one[name] or 0), abs=1e-5), name
