@@ -177,13 +177,11 @@ class Endpoint:
 
     def deliver(self, job: Job, turn: Completion) -> None:
         """Answer a request with the tokens that were sampled."""
+        result: Reply | RequestError = RequestError(OVER, 410)
         with self.lock:
-            if job.session.is_over:
-                return
-            job.session.finish(job.message, turn)
-            reply = job.message.reply
-            assert reply is not None, "it is finished"
-        self._loop.call_soon_threadsafe(_settle, job.answer, reply)
+            if not job.session.is_over:
+                result = job.session.finish(job.message, turn)
+        self._loop.call_soon_threadsafe(_settle, job.answer, result)
 
     # ---- calls --------------------------------------------------------------------------------------------
 

@@ -113,9 +113,8 @@ def openai_events(replies: Sequence[Reply], request: ChatRequest) -> Iterator[st
         delta = _openai_message(reply)
         for number, call in enumerate(delta.get("tool_calls", ())):
             call["index"] = number
-        choice = {"index": index, "delta": delta, "finish_reason": None}
+        choice = {"index": index, "delta": delta, "finish_reason": _openai_reason(reply)}
         yield _event(head | {"choices": [choice]})
-        yield _event(head | {"choices": [{"index": index, "delta": {}, "finish_reason": _openai_reason(reply)}]})
     if request.with_usage:
         yield _event(head | {"choices": [], "usage": _openai_usage(replies)})
     yield "data: [DONE]\n\n"
@@ -137,12 +136,9 @@ def anthropic_events(replies: Sequence[Reply], request: ChatRequest) -> Iterator
         if kind == "tool_use":
             start = block | {"input": {}}
             delta = {"type": "input_json_delta", "partial_json": json.dumps(block["input"])}
-        elif kind == "thinking":
-            start = block | {"thinking": ""}
-            delta = {"type": "thinking_delta", "thinking": block["thinking"]}
         else:
-            start = {"type": "text", "text": ""}
-            delta = {"type": "text_delta", "text": block["text"]}
+            start = block | {kind: ""}
+            delta = {"type": f"{kind}_delta", kind: block[kind]}
         yield _named_event("content_block_start", {"index": index, "content_block": start})
         yield _named_event("content_block_delta", {"index": index, "delta": delta})
         yield _named_event("content_block_stop", {"index": index})

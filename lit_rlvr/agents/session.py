@@ -226,8 +226,8 @@ class Session:
             )
         return room
 
-    def finish(self, message: SampledMessage, turn: Completion) -> None:
-        """Take note of a message's tokens, and make its reply."""
+    def finish(self, message: SampledMessage, turn: Completion) -> Reply:
+        """Take note of a message's tokens; return its reply."""
         number = self.messages.index(message)
         message.turn = turn
         text = self.opening + (turn.raw or turn.text)
@@ -236,12 +236,12 @@ class Session:
         # some templates take ids of nine characters only
         calls = tuple(call | {"id": f"{name[:7]}{index:02d}"} for index, call in enumerate(reply.calls))
         message.reply = replace(reply, calls=calls)
-        if message.is_auxiliary:
-            return
-        self._spent -= message.limit - len(turn.token_ids)
-        if not turn.truncated and turn.token_ids:  # what was cut is not extended
-            path = [*message.request.messages, message.reply.message]
-            self._by_content.setdefault(fingerprint(path, message.request.tools), message)
+        if not message.is_auxiliary:
+            self._spent -= message.limit - len(turn.token_ids)
+            if not turn.truncated:  # what was cut is not extended
+                path = [*message.request.messages, message.reply.message]
+                self._by_content.setdefault(fingerprint(path, message.request.tools), message)
+        return message.reply
 
     @property
     def trained(self) -> list[SampledMessage]:
