@@ -6,13 +6,13 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_rlvr.agents.conversation import Conversations
-from lit_rlvr.agents.processes import play_episode
+from lit_rlvr.agents.processes import Worker, play_episode
 from lit_rlvr.agents.requests import SamplingRules
 from lit_rlvr.agents.session import CAUSES, Limits, Session, completion_of, sequences_of, shared_start
 from lit_rlvr.common.packages import require
@@ -77,6 +77,8 @@ class AgentEpisodes:
             port += rank()
         self._endpoint = Endpoint(agent.host, port, Path(folder).name)
         self._conversations: dict[str, Conversations] = {}  # by the name of the data set
+        self._threads = ThreadPoolExecutor(agent.parallel, "agent")  # a program dies with the thread that starts it
+        self._workers: list[Worker] = []  # those that are free
         self.counts: Counter[str] = Counter()
         self.seconds = 0.0
 
@@ -121,28 +123,28 @@ class AgentEpisodes:
         stopped: list[bool] = []
         started = time.perf_counter()
         generating = 0.0
-        with ThreadPoolExecutor(self._agent.parallel, "agent") as threads:
-            try:
-                running = [threads.submit(self._play_one, session, lambda: bool(stopped)) for session in every]
-                while True:
-                    until = time.monotonic() + POLL_SECONDS
-                    jobs = self._endpoint.take(lambda jobs: self._seconds_to_wait(jobs, every, until))  # noqa: B023
-                    is_over = not jobs and all(session.is_finished for session in every)
-                    if world_size() > 1:
-                        is_over = all(gather_objects(is_over))
-                    if is_over:
-                        break
-                    before = time.perf_counter()
-                    if jobs or world_size() > 1:
-                        self._sample(jobs, every, sampling, generate)
-                    generating += time.perf_counter() - before
-                    groups.report()
-                for future in running:
-                    future.result()
-            finally:
-                stopped.append(True)
-                for session in every:
-                    self._endpoint.end(session)
+        running = [self._threads.submit(self._play_one, session, lambda: bool(stopped)) for session in every]
+        try:
+            while True:
+                until = time.monotonic() + POLL_SECONDS
+                jobs = self._endpoint.take(lambda jobs: self._seconds_to_wait(jobs, every, until))  # noqa: B023
+                is_over = not jobs and all(session.is_finished for session in every)
+                if world_size() > 1:
+                    is_over = all(gather_objects(is_over))
+                if is_over:
+                    break
+                before = time.perf_counter()
+                if jobs or world_size() > 1:
+                    self._sample(jobs, every, sampling, generate)
+                generating += time.perf_counter() - before
+                groups.report()
+        finally:
+            stopped.append(True)
+            for session in every:
+                self._endpoint.end(session)
+            wait(running)
+        for future in running:
+            future.result()
         groups.report()
         self.seconds += time.perf_counter() - started - generating
         self._count(every)
@@ -155,10 +157,24 @@ class AgentEpisodes:
         try:
             with self._endpoint.lock:
                 session.is_running = True
-            play_episode(self._agent, session, task_of(session), self._endpoint.url, is_stopped)
+            if self._agent.workers:
+                self._play_by_worker(session, is_stopped)
+            else:
+                play_episode(self._agent, session, task_of(session), self._endpoint.url, is_stopped)
         finally:
             session.is_running = False
             self._endpoint.end(session)
+
+    def _play_by_worker(self, session: Session, is_stopped: Callable[[], bool]) -> None:
+        worker = self._workers.pop() if self._workers else Worker(self._agent, self._endpoint.url)
+        is_usable = False
+        try:
+            is_usable = worker.play(session, task_of(session), is_stopped)
+        finally:
+            if is_usable:
+                self._workers.append(worker)
+            else:
+                worker.close()
 
     def _seconds_to_wait(self, jobs: list[Job], sessions: list[Session], until: float) -> float:
         """Return how long to wait for more jobs: all running episodes ask, or the first has waited long enough.
@@ -214,7 +230,10 @@ class AgentEpisodes:
             counts[session.failure or "ended"] += 1
 
     def close(self) -> None:
-        """Stop serving."""
+        """End the programs, and stop serving."""
+        for worker in self._workers:
+            worker.close()
+        self._threads.shutdown()
         self._endpoint.close()
 
 

@@ -26,11 +26,15 @@ class Agent(Environment):
     names, and the endpoint with a key of its own in `OPENAI_BASE_URL` and `OPENAI_API_KEY` (and `ANTHROPIC_...`). The
     episode ends with the process, or with `POST /v1/end`.
 
+    With `workers`, each process plays one episode after another: for each it reads a line of JSON, the task with its
+    `base_url` and `api_key`, and ends it by writing a line of JSON.
+
     Args:
         command: the program and its arguments, such as `python my_agent.py`; no shell reads it.
         env: further environment variables of the program.
         timeout: seconds after which an episode is ended; it then has the reward 0.
-        parallel: most episodes that are played at once.
+        workers: number of processes that play one episode after another; 0 = each episode is a process.
+        parallel: most episodes that are played at once, if each is a process.
         reports_reward: the program reports the reward of its episode: by `POST /v1/reward`, by `POST /v1/end`, or as
             `{"reward": 1.0}` in the last line of its output. Other rewards judge the transcript.
         ignore: parameters of requests to ignore instead of refusing them, such as `temperature`.
@@ -45,12 +49,12 @@ class Agent(Environment):
     """
 
     def __init__(
-        self, command: str | list[str], env: dict[str, str] | None = None, timeout: float = 120.0, parallel: int = 32,
-        reports_reward: bool = True, ignore: Sequence[str] = (), host: str = "127.0.0.1", port: int = 0,
-        batch_seconds: float = 0.5, cpu_seconds: int = 60, memory_mb: int = 4096,
+        self, command: str | list[str], env: dict[str, str] | None = None, timeout: float = 120.0, workers: int = 0,
+        parallel: int = 32, reports_reward: bool = True, ignore: Sequence[str] = (), host: str = "127.0.0.1",
+        port: int = 0, batch_seconds: float = 0.5, cpu_seconds: int = 60, memory_mb: int = 4096,
     ) -> None:  # fmt: skip
         check_within("(0, inf)", "Agent", timeout=timeout)
-        check_within("[0, inf)", "Agent", batch_seconds=batch_seconds)
+        check_within("[0, inf)", "Agent", batch_seconds=batch_seconds, workers=workers)
         check_within("[1, inf)", "Agent", parallel=parallel, cpu_seconds=cpu_seconds, memory_mb=memory_mb)
         super().__init__(Isolation(cpu_seconds=cpu_seconds, wall_seconds=timeout, memory_mb=memory_mb))
         if isinstance(command, str):
@@ -67,7 +71,8 @@ class Agent(Environment):
                 raise UserError(f"Agent.env: the run sets {name} itself; leave it out")
         if not 0 <= port < 65536:
             raise UserError(f"Agent.port: {port} is no port; use 0 for any free one")
-        self.parallel = parallel
+        self.workers = workers
+        self.parallel = workers or parallel
         self.reports_reward = reports_reward
         self.ignore = tuple(ignore)
         self.host = host

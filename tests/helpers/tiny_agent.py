@@ -9,15 +9,16 @@ import time
 from typing import Any
 from urllib.parse import urlsplit
 
-TASK = json.load(sys.stdin)
+IS_WORKER = sys.argv[2:] == ["worker"]
+TASK = json.loads(sys.stdin.readline())
 URL = urlsplit(os.environ["OPENAI_BASE_URL"])
 KEY = os.environ["OPENAI_API_KEY"]
 
 
-def post(path: str, body: Any, key: str = KEY, **headers: str) -> tuple[int, Any]:
+def post(path: str, body: Any, key: str = "", **headers: str) -> tuple[int, Any]:
     """Post JSON, or bytes as they are, to the endpoint; return the status and the answer."""
     connection = http.client.HTTPConnection(URL.hostname or "", URL.port, timeout=60)
-    named = {"authorization": f"Bearer {key}", "content-type": "application/json"} | headers
+    named = {"authorization": f"Bearer {key or KEY}", "content-type": "application/json"} | headers
     data = body if isinstance(body, bytes) else json.dumps(body)
     connection.request("POST", f"{URL.path}{path}", data, named)
     response = connection.getresponse()
@@ -141,5 +142,9 @@ def gone() -> str:
 
 
 if __name__ == "__main__":
-    text = globals()[sys.argv[1]]()
-    print(json.dumps({"reward": sum(map(ord, text)) % 7 / 7}))
+    while TASK:
+        KEY = TASK.get("api_key", KEY)
+        text = globals()[sys.argv[1]]()
+        print("done", flush=True)
+        print(json.dumps({"reward": sum(map(ord, text)) % 7 / 7, "detail": str(os.getpid())}), flush=True)
+        TASK = json.loads(sys.stdin.readline() or "{}") if IS_WORKER else {}

@@ -26,6 +26,7 @@ from lit_rlvr.agents.requests import ChatRequest
 from lit_rlvr.datamodules.reading.chat import Chat
 from lit_rlvr.environments import Agent, SingleTurn, as_environment
 from lit_rlvr.errors import UserError
+from lit_rlvr.rollout.record import Replay
 from lit_rlvr.types import Completion, Prompt, Sample, Sampling
 
 SCRIPT = Path(__file__).parents[1] / "helpers" / "tiny_agent.py"
@@ -140,6 +141,17 @@ def test_a_row_does_not_depend_on_the_other_episodes(play: Any) -> None:
     assert texts == [[turn.text for turn in row.turns] for row in alone]
 
 
+def test_workers_play_one_episode_after_another(play: Any) -> None:
+    """Two processes play six episodes, with the same rows; one that dies is replaced."""
+    played = play("turns", "worker", workers=2)
+    assert_exact(played)
+    outcomes = [row.outcome for row in rows_of(played)]
+    assert len({outcome.detail for outcome in outcomes}) == 2
+    others = [row.outcome for row in rows_of(play("turns"))]
+    assert [outcome.value for outcome in outcomes] == [outcome.value for outcome in others]
+    assert play("crash", "worker", workers=2).counts["crashed"] == 6
+
+
 @pytest.mark.parametrize("shared", [True, False])
 def test_the_gradient_is_that_of_a_slow_loop_over_sequences(
     shared: bool, tiny_model_folder: Path, tmp_path: Path
@@ -159,6 +171,21 @@ def test_the_gradient_is_that_of_a_slow_loop_over_sequences(
         assert seen.metrics[0]["train/loss"] == pytest.approx(loss, abs=1e-6)
         assert seen.metrics[0]["rollout/agent/sequences"] >= 3 and seen.metrics[0]["rollout/turns"] == 4
         assert seen.metrics[0]["train/engine_difference"] < 1e-4
+
+
+def test_recorded_episodes_of_several_sequences_are_trained_again_exactly(
+    tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    agent = Agent([sys.executable, str(SCRIPT), "branches"])
+    options: Any = dict(
+        environment=agent, sampling=replace(SAMPLING, max_tokens=9), rewards=None, prompts_per_rollout=2
+    )
+    _, first = fit(tiny_model_folder, tmp_path / "first", replay=Replay(record=1.0), **options)
+    again = Replay(rollouts_from=str(tmp_path / "first"))
+    _, second = fit(tiny_model_folder, tmp_path / "second", replay=again, **options)
+    kept = [[row.sequences for group in seen.rollouts[0].completions for row in group] for seen in (first, second)]
+    assert kept[0] == kept[1] and all(kept[0])
+    assert all(torch.equal(gradient, second.gradients[0][name]) for name, gradient in first.gradients[0].items())
 
 
 def test_what_cannot_be_trained_is_refused_and_a_retry_is_answered_from_memory(play: Any) -> None:
