@@ -18,7 +18,7 @@ from lit_rlvr.agents.replies import Reply, read_reply
 from lit_rlvr.agents.requests import ChatRequest, RequestError
 from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.errors import UserError
-from lit_rlvr.types import Completion, RewardResult, Sample, Sampling, Turn
+from lit_rlvr.types import Completion, RewardResult, Sample, Sampling, Status, Turn
 
 CAUSES = ("timeout", "crashed", "silent")
 """Why an episode fails: it did not end in time; its program failed without a reward; it never called the model."""
@@ -352,7 +352,9 @@ def outcome_of(session: Session) -> RewardResult | None:
         return session.reward
     if not session.trained and failure != "timeout":
         failure = failure or "silent"
-    status = "timeout" if failure == "timeout" else "error"
+    status: Status = "error"
+    if failure == "timeout":
+        status = "timeout"
     return RewardResult(0.0, None, status, f"environment: the agent {session.failure_detail or failure}")
 
 
