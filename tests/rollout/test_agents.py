@@ -118,7 +118,9 @@ def test_an_episode_whose_requests_extend_a_path_is_one_row_of_the_sampled_token
     assert all(len(row.turns) == 3 and row.outcome is not None for row in rows)
     cut = {turn.text for _, turn in said if turn.truncated}
     whole = [row for row in rows if not cut & {turn.text for turn in row.turns[:2]}]
-    assert whole and all(row.sequences == () for row in whole), "only what was cut begins anew"
+    assert whole and all(row.sequences == () for row in whole)
+    others = [row for row in rows if row not in whole]
+    assert others and all(len(row.sequences) > 1 for row in others), "what was cut is not extended"
     for row in whole:
         assert [turn.observation for turn in row.turns] == ["how?", "why?", None]
         observed = byte_tokenizer().decode([t for t, kept in zip(row.token_ids, row.sampled, strict=True) if not kept])
