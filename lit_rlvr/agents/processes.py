@@ -170,7 +170,7 @@ def note_end(session: Session, program: Program, status: int, is_late: bool, out
         is_late: it was ended because its time was over.
         out: the end of its output.
     """
-    error = last_line(tail(program.errors))
+    said = last_line(tail(program.errors))
     was_over = session.is_over
     session.is_over = True
     detail = ""
@@ -187,10 +187,10 @@ def note_end(session: Session, program: Program, status: int, is_late: bool, out
         session.failure_detail = f"did not end within {program.seconds:g} s (Agent.timeout)"
     elif not session.trained:
         session.failure = "silent"
-        session.failure_detail = f"got no completion; exit status {status}: {error}"
+        session.failure_detail = f"got no completion; exit status {status}: {said}"
     elif detail or (status != 0 and not was_over and session.reward is None):
         session.failure = "crashed"
-        session.failure_detail = detail or f"ended with exit status {status}: {error}"
+        session.failure_detail = detail or f"ended with exit status {status}: {said}"
 
 
 def last_line(text: str) -> str:
