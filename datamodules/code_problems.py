@@ -171,7 +171,8 @@ def _with_tests(sample: Sample) -> Sample | BadRow:
 def _parsed(text: str, field: str) -> Any:
     """Return the value of JSON, or the list or dict of a Python literal."""
     try:
-        if isinstance(value := parse_text(text), str):
+        value = parse_text(text)
+        if isinstance(value, str):
             return json.loads(text)
         return value
     except (ValueError, RecursionError) as error:

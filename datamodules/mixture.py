@@ -145,8 +145,10 @@ class Mixture(PromptDataModule):
         return [replace(prompt, sample=sample) for prompt, sample in zip(prompts, samples, strict=True)]
 
     def test_dataloader(self) -> list[EvalLoader]:
-        return [
-            EvalLoader(prompts, part.evaluation.prompts_per_batch, part.name, *self._ranks(), self.prepare)
-            for part in self.parts
-            if (prompts := [prompt for prompt in self.prompts["test"] if self.part_of(prompt.sample) is part])
-        ]
+        loaders = []
+        for part in self.parts:
+            prompts = [prompt for prompt in self.prompts["test"] if self.part_of(prompt.sample) is part]
+            if prompts:
+                size = part.evaluation.prompts_per_batch
+                loaders.append(EvalLoader(prompts, size, part.name, *self._ranks(), self.prepare))
+        return loaders

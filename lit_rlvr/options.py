@@ -211,7 +211,7 @@ class Importance:
 
 
 DEFAULT_TOKENS = 4096
-"""The most input tokens in a micro-batch by default."""
+"""The most input tokens in a micro-batch by default, where no GPU's memory says more."""
 
 
 @option_group("model.compute")
@@ -222,20 +222,20 @@ class Compute:
     Args:
         tokens_per_microbatch: maximum input tokens per micro-batch, including padding, though it has at least one
             prompt and completion, however long; bounds memory without changing results. Halved when memory runs out.
-            `auto` lets `lit-rlvr fit` choose it by the memory of the devices; the run's `config.yaml` has the number,
+            `auto`: on GPUs as many as should fit, on a CPU 4,096. The `config.yaml` of `lit-rlvr fit` has the number,
             which a resume keeps.
         shared_prefix: compute each prompt once for its whole group; False = one completion per row.
-        gradient_checkpointing: recompute each layer in the backward pass: less memory, a third more time. `auto` lets
-            `lit-rlvr fit` decide by the memory of the GPUs.
+        gradient_checkpointing: recompute each layer in the backward pass: less memory, a third more time. `auto`: on
+            GPUs that would not hold a step without it.
         liger: use liger-kernel's fused kernels (GPU only). torch cannot compile them, so not with `torch_compile`.
         torch_compile: compile the language model's layers with torch.compile for training, which takes a while at the
             start; a resumed run then ends the same only up to rounding. Generation is not compiled. `auto` does so in
             bfloat16, if the run is long enough for it to pay in each process.
     """
 
-    tokens_per_microbatch: int | Literal["auto"] = DEFAULT_TOKENS
+    tokens_per_microbatch: int | Literal["auto"] = "auto"
     shared_prefix: bool = True
-    gradient_checkpointing: bool | Literal["auto"] = False
+    gradient_checkpointing: bool | Literal["auto"] = "auto"
     liger: bool = False
     torch_compile: bool | Literal["auto"] = "auto"
 
@@ -292,7 +292,8 @@ class Lora:
         check_within("[1, inf)", "model.lora", rank=self.rank, alpha=self.alpha)
         check_within("[0, 1)", "model.lora", dropout=self.dropout)
         changed = [field.name for field in fields(self) if getattr(self, field.name) != field.default]
-        if self.adapter == "continue" and (names := {*changed} - {"adapter", "quantize", "dropout"}):
+        names = {*changed} - {"adapter", "quantize", "dropout"}
+        if self.adapter == "continue" and names:
             raise UserError(
                 f"model.lora: with `adapter: continue`, {', '.join(sorted(names))} is the adapter's own; leave it out"
             )

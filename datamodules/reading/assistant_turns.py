@@ -70,7 +70,7 @@ def split_turns(
     trained = [_is_trained(messages[i], i + 1) for i in turns]
     if not any(trained):
         raise BadRow(f"its turns are left out of the loss ({' or '.join(LOSS_KEYS)}); no turn is left to train on", "")
-    messages = [{key: item for key, item in message.items() if key not in LOSS_KEYS} for message in messages]
+    messages = [_without_loss_keys(message) for message in messages]
     chat.text(messages, tokenizer, source)  # refuses messages that the template does not show
     if _MARKS.search(str(tokenizer.chat_template or "")):
         parts = _trained_parts(_marked_parts(chat.marked(messages, tokenizer, source), ends), trained)
@@ -129,13 +129,18 @@ def _with_thoughts_apart(message: dict[str, Any]) -> dict[str, Any]:
 
 def _parts(texts: Sequence[str], tokenizer: Any, ends: Sequence[int]) -> list[Part]:
     """Return the parts of texts that the model reads and writes alternately, each turn with its end."""
-    parts = [
-        Part(list(tokenizer(text, add_special_tokens=False).input_ids), k % 2 == 1) for k, text in enumerate(texts)
-    ]
-    return [
-        Part([*ids, ends[0]], True) if written and ids[-1:] not in [[end] for end in ends] else Part(ids, written)
-        for ids, written, _ in parts
-    ]
+    parts = []
+    for k, text in enumerate(texts):
+        ids = list(tokenizer(text, add_special_tokens=False).input_ids)
+        is_written = k % 2 == 1
+        if is_written and (not ids or ids[-1] not in ends):
+            ids.append(ends[0])
+        parts.append(Part(ids, is_written))
+    return parts
+
+
+def _without_loss_keys(message: dict[str, Any]) -> dict[str, Any]:
+    return {key: item for key, item in message.items() if key not in LOSS_KEYS}
 
 
 def _is_trained(message: dict[str, Any], number: int) -> bool:
@@ -165,8 +170,9 @@ def _trained_parts(parts: list[Part], trained: Sequence[bool]) -> list[Part]:
         )  # fmt: skip
     left = iter(trained)
     pieces = [(part.is_written and next(left), part.token_ids) for part in parts]
-    runs = groupby(pieces, key=lambda piece: piece[0])
-    results = [Part([token for _, ids in run for token in ids], is_written) for is_written, run in runs]
+    results = []
+    for is_written, run in groupby(pieces, key=lambda piece: piece[0]):
+        results.append(Part([token for _, ids in run for token in ids], is_written))
     if results[-1].is_written:
         return results
     return results[:-1]
@@ -253,7 +259,8 @@ def _turn(
     header, written, is_shown = _added(messages, chat, tokenizer, source)
     added = tokenizer.get_added_vocab()
     words = [word for word in (*pieces, *calls) if word]
-    end_texts = [text for text in (str(tokenizer.decode([end])) for end in ends) if text in added]
+    decoded = [str(tokenizer.decode([end])) for end in ends]
+    end_texts = [text for text in decoded if text in added]
     end = min((text for text in end_texts if text in written), key=written.find, default="")
     if end:
         written = written.partition(end)[0]
@@ -266,9 +273,10 @@ def _turn(
         after = after.rpartition(MODEL_TURN)[0].rpartition(words[-1] if words else MODEL_TURN)[2]
         end = max((text for text in end_texts if text in after), key=after.rfind, default="")
     wanted = {"tool calls": calls, "thoughts": [thoughts.strip()], "text": pieces}
-    missing = [
-        what for what, words in wanted.items() if not all(is_shown and word in written for word in words if word)
-    ]
+    missing = []
+    for what, parts in wanted.items():
+        if not all(is_shown and part in written for part in parts if part):
+            missing.append(what)
     if missing and is_text and (not thoughts or ends_in_thoughts(opening)):
         answer = f"{thoughts}\n</think>\n\n" * bool(thoughts) + text.removeprefix(opening)
         return prompt + header, (answer.partition(end)[0] if end else answer) + end

@@ -106,8 +106,10 @@ def as_answers(value: Any, how: Answers = "any", field: str = "answer") -> tuple
     Raises:
         BadRow: there is no answer, or a list holds lists.
     """
-    if how == "object" and isinstance(value := as_object(value), list | dict) and value:
-        return (json.dumps(value, ensure_ascii=False, default=str),)
+    if how == "object":
+        value = as_object(value)
+        if isinstance(value, list | dict) and value:
+            return (json.dumps(value, ensure_ascii=False, default=str),)
     if how == "any":
         answers = _answers(as_python(value), field)
     else:
@@ -116,8 +118,10 @@ def as_answers(value: Any, how: Answers = "any", field: str = "answer") -> tuple
 
 
 def _answers(value: Any, field: str) -> list[str]:
-    if isinstance(value, str) and _holds_answers(parsed := parse_text(value)):
-        value = parsed
+    if isinstance(value, str):
+        parsed = parse_text(value)
+        if _holds_answers(parsed):
+            value = parsed
     if isinstance(value, Mapping):
         key = next((key for key in ANSWER_KEYS if not is_blank(value.get(key))), None)
         if key is None:

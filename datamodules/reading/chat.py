@@ -75,7 +75,8 @@ def registered(value: str, registry: Mapping[str, str], option: str) -> str:
     if value in registry:
         return registry[value]
     is_text = " " in value or "{" in value  # no name has these
-    if not is_text and (nearest := get_close_matches(value, registry, 1)):
+    nearest = get_close_matches(value, registry, 1)
+    if nearest and not is_text:
         raise UserError(f"{option}: no prompt is named {value!r}, did you mean {nearest[0]!r}?")
     return value
 

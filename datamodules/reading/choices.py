@@ -122,7 +122,9 @@ def _ordered(pairs: Sequence[tuple[str, Any]]) -> tuple[list[Any], list[str]]:
     by_label = {label.upper(): text for label, text in pairs}
     labels = sorted(by_label, key=lambda label: (len(label), label))
     count = len(labels)
-    wanted = ([*ascii_uppercase[:count]], *([str(n) for n in range(k, k + count)] for k in (0, 1)))
+    from_zero = [str(number) for number in range(count)]
+    from_one = [str(number) for number in range(1, count + 1)]
+    wanted = ([*ascii_uppercase[:count]], from_zero, from_one)
     if labels not in wanted:
         raise BadRow(f"the names {', '.join(labels)} are no letters from A or numbers from 0 or 1", "options")
     return [by_label[label] for label in labels], labels

@@ -49,7 +49,8 @@ def as_tests(cell: Any, starter_code: str = "") -> tuple[str, str]:
             raise BadRow(f"tests of several functions ({', '.join(sorted(names))})", "tests")
         is_own = all(isinstance(test[key], str) for test in value for key in ("input", "output"))
         if not is_own or names - {""}:
-            inputs, outputs = ([as_python(test[key]) for test in value] for key in ("input", "output"))
+            inputs = [as_python(test["input"]) for test in value]
+            outputs = [as_python(test["output"]) for test in value]
             return _cases(inputs, outputs, "".join(names), starter_code)
     elif not isinstance(value, str) or value.lstrip().startswith("{"):
         raise BadRow(f"in no known form; the known forms are {KNOWN_TESTS}", "tests")

@@ -160,7 +160,8 @@ def _part(value: Any) -> dict[str, Any]:
         raise BadRow(f"a part of type {kind!r} that also holds text", "prompt")
     medium = MEDIA_TYPES[kind]
     key = next((key for key in (medium, f"{medium}_url", *SOURCE_KEYS) if not is_empty(part.get(key))), None)
-    if medium == "video" and (more := part.keys() - {"type", "text", key}):
+    more = part.keys() - {"type", "text", key}
+    if medium == "video" and more:
         names = ", ".join(sorted(map(str, more)))
         raise BadRow(f"a part of type {kind!r} with {names}; set data.images.video_fps, max_frames, ...", "prompt")
     if key is None:

@@ -143,11 +143,10 @@ class MixedStream(PromptStream):
     ) -> None:
         super().__init__(prompts, seed, run_seed, *options)
         self.weights = dict(weights)
-        self.streams = {
-            name: PromptStream([p for p in prompts if p.sample.dataset == name], derive_seed(seed, name), run_seed,
-                               *options)
-            for name in weights
-        }  # fmt: skip
+        self.streams = {}
+        for name in weights:
+            of_set = [prompt for prompt in prompts if prompt.sample.dataset == name]
+            self.streams[name] = PromptStream(of_set, derive_seed(seed, name), run_seed, *options)
 
     def take(self, count: int, cursor: Cursor) -> tuple[list[Prompt], Cursor]:
         number = cursor["epoch"] * len(self) + cursor["position"]

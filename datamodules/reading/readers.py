@@ -347,7 +347,8 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> Value:
     value = dict(pairs)
     if len(value) == len(pairs):
         return value
-    twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+    counts = Counter(key for key, _ in pairs)
+    twice = next(key for key, count in counts.items() if count > 1)
     return BadRow(f"the key {twice!r} stands twice in a JSON object")
 
 

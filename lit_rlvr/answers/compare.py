@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from itertools import combinations
+from itertools import chain, combinations
 from typing import Any
 
 import sympy
@@ -28,6 +28,7 @@ from lit_rlvr.answers.values import (
     Series,
     Text,
     all_readings,
+    first_of,
 )  # fmt: skip
 
 POINTS = (sympy.Rational(7, 5), sympy.Rational(-13, 11), sympy.Rational(29, 17), sympy.Rational(-3, 7))
@@ -60,8 +61,7 @@ def same(references: Sequence[Reading], answers: Sequence[Reading], rules: Rules
     """
     if any(_equal(r, a, rules) for r in references for a in answers):
         return True
-    labelled = [next((v for v in side if isinstance(v, Labelled)), None) for side in (references, answers)]
-    if all(v is not None for v in labelled):
+    if first_of(Labelled, references) is not None and first_of(Labelled, answers) is not None:
         return False
     return any(
         _equal(r, a, rules)
@@ -203,10 +203,7 @@ def _expressions(reference: Expression, answer: Expression, rules: Rules) -> boo
     if reference.is_spelt and answer.is_spelt:
         return False  # "no" is not "on"
     r, a = _with_same_case(reference.value, answer.value)
-    names = [{str(s) for s in value.free_symbols} for value in (r, a)]
-    if names[0] != names[1] and all(
-        len(n) == 1 and n <= {"k", "m", "n"} and v.has(sympy.pi) for n, v in zip(names, (r, a), strict=True)
-    ):
+    if _names(r) != _names(a) and _has_integer_letter(r) and _has_integer_letter(a):
         a = a.xreplace(dict(zip(a.free_symbols, r.free_symbols, strict=True)))  # any integer, whatever its letter
     if r == a:
         return True
@@ -218,13 +215,28 @@ def _expressions(reference: Expression, answer: Expression, rules: Rules) -> boo
     return _zero_everywhere(r, a)
 
 
+def _names(value: Any) -> set[str]:
+    return {str(symbol) for symbol in value.free_symbols}
+
+
+def _has_integer_letter(value: Any) -> bool:
+    """Return True if the only letter is one that stands for any integer, as in 2 k pi."""
+    names = _names(value)
+    return len(names) == 1 and names <= {"k", "m", "n"} and value.has(sympy.pi)
+
+
 def _with_same_case(r: Any, a: Any) -> tuple[Any, Any]:
     """Return both with lower-case symbols if only the case of letters differs."""
-    names = [{str(s) for s in value.free_symbols} for value in (r, a)]
-    lower = [{name.lower() for name in symbols} for symbols in names]
-    if names[0] == names[1] or lower[0] != lower[1] or any(len(n) != len(s) for n, s in zip(names, lower, strict=True)):
+    names = _names(r)
+    lower = {name.lower() for name in names}
+    lower_of_answer = {name.lower() for name in _names(a)}
+    if names == _names(a) or lower != lower_of_answer or not len(names) == len(lower) == len(_names(a)):
         return r, a
-    return tuple(v.xreplace({s: sympy.Symbol(str(s).lower()) for s in v.free_symbols}) for v in (r, a))
+    return _in_lower_case(r), _in_lower_case(a)
+
+
+def _in_lower_case(value: Any) -> Any:
+    return value.xreplace({symbol: sympy.Symbol(str(symbol).lower()) for symbol in value.free_symbols})
 
 
 def _values(value: Any, symbols: Sequence[Any], points: Sequence[Any]) -> list[Any]:
@@ -316,7 +328,7 @@ def _cell(value: Any) -> Reading:
 
 def _vectors(reference: Matrix, answer: Series, rules: Rules) -> bool:
     """Compare a column or row with a tuple."""
-    rows = [next((v for v in item if isinstance(v, Series)), None) for item in answer.items]
+    rows = [first_of(Series, item) for item in answer.items]
     if all(row is not None for row in rows):  # [[1, 2], [3, 4]]
         flat = [cell for row in rows if row is not None for cell in row.items]
         shape = (len(rows), len(flat) // max(len(rows), 1))
@@ -359,16 +371,22 @@ def _same_items(
                 return False
         else:
             left.pop(match)
-    return not left or (is_set and all(any(same(r, other, rules) for r in references) for other in left))
+    if left and not is_set:
+        return False
+    for other in left:
+        if not any(same(item, other, rules) for item in references):
+            return False
+    return True
 
 
 def _labelled(reference: Labelled, answer: Labelled, rules: Rules) -> bool:
     r = reference.values
     a = answer.values
     if len(r) != len(a):  # x_1 = 1, x_2 = 2 and x = 1 or x = 2
-        stems = [{_stem(label) for label in values} for values in (r, a)]
-        items = [tuple(item for group in values.values() for item in group) for values in (r, a)]
-        return stems[0] == stems[1] and len(stems[0]) == 1 and _same_items(items[0], items[1], False, rules)
+        stems = set(map(_stem, r))
+        if stems != set(map(_stem, a)) or len(stems) > 1:
+            return False
+        return _same_items([*chain(*r.values())], [*chain(*a.values())], False, rules)
     if len(r) == 1 and set(r) != set(a):
         (x, left), (y, right) = (*r.items(), *a.items())
         named = re.fullmatch(r"y:[a-z]\(\w\)", f"{min(x, y, key=len)}:{max(x, y, key=len)}")  # y = 2x and f(x) = 2x
@@ -391,7 +409,10 @@ def _values_in_order(labelled: Labelled, series: Series, rules: Rules) -> bool:
     if len(groups) == 1 or (series.brackets != "()" and len({_stem(label) for label in labelled.values}) == 1):
         return _same_items(items, series.items, False, rules)
     by_label = [item for _, group in sorted(labelled.values.items()) for item in group]
-    return any(all(same(x, y, rules) for x, y in zip(order, series.items, strict=True)) for order in (items, by_label))
+    for order in (items, by_label):
+        if all(same(x, y, rules) for x, y in zip(order, series.items, strict=True)):
+            return True
+    return False
 
 
 # ---- regions, orders, parts -------------------------------------------------------------------------------
@@ -400,10 +421,14 @@ def _values_in_order(labelled: Labelled, series: Series, rules: Rules) -> bool:
 def _regions(reference: Region, answer: Region, rules: Rules) -> bool:
     """Compare interval by interval; ends have no decimals to round to."""
     rules = replace(rules, reference_places=False)
-    return len(reference.intervals) == len(answer.intervals) and all(
-        r[2:] == a[2:] and all(_numbers(Number(x, 0), Number(y, 0), rules) for x, y in zip(r[:2], a[:2], strict=True))
-        for r, a in zip(reference.intervals, answer.intervals, strict=True)
-    )
+    if len(reference.intervals) != len(answer.intervals):
+        return False
+    for r, a in zip(reference.intervals, answer.intervals, strict=True):
+        same_start = _numbers(Number(r[0], 0), Number(a[0], 0), rules)
+        same_end = _numbers(Number(r[1], 0), Number(a[1], 0), rules)
+        if r[2:] != a[2:] or not same_start or not same_end:
+            return False
+    return True
 
 
 def _same_parts(reference: Parts, answer: Parts, rules: Rules) -> bool:

@@ -222,7 +222,11 @@ def read_quantity(text: str) -> list[Reading]:
     if before:
         unit = read_unit("usd" if before[2] in ("$", "US$") else before[2].removesuffix("."))
         amount = before[1] + text[before.end() :]
-        inside = [head] if (head := _read_head(amount)) is not None else _read_amount(amount)
+        head = _read_head(amount)
+        if head is None:
+            inside = _read_amount(amount)
+        else:
+            inside = [head]
         return [Quantity(v, *unit) if unit and isinstance(v, Number) else v for v in inside]
     return _read_amount(text)
 
@@ -248,11 +252,12 @@ def _read_amount(text: str) -> list[Reading]:
                 unit = read_unit(rest.removeprefix("of").strip())
                 if unit:
                     return [Quantity(scaled, *unit)]
-                if _LABEL.fullmatch(rest) or (deeper := MAGNITUDES.get(rest.split()[0], 0)) == 0:
-                    if _LABEL.fullmatch(rest):
-                        return [scaled]
-                    return []
-                return [Number(scaled.value * deeper)]
+                if _LABEL.fullmatch(rest):
+                    return [scaled]
+                deeper = MAGNITUDES.get(rest.split()[0], 0)
+                if deeper:
+                    return [Number(scaled.value * deeper)]
+                return []
         if tail.startswith("^") and re.search(r"\\[a-z]{3}", head.replace("\\frac", "")):
             continue  # the sine of an angle, not degrees
         fraction = _UNIT_FRACTION.fullmatch(tail)
@@ -263,16 +268,18 @@ def _read_amount(text: str) -> list[Reading]:
             unit = None
         else:
             unit = read_unit(tail)
-        if unit and (number := _read_head(trim(head))) is not None:
-            results: list[Reading] = [Quantity(number, *unit)]
-            if unit[1] == (("deg", 1),):
-                results.append(Number(number.value * sympy.pi / 180))
-            return results
-        if _NO_LABEL.search(tail):
-            continue
         is_named = _LABEL.fullmatch(tail) or (is_apart and _CAPITALS.fullmatch(tail))
-        if is_named and (number := _read_head(trim(head))) is not None:
+        if unit is None and (not is_named or _NO_LABEL.search(tail)):
+            continue
+        number = _read_head(trim(head))
+        if number is None:
+            continue
+        if unit is None:
             return [replace(number, noun=_noun(tail))]
+        results: list[Reading] = [Quantity(number, *unit)]
+        if unit[1] == (("deg", 1),):
+            results.append(Number(number.value * sympy.pi / 180))
+        return results
     return []
 
 

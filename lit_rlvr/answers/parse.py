@@ -39,6 +39,7 @@ from lit_rlvr.answers.values import (
     Region,
     Series,
     Text,
+    first_of,
 )  # fmt: skip
 
 LONGEST = 2000
@@ -143,20 +144,21 @@ def _list(text: str, depth: int) -> list[Reading]:
     if len(parts) == 1:
         return _read(parts[0], depth + 1)
     items = [readings(part, depth + 1) for part in parts]
-    relations = [next((v for v in item if isinstance(v, Labelled | Region | Equation)), None) for item in items]
-    if all(isinstance(v, Labelled) for v in relations):
+    relations = [first_of((Labelled, Region, Equation), item) for item in items]
+    labelled = [relation for relation in relations if isinstance(relation, Labelled)]
+    if len(labelled) == len(relations):
         merged: dict[str, tuple[tuple[Reading, ...], ...]] = {}
-        for v in relations:
-            for label, values in v.values.items():  # type: ignore[union-attr]
+        for relation in labelled:
+            for label, values in relation.values.items():
                 merged[label] = merged.get(label, ()) + values
         return [Labelled(merged)]
-    regions = [next((v for v in item if isinstance(v, Region)), None) for item in items]
+    regions = [first_of(Region, item) for item in items]
     if all(v is not None for v in regions) and all(_has_relation(part) for part in parts):
         solutions = [_sympy_set(v) for v in regions if v is not None]
         return _region(sympy.Union(*solutions) if _OR.search(text) else sympy.Intersection(*solutions))
-    relation = relations[0]
-    if isinstance(relation, Labelled) and len(relation.values) == 1 and not any(relations[1:]):
-        ((label, values),) = relation.values.items()
+    first = relations[0]
+    if isinstance(first, Labelled) and len(first.values) == 1 and not any(relations[1:]):
+        ((label, values),) = first.values.items()
         return [Labelled({label: (*values, *items[1:])})]
     solution = _solution(relations)
     if solution:
@@ -237,10 +239,9 @@ def _rows_of_matrix(opening: str, inside: str) -> Matrix | None:
     rows = [re.split(r"\s*,\s*|\s+", row.strip()) for row in inside.split(";")]
     if opening != "[" or len(rows) < 2 or len(rows[0]) < 2 or len({len(row) for row in rows}) > 1:
         return None
-    cells = [[to_sympy(cell) for cell in row] for row in rows]
-    is_read = all(isinstance(cell, sympy.Expr) for row in cells for cell in row)
-    if is_read:
-        return Matrix(sympy.ImmutableMatrix(cells))
+    cells = [to_sympy(cell) for row in rows for cell in row]
+    if all(isinstance(cell, sympy.Expr) for cell in cells):
+        return Matrix(sympy.ImmutableMatrix(len(rows), len(rows[0]), cells))
     return None
 
 
@@ -267,11 +268,16 @@ def _as_set(text: str, depth: int) -> Any:
         if isinstance(value, Region):
             return _sympy_set(value)
         if isinstance(value, Series) and value.brackets == "{}":
-            numbers = [next((v.value for v in item if isinstance(v, Number)), None) for item in value.items]
-            if None not in numbers:
-                return sympy.FiniteSet(*numbers)
-            return None
+            return _finite_set(value)
     return None
+
+
+def _finite_set(series: Series) -> Any:
+    """Return the numbers of a list as a set; None if an item is no number."""
+    numbers = [first_of(Number, item) for item in series.items]
+    if None in numbers:
+        return None
+    return sympy.FiniteSet(*(number.value for number in numbers if number is not None))
 
 
 def _sympy_set(region: Region) -> Any:
@@ -338,10 +344,10 @@ def _relation(text: str, depth: int) -> list[Reading]:
     if signs == ["\\in"] and _NAME.fullmatch(sides[0]):
         return [*_read(sides[1], depth + 1), Labelled({_label(sides[0]): (readings(sides[1], depth + 1),)})]
     if signs == ["\\ne"] and (both := _plus_minus(sides[1], depth)):
-        zeros = [next((v.value for v in item if isinstance(v, Number)), None) for item in both[0].items]  # type: ignore[union-attr]
-        if None not in zeros:
-            return _region(sympy.Complement(sympy.S.Reals, sympy.FiniteSet(*zeros)))
-        return []
+        zeros = _finite_set(both[0])  # type: ignore[arg-type]
+        if zeros is None:
+            return []
+        return _region(sympy.Complement(sympy.S.Reals, zeros))
     if "=" not in signs and all(re.fullmatch(r"\\?[A-Za-z]+(?:_\{?\w+\}?|\(\w+\))?", side) for side in sides):
         pairs = zip(sides, signs, sides[1:], strict=False)
         return [Chain(frozenset(_oriented(*pair) for pair in pairs))]

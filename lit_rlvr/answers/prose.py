@@ -382,10 +382,11 @@ def _is_value(phrase: str) -> bool:
 
 def has_value(values: Iterable[Reading]) -> bool:
     """Return True if a reading is more than words, or a list with words in it."""
-    return any(
-        not isinstance(value, Text) and not any(all(isinstance(v, Text) for v in item) for item in _items(value))
-        for value in values
-    )
+    for value in values:
+        worded = [all(isinstance(reading, Text) for reading in item) for item in _items(value)]
+        if not isinstance(value, Text) and not any(worded):
+            return True
+    return False
 
 
 def _spans(text: str) -> Iterator[tuple[int, int]]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any
+from typing import Any, TypeVar
 
 from lit_rlvr.answers.units import Dimension
 
@@ -129,6 +129,17 @@ Reading = (
 )
 
 
+_Kind = TypeVar("_Kind")
+
+
+def first_of(kinds: type[_Kind] | tuple[type[_Kind], ...], values: Iterable[Reading]) -> _Kind | None:
+    """Return the first reading of some kinds; None if there is none."""
+    for value in values:
+        if isinstance(value, kinds):
+            return value
+    return None
+
+
 def all_readings(values: Sequence[Reading]) -> Iterator[Reading]:
     """Yield values and what stands in their labels."""
     for value in values:
@@ -162,7 +173,10 @@ def describe(value: Reading) -> str:
             kind = {"": "list ", "{}": "set "}.get(brackets, "tuple ")
             return kind + brackets[:1] + inside + brackets[1:]
         case Labelled(values):
-            return ", ".join(f"{k} = {' or '.join(describe(item[-1]) for item in v)}" for k, v in values.items())
+            named = []
+            for name, group in values.items():
+                named.append(f"{name} = {' or '.join(describe(item[-1]) for item in group)}")
+            return ", ".join(named)
         case Region(intervals):
             parts = [f"{'[('[a]}{start}, {end}{'])'[b]}" for start, end, a, b in intervals]
             return f"real numbers {' or '.join(parts)}"

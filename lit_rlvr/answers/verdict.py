@@ -74,7 +74,8 @@ def check(
     if not right and has_decimal_comma(text):
         pointed = with_decimal_point(found)
         values = [reference for reference in references if not _option_letter(reference)]
-        right = [verdict for verdict in (_judge(pointed, value, rules) for value in values) if verdict.correct]
+        verdicts_of_values = [_judge(pointed, value, rules) for value in values]
+        right = [verdict for verdict in verdicts_of_values if verdict.correct]
     first, *_ = right or verdicts
     return first
 

@@ -89,7 +89,10 @@ def _refused_by_library(error: BaseException) -> str | None:
     """
     origin = _unwrapped(error)
     files = _files(error) + _files(origin)
-    own_files = {file.name for file in files if any(file.is_relative_to(folder) for folder in OWN_FOLDERS)}
+    own_files = set()
+    for file in files:
+        if any(file.is_relative_to(folder) for folder in OWN_FOLDERS):
+            own_files.add(file.name)
     is_own = files[-1].name in own_files or own_files - _CALLERS_OF_LIBRARIES
     if type(origin).__name__ != "MisconfigurationException" and is_own:
         return None

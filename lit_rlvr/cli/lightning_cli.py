@@ -25,7 +25,7 @@ import lit_rlvr.rewards
 from lit_rlvr.algorithms import RLVRModule
 from lit_rlvr.cli.dry_run import dry_run
 from lit_rlvr.cli.error_lines import refuse_nulls
-from lit_rlvr.cli.run_config import check_config, choose_strategy, choose_tokens, resolve_config, suggest_more_tokens
+from lit_rlvr.cli.run_config import check_config, choose_strategy, resolve_config
 from lit_rlvr.cli.subcommands import RLVRTrainer
 from lit_rlvr.cli.user_modules import report_namesake
 from lit_rlvr.commands.registry import COMMANDS
@@ -42,6 +42,7 @@ from lit_rlvr.run.run import CONFIGURABLE, Run, in_order
 from lit_rlvr.run.trackers import Trackers
 from lit_rlvr.run.trackers.feed import Chosen, choose_trackers
 from lit_rlvr.run.warm_start import WarmStart
+from lit_rlvr.sizing.auto import choose_compute
 
 import_classes(lit_rlvr.environments, lit_rlvr.rewards)
 
@@ -260,12 +261,10 @@ class RLVRCLI(LightningCLI):
             trainer: RLVRTrainer = super().instantiate_trainer(**kwargs)  # type: ignore[assignment]
         except (TypeError, ValueError, OverflowError) as error:
             raise UserError(f"trainer: {str(error).splitlines()[0]}") from error
-        if self.subcommand == "fit" and self.model.budget.given == "auto":
-            tokens = choose_tokens(trainer, self.model, self.datamodule)
-            self._settings.model.init_args.compute.tokens_per_microbatch = tokens
+        if self.subcommand == "fit":
+            choose_compute(trainer, self.model, self.datamodule)
+            self._settings.model.init_args.compute.tokens_per_microbatch = self.model.budget.given
             self._run.settings = settings_yaml(self._parser("fit"), self._settings)
-        elif self.subcommand == "fit":
-            suggest_more_tokens(trainer, self.model, self.datamodule)
         if self.subcommand == "fit" and not self._is_dry_run:
             trainer.run = self._run
             trackers = Trackers(choose_trackers(config.trackers), self._run.settings)

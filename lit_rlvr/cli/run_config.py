@@ -7,21 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
-from lightning.pytorch import Trainer
 
 from lit_rlvr.common.files import check_new, check_writable
 from lit_rlvr.distributed.fsdp2 import FSDP2
 from lit_rlvr.errors import UserError, check_within, log
-from lit_rlvr.options import DEFAULT_TOKENS
 from lit_rlvr.policy.precision import auto_precision
 from lit_rlvr.run.run import DEFAULT_FOLDER
-from lit_rlvr.sizing.gpus import GIB, GPUs
-from lit_rlvr.sizing.strategies import describe_job, describe_run
+from lit_rlvr.sizing.gpus import GPUs
+from lit_rlvr.sizing.strategies import describe_job
 
 FSDP1 = ("fsdp", "fsdp_cpu_offload")
 """Lightning's names of its first FSDP; they select our FSDP2."""
-GPU_TOKENS = 16384
-"""Tokens of a micro-batch below which a GPU mostly waits for the CPU to launch its kernels (docs/speed.md)."""
 
 
 def check_config(command: str, config: Namespace) -> None:
@@ -70,7 +66,7 @@ def resolve_config(command: str, config: Namespace) -> None:
 
 
 def choose_strategy(command: str, config: Namespace, module: Any, data: Any) -> None:
-    """Replace `auto` in trainer.strategy and model.compute.gradient_checkpointing by what should fit on the GPUs.
+    """Replace `auto` in trainer.strategy by what should fit on the GPUs, and with it that of gradient checkpointing.
 
     Args:
         command: the command, such as `fit`.
@@ -79,78 +75,21 @@ def choose_strategy(command: str, config: Namespace, module: Any, data: Any) -> 
         data: the data.
     """
     trainer = config.trainer
-    strategy = trainer.strategy
-    checkpointing = module.compute.gradient_checkpointing
-    if "auto" not in (strategy, checkpointing):
+    if trainer.strategy != "auto" or command not in ("fit", "validate", "test"):
         return
-    gpus = None
-    if command in ("fit", "validate", "test"):
-        gpus = GPUs.of_trainer(trainer.accelerator, trainer.devices, trainer.num_nodes)
+    gpus = GPUs.of_trainer(trainer.accelerator, trainer.devices, trainer.num_nodes)
     if gpus is None:
-        module.use_checkpointing(checkpointing is True)
         return
     job = describe_job(module, data, config.rollout, trainer.precision)
-    if strategy == "auto":
-        placement = None
-    else:
-        placement = (isinstance(strategy, FSDP2), bool(getattr(strategy, "offload", False)))
-    plan = job.choice(gpus, placement, None if checkpointing == "auto" else checkpointing)
+    checkpointing = module.compute.gradient_checkpointing
+    plan = job.choice(gpus, None, None if checkpointing == "auto" else checkpointing)
     module.use_checkpointing(plan.strategy.checkpointing)
-    if strategy == "auto":
-        fallback = "ddp" if gpus.count > 1 else "auto"
-        if job.fits_each_machine(plan, trainer.num_nodes):
-            copies = trainer.num_nodes
-        else:
-            copies = 1
-        if plan.strategy.sharded:
-            trainer.strategy = FSDP2(replicas=copies, offload=plan.strategy.offload)
-        else:
-            trainer.strategy = fallback
+    if job.fits_each_machine(plan, trainer.num_nodes):
+        copies = trainer.num_nodes
+    else:
+        copies = 1
+    if plan.strategy.sharded:
+        trainer.strategy = FSDP2(replicas=copies, offload=plan.strategy.offload)
+    elif gpus.count > 1:
+        trainer.strategy = "ddp"
     log.log(logging.INFO if plan.fits else logging.WARNING, "%s", job.reason(plan))
-
-
-def choose_tokens(trainer: Trainer, module: Any, data: Any) -> int:
-    """Replace `auto` in model.compute.tokens_per_microbatch; return the tokens.
-
-    They are the most that should fit on each device. A CPU gets at most the default, because its memory is not the
-    run's alone.
-    """
-    job, plan = describe_run(trainer, module, data)
-    if trainer.strategy.root_device.type == "cpu":
-        limit = DEFAULT_TOKENS
-    else:
-        limit = None
-    plan = job.with_most_tokens(plan, limit)
-    if not plan.fits:
-        reason = "IT WILL NOT FIT: `lit-rlvr plan` proposes a strategy or adapters"
-    elif plan.budget == job.step_tokens(plan.gpus):
-        reason = "all of an optimizer step"
-    else:
-        if plan.budget == limit:
-            reason = "the most that is chosen on a CPU"
-        else:
-            reason = "twice as many would not fit"
-    log.log(
-        logging.INFO if plan.fits else logging.WARNING,
-        "tokens_per_microbatch: %d: about %.3g of %.3g GiB on each device; %s",
-        plan.budget, plan.needs / GIB, plan.gpus.gib, reason,
-    )  # fmt: skip
-    module.budget.choose(plan.budget)
-    return plan.budget
-
-
-def suggest_more_tokens(trainer: Trainer, module: Any, data: Any) -> None:
-    """Print one line if a GPU has memory for micro-batches at least twice as large, up to `GPU_TOKENS`."""
-    if trainer.strategy.root_device.type == "cpu":
-        return
-    try:
-        job, plan = describe_run(trainer, module, data)
-    except UserError:  # the plan does not know this kind of model
-        return
-    larger = job.with_most_tokens(plan, GPU_TOKENS)
-    if larger.fits and larger.budget >= 2 * plan.budget:
-        log.info(
-            "tokens_per_microbatch: %d keeps a GPU waiting; %d fit (about %.3g of %.3g GiB), and `auto` takes the most "
-            "that fit: --model.init_args.compute.tokens_per_microbatch auto",
-            plan.budget, larger.budget, larger.needs / GIB, larger.gpus.gib,
-        )  # fmt: skip

@@ -193,17 +193,7 @@ def sample_suites(
             run_shares(arguments, config.devices, out, advance)
         records = Records(out, *settings)
     elif missing:
-        lengths = [
-            LengthRequirement(
-                s.name,
-                prompts[s.name],
-                max(sampling.max_completion_tokens for sampling, _ in plans[s.name].values()),
-                "--max_tokens",
-                "--max_prompt_tokens",
-                s.data.reading.max_prompt_tokens if begins(s.environment) else 0,
-            )
-            for s in suites
-        ]
+        lengths = [_length_requirement(suite, prompts[suite.name], plans[suite.name]) for suite in suites]
         engine = resolve_engine(config.engine)
         if isinstance(engine, VLLMEngine) and isinstance(config.engine, str):  # no trainer shares the device
             engine = VLLMEngine(kv_cache_gb=4, gpu_memory_utilization=0.9, enforce_eager=not torch.cuda.is_available())
@@ -228,6 +218,16 @@ def sample_suites(
         sampler.close()
         log.info("%d tokens in %.0f s: %.0f tokens/s", tokens, seconds, tokens / seconds)
     return records, prompts
+
+
+def _length_requirement(
+    suite: Suite, prompts: list[Prompt], plans: Mapping[str, tuple[Sampling, int]]
+) -> LengthRequirement:
+    longest = max(sampling.max_completion_tokens for sampling, _ in plans.values())
+    opening = 0
+    if begins(suite.environment):
+        opening = suite.data.reading.max_prompt_tokens
+    return LengthRequirement(suite.name, prompts, longest, "--max_tokens", "--max_prompt_tokens", opening)
 
 
 def resolve_dtype_and_length(config: Namespace, module: ModelSource) -> int:
@@ -258,7 +258,10 @@ def suite_summary(
     sampled, greedy = (records.groups(f"{name}/{part}", prompts) for part in ("sampled", "greedy"))
     results = suite_results(samples, sampled, greedy)
     if measures and sampled:
-        diversity = measure_diversity([[row["completion"] for row in group] for group in sampled], measures)
+        texts = []
+        for group in sampled:
+            texts.append([row["completion"] for row in group])
+        diversity = measure_diversity(texts, measures)
         results |= {f"diversity/{key}": None if isnan(value) else value for key, value in diversity.items()}
     return results
 
@@ -320,14 +323,13 @@ def suite_fingerprint(
 ) -> dict[str, Any]:
     """Return the settings that the completions of one suite depend on, with a hash of its questions."""
     questions = repr([(p.sample.id, p.token_ids) for p in prompts]).encode()
-    sampling = {
-        part: {"samples": samples, "temperature": s.temperature, "top_p": s.top_p, "max_tokens": s.max_tokens}
-        | ({} if environment is None else {name: getattr(s, name) for name in TURNS})
-        | {name: value for name in ("stop", "max_thought_tokens") if (value := getattr(s, name))}
-        for part, (s, samples) in parts.items()
-    }
-    if environment is None:
-        environment_part = {}
-    else:
-        environment_part = {"environment": environment_fingerprint(environment)}
-    return {"questions": hashlib.sha256(questions).hexdigest()[:16]} | sampling | environment_part
+    settings: dict[str, Any] = {"questions": hashlib.sha256(questions).hexdigest()[:16]}
+    for part, (sampling, samples) in parts.items():
+        always = ["temperature", "top_p", "max_tokens"]
+        if environment is not None:
+            always += TURNS
+        where_set = [name for name in ("stop", "max_thought_tokens") if getattr(sampling, name)]
+        settings[part] = {"samples": samples} | {name: getattr(sampling, name) for name in [*always, *where_set]}
+    if environment is not None:
+        settings["environment"] = environment_fingerprint(environment)
+    return settings

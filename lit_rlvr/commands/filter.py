@@ -175,9 +175,14 @@ def right_completions(group: list[RecordRow], limit: int) -> list[Any]:
         limit: how many at most.
     """
     ended = (row for row in group if row["correct"] and row["finish_reason"] == "stop")
-    right = sorted(ended, key=lambda row: -row["reward"])
-    texts = [[turn["text"] for turn in row["turns"]] if row.get("turns") else row["completion"] for row in right]
-    return [text for k, text in enumerate(texts) if text not in texts[:k]][:limit]
+    texts: list[str | list[str]] = []
+    for row in sorted(ended, key=lambda row: -row["reward"]):
+        text = row["completion"]
+        if row.get("turns"):
+            text = [turn["text"] for turn in row["turns"]]
+        if text not in texts:
+            texts.append(text)
+    return texts[:limit]
 
 
 def rate_histogram(rates: list[float | None], kept: int, lowest: float, highest: float) -> str:
@@ -190,7 +195,8 @@ def rate_histogram(rates: list[float | None], kept: int, lowest: float, highest:
         highest: the highest pass rate that is kept.
     """
     tenths = Counter(min(int(rate * 10), 9) for rate in rates if rate is not None)
-    never, always = (sum(rate == bound for rate in rates) for bound in (0.0, 1.0))
+    never = rates.count(0.0)
+    always = rates.count(1.0)
     bars = ", ".join(f"{k / 10:.1f}-{(k + 1) / 10:.1f}: {tenths[k]}" for k in range(10) if tenths[k])
     return (
         f"Pass rates of {len(rates)} prompts: {bars} (never right: {never}, always right: {always}); "

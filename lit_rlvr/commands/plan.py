@@ -9,7 +9,7 @@ from rich.table import Table
 
 from lit_rlvr.common.terminal import Terminal, show_result, table_of
 from lit_rlvr.sizing.gpus import GIB, GPUs
-from lit_rlvr.sizing.strategies import FREE, LEAST_SEQUENCES, JobSizes
+from lit_rlvr.sizing.strategies import FREE, LEAST_SEQUENCES, JobSizes, MemoryPlan
 
 
 def show_plan(job: JobSizes, gpus: GPUs) -> None:
@@ -20,23 +20,28 @@ def show_plan(job: JobSizes, gpus: GPUs) -> None:
 def described(job: JobSizes, gpus: GPUs) -> dict[str, Any]:
     """Return the plan for JSON; memory is in GiB."""
     proposal = job.proposal(gpus)
+    if proposal is None:
+        proposed = None
+    else:
+        proposed = {"name": proposal.name, "arguments": job.arguments(proposal)}
     return {
         "parameters": job.whole.parameters,
         "active_parameters": job.whole.active,
         "gpus": gpus.count,
         "gib": gpus.gib,
-        "strategies": [
-            {
-                "name": plan.name,
-                "terms": {name: value / GIB for name, value in plan.terms.items()},
-                "needs": plan.needs / GIB,
-                "sequences": plan.sequences,
-                "fits": plan.fits,
-            }
-            for plan in job.plans(gpus)
-        ],
-        "proposal": None if proposal is None else {"name": proposal.name, "arguments": job.arguments(proposal)},
+        "strategies": [_described_plan(plan) for plan in job.plans(gpus)],
+        "proposal": proposed,
         "advice": advice(job, gpus),
+    }
+
+
+def _described_plan(plan: MemoryPlan) -> dict[str, Any]:
+    return {
+        "name": plan.name,
+        "terms": {name: value / GIB for name, value in plan.terms.items()},
+        "needs": plan.needs / GIB,
+        "sequences": plan.sequences,
+        "fits": plan.fits,
     }
 
 
@@ -60,17 +65,20 @@ def print_plan(job: JobSizes, gpus: GPUs) -> None:
 def strategy_table(job: JobSizes, gpus: GPUs) -> Table:
     """Return a table with a row per strategy and a column per term."""
     plans = job.plans(gpus)
-    terms = [name for name in plans[0].terms if any(plan.terms[name] for plan in plans)]
+    terms = []
+    for term in plans[0].terms:
+        if any(plan.terms[term] for plan in plans):
+            terms.append(term)
     generates = ("sequences",) if plans[0].sequences is not None else ()
-    rows = [
-        (
-            plan.name,
-            *(f"{value / GIB:.1f}" for value in [*(plan.terms[name] for name in terms), plan.needs]),
-            *([str(plan.sequences)] if generates else []),
-            "yes" if plan.fits else "no",
-        )
-        for plan in plans
-    ]
+    rows = []
+    for plan in plans:
+        row = [plan.name]
+        for value in (*(plan.terms[term] for term in terms), plan.needs):
+            row.append(f"{value / GIB:.1f}")
+        if generates:
+            row.append(str(plan.sequences))
+        row.append("yes" if plan.fits else "no")
+        rows.append(row)
     title = f"GiB on each of {gpus.count} GPU(s) of {gpus.gib:g} GiB"
     return table_of(("", *terms, "needs", *generates, "fits"), rows, title=title, box=None)
 

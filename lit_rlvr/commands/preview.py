@@ -98,9 +98,11 @@ def _describe_prompt(data: PromptDataModule, prompt: Prompt, folder: Path | None
 def describe_completion(completion: Completion, tokenizer: Any) -> list[dict[str, Any]]:
     """Return a completion's texts in their order, each with whether it is in the loss and its number of tokens."""
     in_loss = completion.sampled or (True,) * len(completion.token_ids)
-    parts = groupby(zip(completion.token_ids, in_loss, strict=True), key=itemgetter(1))
-    tokens = ((is_trained, [token for token, _ in part]) for is_trained, part in parts)
-    return [{"in_loss": kept, "tokens": len(ids), "text": tokenizer.decode(ids)} for kept, ids in tokens]
+    parts = []
+    for is_trained, part in groupby(zip(completion.token_ids, in_loss, strict=True), key=itemgetter(1)):
+        ids = [token for token, _ in part]
+        parts.append({"in_loss": is_trained, "tokens": len(ids), "text": tokenizer.decode(ids)})
+    return parts
 
 
 def print_prompts(preview: dict[str, Any]) -> None:

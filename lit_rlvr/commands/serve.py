@@ -84,7 +84,10 @@ def run(command: str, arguments: list[str]) -> None:
         options.host = HOST
     if options.port is not None or not names & {*ADDRESS_OPTIONS}:
         open_socket(options.host or "", PORT if options.port is None else options.port).close()  # vLLM would load first
-    address = [f"--{name}={value}" for name in ("host", "port") if (value := getattr(options, name)) is not None]
+    address = []
+    for name, value in (("host", options.host), ("port", options.port)):
+        if value is not None:
+            address.append(f"--{name}={value}")
     if options.quantize:
         quantized = [f"--quantization={FP8}"]
     else:

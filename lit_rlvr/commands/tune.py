@@ -302,8 +302,11 @@ class Tuner:
     @staticmethod
     def _signal(groups: Sequence[MeasuredGroup], size: int) -> float:
         """Return the mean probability that `size` completions of a prompt differ in their rewards."""
-        judged = ([row["reward"] for row in rows if row["status"] not in ("error", "unjudged")] for _, rows in groups)
-        return fmean(mixed_share(rewards, size) for rewards in judged)
+        shares = []
+        for _, rows in groups:
+            rewards = [row["reward"] for row in rows if row["status"] not in ("error", "unjudged")]
+            shares.append(mixed_share(rewards, size))
+        return fmean(shares)
 
     def _choose(self, limit: int, groups: list[MeasuredGroup]) -> None:
         """Choose all settings by what was measured."""

@@ -139,7 +139,8 @@ def shuffled_inside(batch: Batch) -> list[int]:
 
 def even_cuts(rows: Sequence[int]) -> list[Cut]:
     """Cut rows into micro-batches of equal size on one rank: single rows, pairs, and six that mix groups."""
-    single, pairs = ([rows[k : k + size] for k in range(0, len(rows), size)] for size in (1, 2))
+    single = [[row] for row in rows]
+    pairs = [rows[k : k + 2] for k in range(0, len(rows), 2)]
     return [[single], [pairs], [[rows[k::6] for k in range(6)]]]
 
 

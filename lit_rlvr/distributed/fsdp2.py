@@ -77,10 +77,10 @@ def set_timeouts(groups: Sequence[Any]) -> None:
     Args:
         groups: the default group, which exchanges everything but shards, and others.
     """
-    backends = [
-        {group._get_backend(device) for device in group._device_types if device.type in ("cpu", "cuda")}
-        for group in groups
-    ]
+    backends = []
+    for group in groups:
+        devices = [device for device in group._device_types if device.type in ("cpu", "cuda")]
+        backends.append({group._get_backend(device) for device in devices})
     is_nccl_alone = all(backend.name() == "nccl" for backend in backends[0])
     for backend in set().union(*backends):
         if backend.name() == "nccl" and not is_nccl_alone:

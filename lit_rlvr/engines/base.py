@@ -78,7 +78,9 @@ class EngineContext:
 def most_images(prompts: Iterable[Prompt]) -> dict[str, int]:
     """Return the most images and videos in one prompt, as arguments of `EngineContext`."""
     kinds_by_prompt = [kinds_of(prompt.sample.images) for prompt in prompts]
-    return {f"max_{kind}s": max(kinds.count(kind) for kinds in kinds_by_prompt) for kind in ("image", "video")}
+    images = max(kinds.count("image") for kinds in kinds_by_prompt)
+    videos = max(kinds.count("video") for kinds in kinds_by_prompt)
+    return {"max_images": images, "max_videos": videos}
 
 
 class RolloutEngine(ChecksArguments, ABC):

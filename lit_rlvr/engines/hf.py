@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import Any
 
 import torch
@@ -17,7 +17,16 @@ from torch.nn.functional import pad
 
 from lit_rlvr.distributed.collectives import index_tensor, to_device
 from lit_rlvr.engines.base import EngineContext, InPlaceEngine
-from lit_rlvr.engines.turns import Continuation, OnGroupDone, Row, Turns, ends_with_stop, next_turns, read_completion
+from lit_rlvr.engines.turns import (
+    Continuation,
+    OnGroupDone,
+    Row,
+    Turns,
+    ends_with_stop,
+    finished_groups,
+    next_turns,
+    read_completion,
+)
 from lit_rlvr.errors import UserError, check_within
 from lit_rlvr.plan import RunPlan
 from lit_rlvr.policy.logprobs import shape_logits
@@ -61,12 +70,11 @@ class HFEngine(InPlaceEngine):
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]], done: OnGroupDone | None,
         turns: Turns,
     ) -> list[list[Completion]]:  # fmt: skip
-        limits = [self.context.limit(sampling.max_tokens, len(prompt.token_ids)) for prompt in prompts]
-        groups = [
-            [_Row(p, g, prompt, seed, limits[p], sampling) for g, seed in enumerate(seeds[p])]
-            for p, prompt in enumerate(prompts)
-        ]
-        for row in (row for group in groups for row in group):
+        groups = []
+        for p, prompt in enumerate(prompts):
+            limit = self.context.limit(sampling.max_tokens, len(prompt.token_ids))
+            groups.append([_Row(p, g, prompt, seed, limit, sampling) for g, seed in enumerate(seeds[p])])
+        for row in chain(*groups):
             opening = turns.opening(row.p, row.g)
             if opening is not None:
                 row.continue_with(opening)
@@ -77,7 +85,7 @@ class HFEngine(InPlaceEngine):
             sizes = accumulate(len(rows) for rows in starts)
             count = max(1, sum(size <= self.max_sequences for size in sizes))  # groups to decode together
             starts = starts[count:] + self._decode(starts[:count], sampling, turns, answered)
-        return [[row.get() for row in group] for group in groups]
+        return finished_groups(groups)
 
     def _decode(
         self, starts: Sequence[Sequence[_Row]], sampling: Sampling, turns: Turns,

@@ -487,9 +487,8 @@ def check_model(url: str, served: str, ours: Any) -> None:
     trainer_sizes = model_sizes(ours)
     differing = [name for name, size in trainer_sizes.items() if server_sizes.get(name, size) != size][:3]
     if differing:
-        server_text, trainer_text = (
-            ", ".join(f"{name} {sizes[name]}" for name in differing) for sizes in (server_sizes, trainer_sizes)
-        )
+        server_text = ", ".join(f"{name} {server_sizes[name]}" for name in differing)
+        trainer_text = ", ".join(f"{name} {trainer_sizes[name]}" for name in differing)
         raise UserError(
             f"{url}: it serves {served} ({server_text}), but the run trains {ours.name_or_path} ({trainer_text}); "
             f"start it with `lit-rlvr serve --model {ours.name_or_path} ...`, or train the model that it serves"

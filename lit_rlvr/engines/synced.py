@@ -43,7 +43,10 @@ def probe_sampling(sampling: Sampling) -> Sampling:
 
 def probe_seeds(prompts: int) -> list[list[int]]:
     """Return the seeds of a probe's completions, which no rollout has."""
-    return [[derive_seed(run_seed(), "probe", p, g) for g in range(PROBE_GROUP_SIZE)] for p in range(prompts)]
+    seeds = []
+    for p in range(prompts):
+        seeds.append([derive_seed(run_seed(), "probe", p, g) for g in range(PROBE_GROUP_SIZE)])
+    return seeds
 
 
 def probe_prompts(prompts: Sequence[Prompt], together: bool = True) -> list[Prompt]:

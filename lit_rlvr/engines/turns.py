@@ -146,6 +146,14 @@ class Row:
 _R = TypeVar("_R", bound=Row)
 
 
+def finished_groups(groups: Sequence[Sequence[Row]]) -> list[list[Completion]]:
+    """Return the completions by prompt and number; all are over."""
+    finished = []
+    for group in groups:
+        finished.append([row.get() for row in group])
+    return finished
+
+
 def next_turns(
     groups: Sequence[Sequence[_R]], turns: Turns, min_answers: int, done: OnGroupDone | None
 ) -> list[tuple[_R, Continuation]]:

@@ -27,6 +27,7 @@ from lit_rlvr.engines.turns import (
     Row,
     Turns,
     ends_with_stop,
+    finished_groups,
     next_turns,
     read_completion,
     within_budget,
@@ -484,7 +485,7 @@ class VLLMEngine(RolloutEngine):
         core = getattr(engine.engine_core, "engine_core", None)  # None in a process of its own
         while getattr(core, "batch_queue", None):  # a batch that was scheduled ahead would meet the next weights
             engine.step()
-        return [[row.get() for row in group] for group in groups]
+        return finished_groups(groups)
 
     def _routes(self, output: Any) -> Tensor | None:
         """Return the experts that vLLM reports for a turn and what is before it, in layers with routers."""

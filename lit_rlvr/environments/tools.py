@@ -174,8 +174,11 @@ class EnvironmentChoice(Environment):
                 if not roles
                 else "rollout.environment: environments with and without tools cannot be mixed; give tools to all"
             )
-        limits = [asdict(environment.limits) for environment in playing]
-        super().__init__(Isolation(**{name: max(limit[name] for limit in limits) for name in limits[0]}))
+        limits: dict[str, Any] = {}
+        for environment in playing:
+            for name, limit in asdict(environment.limits).items():
+                limits[name] = max(limit, limits.get(name, limit))
+        super().__init__(Isolation(**limits))
         (self.role,) = roles
         self._chosen = playing[0]
         self.needs_turns = any(environment.needs_turns for environment in playing)
@@ -272,7 +275,12 @@ def as_environment(environment: Any) -> Environment | None:
     if environment is None or isinstance(environment, Environment):
         return environment
     if isinstance(environment, Mapping) and "class_path" not in environment:
-        return EnvironmentChoice({name: made for name, item in environment.items() if (made := as_environment(item))})
+        choices = {}
+        for name, item in environment.items():
+            made = as_environment(item)
+            if made:
+                choices[name] = made
+        return EnvironmentChoice(choices)
     if "class_path" in (environment if isinstance(environment, str | Mapping) else ""):
         raise UserError(
             f"rollout.environment: {environment} names no Environment; give a class of another kind by its dotted path "

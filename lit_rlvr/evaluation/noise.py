@@ -106,10 +106,10 @@ def measure_noise(
     is_plain = rollout.environment is None and module.teachers.options is None
     if steps < 2 or not is_plain or not _fits_in_memory(module.model_folder, device):
         return None
-    longest = max(
-        len(prompt.token_ids) + sum(completion.length for completion in groups[prompt.sample.id][0])
-        for prompt in prompts
-    )
+    longest = 0
+    for prompt in prompts:
+        completions, _ = groups[prompt.sample.id]
+        longest = max(longest, len(prompt.token_ids) + sum(completion.length for completion in completions))
     module.budget = TokenBudget(min(longest, module.budget.tokens))
     module.lr = 0.0
     module.updates_per_rollout = module.epochs_per_rollout = 1

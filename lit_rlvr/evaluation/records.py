@@ -140,7 +140,8 @@ class Records:
         new_suites = after.get("suites")
         if isinstance(old_suites, dict) and isinstance(new_suites, dict):
             common = old_suites.keys() & new_suites.keys()  # the others are new, or not asked for this time
-            before, after = ({**d, "suites": {name: d["suites"][name] for name in common}} for d in (before, after))
+            before = before | {"suites": {name: old_suites[name] for name in common}}
+            after = after | {"suites": {name: new_suites[name] for name in common}}
         difference = "; ".join(f"{name} was {old}, is {new}" for name, old, new in changes(before, after))
         if difference:
             raise UserError(f"--out: {folder} was begun with other settings ({difference}); choose another folder")
@@ -201,24 +202,31 @@ def group_rows(part: str, prompt: Prompt, completions: list[Completion], scores:
         scores: the scores of one or several groups.
         p: the number of the prompt's group in `scores`.
     """
-    return [
-        {
+    rows = []
+    for g, completion in enumerate(completions):
+        row: RecordRow = {
             "part": part,
             "id": prompt.sample.id,
             "sample": g,
             "samples": len(completions),
             "completion": completion.text,
-            **({"prefill": prompt.prefill} if prompt.prefill else {}),
-            **({"turns": [turn.recorded() for turn in completion.turns]} if completion.turns else {}),
-            "extracted": next((r.detail for r in scores.details[p][g].values() if r.correct is not None), ""),
-            "correct": bool(scores.correct[p, g]) if bool(scores.has_correct[p, g]) else None,
-            "status": scores.statuses[p][g],
-            "finish_reason": completion.finish_reason,
-            "tokens": completion.length,
-            "reward": round(float(scores.rewards[p, g]), 6) if bool(scores.has_reward[p, g]) else None,
         }
-        for g, completion in enumerate(completions)
-    ]
+        if prompt.prefill:
+            row["prefill"] = prompt.prefill
+        if completion.turns:
+            row["turns"] = [turn.recorded() for turn in completion.turns]
+        row["extracted"] = next((r.detail for r in scores.details[p][g].values() if r.correct is not None), "")
+        row["correct"] = None
+        if scores.has_correct[p, g]:
+            row["correct"] = bool(scores.correct[p, g])
+        row["status"] = scores.statuses[p][g]
+        row["finish_reason"] = completion.finish_reason
+        row["tokens"] = completion.length
+        row["reward"] = None
+        if scores.has_reward[p, g]:
+            row["reward"] = round(float(scores.rewards[p, g]), 6)
+        rows.append(row)
+    return rows
 
 
 def _record_line(row: RecordRow) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import chain
 from statistics import fmean
 from typing import Any
 
@@ -40,8 +41,9 @@ def suite_results(samples: Sequence[Sample], sampled: RowsByQuestion, greedy: Ro
     results: dict[str, Any] = {"n": len(sampled[0]) if sampled else 0, "questions": len(samples)}
     scores: dict[str, np.ndarray] = {}  # name -> (Q,)
     if sampled:
-        right = torch.tensor([[bool(row["correct"]) for row in group] for group in sampled])  # (Q, n)
-        counted = torch.tensor([[_counts(row) for row in group] for group in sampled])  # (Q, n)
+        shape = (len(sampled), len(sampled[0]))
+        right = torch.tensor([bool(row["correct"]) for row in chain(*sampled)]).view(shape)  # (Q, n)
+        counted = torch.tensor([_counts(row) for row in chain(*sampled)]).view(shape)  # (Q, n)
         scores |= {f"pass@{k}": pass_at_k(right, k, counted).numpy() for k in powers_up_to(right.shape[1])}
         results[f"avg@{right.shape[1]}"] = _mean(right[counted].double().numpy())
     if greedy:
@@ -53,13 +55,14 @@ def suite_results(samples: Sequence[Sample], sampled: RowsByQuestion, greedy: Ro
             results[f"{name}_ci95"] = bootstrap_interval(known)
         else:
             results[f"{name}_ci95"] = None
-    rows = [row for group in groups for row in group]
+    rows = list(chain(*groups))
     if any(row["tokens"] for row in rows):
         results["length"] = float(np.mean([row["tokens"] for row in rows]))
     else:
         results["length"] = None
     results["truncated"] = float(np.mean([row["finish_reason"] == "length" for row in rows]))
-    results |= {status: float(np.mean([row["status"] == status for row in rows])) for status in STATUSES[1:]}
+    for status in STATUSES[1:]:
+        results[status] = float(np.mean([row["status"] == status for row in rows]))
     results["categories"] = by_category(samples, {k: v for k, v in scores.items() if k in ("pass@1", "greedy")})
     return results
 
@@ -88,11 +91,13 @@ def by_category(samples: Sequence[Sample], scores: Mapping[str, np.ndarray]) -> 
     places: dict[str, list[int]] = {}
     for i, sample in enumerate(samples):
         places.setdefault(sample.category, []).append(i)
-    return {
-        name: {"questions": len(at)} | {score: _mean(values[at]) for score, values in scores.items()}
-        for name, at in sorted(places.items())
-        if name
-    }
+    places.pop("", None)
+    categories: dict[str, dict[str, float | None]] = {}
+    for name, at in sorted(places.items()):
+        categories[name] = {"questions": len(at)}
+        for score, values in scores.items():
+            categories[name][score] = _mean(values[at])
+    return categories
 
 
 def markdown(results: Mapping[str, Mapping[str, Any]], title: str) -> str:
@@ -106,25 +111,19 @@ def markdown(results: Mapping[str, Mapping[str, Any]], title: str) -> str:
     ]
     head = ["suite", "questions", "n", *columns, *extra]
     means = averages(results.values(), [*columns, *extra])
-    rows = [
-        [
-            name,
-            result["questions"],
-            result["n"],
-            *(_with_interval(result, column) for column in columns),
-            *(_metric_text(result.get(column)) for column in extra),
-        ]
-        for name, result in results.items()
-    ]
+    rows = []
+    for name, result in results.items():
+        scores = [_with_interval(result, column) for column in columns]
+        others = [_metric_text(result.get(column)) for column in extra]
+        rows.append([name, result["questions"], result["n"], *scores, *others])
     rows.append(["**Avg.**", "", "", *(_metric_text(means.get(column)) for column in [*columns, *extra])])
     parts = [f"# {title}", markdown_table(head, rows)]
     for name, r in results.items():
         if r["categories"]:
             measures = [c for c in ("pass@1", "greedy") if c in r]
-            lines = [
-                [category, part["questions"], *(_metric_text(part[c]) for c in measures)]
-                for category, part in r["categories"].items()
-            ]
+            lines = []
+            for category, part in r["categories"].items():
+                lines.append([category, part["questions"], *(_metric_text(part[c]) for c in measures)])
             parts += [f"## {name}", markdown_table(["category", "questions", *measures], lines)]
     return "\n\n".join([*parts, "Intervals: 95 %, bootstrap over questions.\n"])
 
@@ -139,8 +138,12 @@ def averages(suites: Collection[Mapping[str, Any]], names: Iterable[str]) -> dic
 
     The papers print pass@1 and pass@16 in this way.
     """
-    scores = {name: [suite[name] for suite in suites if suite.get(name) is not None] for name in names}
-    return {name: fmean(values) for name, values in scores.items() if values}
+    means = {}
+    for name in names:
+        values = [suite[name] for suite in suites if suite.get(name) is not None]
+        if values:
+            means[name] = fmean(values)
+    return means
 
 
 def _with_interval(results: Mapping[str, Any], name: str) -> str:
@@ -160,5 +163,8 @@ def _metric_text(value: float | None) -> str:
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Return a Markdown table of printable cells, with numbers aligned right."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join("| " + " | ".join(one_line(str(c)).replace("|", "\\|") for c in line) + " |" for line in lines)
+    lines = []
+    for row in (header, ["---", *["---:"] * (len(header) - 1)], *rows):
+        cells = [one_line(str(cell)).replace("|", "\\|") for cell in row]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)

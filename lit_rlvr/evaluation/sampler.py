@@ -138,7 +138,9 @@ class Sampler:
             episodes = self._episodes_for(environment, data)
         for start in range(0, len(prompts), batch_size):
             batch = [data.prepare(p) for p in prompts[start : start + batch_size]]
-            seeds = [[derive_seed(run_seed(), use, p.sample.id, g) for g in range(samples)] for p in batch]
+            seeds = []
+            for prompt in batch:
+                seeds.append([derive_seed(run_seed(), use, prompt.sample.id, g) for g in range(samples)])
             if episodes is not None:
                 batch = episodes.open(
                     batch, seeds, lambda s: data.prepare(data.encode(s)), data.reading.max_prompt_tokens
@@ -160,7 +162,8 @@ class Sampler:
         futures: dict[int, Future[Scores]] = {}
 
         def judge(prompt: Prompt, group: list[Completion]) -> Scores:
-            on_scored(prompt, group, scores := score_rollout(rewards, [prompt.for_rewards(group)], [prompt.sample]))
+            scores = score_rollout(rewards, [prompt.for_rewards(group)], [prompt.sample])
+            on_scored(prompt, group, scores)
             return scores
 
         with ThreadPoolExecutor(1) as thread:

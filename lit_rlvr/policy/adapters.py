@@ -226,8 +226,9 @@ def load_adapter(model: Any, folder: str | Path, empty: bool = False) -> None:
 
 def mismatched_weights(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
     """Return the names that only one of two sets of weights has, or whose shapes differ."""
-    shapes = [{name: tensor.shape for name, tensor in tensors.items()} for tensors in (weights, expected)]
-    return sorted({name for name, _ in shapes[0].items() ^ shapes[1].items()}, key=_natural)
+    shapes = {(name, tensor.shape) for name, tensor in weights.items()}
+    expected_shapes = {(name, tensor.shape) for name, tensor in expected.items()}
+    return sorted({name for name, _ in shapes ^ expected_shapes}, key=_natural)
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
@@ -266,7 +267,8 @@ class PissaVariant:
 def _start_pissa(name: str, layer: Any, empty: bool) -> None:
     """Start an adapter with the largest singular values and vectors of the weight, and subtract what it adds then."""
     base = layer.base_layer
-    if layer.r[ADAPTER] > (max_rank := min(base.weight.shape)):
+    max_rank = min(base.weight.shape)
+    if layer.r[ADAPTER] > max_rank:
         raise UserError(
             f"model.lora.rank: {name} has {max_rank} singular values, and `init: pissa` takes {layer.r[ADAPTER]}; use "
             "a smaller rank, or name the layers without it (model.lora.layers)"
@@ -462,7 +464,8 @@ def save_adapter(model: nn.Module, config: Any, base: str, folder: Path) -> None
         folder: where to write.
     """
     layer = next(iter(adapted_modules(model).values()))
-    if len(names := used_adapters(layer, ADAPTER)) > 1:  # PiSSA's first adapter is subtracted
+    names = used_adapters(layer, ADAPTER)
+    if len(names) > 1:  # PiSSA's first adapter is subtracted
         rank = sum(layer.r[name] for name in names)
         config.use_rslora = False
         config.r = rank

@@ -220,7 +220,8 @@ def differing_tokens(folder: str, other: str, key: str) -> dict[int, str]:
         UserError: an ordinary token differs; names the first.
     """
     tokenizers = [load_tokenizer(model) for model in (folder, other)]
-    tokens, other_tokens = ({i: token for token, i in tokenizer.get_vocab().items()} for tokenizer in tokenizers)
+    tokens = {i: token for token, i in tokenizers[0].get_vocab().items()}
+    other_tokens = {i: token for token, i in tokenizers[1].get_vocab().items()}
     added = {i for tokenizer in tokenizers for i in tokenizer.added_tokens_decoder} - {tokenizers[0].eos_token_id}
     if tokenizers[0].eos_token_id == tokenizers[1].eos_token_id:
         other_tokens[tokenizers[0].eos_token_id] = tokens[tokenizers[0].eos_token_id]

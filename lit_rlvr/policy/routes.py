@@ -88,9 +88,11 @@ _ROUTING: ContextVar[Routing | None] = ContextVar("routing", default=None)
 @contextmanager
 def routing(given: Tensor | Routing | None = None, keeps_scores: bool = False) -> Iterator[Routing]:
     """Record, within this context, what the watched routers choose, and replace it by given experts (K, N, k)."""
-    token = _ROUTING.set(chosen := given if isinstance(given, Routing) else Routing(given, keeps_scores))
+    if not isinstance(given, Routing):
+        given = Routing(given, keeps_scores)
+    token = _ROUTING.set(given)
     try:
-        yield chosen
+        yield given
     finally:
         _ROUTING.reset(token)
 

@@ -246,13 +246,16 @@ def _gradient(
         lse[None].split(blocks.queries, 2),
         strict=True,
     )
-    gradients = [
-        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(*piece, 0.0, causal, scale=scale)
-        if piece[1].shape[2]
-        else tuple(torch.zeros_like(x) for x in piece[1:4])
-        for piece in pieces
-    ]
-    dq, dk, dv = (torch.cat([part[0].transpose(0, 1) for part in parts]) for parts in zip(*gradients, strict=True))
+    backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    gradients = []
+    for piece in pieces:
+        _, query, key, value, *_ = piece
+        if query.shape[2]:
+            of_piece = backward(*piece, 0.0, causal, scale=scale)
+        else:
+            of_piece = (torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value))
+        gradients.append([part[0].transpose(0, 1) for part in of_piece])
+    dq, dk, dv = map(torch.cat, zip(*gradients, strict=True))
     return dq, dk, dv
 
 

@@ -184,8 +184,10 @@ def _trained_once(policy: Policy, dtype: torch.dtype, method: attention.Method |
         _, rows, pixels = _sample(policy, method)
         logp = policy(rows, Sampling(), False, pixels=pixels).logp
     logp.sum().backward()
-    layers = ([p.grad for p in layer.parameters() if p.grad is not None] for layer in decoder_layers(policy.model))
-    gradients = next(filter(None, layers))
+    for layer in decoder_layers(policy.model):
+        gradients = [weight.grad for weight in layer.parameters() if weight.grad is not None]
+        if gradients:
+            break
     flat = torch.cat([full_tensor(gradient).flatten().float() for gradient in gradients])
     policy.zero_grad()
     return logp.detach().float(), flat

@@ -310,7 +310,8 @@ def check_rewards(rewards: Sequence[Reward]) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UserError(f"rollout.rewards: two rewards are named {', '.join(twice)}; set `name` on one of them")
-    if len(marked := [reward.name for reward in rewards if reward.correct_from]) > 1:
+    marked = [reward.name for reward in rewards if reward.correct_from]
+    if len(marked) > 1:
         raise UserError(f"rollout.rewards: correct_from is set on {', '.join(marked)}; mark only one")
 
 

@@ -9,11 +9,11 @@ import math
 import pickletools
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 from itertools import repeat
-from symtable import SymbolTable, symtable
+from symtable import Symbol, SymbolTable, symtable
 from typing import Any, NamedTuple
 
 from lit_rlvr.errors import UserError, check_within
@@ -269,11 +269,13 @@ def _names(program: str) -> tuple[set[str], set[str]]:
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         return set(), set()
     symbols = [symbol for table in (top, *inner) for symbol in table.get_symbols() if symbol.is_global()]
-    bound, global_names = (
-        {symbol.get_name() for symbol in scope if symbol.is_assigned() or symbol.is_imported()}
-        for scope in (top.get_symbols(), symbols)
-    )
-    return bound, {symbol.get_name() for symbol in symbols if symbol.is_referenced()} - bound - global_names
+    bound = _bound(top.get_symbols())
+    used = {symbol.get_name() for symbol in symbols if symbol.is_referenced()}
+    return bound, used - bound - _bound(symbols)
+
+
+def _bound(symbols: Iterable[Symbol]) -> set[str]:
+    return {symbol.get_name() for symbol in symbols if symbol.is_assigned() or symbol.is_imported()}
 
 
 def _tables(table: SymbolTable) -> Iterator[SymbolTable]:

@@ -68,7 +68,7 @@ class Scores:
 
         Such a completion must be masked out of the loss and of its group's statistics.
         """
-        judged = [[status != "unjudged" for status in group] for group in self.statuses]
+        judged = [status != "unjudged" for status in chain(*self.statuses)]
         return ~self.failed & torch.tensor(judged, dtype=torch.bool).reshape(self.failed.shape)
 
 
@@ -146,9 +146,9 @@ def combine(rewards: Sequence[Reward], results: Judgements, samples: Sequence[Sa
         UserError: no reward, two of the same name, or two marked `correct_from`.
     """
     check_rewards(rewards)
-    stopped = [
-        any(r.status == "timeout" and r.correct is None for r in row) for row in zip(*results.values(), strict=True)
-    ]
+    stopped = []  # B
+    for row_results in zip(*results.values(), strict=True):
+        stopped.append(any(result.status == "timeout" and result.correct is None for result in row_results))
     groups = len(samples)
     weights = own_weights(rewards)
     sample_weights = [row_weights(sample, weights) for sample in samples]  # P
@@ -156,7 +156,9 @@ def combine(rewards: Sequence[Reward], results: Judgements, samples: Sequence[Sa
     judging = [rewards[0].name] * groups * width  # B, the reward that says whether a completion is right
     for names in {tuple(named) for named in sample_weights if named}:
         own_rows = [b for b in range(len(judging)) if tuple(sample_weights[b // width]) == names]
-        columns = {name: [results[name][b] for b in own_rows] for name in names}
+        columns = {}
+        for name in names:
+            columns[name] = [results[name][b] for b in own_rows]
         source = _correct_source([reward for reward in rewards if reward.name in names], columns)
         counts_ones = _counts_ones(next(reward for reward in rewards if reward.name == source), rewards)
         for b, result in zip(own_rows, _with_correct(source, columns[source], counts_ones), strict=True):
@@ -164,19 +166,23 @@ def combine(rewards: Sequence[Reward], results: Judgements, samples: Sequence[Sa
             results[source][b] = result
 
     rows = [dict(zip(results, row_results, strict=True)) for row_results in zip(*results.values(), strict=True)]  # B
-    worst = [max((result.status for result in row.values()), key=SEVERITY.index) for row in rows]
+    worst: list[Status] = []  # B
+    for row in rows:
+        worst.append(max((result.status for result in row.values()), key=SEVERITY.index))
 
     def table(values: list[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float32).reshape(groups, width)  # (B,) -> (P, G)
 
-    parts = {name: table([VALUES.get(r.status, r.value) for r in column]) for name, column in results.items()}
-    weighted = (
-        torch.tensor([named.get(name, 0.0) for named in sample_weights]).reshape(groups, 1) * parts[name].nan_to_num()
-        for name in weights
-    )
+    parts = {}
+    for name, column in results.items():
+        parts[name] = table([VALUES.get(result.status, result.value) for result in column])
+    total = torch.zeros(groups, width)
+    for name in weights:
+        own_weights_of = torch.tensor([named.get(name, 0.0) for named in sample_weights])  # (P,)
+        total = total + own_weights_of.reshape(groups, 1) * parts[name].nan_to_num()
     correct = [_correct(*judgement) for judgement in zip(rows, judging, worst, strict=True)]  # B
     return Scores(
-        rewards=sum(weighted, torch.zeros(groups, width)),
+        rewards=total,
         correct=table([float(bool(right)) for right in correct]),
         has_correct=table([float(right is not None) for right in correct]).bool(),
         parts=parts,
@@ -204,8 +210,13 @@ def _correct(row: dict[str, RewardResult], judging: str, status: Status) -> bool
 def _correct_source(rewards: Sequence[Reward], results: Judgements) -> str:
     """Return the name of the reward that `correct` comes from."""
     marked = [reward.name for reward in rewards if reward.correct_from]
-    reporting = [name for name, column in results.items() if any(r.correct is not None for r in column)]
-    failed = [name for name, column in results.items() if column and all(r.status == "error" for r in column)]
+    reporting = []
+    failed = []
+    for name, column in results.items():
+        if any(result.correct is not None for result in column):
+            reporting.append(name)
+        if column and all(result.status == "error" for result in column):
+            failed.append(name)
     may_report = [reward.name for reward in rewards if reward.reports_correct is not False]
     # One that failed may report `correct` elsewhere.
     return next(chain(marked, reporting, failed, may_report), rewards[0].name)
@@ -272,9 +283,11 @@ def logged_metrics(rewards: Sequence[Reward]) -> dict[str, float]:
             logged.setdefault(f"reward/{name}", []).extend(values)
         reward.metrics = {name: [] for name in reward.metrics}
     ranks = gather_objects(logged)
-    names = dict.fromkeys(name for metrics in ranks for name in metrics)
-    values_of = {name: [value for metrics in ranks for value in metrics.get(name, [])] for name in names}
-    return {name: sum(values) / len(values) if values else math.nan for name, values in values_of.items()}
+    means = {}
+    for name in dict.fromkeys(chain(*ranks)):
+        values = [value for metrics in ranks for value in metrics.get(name, [])]
+        means[name] = sum(values) / len(values) if values else math.nan
+    return means
 
 
 def stop_on_failures(
@@ -303,7 +316,7 @@ def stop_on_failures(
         UserError: too many checks failed; it names the reward, the first sample and the file.
     """
     lost = scores.failed | scores.stopped  # (P, G)
-    late = torch.tensor([[status == "timeout" for status in group] for group in scores.statuses]).reshape(lost.shape)
+    late = torch.tensor([status == "timeout" for status in chain(*scores.statuses)]).reshape(lost.shape)
     counts = (int(lost.sum()), int((lost | late).sum()), scores.failed.numel())
     if together:
         ranks = gather_objects(counts)
@@ -406,12 +419,12 @@ class BackgroundScoring:
         """
         group_results = [self.result(key) for key in keys]
         rollout_results = judge(self._rewards, [pair for key in keys for pair in self._pairs[key]], whole_rollout=True)
-        results = {
-            reward.name: rollout_results[reward.name]
-            if reward.whole_rollout
-            else [result for group in group_results for result in group[reward.name]]
-            for reward in self._rewards
-        }
+        results = {}
+        for reward in self._rewards:
+            if reward.whole_rollout:
+                results[reward.name] = rollout_results[reward.name]
+            else:
+                results[reward.name] = list(chain(*(group[reward.name] for group in group_results)))
         return combine(self._rewards, results, [self._pairs[key][0][1] for key in keys], width)
 
     def forget(self, key: Hashable) -> None:

@@ -64,13 +64,22 @@ def trl_arguments(pairs: Sequence[Pair], function: Any) -> Arguments:
     rows = [sample.row for _, sample in pairs]
     names = dict.fromkeys(name for row in rows for name in row if name not in NEVER_COLUMNS)
     answers = [sample.label for _, sample in pairs]
-    return {
-        **{name: answers for name in ANSWER_COLUMNS},
-        **{name: [row.get(name) for row in rows] for name in names},
-        "prompts": [as_messages(s.prompt) if chat else s.prompt for chat, (_, s) in zip(chats, pairs, strict=True)],
-        "completions": [completion_messages(c) if chat else c.text for chat, (c, _) in zip(chats, pairs, strict=True)],
-        "completion_ids": [list(completion.token_ids) for completion, _ in pairs],
-    }
+    arguments: Arguments = {name: answers for name in ANSWER_COLUMNS}
+    for name in names:
+        arguments[name] = [row.get(name) for row in rows]
+    prompts: list[Any] = []
+    completions: list[Any] = []
+    for is_chat, (completion, sample) in zip(chats, pairs, strict=True):
+        if is_chat:
+            prompts.append(as_messages(sample.prompt))
+            completions.append(completion_messages(completion))
+        else:
+            prompts.append(sample.prompt)
+            completions.append(completion.text)
+    arguments["prompts"] = prompts
+    arguments["completions"] = completions
+    arguments["completion_ids"] = [list(completion.token_ids) for completion, _ in pairs]
+    return arguments
 
 
 def verl_arguments(pairs: Sequence[Pair], function: Any) -> Arguments:
@@ -111,7 +120,10 @@ def verl_batch_arguments(pairs: Sequence[Pair], function: Any) -> Arguments:
     """Return the arguments that verl's batch reward manager gives."""
     calls = [verl_arguments([pair], function) for pair in pairs]
     names = zip(VERL.parameters, VERL_BATCH.parameters, strict=True)
-    return {plural: [call[singular] for call in calls] for singular, plural in names}
+    arguments: Arguments = {}
+    for singular, plural in names:
+        arguments[plural] = [call[singular] for call in calls]
+    return arguments
 
 
 def easyr1_arguments(pairs: Sequence[Pair], function: Any) -> Arguments:
@@ -131,8 +143,10 @@ def openrlhf_arguments(pairs: Sequence[Pair], function: Any) -> Arguments:
 
     Images and videos in a prompt are `<image>` and `<video>` in the text.
     """
-    contents = ([message["content"] for message in as_messages(sample.prompt)] for _, sample in pairs)
-    prompts = ["\n\n".join(map(content_text, messages)) for messages in contents]
+    prompts = []
+    for _, sample in pairs:
+        texts = [content_text(message["content"]) for message in as_messages(sample.prompt)]
+        prompts.append("\n\n".join(texts))
     return {
         "queries": [p + c.full_text for p, (c, _) in zip(prompts, pairs, strict=True)],
         "prompts": prompts,
@@ -266,7 +280,8 @@ def read_result(value: Any) -> Any:
         TypeError: it is of no known kind, or a dict without a reward.
     """
     if isinstance(value, Mapping):
-        score, right = (next((name for name in names if name in value), None) for names in (SCORE_KEYS, ACCURACY_KEYS))
+        score = next((name for name in SCORE_KEYS if name in value), None)
+        right = next((name for name in ACCURACY_KEYS if name in value), None)
         if score is None:
             raise TypeError(
                 f"a dict must have the reward as {', '.join(SCORE_KEYS[:-1])} or {SCORE_KEYS[-1]}; its keys are "
@@ -316,10 +331,11 @@ def numbers_of(value: Any) -> dict[str, list[float]]:
         parts = logs
     else:
         parts = {n: part for n, part in value.items() if n not in SCORE_KEYS}
-    listed = {str(name): as_list(part) for name, part in parts.items()}
-    lists = {name: part if isinstance(part, list) else [part] for name, part in listed.items()}
-    return {
-        name: [float(x) for x in part]
-        for name, part in lists.items()
-        if all(isinstance(x, (bool, int, float)) or hasattr(x, "item") for x in part)
-    }
+    numbers = {}
+    for name, part in parts.items():
+        values = as_list(part)
+        if not isinstance(values, list):
+            values = [values]
+        if all(isinstance(x, (bool, int, float)) or hasattr(x, "item") for x in values):
+            numbers[str(name)] = [float(x) for x in values]
+    return numbers

@@ -241,7 +241,8 @@ def with_options(function: Any, options: Mapping[str, Any], path: str) -> tuple[
             f"makes a reward from `options: {{NAME: VALUE}}` it lacks options: {error}"
         ) from error
     scorer = function(**options)
-    if not callable(scorer) or (form := form_of(scorer)) is None:
+    form = form_of(scorer) if callable(scorer) else None
+    if form is None:
         raise UserError(f"{where}: it makes {type_text(scorer)} of none of the known forms, which are {KNOWN}")
     check_arguments(scorer, form, {}, where)
     return scorer, form
@@ -259,7 +260,8 @@ def check_arguments(function: Any, form: Form, options: Mapping[str, Any], where
     Raises:
         UserError: names the arguments.
     """
-    if form.takes_columns or not (parameters := parameters_of(function)):
+    parameters = parameters_of(function)
+    if form.takes_columns or not parameters:
         return  # the data have the others
     names = {*form.arguments([(NO_COMPLETION, NO_SAMPLE)], function), *options}
     missing = [name for name in required(parameters) if name not in names]
@@ -309,12 +311,14 @@ def with_details(values: list[Any], extra: Mapping[str, Sequence[Any]], reward: 
     )
     if not extra:
         return values
-    results = [value if isinstance(value, BaseException) else as_result(value) for value in values]
-    details = ["; ".join(f"{name}: {column[i]}" for name, column in extra.items()) for i in range(len(values))]
-    return [
-        result if isinstance(result, BaseException) else replace(result, detail=detail)
-        for result, detail in zip(results, details, strict=True)
-    ]
+    results: list[Any] = []
+    for i, value in enumerate(values):
+        if isinstance(value, BaseException):
+            results.append(value)
+            continue
+        detail = "; ".join(f"{name}: {column[i]}" for name, column in extra.items())
+        results.append(replace(as_result(value), detail=detail))
+    return results
 
 
 @lru_cache(maxsize=1)

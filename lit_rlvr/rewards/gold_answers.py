@@ -62,11 +62,12 @@ def check_references(rewards: Sequence[Reward], samples: Sequence[Sample]) -> No
         log.warning("rollout.rewards: no row has the reward %s, so it judges nothing", ", ".join(unused))
     if any(matches for _, _, matches in chosen):
         log.info("rows choose their reward by the column data_source or dataset: %s", dict(counts))
-    refuse_all(
-        problem
-        for reward in rewards
-        if (problem := _unreadable(reward, [sample for sample, names in judging if reward.name in names]))
-    )
+    problems = []
+    for reward in rewards:
+        problem = _unreadable(reward, [sample for sample, names in judging if reward.name in names])
+        if problem:
+            problems.append(problem)
+    refuse_all(problems)
 
 
 def _check_parallel_answers(sample: Sample, weights: Iterable[str]) -> None:
@@ -265,10 +266,15 @@ def completion_lengths(
 def earns_reward(rewards: Sequence[Reward], form: AnswerForm, prompts: Sequence[Prompt]) -> bool:
     """Return whether most completions in a form get more than an empty one, tried on some prompts."""
     judges = [reward for reward in rewards if not reward.whole_rollout]
-    texts = [(text, prompt) for prompt in _spread(prompts, GOLD_TRIED) if (text := form(prompt.sample))]
-    if not judges or not texts:
+    groups = []
+    samples = []
+    for prompt in _spread(prompts, GOLD_TRIED):
+        text = form(prompt.sample)
+        if text:
+            groups.append(prompt.for_rewards([Completion(text, (), "stop"), Completion("", (), "stop")]))
+            samples.append(prompt.sample)
+    if not judges or not groups:
         return False
-    groups = [prompt.for_rewards([Completion(given, (), "stop") for given in (text, "")]) for text, prompt in texts]
     with chdir(Path.cwd()):  # a reward may leave it
-        paid = score_rollout(judges, groups, [prompt.sample for _, prompt in texts]).rewards
+        paid = score_rollout(judges, groups, samples).rewards
     return float((paid[:, 0] > paid[:, 1]).float().mean()) > 0.5

@@ -89,12 +89,16 @@ def words(text: str) -> list[Word]:
     if not text.isupper():
         text = _CAPITAL_INSIDE.sub(rf"\1{_LABEL}", text)
     text = normalise(text).replace("\N{MINUS SIGN}", "-")
-    signs = ("Sm", "Sc")
-    return [
-        Word("a" if word == _LABEL.lower() else word, bool(_ARTICLE.match(text, match.start())))
-        for match in _WORD.finditer(text)
-        if (word := match[0]).isalnum() or len(word) > 1 or unicodedata.category(word) in signs or word in "%#"
-    ]
+    words = []
+    for match in _WORD.finditer(text):
+        word = match[0]
+        is_sign = len(word) == 1 and not word.isalnum()
+        if is_sign and unicodedata.category(word) not in ("Sm", "Sc") and word not in "%#":
+            continue  # punctuation
+        if word == _LABEL.lower():
+            word = "a"
+        words.append(Word(word, bool(_ARTICLE.match(text, match.start()))))
+    return words
 
 
 def same_words(predicted: Sequence[Word], expected: Sequence[Word]) -> bool:
@@ -112,8 +116,9 @@ def same_words(predicted: Sequence[Word], expected: Sequence[Word]) -> bool:
 
 def f1(predicted: Sequence[Word], expected: Sequence[Word]) -> float:
     """Return the harmonic mean of precision and recall of bags of words without articles; 0 if they share none."""
-    bags = [Counter(word.text for word in side if not word.is_article) for side in (predicted, expected)]
-    shared = sum((bags[0] & bags[1]).values())
+    said = Counter(word.text for word in predicted if not word.is_article)
+    wanted = Counter(word.text for word in expected if not word.is_article)
+    shared = (said & wanted).total()
     if shared:
-        return 2 * shared / sum(map(Counter.total, bags))
+        return 2 * shared / (said.total() + wanted.total())
     return 0.0

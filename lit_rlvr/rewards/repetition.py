@@ -33,7 +33,11 @@ class RepetitionPenalty(Reward):
         tokens = zip(completion.token_ids, completion.from_model, strict=True)
         ids = [token if is_sampled else None for token, is_sampled in tokens]
         starts = range(len(ids) - self.ngram_size + 1)
-        ngrams = [ngram for i in starts if None not in (ngram := tuple(ids[i : i + self.ngram_size]))]
+        ngrams = []
+        for i in starts:
+            ngram = tuple(ids[i : i + self.ngram_size])
+            if None not in ngram:
+                ngrams.append(ngram)
         if ngrams:
             return len(set(ngrams)) / len(ngrams) - 1
         return 0.0

@@ -301,10 +301,14 @@ def with_equal_numbers(
             replacements[value] = replacements.get(lower, lower)
     if not replacements:
         return wanted, rows_found
-    equal_wanted, equal_found = (
-        [tuple(replacements.get(value, value) for value in row) for row in rows] for rows in (wanted, rows_found)
-    )
-    return equal_wanted, equal_found
+
+    def replaced(rows: list[SQLRow]) -> list[SQLRow]:
+        equal = []
+        for row in rows:
+            equal.append(tuple(replacements.get(value, value) for value in row))
+        return equal
+
+    return replaced(wanted), replaced(rows_found)
 
 
 def same_result(wanted: list[SQLRow], result: list[SQLRow], comparison: Comparison, ordered: bool) -> bool:

@@ -59,7 +59,9 @@ def _with_pixels(group: Rollout, change: Callable[[Pixels], Pixels]) -> Rollout:
             return part
         return replace(part, pixels=change(part.pixels))
 
-    completions = [[changed(completion) for completion in row] for row in group.completions]
+    completions = []
+    for row in group.completions:
+        completions.append([changed(completion) for completion in row])
     return replace(group, prompts=[changed(prompt) for prompt in group.prompts], completions=completions)
 
 
@@ -76,7 +78,9 @@ def even_out(summaries: Summaries, minibatches: int, pinned_groups: int) -> list
     Returns:
         For each process, the place that each of its groups comes from.
     """
-    places = [[(r, p) for p in range(len(rank_groups))] for r, rank_groups in enumerate(summaries)]
+    places = []
+    for r, rank_groups in enumerate(summaries):
+        places.append([(r, p) for p in range(len(rank_groups))])
 
     def tokens_of(r: int, minibatch: int | None) -> dict[int, int]:
         """Return the tokens of process r's groups in a minibatch, or of those that are not trained on, by place."""

@@ -238,7 +238,9 @@ class Demonstrations:
         seeds = [[0]] * len(prompts)
         max_tokens = data.reading.max_prompt_tokens
         opened = episodes.open(prompts, seeds, lambda sample: data.prepare(data.encode(sample)), max_tokens)
-        left = [deque(self._turn(text, prompt.sample) for text in self.target(prompt.sample)) for prompt in opened]
+        left = []
+        for prompt in opened:
+            left.append(deque(self._turn(text, prompt.sample) for text in self.target(prompt.sample)))
         for prompt, turns in zip(opened, left, strict=True):
             if max(len(turn.token_ids) for turn in turns) > sampling.max_tokens:
                 raise self._error(

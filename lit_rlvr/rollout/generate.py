@@ -37,10 +37,11 @@ def completion_seeds(prompts: list[Prompt], repeats: list[int], count: int, *use
         count: completions per prompt.
         use: what the completions are for, such as "rollout" and the iteration.
     """
-    return [
-        [derive_seed(run_seed(), *use, prompt.sample.id, repeat * count + g) for g in range(count)]
-        for prompt, repeat in zip(prompts, repeats, strict=True)
-    ]
+    seeds = []
+    for prompt, repeat in zip(prompts, repeats, strict=True):
+        numbers = range(repeat * count, (repeat + 1) * count)
+        seeds.append([derive_seed(run_seed(), *use, prompt.sample.id, number) for number in numbers])
+    return seeds
 
 
 class GroupSampler:

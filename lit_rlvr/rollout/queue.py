@@ -354,16 +354,17 @@ class QueueSource(SyncSource):
         if group.has_versions:
             return
         versions = self.sampler.synced_engine.synced_versions
-        for label in {label for completion in group.completions for label in completion.labels}:
+        for label in set(chain(*(completion.labels for completion in group.completions))):
             if label not in versions or versions[label][0] != "policy":
                 raise UserError(
                     f"engine {self.sampler.synced_engine.engine.name}: other weights ({label}) than the run's sampled "
                     "a completion; does somebody else use it?"
                 )
-        group.completions = [
-            replace(completion, labels=tuple(str(versions[label][1]) for label in completion.labels))
-            for completion in group.completions
-        ]
+        relabelled = []
+        for completion in group.completions:
+            labels = tuple(str(versions[label][1]) for label in completion.labels)
+            relabelled.append(replace(completion, labels=labels))
+        group.completions = relabelled
         group.started = min(
             (int(version) for completion in group.completions for version in completion.labels),
             default=group.started,

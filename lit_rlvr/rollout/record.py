@@ -11,7 +11,6 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,8 +73,10 @@ class Record:
 
     def __len__(self) -> int:
         """Return the number of iterations that all ranks have, without a gap."""
-        ranks = range(world_size())
-        return next(n for n in count(1) if not all(self._path(n, r).is_file() for r in ranks)) - 1
+        number = 0
+        while all(self._path(number + 1, r).is_file() for r in range(world_size())):
+            number += 1
+        return number
 
     def _path(self, iteration: int, rank_index: int | None = None) -> Path:
         return self.folder / f"iteration-{iteration:06d}-rank-{rank() if rank_index is None else rank_index}.npz"
@@ -177,7 +178,8 @@ class Record:
         """
         after = len(self) + 1
         if any(path >= self._path(after + 1, 0) for path in self.folder.glob("iteration-[0-9]*.npz")):
-            missing = next(path for r in range(world_size()) if not (path := self._path(after, r)).is_file())
+            paths = [self._path(after, r) for r in range(world_size())]
+            missing = next(path for path in paths if not path.is_file())
             if after > 1:
                 shorter = f", or delete these to train on the {after - 1} iteration(s) before it"
             else:

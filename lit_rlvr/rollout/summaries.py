@@ -128,10 +128,10 @@ def number_mixed(summaries: Summaries, prompts_per_rank: int, limit: int) -> Sum
         if group.is_mixed
     )
     numbers = {(r, k * prompts_per_rank + p): number for number, (k, r, p) in enumerate(places[:limit])}  # k: rounds
-    return [
-        [group._replace(number=numbers.get((r, p))) for p, group in enumerate(rank_groups)]
-        for r, rank_groups in enumerate(summaries)
-    ]
+    numbered = []
+    for r, rank_groups in enumerate(summaries):
+        numbered.append([group._replace(number=numbers.get((r, p))) for p, group in enumerate(rank_groups)])
+    return numbered
 
 
 def group_tokens(rollout: Rollout, p: int) -> int:

@@ -44,18 +44,17 @@ def validation_metrics(trainer: Trainer, module: LightningModule, data: Any) -> 
     if type(module).on_validation_epoch_end is not RLVRModule.on_validation_epoch_end:
         return None
     rollout = rollout_of(trainer)
-    names = {
-        f"val/{dataset.name}/{metric}"
-        for dataset in data.validated
-        if trainer.limit_val_batches and (prompts := dataset.prompts["validation"])
-        if (samples := rollout.samples_of(dataset.name))
-        for metric in EvaluationMetrics(samples, rollout.evaluation.greedy).names(
-            prompts, rollout.eval_sampling.temperature > 0
-        )
-    }
-    names |= {"val/accuracy"} if names else set()
-    set_names = [dataset.name for dataset in data.validated if dataset.prompts["validation"] and data.demonstrates]
-    return names | {f"val/{name}/loss" for name in set_names} | ({"val/loss"} if set_names else set())
+    names: set[str] = set()
+    for dataset in data.validated:
+        prompts = dataset.prompts["validation"]
+        samples = rollout.samples_of(dataset.name)
+        if prompts and samples and trainer.limit_val_batches:
+            metrics = EvaluationMetrics(samples, rollout.evaluation.greedy)
+            for metric in metrics.names(prompts, rollout.eval_sampling.temperature > 0):
+                names |= {f"val/{dataset.name}/{metric}", "val/accuracy"}
+        if prompts and data.demonstrates:
+            names |= {f"val/{dataset.name}/loss", "val/loss"}
+    return names
 
 
 def require_metric(option: str, name: str, names: Collection[str]) -> None:

@@ -104,7 +104,8 @@ class FallTest:
         return fall
 
     def _sums(self, window: tuple[int, int]) -> tuple[float, ...]:
-        return tuple(b - a for a, b in zip(*(self._totals[place] for place in window), strict=True))
+        start, end = window
+        return tuple(b - a for a, b in zip(self._totals[start], self._totals[end], strict=True))
 
     def _mean(self, window: tuple[int, int]) -> float:
         return self._sums(window)[0] / (window[1] - window[0])

@@ -47,7 +47,8 @@ class FirstRollout(Callback):
     def _invented(rollout: Rollout) -> str:
         """Return what to do if completions go on with questions of their own; "" if few do."""
         completions = [completion for group in rollout.completions for completion in group]
-        words = Counter(words for completion in completions if (words := next_question(completion.answer)[1]))
+        words = Counter(next_question(completion.answer)[1] for completion in completions)
+        words.pop("", None)
         if not words or words.total() < FEW * len(completions):
             return ""
         phrase = words.most_common(1)[0][0]
@@ -63,7 +64,8 @@ class FirstRollout(Callback):
         step = trainer.global_step
         estimator = callback_of(trainer, ProgressEstimator)
         total = estimator.steps(trainer)
-        if total is None or (step_seconds := estimator.seconds(step, step + 1)) is None:
+        step_seconds = estimator.seconds(step, step + 1)
+        if total is None or step_seconds is None:
             return None
         validations = 1
         every = rollout_of(trainer).validate_every_rollouts

@@ -398,9 +398,13 @@ def _likely_cause(metrics: Metrics, good: int, last: int, held_out: bool) -> tup
     old = steps[:known][-STRETCH:]
     new = steps[known:][-RECENT:]
 
-    def means(name: str) -> tuple[float, ...]:
+    def mean(name: str, steps: list[int]) -> float:
+        values = [metrics[step][name] for step in steps if name in metrics[step]]
+        return fmean(values or [math.nan])
+
+    def means(name: str) -> tuple[float, float]:
         """Return a metric's means before and since the fall; NaN without a value."""
-        return tuple(fmean([metrics[k][name] for k in some if name in metrics[k]] or [math.nan]) for some in (old, new))
+        return mean(name, old), mean(name, new)
 
     def change(name: str) -> str:
         return " -> ".join(map(number_text, means(name)))

@@ -144,14 +144,14 @@ def why_stopped(trainer: Trainer, has_ended: bool) -> str | None:
         return f"{COLLAPSE}{collapse}"
     if has_ended or not trainer.should_stop or any(getattr(callback, "ends_run", False) for callback in callbacks):
         return None
-    patience = (c.stopping_reason_message for c in callbacks if isinstance(c, EarlyStopping))
-    expired = (
-        "trainer.max_time is over"
-        for c in callbacks
-        if isinstance(c, Timer) and (left := c.time_remaining()) is not None and left <= 0
-    )
     names = " or ".join(dotted_path_of(type(c)) for c in callbacks if is_own(type(c))) or "a callback"
-    reason = next(filter(None, (*patience, *expired)), f"{names} set trainer.should_stop")
+    reasons = [c.stopping_reason_message for c in callbacks if isinstance(c, EarlyStopping)]
+    for timer in callbacks:
+        if isinstance(timer, Timer):
+            left = timer.time_remaining()
+            if left is not None and left <= 0:
+                reasons.append("trainer.max_time is over")
+    reason = next(filter(None, reasons), f"{names} set trainer.should_stop")
     reason = reason.partition(" Signaling Trainer")[0]
     log.warning("step %d: stopped early: %s", trainer.global_step, reason)
     return f"{EARLY_STOP}{reason}"

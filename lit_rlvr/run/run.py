@@ -226,11 +226,10 @@ def with_defaults(callbacks: Sequence[Callback], shows_progress: bool) -> list[C
         count = sum(isinstance(instance, kind) for instance in callbacks)
         if count > 1:
             raise UserError(f"{key}: give one {kind.__name__} among the callbacks, not {count}")
-    defaults = [
-        kind()
-        for kind in (*CONFIGURABLE.values(), *FIXED)
-        if not any(isinstance(instance, kind) for instance in callbacks)
-    ]
+    defaults = []
+    for kind in (*CONFIGURABLE.values(), *FIXED):
+        if not any(isinstance(instance, kind) for instance in callbacks):
+            defaults.append(kind())
     if shows_progress and not any(isinstance(callback, ProgressBar) for callback in callbacks):
         defaults.append(RunProgress())
     return [*callbacks, *defaults]

@@ -83,7 +83,9 @@ class MemoryPlan:
         """The bytes at the peak."""
         rollout = ("generation", "vLLM") if self.vllm_sleeps else ("generation",)
         always = sum(value for name, value in self.terms.items() if name not in (*STEP_TERMS, *rollout))
-        return always + max(sum(self.terms[name] for name in names) for names in (STEP_TERMS, rollout))
+        of_step = sum(self.terms[name] for name in STEP_TERMS)
+        of_rollout = sum(self.terms[name] for name in rollout)
+        return always + max(of_step, of_rollout)
 
     @property
     def fits(self) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn, TypeVar, cast
 
@@ -228,27 +229,36 @@ def _microbatch(plan: StepPlan, k: int, alone: MicrobatchGradients) -> dict[str,
 
 def _groups(plan: StepPlan) -> list[dict[str, Any]]:
     """Return the groups of the step, with everything needed to run them again."""
-    rollout, size = plan.prepared.rollout, plan.prepared.rollout.group_size
-    return [
-        {
-            "group": p,
-            "id": rollout.prompts[p].sample.id,
-            "source": rollout.prompts[p].sample.source,
-            "prompt": rollout.prompts[p].sample.prompt,
-            "prompt_token_ids": rollout.prompts[p].token_ids,
-            "completions": [
+    rollout = plan.prepared.rollout
+    rows = chain(*plan.microbatches[: plan.num_counted])
+    groups = []
+    for p in sorted({row // rollout.group_size for row in rows}):
+        prompt = rollout.prompts[p]
+        completions = []
+        for g, completion in enumerate(rollout.completions[p]):
+            advantage = None
+            if rollout.advantages is not None:
+                advantage = float(rollout.advantages[p, g])
+            completions.append(
                 {
                     "text": completion.text,
                     "token_ids": completion.token_ids,
                     "engine_logprobs": completion.logprobs,
                     "reward": float(rollout.rewards[p, g]),
-                    "advantage": None if rollout.advantages is None else float(rollout.advantages[p, g]),
+                    "advantage": advantage,
                 }
-                for g, completion in enumerate(rollout.completions[p])
-            ],
-        }
-        for p in sorted({row // size for rows in plan.microbatches[: plan.num_counted] for row in rows})
-    ]
+            )
+        groups.append(
+            {
+                "group": p,
+                "id": prompt.sample.id,
+                "source": prompt.sample.source,
+                "prompt": prompt.sample.prompt,
+                "prompt_token_ids": prompt.token_ids,
+                "completions": completions,
+            }
+        )
+    return groups
 
 
 MESSAGES = ("DefaultCPUAllocator", "not enough memory", "OutOfMemoryError")
@@ -291,6 +301,8 @@ class TokenBudget:
             device: of the training.
             sharded: whether each rank has a part of each weight.
         """
+        if self.given == "auto":  # nobody has chosen it
+            self.choose(self.tokens)
         self._run = run
         self.device = device
         self.sharded = sharded

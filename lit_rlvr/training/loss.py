@@ -247,7 +247,10 @@ class LossModule(ABC):
             numbers = {p: p for p in range(len(rollout.prompts))}
         else:
             numbers = rollout.kept
-        return [[p for p, number in numbers.items() if number % count == k] for k in range(count)]
+        parts: list[list[int]] = [[] for _ in range(count)]
+        for p, number in numbers.items():
+            parts[number % count].append(p)
+        return parts
 
     def resolve_importance(self, exact: bool) -> Importance:
         """Return the correction for completions of an engine.

@@ -121,10 +121,7 @@ class Models:
             for option, what in (("quantize", "weights in 4 bits"), ("experts", "experts with adapters")):
                 if getattr(self.lora, option) not in ("none", False):
                     raise UserError(f"model.lora.{option}: {what} cannot be sharded; use --config strategy/ddp")
-        checkpointing = self.compute.gradient_checkpointing
-        if checkpointing == "auto":
-            raise UserError("model.compute.gradient_checkpointing: the command line decides `auto`; give True or False")
-        return checkpointing
+        return self.compute.gradient_checkpointing is True
 
     def _load(
         self, folder: str, plan: RunPlan, checkpointing: bool = False, dtype: torch.dtype = torch.float32

@@ -19,7 +19,7 @@ from lit_rlvr.advantages import Advantage
 from lit_rlvr.common.init_arguments import dotted_path_of, init_arguments, with_class_defaults
 from lit_rlvr.distributed.checkpoints import check_identity, run_identity
 from lit_rlvr.distributed.collectives import leave_out_of_buckets
-from lit_rlvr.errors import MAX_SIZE, ChecksArguments, UserError, check_within, refuse_all
+from lit_rlvr.errors import MAX_SIZE, ChecksArguments, check_within, refuse_all
 from lit_rlvr.options import KL, AutoLR, Compute, Importance, Lora, Loss, Optim, Teacher
 from lit_rlvr.plan import RunPlan, plan_of
 from lit_rlvr.policy.adapters import is_saved
@@ -274,8 +274,6 @@ class RLVRModule(ChecksArguments, LossModule, LightningModule):
         if self.policy is not None:
             return
         plan = self.plan
-        if self.budget.given == "auto" and plan.trains and self._trainer is not None:
-            raise UserError("model.compute.tokens_per_microbatch: the command line decides `auto`; give a number")
         self.policy = self.models.load(plan)
         if plan.ranks > 1 and not plan.sharded:
             leave_out_of_buckets(self)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, dataclass
+from itertools import chain
 from math import sqrt
 
 import torch
@@ -105,9 +106,12 @@ def step_noise(plan: StepPlan, num_prompts: int, squares: Tensor, norm: float) -
         norm: the norm of the gradient of all ranks.
     """
     group_size = plan.prepared.rollout.group_size
-    counts = [Counter(i // group_size for i in rows) for rows in plan.microbatches[: plan.num_counted]]
-    rows_of = sum(counts, Counter[int]())
-    shares = [sum(rows / rows_of[p] for p, rows in count.items()) for count in counts]  # prompts in each micro-batch
+    microbatches = plan.microbatches[: plan.num_counted]
+    rows_of = Counter(row // group_size for row in chain(*microbatches))  # by prompt
+    shares = []  # the prompts in each micro-batch
+    for rows in microbatches:
+        counts = Counter(row // group_size for row in rows)
+        shares.append(sum(count / rows_of[p] for p, count in counts.items()))
     sums = torch.tensor([num_prompts, sum(shares), sum(share**2 for share in shares), squares], dtype=torch.float64)
     prompts, live, within, squares_of_all = all_sum(sums).tolist()
     pairs = live**2 - within

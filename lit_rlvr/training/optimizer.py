@@ -209,7 +209,8 @@ def apply_options(optimizer: Any, scheduler: Any, lr: float, saved: dict[str, An
     for group in optimizer.param_groups:
         group |= changed
     set_lr(optimizer, scheduler, lr)
-    if saved and started == lr and (rate_now := optimizer.param_groups[0]["lr"]) > 1.01 * rate:
+    rate_now = optimizer.param_groups[0]["lr"]
+    if saved and started == lr and rate_now > 1.01 * rate:
         log.warning(
             "model.optim.lr_schedule: the learning rate rises from the checkpoint's %.3g to %.3g, because it now "
             "decays over more steps; for a decay that goes on, keep trainer.max_steps and max_epochs",

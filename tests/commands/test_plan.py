@@ -7,7 +7,6 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from tiny_built import build_here
 from tiny_runs import CLI, FIT
@@ -19,7 +18,6 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from lit_rlvr.cli.run_config import suggest_more_tokens
 from lit_rlvr.distributed.fsdp2 import FSDP2
 from lit_rlvr.errors import UserError
 from lit_rlvr.options import Lora
@@ -213,26 +211,6 @@ def test_automatic_micro_batches_fill_the_memory_up_to_an_optimizer_step() -> No
     proposed = small.proposal(GPUs(8, 192))
     assert proposed is not None and proposed.budget > small.budget
     assert f"tokens_per_microbatch {proposed.budget}" in small.arguments(proposed)
-
-
-def test_a_gpu_with_memory_to_spare_is_named_at_the_start(
-    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level("INFO", "lit_rlvr")
-    built = build_here("smoke/sums", tiny_model_folder, tmp_path)
-    for device, gib, tokens, said in (
-        ("cuda", 80, 1024, "1024 keeps a GPU waiting; 8704 fit (about"),
-        ("cuda", 80, 16384, None),
-        ("cuda", 1e-3, 1024, None),
-        ("cpu", 80, 1024, None),
-    ):
-        caplog.clear()
-        built.model.budget.choose(tokens)
-        monkeypatch.setattr(type(built.trainer.strategy), "root_device", torch.device(device))
-        monkeypatch.setattr("lit_rlvr.sizing.strategies.device_memory", lambda trainer, gib=gib: gib * GIB)
-        suggest_more_tokens(built.trainer, built.model, built.datamodule)
-        lines = [record.message for record in caplog.records if "keeps a GPU waiting" in record.message]
-        assert len(lines) == (said is not None) and (said or "") in "".join(lines)
 
 
 def test_on_a_cpu_auto_is_a_single_device_and_fsdp_is_ours(tiny_model_folder: Path, tmp_path: Path) -> None:

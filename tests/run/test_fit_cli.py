@@ -78,12 +78,15 @@ def test_automatic_micro_batches_are_chosen_once(
 ) -> None:
     """The run's settings have the number, and a resume keeps it whatever the machine has by then."""
     memory = "lit_rlvr.sizing.strategies.device_memory"
-    auto = ("--model.init_args.compute.tokens_per_microbatch", "auto", "--trainer.limit_val_batches", 0)
+    auto = ("--trainer.limit_val_batches", 0)  # which is the default
 
     def chosen(run: str) -> int:
         settings = yaml.safe_load((run_folder / run / "config.yaml").read_text())
         return int(settings["model"]["init_args"]["compute"]["tokens_per_microbatch"])
 
+    fit(lit_rlvr, *auto, *to("cpu"), "--trainer.max_steps", 1)
+    assert chosen("cpu") == 4096
+    monkeypatch.setattr("lit_rlvr.sizing.auto.trains_on_gpus", lambda trainer: True)
     monkeypatch.setattr(memory, lambda trainer: 64 * 2**30)
     step = 4 * (512 + 4 * 7)  # four prompts with four completions each
     result = fit(lit_rlvr, *auto, "--trainer.max_steps", 2)
@@ -95,7 +98,9 @@ def test_automatic_micro_batches_are_chosen_once(
     assert "resumed with a different trainer.max_steps" in result.err
     assert "tokens_per_microbatch" not in result.err
     result = fit(lit_rlvr, *auto, *to("less"), "--trainer.max_steps", 1)
-    assert "tokens_per_microbatch: 1024: about" in result.err and "WILL NOT FIT" in result.err
+    assert (
+        "tokens_per_microbatch: 1024 with gradient checkpointing: about" in result.err and "WILL NOT FIT" in result.err
+    )
     assert chosen("less") == 1024
 
 

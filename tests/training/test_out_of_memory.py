@@ -15,6 +15,7 @@ from torch import Tensor
 from lit_rlvr.algorithms import GRPO
 from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import LossInputs, Stats
+from lit_rlvr.options import DEFAULT_TOKENS
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.training.failures import TokenBudget, retry_smaller
 from lit_rlvr.types import Rollout
@@ -154,10 +155,19 @@ def test_with_shards_the_next_start_has_a_smaller_budget(
     assert TokenBudget(640).saved(tmp_path) == 320
 
 
-@pytest.mark.slow
-def test_from_python_the_budget_is_a_number(tiny_model_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="tokens_per_microbatch: the command line decides `auto`; give a number"):
-        fit(tiny_model_folder, tmp_path, compute={"tokens_per_microbatch": "auto"})
+def test_from_python_auto_is_chosen_for_the_devices_too(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU of 1 GiB: all of a step fits into a micro-batch. One of 1 MiB gets the fewest, and recomputes."""
+    module, _ = fit(tiny_model_folder, tmp_path / "cpu", compute={})
+    assert module.budget.given == DEFAULT_TOKENS and module.compute.gradient_checkpointing is False
+    monkeypatch.setattr("lit_rlvr.sizing.auto.trains_on_gpus", lambda trainer: True)
+    monkeypatch.setattr("lit_rlvr.sizing.strategies.device_memory", lambda trainer: 2.0**30)
+    module, _ = fit(tiny_model_folder, tmp_path / "large", compute={})
+    assert module.budget.given != DEFAULT_TOKENS and module.compute.gradient_checkpointing is False
+    monkeypatch.setattr("lit_rlvr.sizing.strategies.device_memory", lambda trainer: 2.0**20)
+    module, _ = fit(tiny_model_folder, tmp_path / "small", compute={})
+    assert module.budget.given == 1024 and module.compute.gradient_checkpointing is True
 
 
 @pytest.mark.slow

@@ -349,10 +349,11 @@ def read_golds(reward: Reward, samples: Sequence[Sample], form: str) -> list[Gol
     others: dict[Kind, dict[str, None]] = {}
     for gold in golds:
         others.setdefault(gold.kind, {})[gold.answer] = None
-    return [
-        replace(gold, others=tuple(answer for answer in others[gold.kind] if answer != gold.answer)[:MOST_OTHERS])
-        for gold in golds
-    ]
+    with_others = []
+    for gold in golds:
+        different = [answer for answer in others[gold.kind] if answer != gold.answer]
+        with_others.append(replace(gold, others=tuple(different[:MOST_OTHERS])))
+    return with_others
 
 
 def writer(reward: Reward, sample: Sample, form: str) -> Callable[[str], str]:

@@ -41,10 +41,10 @@ def print_kinds(console: Terminal, title: str, kinds: dict[str, KindOfText]) -> 
     """Print a table of the kinds with errors, the most frequent first, with an example below each."""
     names = sorted((name for name, kind in kinds.items() if kind.rate.errors), key=lambda name: -kinds[name].rate.value)
     if names:
-        rows = [
-            (name, str(rate.errors), str(rate.texts), f"{rate.value:.1%}", _errors_interval(rate))
-            for name, rate in ((name, kinds[name].rate) for name in names)
-        ]
+        rows = []
+        for name in names:
+            rate = kinds[name].rate
+            rows.append((name, str(rate.errors), str(rate.texts), f"{rate.value:.1%}", _errors_interval(rate)))
         console.print()
         console.print_table(table_of(("kind", "errors", "texts", "rate", "95 % interval"), rows, title=title))
         for name in names:

@@ -170,12 +170,19 @@ def _chosen_tokens(
         entropy = torch.zeros_like(batch.old_logp)
     else:
         entropy = batch.entropy
-    columns = (batch.old_logp, rollout, entropy, advantages.expand(batch.mask.shape))
-    counted, selected = (
-        None if chosen is None else torch.zeros_like(batch.mask).masked_scatter(batch.mask, chosen)
-        for chosen in algorithm.select_tokens(StepTokens(*(values[batch.mask] for values in columns)))
+    in_loss = batch.mask
+    tokens = StepTokens(
+        batch.old_logp[in_loss], rollout[in_loss], entropy[in_loss], advantages.expand(in_loss.shape)[in_loss]
     )
-    return counted, selected
+    counted, selected = algorithm.select_tokens(tokens)
+    return _as_mask(counted, in_loss), _as_mask(selected, in_loss)
+
+
+def _as_mask(chosen: torch.Tensor | None, in_loss: torch.Tensor) -> torch.Tensor | None:
+    """Return a choice among the tokens in the loss as a mask (B, T); None stays None."""
+    if chosen is None:
+        return None
+    return torch.zeros_like(in_loss).masked_scatter(in_loss, chosen)
 
 
 @dataclass

@@ -90,8 +90,11 @@ class PrintedClaim:
 
     def _before(self, task: Mapping[str, Any]) -> float | None:
         tables = [table["suites"] for table in task.get("before_suites", {}).values()]
-        spreads = [next((s[suite].get(self.metric) for s in tables if suite in s), None) for suite in self.averaged]
-        return complete_mean([spread and spread["mean"] for spread in spreads])
+        means = []
+        for suite in self.averaged:
+            spread = next((table[suite].get(self.metric) for table in tables if suite in table), None)
+            means.append(spread and spread["mean"])
+        return complete_mean(means)
 
 
 def complete_mean(values: Sequence[float | None]) -> float | None:
@@ -167,14 +170,14 @@ class DecidedClaim:
 
 def decide(claims: Sequence[PrintedClaim], results: Mapping[str, Any]) -> list[DecidedClaim]:
     """Return the claims with their results: the primary ones, tested together, before the others, each alone."""
-    primary = [claim for claim in claims if claim.primary]
-    return [
-        DecidedClaim(claim, result)
-        for group in [primary, *([claim] for claim in claims if not claim.primary)]
-        for claim, result in zip(
-            group, paired_differences([c.pairs(results) for c in group], [c.printed for c in group]), strict=True
-        )
-    ]
+    groups = [[claim for claim in claims if claim.primary]]
+    groups += [[claim] for claim in claims if not claim.primary]
+    decided: list[DecidedClaim] = []
+    for group in groups:
+        pairs = [claim.pairs(results) for claim in group]
+        differences = paired_differences(pairs, [claim.printed for claim in group])
+        decided += map(DecidedClaim, group, differences)
+    return decided
 
 
 def lacking_pairs(decided: Sequence[DecidedClaim]) -> list[str]:

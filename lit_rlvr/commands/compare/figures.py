@@ -51,8 +51,11 @@ def draw_figures(study: Study, runs: Sequence[FinishedRun], folder: Path) -> dic
     drawn: dict[str, list[Path]] = {}
     colours = cell_colours(study.names)
     for task in study.tasks:
-        groups = {name: [r for r in runs if (r.cell.task, r.cell.name) == (task, name)] for name in study.names}
-        groups = {name: runs_of_group for name, runs_of_group in groups.items() if runs_of_group}
+        groups: dict[str, list[FinishedRun]] = {}
+        for name in study.names:
+            runs_of_cell = [run for run in runs if run.cell.task == task and run.cell.name == name]
+            if runs_of_cell:
+                groups[name] = runs_of_cell
         curves = CURVES | {
             f"{metric}_{name}": (f"val/{name}/{metric}", title.format(name))
             for metric, title in SET_CURVES.items()
@@ -60,8 +63,12 @@ def draw_figures(study: Study, runs: Sequence[FinishedRun], folder: Path) -> dic
         }
         figures = {name: _draw_curve(study, groups, colours, *curves[name]) for name in curves}
         figures["pass_at_k"] = _draw_pass_at_k(groups, colours)
-        drawn[task] = [save_figure(figure, folder / task / f"{name}.png") for name, figure in figures.items() if figure]
-    return {task: [path.relative_to(folder.parent) for path in paths] for task, paths in drawn.items()}
+        drawn[task] = []
+        for name, figure in figures.items():
+            if figure:
+                path = save_figure(figure, folder / task / f"{name}.png")
+                drawn[task].append(path.relative_to(folder.parent))
+    return drawn
 
 
 def _sets(groups: RunsByName, metric: str) -> list[str]:
@@ -80,14 +87,17 @@ def band(runs: Sequence[FinishedRun], x: str | None, metric: str) -> tuple[np.nd
         x: metric for the x axis; None = the step.
         metric: metric for the y axis.
     """
-    curves = [[(row[x] if x else step, row[metric]) for step, row in r.rows.items() if metric in row] for r in runs]
-    curves = [smoothed(curve) for curve in curves if curve]
+    curves = []
+    for run in runs:
+        places = [(row[x] if x else step, row[metric]) for step, row in run.rows.items() if metric in row]
+        if places:
+            curves.append(smoothed(places))
     if not curves:
         return None
     first = max(curve[0][0] for curve in curves)
     last = min(curve[-1][0] for curve in curves)
     grid = np.array(sorted({place for curve in curves for place, _ in curve if first <= place <= last}))
-    values = np.array([np.interp(grid, [p for p, _ in c], [v for _, v in c]) for c in curves])  # (runs, n)
+    values = np.array([np.interp(grid, *np.transpose(curve)) for curve in curves])  # (runs, n)
     if len(curves) > 1:
         deviation = values.std(0, ddof=1)
     else:
@@ -113,7 +123,9 @@ def _draw_curve(study: Study, groups: RunsByName, colours: Mapping[str, Any], me
 
 def _draw_pass_at_k(groups: RunsByName, colours: Mapping[str, Any]) -> Any:
     """Draw pass@k after training and before it, with one pair of axes per validation set."""
-    after = {name: pass_at_k_spreads([run.last for run in runs]) for name, runs in groups.items()}
+    after = {}
+    for cell, runs in groups.items():
+        after[cell] = pass_at_k_spreads([run.last for run in runs])
     before = pass_at_k_spreads([run.rows.get(0, {}) for runs in groups.values() for run in runs])
     names = sorted({name for spreads in after.values() for name in spreads})
     if not names:

@@ -152,6 +152,14 @@ def _check_known(
                 raise UserError(f"{study.name} has no {kind} {name!r}; it has {', '.join(existing) or 'none'}")
 
 
+def _read_table(given: Mapping[str, Any]) -> PrintedTable:
+    rows = {}
+    for row, cells in given["rows"].items():
+        rows[str(row)] = [PrintedValue.parse(cell) for cell in cells]
+    columns = [str(column) for column in given["columns"]]
+    return PrintedTable(str(given["task"]), given.get("suite"), given.get("metric"), columns, rows)
+
+
 def load_printed(name: str) -> Paper:
     """Read printed tables: shipped ones by name (apmpo/table1), or a YAML file in the same form.
 
@@ -163,13 +171,7 @@ def load_printed(name: str) -> Paper:
         values = load_yaml(path.read_text())
         if not isinstance(values, dict) or not values.keys() & {"tables", "claims"}:
             raise KeyError("tables")
-        tables = [
-            PrintedTable(
-                str(t["task"]), t.get("suite"), t.get("metric"), [str(column) for column in t["columns"]],
-                {str(row): [PrintedValue.parse(cell) for cell in cells] for row, cells in t["rows"].items()},
-            )
-            for t in values.get("tables", ())
-        ]  # fmt: skip
+        tables = [_read_table(table) for table in values.get("tables", ())]
         claims = [PrintedClaim(**claim) for claim in values.get("claims", ())]
         study = str(values["study"])
         seeds = values.get("seeds")

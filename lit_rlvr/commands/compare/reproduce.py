@@ -33,16 +33,12 @@ def compared(paper: Paper, results: Mapping[str, Any]) -> Iterator[tuple[Printed
     """Yield each printed table with its values next to ours."""
     for table in paper.tables:
         task = results["tasks"][table.task]
-        yield (
-            table,
-            {
-                row: {
-                    column: (value, table.ours(row, column, task))
-                    for column, value in zip(table.columns, values, strict=True)
-                }
-                for row, values in table.rows.items()
-            },
-        )
+        rows: ComparedTable = {}
+        for row, values in table.rows.items():
+            rows[row] = {}
+            for column, value in zip(table.columns, values, strict=True):
+                rows[row][column] = (value, table.ours(row, column, task))
+        yield table, rows
 
 
 def comparison_tables(paper: Paper, results: Mapping[str, Any]) -> Iterator[str]:
@@ -68,16 +64,15 @@ def as_data(paper: Paper, results: Mapping[str, Any]) -> dict[str, Any]:
 
     The printed value and its deviation are in percent, our spread is in shares.
     """
-    return {
-        table.title: {
-            row: {
-                column: {"printed": printed.value, "deviation": printed.deviation, "ours": value}
-                for column, (printed, value) in cells.items()
-            }
-            for row, cells in rows.items()
-        }
-        for table, rows in compared(paper, results)
-    }
+    data: dict[str, Any] = {}
+    for table, rows in compared(paper, results):
+        data[table.title] = {}
+        for row, cells in rows.items():
+            data[table.title][row] = {}
+            for column, (printed, value) in cells.items():
+                of_paper = {"printed": printed.value, "deviation": printed.deviation}
+                data[table.title][row][column] = {**of_paper, "ours": value}
+    return data
 
 
 EXPLANATION = """In percent (or GiB and seconds), mean ± sample standard deviation over our n runs; in brackets the

@@ -153,10 +153,13 @@ def stratified_band(statistic: Callable[..., np.ndarray], *scores: ScoresByTask)
         return None
     rng = np.random.default_rng(0)
 
-    def drawn(task: Sequence[float]) -> np.ndarray:
-        return np.asarray(task, dtype=float)[rng.integers(0, len(task), (RESAMPLES, len(task)))]
+    def resampled(tasks: Sequence[Sequence[float]]) -> list[np.ndarray]:
+        draws = []
+        for task in tasks:
+            draws.append(np.asarray(task, dtype=float)[rng.integers(0, len(task), (RESAMPLES, len(task)))])
+        return draws
 
-    values = statistic(*([drawn(task) for task in argument] for argument in scores))
+    values = statistic(*map(resampled, scores))
     return np.asarray(np.percentile(values, [2.5, 97.5], axis=0))
 
 

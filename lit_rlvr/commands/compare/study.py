@@ -160,12 +160,14 @@ def _suites(given: Any, path: Path) -> dict[str, list[str | dict[str, Any]]]:
         tables = given
     else:
         tables = {"suites": given}
+    resolved = {}
     for name, suites in tables.items():
         if not isinstance(suites, list) or not all(isinstance(suite, str | dict) for suite in suites):
             raise UserError(
                 f"STUDY: {path}: suites.{name}: give a list of suites, or one per table: {{math: [math500]}}"
             )
-    return {str(name): [_resolve_suite(suite, path) for suite in suites] for name, suites in tables.items()}
+        resolved[str(name)] = [_resolve_suite(suite, path) for suite in suites]
+    return resolved
 
 
 def _resolve_suite(suite: str | dict[str, Any], path: Path) -> str | dict[str, Any]:

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from statistics import fmean, mean, stdev, variance
 from typing import Any
@@ -84,8 +84,11 @@ def read_cell(cell: Cell, root: Path) -> FinishedRun:
 def smoothed(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """Return running means over a twelfth of the points; curves of fewer than 24 points stay unchanged."""
     half = len(curve) // 24
-    windows = [curve[max(0, i - half) : i + half + 1] for i in range(len(curve))]
-    return [(x, fmean(value for _, value in window)) for (x, _), window in zip(curve, windows, strict=True)]
+    means = []
+    for i, (x, _) in enumerate(curve):
+        window = curve[max(0, i - half) : i + half + 1]
+        means.append((x, fmean(value for _, value in window)))
+    return means
 
 
 def study_results(
@@ -102,7 +105,9 @@ def study_results(
         runs: its finished runs.
         starts: task -> suite -> results of the model that training starts from.
     """
-    tasks = {task: _task(study, [run for run in runs if run.cell.task == task]) for task in study.tasks}
+    tasks = {}
+    for task in study.tasks:
+        tasks[task] = _task(study, [run for run in runs if run.cell.task == task])
     if len(study.tasks) > 1:
         overall = _overall(study, runs)
     else:
@@ -126,30 +131,29 @@ def _overall(study: Study, runs: Sequence[FinishedRun]) -> dict[str, Any]:
 
     The improvement is over the baseline.
     """
-    by_cell = {
-        name: [
-            _values([run for run in runs if (run.cell.task, run.cell.name) == (task, name)], study.metric)
-            for task in study.tasks
-        ]
-        for name in study.names
-    }
-    return {
-        name: {"iqm": with_interval(interquartile_mean, tasks)}
-        | (
-            {}
-            if name == study.baseline
-            else {"improvement": with_interval(probability_of_improvement, tasks, by_cell[study.baseline])}
-        )
-        for name, tasks in by_cell.items()
-    }
+    by_cell: dict[str, list[dict[int, float]]] = {}
+    for name in study.names:
+        runs_of_cell = [run for run in runs if run.cell.name == name]
+        by_cell[name] = []
+        for task in study.tasks:
+            by_cell[name].append(_values([run for run in runs_of_cell if run.cell.task == task], study.metric))
+    overall = {}
+    for name, tasks in by_cell.items():
+        overall[name] = {"iqm": with_interval(interquartile_mean, tasks)}
+        if name != study.baseline:
+            baseline = by_cell[study.baseline]
+            overall[name]["improvement"] = with_interval(probability_of_improvement, tasks, baseline)
+    return overall
 
 
 def _task(study: Study, runs: list[FinishedRun]) -> dict[str, Any]:
-    by_name = {name: [run for run in runs if run.cell.name == name] for name in study.names}
-    cells = {name: _cell_results(study, runs_of_cell) for name, runs_of_cell in by_name.items()}
-    for name, versus in against_baseline(
-        {name: _values(by_name[name], study.metric) for name in cells}, study.baseline
-    ).items():
+    cells = {}
+    values = {}
+    for name in study.names:
+        runs_of_cell = [run for run in runs if run.cell.name == name]
+        cells[name] = _cell_results(study, runs_of_cell)
+        values[name] = _values(runs_of_cell, study.metric)
+    for name, versus in against_baseline(values, study.baseline).items():
         cells[name]["versus_baseline"] = versus
     before = [run.rows[0] for run in runs if 0 in run.rows]
     return {
@@ -161,19 +165,20 @@ def _task(study: Study, runs: list[FinishedRun]) -> dict[str, Any]:
 
 def _cell_results(study: Study, runs: Sequence[FinishedRun]) -> dict[str, Any]:
     values = _values(runs, study.metric)
+    used = {"steps": spread([float(max(run.rows)) for run in runs])}
+    for unit in USED:
+        used[unit] = spread([run.last[f"used/{unit}"] for run in runs])
+    losses = [run.history("train/loss") for run in runs]
     return {
         "values": {str(seed): value for seed, value in values.items()},
         **(spread(list(values.values())) or {"mean": None, "std": None, "n": 0}),
         "iqm": with_interval(interquartile_mean, [values]),
         "pass_at_k": pass_at_k_spreads([run.last for run in runs]),
-        "used": {
-            "steps": spread([float(max(run.rows)) for run in runs]),
-            **{unit: spread([run.last[f"used/{unit}"] for run in runs]) for unit in USED},
-        },
+        "used": used,
         "seconds_per_step": _over_seeds([run.summary["seconds_per_step"] for run in runs]),
         "peak_memory_mb": spread([float(run.summary["peak_memory_mb"]) for run in runs]),
         "collapsed": sum(run.is_collapsed for run in runs),
-        "loss_variance": spread([variance(losses) for run in runs if len(losses := run.history("train/loss")) > 1]),
+        "loss_variance": spread([variance(history) for history in losses if len(history) > 1]),
         "last": _over_seeds([run.last for run in runs]),
         "suites": _tables(study, [run.suites for run in runs if run.suites]),
         "by_seed": {str(run.cell.seed): _one_run(run) for run in runs},
@@ -184,17 +189,18 @@ def _one_run(run: FinishedRun) -> dict[str, Any]:
     """Return one run's numbers for users' own analyses: its last validation, and its metrics by quarter."""
     quarters_by_metric = {name: quarters(run.history(name)) for name in QUARTER_METRICS}
     losses = run.history("train/loss")
+    accuracies = [row[ACCURACY] for row in run.rows.values() if ACCURACY in row]
+    suites = {}
+    for suite, results in run.suites.items():
+        suites[suite] = {name: finite(value) for name, value in _flat_numbers(results).items()}
     return {
         "last": {name: finite(value) for name, value in run.last.items() if name.startswith("val/")},
         "quarters": {name: values for name, values in quarters_by_metric.items() if values},
         "loss_variance": finite(variance(losses)) if len(losses) > 1 else None,
-        "best": finite(max((row[ACCURACY] for row in run.rows.values() if ACCURACY in row), default=math.nan)),
+        "best": finite(max(accuracies, default=math.nan)),
         "collapsed": run.is_collapsed,
         "train_seconds": run.summary.get("train_seconds"),
-        "suites": {
-            suite: {name: finite(value) for name, value in _flat_numbers(results).items()}
-            for suite, results in run.suites.items()
-        },
+        "suites": suites,
     }
 
 
@@ -226,21 +232,16 @@ def _tables(study: Study, suites_by_seed: Sequence[Mapping[str, Mapping[str, Any
     names = iter(suites_by_seed[0] if suites_by_seed else ())
     for table, suites_of_table in study.suites.items():
         group = list(islice(names, len(suites_of_table)))
-        parts = [{name: suites[name] for name in group} for suites in suites_by_seed]
-        values = [{name: _flat_numbers(results) for name, results in part.items()} for part in parts]
-        tables[table] = {
-            "suites": {
-                name: _over_seeds([part[name] for part in values])
-                | {"categories": _over_seeds([part[name]["categories"] for part in parts], _over_seeds)}
-                for name in group
-            },
-            "average": _over_seeds(
-                [
-                    averages(part.values(), dict.fromkeys(name for results in part.values() for name in results))
-                    for part in values
-                ]
-            ),
-        }
+        of_suites = {}
+        for name in group:
+            results = [suites[name] for suites in suites_by_seed]
+            of_suites[name] = _over_seeds([_flat_numbers(of_seed) for of_seed in results])
+            of_suites[name]["categories"] = _over_seeds([of_seed["categories"] for of_seed in results], _over_seeds)
+        averages_by_seed = []
+        for suites in suites_by_seed:
+            numbers = [_flat_numbers(suites[name]) for name in group]
+            averages_by_seed.append(averages(numbers, dict.fromkeys(chain(*numbers))))
+        tables[table] = {"suites": of_suites, "average": _over_seeds(averages_by_seed)}
     return tables
 
 
@@ -287,8 +288,10 @@ def with_interval(statistic: Callable[..., Any], *scores: Sequence[Mapping[int, 
         statistic: a function of `significance.py`.
         scores: its arguments: seed -> value for each task.
     """
-    runs = [[list(task.values()) for task in tasks] for tasks in scores]
-    if not all(task for tasks in runs for task in tasks):
+    runs = []
+    for tasks in scores:
+        runs.append([list(task.values()) for task in tasks])
+    if not all(map(all, scores)):
         return None
     interval = stratified_band(statistic, *runs)
     return {"value": float(statistic(*runs)), "ci95": None if interval is None else interval.tolist()}
@@ -309,12 +312,15 @@ def pass_at_k_spreads(rows: Sequence[MetricRow]) -> dict[str, dict[str, Any]]:
             match = re.fullmatch(r"val/(.+)/pass@(\d+)", name)
             if match:
                 by_set.setdefault(match[1], {}).setdefault(int(match[2]), []).append(value)
-    return {
-        name: {str(k): spread(values) for k, values in sorted(by_k.items())} for name, by_k in sorted(by_set.items())
-    }
+    spreads = {}
+    for name, by_k in sorted(by_set.items()):
+        spreads[name] = {str(k): spread(values) for k, values in sorted(by_k.items())}
+    return spreads
 
 
 def _over_seeds(rows: Sequence[Mapping[str, Any]], summary: Callable[[list[Any]], Any] = spread) -> dict[str, Any]:
     """Return name -> the summary of its values in some rows."""
-    names = sorted({name for row in rows for name in row})
-    return {name: summary([row[name] for row in rows if name in row]) for name in names}
+    summaries = {}
+    for name in sorted(set(chain(*rows))):
+        summaries[name] = summary([row[name] for row in rows if name in row])
+    return summaries

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ def _table(title: str, columns: Sequence[str], rows: Mapping[str, Mapping[str, S
         columns: names of the columns.
         rows: name -> column -> spread.
     """
-    cells = zip(*([percent(row.get(column)) for column in columns] for row in rows.values()), strict=True)
-    return f"### {title}\n\n" + markdown_table(["", *columns], [*zip(rows, *map(_best_in_bold, cells), strict=True)])
+    by_column = []
+    for column in columns:
+        by_column.append(_best_in_bold([percent(row.get(column)) for row in rows.values()]))
+    return f"### {title}\n\n" + markdown_table(["", *columns], [*zip(rows, *by_column, strict=True)])
 
 
 def _best_in_bold(cells: Sequence[str]) -> list[str]:
@@ -52,7 +55,9 @@ def suite_tables(study_suites: Mapping[str, Any], task: Mapping[str, Any]) -> It
         if not rows:
             continue
         suites = list(next(iter(rows.values()))["suites"])
-        keys = {suite: {key for row in rows.values() for key in row["suites"].get(suite, {})} for suite in suites}
+        keys = {}
+        for suite in suites:
+            keys[suite] = set(chain(*(row["suites"].get(suite, {}) for row in rows.values())))
         columns = {suite: "pass@1" if "pass@1" in keys[suite] else "greedy" for suite in suites}
         yield _across(f"{group}: {'pass@1' if 'pass@1' in columns.values() else 'greedy'}", suites, columns, rows)
         largest = max((k for suite in suites for k in sampled_ks(keys[suite])), default=1)
@@ -77,11 +82,11 @@ def suite_tables(study_suites: Mapping[str, Any], task: Mapping[str, Any]) -> It
 def _across(title: str, suites: Sequence[str], keys: Mapping[str, str], rows: Mapping[str, Any]) -> str:
     """Return a table with suites as columns, and their average."""
     same = set(keys.values())
-    cells = {
-        name: {suite: row["suites"].get(suite, {}).get(keys[suite]) for suite in suites}
-        | {"Avg.": row["average"].get(next(iter(same))) if len(same) == 1 else None}
-        for name, row in rows.items()
-    }
+    cells = {}
+    for name, row in rows.items():
+        cells[name] = {suite: row["suites"].get(suite, {}).get(keys[suite]) for suite in suites}
+        if len(same) == 1:
+            cells[name]["Avg."] = row["average"].get(next(iter(same)))
     return _table(title, [*suites, "Avg."], cells)
 
 
@@ -89,7 +94,9 @@ def _by_category(suite: str, key: str, rows: Mapping[str, Any]) -> Iterator[str]
     by_cell = {name: row["suites"].get(suite, {}).get("categories", {}) for name, row in rows.items()}
     categories = list(dict.fromkeys(category for row in by_cell.values() for category in row))
     if categories:
-        cells = {name: {c: values.get(key) for c, values in row.items()} for name, row in by_cell.items()}
+        cells = {}
+        for name, row in by_cell.items():
+            cells[name] = {category: values.get(key) for category, values in row.items()}
         yield _table(f"{suite}: {key} by category", categories, cells)
 
 
@@ -199,15 +206,14 @@ def _tested(study: Study, task: Mapping[str, Any]) -> str:
 
 def _used(task: Mapping[str, Any]) -> str:
     units = ("steps", "samples", "tokens")
-    rows = [
-        [
-            name,
-            *(plus_minus(cell["used"][unit], 0) for unit in units),
-            plus_minus(cell["seconds_per_step"].get("step"), 2),
-            plus_minus(cell["peak_memory_mb"], 0),
-            f"{cell['collapsed']} of {cell['n']}",
-            "-" if cell["loss_variance"] is None else f"{cell['loss_variance']['mean']:.2g}",
-        ]
-        for name, cell in task["cells"].items()
-    ]
+    rows = []
+    for name, cell in task["cells"].items():
+        used = [plus_minus(cell["used"][unit], 0) for unit in units]
+        seconds = plus_minus(cell["seconds_per_step"].get("step"), 2)
+        if cell["loss_variance"] is None:
+            variance = "-"
+        else:
+            variance = f"{cell['loss_variance']['mean']:.2g}"
+        collapsed = f"{cell['collapsed']} of {cell['n']}"
+        rows.append([name, *used, seconds, plus_minus(cell["peak_memory_mb"], 0), collapsed, variance])
     return markdown_table(["used", *units, "seconds per rollout", "peak MiB", "collapsed", "loss variance"], rows)

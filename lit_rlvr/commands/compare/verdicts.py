@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from math import isnan
 from statistics import mean, stdev
 
@@ -109,18 +110,21 @@ def paired_differences(
     Returns:
         None for a claim without pairs, which counts in the correction all the same.
     """
-    differences = [[higher - lower for higher, lower in values] for values in pairs]
-    assert not any(isnan(difference) for values in differences for difference in values), "NaN would give p = 0"
+    differences = []
+    for values in pairs:
+        differences.append([higher - lower for higher, lower in values])
+    assert not any(map(isnan, chain(*differences))), "NaN would give p = 0"
     raw = [sign_flip_test(values) for values in differences]
     adjusted = holm([1.0 if p is None else p for p in raw])
     sized = {k: size for k, size in enumerate(printed) if size is not None and len(differences[k]) > 1}
     below = dict(zip(sized, holm([smaller_test(differences[k], size) for k, size in sized.items()]), strict=True))
-    return [
-        None
-        if p is None
-        else PairedDifference(
-            mean(higher for higher, _ in values), mean(lower for _, lower in values), differences[k], p, adjusted[k],
-            below.get(k), least_pairs(len(pairs)),
-        )
-        for k, (values, p) in enumerate(zip(pairs, raw, strict=True))
-    ]  # fmt: skip
+    tested: list[PairedDifference | None] = []
+    for k, (values, p) in enumerate(zip(pairs, raw, strict=True)):
+        if p is None:
+            tested.append(None)
+            continue
+        more = mean(higher for higher, _ in values)
+        less = mean(lower for _, lower in values)
+        least = least_pairs(len(pairs))
+        tested.append(PairedDifference(more, less, differences[k], p, adjusted[k], below.get(k), least))
+    return tested

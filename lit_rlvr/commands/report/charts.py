@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from statistics import fmean
 from typing import Any
 
@@ -195,13 +196,18 @@ def more_panels(groups: Sequence[RunGroup]) -> list[Panel]:
 
 
 def _drawn(groups: Sequence[RunGroup], wanted: ChartMetrics) -> list[Panel]:
-    drawn = ((title, [curve(group.runs, metrics) for group in groups]) for title, metrics in wanted)
-    return [(title, curves) for title, curves in drawn if any(curves)]
+    panels = []
+    for title, metrics in wanted:
+        curves = [curve(group.runs, metrics) for group in groups]
+        if any(curves):
+            panels.append((title, curves))
+    return panels
 
 
 def _validation_metrics(groups: Sequence[RunGroup]) -> list[str]:
     """Return `val/<set>/pass@k` for k above 1, and `val/<set>/accuracy` if there are several sets."""
-    names = [name for name in metric_names(run for group in groups for run in group.runs) if name.startswith("val/")]
+    runs = chain(*(group.runs for group in groups))
+    names = [name for name in metric_names(runs) if name.startswith("val/")]
     accuracies = [name for name in names if name.endswith("/accuracy") and name.count("/") == 2]
     passes = [name for name in names if "/pass@" in name and not name.endswith("/pass@1")]
     return (accuracies if len(accuracies) > 1 else []) + passes

@@ -39,18 +39,19 @@ def close_up(group: RunGroup) -> dict[str, Any]:
     if not pairs:
         return dict(seed="", outcomes={}, prompts=[], thumbnails={}, samples=[], saved=0, tokens=[])
     run, index = next((pair for pair in pairs if pair[1].rows), pairs[0])
-    groups = [(visit, index.read_group(visit)) for visit in samples(index)]
+    shown = []
+    for visit in samples(index):
+        rows = index.read_group(visit)
+        if rows:
+            numbers = extremes([row["reward"] for row in rows])
+            shown.append((visit, [rows[g] for g in numbers], image_uris(run.path, rows[0])))
     prompts = list_prompts(index)[:MOST_PROMPTS]
     return dict(
         seed=run.seed,
         outcomes=count_outcomes(index),
         prompts=prompts,
         thumbnails=small_uris(run.path, prompts),
-        samples=[
-            (visit, [rows[g] for g in extremes([row["reward"] for row in rows])], image_uris(run.path, rows[0]))
-            for visit, rows in groups
-            if rows
-        ],
+        samples=shown,
         saved=len(list_traces(run.path)),
         tokens=_tokens(run),
     )
@@ -89,11 +90,14 @@ def shorten(text: str) -> str:
 def _tokens(run: RunRecord) -> list[tuple[int, str, dict[str, Any]]]:
     """Return a group with a gradient from the first saved rollout that has one, and from the last."""
     files = sorted(list_traces(run.path).items())
-    ends = [first_with_gradient(_readable(run, order)) for order in (files, files[::-1])]
-    return [
-        (step, algorithm, view(group, extremes([c["reward"] for c in group["completions"]]), MOST_TOKENS))
-        for step, algorithm, group in {end[0]: end for end in ends if end is not None}.values()
-    ]
+    by_step = {}
+    for order in (files, files[::-1]):
+        end = first_with_gradient(_readable(run, order))
+        if end is not None:
+            step, algorithm, group = end
+            numbers = extremes([completion["reward"] for completion in group["completions"]])
+            by_step[step] = (step, algorithm, view(group, numbers, MOST_TOKENS))
+    return list(by_step.values())
 
 
 def _readable(run: RunRecord, files: list[tuple[int, Path]]) -> Iterator[SavedGroups]:

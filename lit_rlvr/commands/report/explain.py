@@ -108,9 +108,10 @@ def cells(completion: dict[str, Any]) -> list[str]:
     is_sampled = _sampled_mask(completion)
     ratio = [value for value, sampled in zip(completion.get("ratio", []), is_sampled, strict=False) if sampled]
     weight = completion.get("weight", [])
+    judgement = verdict_text(completion)
     return [
         _number(completion["reward"], ".3f"),
-        {"correct": "yes", "wrong": "no"}.get(judgement := verdict_text(completion), judgement),
+        {"correct": "yes", "wrong": "no"}.get(judgement, judgement),
         _number(completion["advantage"], "+.3f"),
         str(sum(is_sampled)),
         f"{sum(ratio) / len(ratio):.4f}" if ratio else "not run",
@@ -129,8 +130,11 @@ def _number(value: float | None, form: str) -> str:
 def criteria_rows(completions: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
     """Return the criteria of the completions' rubric, each with its score of every completion."""
     scores = [completion.get("criteria", {}) for completion in completions]
-    criteria = dict.fromkeys(criterion for given in scores for criterion in given)
-    return [(name, *(f"{given[name]:g}" if name in given else "" for given in scores)) for name in criteria]
+    rows = []
+    for name in dict.fromkeys(chain(*scores)):
+        texts = [f"{given[name]:g}" if name in given else "" for given in scores]
+        rows.append((name, *texts))
+    return rows
 
 
 def token_details(completion: dict[str, Any]) -> list[tuple[str, float, bool, str]]:
@@ -163,7 +167,8 @@ def view(group: dict[str, Any], indices: Sequence[int] | None = None, limit: int
     """
     completions = group["completions"]
     numbers = range(len(completions)) if indices is None else indices
-    largest = max([abs(weight) for completion in completions for weight in completion.get("weight", [])], default=0.0)
+    weights = chain(*(completion.get("weight", []) for completion in completions))
+    largest = max(map(abs, weights), default=0.0) or 1.0
     return {
         "id": group["id"],
         "prompt": group["prompt"],
@@ -171,19 +176,21 @@ def view(group: dict[str, Any], indices: Sequence[int] | None = None, limit: int
         "columns": COMPLETION_COLUMNS,
         "criteria": criteria_rows([completions[g] for g in numbers]),
         "observed": any("sampled" in completion for completion in completions),
-        "completions": [
-            {
-                "number": g,
-                "cells": cells(completions[g]),
-                "thought": 0
-                if "sampled" in completions[g]
-                else _thought_tokens(group["prompt"], completions[g]["tokens"]),
-                "tokens": [_token_view(*token, largest or 1.0) for token in token_details(completions[g])[:limit]],
-                "more": len(completions[g]["tokens"][limit:]) if limit is not None else 0,
-            }
-            for g in numbers
-        ],
+        "completions": [_completion_view(group["prompt"], g, completions[g], largest, limit) for g in numbers],
     }
+
+
+def _completion_view(
+    prompt: str, number: int, completion: dict[str, Any], largest: float, limit: int | None
+) -> dict[str, Any]:
+    thoughts = 0
+    if "sampled" not in completion:
+        thoughts = _thought_tokens(prompt, completion["tokens"])
+    more = 0
+    if limit is not None:
+        more = len(completion["tokens"][limit:])
+    tokens = [_token_view(*token, largest) for token in token_details(completion)[:limit]]
+    return {"number": number, "cells": cells(completion), "thought": thoughts, "tokens": tokens, "more": more}
 
 
 def _thought_tokens(prompt: str, tokens: Sequence[str]) -> int:

@@ -115,7 +115,8 @@ def _name(runs: list[RunRecord]) -> str:
 
 def _title(groups: list[RunGroup]) -> str:
     """Return a title that names the algorithms and the data, or the groups if no run names these."""
-    models, data = ([group.settings[name] for group in groups if name in group.settings] for name in ("model", "data"))
+    models = [group.settings["model"] for group in groups if "model" in group.settings]
+    data = [group.settings["data"] for group in groups if "data" in group.settings]
     if not models or not data:
         return _listed([group.name for group in groups], "groups of runs")
     return f"{_listed(models, 'algorithms')} on {_listed(data, 'data sets')}"

@@ -91,7 +91,10 @@ def contents(groups: Sequence[RunGroup], all_curves: bool = True) -> dict[str, A
     names = list(dict.fromkeys(group.name for group in groups))
     tasks = list(dict.fromkeys(group.task for group in groups))
     labels = [group.name if len(tasks) == 1 else f"{group.name} on {group.task}" for group in groups]
-    styles = [f"s{k % COLOURS}" + " dashed" * (k >= COLOURS) for k in (names.index(group.name) for group in groups)]
+    styles = []
+    for group in groups:
+        number = names.index(group.name)
+        styles.append(f"s{number % COLOURS}" + " dashed" * (number >= COLOURS))
     legends = [
         {"number": k, "name": group.name, "label": labels[k], "style": styles[k]} for k, group in enumerate(groups)
     ]

@@ -283,5 +283,9 @@ def list_prompts(index: CompletionsIndex, outcome: str = "", words: str = "") ->
 def samples(index: CompletionsIndex) -> list[Visit]:
     """Return groups from the beginning, the middle and the end of a run, preferably with a gradient."""
     visits = sorted((v for prompt in index.prompts.values() for v in prompt.visits), key=lambda visit: visit.start)
-    thirds = [visits[len(visits) * k // 3 : len(visits) * (k + 1) // 3] for k in range(3)]
-    return [next((visit for visit in third if visit.has_gradient), third[0]) for third in thirds if third]
+    chosen = []
+    for k in range(3):
+        third = visits[len(visits) * k // 3 : len(visits) * (k + 1) // 3]
+        if third:
+            chosen.append(next((visit for visit in third if visit.has_gradient), third[0]))
+    return chosen

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -61,17 +62,24 @@ def differences(groups: Sequence[RunSettings]) -> list[tuple[str, list[str]]]:
 
     Settings that every group has come first.
     """
-    names = dict.fromkeys(name for settings in groups for name in without_seed(settings))
-    rows = ((name, [settings.get(name, MISSING) for settings in groups]) for name in names)
-    return sorted((row for row in rows if len(set(row[1])) > 1), key=lambda row: MISSING in row[1])
+    rows = []
+    for name in dict.fromkeys(chain(*map(without_seed, groups))):
+        values = [settings.get(name, MISSING) for settings in groups]
+        if len(set(values)) > 1:
+            rows.append((name, values))
+    return sorted(rows, key=lambda row: MISSING in row[1])
 
 
 def main_settings(groups: Sequence[RunSettings]) -> list[tuple[str, str]]:
     """Return the main settings that all groups share."""
     listed = {name: re.sub(r"\[\d+\]$", "", name) for settings in groups for name in settings}  # without their number
     names = sorted((name for name in listed if listed[name] in MAIN), key=lambda name: MAIN.index(listed[name]))
-    shared = [(name, {settings.get(name, MISSING) for settings in groups}) for name in names]
-    return [(name, values.pop()) for name, values in shared if len(values) == 1]
+    shared = []
+    for name in names:
+        values = {settings.get(name, MISSING) for settings in groups}
+        if len(values) == 1:
+            shared.append((name, values.pop()))
+    return shared
 
 
 @dataclass
@@ -167,10 +175,8 @@ def read_run(path: Path) -> RunRecord:
         run.config = text
         run.settings = dict(flatten(yaml.safe_load(text)))
     with run.noting("metrics.csv"):
-        run.metrics = {
-            step: {name: value for name, value in row.items() if math.isfinite(value)}
-            for step, row in read_metrics(path / "metrics.csv").items()
-        }
+        for step, row in read_metrics(path / "metrics.csv").items():
+            run.metrics[step] = {name: value for name, value in row.items() if math.isfinite(value)}
     with run.noting("summary.json"):
         run.summary = json.loads((path / "summary.json").read_text(encoding="utf-8", errors="replace"))
     return run

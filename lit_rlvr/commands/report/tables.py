@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from statistics import fmean, stdev
 from typing import Any
 
@@ -28,7 +29,11 @@ def results_table(groups: Sequence[RunGroup]) -> tuple[list[str], list[dict[str,
 def _result(group: RunGroup, baseline: RunGroup | None) -> dict[str, Any]:
     before = _known(run.accuracies[0] for run in group.runs)
     after = _known(run.accuracies[1] for run in group.runs)
-    gains = [b - a for a, b in (run.accuracies for run in group.runs) if a is not None and b is not None]
+    gains = []
+    for run in group.runs:
+        start, end = run.accuracies
+        if start is not None and end is not None:
+            gains.append(end - start)
     reached = _summary_numbers(group.runs, "steps")
     done = sum(run.is_finished for run in group.runs)
     cells = [
@@ -60,21 +65,24 @@ RUN_COLUMNS = (
 
 def run_rows(groups: Iterable[RunGroup]) -> list[tuple[str, list[str]]]:
     """Return (folder, cells under `RUN_COLUMNS`) of every run."""
+    return [(str(run.path), _run_cells(run)) for group in groups for run in group.runs]
+
+
+def _run_cells(run: RunRecord) -> list[str]:
+    if run.is_finished:
+        state = "finished"
+    elif run.summary:
+        state = "stopped early"
+    else:
+        state = "unfinished"
     return [
-        (
-            str(run.path),
-            [
-                run.seed,
-                "finished" if run.is_finished else "stopped early" if run.summary else "unfinished",
-                *(mean_std(_known([accuracy])) for accuracy in run.accuracies),
-                mean_std(_summary_numbers([run], "steps") or [max(run.metrics, default=0)], ",.0f"),
-                mean_std(_summary_numbers([run], "train_seconds"), ",.0f"),
-                mean_std(_gibibytes([run]), ".2f"),
-                str(run.summary.get("weights_sha256", MISSING))[:12],
-            ],
-        )
-        for group in groups
-        for run in group.runs
+        run.seed,
+        state,
+        *(mean_std(_known([accuracy])) for accuracy in run.accuracies),
+        mean_std(_summary_numbers([run], "steps") or [max(run.metrics, default=0)], ",.0f"),
+        mean_std(_summary_numbers([run], "train_seconds"), ",.0f"),
+        mean_std(_gibibytes([run]), ".2f"),
+        str(run.summary.get("weights_sha256", MISSING))[:12],
     ]
 
 
@@ -84,11 +92,11 @@ def validation_rows(groups: Sequence[RunGroup]) -> list[tuple[str, list[str]]]:
     This is, for each set, its accuracy, pass@k, length, share of truncated completions, and the accuracy of each
     category.
     """
-    return [
-        (name.removeprefix("val/"), [_before_after(group.runs, name) for group in groups])
-        for name in metric_names(run for group in groups for run in group.runs)
-        if name.startswith("val/") and name.count("/") > 1
-    ]
+    rows = []
+    for name in metric_names(chain(*(group.runs for group in groups))):
+        if name.startswith("val/") and name.count("/") > 1:
+            rows.append((name.removeprefix("val/"), [_before_after(group.runs, name) for group in groups]))
+    return rows
 
 
 def mean_std(values: Sequence[float], form: str = ".3f") -> str:

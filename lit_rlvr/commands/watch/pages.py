@@ -73,7 +73,8 @@ def prompt(folders: FollowedFolders, query: Mapping[str, str]) -> str:
         visit = next((past for past in reversed(tracked.visits) if step in (None, str(past.step))), None)
     else:
         visit = None
-    if tracked is None or visit is None or not (rows := followed.completions.read_group(visit)):
+    rows = [] if visit is None else followed.completions.read_group(visit)
+    if tracked is None or visit is None or not rows:
         raise NotFound(f"prompt {name} was not sampled" + ("" if step is None else f" at step {step}"))
     visits = tracked.visits[-MOST_VISITS:]
     traces = list_traces(followed.path)

@@ -109,7 +109,8 @@ class CosineSimilarity(DiversityMeasure):
         if not groups:
             return []
         embeddings = self.embedder([text for group in groups for text in group])  # (N, D)
-        return [mean_cosine(part) for part in embeddings.split([len(group) for group in groups])]
+        parts = embeddings.split([len(group) for group in groups])
+        return [mean_cosine(part) for part in parts]
 
 
 def mean_cosine(embeddings: Tensor) -> float:

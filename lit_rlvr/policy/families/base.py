@@ -239,7 +239,10 @@ class VisionFamily(ABC):
         By default these are the inputs of each, joined along their first dimension.
         """
         images = [image for part in pixels for image in part.inputs]
-        return {name: to_device(torch.cat([image[name] for image in images]), device) for name in images[0]}
+        inputs = {}
+        for name in images[0]:
+            inputs[name] = to_device(torch.cat([image[name] for image in images]), device)
+        return inputs
 
     @abstractmethod
     def blank(self) -> Pixels:

@@ -55,12 +55,13 @@ class SquareProcessor(ImageProcessor):
         The tokenizer has tokens for several newlines, so those that meet are encoded together.
         """
         ids = super().expand(token_ids, placeholders)
-        parts = [(is_newline, [*run]) for is_newline, run in groupby(ids, key=self._newlines.__contains__)]
-        return [
-            token
-            for is_newline, run in parts
-            for token in (self._encode("\n" * sum(self._newlines[t] for t in run)) if is_newline else run)
-        ]
+        expanded: list[int] = []
+        for is_newline, run in groupby(ids, key=self._newlines.__contains__):
+            if is_newline:
+                expanded += self._encode("\n" * sum(self._newlines[token] for token in run))
+            else:
+                expanded += run
+        return expanded
 
     def _encode(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from itertools import chain, islice
 from typing import Any
 
 from lit_rlvr.common.columns import as_object, is_missing, lookup
@@ -99,13 +100,14 @@ class RubricJudge(Judge):
 
     def check(self, pairs: Sequence[Pair]) -> list[RewardResult]:
         questions_of_pairs = [self.questions(pair) if self.text_of(pair) else [] for pair in pairs]
-        replies = iter(self.ask([question for questions in questions_of_pairs for question in questions]))
-        return [
-            self.result(self.rubric_of(pair[1]), [next(replies) for _ in questions])
-            if questions
-            else RewardResult(0.0, False, "parse_fail", "there is no answer behind the thoughts")
-            for pair, questions in zip(pairs, questions_of_pairs, strict=True)
-        ]
+        replies = iter(self.ask([*chain(*questions_of_pairs)]))
+        results = []
+        for pair, questions in zip(pairs, questions_of_pairs, strict=True):
+            if questions:
+                results.append(self.result(self.rubric_of(pair[1]), [*islice(replies, len(questions))]))
+            else:
+                results.append(RewardResult(0.0, False, "parse_fail", "there is no answer behind the thoughts"))
+        return results
 
     def questions(self, pair: Pair) -> list[Question]:
         """Return the questions about a completion: one for all criteria, or one for each."""
@@ -124,13 +126,13 @@ class RubricJudge(Judge):
             parts = [{name: criterion} for name, criterion in named.items()]
         else:
             parts = [named]
-        return [
-            ask_about(
-                "\n".join([self.task, *(f"{name}: {criterion}" for name, criterion in part.items())]),
-                material, dict.fromkeys(part, tuple(range(self.highest + 1))), self.has_reason,
-            )
-            for part in parts
-        ]  # fmt: skip
+        scores = tuple(range(self.highest + 1))
+        questions = []
+        for part in parts:
+            listed = [f"{name}: {criterion}" for name, criterion in part.items()]
+            task = "\n".join([self.task, *listed])
+            questions.append(ask_about(task, material, dict.fromkeys(part, scores), self.has_reason))
+        return questions
 
     def result(self, rubric: Rubric, replies: Sequence[Reply]) -> RewardResult:
         """Return the result for the replies to the questions about a completion."""

@@ -26,7 +26,10 @@ class Samples:
     def of(records: Sequence[Mapping[str, Any]]) -> Samples:
         """Build the table from records of completions.jsonl; lists, such as the messages of a chat, become JSON."""
         columns = list(dict.fromkeys(name for record in records for name in record))
-        return Samples(columns, [[_plain(record.get(name)) for name in columns] for record in records])
+        rows = []
+        for record in records:
+            rows.append([_plain(record.get(name)) for name in columns])
+        return Samples(columns, rows)
 
 
 def _plain(value: Any) -> Any:

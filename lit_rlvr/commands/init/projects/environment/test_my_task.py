@@ -40,5 +40,6 @@ def test_every_solution_is_rewarded() -> None:
 
 
 def test_no_drawer_is_in_both_sets() -> None:
-    train, held_out = ({sample.prompt for sample in Drawers().rows(split)} for split in ("train", "validation"))
+    train = {sample.prompt for sample in Drawers().rows("train")}
+    held_out = {sample.prompt for sample in Drawers().rows("validation")}
     assert held_out and not train & held_out

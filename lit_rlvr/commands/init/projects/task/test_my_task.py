@@ -27,6 +27,7 @@ def test_every_solution_is_rewarded() -> None:
 
 
 def test_no_question_is_in_both_sets() -> None:
-    train, held_out = ({sample.prompt for sample in Backwards().rows(split)} for split in ("train", "validation"))
+    train = {sample.prompt for sample in Backwards().rows("train")}
+    held_out = {sample.prompt for sample in Backwards().rows("validation")}
     assert len(train) > 1000 and len(held_out) == 128
     assert not train & held_out
