@@ -10,7 +10,6 @@ from typing import Any
 
 from lit_rlvr.datamodules.reading.between_turns import BetweenTurns
 from lit_rlvr.datamodules.reading.chat import Chat, break_up, find_tokens
-from lit_rlvr.speech.thoughts import read_text
 
 Message = dict[str, Any]
 
@@ -56,10 +55,6 @@ class Conversations:
             last: the last token of the turn.
         """
         return self._between.message_tokens(with_tool_names(messages)[-added:], last)
-
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """Return the text of tokens without special ones."""
-        return read_text(self._tokenizer, token_ids)
 
 
 def with_tool_names(messages: Sequence[Message]) -> list[Message]:

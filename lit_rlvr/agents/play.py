@@ -99,44 +99,16 @@ class AgentEpisodes:
             generate: the engine's, which several ranks call together.
             is_training: requests that sample otherwise are refused.
         """
-        for prompt in prompts:
-            if prompt.sample.images:
-                raise UserError(
-                    f"{prompt.sample.source or prompt.sample.id}: agents get no images, and this row has some"
-                )
-        if data.chat.prefill:
-            raise UserError(
-                "data.chat.prefill: the answers of an agent's model begin as they are sampled; leave it out"
-            )
-        if data.name not in self._conversations:
-            self._conversations[data.name] = Conversations(data.chat, data.tokenizer, self._eos_token_ids)
-        conversations = self._conversations[data.name]
-        limits = Limits(sampling, data.reading.max_prompt_tokens, self._context)
-        sessions = [
-            [Session(secrets.token_urlsafe(24), prompt.sample, seed, limits, conversations) for seed in row]
-            for prompt, row in zip(prompts, seeds, strict=True)
-        ]
-        rules = SamplingRules(sampling if is_training else None, frozenset(self._agent.ignore), self._takes_stop)
+        sessions = self._open_sessions(prompts, sampling, seeds, data)
         every = [session for group in sessions for session in group]
+        rules = SamplingRules(sampling if is_training else None, frozenset(self._agent.ignore), self._takes_stop)
         self._endpoint.open(every, rules)
         groups = _Groups(prompts, sessions, done)
         stopped: list[bool] = []
-        started = time.perf_counter()
-        generating = 0.0
         running = [self._threads.submit(self._play_one, session, lambda: bool(stopped)) for session in every]
         try:
-            while True:
-                until = time.monotonic() + POLL_SECONDS
-                jobs = self._endpoint.take(lambda jobs: self._seconds_to_wait(jobs, every, until))  # noqa: B023
-                is_over = not jobs and all(session.is_finished for session in every)
-                if world_size() > 1:
-                    is_over = all(gather_objects(is_over))
-                if is_over:
-                    break
-                before = time.perf_counter()
-                if jobs or world_size() > 1:
-                    self._sample(jobs, every, sampling, generate)
-                generating += time.perf_counter() - before
+            while (jobs := self._take_jobs(every)) is not None:
+                self._sample(jobs, every, sampling, generate)
                 groups.report()
         finally:
             stopped.append(True)
@@ -146,9 +118,47 @@ class AgentEpisodes:
         for future in running:
             future.result()
         groups.report()
-        self.seconds += time.perf_counter() - started - generating
         self._count(every)
         return groups.prompts, groups.completions
+
+    def _open_sessions(
+        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]], data: PromptDataModule
+    ) -> list[list[Session]]:
+        """Return a session for each seed.
+
+        Raises:
+            UserError: rows have images, or answers begin with a prefill.
+        """
+        for prompt in prompts:
+            if prompt.sample.images:
+                source = prompt.sample.source or prompt.sample.id
+                raise UserError(f"{source}: agents get no images, and this row has some")
+        if data.chat.prefill:
+            raise UserError("data.chat.prefill: answers to an agent begin as they are sampled; leave it out")
+        if data.name not in self._conversations:
+            self._conversations[data.name] = Conversations(data.chat, data.tokenizer, self._eos_token_ids)
+        conversations = self._conversations[data.name]
+        limits = Limits(sampling, data.reading.max_prompt_tokens, self._context)
+        return [
+            [Session(secrets.token_urlsafe(24), prompt.sample, seed, limits, conversations) for seed in row]
+            for prompt, row in zip(prompts, seeds, strict=True)
+        ]
+
+    def _take_jobs(self, sessions: list[Session]) -> list[Job] | None:
+        """Wait for requests; return their messages to sample, perhaps none, or None if all episodes are over.
+
+        Collective: call it on every rank.
+        """
+        started = time.perf_counter()
+        until = time.monotonic() + POLL_SECONDS
+        jobs = self._endpoint.take(lambda jobs: self._seconds_to_wait(jobs, sessions, until))
+        is_over = not jobs and all(session.is_finished for session in sessions)
+        if world_size() > 1:
+            is_over = all(gather_objects(is_over))
+        self.seconds += time.perf_counter() - started
+        if is_over:
+            return None
+        return jobs
 
     def _play_one(self, session: Session, is_stopped: Callable[[], bool]) -> None:
         """Play one episode, in a thread."""
@@ -196,6 +206,8 @@ class AgentEpisodes:
 
     def _sample(self, jobs: list[Job], sessions: list[Session], sampling: Sampling, generate: Generate) -> None:
         """Sample the completions of some jobs together, those with the same stop texts in one call of the engine."""
+        if not jobs and world_size() == 1:
+            return
         order = {id(session): number for number, session in enumerate(sessions)}
         jobs.sort(key=lambda job: order[id(job.session)])  # so that it does not depend on who was faster
         stops = list(dict.fromkeys(job.message.request.stop for job in jobs))

@@ -39,6 +39,15 @@ class Reply:
     tokens: int
 
     @property
+    def finish_reason(self) -> str:
+        """Why it ended, as OpenAI says it."""
+        if self.is_cut:
+            return "length"
+        if self.calls:
+            return "tool_calls"
+        return "stop"
+
+    @property
     def message(self) -> Body:
         """The message as chat templates take it."""
         message: Body = {"role": "assistant", "content": self.content}
@@ -99,7 +108,7 @@ def _arguments(call: Call, schemas: dict[str, Body]) -> Body | None:
 def openai_body(replies: Sequence[Reply], request: ChatRequest) -> Body:
     """Return the answer to a request for chat completions."""
     choices = [
-        {"index": index, "message": _openai_message(reply), "finish_reason": _openai_reason(reply), "logprobs": None}
+        {"index": index, "message": _openai_message(reply), "finish_reason": reply.finish_reason, "logprobs": None}
         for index, reply in enumerate(replies)
     ]
     head = _openai_head(replies[0], request, "chat.completion")
@@ -113,7 +122,7 @@ def openai_events(replies: Sequence[Reply], request: ChatRequest) -> Iterator[st
         delta = _openai_message(reply)
         for number, call in enumerate(delta.get("tool_calls", ())):
             call["index"] = number
-        choice = {"index": index, "delta": delta, "finish_reason": _openai_reason(reply)}
+        choice = {"index": index, "delta": delta, "finish_reason": reply.finish_reason}
         yield _event(head | {"choices": [choice]})
     if request.with_usage:
         yield _event(head | {"choices": [], "usage": _openai_usage(replies)})
@@ -163,14 +172,6 @@ def _openai_message(reply: Reply) -> Body:
     return message
 
 
-def _openai_reason(reply: Reply) -> str:
-    if reply.is_cut:
-        return "length"
-    if reply.calls:
-        return "tool_calls"
-    return "stop"
-
-
 def _openai_usage(replies: Sequence[Reply]) -> Body:
     prompt = replies[0].prompt_tokens
     tokens = sum(reply.tokens for reply in replies)
@@ -183,14 +184,9 @@ def _anthropic_head(reply: Reply, request: ChatRequest) -> Body:
 
 
 def _anthropic_end(reply: Reply) -> Body:
-    if reply.is_cut:
-        reason = "max_tokens"
-    elif reply.calls:
-        reason = "tool_use"
-    elif reply.stop:
+    reason = {"length": "max_tokens", "tool_calls": "tool_use", "stop": "end_turn"}[reply.finish_reason]
+    if reply.stop and reason == "end_turn":
         reason = "stop_sequence"
-    else:
-        reason = "end_turn"
     return {"stop_reason": reason, "stop_sequence": reply.stop or None}
 
 

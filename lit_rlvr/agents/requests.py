@@ -105,11 +105,9 @@ class SamplingRules:
             if name not in allowed:
                 raise RequestError(f"{name}: this parameter is not supported; leave it out")
             if value not in allowed[name]:
-                values = " or ".join(json.dumps(other) for other in allowed[name])
-                more = f", or give {values}" if values else ""
                 raise RequestError(
                     f"{name}: {json.dumps(value)[:80]} is not how the run samples, and training cannot score it; leave "
-                    f"it out{more} (rollout.environment: ignore: [{name}] ignores it)"
+                    f"it out (rollout.environment: ignore: [{name}] ignores it)"
                 )
         has_stop = body.get("stop") or body.get("stop_sequences")
         if has_stop and not self.takes_stop:

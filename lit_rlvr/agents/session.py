@@ -70,9 +70,10 @@ class SampledMessage:
     @property
     def ancestors(self) -> list[SampledMessage]:
         """The sampled messages of its path, from the first to itself."""
-        if self.parent is None:
-            return [self]
-        return [*self.parent.ancestors, self]
+        path = [self]
+        while path[0].parent is not None:
+            path.insert(0, path[0].parent)
+        return path
 
 
 @dataclass(frozen=True)

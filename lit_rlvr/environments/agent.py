@@ -55,6 +55,7 @@ class Agent(Environment):
     ) -> None:  # fmt: skip
         check_within("(0, inf)", "Agent", timeout=timeout)
         check_within("[0, inf)", "Agent", batch_seconds=batch_seconds, workers=workers)
+        check_within("[0, 65535]", "Agent", port=port)
         check_within("[1, inf)", "Agent", parallel=parallel, cpu_seconds=cpu_seconds, memory_mb=memory_mb)
         super().__init__(Isolation(cpu_seconds=cpu_seconds, wall_seconds=timeout, memory_mb=memory_mb))
         if isinstance(command, str):
@@ -69,8 +70,6 @@ class Agent(Environment):
         for name in RESERVED_VARIABLES:
             if name in self.env:
                 raise UserError(f"Agent.env: the run sets {name} itself; leave it out")
-        if not 0 <= port < 65536:
-            raise UserError(f"Agent.port: {port} is no port; use 0 for any free one")
         self.workers = workers
         self.parallel = workers or parallel
         self.reports_reward = reports_reward
