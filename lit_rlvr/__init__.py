@@ -39,7 +39,7 @@ _MODULES = {
     "engines.synced": "Safeguards",
     "engines.transfer": "FileTransfer NCCLTransfer WeightTransfer",
     "environments": (
-        "Calculator Crop Environment EnvironmentReward Observation Python SQLShell SingleTurn Tools WrappedTools"
+        "Agent Calculator Crop Environment EnvironmentReward Observation Python SQLShell SingleTurn Tools WrappedTools"
     ),
     "objectives": "LossInputs",
     "options": "AutoLR Compute Importance KL Lora Loss Optim Teacher TeacherPrompt",

@@ -11,7 +11,8 @@ from abc import ABCMeta
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 from lit_rlvr.errors import UserError, checks_arguments, refuse_all
 from lit_rlvr.speech.calls import as_dicts, find_calls
@@ -311,6 +312,8 @@ class Completion:
         routes: (L, K, k) uint8 or int16, the k experts that each input token used in each of the K layers with routers:
             the tokens of the prompt, and those of the completion but the last; None = unknown.
         raw: `text` with its special tokens, but the one that ends the turn; "" = it has none, or they are unknown.
+        sequences: the lengths of the sequences in `token_ids`, each of which follows the prompt alone, because an agent
+            began a conversation anew; () = there is one.
     """
 
     text: str
@@ -327,6 +330,7 @@ class Completion:
     prefill: str = ""
     routes: Tensor | None = field(default=None, repr=False, compare=False)
     raw: str = field(default="", repr=False, compare=False)
+    sequences: tuple[int, ...] = ()
 
     @property
     def full_text(self) -> str:
@@ -366,9 +370,23 @@ class Completion:
         return cls(text, (0,) * tokens, finish_reason)
 
     @property
+    def sequence_lengths(self) -> tuple[int, ...]:
+        """The lengths of its sequences, also of one."""
+        return self.sequences or (len(self.token_ids),)
+
+    @property
     def truncated(self) -> bool:
         """True if the completion was cut off at its limit of tokens."""
         return self.finish_reason == "length"
+
+
+_T = TypeVar("_T")
+
+
+def cut_sequences(values: Sequence[_T], lengths: Sequence[int]) -> list[Sequence[_T]]:
+    """Cut the values of a completion's tokens into those of its sequences, which have these lengths."""
+    ends = accumulate(lengths)
+    return [values[end - length : end] for end, length in zip(ends, lengths, strict=True)]
 
 
 Pair = tuple[Completion, Sample]

@@ -48,7 +48,7 @@ with pytest.MonkeyPatch.context() as patch:
 options_reference = functools.cache(made_reference)
 README = (ROOT / "README.md").read_text()
 TOPS = ("lit_rlvr", "datamodules", "tests", "benchmarks", "research", "docs", "configs")
-USERS = {"my_task.py", "shop.py", "task.py", "my_env.py", "train.py", "my_losses.py"}
+USERS = {"my_task.py", "shop.py", "task.py", "my_env.py", "train.py", "my_losses.py", "my_agent.py"}
 """Files that a user of the documents writes."""
 OTHERS = {
     "--api-key", "--api-server-count", "--apply_chat_template", "--backend-store-uri", "--batch_size",

@@ -20,6 +20,7 @@ LAYERS = [
     {"datamodules.reading", "engines", "environments"},
     {"training"},
     {"algorithms", "datamodules"},
+    {"agents"},
     {"rollout"},
     {"sizing"},
     {"run"},

@@ -128,18 +128,57 @@ class BetweenTurns:
             ids = self._encode(truncated, last, pixels)
         return RenderedObservation("\n".join(result.text for result in truncated), tuple(ids), pixels)
 
+    def message_tokens(self, messages: Sequence[dict[str, Any]], last: int) -> tuple[int, ...] | None:
+        """Return chat messages of any roles that follow a turn of the model, whole; None if the template hides one.
+
+        It breaks up special tokens in their texts.
+
+        Args:
+            messages: the messages, with texts as contents; none is the model's.
+            last: the last token of the model's turn.
+        """
+        shown = []
+        for message in messages:
+            role = message["role"]
+            if role == "tool":
+                role = self._role
+            shown.append({**message, "role": role, "content": self._as_text(message["content"])})
+        try:
+            if not self._tokenizer.chat_template:
+                end, after = "", "".join(f"\n{message['content']}" for message in shown) + "\n"
+            elif shown[0]["role"] == "tool":
+                end, after = self._after_call(shown)
+            else:
+                end, after = self._after_text(shown)
+        except UserError:  # the template takes no such conversation
+            return None
+        if not all(message["content"].strip() in after for message in shown):
+            return None
+        text = self._join_ends(end, after + self._chat.prefill, last)
+        return tuple(self._tokenizer(text, add_special_tokens=False).input_ids)
+
     def _encode(self, results: Sequence[ToolResult], last: int, pixels: Pixels | None) -> list[int]:
         end, after = self._render_after_turn(results)
+        ids = list(self._tokenizer(self._join_ends(end, after, last), add_special_tokens=False).input_ids)
+        if pixels and self._processor:
+            return self._processor().expand(ids, pixels.placeholders)
+        return ids
+
+    def _join_ends(self, end: str, after: str, last: int) -> str:
+        """Return the text behind a turn, with the end of the turn if its last token is not one.
+
+        Args:
+            end: the template's end of a turn.
+            after: the text behind it.
+            last: the last token of the turn.
+        """
         if last not in self._ends:
             after = end + after
         elif not end:
             after = after.removeprefix(self._ends[last])
         elif self._ends[last] != end and not after.endswith(self._header):  # the template continues an open turn
             after = end + after.removesuffix(self._chat.prefill) + self._header
-        ids = list(self._tokenizer(after, add_special_tokens=False).input_ids)
-        if pixels and self._processor:
-            return self._processor().expand(ids, pixels.placeholders)
-        return ids
+        return after
 
     def _render_after_turn(self, results: Sequence[ToolResult]) -> tuple[str, str]:
         """Render the text between the model's turn and its next turn.
@@ -153,11 +192,15 @@ class BetweenTurns:
         if self._role == "tool":
             end, after = self._after_call(messages)
         else:
-            turn = {"role": "assistant", "content": MODEL_TURN}
-            rendered = self._render([_QUESTION, turn, *messages]).rpartition(MODEL_TURN)[2]
-            end = next((text for text in self._ends.values() if rendered.startswith(text)), "")
-            after = rendered.removeprefix(end)
+            end, after = self._after_text(messages)
         return end, after + self._chat.prefill
+
+    def _after_text(self, messages: list[dict[str, Any]]) -> tuple[str, str]:
+        """Return the end of a turn without a call, and what the template shows of the messages after it."""
+        turn = {"role": "assistant", "content": MODEL_TURN}
+        rendered = self._render([_QUESTION, turn, *messages]).rpartition(MODEL_TURN)[2]
+        end = next((text for text in self._ends.values() if rendered.startswith(text)), "")
+        return end, rendered.removeprefix(end)
 
     def _message(self, result: ToolResult) -> dict[str, Any]:
         content: Any = result.text

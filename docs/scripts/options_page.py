@@ -35,7 +35,7 @@ from lit_rlvr.datamodules.reading.curriculum import Curriculum
 from lit_rlvr.datamodules.reading.images import ImageOptions
 from lit_rlvr.datamodules.reading.split import ReadingOptions
 from lit_rlvr.engines.synced import Safeguards
-from lit_rlvr.environments import Calculator, Crop, Environment, EnvironmentReward, Python, SQLShell
+from lit_rlvr.environments import Agent, Calculator, Crop, Environment, EnvironmentReward, Python, SQLShell
 from lit_rlvr.evaluation.diversity import CosineSimilarity, SelfBLEU4, SentenceEmbedder
 from lit_rlvr.options import KL, AutoLR, Compute, Importance, Lora, Loss, Optim, Teacher
 from lit_rlvr.rewards.judges.server import JudgeServer
@@ -135,7 +135,7 @@ def options_reference() -> str:
             [*_named(REWARDS), EnvironmentReward],
         ),
         ("server of judges", None, [JudgeServer]),
-        ("rollout.environment", Environment, [Calculator, Python, SQLShell, Crop]),
+        ("rollout.environment", Environment, [Calculator, Python, SQLShell, Crop, Agent]),
         ("diversity", None, [SelfBLEU4, CosineSimilarity, SentenceEmbedder]),
         ("run", None, [RunFolder]),
         ("budget", None, [Budget]),

@@ -95,6 +95,7 @@ class RolloutEngine(ChecksArguments, ABC):
         in_process: it generates in the training process, on its device.
         quantized: it computes with weights in 8 bits.
         recompute_cache: what runs at a sync is continued with keys and values of the new weights.
+        takes_stop: completions can end at texts (`sampling.stop`).
     """
 
     config_key = "rollout.engine"
@@ -106,6 +107,7 @@ class RolloutEngine(ChecksArguments, ABC):
     in_process: bool = True
     quantized: bool = False
     recompute_cache: bool = True
+    takes_stop: bool = True
 
     @property
     def label(self) -> str:

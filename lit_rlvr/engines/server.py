@@ -84,6 +84,7 @@ class VLLMServerEngine(RolloutEngine):
     concurrent = True
     keeps_weights = True
     in_process = False
+    takes_stop = False
 
     def __init__(
         self, urls: list[str], transfer: WeightTransfer, api_key_env: str | None = None, timeout: float = 1800.0,

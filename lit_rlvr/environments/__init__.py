@@ -3,12 +3,14 @@
 Worker processes import this package, which must not pay for torch.
 """
 
+from lit_rlvr.environments.agent import Agent
 from lit_rlvr.environments.base import Environment, EnvironmentReward, Observation
 from lit_rlvr.environments.built_in import Calculator, Crop, Python, SQLShell
 from lit_rlvr.environments.episode import EpisodeWorkers
 from lit_rlvr.environments.tools import SingleTurn, Tools, WrappedTools, as_environment
 
 __all__ = [
+    "Agent",
     "Calculator",
     "Crop",
     "Environment",

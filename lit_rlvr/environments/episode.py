@@ -75,7 +75,7 @@ class Player:
             if reward is None:
                 outcome = None
             else:
-                outcome = _correct_if_one(as_result(reward))
+                outcome = correct_if_one(as_result(reward))
             return outcome, judge_episode(environment, messages, sample)
         assert turn is not None, "a step has a turn"
         environment, messages = self._episodes[number]
@@ -141,7 +141,7 @@ def _checked(value: object) -> Observation:
     return replace(value, text=_plain(value.text), results=results)
 
 
-def _correct_if_one(result: RewardResult) -> RewardResult:
+def correct_if_one(result: RewardResult) -> RewardResult:
     """Set `correct`: value 1 is right unless the environment says otherwise."""
     is_open = result.correct is None and result.status != "error"
     if is_open:

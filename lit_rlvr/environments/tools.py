@@ -9,6 +9,7 @@ from typing import Any
 
 from lit_rlvr.common.init_arguments import dotted_path_of
 from lit_rlvr.common.packages import import_path
+from lit_rlvr.environments.agent import Agent
 from lit_rlvr.environments.base import Environment, Observation, Opening
 from lit_rlvr.errors import UserError, first_line, with_user_line
 from lit_rlvr.rewards.forms import accepted_arguments
@@ -163,6 +164,8 @@ class EnvironmentChoice(Environment):
 
     def __init__(self, environments: Mapping[str, Environment]) -> None:
         self._environments = dict(environments)
+        if any(isinstance(environment, Agent) for environment in environments.values()):
+            raise UserError("rollout.environment: an Agent plays all rows; give it alone")
         playing = [environment for environment in environments.values() if not isinstance(environment, SingleTurn)]
         roles = {environment.role for environment in playing}
         if len(roles) != 1:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from itertools import chain, groupby
+from dataclasses import replace
+from itertools import accumulate, chain, groupby
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from lit_rlvr.distributed.collectives import world_size
+from lit_rlvr.distributed.collectives import index_tensor, world_size
 from lit_rlvr.distributed.sharding import device_of, full_tensor, gathered
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy import attention
@@ -32,7 +33,7 @@ from lit_rlvr.policy.precision import forbid_tf32, round_residual_stream
 from lit_rlvr.policy.routes import routing, watch_routers
 from lit_rlvr.policy.spans import takes_heads
 from lit_rlvr.policy.speed import checkpointing
-from lit_rlvr.types import Completion, Pixels, Prompt, Rollout, Sampling
+from lit_rlvr.types import Completion, Pixels, Prompt, Rollout, Sampling, cut_sequences
 
 PROBE_VALUE = 0.01
 """What the matrices B of untrained adapters are set to so that a probe can see them."""
@@ -351,10 +352,10 @@ class Policy(nn.Module):
         for p, members in groupby(pairs, key=lambda pair: pair[0]):
             prompt = rollout.prompts[p]
             completions = [c for _, c in members]
-            ids = [c.token_ids for c in completions]
-            sampled = [c.from_model for c in completions]
+            ids = [part for c in completions for part in cut_sequences(c.token_ids, c.sequence_lengths)]
+            sampled = [part for c in completions for part in cut_sequences(c.from_model, c.sequence_lengths)]
             position_ids = self.position_ids(prompt)
-            tails = [self._tail(prompt, c) for c in completions]
+            tails = [tail for c in completions for tail in [self._tail(prompt, c)] * len(c.sequence_lengths)]
             if self.replays_routes:
                 routes = [_routes(prompt, c) for c in completions]
             else:
@@ -370,7 +371,8 @@ class Policy(nn.Module):
             blank, image = self._blank(self.family)
             groups.append(blank)
             pixels.append(image)
-        return build_rows(groups, self.shared_prefix, self.device, self.attention_method), pixels
+        built = build_rows(groups, self.shared_prefix, self.device, self.attention_method)
+        return _join_sequences(built, [c.sequence_lengths for _, c in pairs]), pixels
 
     def _tail(self, prompt: Prompt, completion: Completion) -> Tensor | None:
         """Return the positions (D, n) of a completion that holds images; None for one of text."""
@@ -391,6 +393,25 @@ class Policy(nn.Module):
         image = family.blank()
         (ids,) = image.placeholders
         return Group(ids, [[]], family.position_ids(self.model, ids, image)), image
+
+
+def _join_sequences(rows: Rows, lengths: Sequence[Sequence[int]]) -> Rows:
+    """Number the scored tokens of model inputs by completion, where each sequence was laid out as one of its own.
+
+    Args:
+        rows: the model inputs, in which `sequence` and `position` are those of sequences.
+        lengths: of each completion, the lengths of its sequences.
+    """
+    if all(len(of_completion) == 1 for of_completion in lengths):
+        return rows
+    completion = [k for k, of_completion in enumerate(lengths) for _ in of_completion]
+    start = [end - length for part in lengths for end, length in zip(accumulate(part), part, strict=True)]
+    device = rows.sequence.device
+    return replace(
+        rows,
+        sequence=index_tensor(completion, device)[rows.sequence],
+        position=rows.position + index_tensor(start, device)[rows.sequence],
+    )
 
 
 def _routes(prompt: Prompt, completion: Completion) -> Tensor:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lit_rlvr.agents.play import agent_metrics
 from lit_rlvr.distributed.checkpoints import user_code, warn_of_changes
 from lit_rlvr.errors import UserError, check_all, log
 from lit_rlvr.plan import RunPlan
@@ -98,8 +99,10 @@ class RolloutCallback(RolloutSettings, Callback):
         module.log_dict(logged_metrics(self.rewards))
         agreement = agreement_metrics(rollout)
         module.log_dict({n: v for n, v in agreement.items() if n in trainer.logged_metrics or not math.isnan(v)})
-        if self.sampler.episodes is not None:
+        if self.sampler.episodes is not None or self.sampler.agents is not None:
             module.log_dict(turn_metrics(rollout))
+        if self.sampler.agents is not None:
+            module.log_dict(agent_metrics(self.sampler.agents.counts))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PromptBatch, batch_idx: int

@@ -12,6 +12,7 @@ import torch
 
 from lit_rlvr.distributed.collectives import all_sum
 from lit_rlvr.engines.turns import Answer, Continuation, Turns
+from lit_rlvr.environments.agent import Agent
 from lit_rlvr.environments.base import Environment, Opening
 from lit_rlvr.environments.episode import EpisodeReply, EpisodeWorkers
 from lit_rlvr.errors import UserError
@@ -302,6 +303,8 @@ def between_turns(data: PromptDataModule, eos_token_ids: tuple[int, ...], enviro
     """
     from lit_rlvr.datamodules.reading.between_turns import BetweenTurns  # imports the data sets' packages
 
+    if isinstance(environment, Agent):
+        raise UserError("rollout.environment: an Agent plays in the rollouts and validations of `fit` only")
     between = BetweenTurns(data.chat, data.tokenizer, eos_token_ids, environment.role, lambda: data.image_processor)
     between.choose_role()
     check_tool_calls(between)

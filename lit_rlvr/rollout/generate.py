@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lit_rlvr.agents.play import AgentEpisodes
 from lit_rlvr.common.seeds import derive_seed, run_seed
 from lit_rlvr.common.terminal import progress
 from lit_rlvr.engines.base import EngineContext, OnGroupStarted
 from lit_rlvr.engines.synced import SyncedEngine
 from lit_rlvr.engines.turns import OnGroupDone
-from lit_rlvr.environments import Environment
+from lit_rlvr.environments import Agent, Environment
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rewards import Reward
 from lit_rlvr.rewards.combine import BackgroundScoring, Scores, score_rollout, stop_on_failures
@@ -70,6 +71,7 @@ class GroupSampler:
         self.exact = exact
         self.has_teacher = has_teacher
         self.episodes: Episodes | None = None
+        self.agents: AgentEpisodes | None = None
         self._max_tokens = 0
         self._idle: list[Episodes] = []  # for groups that are generated during training
         self._between: dict[str, BetweenTurns] = {}  # by the name of the data set
@@ -78,7 +80,12 @@ class GroupSampler:
         """Start the engine and the workers of the environment."""
         progress.begin("starting the engine")
         self.synced_engine.start(context)
-        if self.environment is not None:
+        if isinstance(self.environment, Agent):
+            self.agents = AgentEpisodes(
+                self.environment, policy.eos_token_ids, context.folder, context.max_tokens,
+                self.synced_engine.engine.takes_stop,
+            )  # fmt: skip
+        elif self.environment is not None:
             self._between = {d.name: between_turns(d, policy.eos_token_ids, self.environment) for d in data.validated}
             self._max_tokens = context.max_tokens
             self.episodes = Episodes(self.environment, self._between[data.name], context.max_tokens)
@@ -100,6 +107,7 @@ class GroupSampler:
         """
         prompts = self._open_episodes(self.episodes, prompts, seeds, data)
         environment_before = self._environment_seconds
+        is_training = version is not None
         started = time.perf_counter()
         with BackgroundScoring(self.rewards) as scoring:
 
@@ -108,14 +116,18 @@ class GroupSampler:
                     progress.advance(len(group), sum(completion.length for completion in group))
 
             progress.begin("generating", total=sum(map(len, seeds)))
-            completions = self.synced_engine.generate(prompts, sampling, seeds, done, self.episodes)
+            if self.agents is None:
+                completions = self.synced_engine.generate(prompts, sampling, seeds, done, self.episodes)
+            else:
+                generate = self.synced_engine.generate
+                prompts, completions = self.agents.play(prompts, sampling, seeds, done, data, generate, is_training)
             generated = time.perf_counter()
             for p, group in enumerate(completions):  # an engine need not report groups before the end
                 done(p, group)
             progress.begin("scoring")
             scores = scoring.scores(range(len(seeds)), len(seeds[0]))
         seconds = {"generate": generated - started, "score": time.perf_counter() - generated}
-        if self.episodes is not None:
+        if self.environment is not None:
             seconds["environment"] = self._environment_seconds - environment_before
         return self.build_rollout(prompts, completions, scores, sampling, version), seconds
 
@@ -196,9 +208,11 @@ class GroupSampler:
 
     @property
     def _environment_seconds(self) -> float:
-        if self.episodes is None:
-            return 0.0
-        return self.episodes.seconds
+        if self.agents is not None:
+            return self.agents.seconds
+        if self.episodes is not None:
+            return self.episodes.seconds
+        return 0.0
 
     def close(self) -> None:
         """Close the engine and the workers of the environment."""
@@ -206,3 +220,6 @@ class GroupSampler:
             self.synced_engine.close()
         for episodes in [*self._idle, *([] if self.episodes is None else [self.episodes])]:
             episodes.close()
+        if self.agents is not None:
+            self.agents.close()
+            self.agents = None

@@ -43,8 +43,8 @@ class Replay:
 
     Args:
         record: GiB of disk for `record/` of the run folder: the rollouts that the run trained on, for `rollouts_from`.
-            The record ends when they are used up. null: 1 with `staleness`, whose rollouts cannot be generated again;
-            else 0, no record, because the run itself can be repeated.
+            The record ends when they are used up. null: 1 with `staleness` or an `Agent`, whose rollouts cannot be
+            generated again; else 0, no record, because the run itself can be repeated.
         rollouts_from: folder of a run with a record. This run trains on its rollouts in the same order, perhaps with
             another loss, and generates none; only validation needs the engine and the rewards.
     """
@@ -242,6 +242,7 @@ def pack_rollout(rollout: Rollout, about: dict[str, Any]) -> dict[str, np.ndarra
         "ids": [prompt.sample.id for prompt in rollout.prompts],
         "prompts": [prompt.token_ids for prompt in rollout.prompts],
         "lengths": [len(completion.token_ids) for completion in completions],
+        "sequences": [completion.sequences for completion in completions],
         "width": rollout.token_ids.shape[1],
         "finish_reasons": [completion.finish_reason for completion in completions],
         "statuses": rollout.statuses,
@@ -289,15 +290,16 @@ def unpack_rollout(
     rows = zip(
         *(arrays[name].split(about["lengths"]) for name in ("token_ids", "rollout_logprobs", "sampled")),
         arrays["routes"].split(inputs) if "routes" in arrays else [None] * len(inputs),
-        about["finish_reasons"], strict=True,
+        about["finish_reasons"], about.get("sequences") or [()] * len(inputs), strict=True,
     )  # fmt: skip
     completions = [
         replace(
             read_completion(tokenizer, token_ids.tolist(), logprobs.tolist(), reason == "stop"),
             sampled=() if sampled.all() else tuple(sampled.tolist()),
             routes=routes,
+            sequences=tuple(sequences),
         )
-        for token_ids, logprobs, sampled, routes, reason in rows
+        for token_ids, logprobs, sampled, routes, reason, sequences in rows
     ]
     return Rollout(
         prompts=prompts,

@@ -12,7 +12,7 @@ from lit_rlvr.common.init_arguments import init_arguments, with_class_defaults
 from lit_rlvr.engines import resolve_engine
 from lit_rlvr.engines.base import RolloutEngine
 from lit_rlvr.engines.synced import Safeguards, SyncedEngine
-from lit_rlvr.environments import Environment, as_environment
+from lit_rlvr.environments import Agent, Environment, as_environment
 from lit_rlvr.environments.base import rewards_with
 from lit_rlvr.errors import MAX_SIZE, ChecksArguments, check_all, check_within, option_group, refuse_all
 from lit_rlvr.plan import RunPlan
@@ -121,7 +121,8 @@ class RolloutSettings(ChecksArguments):
         self.deterministic = deterministic
         self.safeguards, self.replay, self.replay_routes = safeguards, replay, replay_routes
         if replay.record is None:
-            self.record_gib = float(staleness > 0 and replay.rollouts_from is None)
+            cannot_repeat = staleness > 0 or isinstance(self.environment, Agent)
+            self.record_gib = float(cannot_repeat and replay.rollouts_from is None)
         else:
             self.record_gib = replay.record
         self._long_answers: list[LongAnswers] | None = None
@@ -215,12 +216,23 @@ class RolloutSettings(ChecksArguments):
                 "rollout.sampling: with top_p or top_k, completions are not drawn from the distribution in the loss; "
                 "use top_p: 1.0 and top_k: 0 for training (evaluation.sampling may use them)"
             )
+        if isinstance(self.environment, Agent):
+            yield from self._agent_problems(self.environment)
         sequences = plan.prompts * plan.completions
         if sequences > MAX_SIZE:
             yield (
                 f"rollout.group_size: {plan.completions} completions for each of data.prompts_per_rollout="
                 f"{plan.prompts} prompts are {sequences} sequences in a rollout; use at most {MAX_SIZE}"
             )
+
+    def _agent_problems(self, agent: Agent) -> Iterator[str]:
+        """Yield what does not go together with an agent, a line each."""
+        if self.staleness:
+            yield "rollout.staleness: an agent plays while the run waits for it; use 0"
+        if self.replay_routes:
+            yield "rollout.replay_routes: an agent's completions are sampled turn by turn; leave it out"
+        for name in agent.reward_functions:
+            yield f"rollout.rewards: {name} gets `environments`, and an agent is none; use one that gets completions"
 
     def completions_of(self, module: RLVRModule) -> int:
         """Return the number of completions per prompt that a module trains on."""

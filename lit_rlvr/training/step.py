@@ -395,7 +395,14 @@ def logprobs_in_microbatches(
 def cut_rows(rollout: Rollout, rows: list[int], budget: int, shared_prefix: bool) -> list[list[int]]:
     """Cut rows of a rollout into micro-batches of at most `budget` input tokens."""
     prompt_lengths = [len(prompt.token_ids) for prompt in rollout.prompts]
-    lengths = [len(completion.token_ids) for group in rollout.completions for completion in group]
+    lengths = []
+    for length, group in zip(prompt_lengths, rollout.completions, strict=True):
+        for completion in group:
+            if shared_prefix:
+                repeated = 0
+            else:
+                repeated = length * (len(completion.sequence_lengths) - 1)
+            lengths.append(len(completion.token_ids) + repeated)
     return cut_microbatches(prompt_lengths, lengths, rows, rollout.group_size, budget, shared_prefix)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from lit_rlvr.policy.sources import resolve_model, weights_version
 from lit_rlvr.speech.thoughts import MARK
 from lit_rlvr.training.reference import Reference
 from lit_rlvr.training.terms import Term
-from lit_rlvr.types import Prompt, Rollout, Sample, Sampling
+from lit_rlvr.types import Prompt, Rollout, Sample, Sampling, cut_sequences
 
 AT_ONCE = 64
 """Sequences that a rank lets a server score at the same time."""
@@ -354,9 +355,14 @@ def server_logprobs(server: VLLMServer, rollout: Rollout, rows: list[int]) -> Te
     size = rollout.group_size
     logp = torch.zeros(rollout.mask.shape)
     pairs = [(rollout.prompts[i // size], rollout.completions[i // size][i % size]) for i in rows]
-    sequences = [[*prompt.token_ids, *completion.token_ids] for prompt, completion in pairs]
-    scores = run_coroutine(server.score(sequences, AT_ONCE))
-    for i, (prompt, _), values in zip(rows, pairs, scores, strict=True):
-        after = values[len(prompt.token_ids) :]
+    sequences = [
+        [*prompt.token_ids, *part]
+        for prompt, completion in pairs
+        for part in cut_sequences(completion.token_ids, completion.sequence_lengths)
+    ]
+    scores = iter(run_coroutine(server.score(sequences, AT_ONCE)))
+    for i, (prompt, completion) in zip(rows, pairs, strict=True):
+        parts = islice(scores, len(completion.sequence_lengths))
+        after = [value for values in parts for value in values[len(prompt.token_ids) :]]
         logp[i, : len(after)] = torch.tensor(after)
     return logp * rollout.mask

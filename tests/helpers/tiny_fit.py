@@ -21,7 +21,7 @@ from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.rollout.record import Replay
 from lit_rlvr.training.module import RLVRModule
 from lit_rlvr.training.step import StepPlan
-from lit_rlvr.types import Rollout, Sampling
+from lit_rlvr.types import Completion, Rollout, Sampling, cut_sequences
 
 Gradients = dict[str, Tensor]
 T_MAX = 9
@@ -199,6 +199,12 @@ def assert_same(one: Gradients, other: Gradients, relative: float = 1e-5) -> Non
     assert max(float((one[n] - other[n]).abs().max()) for n in one) <= relative * scale
 
 
+def by_sequences(model: Any, ids: Sequence[int], completion: Completion, sampling: Sampling) -> Tensor:
+    """Return log-probabilities (n,) of a completion's tokens, each of its sequences alone behind the prompt."""
+    parts = cut_sequences(completion.token_ids, completion.sequence_lengths)
+    return torch.cat([plain_logprobs(model, ids, part, sampling)[0] for part in parts])
+
+
 def naive_gradients(
     rollout: Rollout,
     prompts: Sequence[int],
@@ -235,10 +241,10 @@ def naive_gradients(
             mask = masks[p, g, : len(completion.token_ids)]
             advantage = (rewards[g] - known.mean()) / (spread + 1e-6)
             ids = rollout.prompts[p].token_ids
-            logp, _ = plain_logprobs(model, ids, completion.token_ids, rollout.sampling)
+            logp = by_sequences(model, ids, completion, rollout.sampling)
             with torch.no_grad():
-                old, _ = plain_logprobs(old_model, ids, completion.token_ids, rollout.sampling)
-                ref, _ = plain_logprobs(ref_model, ids, completion.token_ids, rollout.sampling)
+                old = by_sequences(old_model, ids, completion, rollout.sampling)
+                ref = by_sequences(ref_model, ids, completion, rollout.sampling)
                 engine = torch.tensor(completion.logprobs)
                 if interpolated is not None:
                     alpha = interpolated[p * rollout.group_size + g, : len(engine)]

@@ -1,0 +1,201 @@
+"""The processes of agents: one for each episode, or workers that play one episode after another."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+from lit_rlvr.agents.requests import RequestError
+from lit_rlvr.agents.session import Session, read_reward
+from lit_rlvr.environments.agent import Agent
+
+OUTPUT_BYTES = 1 << 16
+"""How much of the end of a program's output is read."""
+GRACE_SECONDS = 5.0
+"""Seconds that a program has to exit after it has ended its episode."""
+POLL_SECONDS = 0.01
+LAUNCHER = Path(__file__).with_name("launcher.py")
+
+
+class Program:
+    """A process of an agent's program.
+
+    Args:
+        agent: the settings.
+        variables: its environment variables.
+        stdin, stdout: files, or `subprocess.PIPE`.
+    """
+
+    def __init__(self, agent: Agent, variables: Mapping[str, str], stdin: Any, stdout: Any) -> None:
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `close`)
+        limits = [str(os.getpid()), str(int(agent.limits.cpu_seconds)), str(agent.limits.memory_mb)]
+        self.process = subprocess.Popen(
+            [sys.executable, "-I", str(LAUNCHER), *limits, *agent.command],
+            stdin=stdin, stdout=stdout, stderr=self.errors, start_new_session=True, env=variables,
+        )  # fmt: skip
+        self.seconds = agent.limits.wall_seconds
+
+    def wait(self, session: Session, is_stopped: Callable[[], bool], is_done: Callable[[], bool]) -> bool:
+        """Wait until an episode or the program ends; return True if neither did in time.
+
+        Args:
+            session: the episode.
+            is_stopped: returns True once the run wants no more episodes.
+            is_done: returns True once the program has ended the episode.
+        """
+        deadline = time.monotonic() + self.seconds
+        grace: float | None = None
+        pause = POLL_SECONDS / 10
+        while not is_done() and self.process.poll() is None:
+            now = time.monotonic()
+            if session.is_over and grace is None:
+                grace = now + GRACE_SECONDS
+            if is_stopped() or (grace is not None and now > grace):
+                return False
+            if now > deadline:
+                return grace is None
+            time.sleep(pause)
+            pause = min(2 * pause, POLL_SECONDS)
+        return False
+
+    def close(self) -> None:
+        """End the process and everything that it started."""
+        end(self.process)
+        self.errors.close()
+
+
+def play_episode(
+    agent: Agent, session: Session, task: dict[str, Any], url: str, is_stopped: Callable[[], bool]
+) -> None:
+    """Run an agent's program for one episode, and note in the session how it ended.
+
+    Args:
+        agent: the settings.
+        session: the episode.
+        task: what the program is to do, as JSON.
+        url: the endpoint's, without a path.
+        is_stopped: returns True once the run wants no more episodes.
+    """
+    with tempfile.TemporaryDirectory(prefix="lit-rlvr-agent-") as folder:
+        task_file = Path(folder, "task.json")
+        task_file.write_text(json.dumps(task, default=str) + "\n")
+        with task_file.open("rb") as stdin, tempfile.TemporaryFile() as out:
+            program = Program(agent, agent.variables(url, session.key, str(task_file)), stdin, out)
+            try:
+                is_late = program.wait(session, is_stopped, lambda: False)
+                end(program.process)
+                note_end(session, program, program.process.returncode, is_late, tail(out))
+            finally:
+                program.close()
+
+
+class Worker:
+    """A process that plays one episode after another.
+
+    Args:
+        agent: the settings.
+        url: the endpoint's, without a path.
+    """
+
+    def __init__(self, agent: Agent, url: str) -> None:
+        self._url = url
+        self._program = Program(agent, agent.variables(url, "", ""), subprocess.PIPE, subprocess.PIPE)
+        self._read = b""
+
+    def play(self, session: Session, task: dict[str, Any], is_stopped: Callable[[], bool]) -> bool:
+        """Play an episode, and note in the session how it ended; return whether the process can play another."""
+        line = task | {"base_url": f"{self._url}/v1", "api_key": session.key}
+        stdin, stdout = self._program.process.stdin, self._program.process.stdout
+        assert stdin is not None and stdout is not None, "they are pipes"
+        lines: list[str] = []
+
+        def is_done() -> bool:
+            while select.select([stdout], [], [], 0)[0] and (part := os.read(stdout.fileno(), OUTPUT_BYTES)):
+                self._read += part
+            *whole, self._read = self._read[-OUTPUT_BYTES:].split(b"\n")
+            lines.extend(text.decode(errors="replace") for text in whole if text.lstrip().startswith(b"{"))
+            return bool(lines)
+
+        with suppress(BrokenPipeError):
+            stdin.write(json.dumps(line, default=str).encode() + b"\n")
+            stdin.flush()
+        is_late = self._program.wait(session, is_stopped, is_done)
+        is_usable = is_done() and self._program.process.poll() is None
+        status = 0
+        if not is_usable:
+            end(self._program.process)
+            status = self._program.process.returncode or 1
+        note_end(session, self._program, status, is_late, "\n".join(lines))
+        return is_usable
+
+    def close(self) -> None:
+        """End the process and everything that it started."""
+        self._program.close()
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a program and everything that it started."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)  # the launcher kills its children
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE_SECONDS)
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def tail(file: IO[bytes]) -> str:
+    """Return the end of a program's output."""
+    size = os.fstat(file.fileno()).st_size
+    return os.pread(file.fileno(), OUTPUT_BYTES, max(0, size - OUTPUT_BYTES)).decode(errors="replace")
+
+
+def note_end(session: Session, program: Program, status: int, is_late: bool, out: str) -> None:
+    """Note how an episode ended: the reward in the last line of its program's output, or why it failed.
+
+    Args:
+        session: the episode.
+        program: the program.
+        status: its exit status; 0 if it goes on.
+        is_late: it was ended because its time was over.
+        out: the end of its output.
+    """
+    said = last_line(tail(program.errors))
+    was_over = session.is_over
+    session.is_over = True
+    detail = ""
+    if session.reward is None and not was_over:
+        lines = out.strip().splitlines()
+        last = lines[-1].strip() if lines else ""
+        if last.startswith("{") and '"reward"' in last:
+            try:
+                session.reward = read_reward(json.loads(last))
+            except (RequestError, ValueError) as error:
+                detail = f"wrote a reward that cannot be read: {error}"
+    if is_late:
+        session.failure = "timeout"
+        session.failure_detail = f"did not end within {program.seconds:g} s (Agent.timeout)"
+    elif not session.trained:
+        session.failure = "silent"
+        session.failure_detail = f"got no completion; exit status {status}: {said}"
+    elif detail or (status != 0 and not was_over and session.reward is None):
+        session.failure = "crashed"
+        session.failure_detail = detail or f"ended with exit status {status}: {said}"
+
+
+def last_line(text: str) -> str:
+    """Return the last line of a text that is not blank."""
+    lines = text.strip().splitlines()
+    if lines:
+        return " ".join(lines[-1].split())[:300]
+    return "it wrote no error"

@@ -1,0 +1,381 @@
+"""The session of one episode: its sampled messages with their exact tokens, as a tree, and the row that they become.
+
+A request extends a path of the tree only if its messages are those of the path, by content; the tokens of the path are
+then the stored ones, and only what follows the last sampled message is rendered. Any other request begins a sequence of
+its own, whose prompt is rendered anew. Each leaf of the tree is a sequence; a message that several share is trained in
+the first of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lit_rlvr.agents.conversation import Conversations, fingerprint
+from lit_rlvr.agents.replies import Reply, read_reply
+from lit_rlvr.agents.requests import ChatRequest, RequestError
+from lit_rlvr.common.seeds import derive_seed
+from lit_rlvr.errors import UserError
+from lit_rlvr.types import Completion, RewardResult, Sample, Sampling, Status, Turn
+
+CAUSES = ("timeout", "crashed", "silent")
+"""Why an episode fails: it did not end in time; its program failed without a reward; it never called the model."""
+
+
+@dataclass
+class SampledMessage:
+    """A message that the model sampled, with everything before it.
+
+    Args:
+        parent: the sampled message that its prompt extends; None = its prompt was rendered anew.
+        prompt: all tokens before its own.
+        added: the text that the agent added after the parent.
+        request: the request that it answers.
+        seed: the seed of its tokens.
+        limit: its most tokens.
+        is_auxiliary: the agent said that it is not part of the episode.
+        cost: tokens of the row that its prompt takes.
+        turn: its tokens; None = it is not sampled yet.
+        reply: the answer to the request.
+        is_lost: the agent was gone when it was answered.
+        has_children: a later prompt extends it.
+    """
+
+    parent: SampledMessage | None
+    prompt: tuple[int, ...]
+    added: str
+    request: ChatRequest
+    seed: int
+    limit: int
+    is_auxiliary: bool
+    cost: int
+    turn: Completion | None = None
+    reply: Reply | None = None
+    is_lost: bool = False
+    has_children: bool = False
+
+    @property
+    def sampled(self) -> Completion:
+        """Its tokens, once it is sampled."""
+        assert self.turn is not None, "it is sampled"
+        return self.turn
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """Its prompt and its own tokens."""
+        return self.prompt + self.sampled.token_ids
+
+    @property
+    def ancestors(self) -> list[SampledMessage]:
+        """The sampled messages of its path, from the first to itself."""
+        path = [self]
+        while path[0].parent is not None:
+            path.insert(0, path[0].parent)
+        return path
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The budget of an episode.
+
+    Args:
+        sampling: the run's settings: `max_turns` sampled messages, `max_tokens` each, `max_episode_tokens` in all.
+        prompt: the most tokens of the first prompt.
+        context: the longest sequence; 0 = no limit.
+    """
+
+    sampling: Sampling
+    prompt: int
+    context: int
+
+
+def common_length(tokens: Sequence[int], other: Sequence[int]) -> int:
+    """Return how many tokens the beginnings of two sequences have in common."""
+    for number, (a, b) in enumerate(zip(tokens, other, strict=False)):
+        if a != b:
+            return number
+    return min(len(tokens), len(other))
+
+
+class Session:
+    """One episode. It is not safe for threads: the endpoint's lock guards it.
+
+    Args:
+        key: the bearer key of its calls.
+        sample: the row that it plays.
+        seed: its seed.
+        limits: its budget.
+        conversations: renders prompts.
+
+    Attributes:
+        messages: the sampled messages, in the order of their requests.
+        refused: number of requests that were refused.
+        is_limited: a request was refused because the budget is used up.
+        is_running: its program runs.
+        is_over: no further call is answered.
+        reward: what the agent reported.
+        failure: one of `CAUSES`; "" = none.
+        failure_detail: more about the failure.
+        opening: the beginning of each turn's text that stands in the prompt.
+    """
+
+    def __init__(self, key: str, sample: Sample, seed: int, limits: Limits, conversations: Conversations) -> None:
+        self.key = key
+        self.sample = sample
+        self.seed = seed
+        self.messages: list[SampledMessage] = []
+        self.refused = 0
+        self.is_limited = False
+        self.is_running = False
+        self.is_over = False
+        self.reward: RewardResult | None = None
+        self.failure = ""
+        self.failure_detail = ""
+        self.opening = conversations.opening
+        self._limits = limits
+        self._conversations = conversations
+        self._by_content: dict[str, SampledMessage] = {}
+        self._counts: dict[Any, int] = {}
+        self._spent = 0
+
+    @property
+    def is_finished(self) -> bool:
+        """True once it is over and its program is gone."""
+        return self.is_over and not self.is_running
+
+    def begin(self, request: ChatRequest, is_auxiliary: bool) -> list[SampledMessage]:
+        """Return the messages to sample for a request.
+
+        Raises:
+            RequestError: it does not fit into the budget, or the chat template refuses it.
+        """
+        sampling = self._limits.sampling
+        same_kind = sum(message.is_auxiliary == is_auxiliary for message in self.messages)
+        if same_kind + request.count > sampling.max_turns:
+            self.is_limited = True
+            raise RequestError(
+                f"the episode may have {sampling.max_turns} completions (rollout.sampling.max_turns); there is none "
+                "left", code="episode_limit",
+            )  # fmt: skip
+        parent, prompt, added = self._prompt(request, is_auxiliary)
+        begun = []
+        for _ in range(request.count):
+            cost = 0 if is_auxiliary else self._cost(parent, prompt)
+            limit = min(request.max_tokens or sampling.max_tokens, sampling.max_tokens)
+            limit = min(limit, self._room(prompt, cost))
+            number = self._counts[prompt] = self._counts.get(prompt, -1) + 1
+            digest = hashlib.sha256(repr(prompt).encode()).hexdigest()
+            seed = derive_seed(self.seed, "agent", digest, number)
+            message = SampledMessage(parent, prompt, added, request, seed, limit, is_auxiliary, cost)
+            if not is_auxiliary:
+                self._spent += cost + limit
+                if parent is not None:
+                    parent.has_children = True
+            self.messages.append(message)
+            begun.append(message)
+        return begun
+
+    def _prompt(self, request: ChatRequest, is_auxiliary: bool) -> tuple[SampledMessage | None, tuple[int, ...], str]:
+        """Return the sampled message that a request extends, if there is one, its prompt, and the text after it."""
+        messages = request.messages
+        own = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+        if own and not is_auxiliary:
+            parent = self._by_content.get(fingerprint(messages[: own[-1] + 1], request.tools))
+            added = len(messages) - own[-1] - 1
+            if parent is not None and added:
+                last = parent.tokens[-1]
+                token_ids = self._conversations.after_turn(messages, added, last)
+                if token_ids is not None:
+                    text = "\n".join(message["content"] for message in messages[-added:])
+                    return parent, parent.tokens + token_ids, text
+        try:
+            return None, self._conversations.prompt(messages, request.tools), ""
+        except UserError as error:
+            raise RequestError(str(error)) from error
+
+    def _cost(self, parent: SampledMessage | None, prompt: tuple[int, ...]) -> int:
+        """Return the tokens that a prompt adds to the row: those that no sequence of it has yet."""
+        first = next((message for message in self.messages if not message.is_auxiliary), None)
+        if first is None:
+            return 0
+        if parent is not None and not parent.has_children:
+            return len(prompt) - len(parent.tokens)
+        return len(prompt) - common_length(first.prompt, prompt)
+
+    def _room(self, prompt: tuple[int, ...], cost: int) -> int:
+        """Return the most tokens that can follow a prompt.
+
+        Raises:
+            RequestError: there is no room.
+        """
+        limits = self._limits
+        room = limits.sampling.max_completion_tokens - self._spent - cost
+        most = f"{limits.sampling.max_completion_tokens} tokens in an episode (rollout.sampling.max_episode_tokens)"
+        if not self.messages and len(prompt) > limits.prompt:
+            room = 0
+            most = f"{limits.prompt} tokens in its first prompt (data.init_args.reading.max_prompt_tokens)"
+        if limits.context and limits.context - len(prompt) < room:
+            room = limits.context - len(prompt)
+            most = f"{limits.context} tokens in a sequence"
+        if room < 1:
+            self.is_limited = True
+            raise RequestError(
+                f"prompt is too long: the prompt has {len(prompt)} tokens, and the maximum is {most}",
+                code="context_length_exceeded",
+            )
+        return room
+
+    def finish(self, message: SampledMessage, turn: Completion) -> Reply:
+        """Take note of a message's tokens; return its reply."""
+        number = self.messages.index(message)
+        message.turn = turn
+        text = self.opening + (turn.raw or turn.text)
+        name = hashlib.sha256(f"{self.seed} {number}".encode()).hexdigest()
+        reply = read_reply(name[:24], text, message.request, turn.truncated, len(message.prompt), len(turn.token_ids))
+        # some templates take ids of nine characters only
+        calls = tuple(call | {"id": f"{name[:7]}{index:02d}"} for index, call in enumerate(reply.calls))
+        message.reply = replace(reply, calls=calls)
+        if not message.is_auxiliary:
+            self._spent -= message.limit - len(turn.token_ids)
+            if not turn.truncated:  # what was cut is not extended
+                path = [*message.request.messages, message.reply.message]
+                self._by_content.setdefault(fingerprint(path, message.request.tools), message)
+        return message.reply
+
+    @property
+    def trained(self) -> list[SampledMessage]:
+        """The sampled messages of the episode: without auxiliary ones, and without those that the agent never got."""
+        return [
+            message
+            for message in self.messages
+            if message.turn is not None and not message.is_auxiliary and (message.has_children or not message.is_lost)
+        ]
+
+
+def sequences_of(session: Session) -> list[Completion]:
+    """Return the sequences of an episode, prompts included: one for each leaf of its tree, in the order of the leaves.
+
+    In each, `sampled` marks the messages that no earlier one shares, and `turns` are these.
+    """
+    trained = session.trained
+    parents = {id(message.parent) for message in trained}
+    seen: set[int] = set()
+    sequences = []
+    for leaf in trained:
+        if id(leaf) in parents:
+            continue
+        token_ids = leaf.tokens
+        sampled = [False] * len(token_ids)
+        logprobs = [0.0] * len(token_ids)
+        new = [message for message in leaf.ancestors if id(message) not in seen]
+        for message in new:
+            start = len(message.prompt)
+            sampled[start : start + len(message.sampled.token_ids)] = message.sampled.from_model
+            logprobs[start : start + len(message.sampled.token_ids)] = message.sampled.logprobs
+        seen.update(map(id, new))
+        sequences.append(
+            Completion(
+                leaf.sampled.text, token_ids, leaf.sampled.finish_reason, tuple(logprobs), tuple(sampled),
+                turns=tuple(_turn(message, session) for message in new),
+                labels=tuple(label for message in new for label in message.sampled.labels),
+                stale_cache=tuple(stale for message in new for stale in message.sampled.stale_cache),
+                raw=leaf.sampled.raw,
+            )
+        )  # fmt: skip
+    return sequences
+
+
+def shared_start(sessions: Sequence[Session]) -> tuple[int, ...]:
+    """Return the tokens with which all sequences of some episodes begin, within their prompts.
+
+    If an episode has several sequences, each keeps at least one token of its prompt, which separates it from the one
+    before it.
+
+    Raises:
+        UserError: two sequences begin with different tokens.
+    """
+    sequences = [sequence for session in sessions for sequence in sequences_of(session)]
+    if not sequences:
+        return ()
+    length = min(len(first.prompt) for session in sessions for first in session.trained if first.parent is None)
+    length -= len(sequences) > sum(bool(session.trained) for session in sessions)
+    start = sequences[0].token_ids[:length]
+    for sequence in sequences:
+        start = start[: common_length(start, sequence.token_ids)]
+    if not start:
+        raise UserError(
+            f"rollout.environment: Agent: two prompts of {sessions[0].sample.id} begin with different tokens; begin "
+            "all with the same text, such as a system message"
+        )
+    return start
+
+
+def completion_of(session: Session, start: int) -> Completion:
+    """Return an episode as one row: its sequences, one after the other.
+
+    Args:
+        session: the episode.
+        start: tokens at the beginning of each sequence that are in the prompt.
+    """
+    sequences = sequences_of(session)
+    last = sequences[-1] if sequences else Completion("", (), "stop")
+    lengths = tuple(len(sequence.token_ids) - start for sequence in sequences)
+    is_limited = session.is_limited or session.failure == "timeout" or last.truncated
+    return Completion(
+        text=last.text,
+        token_ids=tuple(token for sequence in sequences for token in sequence.token_ids[start:]),
+        finish_reason="length" if is_limited else "stop",
+        logprobs=tuple(value for sequence in sequences for value in sequence.logprobs[start:]),
+        sampled=tuple(flag for sequence in sequences for flag in sequence.sampled[start:]),
+        turns=tuple(turn for sequence in sequences for turn in sequence.turns),
+        outcome=outcome_of(session),
+        labels=tuple(label for sequence in sequences for label in sequence.labels),
+        stale_cache=tuple(stale for sequence in sequences for stale in sequence.stale_cache),
+        raw=last.raw,
+        sequences=lengths if len(lengths) > 1 else (),
+    )
+
+
+def _turn(message: SampledMessage, session: Session) -> Turn:
+    assert message.reply is not None, "it is sampled"
+    following = [other.added for other in session.messages if other.parent is message and not other.is_auxiliary]
+    observation = following[0] if following else None
+    raw = session.opening + (message.sampled.raw or message.sampled.text)
+    return Turn(message.sampled.text, observation, calls=len(message.reply.calls), raw=raw)
+
+
+def outcome_of(session: Session) -> RewardResult | None:
+    """Return the reward that an agent reported, or its failure; None without either."""
+    failure = session.failure
+    if session.trained and (session.reward is not None or not failure):
+        return session.reward
+    if not session.trained and failure != "timeout":
+        failure = failure or "silent"
+    status: Status = "error"
+    if failure == "timeout":
+        status = "timeout"
+    return RewardResult(0.0, None, status, f"environment: the agent {session.failure_detail or failure}")
+
+
+def read_reward(body: Mapping[str, Any]) -> RewardResult:
+    """Read a reward that an agent reports: `{"reward": 1.0, "correct": true, "detail": "..."}`.
+
+    Raises:
+        RequestError: it is no finite number.
+    """
+    from lit_rlvr.environments.episode import correct_if_one
+    from lit_rlvr.rewards.base import as_result
+
+    value = body.get("reward")
+    correct = body.get("correct")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise RequestError("reward: it must be a number")
+    if correct is not None and not isinstance(correct, bool):
+        raise RequestError("correct: it must be true or false")
+    try:
+        result = as_result(float(value))
+    except ValueError as error:
+        raise RequestError(f"reward: {error}") from error
+    return correct_if_one(replace(result, correct=correct, detail=str(body.get("detail", ""))[:500]))

@@ -1,0 +1,102 @@
+"""The settings of an agent: a program of its own that plays episodes through the run's HTTP endpoint."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import NoReturn
+
+from lit_rlvr.environments.base import Environment
+from lit_rlvr.errors import UserError, check_within
+from lit_rlvr.types import Turn
+from lit_rlvr.workers.process import Isolation
+
+RESERVED_VARIABLES = (
+    "OPENAI_API_KEY", "OPENAI_BASE_URL", "ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL", "LIT_RLVR_TASK",
+)  # fmt: skip
+"""Environment variables that the run sets for every agent."""
+
+
+class Agent(Environment):
+    """A program that plays episodes by itself: it calls the model through an HTTP endpoint that the run serves.
+
+    Each episode is one process. It gets its task as JSON on its standard input and in the file that `LIT_RLVR_TASK`
+    names, and the endpoint with a key of its own in `OPENAI_BASE_URL` and `OPENAI_API_KEY` (and `ANTHROPIC_...`). The
+    episode ends with the process, or with `POST /v1/end`.
+
+    With `workers`, each process plays one episode after another: for each it reads a line of JSON, the task with its
+    `base_url` and `api_key`, and ends it by writing a line of JSON.
+
+    Args:
+        command: the program and its arguments, such as `python my_agent.py`; no shell reads it.
+        env: further environment variables of the program.
+        timeout: seconds after which an episode is ended; it then has the reward 0.
+        workers: number of processes that play one episode after another; 0 = each episode is a process.
+        parallel: most episodes that are played at once, if each is a process.
+        reports_reward: the program reports the reward of its episode: by `POST /v1/reward`, by `POST /v1/end`, or as
+            `{"reward": 1.0}` in the last line of its output. Other rewards judge the transcript.
+        ignore: parameters of requests to ignore instead of refusing them, such as `temperature`.
+        host: address of the endpoint.
+        port: its port, and the next ones for further processes of the run; 0 = any free one.
+        batch_seconds: how long a request waits for those of the other episodes, to be sampled together with them.
+        cpu_seconds: CPU time of each process of the program, in whole seconds.
+        memory_mb: address space of each process of the program, in MiB.
+
+    Raises:
+        UserError: the command does not exist, or an option is invalid.
+    """
+
+    def __init__(
+        self, command: str | list[str], env: dict[str, str] | None = None, timeout: float = 120.0, workers: int = 0,
+        parallel: int = 32, reports_reward: bool = True, ignore: Sequence[str] = (), host: str = "127.0.0.1",
+        port: int = 0, batch_seconds: float = 0.5, cpu_seconds: int = 60, memory_mb: int = 4096,
+    ) -> None:  # fmt: skip
+        check_within("(0, inf)", "Agent", timeout=timeout)
+        check_within("[0, inf)", "Agent", batch_seconds=batch_seconds, workers=workers)
+        check_within("[0, 65535]", "Agent", port=port)
+        check_within("[1, inf)", "Agent", parallel=parallel, cpu_seconds=cpu_seconds, memory_mb=memory_mb)
+        super().__init__(Isolation(cpu_seconds=cpu_seconds, wall_seconds=timeout, memory_mb=memory_mb))
+        if isinstance(command, str):
+            self.command = shlex.split(command)
+        else:
+            self.command = list(command)
+        if not self.command:
+            raise UserError("Agent.command: it is empty; give the program and its arguments")
+        if shutil.which(self.command[0]) is None:
+            raise UserError(f"Agent.command: there is no program {self.command[0]!r}")
+        self.env = dict(env or {})
+        for name in RESERVED_VARIABLES:
+            if name in self.env:
+                raise UserError(f"Agent.env: the run sets {name} itself; leave it out")
+        self.workers = workers
+        self.parallel = workers or parallel
+        self.reports_reward = reports_reward
+        self.ignore = tuple(ignore)
+        self.host = host
+        self.port = port
+        self.batch_seconds = batch_seconds
+
+    @property
+    def begins(self) -> bool:
+        """True: an agent writes its prompts itself."""
+        return True
+
+    @property
+    def has_reward(self) -> bool:
+        return self.reports_reward
+
+    def variables(self, url: str, key: str, task_file: str) -> Mapping[str, str]:
+        """Return the environment variables of the process that plays one episode.
+
+        Args:
+            url: the endpoint's, without a path.
+            key: the episode's.
+            task_file: the file with its task.
+        """
+        values = (key, f"{url}/v1", key, url, task_file)
+        return {**os.environ, **self.env, **dict(zip(RESERVED_VARIABLES, values, strict=True))}
+
+    def step(self, turn: Turn) -> NoReturn:
+        raise UserError("rollout.environment: Agent plays its episodes itself, in `fit` only")

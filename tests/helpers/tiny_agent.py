@@ -1,0 +1,150 @@
+"""An agent in plain Python, which asks the model in the way that its first argument names."""
+
+import http.client
+import json
+import os
+import sys
+import threading
+import time
+from typing import Any
+from urllib.parse import urlsplit
+
+IS_WORKER = sys.argv[2:] == ["worker"]
+TASK = json.loads(sys.stdin.readline())
+URL = urlsplit(os.environ["OPENAI_BASE_URL"])
+KEY = os.environ["OPENAI_API_KEY"]
+
+
+def post(path: str, body: Any, key: str = "", **headers: str) -> tuple[int, Any]:
+    """Post JSON, or bytes as they are, to the endpoint; return the status and the answer."""
+    connection = http.client.HTTPConnection(URL.hostname or "", URL.port, timeout=60)
+    named = {"authorization": f"Bearer {key or KEY}", "content-type": "application/json"} | headers
+    data = body if isinstance(body, bytes) else json.dumps(body)
+    connection.request("POST", f"{URL.path}{path}", data, named)
+    response = connection.getresponse()
+    return response.status, json.loads(response.read())
+
+
+def ask(messages: list[Any], **options: Any) -> str:
+    """Return the model's text; its message is added to the messages."""
+    status, answer = post("/chat/completions", {"model": "m", "messages": messages, **options})
+    assert status == 200, answer
+    message = answer["choices"][0]["message"]
+    messages.append(message)
+    return str(message["content"])
+
+
+def user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def turns() -> str:
+    """Three turns of one conversation."""
+    messages = list(TASK["messages"])
+    said = [ask(messages)]
+    for question in ("how?", "why?"):
+        messages.append(user(question))
+        said.append(ask(messages))
+    return "".join(said)
+
+
+def uneven() -> str:
+    """One to three turns, by the seed."""
+    messages = list(TASK["messages"])
+    said = [ask(messages)]
+    for _ in range(TASK["seed"] % 3):
+        messages.append(user("how?"))
+        said.append(ask(messages))
+    return "".join(said)
+
+
+def branches() -> str:
+    """A turn that two others follow, and a conversation of its own."""
+    begun = list(TASK["messages"])
+    said = [ask(begun)]
+    for question in ("how?", "why?"):
+        said.append(ask([*begun, user(question)]))
+    return "".join([*said, ask([{"role": "system", "content": "Sum up."}, user("all?")])])
+
+
+def parallel() -> str:
+    """Two calls at once."""
+    said: list[str] = []
+    threads = [threading.Thread(target=lambda: said.append(ask(list(TASK["messages"])))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return "".join(sorted(said))
+
+
+def silent() -> str:
+    """No call."""
+    return ""
+
+
+def crash() -> str:
+    """A call, and an exception."""
+    ask(list(TASK["messages"]))
+    raise SystemExit("out of luck")
+
+
+def endless() -> str:
+    """A call, and no end; a process of its own stays behind."""
+    ask(list(TASK["messages"]))
+    if os.fork() == 0:
+        os.setsid()
+        with open(os.environ["PIDS"], "a") as file:
+            file.write(f"{os.getpid()}\n")
+    time.sleep(600)
+    return ""
+
+
+def refusals() -> str:
+    """Calls that are refused, then one that is answered, a retry, and calls behind the end."""
+    body = {"model": "m", "messages": TASK["messages"]}
+    assert post("/chat/completions", body, "another")[0] == 401
+    for change, name in (
+        ({"temperature": 0.3}, "temperature"), ({"logit_bias": {"1": 5}}, "logit_bias"), ({"what": 1}, "what"),
+        ({"tool_choice": "required"}, "tool_choice"), ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"n": 0}, "n:"), ({"messages": []}, "messages"), ({"messages": [{"role": "judge", "content": "?"}]}, "judge"),
+        ({"messages": [user("long " * 2000)]}, "too long"), ({"seed": 3}, "seed"), ({"max_tokens": "x"}, "max_tokens"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "images"),
+    ):  # fmt: skip
+        status, answer = post("/chat/completions", body | change)
+        assert status == 400 and name in answer["error"]["message"], (change, status, answer)
+    assert post("/chat/completions", b"garbage \xff")[0] == 400
+    assert post("/chat/completions", b"[]")[0] == 400
+    assert post("/chat/completions", b" " * 10_000_000)[0] == 413
+    assert post("/responses", {})[0] == 501
+    assert post("/reward", {"reward": "high"})[0] == 400
+    status, answer = post("/messages", {"messages": [user("long " * 2000)], "max_tokens": 5})
+    assert status == 400 and answer["type"] == "error" and "too long" in answer["error"]["message"]
+    status, first = post("/chat/completions", body)
+    status, again = post("/chat/completions", body, **{"x-stainless-retry-count": "1"})
+    assert first["choices"] == again["choices"] and first["id"] == again["id"]
+    status, title = post("/chat/completions", body, **{"x-lit-rlvr-auxiliary": "1"})
+    assert status == 200 and title["id"] != first["id"]
+    assert post("/end", {"reward": 0.5})[0] == 200
+    for path in ("/chat/completions", "/reward", "/end"):
+        assert post(path, body)[0] == 410
+    return str(first["choices"][0]["message"]["content"])
+
+
+def gone() -> str:
+    """A client that disconnects before it is answered, and a call that is answered."""
+    connection = http.client.HTTPConnection(URL.hostname or "", URL.port)
+    body = json.dumps({"messages": TASK["messages"], "stream": True})
+    connection.request("POST", f"{URL.path}/chat/completions", body, {"authorization": f"Bearer {KEY}"})
+    connection.close()
+    time.sleep(0.3)
+    return ask([user("answered")])
+
+
+if __name__ == "__main__":
+    while TASK:
+        KEY = TASK.get("api_key", KEY)
+        text = globals()[sys.argv[1]]()
+        print("done", flush=True)
+        print(json.dumps({"reward": sum(map(ord, text)) % 7 / 7, "detail": str(os.getpid())}), flush=True)
+        TASK = json.loads(sys.stdin.readline() or "{}") if IS_WORKER else {}

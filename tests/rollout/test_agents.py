@@ -1,0 +1,369 @@
+"""Agents: programs that call the run's endpoint. Their rows hold the tokens that were sampled."""
+
+import json
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from tiny import END, ENDS, byte_tokenizer, plain_logprobs
+from tiny_engines import hf_engine
+from tiny_fit import assert_same, fit, naive_gradients
+from tiny_runs import CLI, FIT, STRATEGIES, completions, in_two_processes, metrics, to
+
+from lit_rlvr.agents.conversation import fingerprint
+from lit_rlvr.agents.play import AgentEpisodes
+from lit_rlvr.agents.processes import LAUNCHER
+from lit_rlvr.agents.replies import anthropic_body, openai_body, read_reply
+from lit_rlvr.agents.requests import ChatRequest
+from lit_rlvr.datamodules.reading.chat import Chat
+from lit_rlvr.environments import Agent, SingleTurn, as_environment
+from lit_rlvr.errors import UserError
+from lit_rlvr.rollout.record import Replay
+from lit_rlvr.types import Completion, Prompt, Sample, Sampling
+
+SCRIPT = Path(__file__).parents[1] / "helpers" / "tiny_agent.py"
+DATA: Any = SimpleNamespace(
+    name="tiny", chat=Chat(), tokenizer=byte_tokenizer(), reading=SimpleNamespace(max_prompt_tokens=256)
+)
+SAMPLING = Sampling(max_tokens=12, max_turns=4, max_observation_tokens=64)
+PROMPTS = [Prompt(Sample(f"p{n}", f"{n} + 1 = ?", str(n + 1)), [1]) for n in range(2)]
+SEEDS = [[10 * p + g for g in range(3)] for p in range(2)]
+
+
+class Spy:
+    """An engine that remembers what it was asked and what it sampled."""
+
+    def __init__(self) -> None:
+        self.engine = hf_engine()
+        self.said: list[tuple[tuple[int, ...], Completion]] = []
+
+    def generate(self, prompts: Any, sampling: Any, seeds: Any, done: Any, turns: Any) -> list[list[Completion]]:
+        groups = self.engine.generate(prompts, sampling, seeds, None, turns)
+        self.said += [(tuple(p.token_ids), group[0]) for p, group in zip(prompts, groups, strict=True)]
+        return groups
+
+
+@pytest.fixture
+def play() -> Iterator[Any]:
+    made = []
+
+    def run(
+        *arguments: str, script: Path = SCRIPT, sampling: Sampling = SAMPLING, spy: Any = None,
+        seeds: list[list[int]] = SEEDS, **options: Any,
+    ) -> Any:  # fmt: skip
+        agent = Agent([sys.executable, str(script), *arguments], **options)
+        made.append(AgentEpisodes(agent, ENDS, "tiny", 0, True))
+        spy = spy or Spy()
+        prompts, groups = made[-1].play(PROMPTS[: len(seeds)], sampling, seeds, None, DATA, spy.generate, True)
+        return SimpleNamespace(prompts=prompts, groups=groups, spy=spy, counts=made[-1].counts)
+
+    yield run
+    for episodes in made:
+        episodes.close()
+
+
+@torch.no_grad()
+def assert_exact(played: Any) -> None:
+    """Each sequence is a prompt and completions of the engine; each completion is trained once, in its place."""
+    said = {(prompt, completion.token_ids): completion for prompt, completion in played.spy.said}
+    for prompt, group in zip(played.prompts, played.groups, strict=True):
+        for row in group:
+            place = 0
+            for length in row.sequence_lengths:
+                ids = row.token_ids[place : place + length]
+                flags = row.sampled[place : place + length]
+                logprobs = row.logprobs[place : place + length]
+                whole = (*prompt.token_ids, *ids)
+                at = 0
+                while at < length:
+                    end = at + 1
+                    while end < length and flags[end] == flags[at]:
+                        end += 1
+                    if flags[at]:
+                        turn = said.pop((whole[: len(prompt.token_ids) + at], ids[at:end]))
+                        assert logprobs[at:end] == turn.logprobs
+                    at = end
+                expected, _ = plain_logprobs(played.spy.engine.policy.model, prompt.token_ids, ids, SAMPLING)
+                kept = torch.tensor(flags)
+                torch.testing.assert_close(torch.tensor(logprobs)[kept], expected[kept], atol=1e-4, rtol=0)
+                place += length
+            assert place == len(row.token_ids)
+    assert not said, "everything that was sampled is trained"
+
+
+def assert_exact_with_auxiliary(played: Any) -> None:
+    """As `assert_exact`, where one completion of each episode is auxiliary."""
+    trained = {turn.text for row in rows_of(played) for turn in row.turns}
+    played.spy.said = [(ids, turn) for ids, turn in played.spy.said if turn.text in trained]
+    assert_exact(played)
+
+
+def rows_of(played: Any) -> list[Completion]:
+    return [row for group in played.groups for row in group]
+
+
+def test_an_episode_whose_requests_extend_a_path_is_one_row_of_the_sampled_tokens(play: Any) -> None:
+    played = play("turns")
+    said = list(played.spy.said)
+    assert_exact(played)
+    rows = rows_of(played)
+    assert all(len(row.turns) == 3 and row.outcome is not None for row in rows)
+    cut = {turn.text for _, turn in said if turn.truncated}
+    whole = [row for row in rows if not cut & {turn.text for turn in row.turns[:2]}]
+    assert whole and all(row.sequences == () for row in whole)
+    others = [row for row in rows if row not in whole]
+    assert others and all(len(row.sequences) > 1 for row in others), "what was cut is not extended"
+    for row in whole:
+        assert [turn.observation for turn in row.turns] == ["how?", "why?", None]
+        observed = byte_tokenizer().decode([t for t, kept in zip(row.token_ids, row.sampled, strict=True) if not kept])
+        assert "<|im_start|>user\nhow?<|im_end|>\n<|im_start|>assistant\n" in observed
+    assert played.counts["ended"] == 6 and played.counts["sequences"] == sum(len(r.sequence_lengths) for r in rows)
+
+
+def test_branches_and_new_conversations_are_sequences_that_share_a_message_once(play: Any) -> None:
+    played = play("branches")
+    assert_exact(played)
+    for row in rows_of(played):
+        assert len(row.turns) == 4 and len(row.sequences) in (3, 4)
+        assert row.text == row.turns[-1].text
+
+
+def test_a_row_does_not_depend_on_the_other_episodes(play: Any) -> None:
+    together = rows_of(play("turns"))
+    alone = rows_of(play("turns", parallel=1))
+    texts = [[turn.text for turn in row.turns] for row in together]
+    assert texts == [[turn.text for turn in row.turns] for row in alone]
+
+
+def test_workers_play_one_episode_after_another(play: Any) -> None:
+    """Two processes play six episodes, with the same rows; one that dies is replaced."""
+    played = play("turns", "worker", workers=2)
+    assert_exact(played)
+    outcomes = [row.outcome for row in rows_of(played)]
+    assert len({outcome.detail for outcome in outcomes}) == 2
+    others = [row.outcome for row in rows_of(play("turns"))]
+    assert [outcome.value for outcome in outcomes] == [outcome.value for outcome in others]
+    assert play("crash", "worker", workers=2).counts["crashed"] == 6
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_gradient_is_that_of_a_slow_loop_over_sequences(
+    shared: bool, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    """Each sequence of an episode is scored alone; the loss averages over the tokens of the whole episode."""
+    agent = Agent([sys.executable, str(SCRIPT), "branches"])
+    for aggregation in ("sequence_mean", "token_mean"):
+        _, seen = fit(
+            tiny_model_folder, tmp_path, environment=agent, sampling=replace(SAMPLING, max_tokens=9), rewards=None,
+            prompts_per_rollout=3, max_failure_rate=0.0, loss={"aggregation": aggregation},
+            compute={"shared_prefix": shared, "tokens_per_microbatch": 400},
+        )  # fmt: skip
+        (rollout,) = seen.rollouts
+        assert all(len(row.sequences) >= 3 for group in rollout.completions for row in group)
+        loss, expected = naive_gradients(rollout, range(3), aggregation)
+        assert_same(seen.gradients[0], expected)
+        assert seen.metrics[0]["train/loss"] == pytest.approx(loss, abs=1e-6)
+        assert seen.metrics[0]["rollout/agent/sequences"] >= 3 and seen.metrics[0]["rollout/turns"] == 4
+        assert seen.metrics[0]["train/engine_difference"] < 1e-4
+
+
+def test_recorded_episodes_of_several_sequences_are_trained_again_exactly(
+    tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    agent = Agent([sys.executable, str(SCRIPT), "branches"])
+    options: Any = dict(
+        environment=agent, sampling=replace(SAMPLING, max_tokens=9), rewards=None, prompts_per_rollout=2
+    )
+    _, first = fit(tiny_model_folder, tmp_path / "first", replay=Replay(record=1.0), **options)
+    again = Replay(rollouts_from=str(tmp_path / "first"))
+    _, second = fit(tiny_model_folder, tmp_path / "second", replay=again, **options)
+    kept = [[row.sequences for group in seen.rollouts[0].completions for row in group] for seen in (first, second)]
+    assert kept[0] == kept[1] and all(kept[0])
+    assert all(torch.equal(gradient, second.gradients[0][name]) for name, gradient in first.gradients[0].items())
+
+
+def test_what_cannot_be_trained_is_refused_and_a_retry_is_answered_from_memory(play: Any) -> None:
+    played = play("refusals")
+    assert_exact_with_auxiliary(played)
+    for row in rows_of(played):
+        assert row.outcome is not None and (row.outcome.status, row.outcome.value) == ("ok", 0.5), row.outcome
+        assert len(row.turns) == 1
+    assert played.counts["auxiliary"] == 6 and played.counts["refused"] > 6 * 15
+
+
+@pytest.mark.parametrize(("mode", "status"), [("silent", "error"), ("crash", "error")])
+def test_an_agent_that_fails_costs_its_own_episode(mode: str, status: str, play: Any) -> None:
+    played = play(mode)
+    for row in rows_of(played):
+        assert row.outcome is not None and row.outcome.status == status
+        assert row.outcome.detail.startswith("environment: the agent")
+    assert played.counts[{"silent": "silent", "crash": "crashed"}[mode]] == 6
+
+
+@pytest.mark.slow
+def test_an_endless_agent_is_killed_with_its_children(play: Any, tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    played = play("endless", timeout=8.0, env={"PIDS": str(pids)})
+    assert played.counts["timeout"] == 6
+    assert all(row.outcome.status == "timeout" and row.truncated and row.length for row in rows_of(played))
+    numbers = [int(line) for line in pids.read_text().split()]
+    assert len(numbers) == 6 and not any(Path(f"/proc/{pid}").exists() for pid in numbers)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["parallel", "gone"])
+def test_calls_at_once_and_clients_that_are_gone(mode: str, play: Any) -> None:
+    played = play(mode)
+    rows = rows_of(played)
+    assert all(row.outcome.status == "ok" for row in rows)
+    if mode == "parallel":
+        assert_exact(played)
+        assert all(len(row.turns) == len(row.sequences) == 2 for row in rows)
+        assert all(row.turns[0].text != row.turns[1].text for row in rows)
+    else:
+        assert played.counts["lost"] == 6 and all(len(row.turns) == 1 for row in rows)
+
+
+class Scripted(Spy):
+    """An engine that calls a tool when it is asked, and answers when it has the result."""
+
+    def generate(self, prompts: Any, sampling: Any, seeds: Any, done: Any, turns: Any) -> list[list[Completion]]:
+        groups = []
+        for prompt in prompts:
+            asked = byte_tokenizer().decode(prompt.token_ids)
+            text = "5" if "5" in asked.rpartition("</call>")[2] else "I add. <call>add(2, b=3)</call>"
+            ids = (*byte_tokenizer()(text).input_ids, END)
+            groups.append([Completion(text, ids, "stop", tuple(-0.1 * n for n in range(len(ids))))])
+        self.said += [(tuple(p.token_ids), group[0]) for p, group in zip(prompts, groups, strict=True)]
+        return groups
+
+
+@pytest.mark.first_case_fast
+@pytest.mark.parametrize("client", ["openai", "openai_stream", "anthropic", "anthropic_stream"])
+def test_the_clients_of_openai_and_anthropic_call_tools(client: str, play: Any) -> None:
+    pytest.importorskip(client.partition("_")[0])
+    spy = Scripted()
+    played = play(
+        client, script=SCRIPT.with_name("client_agent.py"), spy=spy, sampling=replace(SAMPLING, max_tokens=64)
+    )
+    for row in rows_of(played):
+        assert row.outcome is not None and (row.outcome.status, row.outcome.value) == ("ok", 1.0), row.outcome
+        assert row.sequences == () and [turn.calls for turn in row.turns] == [1, 0]
+        assert row.text == "5" and row.turns[0].observation == "5"
+        sampled = [token for token, kept in zip(row.token_ids, row.sampled, strict=True) if kept]
+        assert sampled == [token for _, turn in spy.said[:1] + spy.said[-1:] for token in turn.token_ids]
+
+
+def test_settings_that_do_not_go_with_an_agent_are_refused(tiny_model_folder: Path, tmp_path: Path) -> None:
+    agent = Agent([sys.executable, str(SCRIPT), "turns"])
+    with pytest.raises(UserError, match=r"rollout\.staleness: an agent plays"):
+        fit(tiny_model_folder, tmp_path, environment=agent, staleness=1, rewards=None)
+    with pytest.raises(UserError, match="no program 'no-such-program'"):
+        Agent("no-such-program --fast")
+    with pytest.raises(UserError, match="the run sets OPENAI_API_KEY itself"):
+        Agent("python", env={"OPENAI_API_KEY": "sk"})
+    with pytest.raises(UserError, match="give it alone"):
+        as_environment({"one": agent, "other": SingleTurn()})
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"cannot listen at 127.0.0.1:{port}.*choose another port"):
+            AgentEpisodes(Agent("python", port=port), ENDS, "tiny", 0, True)
+
+
+FAMILY = """
+import os, sys, time
+if os.fork() == 0:
+    os.setsid()
+    os.fork()
+with open(sys.argv[1], "a") as file:
+    file.write(f"{os.getpid()}\\n")
+time.sleep(600)
+"""
+
+
+def test_no_agent_survives_a_run_that_is_killed(tmp_path: Path) -> None:
+    """The program, its child in a session of its own, and the child of that."""
+    pids = tmp_path / "pids"
+    command = [sys.executable, "-c", FAMILY, str(pids)]
+    run = (
+        "import os, subprocess, sys, time; "
+        f"subprocess.Popen([sys.executable, '-I', {str(LAUNCHER)!r}, str(os.getpid()), '60', '4096', *{command!r}]); "
+        "time.sleep(600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", run]) as process:
+        wait_until(lambda: pids.exists() and len(pids.read_text().split()) == 3)
+        process.kill()
+    numbers = pids.read_text().split()
+    wait_until(lambda: not any(Path(f"/proc/{number}").exists() for number in numbers))
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "it takes too long"
+        time.sleep(0.02)
+
+
+def test_a_message_keeps_its_path_by_content_alone() -> None:
+    """Ids of calls, blanks around texts and content that is null make no difference; anything else does."""
+    call = {"id": "a", "type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": 2}}}
+    said = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "I add.", "tool_calls": [call]}]
+    same = [said[0], {**said[1], "content": " I add.\n", "tool_calls": [{**call, "id": "b"}]}]
+    assert fingerprint(said, ()) == fingerprint(same, ())
+    others = [
+        ([{**said[0], "content": "??"}, said[1]], ()), ([{**said[0], "role": "system"}, said[1]], ()),
+        ([said[0], {**said[1], "tool_calls": []}], ()), (said[1:], ()), (said, ({"type": "function"},)),
+    ]  # fmt: skip
+    assert len({fingerprint(*other) for other in [(said, ()), *others]}) == 6
+
+
+@pytest.mark.parametrize(
+    ("text", "content", "calls", "thoughts"),
+    [
+        ("Hello.", "Hello.", [], ""),
+        ("<think>hm</think>Yes. <tool_call>{\"name\": \"add\", \"arguments\": {\"a\": 1}}</tool_call>", "Yes.",
+         [("add", {"a": 1})], "hm"),
+        ("<call>add(1, 2)</call>", "", [("add", {"a": 1, "b": 2})], ""),
+        ("<call>add(</call>", "<call>add(</call>", [], ""),
+        ("one END two", "one ", [], ""),
+    ],
+)  # fmt: skip
+def test_replies_have_content_calls_and_thoughts_apart(
+    text: str, content: str, calls: list[Any], thoughts: str
+) -> None:
+    properties = {"a": {"type": "integer"}, "b": {"type": "integer"}}
+    tool = {"type": "function", "function": {"name": "add", "parameters": {"properties": properties}}}
+    request = ChatRequest([], (tool,), stop=("END",))
+    reply = read_reply("id", text, request, False, 3, 4)
+    found = [(call["function"]["name"], call["function"]["arguments"]) for call in reply.calls]
+    assert (reply.content, found, reply.thoughts) == (content, calls, thoughts)
+    assert openai_body([reply], request)["choices"][0]["finish_reason"] == ("tool_calls" if calls else "stop")
+    reason = {True: "tool_use", False: "stop_sequence" if "END" in text else "end_turn"}[bool(calls)]
+    assert anthropic_body([reply], request)["stop_reason"] == reason
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_processes_play_as_one_does(strategy: str, run_folder: Path, lit_rlvr: CLI) -> None:
+    """Episodes of different lengths, so that one process asks its engine when the other has nothing to ask."""
+    agent = {"class_path": "Agent", "init_args": {"command": [sys.executable, str(SCRIPT), "uneven"]}}
+    shared = (
+        "--rollout.environment", json.dumps(agent), "--rollout.sampling.max_turns", "4", "--trainer.max_steps", "2",
+        "--rollout.sampling.max_episode_tokens", "300", "--rollout.evaluation.sampling.max_episode_tokens", "300",
+        "--trainer.limit_val_batches", "1", "--rollout.replay.record", "0",
+    )  # fmt: skip
+    lit_rlvr(*FIT, *shared, *to("one"), status=0)
+    in_two_processes(run_folder, [*FIT, *STRATEGIES[strategy], *shared, *to("two")])
+    sampled, wanted = completions(run_folder / "two"), completions(run_folder / "one")
+    assert [row["completion"] for row in sampled] == [row["completion"] for row in wanted]
+    for two, one in zip(metrics(run_folder / "two"), metrics(run_folder / "one"), strict=True):
+        for name in ("train/loss", "rollout/turns", "rollout/agent/sequences", "rollout/reward"):
+            assert float(two[name] or 0) == pytest.approx(float(one[name] or 0), abs=1e-5), name
