@@ -21,8 +21,8 @@ _MODULES = {
         "OPOAdvantage PassAtKAdvantage PositiveDominant RLOOAdvantage ReinforceAdvantage ReinforcePPAdvantage register"
     ),
     "algorithms": (
-        "AAPO APMPO CISPO ClipCov DAPO DPPO DRO DrGRPO FIPO GMPO GPG GRPO GRPOLead GSPO KLCov LUSPO M2PO OPD "
-        "FunctionLoss RLVRModule Reinforce SAPO SFT TOPR VESPO"
+        "AAPO APMPO CISPO ClipCov DAPO DPPO DRO DrGRPO FIPO GMPO GPG GRPO GRPOLead GSPO GSPOToken KLCov LUSPO M2PO "
+        "OPD FunctionLoss RLVRModule Reinforce SAPO SFT TOPR VESPO"
     ),
     "algorithms.apmpo_schedule": "PowerSchedule",
     "datamodules": (

@@ -70,6 +70,8 @@ class Method:
     @property
     def ratio(self) -> str:
         """One of `RATIOS`: that of its loss; off-policy if it is to the probability when the token was sampled."""
+        if self.record is not None and self.record.ratio:
+            return self.record.ratio
         loss = getattr(algorithms, self.loss)
         if not loss.has_ratio:
             return "none: distillation" if self.advantages == ("none",) else "none"

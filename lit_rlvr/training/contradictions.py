@@ -43,7 +43,7 @@ def contradictions(module: Any) -> Iterator[str]:
     if module.sequence_level and any(term.place == "advantages" for term in module.terms):
         yield (
             f"model.teacher: it gives each token an advantage, and {name} weighs whole sequences; "
-            "use a loss on tokens, such as GRPO, or set model.teacher.beta, for a term of the loss"
+            "use a loss on tokens, such as GRPO or GSPOToken, or set model.teacher.beta, for a term of the loss"
             if module.teachers.options is not None
             else f"model.terms: a term in the advantages gives each token its own, and {name} weighs whole sequences"
         )

@@ -290,7 +290,7 @@ class LossModule(ABC):
         if self.sequence_level and advantages.shape != group.rewards.shape:
             raise UserError(
                 f"model.advantage: {defined_at(self.advantage)} gives each token an advantage, and "
-                f"{type(self).__name__} weighs whole sequences; use a loss on tokens, such as GRPO"
+                f"{type(self).__name__} weighs whole sequences; use a loss on tokens, such as GRPO or GSPOToken"
             )
         require_metrics(f"model.advantage: {type(self.advantage).__name__}.metrics", self.advantage.metrics)
         rewarded = self.completion_means(advantages, group)[group.has_reward]

@@ -395,6 +395,23 @@ def gspo_terms(case: Case, a: Sequence[mpf], clip_low: float, clip_high: float, 
     return term
 
 
+def gspo_token_terms(
+    case: Case, a: Sequence[Any], aggregation: str, clip_low: float, clip_high: float, dual_clip: float | None = None
+) -> Term:
+    """`a` has an advantage of each row, or a list of those of its tokens."""
+
+    def term(i: int, logp: Sequence[mpf]) -> mpf:
+        whole = mp.fsum(case.logp[i][t] - case.old[i][t] for t in case.tokens(i)) / case.lengths[i]
+        total = mpf(0)
+        for t in case.tokens(i):
+            u = mp.exp(whole) * mp.exp(logp[t]) / mp.exp(case.logp[i][t])  # fixed, but for its numerator
+            own = a[i][t] if isinstance(a[i], list) else a[i]
+            total += surrogate(u, own, mpf(clip_low), mpf(clip_high), dual_clip)
+        return -case.share(i, aggregation) * total
+
+    return term
+
+
 def luspo_terms(case: Case, a: Sequence[mpf], clip_low: float, clip_high: float) -> Term:
     def term(i: int, logp: Sequence[mpf]) -> mpf:
         return case.lengths[i] * gspo_terms(case, a, clip_low, clip_high)(i, logp)
@@ -681,6 +698,7 @@ TERMS: dict[str, Callable[[Case, Sequence[mpf]], Term]] = {
     "DAPO": lambda c, a: clipped_terms(c, a, "token_mean", 0.2, 0.28),
     "DrGRPO": lambda c, a: clipped_terms(c, a, "constant", 0.2, 0.2),
     "GSPO": lambda c, a: gspo_terms(c, a, 3e-4, 4e-4),
+    "GSPOToken": lambda c, a: gspo_token_terms(c, a, "sequence_mean", 3e-4, 4e-4),
     "CISPO": lambda c, a: cispo_terms(c, a, "token_mean", 5.0),
     "SAPO": lambda c, a: sapo_terms(c, a, "sequence_mean", 1.0, 1.05),
     "VESPO": lambda c, a: vespo_terms(c, a, 2, 3, 3, 2),
