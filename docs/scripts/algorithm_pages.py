@@ -112,6 +112,7 @@ METHODS = (
     Method("pass_at_k", "GRPO", ("pass_at_k", "grpo_passk")),
     Method("reinforce_pp", "GRPO", ("reinforce_pp",)),
     Method("gdpo", "GRPO", ("gdpo",)),
+    Method("gigpo", "GRPO", ("gigpo", "step_returns")),
 )
 """The algorithms, by their records, and the advantages that are methods under another method's loss."""
 

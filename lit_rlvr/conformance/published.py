@@ -122,6 +122,8 @@ ADVANTAGES = {
         "where positive, else weight(1 - p), weight(x) = 0.4 + 1.1 / (1 + exp(10 (x - 0.75)))",
         "arXiv 2504.09696",
     ),
+    "gigpo": Published(f"2 x {BASE}: each completion is one turn, whose state is the prompt", "arXiv 2505.10978"),
+    "step_returns": Published(f"{BASE}: each completion is one turn", "no paper"),
 }
 """The advantages, under the names of `lit_rlvr.advantages`."""
 
