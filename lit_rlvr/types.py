@@ -11,6 +11,7 @@ from abc import ABCMeta
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from lit_rlvr.errors import UserError, checks_arguments, refuse_all
@@ -741,6 +742,26 @@ class Rollout:
             for completion in group:
                 values.append([numbers.setdefault(turn.state, len(numbers)) for turn in completion.turns])
         return self._of_turns(values).long()
+
+    def observed_in(self, completion: Completion) -> list[bool]:
+        """Return for each token of a completion whether it stands between two turns and could have been sampled: what
+        the environment answered, with the chat template around it, but no placeholders of images."""
+        banned = set(self.sampling.banned_token_ids)
+        is_observed = [False] * len(completion.token_ids)
+        for before, after in pairwise(completion.turns):
+            for t in range(before.span[1], after.span[0]):
+                is_observed[t] = completion.token_ids[t] not in banned
+        return is_observed
+
+    @property
+    def observed(self) -> Tensor:
+        """(B, T) bool: True for the tokens that `observed_in` names."""
+        import torch
+
+        observed = torch.zeros(self.token_ids.shape, dtype=torch.bool)
+        for row, completion in zip(observed, self._rows, strict=True):
+            row[: len(completion.token_ids)] = torch.tensor(self.observed_in(completion), dtype=torch.bool)
+        return observed
 
     @property
     def _rows(self) -> list[Completion]:

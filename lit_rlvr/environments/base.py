@@ -221,14 +221,14 @@ def rewards_with(environment: Environment | None, rewards: Sequence[Reward | str
     """
     has_reward = environment is not None and environment.has_reward
     rewards_turns = environment is not None and environment.rewards_turns
-    own = [EnvironmentReward] * has_reward + [TurnRewards] * rewards_turns
+    own: list[type[Reward]] = [EnvironmentReward] * has_reward + [TurnRewards] * rewards_turns
     if rewards is None:
         if environment is not None and not own:
             log.warning(
                 "rollout.rewards: %s does not judge its episodes (it has no reward), so MathAnswer compares the last "
                 "turn with the answer; give the rewards that you mean", environment.title,
             )  # fmt: skip
-        return [kind() for kind in own or [MathAnswer]]
+        return [kind() for kind in own] or [MathAnswer()]
     listed = {type(reward) for reward in rewards}
     if EnvironmentReward in listed and not has_reward:
         raise UserError("rollout.rewards: EnvironmentReward needs a rollout.environment that has a reward")

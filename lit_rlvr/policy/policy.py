@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain, groupby
+from operator import or_
 from typing import Any
 
 import torch
@@ -52,6 +53,7 @@ class Policy(nn.Module):
     Attributes:
         replays_routes: tokens use the experts that they used in the engine, `Completion.routes`.
         balances_experts: `forward_rows` returns the loss of the use of experts.
+        scores_observations: with gradients, `forward_rows` also scores the tokens between turns.
         teachable: how many tokens, from the first on, every teacher has an embedding for; None = all.
         flips: (rows, T), of the last call of `logprobs` with such tokens: the share of layers in which the router would
             choose other experts for the input that predicts the token.
@@ -77,7 +79,7 @@ class Policy(nn.Module):
             if self.family is not None:
                 self.family.prepare(model)
         self._view = view
-        self.replays_routes = self.balances_experts = False
+        self.replays_routes = self.balances_experts = self.scores_observations = False
         self.teachable: int | None = None
         self._expert_imbalance: Tensor | None = None
         self.flips: Tensor | None = None
@@ -318,7 +320,7 @@ class Policy(nn.Module):
             teacher: also return the divergence from this teacher, the result of its `teach` for these rows.
 
         Returns:
-            (len(rows), T) each, 0 at padding and observations.
+            (len(rows), T) each, 0 at padding and, unless `scores_observations`, at observations.
         """
         built, pixels = self._lay_out(rollout, rows)
         with self._adapters():
@@ -352,14 +354,18 @@ class Policy(nn.Module):
             prompt = rollout.prompts[p]
             completions = [c for _, c in members]
             ids = [c.token_ids for c in completions]
-            sampled = [c.from_model for c in completions]
+            scored = [c.from_model for c in completions]
+            if self.scores_observations and torch.is_grad_enabled():
+                scored = [
+                    tuple(map(or_, own, rollout.observed_in(c))) for own, c in zip(scored, completions, strict=True)
+                ]
             position_ids = self.position_ids(prompt)
             tails = [self._tail(prompt, c) for c in completions]
             if self.replays_routes:
                 routes = [_routes(prompt, c) for c in completions]
             else:
                 routes = None
-            groups.append(Group(prompt.token_ids, ids, position_ids, sampled, tails, routes))
+            groups.append(Group(prompt.token_ids, ids, position_ids, scored, tails, routes))
             for g, completion in enumerate(completions):
                 if prompt.pixels is not None and not (g and self.shared_prefix):
                     leading.append(prompt.pixels)

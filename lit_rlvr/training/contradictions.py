@@ -58,6 +58,13 @@ def contradictions(module: Any) -> Iterator[str]:
             f"model.importance.correction: the ratio of {name} is to the policy that sampled each "
             "token already, so a correction would count it twice; leave the option out"
         )
+    if module.needs("observation_logp"):
+        option = next(term.option for term in module.terms if term.is_of_observations)
+        if module.demonstrates:
+            yield f"{option}: {name} plays no episodes, so nothing is observed; leave the option out"
+        for other, conflicts in (("teacher.beta", "divergence"), ("loss.balance_coef", "expert_imbalance")):
+            if module.needs(conflicts):
+                yield f"{option}: model.{other} counts sampled tokens alone, so both cannot be in one loss; set one"
     if module.needs("expert_imbalance") and module.compute.torch_compile is True:
         yield (
             "model.loss.balance_coef: what routers choose is not seen in layers that model.compute.torch_compile "

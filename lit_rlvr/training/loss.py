@@ -50,6 +50,7 @@ from lit_rlvr.training.terms import (
     InitialLogprobs,
     KLTerm,
     Need,
+    ObservationNLL,
     PositiveNLL,
     Term,
     require_term,
@@ -120,6 +121,7 @@ class LossModule(ABC):
             ExpertBalance(loss.balance_coef) if loss.balance_coef else None,
             EntropyBonus(loss.entropy_coef) if loss.entropy_coef else None,
             PositiveNLL(loss.positive_nll_coef) if loss.positive_nll_coef else None,
+            ObservationNLL(loss.observation_coef) if loss.observation_coef else None,
         )
         for term in terms:
             require_term(term)
@@ -332,7 +334,7 @@ class LossModule(ABC):
         with inputs_stay(self.objective, x, "x"):
             loss, stats = require_loss(self.objective, self.objective(replace(x)), x)
         for term, cost in term_costs(self.terms, "loss", x):
-            loss = loss + term.coef * (cost * x.plain_weight).sum()
+            loss = loss + term.coef * (cost * term.weight(x)).sum()
             if term.metric:
                 stats = stats | {term.metric: cost.detach().sum()}
         return loss, stats
