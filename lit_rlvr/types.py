@@ -731,11 +731,18 @@ class Rollout:
     @property
     def turn_rewards(self) -> Tensor:
         """(B, T) float: the reward of the turn that each sampled token belongs to, before its weight; 0 without one."""
-        return self._of_turns([[turn.reward or 0.0 for turn in row.turns] for row in self._rows])
+        values = []
+        for completion in self._rows:
+            values.append([turn.reward or 0.0 for turn in completion.turns])
+        return self._of_turns(values)
 
     @property
-    def states(self) -> Tensor:
-        """(B, T) long: the state before the turn of each sampled token, by a number from 0 within its group."""
+    def states(self) -> Tensor | None:
+        """(B, T) long: the state before the turn of each sampled token, by a number from 0 within its group; None if a
+        completion does not name its turns, as in a record of an earlier version."""
+        for turns, completion in zip(self.turns, self._rows, strict=True):
+            if int(turns.max()) >= max(len(completion.turns), 1):
+                return None
         values: list[list[float]] = []
         for group in self.completions:
             numbers = {"": 0}

@@ -249,7 +249,7 @@ def pack_rollout(rollout: Rollout, about: dict[str, Any]) -> dict[str, np.ndarra
         "exact": rollout.exact,
         "kept": None if rollout.kept is None else list(rollout.kept.items()),
         "repeats": rollout.repeats,
-        "turns": [[vars(turn) for turn in completion.turns] for completion in completions],
+        "turns": [list(map(vars, completion.turns)) for completion in completions],
     }
     routes = [completion.routes for completion in completions if completion.routes is not None]
     sampled = [torch.tensor(c.sampled) if c.sampled else torch.ones(c.length, dtype=torch.bool) for c in completions]
@@ -297,7 +297,7 @@ def unpack_rollout(
             read_completion(tokenizer, token_ids.tolist(), logprobs.tolist(), reason == "stop"),
             sampled=() if sampled.all() else tuple(sampled.tolist()),
             routes=routes,
-            turns=tuple(Turn(**turn | {"span": tuple(turn["span"])}) for turn in turns),
+            turns=tuple(map(_as_turn, turns)),
         )
         for token_ids, logprobs, sampled, routes, reason, turns in rows
     ]
@@ -310,6 +310,11 @@ def unpack_rollout(
         **{name: about[name] for name in ("statuses", "weights", "exact", "repeats")},
         **fields,
     )
+
+
+def _as_turn(fields: dict[str, Any]) -> Turn:
+    """Return a turn as JSON holds it."""
+    return Turn(**fields | {"span": tuple(fields["span"])})
 
 
 def _inside(lengths: Sequence[int], width: int) -> Tensor:

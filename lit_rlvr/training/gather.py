@@ -60,13 +60,17 @@ def gather_groups(rollout: Rollout, rewards: Tensor, advantage: Advantage) -> Gr
         group.weights = dict(zip(weights, (weight[:, :1] for weight in gathered[end:]), strict=True))
     if advantage.needs_tokens:
         widest = all_max(rollout.mask.shape[1], device)
-        group.mask, group.turns, group.turn_rewards, group.states = (
-            gather_rows(to_device(pad(tokens, (0, widest - tokens.shape[1]), value=empty), device))
-            for tokens, empty in (
-                (rollout.mask, False), (rollout.turns, -1), (rewards_of_turns(rollout, rewards.cpu()), 0),
-                (rollout.states, 0),
-            )
-        )  # fmt: skip
+        tables = {
+            "mask": (rollout.mask, False),
+            "turns": (rollout.turns, -1),
+            "turn_rewards": (rewards_of_turns(rollout, rewards.cpu()), 0),
+        }
+        states = rollout.states
+        if states is not None:
+            tables["states"] = (states, 0)
+        for name, (tokens, empty) in tables.items():  # (B, T) each
+            padded = pad(tokens, (0, widest - tokens.shape[1]), value=empty)
+            setattr(group, name, gather_rows(to_device(padded, device)))
     return group
 
 

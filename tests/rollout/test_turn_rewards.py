@@ -161,7 +161,11 @@ def test_a_record_keeps_the_turns(play: Any) -> None:
     for name in ("turns", "turn_rewards", "states"):
         assert torch.equal(getattr(again, name), getattr(rollout, name)), name
     del about["turns"]  # as written by earlier versions
-    unpack_rollout(about, tensors, PROMPTS, SAMPLING, byte_tokenizer())
+    earlier = unpack_rollout(about, tensors, PROMPTS, SAMPLING, byte_tokenizer())
+    assert earlier.states is None
+    assert torch.equal(earlier.turns, rollout.turns)
+    with pytest.raises(UserError, match=r"^advantage gigpo: needs the states before turns"):
+        GiGPOAdvantage()(gather_groups(earlier, earlier.rewards, GiGPOAdvantage()))
 
 
 def test_a_reward_of_a_turn_that_is_not_declared_ends_the_run(play: Any) -> None:
