@@ -17,12 +17,13 @@ if "PYTORCH_ALLOC_CONF" not in _os.environ:  # else freed GPU memory is in piece
 _MODULES = {
     "advantages": (
         "AGRAE AAPOAdvantage Advantage Composed DrGRPOAdvantage EasyFocused GDPOAdvantage GPGAdvantage GRPOAdvantage "
-        "GRPOLeadAdvantage GRPOPassKAdvantage GroupBatch HardFocused MaxRLAdvantage NegativeDominant NoAdvantage "
-        "OPOAdvantage PassAtKAdvantage PositiveDominant RLOOAdvantage ReinforceAdvantage ReinforcePPAdvantage register"
+        "GRPOLeadAdvantage GRPOPassKAdvantage GiGPOAdvantage GroupBatch HardFocused MaxRLAdvantage NegativeDominant "
+        "NoAdvantage OPOAdvantage PassAtKAdvantage PositiveDominant RLOOAdvantage ReinforceAdvantage "
+        "ReinforcePPAdvantage StepReturns register"
     ),
     "algorithms": (
-        "AAPO APMPO CISPO ClipCov DAPO DPPO DRO DrGRPO FIPO GMPO GPG GRPO GRPOLead GSPO KLCov LUSPO M2PO OPD "
-        "FunctionLoss RLVRModule Reinforce SAPO SFT TOPR VESPO"
+        "AAPO APMPO CISPO ClipCov DAPO DPPO DRO DrGRPO FIPO GMPO GPG GRPO GRPOLead GSPO GSPOToken KLCov LUSPO M2PO "
+        "OPD FunctionLoss RLVRModule Reinforce SAPO SFT TOPR VESPO"
     ),
     "algorithms.apmpo_schedule": "PowerSchedule",
     "datamodules": (
@@ -39,7 +40,8 @@ _MODULES = {
     "engines.synced": "Safeguards",
     "engines.transfer": "FileTransfer NCCLTransfer WeightTransfer",
     "environments": (
-        "Agent Calculator Crop Environment EnvironmentReward Observation Python SQLShell SingleTurn Tools WrappedTools"
+        "Agent Calculator Crop Environment EnvironmentReward Observation Python SQLShell SingleTurn Tools TurnRewards "
+        "WrappedTools"
     ),
     "objectives": "LossInputs",
     "options": "AutoLR Compute Importance KL Lora Loss Optim Teacher TeacherPrompt",

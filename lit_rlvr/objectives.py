@@ -56,6 +56,10 @@ class LossInputs:
         divergence: (B, T) divergence from the teacher at each position, which has a gradient; None without that term.
         expert_imbalance: (B, T) loss of the use of experts at each position; None without that term.
         row: (B,) long, each row's number p * G + g in the whole rollout (all ranks), for values that `observe` kept.
+        observation_logp: (B, T) log-probabilities of the tokens that an environment answered, which have a gradient; 0
+            elsewhere. None, as the next two, without a term that needs it.
+        observed: (B, T) bool, these tokens; none of them is in `mask`.
+        observation_weight: (B, T) share of each of them in such a term.
     """
 
     logp: Tensor
@@ -74,6 +78,9 @@ class LossInputs:
     divergence: Tensor | None = None
     expert_imbalance: Tensor | None = None
     row: Tensor | None = None
+    observation_logp: Tensor | None = None
+    observed: Tensor | None = None
+    observation_weight: Tensor | None = None
 
     def scale_tokens(self, factor: Tensor) -> LossInputs:
         """Return the inputs with each token's share in the loss multiplied by a constant factor (B, T)."""

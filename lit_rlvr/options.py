@@ -91,6 +91,9 @@ class Loss:
             al. 2025, VAPO, arXiv 2504.05118: 0.1, there averaged over the tokens of the right ones); 0 = off.
         balance_coef: weight of the loss that keeps the use of a mixture's experts even within each completion, averaged
             as `aggregation` says (DeepSeek-V3, arXiv 2412.19437: 1e-4); 0 = off.
+        observation_coef: weight of the -log p of the tokens that an environment answered between turns, such as outputs
+            of tools, averaged over them as `aggregation` says (ECHO); the policy learns what its actions lead to.
+            0 = off.
     """
 
     aggregation: Aggregation = "sequence_mean"
@@ -99,10 +102,12 @@ class Loss:
     top_entropy_quantile: float = 1.0
     positive_nll_coef: float = 0.0
     balance_coef: float = 0.0
+    observation_coef: float = 0.0
 
     def __post_init__(self) -> None:
         check_within("(-inf, inf)", "model.loss", entropy_coef=self.entropy_coef)
         check_within("[0, inf)", "model.loss", positive_nll_coef=self.positive_nll_coef, balance_coef=self.balance_coef)
+        check_within("[0, inf)", "model.loss", observation_coef=self.observation_coef)
         check_within("(0, 1]", "model.loss", top_entropy_quantile=self.top_entropy_quantile)
         if self.aggregation == "group_token_mean" and not self.count_empty_rows:
             raise UserError("model.loss.count_empty_rows: group_token_mean averages over groups; leave it at true")

@@ -11,7 +11,7 @@ from abc import ABCMeta
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 from lit_rlvr.errors import UserError, checks_arguments, refuse_all
@@ -24,6 +24,8 @@ if TYPE_CHECKING:  # reward workers import this module; torch is too slow for th
 FinishReason = Literal["stop", "length"]
 Status = Literal["ok", "parse_fail", "timeout", "error", "unjudged"]
 STATUSES: tuple[Status, ...] = get_args(Status)
+TURN_REWARDS = "turns"
+"""The name of the reward that sums the rewards of a completion's turns."""
 
 
 @dataclass(frozen=True)
@@ -257,6 +259,10 @@ class Turn:
         calls, errors: numbers of tool calls in the turn, and of those that failed.
         images: number of images in the observation.
         raw: the model's text with its special tokens, of which some models make tool calls; "" where it is unknown.
+        reward: the reward of this turn alone; None = it has none.
+        span: the positions of its tokens in the completion, from the first one up to the one after the last; (0, 0) =
+            the turn is a run of sampled tokens.
+        state: a digest of what the environment showed before the turn; "" = nothing but the prompt.
     """
 
     text: str
@@ -265,10 +271,16 @@ class Turn:
     errors: int = 0
     images: int = 0
     raw: str = field(default="", repr=False, compare=False)
+    reward: float | None = None
+    span: tuple[int, int] = field(default=(0, 0), repr=False, compare=False)
+    state: str = field(default="", repr=False, compare=False)
 
     def recorded(self) -> dict[str, Any]:
         """Return what files say of the turn."""
-        return {name: value for name, value in vars(self).items() if name != "raw"}
+        names = ["text", "observation", "calls", "errors", "images"]
+        if self.reward is not None:
+            names.append("reward")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)
@@ -727,7 +739,68 @@ class Rollout:
         _, sampled, _ = pad_completions(self.completions)
         begins = sampled.clone()
         begins[:, 1:] &= ~sampled[:, :-1]
-        return (begins.cumsum(1) - 1).masked_fill(~sampled, -1)
+        turns = begins.cumsum(1) - 1
+        for row, completion in zip(turns, self._rows, strict=True):
+            for k, turn in enumerate(completion.turns):
+                row[slice(*turn.span)] = k
+        return turns.masked_fill(~sampled, -1)
+
+    @property
+    def turn_rewards(self) -> Tensor:
+        """(B, T) float: the reward of the turn that each sampled token belongs to, before its weight; 0 without one."""
+        values = []
+        for completion in self._rows:
+            values.append([turn.reward or 0.0 for turn in completion.turns])
+        return self._of_turns(values)
+
+    @property
+    def states(self) -> Tensor | None:
+        """(B, T) long: the state before the turn of each sampled token, by a number from 0 within its group; None if a
+        completion does not name its turns, as in a record of an earlier version."""
+        for turns, completion in zip(self.turns, self._rows, strict=True):
+            if int(turns.max()) >= max(len(completion.turns), 1):
+                return None
+        values: list[list[float]] = []
+        for group in self.completions:
+            numbers = {"": 0}
+            for completion in group:
+                values.append([numbers.setdefault(turn.state, len(numbers)) for turn in completion.turns])
+        return self._of_turns(values).long()
+
+    def observed_in(self, completion: Completion) -> list[bool]:
+        """Return for each token of a completion whether it stands between two turns and could have been sampled: what
+        the environment answered, with the chat template around it, but no placeholders of images."""
+        banned = set(self.sampling.banned_token_ids)
+        is_observed = [False] * len(completion.token_ids)
+        for before, after in pairwise(completion.turns):
+            for t in range(before.span[1], after.span[0]):
+                is_observed[t] = completion.token_ids[t] not in banned
+        return is_observed
+
+    @property
+    def observed(self) -> Tensor:
+        """(B, T) bool: True for the tokens that `observed_in` names."""
+        import torch
+
+        observed = torch.zeros(self.token_ids.shape, dtype=torch.bool)
+        for row, completion in zip(observed, self._rows, strict=True):
+            row[: len(completion.token_ids)] = torch.tensor(self.observed_in(completion), dtype=torch.bool)
+        return observed
+
+    @property
+    def _rows(self) -> list[Completion]:
+        return [completion for group in self.completions for completion in group]
+
+    def _of_turns(self, values: Sequence[Sequence[float]]) -> Tensor:
+        """Return for each sampled token (B, T) the value of its turn; 0 elsewhere, and in completions without turns."""
+        import torch
+
+        turns = self.turns
+        spread = torch.zeros(turns.shape)
+        for row, own_turns, of_row in zip(spread, turns, values, strict=True):
+            for k, value in enumerate(of_row):
+                row[own_turns == k] = value
+        return spread
 
     @property
     def truncated(self) -> Tensor:

@@ -70,6 +70,8 @@ class Method:
     @property
     def ratio(self) -> str:
         """One of `RATIOS`: that of its loss; off-policy if it is to the probability when the token was sampled."""
+        if self.record is not None and self.record.ratio:
+            return self.record.ratio
         loss = getattr(algorithms, self.loss)
         if not loss.has_ratio:
             return "none: distillation" if self.advantages == ("none",) else "none"
@@ -110,6 +112,7 @@ METHODS = (
     Method("pass_at_k", "GRPO", ("pass_at_k", "grpo_passk")),
     Method("reinforce_pp", "GRPO", ("reinforce_pp",)),
     Method("gdpo", "GRPO", ("gdpo",)),
+    Method("gigpo", "GRPO", ("gigpo", "step_returns")),
 )
 """The algorithms, by their records, and the advantages that are methods under another method's loss."""
 

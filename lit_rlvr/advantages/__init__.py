@@ -36,6 +36,7 @@ from lit_rlvr.advantages.group import (
 )
 from lit_rlvr.advantages.pass_at_k import GRPOPassKAdvantage, PassAtKAdvantage
 from lit_rlvr.advantages.reinforce_pp import ReinforcePPAdvantage
+from lit_rlvr.advantages.turns import GiGPOAdvantage, StepReturns
 
 __all__ = [
     "AGRAE",
@@ -52,6 +53,7 @@ __all__ = [
     "GRPOAdvantage",
     "GRPOLeadAdvantage",
     "GRPOPassKAdvantage",
+    "GiGPOAdvantage",
     "GroupBatch",
     "HardFocused",
     "MaxRLAdvantage",
@@ -64,6 +66,7 @@ __all__ = [
     "ReferenceCompletions",
     "ReinforceAdvantage",
     "ReinforcePPAdvantage",
+    "StepReturns",
     "register",
     "resolve_advantage",
 ]

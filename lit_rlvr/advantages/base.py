@@ -37,6 +37,10 @@ class GroupBatch:
         has_correct: bool, False = no reward says whether the completion is right; by default one says it of all.
         mask: (B, T) bool, the tokens in the loss, row p * G + g. Only for estimators with `needs_tokens`; else None.
         turns: (B, T) long, the turn of the episode that each sampled token belongs to, from 0; -1 elsewhere. As `mask`.
+        turn_rewards: (B, T), the reward of each token's turn. Those of a completion's turns sum to its reward: what its
+            turns were not given counts in the last one. As `mask`; None = all of it counts there.
+        states: (B, T) long, what the environment showed before the token's turn, as a number within its group. As
+            `mask`; None = it is unknown.
     """
 
     rewards: Tensor
@@ -49,6 +53,8 @@ class GroupBatch:
     has_correct: Tensor = None  # type: ignore[assignment]
     mask: Tensor | None = None
     turns: Tensor | None = None
+    turn_rewards: Tensor | None = None
+    states: Tensor | None = None
 
     def __post_init__(self) -> None:
         everything = torch.ones_like(self.rewards, dtype=torch.bool)
@@ -96,7 +102,9 @@ class Advantage(ChecksArguments, ABC):
     Attributes:
         min_group: smallest group size that the estimator works with.
         needs_parts: True = it uses `parts`, each reward by itself.
-        needs_tokens: True = it uses `mask` and `turns`, and may return (B, T).
+        needs_tokens: True = it uses `mask`, `turns`, `turn_rewards` or `states`, and may return (B, T).
+        of_rewards: True = it looks at nothing but `rewards`, `has_reward` and `lengths`, so that it can compare turns
+            in place of completions.
         registered_name: the short name, for messages; "" if the class is not registered.
         zero_for_equal_rewards: True = a group whose rewards are all equal gets advantages of 0, whatever else differs.
             Ranks then share the work by the tokens of the other groups.
@@ -108,6 +116,7 @@ class Advantage(ChecksArguments, ABC):
     min_group: int = 1
     needs_parts: bool = False
     needs_tokens: bool = False
+    of_rewards: bool = False
     registered_name: str = ""
     zero_for_equal_rewards: bool = False
     min_valid_fraction: float | None = None

@@ -44,6 +44,7 @@ class GRPOAdvantage(GroupRelative):
             nothing (`none`, which is `dr_grpo`): TRL's scale_rewards.
     """
 
+    of_rewards = True
     eps: float = 1e-6
     unbiased_std: bool = False
     scale: Scale = "group"
@@ -119,6 +120,8 @@ class DrGRPOAdvantage(GroupRelative):
         ```
     """
 
+    of_rewards = True
+
     def __call__(self, group: GroupBatch) -> Tensor:
         return centered(group.rewards, group.has_reward)
 
@@ -147,6 +150,7 @@ class GPGAdvantage(GroupRelative):
             on.
     """
 
+    of_rewards = True
     f_norm: Literal["one", "std"] = "one"
     rescale_valid: bool = True
     eps: float = 1e-6
@@ -184,6 +188,8 @@ class RLOOAdvantage(GroupRelative):
         ```
     """
 
+    of_rewards = True
+
     def __call__(self, group: GroupBatch) -> Tensor:
         size = group.rewards.shape[1]
         n = group.has_reward.sum(1, keepdim=True).to(group.rewards.dtype)  # (P, 1)
@@ -208,6 +214,8 @@ class MaxRLAdvantage(GroupRelative):
         ```
     """
 
+    of_rewards = True
+
     def __call__(self, group: GroupBatch) -> Tensor:
         mean = impute(group.rewards, ~group.has_reward).mean(1, keepdim=True)  # (P, 1)
         return torch.where(mean > 0, centered(group.rewards, group.has_reward) / mean, 0.0)
@@ -228,6 +236,8 @@ class OPOAdvantage(GroupRelative):
           init_args: {advantage: opo}
         ```
     """
+
+    of_rewards = True
 
     def __call__(self, group: GroupBatch) -> Tensor:
         return centered(group.rewards, group.has_reward, require_lengths(group, "opo"))

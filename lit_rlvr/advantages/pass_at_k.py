@@ -72,6 +72,7 @@ class GRPOPassKAdvantage(GroupRelative):
             not divide.
     """
 
+    of_rewards = True
     scale: Literal["group", "none"] = "none"
 
     def __call__(self, group: GroupBatch) -> Tensor:

@@ -31,6 +31,7 @@ class ReinforcePPAdvantage(Advantage):
         group_baseline: subtract the mean of the group from r first (the paper's REINFORCE++ with baseline).
     """
 
+    of_rewards = True
     group_baseline: bool = False
 
     def __post_init__(self) -> None:

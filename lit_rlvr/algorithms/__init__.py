@@ -25,6 +25,7 @@ from lit_rlvr.algorithms.gpg import GPG
 from lit_rlvr.algorithms.grpo import GRPO
 from lit_rlvr.algorithms.grpo_lead import GRPOLead
 from lit_rlvr.algorithms.gspo import GSPO
+from lit_rlvr.algorithms.gspo_token import GSPOToken
 from lit_rlvr.algorithms.kl_cov import KLCov
 from lit_rlvr.algorithms.luspo import LUSPO
 from lit_rlvr.algorithms.m2po import M2PO
@@ -57,6 +58,7 @@ __all__ = [
     "ClipCov",
     "DrGRPO",
     "GRPOLead",
+    "GSPOToken",
     "KLCov",
     "RLVRModule",
     "Reinforce",

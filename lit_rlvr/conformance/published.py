@@ -46,6 +46,7 @@ class AlgorithmRecord:
         loss: the class.
         title: the name of the method.
         paper: the papers in Markdown, with links to arXiv.
+        ratio: that of its loss, where it differs from what the class's attributes say; "" = it does not.
         trl, verl: the setting of TRL and of verl; "-" = none.
         here: our setting for it, with options that have other names there; "" = leave it out of that table.
         same: whether both compute the same.
@@ -57,6 +58,7 @@ class AlgorithmRecord:
     loss: str
     title: str
     paper: str
+    ratio: str = ""
     trl: str = "-"
     verl: str = "-"
     here: str = ""
@@ -120,6 +122,8 @@ ADVANTAGES = {
         "where positive, else weight(1 - p), weight(x) = 0.4 + 1.1 / (1 + exp(10 (x - 0.75)))",
         "arXiv 2504.09696",
     ),
+    "gigpo": Published(f"2 x {BASE}: each completion is one turn, whose state is the prompt", "arXiv 2505.10978"),
+    "step_returns": Published(f"{BASE}: each completion is one turn", "no paper"),
 }
 """The advantages, under the names of `lit_rlvr.advantages`."""
 

@@ -4,7 +4,7 @@ Worker processes import this package, which must not pay for torch.
 """
 
 from lit_rlvr.environments.agent import Agent
-from lit_rlvr.environments.base import Environment, EnvironmentReward, Observation
+from lit_rlvr.environments.base import Environment, EnvironmentReward, Observation, TurnRewards
 from lit_rlvr.environments.built_in import Calculator, Crop, Python, SQLShell
 from lit_rlvr.environments.episode import EpisodeWorkers
 from lit_rlvr.environments.tools import SingleTurn, Tools, WrappedTools, as_environment
@@ -21,6 +21,7 @@ __all__ = [
     "SQLShell",
     "SingleTurn",
     "Tools",
+    "TurnRewards",
     "WrappedTools",
     "as_environment",
 ]

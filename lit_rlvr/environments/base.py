@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from lit_rlvr.rewards.base import Reward
 from lit_rlvr.rewards.forms import parameters_of
 from lit_rlvr.rewards.function import FunctionReward, as_rewards
 from lit_rlvr.rewards.math import MathAnswer
-from lit_rlvr.types import Completion, RewardResult, Sample, ToolResult, Turn
+from lit_rlvr.types import TURN_REWARDS, Completion, RewardResult, Sample, ToolResult, Turn
 from lit_rlvr.workers.process import Isolation, pickle_for_worker
 
 Opening = str | list[dict[str, Any]] | None
@@ -31,6 +32,7 @@ class Observation:
         calls, errors: numbers of tool calls in the turn, and of those that failed.
         images: PIL images that the model sees before the text; it must be a vision-language model.
         results: the results of tool calls, one message each; they take the place of `text` and `images`.
+        reward: the reward of the turn, from an environment with `rewards_turns`; None = it has none.
     """
 
     text: str = ""
@@ -39,6 +41,7 @@ class Observation:
     errors: int = 0
     images: tuple[Any, ...] = ()
     results: tuple[ToolResult, ...] = ()
+    reward: float | None = None
 
     def __post_init__(self) -> None:
         if self.results:
@@ -59,6 +62,7 @@ class Environment(ABC):
     Attributes:
         tools: JSON schemas of the tools that the prompt offers.
         needs_turns: True if an episode makes no sense with a single turn.
+        rewards_turns: True if `step` gives rewards to turns.
         role: the chat role of its observations; `tool` for results of tool calls.
         source_classes: further classes whose code is part of its behaviour.
         reward_functions: functions by name that judge the episode at its end; `rewards_with` fills them in.
@@ -66,6 +70,7 @@ class Environment(ABC):
 
     tools: Sequence[dict[str, Any]] = ()
     needs_turns: bool = False
+    rewards_turns: bool = False
     role: Literal["user", "tool"] = "user"
 
     limits = Isolation()
@@ -164,6 +169,28 @@ class EnvironmentReward(Reward):
         return completion.outcome
 
 
+class TurnRewards(Reward):
+    """The sum of the rewards that an environment gave to the turns of an episode.
+
+    A run adds it with weight 1 if the environment rewards turns; list it among the rewards to give it another weight.
+
+    Args:
+        weight: factor of this reward in the weighted sum, and of each turn's reward.
+    """
+
+    reports_correct = False
+    needs_answer = False
+
+    def __init__(self, weight: float = 1.0) -> None:
+        super().__init__(weight=weight, name=TURN_REWARDS, truncated_is_wrong=False)
+
+    def __call__(self, completion: Completion, sample: Sample) -> RewardResult | None:
+        given = [turn.reward for turn in completion.turns if turn.reward is not None]
+        if not given:
+            return None
+        return RewardResult(math.fsum(given), None)
+
+
 class EnvironmentFunction(Reward):
     """A function that gets the environments of the episodes, as TRL's do: `(environments, **columns) -> list`.
 
@@ -193,17 +220,21 @@ def rewards_with(environment: Environment | None, rewards: Sequence[Reward | str
         rewards: rewards and their names; None = only the environment's, or `MathAnswer` if it has none.
     """
     has_reward = environment is not None and environment.has_reward
+    rewards_turns = environment is not None and environment.rewards_turns
+    own: list[type[Reward]] = [EnvironmentReward] * has_reward + [TurnRewards] * rewards_turns
     if rewards is None:
-        if environment is not None and not has_reward:
+        if environment is not None and not own:
             log.warning(
                 "rollout.rewards: %s does not judge its episodes (it has no reward), so MathAnswer compares the last "
                 "turn with the answer; give the rewards that you mean", environment.title,
             )  # fmt: skip
-        return [EnvironmentReward() if has_reward else MathAnswer()]
-    is_listed = any(isinstance(reward, EnvironmentReward) for reward in rewards)
-    if is_listed and not has_reward:
+        return [kind() for kind in own] or [MathAnswer()]
+    listed = {type(reward) for reward in rewards}
+    if EnvironmentReward in listed and not has_reward:
         raise UserError("rollout.rewards: EnvironmentReward needs a rollout.environment that has a reward")
-    built = as_rewards([*rewards, EnvironmentReward()] if has_reward and not is_listed else rewards)
+    if TurnRewards in listed and not rewards_turns:
+        raise UserError("rollout.rewards: TurnRewards needs a rollout.environment with rewards_turns = True")
+    built = as_rewards([*rewards, *(kind() for kind in own if kind not in listed)])
     functions = [reward for reward in built if isinstance(reward, FunctionReward)]
     asking = [reward for reward in functions if "environments" in parameters_of(reward.function)]
     if asking and environment is None:

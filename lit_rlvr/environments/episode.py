@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import random
 import sys
@@ -9,11 +10,12 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
+from numbers import Real
 from typing import Any, NamedTuple
 
 from lit_rlvr.environments.base import Environment, Observation, Opening, pickled
 from lit_rlvr.environments.tools import is_content
-from lit_rlvr.errors import first_line
+from lit_rlvr.errors import UserError, first_line
 from lit_rlvr.rewards.base import as_result
 from lit_rlvr.rewards.forms import accepted_arguments, as_messages, turn_message
 from lit_rlvr.rewards.function import resolved
@@ -80,6 +82,11 @@ class Player:
         assert turn is not None, "a step has a turn"
         environment, messages = self._episodes[number]
         seen = _checked(environment.step(turn))
+        if seen.reward is not None and not environment.rewards_turns:
+            raise UserError(
+                f"rollout.environment: step of {environment.title} gives a turn a reward; set rewards_turns = True in "
+                "the class, so that the run counts it"
+            )
         messages += messages_of(turn, seen, environment.role)
         return seen
 
@@ -138,7 +145,12 @@ def _checked(value: object) -> Observation:
     if not isinstance(value, Observation):
         raise TypeError(f"step must return an Observation, got {type(value).__name__}")
     results = tuple(replace(result, text=_plain(result.text)) for result in value.results)
-    return replace(value, text=_plain(value.text), results=results)
+    reward = value.reward
+    if reward is not None:
+        if not isinstance(reward, Real) or not math.isfinite(reward):
+            raise TypeError(f"the reward of an Observation must be a finite number or None, got {reward!r}")
+        reward = float(reward)
+    return replace(value, text=_plain(value.text), results=results, reward=reward)
 
 
 def correct_if_one(result: RewardResult) -> RewardResult:

@@ -11,7 +11,7 @@ from lit_rlvr.common.init_arguments import dotted_path_of
 from lit_rlvr.common.packages import import_path
 from lit_rlvr.environments.agent import Agent
 from lit_rlvr.environments.base import Environment, Observation, Opening
-from lit_rlvr.errors import UserError, first_line, with_user_line
+from lit_rlvr.errors import UserError, check_within, first_line, with_user_line
 from lit_rlvr.rewards.forms import accepted_arguments
 from lit_rlvr.rewards.function import resolved
 from lit_rlvr.speech.calls import Call, find_calls, typed_value
@@ -28,6 +28,7 @@ class Tools(Environment):
 
     Args:
         offer: describe the tools in the prompt; false for a model that knows them.
+        error_cost: what each failed call takes from the reward of its turn; 0 = turns have no rewards.
         kwargs: `limits` of every environment.
 
     Raises:
@@ -41,8 +42,11 @@ class Tools(Environment):
     role = "tool"
     needs_tools = True
 
-    def __init__(self, offer: bool = True, **kwargs: Any) -> None:
+    def __init__(self, offer: bool = True, error_cost: float = 0.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        check_within("[0, inf)", "rollout.environment", error_cost=error_cost)
+        self.error_cost = error_cost
+        self.rewards_turns = error_cost > 0
         methods = tool_methods(self.holder)
         if not methods and self.needs_tools:
             raise UserError(
@@ -61,7 +65,7 @@ class Tools(Environment):
     def step(self, turn: Turn) -> Observation:
         calls = find_calls(turn.raw or turn.text)
         if not calls:
-            return Observation(done=True)
+            return Observation(done=True, reward=self._turn_reward(0))
         results = []
         errors = 0
         for call in calls:
@@ -72,7 +76,14 @@ class Tools(Environment):
             except BaseException as error:  # SystemExit too
                 errors += 1
                 results.append(as_tool_result(call.name or "unknown", {"error": str(error)}))
-        return Observation(calls=len(calls), errors=errors, results=tuple(results))
+        reward = self._turn_reward(errors)
+        return Observation(calls=len(calls), errors=errors, results=tuple(results), reward=reward)
+
+    def _turn_reward(self, errors: int) -> float | None:
+        """Return the reward of a turn with so many failed calls."""
+        if not self.error_cost:
+            return None
+        return 0.0 - self.error_cost * errors
 
     def _run(self, call: Call) -> Any:
         """Return what a call returns."""
@@ -182,6 +193,7 @@ class EnvironmentChoice(Environment):
         (self.role,) = roles
         self._chosen = playing[0]
         self.needs_turns = any(environment.needs_turns for environment in playing)
+        self.rewards_turns = any(environment.rewards_turns for environment in playing)
         self.source_classes = [cls for other in playing for cls in (type(other), *other.source_classes)]
         self.tools = tuple({tool["function"]["name"]: tool for other in playing for tool in other.tools}.values())
 

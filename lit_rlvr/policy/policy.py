@@ -6,6 +6,7 @@ from collections.abc import Container, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from itertools import accumulate, chain, groupby
+from operator import or_
 from typing import Any
 
 import torch
@@ -53,6 +54,7 @@ class Policy(nn.Module):
     Attributes:
         replays_routes: tokens use the experts that they used in the engine, `Completion.routes`.
         balances_experts: `forward_rows` returns the loss of the use of experts.
+        scores_observations: with gradients, `forward_rows` also scores the tokens between turns.
         teachable: how many tokens, from the first on, every teacher has an embedding for; None = all.
         flips: (rows, T), of the last call of `logprobs` with such tokens: the share of layers in which the router would
             choose other experts for the input that predicts the token.
@@ -78,7 +80,7 @@ class Policy(nn.Module):
             if self.family is not None:
                 self.family.prepare(model)
         self._view = view
-        self.replays_routes = self.balances_experts = False
+        self.replays_routes = self.balances_experts = self.scores_observations = False
         self.teachable: int | None = None
         self._expert_imbalance: Tensor | None = None
         self.flips: Tensor | None = None
@@ -319,7 +321,7 @@ class Policy(nn.Module):
             teacher: also return the divergence from this teacher, the result of its `teach` for these rows.
 
         Returns:
-            (len(rows), T) each, 0 at padding and observations.
+            (len(rows), T) each, 0 at padding and, unless `scores_observations`, at observations.
         """
         built, pixels = self._lay_out(rollout, rows)
         with self._adapters():
@@ -352,15 +354,21 @@ class Policy(nn.Module):
         for p, members in groupby(pairs, key=lambda pair: pair[0]):
             prompt = rollout.prompts[p]
             completions = [c for _, c in members]
-            ids = [part for c in completions for part in cut_sequences(c.token_ids, c.sequence_lengths)]
-            sampled = [part for c in completions for part in cut_sequences(c.from_model, c.sequence_lengths)]
+            ids = []
+            scored = []
+            for completion in completions:
+                is_scored = completion.from_model
+                if self.scores_observations and torch.is_grad_enabled():
+                    is_scored = tuple(map(or_, is_scored, rollout.observed_in(completion)))
+                ids += cut_sequences(completion.token_ids, completion.sequence_lengths)
+                scored += cut_sequences(is_scored, completion.sequence_lengths)
             position_ids = self.position_ids(prompt)
             tails = [tail for c in completions for tail in [self._tail(prompt, c)] * len(c.sequence_lengths)]
             if self.replays_routes:
                 routes = [_routes(prompt, c) for c in completions]
             else:
                 routes = None
-            groups.append(Group(prompt.token_ids, ids, position_ids, sampled, tails, routes))
+            groups.append(Group(prompt.token_ids, ids, position_ids, scored, tails, routes))
             for g, completion in enumerate(completions):
                 if prompt.pixels is not None and not (g and self.shared_prefix):
                     leading.append(prompt.pixels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -31,7 +32,8 @@ class _EpisodeState:
     """Completion g of prompt p, and its episode so far.
 
     limit: the most tokens, observations included. is_rewarded: its last call ends the
-    episode. cut: its last turn was not finished, so the environment never sees it.
+    episode. cut: its last turn was not finished, so the environment never sees it. state: that of its next turn, see
+    `Turn`.
     """
 
     p: int
@@ -48,6 +50,7 @@ class _EpisodeState:
     pixels: list[Pixels | None] = field(default_factory=list)
     is_rewarded: bool = False
     cut: bool = False
+    state: str = ""
 
     def observe(self, tokens: Sequence[int]) -> None:
         """Append tokens that are not sampled."""
@@ -188,6 +191,8 @@ class Episodes(Turns):
                     p, g, seed, min(sampling.max_completion_tokens + len(token_ids), room)
                 )
                 row.observe(token_ids)
+                if token_ids:
+                    row.state = _digest(repr(token_ids), None)
 
     def opening(self, p: int, g: int) -> Continuation | None:
         if (p, g) not in self._openings:
@@ -204,13 +209,15 @@ class Episodes(Turns):
             )
         number = self._numbers[p, g]
         row = self._rows[number]
+        start = len(row.tokens)
         row.tokens += turn.token_ids
         row.logprobs += turn.logprobs or [0.0] * len(turn.token_ids)
         row.sampled += turn.from_model
         row.labels += turn.labels
         row.stale_cache += turn.stale_cache
         row.routes = turn.routes
-        row.turns.append(Turn(turn.text, raw=self.between.opening + (turn.raw or turn.text)))
+        raw = self.between.opening + (turn.raw or turn.text)
+        row.turns.append(Turn(turn.text, raw=raw, span=(start, len(row.tokens)), state=row.state))
         row.cut = turn.truncated
         self._waiting += 1
         self._call(number, row, judge=row.cut or len(row.turns) == self._sampling.max_turns)
@@ -263,7 +270,9 @@ class Episodes(Turns):
             return self._whole(row, not row.cut, failure)
         observation = reply.observation
         if observation is not None and not row.cut:
-            row.turns[-1] = replace(row.turns[-1], calls=observation.calls, errors=observation.errors)
+            row.turns[-1] = replace(
+                row.turns[-1], calls=observation.calls, errors=observation.errors, reward=observation.reward
+            )
         done = observation is not None and observation.done
         if done or row.is_rewarded:
             return replace(self._whole(row, done and not row.cut, reply.outcome), reward_results=reply.reward_results)
@@ -282,6 +291,7 @@ class Episodes(Turns):
         else:
             images = len(shaped.pixels.images)
         row.turns[-1] = replace(row.turns[-1], observation=shaped.text, images=images)
+        row.state = _digest(shaped.text, shaped.pixels)
         row.pixels.append(shaped.pixels)
         row.observe(tokens)
         return Continuation(tokens, min(self._sampling.max_tokens, room), shaped.pixels)
@@ -293,6 +303,15 @@ class Episodes(Turns):
             labels=tuple(row.labels), stale_cache=tuple(row.stale_cache),
             routes=row.routes, raw=row.turns[-1].raw.removeprefix(self.between.opening),
         )  # fmt: skip
+
+
+def _digest(text: str, pixels: Pixels | None) -> str:
+    """Return the digest of an observation: its text and its images, as the model sees them."""
+    digest = hashlib.sha256(text.encode())
+    if pixels is not None:
+        for image in pixels.images:
+            digest.update(image.tobytes())
+    return digest.hexdigest()[:16]
 
 
 def between_turns(data: PromptDataModule, eos_token_ids: tuple[int, ...], environment: Environment) -> BetweenTurns:

@@ -26,7 +26,7 @@ from lit_rlvr.errors import UserError, check_within, first_line, log, option_gro
 from lit_rlvr.rollout.assemble import GROUP_FIELDS, TOKEN_FIELDS, tokens_in_loss
 from lit_rlvr.rollout.source import RolloutSource
 from lit_rlvr.training.module import RLVRModule
-from lit_rlvr.types import Prompt, PromptBatch, Rollout, Sampling
+from lit_rlvr.types import Prompt, PromptBatch, Rollout, Sampling, Turn
 
 if TYPE_CHECKING:
     from lit_rlvr.datamodules import PromptDataModule
@@ -250,6 +250,7 @@ def pack_rollout(rollout: Rollout, about: dict[str, Any]) -> dict[str, np.ndarra
         "exact": rollout.exact,
         "kept": None if rollout.kept is None else list(rollout.kept.items()),
         "repeats": rollout.repeats,
+        "turns": [list(map(vars, completion.turns)) for completion in completions],
     }
     routes = [completion.routes for completion in completions if completion.routes is not None]
     sampled = [torch.tensor(c.sampled) if c.sampled else torch.ones(c.length, dtype=torch.bool) for c in completions]
@@ -290,16 +291,18 @@ def unpack_rollout(
     rows = zip(
         *(arrays[name].split(about["lengths"]) for name in ("token_ids", "rollout_logprobs", "sampled")),
         arrays["routes"].split(inputs) if "routes" in arrays else [None] * len(inputs),
-        about["finish_reasons"], about.get("sequences") or [()] * len(inputs), strict=True,
+        about["finish_reasons"], about.get("turns", [[]] * len(inputs)),
+        about.get("sequences") or [()] * len(inputs), strict=True,
     )  # fmt: skip
     completions = [
         replace(
             read_completion(tokenizer, token_ids.tolist(), logprobs.tolist(), reason == "stop"),
             sampled=() if sampled.all() else tuple(sampled.tolist()),
             routes=routes,
+            turns=tuple(map(_as_turn, turns)),
             sequences=tuple(sequences),
         )
-        for token_ids, logprobs, sampled, routes, reason, sequences in rows
+        for token_ids, logprobs, sampled, routes, reason, turns, sequences in rows
     ]
     return Rollout(
         prompts=prompts,
@@ -310,6 +313,11 @@ def unpack_rollout(
         **{name: about[name] for name in ("statuses", "weights", "exact", "repeats")},
         **fields,
     )
+
+
+def _as_turn(fields: dict[str, Any]) -> Turn:
+    """Return a turn as JSON holds it."""
+    return Turn(**fields | {"span": tuple(fields["span"])})
 
 
 def _inside(lengths: Sequence[int], width: int) -> Tensor:

@@ -113,7 +113,8 @@ class RolloutSettings(ChecksArguments):
         measured = evaluation.sampling
         self.eval_sampling = measured if isinstance(measured, Sampling) else measured.filled_from(sampling)
         self.environment = as_environment(environment)
-        if rewards == [] and not (self.environment is not None and self.environment.has_reward):
+        judges = self.environment is not None and (self.environment.has_reward or self.environment.rewards_turns)
+        if rewards == [] and not judges:
             rewards = [NoReward()]
         self.rewards = rewards_with(self.environment, rewards)  # type: ignore[arg-type]  # functions are rewards by now
         self.mask_truncated = mask_truncated

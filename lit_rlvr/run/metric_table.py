@@ -547,6 +547,12 @@ METRICS: dict[str, tuple[Metric, ...]] = {
             "1 = even. Grows: routers prefer few experts; raise the coefficient",
         ),
         Metric(
+            "train/observation_nll",
+            "with `model.loss.observation_coef`: -log p of the tokens that the environment answered, in nats",
+            "0 to ln V",
+            "Falls: the policy knows what its actions lead to",
+        ),
+        Metric(
             "train/effective_sample_size",
             "(sum of w)^2 / (tokens x sum of w^2), with w the ratio of the trainer to the engine",
             "0 to 1",

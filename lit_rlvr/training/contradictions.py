@@ -43,7 +43,7 @@ def contradictions(module: Any) -> Iterator[str]:
     if module.sequence_level and any(term.place == "advantages" for term in module.terms):
         yield (
             f"model.teacher: it gives each token an advantage, and {name} weighs whole sequences; "
-            "use a loss on tokens, such as GRPO, or set model.teacher.beta, for a term of the loss"
+            "use a loss on tokens, such as GRPO or GSPOToken, or set model.teacher.beta, for a term of the loss"
             if module.teachers.options is not None
             else f"model.terms: a term in the advantages gives each token its own, and {name} weighs whole sequences"
         )
@@ -58,6 +58,13 @@ def contradictions(module: Any) -> Iterator[str]:
             f"model.importance.correction: the ratio of {name} is to the policy that sampled each "
             "token already, so a correction would count it twice; leave the option out"
         )
+    if module.needs("observation_logp"):
+        option = next(term.option for term in module.terms if term.is_of_observations)
+        if module.demonstrates:
+            yield f"{option}: {name} plays no episodes, so nothing is observed; leave the option out"
+        for other, conflicts in (("teacher.beta", "divergence"), ("loss.balance_coef", "expert_imbalance")):
+            if module.needs(conflicts):
+                yield f"{option}: model.{other} counts sampled tokens alone, so both cannot be in one loss; set one"
     if module.needs("expert_imbalance") and module.compute.torch_compile is True:
         yield (
             "model.loss.balance_coef: what routers choose is not seen in layers that model.compute.torch_compile "

@@ -13,7 +13,7 @@ from lit_rlvr.advantages import Advantage, GroupBatch
 from lit_rlvr.advantages.base import impute
 from lit_rlvr.distributed.collectives import all_max, gather_columns, gather_rows, rank, to_device
 from lit_rlvr.rewards.base import row_weights
-from lit_rlvr.types import Rollout
+from lit_rlvr.types import TURN_REWARDS, Rollout
 
 
 def gather_groups(rollout: Rollout, rewards: Tensor, advantage: Advantage) -> GroupBatch:
@@ -60,11 +60,40 @@ def gather_groups(rollout: Rollout, rewards: Tensor, advantage: Advantage) -> Gr
         group.weights = dict(zip(weights, (weight[:, :1] for weight in gathered[end:]), strict=True))
     if advantage.needs_tokens:
         widest = all_max(rollout.mask.shape[1], device)
-        group.mask, group.turns = (
-            gather_rows(to_device(pad(tokens, (0, widest - tokens.shape[1]), value=empty), device))
-            for tokens, empty in ((rollout.mask, False), (rollout.turns, -1))
-        )
+        tables = {
+            "mask": (rollout.mask, False),
+            "turns": (rollout.turns, -1),
+            "turn_rewards": (rewards_of_turns(rollout, rewards.cpu()), 0),
+        }
+        states = rollout.states
+        if states is not None:
+            tables["states"] = (states, 0)
+        for name, (tokens, empty) in tables.items():  # (B, T) each
+            padded = pad(tokens, (0, widest - tokens.shape[1]), value=empty)
+            setattr(group, name, gather_rows(to_device(padded, device)))
     return group
+
+
+def rewards_of_turns(rollout: Rollout, rewards: Tensor) -> Tensor:
+    """Return the reward of each token's turn (B, T), 0 where no token is sampled; see `GroupBatch.turn_rewards`.
+
+    Args:
+        rollout: of this rank.
+        rewards: (P, G) in place of the rollout's.
+    """
+    turns = rollout.turns
+    is_last = (turns == turns.amax(1, keepdim=True)) & (turns >= 0)  # (B, T)
+    if TURN_REWARDS not in rollout.parts:
+        return is_last * rewards.reshape(-1, 1)
+    others = rewards - rollout.rewards  # (P, G), what terms take from the rewards
+    weights = torch.zeros(rewards.shape)  # (P, G)
+    for p, prompt in enumerate(rollout.prompts):
+        for name, weight in row_weights(prompt.sample, rollout.weights).items():
+            if name == TURN_REWARDS:
+                weights[p] = weight
+            else:  # not the sum less the turns' rewards, whose rounding would tell equal returns apart
+                others[p] += weight * rollout.parts[name][p].nan_to_num()
+    return weights.reshape(-1, 1) * rollout.turn_rewards + is_last * others.reshape(-1, 1)
 
 
 def of_this_rank(values: Tensor, size: int) -> Tensor:

@@ -50,6 +50,7 @@ from lit_rlvr.training.terms import (
     InitialLogprobs,
     KLTerm,
     Need,
+    ObservationNLL,
     PositiveNLL,
     Term,
     require_term,
@@ -120,6 +121,7 @@ class LossModule(ABC):
             ExpertBalance(loss.balance_coef) if loss.balance_coef else None,
             EntropyBonus(loss.entropy_coef) if loss.entropy_coef else None,
             PositiveNLL(loss.positive_nll_coef) if loss.positive_nll_coef else None,
+            ObservationNLL(loss.observation_coef) if loss.observation_coef else None,
         )
         for term in terms:
             require_term(term)
@@ -290,7 +292,7 @@ class LossModule(ABC):
         if self.sequence_level and advantages.shape != group.rewards.shape:
             raise UserError(
                 f"model.advantage: {defined_at(self.advantage)} gives each token an advantage, and "
-                f"{type(self).__name__} weighs whole sequences; use a loss on tokens, such as GRPO"
+                f"{type(self).__name__} weighs whole sequences; use a loss on tokens, such as GRPO or GSPOToken"
             )
         require_metrics(f"model.advantage: {type(self.advantage).__name__}.metrics", self.advantage.metrics)
         rewarded = self.completion_means(advantages, group)[group.has_reward]
@@ -332,7 +334,7 @@ class LossModule(ABC):
         with inputs_stay(self.objective, x, "x"):
             loss, stats = require_loss(self.objective, self.objective(replace(x)), x)
         for term, cost in term_costs(self.terms, "loss", x):
-            loss = loss + term.coef * (cost * x.plain_weight).sum()
+            loss = loss + term.coef * (cost * term.weight(x)).sum()
             if term.metric:
                 stats = stats | {term.metric: cost.detach().sum()}
         return loss, stats

@@ -38,6 +38,9 @@ def step_metrics(sums: Stats) -> dict[str, float]:
     total = dict(zip(names, all_sum(torch.stack([sums[n].double() for n in names])).tolist(), strict=True))
     loss = total.pop("loss")
     tokens = max(total.pop("tokens"), 1.0)
+    observed = total.pop("observed_tokens", 0.0)
+    if "observation_nll" in total:
+        total["observation_nll"] *= tokens / max(observed, 1.0)
     sizes = {}
     for name, weight in (("effective_sample_size", "engine_ratio"), ("staleness/ess", "weight")):
         if weight in total:

@@ -39,11 +39,12 @@ class Models:
         teachers: the teachers; there may be none.
         needs_reference: the loss, a term or the advantage needs a reference policy.
         balances_experts: a term needs what routers choose.
+        scores_observations: a term needs the log-probabilities of what an environment answers.
     """
 
     def __init__(
         self, source: ModelSource, compute: Compute, lora: Lora | None, freeze_vision: bool, reference: Reference,
-        teachers: Teachers, needs_reference: bool, balances_experts: bool,
+        teachers: Teachers, needs_reference: bool, balances_experts: bool, scores_observations: bool,
     ) -> None:  # fmt: skip
         self.source = source
         self.compute = compute
@@ -53,6 +54,7 @@ class Models:
         self.teachers = teachers
         self.needs_reference = needs_reference
         self.balances_experts = balances_experts
+        self.scores_observations = scores_observations
 
     def load(self, plan: RunPlan) -> Policy:
         """Load the reference and the teachers; return the policy.
@@ -94,6 +96,7 @@ class Models:
             policy.replay_routes()
         if self.balances_experts:
             policy.balance_experts()
+        policy.scores_observations = self.scores_observations
         distribute(policy, plan)
         return policy
 

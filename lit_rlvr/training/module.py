@@ -153,6 +153,7 @@ class RLVRModule(ChecksArguments, LossModule, LightningModule):
             self.teachers,
             needs_reference=self.needs_reference,
             balances_experts=self.needs("expert_imbalance"),
+            scores_observations=self.needs("observation_logp"),
         )
         self.policy: Policy = None  # type: ignore[assignment]  # built in configure_model
         self.validation = Validation()
@@ -259,6 +260,11 @@ class RLVRModule(ChecksArguments, LossModule, LightningModule):
             yield (
                 f"rollout.staleness: the rollouts are up to {plan.staleness} iteration(s) old; set "
                 "model.importance.correction, with model.importance.cap"
+            )
+        if self.needs("observation_logp") and plan.prompts and plan.sampling.max_turns == 1:
+            yield (
+                "model.loss.observation_coef: in episodes of one turn nothing is observed; set "
+                "rollout.sampling.max_turns above 1, or leave the option out"
             )
         if plan.replays_routes:
             yield from self.models.route_problems()

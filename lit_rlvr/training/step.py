@@ -131,6 +131,9 @@ class StepPlan:
         in_objective: (B, T) bool, the tokens whose objective counts; None = all.
         selected: (B, T) bool, the tokens that `LossModule.select` chose; None = the loss chooses none.
         correct: (B,) bool, the completions that a reward calls right; None = neither the loss nor a term needs it.
+        observed: (B, T) bool, the tokens that an environment answered in this step's live rows; None = no term needs
+            them.
+        observation_weight: (B, T) weight of each of these tokens in such a term, 0 elsewhere; None as `observed`.
         sequence_share: a sequence's weight in a sequence-level loss: 1 / the step's sequences on all ranks.
         microbatches: lists of rows. The first `num_counted` of them count; the others repeat a micro-batch with
             weight 0, so that with sharded weights a rank with less work stays in lockstep with the others, and a rank
@@ -146,6 +149,8 @@ class StepPlan:
     in_objective: Tensor | None
     selected: Tensor | None
     correct: Tensor | None
+    observed: Tensor | None
+    observation_weight: Tensor | None
     sequence_share: float
     microbatches: list[list[int]]
     num_counted: int
@@ -207,6 +212,18 @@ def plan_step(
         correct = to_device(rollout.known_correct.flatten() > 0, device)
     else:
         correct = None
+    observed = observation_weight = None
+    if algorithm.needs("observation_logp"):
+        in_step = torch.zeros(len(mask), 1, dtype=torch.bool)
+        in_step[rows] = True
+        seen = rollout.observed & in_step & rollout.mask.any(1, keepdim=True)
+        (seen_tokens,) = all_sum(torch.tensor([float(seen.sum())], dtype=torch.float64)).tolist()
+        observed = to_device(seen, device)
+        observation_weight = torch.zeros(mask.shape, device=device)
+        observation_weight[index] = aggregation_weights(
+            observed[index], group_size, algorithm.loss_options.aggregation, sequences, seen_tokens,
+            rollout.sampling.max_completion_tokens,
+        ).to(observation_weight.dtype)  # fmt: skip
     return StepPlan(
         prepared=prepared,
         groups=groups,
@@ -216,6 +233,8 @@ def plan_step(
         in_objective=in_objective,
         selected=selected,
         correct=correct,
+        observed=observed,
+        observation_weight=observation_weight,
         sequence_share=1.0 / sequences,
         microbatches=microbatches,
         num_counted=num_counted,
@@ -289,6 +308,13 @@ def loss_inputs(plan: StepPlan, k: int, output: PolicyOutput) -> tuple[LossInput
     is_counted = float(plan.is_counted(k))
     index = index_tensor(rows, plan.mask.device)
     mask = plan.mask[index]
+    observed = observation_logp = observation_weight = None
+    if plan.observed is not None and plan.observation_weight is not None:
+        observed = plan.observed[index]
+        observation_logp = torch.where(observed, logp, 0.0)
+        observation_weight = plan.observation_weight[index] * is_counted
+        logp = torch.where(observed, 0.0, logp)
+        entropy = torch.where(observed, 0.0, entropy)
     rollout_logp = plan.rollout_logp[index]
     old = prepared.old_logprobs(rows, index, logp.detach(), rollout_logp)
     if prepared.rollout.is_demonstration:
@@ -319,8 +345,13 @@ def loss_inputs(plan: StepPlan, k: int, output: PolicyOutput) -> tuple[LossInput
         divergence=divergence,
         expert_imbalance=expert_imbalance,
         row=row,
+        observation_logp=observation_logp,
+        observed=observed,
+        observation_weight=observation_weight,
     )
     stats = {"tokens": mask.sum(), "entropy": torch.where(mask, entropy.detach(), 0.0).sum()}
+    if observed is not None:
+        stats["observed_tokens"] = observed.sum()
     if not prepared.rollout.is_demonstration:
         engine_log_ratio = log_ratio(old, rollout_logp, mask)
         engine_ratio = engine_log_ratio.exp() * mask

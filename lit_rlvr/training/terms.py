@@ -23,9 +23,11 @@ from lit_rlvr.objectives import KLEstimator, LossInputs, kl_estimate, ratio
 from lit_rlvr.policy.policy import Policy
 
 Place = Literal["loss", "rewards", "advantages"]
-Need = Literal["ref_logp", "teacher_logp", "entropy", "correct", "divergence", "expert_imbalance"]
+Need = Literal[
+    "ref_logp", "teacher_logp", "entropy", "correct", "divergence", "expert_imbalance", "observation_logp"
+]  # fmt: skip
 NEEDS: dict[Place, tuple[Need, ...]] = {
-    "loss": ("ref_logp", "entropy", "correct", "divergence", "expert_imbalance"),
+    "loss": ("ref_logp", "entropy", "correct", "divergence", "expert_imbalance", "observation_logp"),
     "rewards": ("ref_logp", "entropy"),
     "advantages": ("ref_logp", "entropy", "teacher_logp"),
 }
@@ -73,7 +75,8 @@ class Term(ChecksArguments):
             without importance weights. `rewards`: the sum over a completion is taken from its reward, before the
             advantages are estimated. `advantages`: it is taken from the token's advantage.
         needs: the fields of `cost`'s input that are computed only for terms that need them: `ref_logp` and `entropy`;
-            in the loss `correct`; in advantages `teacher_logp`, with a teacher. In the loss `entropy` is always there,
+            in the loss `correct`, and `observation_logp`, which makes it a cost of the observed tokens in place of the
+            sampled ones; in advantages `teacher_logp`, with a teacher. In the loss `entropy` is always there,
             and for a term that needs it has a gradient.
         metric: the mean over tokens is logged as `train/<metric>`; "" = not at all.
         option: the option that it comes from, for messages.
@@ -96,6 +99,25 @@ class Term(ChecksArguments):
             x: `LossInputs` in the loss, else `InitialLogprobs`.
         """
         raise NotImplementedError(f"{type(self).__name__}.cost")
+
+    @property
+    def is_of_observations(self) -> bool:
+        """True if it costs the tokens that an environment answered, False if it costs those that the model sampled."""
+        return "observation_logp" in self.needs
+
+    def tokens(self, x: LossInputs | InitialLogprobs) -> Tensor:
+        """Return the tokens (B, T) that it costs, as a mask."""
+        if isinstance(x, LossInputs) and self.is_of_observations:
+            assert x.observed is not None
+            return x.observed
+        return x.mask
+
+    def weight(self, x: LossInputs) -> Tensor:
+        """Return the share (B, T) of each of these tokens in the loss."""
+        if self.is_of_observations:
+            assert x.observation_weight is not None
+            return x.observation_weight
+        return x.plain_weight
 
     def renew(self, policy: Policy, iteration: int) -> None:
         """Follow the policy, after each iteration.
@@ -158,14 +180,15 @@ def term_costs(terms: list[Term], place: Place, x: LossInputs | InitialLogprobs)
                 raise UserError(f"{term.option}: it needs `{need}`, which is missing; give it, or leave the option out")
         with inputs_stay(term.cost, x, "x", term.option), said_if_slow(term):
             cost = term.cost(x)
-        require_cost(term.option, term.cost, cost, x.mask, must_be_finite=place != "loss")
+        mask = term.tokens(x)
+        require_cost(term.option, term.cost, cost, mask, must_be_finite=place != "loss")
         has_gradient = cost.requires_grad or "entropy" in term.needs
         if isinstance(x, LossInputs) and x.logp.requires_grad and not has_gradient:
             raise UserError(
                 f"model.terms: {defined_at(term.cost)} has no gradient: make it of x.logp without detach, or of "
                 'x.entropy with needs = ("entropy",)'
             )
-        cost = torch.where(x.mask, cost, 0.0)
+        cost = torch.where(mask, cost, 0.0)
         if place != "loss" and not _all_finite((term.coef * cost).sum(1).square()):  # estimators take its variance
             raise UserError(
                 f"{term.option}: {defined_at(term.cost)} times its coef {term.coef:g} is too large for the {place}, up "
@@ -190,7 +213,7 @@ def broken_terms(terms: list[Term], x: LossInputs) -> list[str]:
         return []
     broken = []
     for term, cost in term_costs(terms, "loss", x):
-        total = (term.coef * cost * x.plain_weight).sum()
+        total = (term.coef * cost * term.weight(x)).sum()
         gradients = torch.autograd.grad(total, inputs, retain_graph=True, allow_unused=True)
         if not all(_all_finite(value) for value in (total, *gradients) if value is not None):
             broken.append(f"{term.option}: {defined_at(term.cost)}")
@@ -252,3 +275,15 @@ class PositiveNLL(Term):
     def cost(self, x: LossInputs) -> Tensor:
         assert x.correct is not None
         return -x.logp * x.correct[:, None]
+
+
+class ObservationNLL(Term):
+    """`-logp` of the tokens that an environment answered between turns (ECHO)."""
+
+    option = "model.loss.observation_coef"
+    needs = ("observation_logp",)
+    metric = "observation_nll"
+
+    def cost(self, x: LossInputs) -> Tensor:
+        assert x.observation_logp is not None
+        return -x.observation_logp

@@ -13,7 +13,7 @@ from lit_rlvr.common.files import write_atomically
 from lit_rlvr.common.run_files import list_traces, trace_folder
 from lit_rlvr.distributed.collectives import world_size
 from lit_rlvr.objectives import LossInputs
-from lit_rlvr.types import Rollout
+from lit_rlvr.types import Completion, Rollout
 
 
 class Trace:
@@ -55,6 +55,8 @@ class Trace:
                     "ratio": (x.logp[k] - x.old_logp[k]).exp(),
                     "weight": -gradient[k] / world_size(),
                 }
+                if x.advantages.shape[1] > 1:
+                    numbers["token_advantage"] = x.advantages[k]
                 self.tokens[row] = {name: values.detach()[x.mask[k]].clone() for name, values in numbers.items()}
 
         x.logp.register_hook(note)
@@ -87,9 +89,18 @@ class Trace:
                 for result in (rollout.details[p][g] if rollout.details else {}).values()
                 for criterion, score in result.criteria.items()
             },
+            **_turn_rewards(completion),
             "engine_logp": [round(v, 6) for v in completion.logprobs],
             **{name: _traced_numbers(values, completion.from_model) for name, values in numbers.items()},
         }
+
+
+def _turn_rewards(completion: Completion) -> dict[str, list[float | None]]:
+    """Return the rewards of the turns, if one has a reward, under the key that they have in a trace."""
+    rewards = [turn.reward for turn in completion.turns]
+    if any(reward is not None for reward in rewards):
+        return {"turn_rewards": rewards}
+    return {}
 
 
 def _traced_numbers(values: Tensor, sampled: Iterable[bool]) -> list[float]:

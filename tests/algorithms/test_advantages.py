@@ -81,6 +81,8 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         {},
         {"alpha": 0.5, "weight_min": 0.1, "weight_max": 2.0, "slope": 4.0, "center": 0.5},
     ],
+    "gigpo": [{}, {"step_weight": 0.5, "scale": "none"}, {"unbiased_std": True, "eps": 1e-4}],
+    "step_returns": [{}, {"base": "rloo", "discount": 0.5}, {"base": "reinforce_pp"}],
 }
 
 
@@ -131,6 +133,7 @@ def test_every_registered_advantage_is_tested_and_is_a_class_of_the_package() ->
     names = "GRPOAdvantage DrGRPOAdvantage GPGAdvantage RLOOAdvantage ReinforceAdvantage AAPOAdvantage AGRAE"
     names += " GDPOAdvantage PositiveDominant NegativeDominant HardFocused EasyFocused GRPOLeadAdvantage"
     names += " MaxRLAdvantage OPOAdvantage ReinforcePPAdvantage PassAtKAdvantage GRPOPassKAdvantage NoAdvantage"
+    names += " StepReturns GiGPOAdvantage"
     assert {getattr(A, name) for name in names.split()} == set(REGISTRY.values())
 
 

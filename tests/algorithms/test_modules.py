@@ -35,6 +35,7 @@ from lit_rlvr.algorithms import (
     ClipCov,
     DrGRPO,
     GRPOLead,
+    GSPOToken,
     KLCov,
     Reinforce,
     RLVRModule,
@@ -61,6 +62,7 @@ DEFAULTS: dict[type[RLVRModule], dict[str, Any]] = {
     Reinforce: dict(advantage="reinforce", loss={"aggregation": "token_mean"}),
     GRPOLead: dict(advantage="grpo_lead"),
     GSPO: dict(advantage="grpo", clip_low=3e-4, clip_high=4e-4, dual_clip=None),
+    GSPOToken: dict(advantage="grpo", clip_low=3e-4, clip_high=4e-4, dual_clip=None),
     CISPO: dict(advantage="grpo", loss={"aggregation": "token_mean"}, ratio_cap=5.0, ratio_floor=0.0, dual_clip=None),
     SAPO: dict(advantage="grpo", loss={"aggregation": "sequence_mean"}, tau_pos=1.0, tau_neg=1.05),
     VESPO: dict(
@@ -98,7 +100,7 @@ def test_defaults_are_the_papers(cls: type[RLVRModule]) -> None:
         fields = {field: getattr(given[name], field) for field in value} if isinstance(value, dict) else given[name]
         assert fields == value, name
     assert (cls().kl.coef, cls().loss_options.entropy_coef) == (0.001 if cls is APMPO else 0.0, 0)
-    if cls in (GMPO, APMPO, GSPO):
+    if cls in (GMPO, APMPO, GSPO, GSPOToken):
         assert cls().loss_options.aggregation == "sequence_mean"
 
 

@@ -20,6 +20,7 @@ from slow_loops import (
     fipo_terms,
     gmpo_terms,
     gspo_terms,
+    gspo_token_terms,
     kl_cov_terms,
     kl_terms,
     loss_and_gradient,
@@ -36,6 +37,7 @@ from slow_loops import (
     worst_error,
 )
 
+from lit_rlvr.advantages import GroupBatch, GRPOAdvantage
 from lit_rlvr.algorithms import (
     AAPO,
     APMPO,
@@ -56,6 +58,7 @@ from lit_rlvr.algorithms import (
     ClipCov,
     DrGRPO,
     GRPOLead,
+    GSPOToken,
     KLCov,
     Reinforce,
     RLVRModule,
@@ -63,6 +66,7 @@ from lit_rlvr.algorithms import (
 from lit_rlvr.commands.check.replay import frozen_inputs, read_batch, replay
 from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.objectives import LossInputs, discounted_sum, log_power_mean, loglinear_old, vocabulary_divergence
+from lit_rlvr.options import Loss
 
 AGGREGATIONS = ("sequence_mean", "token_mean", "group_token_mean", "constant", "token_sum")
 CASES = {
@@ -156,6 +160,13 @@ LOSSES: dict[str, tuple[type[RLVRModule], dict[str, Any], str, Losses]] = {
         dict(clip_low=0.2, clip_high=0.3, dual_clip=3.0, kl={"coef": 0.1}),
         "grpo",
         lambda c, a: [gspo_terms(c, a, 0.2, 0.3, 3.0), kl_terms(c, "sequence_mean", 0.1)],
+    ),
+    "GSPOToken": (GSPOToken, {}, "grpo", lambda c, a: [gspo_token_terms(c, a, "sequence_mean", 3e-4, 4e-4)]),
+    "GSPOToken wide": (
+        GSPOToken,
+        dict(clip_low=0.2, clip_high=0.3, dual_clip=3.0, kl={"coef": 0.1}, loss={"aggregation": "token_mean"}),
+        "grpo",
+        lambda c, a: [gspo_token_terms(c, a, "token_mean", 0.2, 0.3, 3.0), kl_terms(c, "token_mean", 0.1)],
     ),
     "CISPO": (CISPO, {}, "grpo", lambda c, a: [cispo_terms(c, a, "token_mean", 5.0)]),
     "CISPO capped": (
@@ -366,6 +377,34 @@ def test_a_discounted_sum_is_that_of_the_recurrence(length: int) -> None:
 def test_loss_and_gradient_are_those_of_the_slow_loops(name: str, kind: str) -> None:
     found = errors(name, random_case(**CASES[kind]))
     assert max(found.values()) < 1e-6, found
+
+
+@pytest.mark.parametrize("aggregation", ["sequence_mean", "token_mean"])
+@pytest.mark.parametrize("kind", [dict(seed=3, shaped=True), dict(seed=2, on_policy=True)])
+def test_gspo_token_takes_advantages_of_tokens_as_the_slow_loop_does(kind: dict[str, Any], aggregation: Any) -> None:
+    case = random_case(**kind)
+    values = np.random.default_rng(derive_seed("advantages")).normal(size=case.arrays["mask"].shape)
+
+    class OfTokens(GRPOAdvantage):
+        needs_tokens = True
+
+        def __call__(self, group: GroupBatch) -> torch.Tensor:
+            return torch.from_numpy(values)
+
+    module = GSPOToken(advantage=OfTokens(), clip_low=0.2, clip_high=0.3, loss=Loss(aggregation))
+    found = replay(case.arrays | {"turns": np.zeros(values.shape, dtype=int)}, {"x": module})
+    a = [[mpf(float(v)) for v in row] for row in values]
+    loss, gradient = loss_and_gradient(case, [gspo_token_terms(case, a, aggregation, 0.2, 0.3)])
+    assert worst_error(found["x/loss"], np.array(loss), 1e-12) < 1e-9
+    assert worst_error(found["x/dlogp"], gradient, float(np.abs(gradient).max()) * 1e-20) < 1e-6
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_gspo_token_is_gspo_with_one_advantage_for_each_completion(kind: str) -> None:
+    arrays = random_case(**CASES[kind]).arrays
+    found = replay(arrays, {name: cls(clip_low=0.2, clip_high=0.3) for name, cls in (("a", GSPO), ("b", GSPOToken))})
+    assert float(found["a/loss"]) == pytest.approx(float(found["b/loss"]), rel=1e-12)
+    np.testing.assert_allclose(found["a/dlogp"], found["b/dlogp"], rtol=1e-9, atol=1e-18)
 
 
 @pytest.mark.parametrize("kind", SAMPLED_ELSEWHERE)

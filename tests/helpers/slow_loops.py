@@ -231,6 +231,80 @@ def _slow_control(change: Callable[[float, float], float]) -> Callable[..., list
     return control
 
 
+Steps = Sequence[Sequence[Sequence[float]]]
+"""A number for each turn of each completion of each prompt."""
+
+
+def slow_returns(r: Matrix, rewards: Steps, discount: float) -> list[list[list[float]]]:
+    """The discounted return of each turn; what the turns of a completion lack of its reward counts in the last one."""
+    result = []
+    for group, of_group in zip(r, rewards, strict=True):
+        result.append([])
+        for value, own in zip(group, of_group, strict=True):
+            given = [*own]
+            given[-1] += value - math.fsum(own)
+            result[-1].append(
+                [math.fsum(discount ** (j - k) * given[j] for j in range(k, len(given))) for k in range(len(given))]
+            )
+    return result
+
+
+def _compared(values: Sequence[float], eps: float, scale: str, unbiased_std: bool) -> list[float]:
+    if len(values) < 2 or is_degenerate(values):
+        return [0.0] * len(values)
+    divisor = 1.0 if scale == "none" else deviation(values, unbiased_std) + eps
+    return [(value - mean(values)) / divisor for value in values]
+
+
+def slow_gigpo_turns(
+    r: Matrix, rewards: Steps, states: Steps, step_weight: float = 1.0, discount: float = 0.95, scale: str = "group",
+    eps: float = 1e-6, unbiased_std: bool = False,
+) -> list[list[list[float]]]:  # fmt: skip
+    returns = slow_returns(r, rewards, discount)
+    result = []
+    for p, group in enumerate(r):
+        episodes = _compared(group, eps, scale, unbiased_std)
+        result.append([[value] * len(returns[p][g]) for g, value in enumerate(episodes)])
+        for state in {state for own in states[p] for state in own}:
+            at = [(g, k) for g, own in enumerate(states[p]) for k, other in enumerate(own) if other == state]
+            for (g, k), value in zip(
+                at, _compared([returns[p][g][k] for g, k in at], eps, scale, unbiased_std), strict=True
+            ):
+                result[p][g][k] += step_weight * value
+    return result
+
+
+def slow_step_returns_turns(
+    r: Matrix, rewards: Steps, lengths: Steps, base: str = "grpo", discount: float = 1.0
+) -> list[list[list[float]]]:
+    """`base` on one group for each turn of each prompt that some completion has; such groups differ in size."""
+    returns = slow_returns(r, rewards, discount)
+    groups, at, long = [], [], []
+    for p, of_group in enumerate(returns):
+        for k in range(max(len(own) for own in of_group)):
+            having = [g for g, own in enumerate(of_group) if len(own) > k]
+            groups.append([of_group[g][k] for g in having])
+            long.append([lengths[p][g][k] for g in having])
+            at.append([(p, g, k) for g in having])
+    found = SLOW[base](groups, groups, lengths=long)
+    result = [[[0.0] * len(own) for own in of_group] for of_group in returns]
+    for places, values in zip(at, found, strict=True):
+        for (p, g, k), value in zip(places, values, strict=True):
+            result[p][g][k] = value
+    return result
+
+
+def slow_gigpo(r: Matrix, c: Matrix, step_weight: float = 1.0, **options: Any) -> list[list[float]]:
+    """With completions of one turn, whose state is the prompt."""
+    options = {name: options[name] for name in ("eps", "scale", "unbiased_std") if name in options}
+    return [[(1 + step_weight) * value for value in group] for group in slow_grpo(r, c, **options)]
+
+
+def slow_step_returns(r: Matrix, c: Matrix, base: str = "grpo", discount: float = 1.0, **rest: Any) -> Any:
+    """With completions of one turn."""
+    return SLOW[base](r, c, **rest)
+
+
 def slow_grpo_lead(
     r: Matrix, c: Matrix, lengths: Matrix, alpha: float = 0.05, weight_min: float = 0.4, weight_max: float = 1.5,
     slope: float = 10, center: float = 0.75, **_: Any,
@@ -272,6 +346,8 @@ SLOW: dict[str, Callable[..., list[list[float]]]] = {
     "easy_focused": _slow_control(lambda a, p: 0.5 * a / math.sqrt(1 - p) if 0 < p < 1 else a),
     "gdpo": slow_gdpo,
     "grpo_lead": slow_grpo_lead,
+    "gigpo": slow_gigpo,
+    "step_returns": slow_step_returns,
 }
 
 
@@ -391,6 +467,23 @@ def gspo_terms(case: Case, a: Sequence[mpf], clip_low: float, clip_high: float, 
     def term(i: int, logp: Sequence[mpf]) -> mpf:
         s = mp.exp(sum(logp[t] - case.old[i][t] for t in case.tokens(i)) / case.lengths[i])
         return -surrogate(s, a[i], mpf(clip_low), mpf(clip_high), dual_clip) / len(case.mask)
+
+    return term
+
+
+def gspo_token_terms(
+    case: Case, a: Sequence[Any], aggregation: str, clip_low: float, clip_high: float, dual_clip: float | None = None
+) -> Term:
+    """`a` has an advantage of each row, or a list of those of its tokens."""
+
+    def term(i: int, logp: Sequence[mpf]) -> mpf:
+        whole = mp.fsum(case.logp[i][t] - case.old[i][t] for t in case.tokens(i)) / case.lengths[i]
+        total = mpf(0)
+        for t in case.tokens(i):
+            u = mp.exp(whole) * mp.exp(logp[t]) / mp.exp(case.logp[i][t])  # fixed, but for its numerator
+            own = a[i][t] if isinstance(a[i], list) else a[i]
+            total += surrogate(u, own, mpf(clip_low), mpf(clip_high), dual_clip)
+        return -case.share(i, aggregation) * total
 
     return term
 
@@ -681,6 +774,7 @@ TERMS: dict[str, Callable[[Case, Sequence[mpf]], Term]] = {
     "DAPO": lambda c, a: clipped_terms(c, a, "token_mean", 0.2, 0.28),
     "DrGRPO": lambda c, a: clipped_terms(c, a, "constant", 0.2, 0.2),
     "GSPO": lambda c, a: gspo_terms(c, a, 3e-4, 4e-4),
+    "GSPOToken": lambda c, a: gspo_token_terms(c, a, "sequence_mean", 3e-4, 4e-4),
     "CISPO": lambda c, a: cispo_terms(c, a, "token_mean", 5.0),
     "SAPO": lambda c, a: sapo_terms(c, a, "sequence_mean", 1.0, 1.05),
     "VESPO": lambda c, a: vespo_terms(c, a, 2, 3, 3, 2),

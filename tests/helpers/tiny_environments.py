@@ -7,6 +7,7 @@ import random
 import sys
 import time
 import uuid
+from dataclasses import replace
 from typing import Any
 
 from lit_rlvr.environments.base import Environment, Observation
@@ -188,3 +189,29 @@ class Shows(Environment):
             return Observation("no more", done=self.shown > self.most)
         gradient = Image.linear_gradient("L").rotate(90 * self.shown)
         return Observation("look", self.shown > self.most, images=(gradient.resize((28 + 28 * self.shown, 56)),))
+
+
+class Paying(Echo):
+    """`Echo` with a reward for every second turn, and few different answers."""
+
+    rewards_turns = True
+
+    def step(self, turn: Turn) -> Observation:
+        seen = super().step(turn)
+        reward = None if self.turns % 2 == 0 else len(turn.text) / 4
+        return replace(seen, text=f"{len(turn.text) % 2}", reward=reward)
+
+
+class Undeclared(Paying):
+    """Rewards turns, and does not say so."""
+
+    rewards_turns = False
+
+
+class Infinite(Environment):
+    """Gives a reward that is not finite."""
+
+    rewards_turns = True
+
+    def step(self, turn: Turn) -> Observation:
+        return Observation("so", reward=float("inf"))

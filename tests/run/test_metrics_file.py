@@ -96,7 +96,7 @@ RUNS: dict[str, tuple[Any, ...]] = {
     "turns": (
         *("--model", "DAPO", "--model.init_args.dynamic_sampling", "true", "--rollout.environment"),
         *("tiny_environments.Echo", "--rollout.sampling.max_turns", 2, "--rollout.sampling.max_observation_tokens", 40),
-        *("--rollout.rewards", "null", *ONE),
+        *("--rollout.rewards", "null", "--model.init_args.loss.observation_coef", 0.1, *ONE),
     ),
     "sets": (
         *("--data", "Mixture", "--data.init_args.curriculum", "{epochs: 1}", "--data.init_args.sets"),

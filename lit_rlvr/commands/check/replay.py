@@ -63,7 +63,7 @@ def replay_one(batch: FrozenBatch, algorithm: RLVRModule) -> dict[str, Tensor]:
     return replay_step(algorithm_step(batch, algorithm), batch)
 
 
-OF_A_MODEL: tuple[Need, ...] = ("teacher_logp", "divergence", "expert_imbalance")
+OF_A_MODEL: tuple[Need, ...] = ("teacher_logp", "divergence", "expert_imbalance", "observation_logp")
 """Fields of a model, which a batch has not: the terms that need them are left out."""
 
 

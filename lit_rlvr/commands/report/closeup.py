@@ -71,12 +71,12 @@ def extremes(rewards: Sequence[float | None]) -> list[int]:
     return ranked[:half] + ranked[-half:]
 
 
-def turns_of(row: dict[str, Any]) -> list[tuple[str, str | None]]:
-    """Return (completion, observation) of each turn; without an environment, the completion alone."""
+def turns_of(row: dict[str, Any]) -> list[tuple[str, str | None, float | None]]:
+    """Return (completion, observation, reward) of each turn; without an environment, the completion alone."""
     turns = row.get("turns")
     if turns:
-        return [(turn["text"], turn["observation"]) for turn in turns]
-    return [(row["completion"], None)]
+        return [(turn["text"], turn["observation"], turn.get("reward")) for turn in turns]
+    return [(row["completion"], None, None)]
 
 
 def shorten(text: str) -> str:

@@ -90,11 +90,13 @@ def show_group(step: int, algorithm: str, group: dict[str, Any]) -> None:
     headings = (column.replace(" ", "\n") for column in COMPLETION_COLUMNS)
     rows = [(str(g), *cells(completion)) for g, completion in enumerate(group["completions"])]
     console.print_table(table_of(("g", *headings), rows, title="\nFrom reward to weight"))
+    numbers = [row[0] for row in rows]
     criteria = criteria_rows(group["completions"])
     if criteria:
-        console.print_table(
-            table_of(("criterion", *(row[0] for row in rows)), criteria, title="\nScores of the rubric")
-        )
+        console.print_table(table_of(("criterion", *numbers), criteria, title="\nScores of the rubric"))
+    turn_rewards = turn_reward_rows(group["completions"])
+    if turn_rewards:
+        console.print_table(table_of(("turn", *numbers), turn_rewards, title="\nRewards of turns"))
 
 
 LONGEST_OPENING = 40
@@ -137,15 +139,29 @@ def criteria_rows(completions: Sequence[dict[str, Any]]) -> list[tuple[str, ...]
     return rows
 
 
+def turn_reward_rows(completions: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """Return the turns, each with its reward in every completion; none if no turn has a reward."""
+    rewards = [completion.get("turn_rewards", []) for completion in completions]
+    rows = []
+    for k in range(max(map(len, rewards), default=0)):
+        given = [own[k] if k < len(own) else None for own in rewards]
+        rows.append((str(k), *("" if reward is None else f"{reward:g}" for reward in given)))
+    return rows
+
+
 def token_details(completion: dict[str, Any]) -> list[tuple[str, float, bool, str]]:
     """Return (token, weight in the gradient of logp, clipped, all numbers as text) of each token."""
     details = [(0.0, False, "not run")] * len(completion["tokens"])  # the trainer skips a group without a gradient
     if completion.get("weight") and completion.get("ratio"):
-        live = bool(completion["advantage"])
-        details = [
-            (weight, live and weight == 0, f"weight {weight:+.3g}, ratio {ratio:.4f}, log-probability {logp:.3f}")
-            for weight, ratio, logp in zip(completion["weight"], completion["ratio"], completion["logp"], strict=True)
-        ]
+        own = completion.get("token_advantage")
+        advantages = own or [completion["advantage"]] * len(completion["tokens"])
+        columns = zip(completion["weight"], completion["ratio"], completion["logp"], advantages, strict=True)
+        details = []
+        for weight, ratio, logp, advantage in columns:
+            numbers = f"weight {weight:+.3g}, ratio {ratio:.4f}, log-probability {logp:.3f}"
+            if own:
+                numbers += f", advantage {advantage:+.3f}"
+            details.append((weight, bool(advantage) and weight == 0, numbers))
     return [
         (token, *(numbers if sampled else (0.0, False, OBSERVED)))
         for token, sampled, numbers in zip(completion["tokens"], _sampled_mask(completion), details, strict=True)
@@ -175,6 +191,7 @@ def view(group: dict[str, Any], indices: Sequence[int] | None = None, limit: int
         "answer": group["answer"],
         "columns": COMPLETION_COLUMNS,
         "criteria": criteria_rows([completions[g] for g in numbers]),
+        "turn_rewards": turn_reward_rows([completions[g] for g in numbers]),
         "observed": any("sampled" in completion for completion in completions),
         "completions": [_completion_view(group["prompt"], g, completions[g], largest, limit) for g in numbers],
     }
