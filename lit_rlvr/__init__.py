@@ -44,8 +44,9 @@ _MODULES = {
     "objectives": "LossInputs",
     "options": "AutoLR Compute Importance KL Lora Loss Optim Teacher TeacherPrompt",
     "rewards": (
-        "Choice CodeTests CosineScaled Format FunctionReward LCPO MathAnswer OpenAnswer Overlong PairwiseJudge "
-        "PointwiseJudge RelativeLength RepetitionPenalty Reward RewardModel RewardModelServer RubricJudge SQLExecution"
+        "Choice CodeTests CosineScaled Format FunctionReward InstructionFollowing LCPO MathAnswer OpenAnswer Overlong "
+        "PairwiseJudge PointwiseJudge RelativeLength RepetitionPenalty Reward RewardModel RewardModelServer "
+        "RubricJudge SQLExecution"
     ),
     "rewards.judges.server": "JudgeServer",
     "rollout": "RolloutCallback",
