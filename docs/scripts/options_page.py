@@ -54,7 +54,7 @@ from lit_rlvr.types import EvalSampling, Sampling
 
 REWARDS = (
     "MathAnswer", "Choice", "OpenAnswer", "PointwiseJudge", "RubricJudge", "PairwiseJudge", "RewardModel",
-    "RewardModelServer", "SQLExecution", "CodeTests", "InstructionFollowing", "CosineScaled", "RelativeLength",
+    "RewardModelServer", "Boxes", "Points", "SQLExecution", "CodeTests", "InstructionFollowing", "CosineScaled", "RelativeLength",
     "LCPO", "Format", "Overlong", "RepetitionPenalty", "FunctionReward",
 )  # fmt: skip
 

@@ -29,7 +29,7 @@ OPTIONAL = {
     "torchvision": "images",
     "peft": "LoRA",
     "bitsandbytes": "QLoRA",
-    "scipy": "compare, reproduce",
+    "scipy": "compare, reproduce, boxes",
     "submitit": "studies on a cluster",
     "starlette": "watch",
     "uvicorn": "watch",

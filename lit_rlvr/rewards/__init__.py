@@ -15,6 +15,8 @@ from lit_rlvr.rewards.judges.rubric import PointwiseJudge, RubricJudge
 from lit_rlvr.rewards.length import LCPO, CosineScaled, Overlong, RelativeLength
 from lit_rlvr.rewards.math import MathAnswer
 from lit_rlvr.rewards.open_answer import OpenAnswer
+from lit_rlvr.rewards.places.boxes import Boxes
+from lit_rlvr.rewards.places.points import Points
 from lit_rlvr.rewards.repetition import RepetitionPenalty
 from lit_rlvr.rewards.sql import SQLExecution
 from lit_rlvr.workers.pool import WorkerPool, shared_pool
@@ -22,6 +24,7 @@ from lit_rlvr.workers.process import Outcome
 
 __all__ = [
     "LCPO",
+    "Boxes",
     "Choice",
     "CodeTests",
     "CosineScaled",
@@ -33,6 +36,7 @@ __all__ = [
     "Outcome",
     "Overlong",
     "PairwiseJudge",
+    "Points",
     "PointwiseJudge",
     "RelativeLength",
     "RepetitionPenalty",
