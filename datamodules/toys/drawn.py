@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from lit_rlvr.common.columns import as_object
 from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.datamodules.base import Split
 from lit_rlvr.datamodules.reading.choices import format_options
 from lit_rlvr.datamodules.toys.generated import GeneratedDataModule
 from lit_rlvr.errors import UserError
+from lit_rlvr.rewards.places.boxes import Boxes
 from lit_rlvr.types import Prompt, Sample
 
 SIDE = 84
@@ -120,7 +120,7 @@ class ShapeBox(DrawnPictures):
         self,
         pictures: int = 2048,
         held_out: int = 128,
-        question: str = "Where is the shape? Answer with [x1, y1, x2, y2].",
+        question: str = "Where is the shape? Answer with [[x1, y1, x2, y2]].",
         **kwargs: Any,
     ) -> None:
         super().__init__(pictures, held_out, question, **kwargs)
@@ -136,12 +136,8 @@ class ShapeBox(DrawnPictures):
 
     def encode(self, sample: Sample) -> Prompt:
         prompt = super().encode(sample)
-        (seen,) = prompt.sample.coordinates
-        corners = np.array(as_object(sample.answer), float).reshape(2, 2) / seen.file * seen.corner
-        if seen.y_first:
-            corners = corners[:, ::-1]
-        row = {**sample.row, "solution": str(corners.round().astype(int).ravel().tolist())}
-        return replace(prompt, sample=replace(prompt.sample, row=row))
+        solution = Boxes().gold_completion(prompt.sample)
+        return replace(prompt, sample=replace(prompt.sample, row={**sample.row, "solution": solution}))
 
 
 def random_box(rng: random.Random) -> list[int]:

@@ -163,6 +163,8 @@ class VisionFamily(ABC):
         tower_attention: the attention implementation of the vision tower.
         media_tokens: names in the config of the tokens that stand for or enclose images and other media.
         token_types: the argument of the model that marks which tokens are features of images; None = it has none.
+        place_scale: the coordinate that its models write for an image's right and lower edges; None = in pixels as they
+            see it.
         writes_y_first: in places in an image, its models write y before x.
         tiny: small random models for tests and smoke recipes: name -> function that writes the folder. The names are
             those of `--model` if the family is in `FAMILIES`.
@@ -173,6 +175,7 @@ class VisionFamily(ABC):
     tower_attention: ClassVar[str] = "sdpa"
     media_tokens: ClassVar[tuple[str, ...]] = ("image_token_id",)
     token_types: ClassVar[str | None] = None
+    place_scale: int | None = 1000
     writes_y_first: ClassVar[bool] = False
     tiny: ClassVar[Mapping[str, Callable[[Path], Path]]] = {}
 
@@ -183,11 +186,6 @@ class VisionFamily(ABC):
     @abstractmethod
     def is_family(cls, config: Any) -> bool:
         """Return whether a model with this config belongs to the family."""
-
-    @property
-    def place_scale(self) -> int | None:
-        """The coordinate that its models write for an image's right and lower edges; None = pixels as they see it."""
-        return 1000
 
     # tokens
 

@@ -116,6 +116,7 @@ class Gemma4(VisionFamily):
     """
 
     names = "Gemma 4"
+    place_scale = 1024  # as PaliGemma's
     writes_y_first = True
     image_processor = PooledProcessor
     media_tokens = (
@@ -124,10 +125,6 @@ class Gemma4(VisionFamily):
     )  # fmt: skip
     token_types = "mm_token_type_ids"
     tiny: ClassVar[dict[str, Callable[[Path], Path]]] = {"tiny-gemma4": save_tiny_gemma4}
-
-    @property
-    def place_scale(self) -> int | None:
-        return 1024  # as PaliGemma's
 
     @classmethod
     def is_family(cls, config: Any) -> bool:

@@ -265,6 +265,11 @@ class QwenVL(VisionFamily):
         "tiny-qwen3.5": save_tiny_qwen3_5,
     }
 
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        if config.model_type == "qwen2_5_vl":
+            self.place_scale = None
+
     @classmethod
     def is_family(cls, config: Any) -> bool:
         has_markers = all(hasattr(config, name) for name in ("image_token_id", *cls.markers))
@@ -286,13 +291,6 @@ class QwenVL(VisionFamily):
             "pixel_values": to_device(torch.cat([image["pixel_values"] for image in images]), device),
             "image_grid_thw": _grids(images),  # on the CPU, see `prepare`
         }
-
-    @property
-    def place_scale(self) -> int | None:
-        """None for Qwen2.5-VL, whose coordinates are pixels of the resized image; the others write thousandths."""
-        if self.config.model_type == "qwen2_5_vl":
-            return None
-        return 1000
 
     def blank(self) -> Pixels:
         """Return a made-up image of 2 x 3 features."""

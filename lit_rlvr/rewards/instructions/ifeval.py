@@ -114,15 +114,19 @@ def _has_sections(text: str, *, section_spliter: str, num_sections: int) -> bool
     return len(re.findall(rf"\s?{section_spliter.strip()}\s?\d+\s?", text)) >= num_sections
 
 
-def _is_json(text: str) -> bool:
-    text = text.strip()
-    for fence in ("```json", "```Json", "```JSON", "```"):
-        text = text.removeprefix(fence)
+def is_json(text: str) -> bool:
     try:
-        json.loads(text.removesuffix("```").strip())
+        json.loads(text)
     except (ValueError, RecursionError):
         return False
     return True
+
+
+def _is_fenced_json(text: str) -> bool:
+    text = text.strip()
+    for fence in ("```json", "```Json", "```JSON", "```"):
+        text = text.removeprefix(fence)
+    return is_json(text.removesuffix("```").strip())
 
 
 def _has_title(text: str) -> bool:
@@ -155,7 +159,7 @@ def _is_english_lowercase(text: str) -> bool:
     return text.islower() and _is_in_language(text, language="en")
 
 
-def _lacks_commas(text: str) -> bool:
+def lacks_commas(text: str) -> bool:
     return "," not in text
 
 
@@ -180,7 +184,7 @@ IFEVAL: dict[str, Check] = {
     "detectable_format:constrained_response": _is_constrained_response,
     "detectable_format:number_highlighted_sections": _has_highlights,
     "detectable_format:multiple_sections": _has_sections,
-    "detectable_format:json_format": _is_json,
+    "detectable_format:json_format": _is_fenced_json,
     "detectable_format:title": _has_title,
     "combination:two_responses": _has_two_responses,
     "combination:repeat_prompt": _begins_with_prompt,
@@ -189,6 +193,6 @@ IFEVAL: dict[str, Check] = {
     "change_case:capital_word_frequency": _has_capital_words,
     "change_case:english_capital": _is_english_capital,
     "change_case:english_lowercase": _is_english_lowercase,
-    "punctuation:no_comma": _lacks_commas,
+    "punctuation:no_comma": lacks_commas,
 }
 """Name of an instruction in IFEval's data -> its check."""

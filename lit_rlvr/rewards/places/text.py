@@ -27,12 +27,7 @@ Numbers = list[tuple[float, ...]]
 def answer_text(completion: Completion) -> str:
     """Return the text behind the thoughts, of which only the last <answer> tags count, if there are any."""
     text = completion.answer
-    if completion.raw and _LOCATIONS.search(completion.raw):
-        text = completion.raw
-    tagged = _ANSWER.findall(text)
-    if tagged:
-        return str(tagged[-1])
-    return text
+    return str([text, *_ANSWER.findall(text)][-1])
 
 
 def find_boxes(text: str) -> Numbers:

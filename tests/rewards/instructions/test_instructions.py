@@ -129,7 +129,7 @@ def test_strict_loose_and_partial() -> None:
     result = judge(framed, TWO, loose=True)
     assert result == RewardResult(1.0, True, "ok", "", result.criteria)
     assert result.criteria == {
-        f"strict {NO_COMMA}": 0, f"loose {NO_COMMA}": 1, f"strict {TITLE}": 1, f"loose {TITLE}": 1
+        f"strict 1. {NO_COMMA}": 0, f"loose 1. {NO_COMMA}": 1, f"strict 2. {TITLE}": 1, f"loose 2. {TITLE}": 1
     }  # fmt: skip
     assert judge(half, TWO).detail == f"not followed: {TITLE}"
 
