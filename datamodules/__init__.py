@@ -10,7 +10,7 @@ from lit_rlvr.datamodules.reading.cells import BadRow
 from lit_rlvr.datamodules.text_math import TextMath
 from lit_rlvr.datamodules.text_to_sql import TextToSQL
 from lit_rlvr.datamodules.toys.arithmetic import Arithmetic, MultiStepArithmetic
-from lit_rlvr.datamodules.toys.drawn import CellArea, LesionCount, LesionPlace
+from lit_rlvr.datamodules.toys.drawn import CellArea, LesionCount, LesionPlace, ShapeBox
 from lit_rlvr.datamodules.toys.synthetic_sql import SyntheticSQL
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "MultiStepArithmetic",
     "MultipleChoice",
     "PromptDataModule",
+    "ShapeBox",
     "SyntheticSQL",
     "TextMath",
     "TextToSQL",

@@ -518,6 +518,7 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
             try:
                 placeholders = self.image_processor.placeholders_of(sample.images)
                 token_ids = self.image_processor.expand(token_ids, placeholders)
+                sample = replace(sample, coordinates=self.image_processor.coordinates_of(sample.images))
             except UserError as error:
                 raise UserError(f"{sample.source}: {error}") from error
         return Prompt(sample, token_ids, prefill=self._opening_of(chat), score_prefill=chat.score_prefill)

@@ -28,7 +28,7 @@ _MODULES = {
     "algorithms.apmpo_schedule": "PowerSchedule",
     "datamodules": (
         "Arithmetic CellArea CodeProblems Geometry LesionCount LesionPlace MedicalVQA MultiStepArithmetic "
-        "Mixture MultipleChoice PromptDataModule SyntheticSQL TextMath TextToSQL"
+        "Mixture MultipleChoice PromptDataModule ShapeBox SyntheticSQL TextMath TextToSQL"
     ),
     "datamodules.base": "EvaluationData",
     "datamodules.reading.chat": "Chat",
@@ -46,8 +46,9 @@ _MODULES = {
     "objectives": "LossInputs",
     "options": "AutoLR Compute Importance KL Lora Loss Optim Teacher TeacherPrompt",
     "rewards": (
-        "Choice CodeTests CosineScaled Format FunctionReward LCPO MathAnswer OpenAnswer Overlong PairwiseJudge "
-        "PointwiseJudge RelativeLength RepetitionPenalty Reward RewardModel RewardModelServer RubricJudge SQLExecution"
+        "Boxes Choice CodeTests CosineScaled Format FunctionReward InstructionFollowing LCPO MathAnswer OpenAnswer "
+        "Overlong PairwiseJudge Points PointwiseJudge RelativeLength RepetitionPenalty Reward RewardModel "
+        "RewardModelServer RubricJudge SQLExecution"
     ),
     "rewards.judges.server": "JudgeServer",
     "rollout": "RolloutCallback",

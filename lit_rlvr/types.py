@@ -64,6 +64,21 @@ def kinds_of(images: Sequence[Any]) -> list[str]:
 
 
 @dataclass(frozen=True)
+class Coordinates:
+    """The way in which a model writes places in an image.
+
+    Args:
+        file: (width, height) of the image in its file, in pixels.
+        corner: (x, y) that the model writes for the bottom right corner.
+        y_first: the model writes y before x.
+    """
+
+    file: tuple[int, int]
+    corner: tuple[float, float]
+    y_first: bool = False
+
+
+@dataclass(frozen=True)
 class Sample:
     """One row of a data set, as a DataModule yields it.
 
@@ -84,6 +99,7 @@ class Sample:
         rewards: the rewards that judge completions of this row -> their weights, None for a reward's own; None = all.
         conversation: the messages that the model is given, if they are others than `prompt`: with the system prompt and
             the template of `data.chat`. () = `prompt`.
+        coordinates: how the model writes places in each image; () = without images, or before the model is known.
     """
 
     id: str
@@ -100,6 +116,7 @@ class Sample:
     dataset: str = ""
     rewards: Mapping[str, float | None] | None = None
     conversation: tuple[dict[str, Any], ...] = ()
+    coordinates: tuple[Coordinates, ...] = ()
 
     @property
     def told(self) -> str | list[dict[str, Any]]:

@@ -328,12 +328,14 @@ class Images(Sequence[Any]):
         keys: a hash of each one's content; equal images have equal keys.
         sizes: (width, height) in pixels of each image, or frame of a video, as the model sees it.
         options: the sizes that they were opened with.
+        file_sizes: (width, height) in pixels of each image, or frame of a video, in its file.
     """
 
     sources: tuple[Source | Video, ...]
     keys: tuple[str, ...]
     sizes: tuple[Size, ...]
     options: ImageOptions
+    file_sizes: tuple[Size, ...] = ()
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -422,9 +424,10 @@ def open_images(images: Sequence[Any], folder: Path, options: ImageOptions = Ima
             else:
                 what = what
             raise BadRow(f"{name} cannot be decoded ({what})", kind) from error
-        opened.append((source, key, _padded(*fit(picture.size, options.min_pixels, options.max_pixels))))
-    sources, keys, sizes = zip(*opened, strict=True) if opened else ((), (), ())
-    return Images(sources, keys, sizes, options)
+        size = _padded(*fit(picture.size, options.min_pixels, options.max_pixels))
+        opened.append((source, key, size, picture.size))
+    sources, keys, sizes, file_sizes = zip(*opened, strict=True) if opened else ((), (), (), ())
+    return Images(sources, keys, sizes, options, file_sizes)
 
 
 def _locate_frames(video: Video, folder: Path) -> Video:

@@ -6,6 +6,7 @@ import math
 import random
 from abc import abstractmethod
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ from lit_rlvr.datamodules.base import Split
 from lit_rlvr.datamodules.reading.choices import format_options
 from lit_rlvr.datamodules.toys.generated import GeneratedDataModule
 from lit_rlvr.errors import UserError
-from lit_rlvr.types import Sample
+from lit_rlvr.rewards.places.boxes import Boxes
+from lit_rlvr.types import Prompt, Sample
 
 SIDE = 84
 """Pixels of an image's side: 6 x 6 patches of Qwen2.5-VL's vision tower, 9 image tokens."""
@@ -101,6 +103,50 @@ class CellArea(DrawnPictures):
             draw.line((line, 0, line, SIDE), fill=(190, 190, 190))
             draw.line((0, line, SIDE, line), fill=(190, 190, 190))
         return picture, str(wide * high)
+
+
+class ShapeBox(DrawnPictures):
+    """The box around a shape, an ellipse or a rectangle (reward `Boxes`).
+
+    The answer has pixels of the picture; the solution is written as the model's family writes boxes.
+
+    Args:
+        pictures: number of training pictures.
+        held_out: number of other pictures, for validation.
+        question: the user's text.
+    """
+
+    def __init__(
+        self,
+        pictures: int = 2048,
+        held_out: int = 128,
+        question: str = "Where is the shape? Answer with [[x1, y1, x2, y2]].",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(pictures, held_out, question, **kwargs)
+
+    def draw(self, rng: random.Random) -> tuple[Image.Image, str]:
+        paper = rng.randint(235, 255)
+        picture = Image.new("RGB", (SIDE, SIDE), (paper, paper, paper))
+        draw = ImageDraw.Draw(picture)
+        left, top, right, bottom = random_box(rng)
+        shape = rng.choice((draw.ellipse, draw.rectangle))
+        shape((left, top, right - 1, bottom - 1), fill=tuple(rng.randint(0, 150) for _ in range(3)))
+        return picture, str([left, top, right, bottom])
+
+    def encode(self, sample: Sample) -> Prompt:
+        prompt = super().encode(sample)
+        solution = Boxes().gold_completion(prompt.sample)
+        return replace(prompt, sample=replace(prompt.sample, row={**sample.row, "solution": solution}))
+
+
+def random_box(rng: random.Random) -> list[int]:
+    """Return [x1, y1, x2, y2] of a box on the grid of cells, with sides of 2 to 4 cells."""
+    cells = SIDE // CELL_PIXELS
+    sides = [rng.randint(2, 4) for _ in range(2)]
+    corner = [rng.randint(0, cells - side) for side in sides]
+    opposite = [start + side for start, side in zip(corner, sides, strict=True)]
+    return [CELL_PIXELS * place for place in (*corner, *opposite)]
 
 
 RADII = (6.0, 8.0)

@@ -54,8 +54,8 @@ from lit_rlvr.types import EvalSampling, Sampling
 
 REWARDS = (
     "MathAnswer", "Choice", "OpenAnswer", "PointwiseJudge", "RubricJudge", "PairwiseJudge", "RewardModel",
-    "RewardModelServer", "SQLExecution", "CodeTests", "CosineScaled", "RelativeLength", "LCPO",
-    "Format", "Overlong", "RepetitionPenalty", "FunctionReward",
+    "RewardModelServer", "Boxes", "Points", "SQLExecution", "CodeTests", "InstructionFollowing", "CosineScaled",
+    "RelativeLength", "LCPO", "Format", "Overlong", "RepetitionPenalty", "FunctionReward",
 )  # fmt: skip
 
 

@@ -135,9 +135,7 @@ def run(command: str, arguments: list[str]) -> None:
             records, prompts = sample_suites(suites, config, out, arguments)
         if Share.of_this_process():
             return
-        results = {
-            suite.name: suite_summary(records, suite.name, prompts[suite.name], config.diversity) for suite in suites
-        }
+        results = {suite.name: suite_summary(records, suite, prompts[suite.name], config.diversity) for suite in suites}
         table = markdown(results, config.model or config.completions)
         write_atomically(out / "results.json", json.dumps(results, indent=2) + "\n")
         write_atomically(out / "results.md", table)
@@ -244,19 +242,23 @@ def resolve_dtype_and_length(config: Namespace, module: ModelSource) -> int:
 
 
 def suite_summary(
-    records: Records, name: str, prompts: list[Prompt], measures: Sequence[DiversityMeasure]
+    records: Records, suite: Suite, prompts: list[Prompt], measures: Sequence[DiversityMeasure]
 ) -> dict[str, Any]:
     """Return the results of a completely recorded suite.
 
     Args:
         records: the records of the evaluation.
-        name: the suite's name.
+        suite: the suite.
         prompts: its questions.
         measures: measures of the completions' diversity.
     """
     samples = [prompt.sample for prompt in prompts]
-    sampled, greedy = (records.groups(f"{name}/{part}", prompts) for part in ("sampled", "greedy"))
+    sampled, greedy = (records.groups(f"{suite.name}/{part}", prompts) for part in ("sampled", "greedy"))
     results = suite_results(samples, sampled, greedy)
+    judged = [row.get("criteria", {}) for group in sampled or greedy for row in group]
+    for reward in suite.rewards:
+        summary = reward.summarise([criteria.get(reward.name, {}) for criteria in judged])
+        results |= {f"{reward.name}/{key}": value for key, value in summary.items()}
     if measures and sampled:
         texts = []
         for group in sampled:
@@ -274,6 +276,7 @@ def score_given(suites: list[Suite], config: Namespace, out: Path) -> tuple[Reco
     records = Records(out, settings)
     answered: dict[str, list[Prompt]] = {}
     for suite in suites:
+        suite.data.use_environment(suite.environment, suite.rewards)
         samples = suite.data.load("test")
         parts = [part for part in ("sampled", "greedy") if f"{suite.name}/{part}" in completions]
         questions = {

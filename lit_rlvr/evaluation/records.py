@@ -13,7 +13,7 @@ from lit_rlvr.common.files import write_atomically
 from lit_rlvr.common.run_files import read_json
 from lit_rlvr.configs import changes
 from lit_rlvr.errors import UserError
-from lit_rlvr.types import Completion, Prompt, Sample
+from lit_rlvr.types import Completion, Prompt, RewardResult, Sample
 
 if TYPE_CHECKING:
     from lit_rlvr.rewards.combine import Scores
@@ -95,8 +95,8 @@ class Records:
     """The `completions.jsonl` of a folder, and the settings of these completions.
 
     A row is one completion: part, id, sample (of samples), completion, extracted, correct, status,
-    finish_reason, tokens, reward; the prefill, if there is one; with an environment also its turns, of which the
-    completion is the last.
+    finish_reason, tokens, reward; the prefill and each reward's criteria, if there are any; with an environment also
+    its turns, of which the completion is the last.
 
     Args:
         folder: created if necessary.
@@ -222,11 +222,17 @@ def group_rows(part: str, prompt: Prompt, completions: list[Completion], scores:
         row["status"] = scores.statuses[p][g]
         row["finish_reason"] = completion.finish_reason
         row["tokens"] = completion.length
+        row |= _criteria_of(scores.details[p][g])
         row["reward"] = None
         if scores.has_reward[p, g]:
             row["reward"] = round(float(scores.rewards[p, g]), 6)
         rows.append(row)
     return rows
+
+
+def _criteria_of(results: Mapping[str, RewardResult]) -> RecordRow:
+    criteria = {name: dict(result.criteria) for name, result in results.items() if result.criteria}
+    return {"criteria": criteria} if criteria else {}
 
 
 def _record_line(row: RecordRow) -> str:

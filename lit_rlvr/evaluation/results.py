@@ -107,7 +107,7 @@ def markdown(results: Mapping[str, Mapping[str, Any]], title: str) -> str:
     extra = [
         "length",
         "truncated",
-        *sorted(name for name in names if name.startswith("diversity/") and name.count("/") == 1),
+        *sorted(name for name in names if name.count("/") == 1),
     ]
     head = ["suite", "questions", "n", *columns, *extra]
     means = averages(results.values(), [*columns, *extra])

@@ -37,6 +37,11 @@ SUITE_LAYOUTS: Sequence[tuple[Sequence[set[str]], dict[str, Any], dict[str, Any]
     ([{"question_content", "public_test_cases"}], {"class_path": "CodeProblems"}, {"class_path": "CodeTests"}),
     ([{"question", "choices", "answer"}], {"class_path": "MultipleChoice"}, {"class_path": "Choice"}),
     (
+        [{"prompt", "instruction_id_list", "kwargs"}],
+        {"class_path": "lit_rlvr.datamodules.PromptDataModule"},
+        {"class_path": "InstructionFollowing", "init_args": {"truncated_is_wrong": False}},
+    ),
+    (
         [required for required, _ in geometry.GEOMETRY_LAYOUTS],
         {"class_path": "Geometry"},
         {"class_path": "Choice", "init_args": {"otherwise": MATH}},

@@ -169,6 +169,10 @@ class Reward(ChecksArguments, ABC):
             return [*stages, ("detail", result.detail)]
         return stages
 
+    def summarise(self, criteria: Sequence[Mapping[str, float]]) -> dict[str, float]:
+        """Return further results of a suite from the criteria of its completions; none by default."""
+        return {}
+
     def score(self, pairs: Sequence[Pair]) -> list[RewardResult]:
         """Judge a batch, in order. Rewards with their own worker processes override this.
 

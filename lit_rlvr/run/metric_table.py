@@ -338,6 +338,18 @@ METRICS: dict[str, tuple[Metric, ...]] = {
             "Above 0: read the completions with the criterion `disputed`",
         ),
         Metric(
+            "reward/<name>/prompt_<mode>",
+            "share of completions that follow all instructions of their row, `strict` or `loose`",
+            "0 to 1",
+            "`loose` far above `strict`: the model frames its answer with a first or last line, or asterisks",
+        ),
+        Metric(
+            "reward/<name>/instruction_<mode>",
+            "share of instructions that their completions follow, `strict` or `loose`",
+            "0 to 1",
+            "Far above the two by prompt: rows ask for several, `partial: true` pays each",
+        ),
+        Metric(
             "reward/<name>/failed",
             "share of a judge's questions that its server did not answer; their completions are out of the loss",
             "0 to 1",

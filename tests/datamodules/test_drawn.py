@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lit_rlvr.datamodules import CellArea, LesionCount, LesionPlace
+from lit_rlvr.datamodules import CellArea, LesionCount, LesionPlace, ShapeBox
 from lit_rlvr.datamodules.base import EvaluationData
 
-TASKS = [CellArea, LesionCount, LesionPlace]
+TASKS = [CellArea, LesionCount, LesionPlace, ShapeBox]
 
 
 def blobs(mask: np.ndarray) -> int:

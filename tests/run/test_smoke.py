@@ -17,6 +17,11 @@ SQL = ("--rollout.engine", "hf", "--trainer.precision", "32-true", "--data.evalu
 RECIPES: dict[str, tuple[tuple[str, ...], set[str]]] = {
     "geometry": (PICTURES, {"reward/math_answer"}),
     "smolvlm2": (PICTURES, {"reward/math_answer"}),
+    "boxes": (PICTURES, {"reward/boxes"}),
+    "instructions": (
+        SQL,
+        {"reward/instruction_following/prompt_loose", "val/instructions/reward", "train/sums/prompts"},
+    ),
     "sums": (WARM, {"reward/open_answer", "val/arithmetic/pass@8"}),
     "sft": ((), {"val/arithmetic/loss"}),
     "mixture": (WARM, {"train/hard/reward", "val/easy/accuracy", "rollout/retired_prompts"}),
@@ -38,7 +43,8 @@ def test_a_recipe_runs(
 ) -> None:
     monkeypatch.setenv("LIT_RLVR_CACHE", str(tmp_path / "cache"))
     small, wanted = RECIPES[recipe]
-    model = ("--model.init_args.model", tiny_model_folder) if "sql" in recipe else ()
+    replaces_smollm2 = "sql" in recipe or recipe == "instructions"
+    model = ("--model.init_args.model", tiny_model_folder) if replaces_smollm2 else ()
     lit_rlvr(
         "fit", "--config", f"smoke/{recipe}", *small, *model, "--trainer.max_steps", "2", "--data.prompts_per_rollout",
         "2", "--rollout.validate_every_rollouts", "1", "--trainer.default_root_dir", tmp_path / "run", status=0,

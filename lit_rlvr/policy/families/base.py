@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lit_rlvr.distributed.collectives import to_device
 from lit_rlvr.errors import UserError
-from lit_rlvr.types import Pixels, Video
+from lit_rlvr.types import Coordinates, Pixels, Video
 
 PROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
 
@@ -105,6 +105,21 @@ class ImageProcessor(ABC):
     def cut(self, resized: Sequence[Any]) -> Pixels:
         """Return the model's inputs for RGB images that `resize` returned, and videos with such frames."""
 
+    def resized_size(self, width: int, height: int) -> tuple[int, int]:
+        """Return the size (width, height) in which `resize` returns an image; by default unchanged."""
+        return width, height
+
+    def coordinates_of(self, images: Any) -> tuple[Coordinates, ...]:
+        """Return how the model writes places in each of a sample's opened images; () if one is a video."""
+        if any(isinstance(source, Video) for source in images.sources):
+            return ()
+        coordinates = []
+        for file, size in zip(images.file_sizes, images.sizes, strict=True):
+            scale = self.family.place_scale
+            corner = self.resized_size(*size) if scale is None else (scale, scale)
+            coordinates.append(Coordinates(file, corner, self.family.writes_y_first))
+        return tuple(coordinates)
+
     def resize(self, image: Any) -> Any:
         """Return an RGB image in the size in which trainer and engine get it; by default unchanged."""
         return image
@@ -148,6 +163,9 @@ class VisionFamily(ABC):
         tower_attention: the attention implementation of the vision tower.
         media_tokens: names in the config of the tokens that stand for or enclose images and other media.
         token_types: the argument of the model that marks which tokens are features of images; None = it has none.
+        place_scale: the coordinate that its models write for an image's right and lower edges; None = in pixels as they
+            see it.
+        writes_y_first: in places in an image, its models write y before x.
         tiny: small random models for tests and smoke recipes: name -> function that writes the folder. The names are
             those of `--model` if the family is in `FAMILIES`.
     """
@@ -157,6 +175,8 @@ class VisionFamily(ABC):
     tower_attention: ClassVar[str] = "sdpa"
     media_tokens: ClassVar[tuple[str, ...]] = ("image_token_id",)
     token_types: ClassVar[str | None] = None
+    place_scale: int | None = 1000
+    writes_y_first: ClassVar[bool] = False
     tiny: ClassVar[Mapping[str, Callable[[Path], Path]]] = {}
 
     def __init__(self, config: Any) -> None:

@@ -106,6 +106,8 @@ class Gemma3(VisionFamily):
     """The models of Gemma 3 that take images. The features of an image attend to each other in both directions."""
 
     names = "Gemma 3"
+    place_scale = 1024  # as PaliGemma's
+    writes_y_first = True
     image_processor = SquareProcessor
     media_tokens = ("boi_token_id", "image_token_id", "eoi_token_id")
     token_types = "token_type_ids"

@@ -116,6 +116,8 @@ class Gemma4(VisionFamily):
     """
 
     names = "Gemma 4"
+    place_scale = 1024  # as PaliGemma's
+    writes_y_first = True
     image_processor = PooledProcessor
     media_tokens = (
         "image_token_id", "boi_token_id", "eoi_token_id", "video_token_id",

@@ -67,6 +67,11 @@ class QwenImageProcessor(ImageProcessor):
         high, wide = smart_resize(height, width, self._unit, self._min, self._max)
         return int(high), int(wide)
 
+    def resized_size(self, width: int, height: int) -> tuple[int, int]:
+        patch = self._unit // self._merge
+        high, wide = self.grid(width, height)
+        return wide * patch, high * patch
+
     def placeholders(self, width: int, height: int) -> tuple[int, ...]:
         high, wide = self.grid(width, height)
         return (self.family.image_token_id,) * (high * wide // self._merge**2)
@@ -122,8 +127,7 @@ class QwenImageProcessor(ImageProcessor):
             _, high, wide = self.video_grid(image.frames[0].size, len(image.frames))
             size = (wide * patch, high * patch)
             return replace(image, frames=tuple(frame.resize(size, Image.Resampling.BICUBIC) for frame in image.frames))
-        high, wide = self.grid(*image.size)
-        return image.resize((wide * patch, high * patch), Image.Resampling.BICUBIC)
+        return image.resize(self.resized_size(*image.size), Image.Resampling.BICUBIC)
 
     def cut(self, resized: Sequence[Any]) -> Pixels:
         parts = [self._cut_video(x) if isinstance(x, Video) else self._cut_image(x) for x in resized]
@@ -260,6 +264,11 @@ class QwenVL(VisionFamily):
         "tiny-qwen2.5-vl": save_tiny_vlm,
         "tiny-qwen3.5": save_tiny_qwen3_5,
     }
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        if config.model_type == "qwen2_5_vl":
+            self.place_scale = None
 
     @classmethod
     def is_family(cls, config: Any) -> bool:

@@ -1,0 +1,1 @@
+"""Rewards of places in an image: boxes and points, written as each family of models writes them."""

@@ -1,0 +1,89 @@
+"""The reward of boxes that overlap with the reference's."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+
+from lit_rlvr.errors import UserError, check_within
+from lit_rlvr.rewards.places.base import PlacesReward
+from lit_rlvr.rewards.places.geometry import box_overlaps, match
+from lit_rlvr.rewards.places.text import answer_text, find_boxes
+from lit_rlvr.types import Completion, RewardResult, Sample
+
+
+class Boxes(PlacesReward):
+    """A reward of the overlap of a text's boxes with the reference's; it reports `correct`.
+
+    Boxes and references are matched so that the sum of their overlaps is largest. The value is this sum over the
+    number of boxes or of references, whichever is larger, so that a missing box and one too many both cost. A text is
+    correct if it has as many boxes as references and each overlaps its own by `threshold`. Among the criteria are
+    precision and recall at the threshold, and the mean IoU of the references. Status "parse_fail" means no box.
+
+    Args:
+        threshold: the IoU from which on a box is right.
+        overlap: iou, or giou, which also tells near from far boxes that do not overlap, and may be negative.
+        layout: the numbers of a reference: two corners (x1, y1, x2, y2), or as COCO's a corner, width and height.
+        kwargs: `reference`, `written`, `y_first` and `column` of all places, and the options of every reward.
+
+    Raises:
+        UserError: scipy is not installed, or the threshold is not above 0 and at most 1.
+    """
+
+    def __init__(
+        self,
+        threshold: float = 0.5,
+        overlap: Literal["iou", "giou"] = "iou",
+        layout: Literal["corners", "coco"] = "corners",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        check_within("(0, 1]", "rewards.Boxes", threshold=threshold)
+        self.threshold = threshold
+        self.overlap = overlap
+        self.layout = layout
+
+    def targets(self, sample: Sample) -> list[np.ndarray]:
+        boxes = []
+        for numbers in self.numbers(sample):
+            if self.layout == "coco" and len(numbers) == 4:
+                x, y, width, height = numbers
+                numbers = [x, y, x + width, y + height]
+            if len(numbers) != 4 or numbers[0] >= numbers[2] or numbers[1] >= numbers[3]:
+                raise UserError(
+                    f"{sample.source or sample.id}: the reference {numbers} is no box x1, y1, x2, y2 with x1 < x2 and "
+                    "y1 < y2; for COCO's width and height set rewards.Boxes.layout: coco"
+                )
+            box = self.as_fractions(numbers, sample)
+            if box.max() > 1.001:
+                raise UserError(
+                    f"{sample.source or sample.id}: the reference {numbers} reaches out of its image; set the units "
+                    "(rewards.Boxes.reference) and the layout of the references"
+                )
+            boxes.append(box)
+        return boxes
+
+    def gold_completion(self, sample: Sample) -> str | None:
+        return str([self.to_model(box, sample) for box in self.targets(sample)])
+
+    def __call__(self, completion: Completion, sample: Sample) -> RewardResult:
+        found = find_boxes(answer_text(completion))
+        if not found:
+            return RewardResult(0.0, False, "parse_fail", "no box")
+        wanted = np.stack(self.targets(sample)).reshape(-1, 4)
+        boxes = np.stack([self.from_model(numbers, sample) for numbers in found]).reshape(-1, 4)
+        overlaps = box_overlaps(boxes, wanted)
+        scores = overlaps
+        if self.overlap == "giou":
+            scores = box_overlaps(boxes, wanted, generalised=True)
+        matched = match(scores)
+        most = max(overlaps.shape)
+        right = int((overlaps[matched] >= self.threshold).sum())
+        criteria = {
+            "precision": right / len(boxes),
+            "recall": right / len(wanted),
+            "iou": float(overlaps[matched].sum()) / len(wanted),
+        }
+        value = float(scores[matched].sum()) / most
+        return RewardResult(value, right == most, "ok", str(found), criteria)

@@ -1,0 +1,50 @@
+"""Finds boxes and points in a text, in the forms that models write."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from lit_rlvr.types import Completion
+
+_NUMBER = r"\s*(-?\d+(?:\.\d+)?)\s*"
+_BOX = re.compile(rf"[\[(]{_NUMBER},{_NUMBER}(?:[\])]\s*,\s*[\[(]|,){_NUMBER},{_NUMBER}[\])]")
+"""[x1, y1, x2, y2], also in JSON such as {"bbox_2d": [...]}, and (x1, y1), (x2, y2)."""
+_LOCATIONS = re.compile(r"<loc(\d{4})>" * 4)
+"""The four tokens of a box of PaliGemma."""
+_POINTS = (
+    re.compile(rf"[\[(]{_NUMBER},{_NUMBER}[\])]"),
+    re.compile(rf"<points?>{_NUMBER}[ ,]{_NUMBER}</points?>"),
+    re.compile(rf'\bx\d*="{_NUMBER}"\s+y\d*="{_NUMBER}"'),
+)
+_ANSWER = re.compile(r"<answer>((?:(?!<answer>).)*)</answer>", re.DOTALL | re.IGNORECASE)
+MOST_PLACES = 256
+"""The most places in a text; of more, none counts."""
+
+Numbers = list[tuple[float, ...]]
+
+
+def answer_text(completion: Completion) -> str:
+    """Return the text behind the thoughts, of which only the last <answer> tags count, if there are any."""
+    text = completion.answer
+    return str([text, *_ANSWER.findall(text)][-1])
+
+
+def find_boxes(text: str) -> Numbers:
+    """Return the four numbers of each box in a text, in order."""
+    return _finite([found.groups() for pattern in (_BOX, _LOCATIONS) for found in pattern.finditer(text)])
+
+
+def find_points(text: str) -> Numbers:
+    """Return the two numbers of each point in a text; without points, the centres of its boxes."""
+    points = _finite([found.groups() for pattern in _POINTS for found in pattern.finditer(_BOX.sub(" ", text))])
+    if points:
+        return points
+    return [((a + c) / 2, (b + d) / 2) for a, b, c, d in find_boxes(text)]
+
+
+def _finite(found: list[tuple[str, ...]]) -> Numbers:
+    if len(found) > MOST_PLACES:
+        return []
+    places = [tuple(map(float, numbers)) for numbers in found]
+    return [place for place in places if all(map(math.isfinite, place))]
