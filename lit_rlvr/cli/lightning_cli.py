@@ -26,6 +26,7 @@ from lit_rlvr.algorithms import RLVRModule
 from lit_rlvr.cli.dry_run import dry_run
 from lit_rlvr.cli.error_lines import refuse_nulls
 from lit_rlvr.cli.run_config import check_config, choose_strategy, resolve_config
+from lit_rlvr.cli.servers import SERVERS, servers_beside
 from lit_rlvr.cli.subcommands import RLVRTrainer
 from lit_rlvr.cli.user_modules import report_namesake
 from lit_rlvr.commands.registry import COMMANDS
@@ -314,6 +315,11 @@ class ConfigCheck(RLVRCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         """Do nothing: no run begins."""
 
+    def parse(self, arguments: Sequence[str]) -> Namespace:
+        """Return the settings that a command line gives; build nothing."""
+        config: Namespace = self.parser.parse_line(find_configs(["fit", *arguments])).fit  # type: ignore[attr-defined]
+        return config
+
     def check(self, config: dict[str, Any]) -> Any:
         """Build the objects of a config as `fit` does before its trainer, with the same errors; return them."""
         self.config = self.parser.parse_object({"subcommand": "fit", "fit": config})
@@ -325,12 +331,22 @@ class ConfigCheck(RLVRCLI):
 def _top_of_help(command: str) -> dict[str, str]:
     notes = {
         "fit": f" {DRY_RUN} shows all of it, the memory and the first prompts, and does not train. "
-        f"{REPLAY} RUN trains on the rollouts that RUN recorded.",
+        f"{REPLAY} RUN trains on the rollouts that RUN recorded. {SERVERS} N starts N vLLM servers here that generate.",
     }.get(command, "")
     return {
         "usage": f"lit-rlvr {command} --config NAME_OR_FILE [--GROUP.OPTION VALUE ...]",
         "description": f"{COMMANDS[command][1].capitalize()}. {HELP}{notes}",
     }
+
+
+def _taken_out(arguments: Sequence[str], option: str) -> tuple[str, list[str]]:
+    """Return the value of an option, "" if it lacks one, and the other arguments."""
+    others = list(arguments)
+    place = next(k for k, argument in enumerate(others) if argument.partition("=")[0] == option)
+    _, equals, value = others.pop(place).partition("=")
+    if not equals and place < len(others):
+        value = others.pop(place)
+    return value, others
 
 
 def run(command: str, arguments: list[str]) -> None:
@@ -340,4 +356,8 @@ def run(command: str, arguments: list[str]) -> None:
     dry = command == "fit" and DRY_RUN in arguments
     given = [argument for argument in arguments if not (dry and argument == DRY_RUN)]
     with ExitStack() as stack, save_dir_not_required():
+        if command == "fit" and any(argument.partition("=")[0] == SERVERS for argument in given):
+            count, given = _taken_out(given, SERVERS)
+            settings = ConfigCheck().parse(given)
+            given += stack.enter_context(servers_beside(count, settings))
         RLVRCLI([command, *given, *(CPU_TRAINER if command == "plan" else ())], stack, dry)

@@ -42,5 +42,5 @@ COMMANDS = {
 WITHOUT_RESULT = ("serve",)
 """Commands that take no `--json`."""
 
-NOT_PARSED = {"fit": {"--dry-run", "--rollouts-from"}}
+NOT_PARSED = {"fit": {"--dry-run", "--rollouts-from", "--servers"}}
 """Command -> its options that are not part of the config."""

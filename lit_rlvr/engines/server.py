@@ -75,10 +75,10 @@ class VLLMServerEngine(RolloutEngine):
         timeout: seconds to wait for a server to start, for a weight update, and for a sign of life.
         recompute_cache: with `rollout.staleness`, compute the keys and values of completions in flight anew at each
             weight update, so that each token is sampled as its version of the weights would from the start. False =
-            keep them, which saves that time: a token after an update then depends on older weights, too, and its
-            logged log-probability, with which it was sampled, is not that of fresh scoring. Such tokens are recorded
-            (`stale_cache`) and counted (`train/staleness/stale_cache`). New requests never use older keys and values,
-            so the probe is exact as before, and replays train on what was logged.
+            keep them, which saves as long as reading all tokens in flight takes: a token after an update then depends
+            on older weights, too, and its logged log-probability, with which it was sampled, is not that of fresh
+            scoring. Such tokens are recorded (`stale_cache`) and counted (`train/staleness/stale_cache`). New requests
+            never use older keys and values, so the probe is exact as before, and replays train on what was logged.
     """
 
     concurrent = True
@@ -88,7 +88,7 @@ class VLLMServerEngine(RolloutEngine):
 
     def __init__(
         self, urls: list[str], transfer: WeightTransfer, api_key_env: str | None = None, timeout: float = 1800.0,
-        recompute_cache: bool = True,
+        recompute_cache: bool = False,
     ) -> None:  # fmt: skip
         self.init_args = init_arguments()
         if not urls:

@@ -74,7 +74,9 @@ def make_engine(
     engines: list[VLLMServerEngine] = []
 
     def make(**options: Any) -> VLLMServerEngine:
-        defaults: dict[str, Any] = {"transfer": FileTransfer(tmp_path / "weights"), "api_key_env": "SERVER_KEY"}
+        defaults: dict[str, Any] = {
+            "transfer": FileTransfer(tmp_path / "weights"), "api_key_env": "SERVER_KEY", "recompute_cache": True
+        }  # fmt: skip
         engines.append(VLLMServerEngine(**{"urls": [served.url], "timeout": 300.0} | defaults | options))
         return engines[-1]
 
@@ -426,7 +428,10 @@ def until(condition: Callable[[], bool], seconds: float = 60) -> None:
 
 def from_yaml(served: Served, folder: Path | None = None) -> list[str]:
     """The options that a user adds to the command line; without a folder the weights go through memory."""
-    engine = {"urls": f"[{served.url}]", "api_key_env": "SERVER_KEY", "timeout": 300, "transfer": "FileTransfer"}
+    engine = {
+        "urls": f"[{served.url}]", "api_key_env": "SERVER_KEY", "timeout": 300, "transfer": "FileTransfer",
+        "recompute_cache": "true",
+    }  # fmt: skip
     options = [x for name, value in engine.items() for x in (f"--rollout.engine.init_args.{name}", str(value))]
     folder_of = ["--rollout.engine.init_args.transfer.init_args.folder", str(folder)] if folder else []
     return ["--rollout.engine", "VLLMServerEngine", *options, *folder_of, "--rollout.safeguards.probe_every", "1"]

@@ -1,0 +1,186 @@
+"""`lit-rlvr fit --servers N`: N vLLM servers on this machine generate for the run, each on a GPU of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lit_rlvr.commands.serve import HOST
+from lit_rlvr.common.launch import launched_rank
+from lit_rlvr.errors import UserError, log
+from lit_rlvr.evaluation.processes import end_with_parent, stop_commands
+from lit_rlvr.policy.precision import auto_precision, compute_dtype
+from lit_rlvr.run.run import DEFAULT_FOLDER
+
+SERVERS = "--servers"
+"""Option of `fit`; the saved config has the engine that it stands for."""
+URLS_VARIABLE = "LIT_RLVR_SERVERS"
+"""Environment variable with the servers' URLs, for the run's other processes."""
+OUTPUT = "servers.log"
+"""File in the run folder with what the servers print."""
+RESTART_SECONDS = 10
+REFUSED = 2
+"""Status of a server that refuses its options, which a new start would not cure."""
+
+
+@contextmanager
+def servers_beside(count: str, config: Any) -> Iterator[list[str]]:
+    """Start servers that end with this process; yield the options of `fit` that use them.
+
+    Args:
+        count: how many, as the user wrote it.
+        config: the parsed settings of the run.
+
+    Raises:
+        UserError: the settings or the machine's GPUs do not allow it.
+    """
+    if URLS_VARIABLE in os.environ:  # Lightning starts the other processes by the same command
+        yield _engine_options(json.loads(os.environ[URLS_VARIABLE]))
+        return
+    number = _checked(count, config)
+    gpus = _visible_gpus()
+    serving = gpus[len(gpus) - number :]
+    if gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[: len(gpus) - number])
+    ports = _free_ports(number)
+    folder = Path(config.trainer.default_root_dir or DEFAULT_FOLDER).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    output = folder.absolute() / OUTPUT
+    servers = []
+    for k, port in enumerate(ports):
+        environment = dict(os.environ)
+        if gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = serving[k]
+        servers.append(LocalServer(_serve_command(config, port, on_gpu=bool(gpus)), environment, output))
+    urls = [f"http://{HOST}:{port}" for port in ports]
+    os.environ[URLS_VARIABLE] = json.dumps(urls)
+    where = ", ".join(f"GPU {name}" for name in serving) or "the CPU"
+    log.info("servers: %s on %s; the run waits until they have loaded the model (%s)", ", ".join(urls), where, output)
+    try:
+        yield _engine_options(urls)
+    finally:
+        for server in servers:
+            server.is_wanted = False
+        stop_commands([server.process for server in servers])
+
+
+def _checked(count: str, config: Any) -> int:
+    """Return the number of servers, if settings and machine allow for it."""
+    if not count.isdecimal() or int(count) < 1:
+        raise UserError(f"{SERVERS}: {count!r} is no number of servers; give 1 or more")
+    if launched_rank() is not None:
+        raise UserError(
+            f"{SERVERS}: torchrun or Slurm has started this process; start `lit-rlvr fit` by itself, or servers by "
+            "`lit-rlvr serve` (docs/scale.md)"
+        )
+    if config.trainer.num_nodes > 1:
+        raise UserError(f"{SERVERS}: it is for one machine; for several use configs/slurm/servers.sbatch")
+    engine = str(getattr(config.rollout.engine, "class_path", config.rollout.engine))
+    if engine != "auto" and not engine.endswith("VLLMServerEngine"):
+        raise UserError(f"rollout.engine: {SERVERS} sets it; leave one of them out")
+    gpus = len(_visible_gpus())
+    if 0 < gpus <= int(count):
+        raise UserError(f"{SERVERS}: {count} of {gpus} GPU(s) leave none to train on")
+    return int(count)
+
+
+def _visible_gpus() -> list[str]:
+    """Return the names by which CUDA_VISIBLE_DEVICES calls the GPUs of this process."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = torch.cuda.device_count()
+    if given is None:
+        return [str(k) for k in range(count)]
+    return given.split(",")[:count]
+
+
+def _free_ports(count: int) -> list[int]:
+    """Return ports that nobody listens on now."""
+    sockets = []
+    for _ in range(count):
+        sockets.append(socket.create_server((HOST, 0)))
+    ports = [listener.getsockname()[1] for listener in sockets]
+    for listener in sockets:
+        listener.close()
+    return ports
+
+
+def _serve_command(config: Any, port: int, on_gpu: bool) -> list[str]:
+    """Return the command of a server that generates what the run asks for."""
+    model = config.model.init_args
+    precision = config.trainer.precision
+    if precision == "auto":
+        precision = auto_precision(config.trainer.accelerator)
+    dtype = str(compute_dtype(str(precision))).removeprefix("torch.")
+    command = ["serve", "--model", str(model.model), "--dtype", dtype, "--port", str(port)]
+    if model.config_overrides:
+        command += ["--config-overrides", json.dumps(model.config_overrides)]
+    if on_gpu:
+        command.append("--nccl")
+    if config.rollout.deterministic and on_gpu:
+        command.append("--deterministic")
+    return command
+
+
+def _engine_options(urls: Sequence[str]) -> list[str]:
+    transfer = "FileTransfer"
+    if torch.cuda.is_available():
+        transfer = "NCCLTransfer"
+    options = {"urls": f"[{', '.join(urls)}]", "transfer": transfer}
+    arguments = ["--rollout.engine", "VLLMServerEngine"]
+    for name, value in options.items():
+        arguments += [f"--rollout.engine.init_args.{name}", value]
+    return arguments
+
+
+class LocalServer:
+    """A server that is started again if it crashes, as long as it is wanted; it ends with this process.
+
+    Args:
+        command: the arguments of `lit-rlvr`.
+        environment: the environment variables of the server.
+        output: file that gets its messages.
+
+    Attributes:
+        process: the server's process.
+        is_wanted: whether to start it again.
+    """
+
+    def __init__(self, command: list[str], environment: dict[str, str], output: Path) -> None:
+        self.command = command
+        self.environment = environment
+        self.output = output
+        self.is_wanted = True
+        self.process = self._start()
+        threading.Thread(target=self._watch, name="server", daemon=True).start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        with self.output.open("a") as file:
+            return subprocess.Popen(
+                [sys.executable, "-m", "lit_rlvr", *self.command], stdin=subprocess.DEVNULL, stdout=file, stderr=file,
+                env=self.environment, start_new_session=True, preexec_fn=end_with_parent,
+            )  # fmt: skip
+
+    def _watch(self) -> None:
+        """Start the server again when it has crashed; the engine does without it meanwhile."""
+        wakes = threading.Event()
+        while True:
+            status = self.process.wait()
+            if not self.is_wanted:
+                return
+            if status == REFUSED:
+                log.warning("servers: one refuses its options and stays down; see %s", self.output)
+                return
+            log.warning("servers: one has ended with status %d and is started again; see %s", status, self.output)
+            wakes.wait(RESTART_SECONDS)
+            if self.is_wanted:
+                self.process = self._start()

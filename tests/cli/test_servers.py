@@ -1,0 +1,123 @@
+"""`fit --servers N`: which GPUs serve and which train, what is refused, and a real run on the CPU."""
+
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_runs import child_environment, launch
+
+from lit_rlvr.cli import servers
+from lit_rlvr.cli.lightning_cli import ConfigCheck
+from lit_rlvr.cli.servers import URLS_VARIABLE, servers_beside
+from lit_rlvr.errors import UserError
+
+
+class RecordedServer:
+    """A server that is never started."""
+
+    started: list[tuple[list[str], str]] = []  # noqa: RUF012  # emptied by each test
+
+    def __init__(self, command: list[str], environment: dict[str, str], output: Path) -> None:
+        self.started.append((command, environment.get("CUDA_VISIBLE_DEVICES", "")))
+        self.process = subprocess.Popen(["true"])
+        self.is_wanted = True
+
+
+@pytest.fixture
+def four_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[list[str], str]]:
+    """A machine with four GPUs; the servers that were started on it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    monkeypatch.setattr(servers, "LocalServer", RecordedServer)
+    monkeypatch.setattr(RecordedServer, "started", [])
+    for name in (URLS_VARIABLE, "CUDA_VISIBLE_DEVICES"):  # set here, so that they are restored afterwards
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    return RecordedServer.started
+
+
+@pytest.fixture(scope="module")
+def parser() -> ConfigCheck:
+    return ConfigCheck()
+
+
+@pytest.fixture
+def settings(parser: ConfigCheck) -> Callable[..., Any]:
+    """Parses the settings of a run with further options."""
+    given = ["--config", "quickstart", "--model.init_args.model", "tiny-llama", "--trainer.precision", "bf16-mixed"]
+    return lambda *arguments: parser.parse([*given, *arguments])
+
+
+def test_the_last_gpus_serve_and_the_others_train(
+    four_gpus: list[tuple[list[str], str]], settings: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with servers_beside("2", settings()) as options:
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
+        assert [gpu for _, gpu in four_gpus] == ["2", "3"]
+        urls = json.loads(os.environ[URLS_VARIABLE])
+        for (command, _), url in zip(four_gpus, urls, strict=True):
+            assert command[:6] == ["serve", "--model", "tiny-llama", "--dtype", "bfloat16", "--port"]
+            assert command[7:] == ["--nccl"] and url.endswith(f":{command[6]}")
+        assert (
+            options[1] == "VLLMServerEngine" and options[3] == f"[{', '.join(urls)}]" and options[5] == "NCCLTransfer"
+        )
+        with servers_beside("2", settings()) as options_of_second:
+            assert options_of_second == options and len(four_gpus) == 2, "only the first process starts servers"
+    monkeypatch.delenv(URLS_VARIABLE)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,4,5,6")
+    with servers_beside("1", settings()):
+        assert four_gpus[-1][1] == "6" and os.environ["CUDA_VISIBLE_DEVICES"] == "7,4,5"
+
+
+@pytest.mark.parametrize(
+    ("count", "arguments", "message"),
+    [
+        ("0", (), "--servers: '0' is no number of servers"),
+        ("two", (), "--servers: 'two' is no number of servers"),
+        ("4", (), "--servers: 4 of 4 GPU(s) leave none to train on"),
+        ("1", ("--trainer.num_nodes", "2"), "--servers: it is for one machine"),
+        ("1", ("--rollout.engine", "hf"), "rollout.engine: --servers sets it"),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    count: str, arguments: tuple[str, ...], message: str, settings: Callable[..., Any],
+    four_gpus: list[tuple[list[str], str]],
+) -> None:  # fmt: skip
+    with pytest.raises(UserError) as error, servers_beside(count, settings(*arguments)):
+        pass
+    assert str(error.value).startswith(message) and not four_gpus
+
+
+def test_under_a_launcher_it_is_refused(
+    four_gpus: list[tuple[list[str], str]], settings: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(UserError, match="torchrun or Slurm has started this process"), servers_beside("1", settings()):
+        pass
+
+
+def test_without_a_number_it_is_one_line(run_folder: Path) -> None:
+    done = launch(["fit", "--config", "quickstart", "--servers"], run_folder)
+    assert done.returncode == 2
+    assert done.stderr == "lit-rlvr: error: --servers: '' is no number of servers; give 1 or more\n"
+
+
+@pytest.mark.slow
+def test_two_processes_train_on_a_server_that_ends_with_them(run_folder: Path) -> None:
+    run = subprocess.run(
+        ["lit-rlvr", "fit", "--servers", "1", "--config", "tiny.yaml", "--config", "strategy/ddp_cpu",
+         "--trainer.limit_val_batches", "0", "--trainer.max_steps", "2", "--rollout.engine", "auto"],
+        cwd=run_folder, env=child_environment(), capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-3000:]
+    summary = json.loads((run_folder / "run/summary.json").read_text())
+    assert summary["engine"] == "vllmserver" and summary["steps"] >= 2
+    port = run.stderr.partition("http://127.0.0.1:")[2].partition(" ")[0]
+    lines = subprocess.run(["ps", "-ww", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    assert port.isdecimal() and f"--port={port}" not in lines
+    assert (run_folder / "run/servers.log").is_file()
