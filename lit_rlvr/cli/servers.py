@@ -15,13 +15,14 @@ from typing import Any
 
 import torch
 
-from lit_rlvr.commands.serve import HOST
 from lit_rlvr.common.launch import launched_rank
 from lit_rlvr.errors import UserError, log
 from lit_rlvr.evaluation.processes import end_with_parent, stop_commands
 from lit_rlvr.policy.precision import auto_precision, compute_dtype
 from lit_rlvr.run.run import DEFAULT_FOLDER
 
+LOOPBACK = "127.0.0.1"
+"""The servers are reached from this machine alone: who reaches one can replace its weights."""
 SERVERS = "--servers"
 """Option of `fit`; the saved config has the engine that it stands for."""
 URLS_VARIABLE = "LIT_RLVR_SERVERS"
@@ -62,7 +63,7 @@ def servers_beside(count: str, config: Any) -> Iterator[list[str]]:
         if gpus:
             environment["CUDA_VISIBLE_DEVICES"] = serving[k]
         servers.append(LocalServer(_serve_command(config, port, on_gpu=bool(gpus)), environment, output))
-    urls = [f"http://{HOST}:{port}" for port in ports]
+    urls = [f"http://{LOOPBACK}:{port}" for port in ports]
     os.environ[URLS_VARIABLE] = json.dumps(urls)
     where = ", ".join(f"GPU {name}" for name in serving) or "the CPU"
     log.info("servers: %s on %s; the run waits until they have loaded the model (%s)", ", ".join(urls), where, output)
@@ -107,7 +108,7 @@ def _free_ports(count: int) -> list[int]:
     """Return ports that nobody listens on now."""
     sockets = []
     for _ in range(count):
-        sockets.append(socket.create_server((HOST, 0)))
+        sockets.append(socket.create_server((LOOPBACK, 0)))
     ports = [listener.getsockname()[1] for listener in sockets]
     for listener in sockets:
         listener.close()

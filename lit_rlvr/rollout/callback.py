@@ -209,10 +209,6 @@ class RolloutCallback(RolloutSettings, Callback):
         device = trainer.strategy.root_device.type
         if self.deterministic and device == "cuda":
             use_deterministic_kernels()
-        if stage == "fit":
-            from lit_rlvr.sizing.auto import choose_compute  # it imports this module
-
-            choose_compute(trainer, module, data)
         plan = self.plan = self.plan_run(trainer, module, data)
         check_all(lambda: check_settings(self, module, plan), lambda: check_data(self, module, data))
         for reward in self.rewards if stage != "fit" else ():  # of a fit, `Trainer.fit` before the warm start

@@ -30,6 +30,7 @@ from lit_rlvr.run.parts import RunParts
 from lit_rlvr.run.rank_zero import show_messages, silence_other_packages
 from lit_rlvr.run.run import CONFIGURABLE, DEFAULT_FOLDER, Run, RunStart, in_order, with_defaults
 from lit_rlvr.run.warm_start import WarmStart, accuracy_before
+from lit_rlvr.sizing.auto import choose_compute
 from lit_rlvr.training.module import RLVRModule
 
 
@@ -160,6 +161,7 @@ class Trainer(ChecksArguments, lightning.pytorch.Trainer):
             datamodule = train_dataloaders
         check_parts(model, datamodule)
         with _names_of_python(), Run.open(Path(self.default_root_dir), ckpt_path, overwrite) as run:
+            choose_compute(self, model, datamodule)
             run.given = _with_files(datamodule, run.folder)
             run.settings = self._settings(model, datamodule)
             self._train(run, model, datamodule, weights_only)

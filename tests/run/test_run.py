@@ -19,12 +19,13 @@ from lit_rlvr import GRPO, Arithmetic, PromptDataModule, RolloutCallback, Sampli
 from lit_rlvr.common.init_arguments import settings_of
 from lit_rlvr.environments.tools import WrappedTools
 from lit_rlvr.errors import UserError
-from lit_rlvr.options import Lora
+from lit_rlvr.options import DEFAULT_TOKENS, Lora
 from lit_rlvr.rewards import Format
 from lit_rlvr.run.checkpoint import RunCheckpoint
 from lit_rlvr.run.outputs import RunFolder
 from lit_rlvr.run.run import RunStart, in_order
 from lit_rlvr.run.stop import StopOnSignal
+from lit_rlvr.sizing.strategies import FEWEST_TOKENS
 
 
 class Own(Callback):
@@ -80,6 +81,28 @@ def test_with_an_environment_rows_need_no_answer(tmp_path: Path, tiny_model_fold
     data = PromptDataModule(train=rows, prompts_per_rollout=2, columns={"prompt": "prompt"})
     trainer.fit(GRPO(model=str(tiny_model_folder)), datamodule=data)
     assert json.loads((tmp_path / "run/summary.json").read_text())["steps"] == 1
+
+
+def test_from_python_auto_is_chosen_for_the_devices_too(
+    tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU of 2 GiB, where all of a step fits into a micro-batch, and on one that holds nothing."""
+
+    def chosen(gib: float) -> tuple[int, bool]:
+        folder = tmp_path / f"run-{gib}"
+        monkeypatch.setattr("lit_rlvr.sizing.strategies.device_memory", lambda trainer: gib * 2**30)
+        rollout = RolloutCallback(group_size=2, engine="hf", sampling=Sampling(max_tokens=4))
+        trainer = Trainer(
+            default_root_dir=folder, max_steps=1, accelerator="cpu", limit_val_batches=0, callbacks=rollout
+        )
+        module = GRPO(model=str(tiny_model_folder))
+        trainer.fit(module, datamodule=Arithmetic(prompts_per_rollout=2))
+        return module.budget.given, module.compute.gradient_checkpointing
+
+    assert chosen(1) == (DEFAULT_TOKENS, False), "a CPU's memory is not the run's alone"
+    monkeypatch.setattr("lit_rlvr.sizing.auto.trains_on_gpus", lambda trainer: True)
+    assert chosen(2) == (2 * (512 + 2 * 3), False)
+    assert chosen(2**-10) == (FEWEST_TOKENS, True)
 
 
 def test_what_fit_needs_is_said(tmp_path: Path, tiny_model_folder: Path) -> None:

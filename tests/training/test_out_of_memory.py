@@ -15,7 +15,6 @@ from torch import Tensor
 from lit_rlvr.algorithms import GRPO
 from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import LossInputs, Stats
-from lit_rlvr.options import DEFAULT_TOKENS
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.training.failures import TokenBudget, retry_smaller
 from lit_rlvr.types import Rollout
@@ -153,21 +152,6 @@ def test_with_shards_the_next_start_has_a_smaller_budget(
     with pytest.raises(UserError, match="one completion at a time"):
         fail_sharded(1)
     assert TokenBudget(640).saved(tmp_path) == 320
-
-
-def test_from_python_auto_is_chosen_for_the_devices_too(
-    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As on a GPU of 1 GiB: all of a step fits into a micro-batch. One of 1 MiB gets the fewest, and recomputes."""
-    module, _ = fit(tiny_model_folder, tmp_path / "cpu", compute={})
-    assert module.budget.given == DEFAULT_TOKENS and module.compute.gradient_checkpointing is False
-    monkeypatch.setattr("lit_rlvr.sizing.auto.trains_on_gpus", lambda trainer: True)
-    monkeypatch.setattr("lit_rlvr.sizing.strategies.device_memory", lambda trainer: 2.0**30)
-    module, _ = fit(tiny_model_folder, tmp_path / "large", compute={})
-    assert module.budget.given != DEFAULT_TOKENS and module.compute.gradient_checkpointing is False
-    monkeypatch.setattr("lit_rlvr.sizing.strategies.device_memory", lambda trainer: 2.0**20)
-    module, _ = fit(tiny_model_folder, tmp_path / "small", compute={})
-    assert module.budget.given == 1024 and module.compute.gradient_checkpointing is True
 
 
 @pytest.mark.slow
