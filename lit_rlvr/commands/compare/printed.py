@@ -153,11 +153,12 @@ def _check_known(
 
 
 def _read_table(given: Mapping[str, Any]) -> PrintedTable:
+    task = str(given["task"])
+    columns = [str(column) for column in given["columns"]]
     rows = {}
     for row, cells in given["rows"].items():
         rows[str(row)] = [PrintedValue.parse(cell) for cell in cells]
-    columns = [str(column) for column in given["columns"]]
-    return PrintedTable(str(given["task"]), given.get("suite"), given.get("metric"), columns, rows)
+    return PrintedTable(task, given.get("suite"), given.get("metric"), columns, rows)
 
 
 def load_printed(name: str) -> Paper:
