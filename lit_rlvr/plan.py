@@ -33,6 +33,7 @@ class RunPlan:
         staleness: the most iterations between the weights that sample a token and those that train on it.
         most_tokens: the most tokens that it trains on, over all rollouts; 0 = unknown.
         replays_routes: each token is trained with the experts that it used in the engine.
+        has_agent: programs of their own play the episodes.
         is_exact: the engine's log-probabilities equal the trainer's.
     """
 
@@ -47,6 +48,7 @@ class RunPlan:
     staleness: int = 0
     most_tokens: int = 0
     replays_routes: bool = False
+    has_agent: bool = False
     is_exact: bool = False
 
     @classmethod

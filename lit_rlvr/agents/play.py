@@ -176,7 +176,10 @@ class AgentEpisodes:
             self._endpoint.end(session)
 
     def _play_by_worker(self, session: Session, is_stopped: Callable[[], bool]) -> None:
-        worker = self._workers.pop() if self._workers else Worker(self._agent, self._endpoint.url)
+        try:
+            worker = self._workers.pop()
+        except IndexError:  # all others play
+            worker = Worker(self._agent, self._endpoint.url)
         is_usable = False
         try:
             is_usable = worker.play(session, task_of(session), is_stopped)
@@ -212,7 +215,7 @@ class AgentEpisodes:
         jobs.sort(key=lambda job: order[id(job.session)])  # so that it does not depend on who was faster
         stops = list(dict.fromkeys(job.message.request.stop for job in jobs))
         if world_size() > 1:
-            stops = list(dict.fromkeys(stop for of_rank in gather_objects(stops) for stop in of_rank)) or [()]
+            stops = list(dict.fromkeys(stop for of_rank in gather_objects(stops) for stop in of_rank))
         for stop in stops:
             batch = [job for job in jobs if job.message.request.stop == stop]
             prompts = [Prompt(job.session.sample, list(job.message.prompt)) for job in batch]

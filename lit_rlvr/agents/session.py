@@ -160,11 +160,16 @@ class Session:
                 "left", code="episode_limit",
             )  # fmt: skip
         parent, prompt, added = self._prompt(request, is_auxiliary)
-        begun = []
+        had_children = parent is not None and parent.has_children
+        begun: list[SampledMessage] = []
         for _ in range(request.count):
             cost = 0 if is_auxiliary else self._cost(parent, prompt)
             limit = min(request.max_tokens or sampling.max_tokens, sampling.max_tokens)
-            limit = min(limit, self._room(prompt, cost))
+            try:
+                limit = min(limit, self._room(prompt, cost))
+            except RequestError:
+                self._take_back(begun, had_children)
+                raise
             number = self._counts[prompt] = self._counts.get(prompt, -1) + 1
             digest = hashlib.sha256(repr(prompt).encode()).hexdigest()
             seed = derive_seed(self.seed, "agent", digest, number)
@@ -176,6 +181,21 @@ class Session:
             self.messages.append(message)
             begun.append(message)
         return begun
+
+    def _take_back(self, begun: Sequence[SampledMessage], had_children: bool) -> None:
+        """Forget the messages of a request that is refused after all, of which none is sampled.
+
+        Args:
+            begun: the messages.
+            had_children: whether another prompt extends their parent.
+        """
+        for message in begun:
+            self.messages.remove(message)
+            self._counts[message.prompt] -= 1
+            if not message.is_auxiliary:
+                self._spent -= message.cost + message.limit
+            if message.parent is not None:
+                message.parent.has_children = had_children
 
     def _prompt(self, request: ChatRequest, is_auxiliary: bool) -> tuple[SampledMessage | None, tuple[int, ...], str]:
         """Return the sampled message that a request extends, if there is one, its prompt, and the text after it."""
@@ -376,6 +396,6 @@ def read_reward(body: Mapping[str, Any]) -> RewardResult:
         raise RequestError("correct: it must be true or false")
     try:
         result = as_result(float(value))
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise RequestError(f"reward: {error}") from error
     return correct_if_one(replace(result, correct=correct, detail=str(body.get("detail", ""))[:500]))

@@ -359,5 +359,5 @@ def run(command: str, arguments: list[str]) -> None:
         if command == "fit" and any(argument.partition("=")[0] == SERVERS for argument in given):
             count, given = _taken_out(given, SERVERS)
             settings = ConfigCheck().parse(given)
-            given += stack.enter_context(servers_beside(count, settings))
+            given += stack.enter_context(servers_beside(count, settings, dry))
         RLVRCLI([command, *given, *(CPU_TRAINER if command == "plan" else ())], stack, dry)

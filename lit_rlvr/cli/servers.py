@@ -35,12 +35,13 @@ REFUSED = 2
 
 
 @contextmanager
-def servers_beside(count: str, config: Any) -> Iterator[list[str]]:
+def servers_beside(count: str, config: Any, dry: bool = False) -> Iterator[list[str]]:
     """Start servers that end with this process; yield the options of `fit` that use them.
 
     Args:
         count: how many, as the user wrote it.
         config: the parsed settings of the run.
+        dry: check and start nothing, for a dry run.
 
     Raises:
         UserError: the settings or the machine's GPUs do not allow it.
@@ -51,20 +52,24 @@ def servers_beside(count: str, config: Any) -> Iterator[list[str]]:
     number = _checked(count, config)
     gpus = _visible_gpus()
     serving = gpus[len(gpus) - number :]
-    if gpus:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[: len(gpus) - number])
     ports = _free_ports(number)
+    urls = [f"http://{LOOPBACK}:{port}" for port in ports]
+    if dry:
+        yield _engine_options(urls)
+        return
     folder = Path(config.trainer.default_root_dir or DEFAULT_FOLDER).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     output = folder.absolute() / OUTPUT
     servers = []
     for k, port in enumerate(ports):
-        environment = dict(os.environ)
+        environment = dict(os.environ)  # before this process gives up GPUs below
         if gpus:
             environment["CUDA_VISIBLE_DEVICES"] = serving[k]
         servers.append(LocalServer(_serve_command(config, port, on_gpu=bool(gpus)), environment, output))
-    urls = [f"http://{LOOPBACK}:{port}" for port in ports]
+    before = dict(os.environ)
     os.environ[URLS_VARIABLE] = json.dumps(urls)
+    if gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[: len(gpus) - number])
     where = ", ".join(f"GPU {name}" for name in serving) or "the CPU"
     log.info("servers: %s on %s; the run waits until they have loaded the model (%s)", ", ".join(urls), where, output)
     try:
@@ -73,6 +78,10 @@ def servers_beside(count: str, config: Any) -> Iterator[list[str]]:
         for server in servers:
             server.is_wanted = False
         stop_commands([server.process for server in servers])
+        for name in (URLS_VARIABLE, "CUDA_VISIBLE_DEVICES"):
+            os.environ.pop(name, None)
+            if name in before:
+                os.environ[name] = before[name]
 
 
 def _checked(count: str, config: Any) -> int:
@@ -134,7 +143,7 @@ def _serve_command(config: Any, port: int, on_gpu: bool) -> list[str]:
 
 def _engine_options(urls: Sequence[str]) -> list[str]:
     transfer = "FileTransfer"
-    if torch.cuda.is_available():
+    if torch.cuda.device_count():
         transfer = "NCCLTransfer"
     options = {"urls": f"[{', '.join(urls)}]", "transfer": transfer}
     arguments = ["--rollout.engine", "VLLMServerEngine"]

@@ -164,7 +164,7 @@ class RolloutCallback(RolloutSettings, Callback):
     def _validate(self, module: RLVRModule, batch: PromptBatch, sampling: Sampling, samples: int) -> Rollout:
         """Sample and score the completions of a validation batch; what rewards log meanwhile is not training's."""
         if not batch.prompts:  # another rank has the last prompts, and gathering sharded weights needs all ranks
-            self.synced_engine.generate([], sampling, [])
+            self.sampler.wait_for_others(sampling, module.data)
             return Rollout.unscored([], [], sampling, samples)
         data = next((other for other in module.data.validated if other.name == batch.name), module.data)
         seeds = completion_seeds(batch.prompts, [0] * len(batch), samples, "validation", batch.name)

@@ -131,6 +131,16 @@ class GroupSampler:
             seconds["environment"] = self._environment_seconds - environment_before
         return self.build_rollout(prompts, completions, scores, sampling, version), seconds
 
+    def wait_for_others(self, sampling: Sampling, data: PromptDataModule) -> None:
+        """Sample nothing where other ranks still have prompts.
+
+        Collective: call it on the ranks that have none.
+        """
+        if self.agents is None:
+            self.synced_engine.generate([], sampling, [])
+        else:
+            self.agents.play([], sampling, [], lambda p, group: None, data, self.synced_engine.generate, False)
+
     def build_rollout(
         self, prompts: list[Prompt], completions: list[list[Completion]], scores: Scores, sampling: Sampling,
         version: int | None,

@@ -261,6 +261,7 @@ class RolloutSettings(ChecksArguments):
             sampling=self.sampling,
             staleness=0 if self.replay.rollouts_from else self.staleness,
             replays_routes=self.replay_routes,
+            has_agent=isinstance(self.environment, Agent),
             is_exact=self.engine.is_exact(plan.dtype),
         )
 

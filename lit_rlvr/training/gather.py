@@ -66,7 +66,8 @@ def gather_groups(rollout: Rollout, rewards: Tensor, advantage: Advantage) -> Gr
             "turn_rewards": (rewards_of_turns(rollout, rewards.cpu()), 0),
         }
         states = rollout.states
-        if states is not None:
+        if not all_max(int(states is None), device):  # on any rank
+            assert states is not None, "every rank has them"
             tables["states"] = (states, 0)
         for name, (tokens, empty) in tables.items():  # (B, T) each
             padded = pad(tokens, (0, widest - tokens.shape[1]), value=empty)

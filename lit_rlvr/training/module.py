@@ -234,6 +234,16 @@ class RLVRModule(ChecksArguments, LossModule, LightningModule):
             return RunPlan()
         return plan_of(self.trainer)
 
+    def _agent_problems(self) -> Iterator[str]:
+        """Yield what does not go together with an agent, whose turns have neither states nor places in the row."""
+        if self.needs("observation_logp"):
+            option = next(term.option for term in self.terms if term.is_of_observations)
+            yield f"{option}: what an agent adds between turns is not known as observed; leave the option out"
+        if self.advantage.needs_tokens:
+            yield "model.advantage: it credits turns, and those of an agent are not told apart; use one of completions"
+        if self.reference_completions is not None:
+            yield f"model: {type(self).__name__} samples a reference model, and agents play with the policy alone"
+
     def problems(self, plan: RunPlan) -> Iterator[str]:
         """Yield what the algorithm cannot do in a run, a line each."""
         if plan.completions < self.advantage.min_group:
@@ -248,6 +258,8 @@ class RLVRModule(ChecksArguments, LossModule, LightningModule):
                 f"{self.updates_per_rollout} minibatch(es) (model.updates_per_rollout) of whole groups; "
                 f"use a multiple of {parts}"
             )
+        if plan.has_agent:
+            yield from self._agent_problems()
         wanted = self.reference_completions
         if wanted is not None and (wanted.pool_size or plan.completions) < plan.completions:
             yield f"model.reference_pool_size: {wanted.pool_size} is below rollout.group_size={plan.completions}"

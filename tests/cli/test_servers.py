@@ -31,7 +31,6 @@ class RecordedServer:
 def four_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[list[str], str]]:
     """A machine with four GPUs; the servers that were started on it."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     monkeypatch.setattr(servers, "LocalServer", RecordedServer)
     monkeypatch.setattr(RecordedServer, "started", [])

@@ -382,7 +382,7 @@ def test_a_text_is_taken_as_it_stands(folder: Path, lit_rlvr: CLI) -> None:
         (["MathAnswer"], "MathAnswer is a reward; give rows to check it on with --data, or a --text to judge"),
         (["MathAnswer", "--text", "1"], "--text: give the --reference answer, too"),
         (["--data", "sums.jsonl"], "give a reward, such as"),
-        (["Mathanswer", "--data", "sums.jsonl"], "'Mathanswer' is no reward; there are LCPO, Choice"),
+        (["Mathanswer", "--data", "sums.jsonl"], "'Mathanswer' is no reward; there are LCPO, Boxes, Choice"),
         (["GRPO", "--data", "sums.jsonl"], "'GRPO' is no reward"),
         (["graded_task.nothing", "--data", "sums.jsonl"], "'graded_task.nothing' cannot be imported"),
         (["MathAnswer", "--data", "nothing.jsonl"], "nothing.jsonl: no such file"),

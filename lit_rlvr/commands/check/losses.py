@@ -66,14 +66,19 @@ def check_advantage(advantage: AdvantageFunction | str) -> list[Finding]:
     batch = made_batch()
 
     def estimate(batch: FrozenBatch) -> Tensor:
-        value: Any = deepcopy(estimator)(deepcopy(batch.group))
+        group = deepcopy(batch.group)
+        mask = None
         if estimator.needs_tokens:
-            mask = batch.group.mask
-        else:
-            mask = None
+            assert group.mask is not None and group.turns is not None, "the made batch has tokens"
+            mask = group.mask
+            group.states = group.turns.clamp(min=0)  # as if the number of the turn were all that is shown
+        value: Any = deepcopy(estimator)(group)
         finite = value.nan_to_num() if isinstance(value, Tensor) else value  # the properties count the others
-        require_advantages(estimator, finite, batch.group.rewards, mask)
-        return value
+        require_advantages(estimator, finite, group.rewards, mask)
+        if mask is None or value.shape == group.rewards.shape:
+            return value
+        means = (value * mask).sum(1) / mask.sum(1).clamp(min=1)  # (B,): the properties are of completions
+        return means.reshape(group.rewards.shape)
 
     return [*properties.estimator_findings(estimate, batch), properties.leaves_no_residue(estimate, batch)]
 

@@ -8,7 +8,15 @@ import pytest
 from lit_rlvr.commands.report.render import render
 from lit_rlvr.common.terminal import printable
 
-GROUP = {"prompt": "p", "answer": "a", "columns": (), "observed": False, "criteria": [], "completions": []}
+GROUP = {
+    "prompt": "p",
+    "answer": "a",
+    "columns": (),
+    "observed": False,
+    "criteria": [],
+    "turn_rewards": [],
+    "completions": [],
+}
 
 
 @pytest.mark.parametrize(
