@@ -67,7 +67,7 @@ def test_the_last_gpus_serve_and_the_others_train(
         )
         with servers_beside("2", settings()) as options_of_second:
             assert options_of_second == options and len(four_gpus) == 2, "only the first process starts servers"
-    monkeypatch.delenv(URLS_VARIABLE)
+    assert not {URLS_VARIABLE, "CUDA_VISIBLE_DEVICES"} & {*os.environ}, "as they were before"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,4,5,6")
     with servers_beside("1", settings()):
         assert four_gpus[-1][1] == "6" and os.environ["CUDA_VISIBLE_DEVICES"] == "7,4,5"
