@@ -40,10 +40,11 @@ def main(parent: int, cpu_seconds: int, memory_mb: int, command: list[str]) -> i
 
 
 def start(cpu_seconds: int, memory_mb: int, command: list[str]) -> None:
-    """Become the command."""
+    """Become the command; `cpu_seconds` of 0 is no limit."""
     try:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds))
+        if cpu_seconds:
+            resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds))
         resource.setrlimit(resource.RLIMIT_AS, (memory_mb << 20, memory_mb << 20))
         os.execvp(command[0], command)
     except OSError as error:

@@ -34,11 +34,14 @@ class Program:
         agent: the settings.
         variables: its environment variables.
         stdin, stdout: files, or `subprocess.PIPE`.
+        cpu_seconds: CPU time of each process; 0 = no limit.
     """
 
-    def __init__(self, agent: Agent, variables: Mapping[str, str], stdin: Any, stdout: Any) -> None:
+    def __init__(
+        self, agent: Agent, variables: Mapping[str, str], stdin: Any, stdout: Any, cpu_seconds: int
+    ) -> None:  # fmt: skip
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `close`)
-        limits = [str(os.getpid()), str(int(agent.limits.cpu_seconds)), str(agent.limits.memory_mb)]
+        limits = [str(os.getpid()), str(cpu_seconds), str(agent.limits.memory_mb)]
         self.process = subprocess.Popen(
             [sys.executable, "-I", str(LAUNCHER), *limits, *agent.command],
             stdin=stdin, stdout=stdout, stderr=self.errors, start_new_session=True, env=variables,
@@ -90,7 +93,8 @@ def play_episode(
         task_file = Path(folder, "task.json")
         task_file.write_text(json.dumps(task, default=str) + "\n")
         with task_file.open("rb") as stdin, tempfile.TemporaryFile() as out:
-            program = Program(agent, agent.variables(url, session.key, str(task_file)), stdin, out)
+            variables = agent.variables(url, session.key, str(task_file))
+            program = Program(agent, variables, stdin, out, int(agent.limits.cpu_seconds))
             try:
                 is_late = program.wait(session, is_stopped, lambda: False)
                 end(program.process)
@@ -109,7 +113,8 @@ class Worker:
 
     def __init__(self, agent: Agent, url: str) -> None:
         self._url = url
-        self._program = Program(agent, agent.variables(url, "", ""), subprocess.PIPE, subprocess.PIPE)
+        variables = agent.variables(url, "", "")
+        self._program = Program(agent, variables, subprocess.PIPE, subprocess.PIPE, cpu_seconds=0)
         self._read = b""
 
     def play(self, session: Session, task: dict[str, Any], is_stopped: Callable[[], bool]) -> bool:

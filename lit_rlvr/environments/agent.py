@@ -41,7 +41,8 @@ class Agent(Environment):
         host: address of the endpoint.
         port: its port, and the next ones for further processes of the run; 0 = any free one.
         batch_seconds: how long a request waits for those of the other episodes, to be sampled together with them.
-        cpu_seconds: CPU time of each process of the program, in whole seconds.
+        cpu_seconds: CPU time of each process of the program, in whole seconds; that of workers has no limit, because
+            they play many episodes.
         memory_mb: address space of each process of the program, in MiB.
 
     Raises:
