@@ -492,7 +492,9 @@ def test_weights_reach_all_parts_of_a_model_that_is_split_over_two_workers(
     monkeypatch.setenv("SERVER_KEY", KEY)
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")  # a core for each, on one NUMA node
     with Served(tiny_model_folder, tmp_path / "log", "--tensor-parallel-size", "2") as split:
-        engine = VLLMServerEngine([split.url], FileTransfer(tmp_path / "weights"), "SERVER_KEY", 900)
+        engine = VLLMServerEngine(
+            [split.url], FileTransfer(tmp_path / "weights"), "SERVER_KEY", 900, recompute_cache=True
+        )
         start_engine(engine, policy)
         assert engine.servers[0].workers() == 2
         for seed in (1, 2):
@@ -513,7 +515,9 @@ def test_images_on_a_server_are_those_of_the_trainer(
     png_url = vllm_server.png_url
     monkeypatch.setattr(vllm_server, "png_url", lambda image: encoded.append(image) or png_url(image))
     with Served(Path(vlm_context.folder), tmp_path / "log") as served:
-        engine = VLLMServerEngine([served.url], FileTransfer(tmp_path / "weights"), "SERVER_KEY", 300)
+        engine = VLLMServerEngine(
+            [served.url], FileTransfer(tmp_path / "weights"), "SERVER_KEY", 300, recompute_cache=True
+        )
         engine.start(vlm_context)
         for _ in range(2):
             engine.sync(policy)
