@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import socket
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
@@ -25,7 +24,7 @@ from starlette.routing import Route
 from lit_rlvr.agents.replies import Reply, anthropic_body, anthropic_events, openai_body, openai_events
 from lit_rlvr.agents.requests import ChatRequest, RequestError, SamplingRules, read_anthropic, read_openai
 from lit_rlvr.agents.session import SampledMessage, Session, read_reward
-from lit_rlvr.errors import UserError
+from lit_rlvr.common.sockets import open_socket
 from lit_rlvr.types import Completion
 
 AUXILIARY = "x-lit-rlvr-auxiliary"
@@ -101,7 +100,7 @@ class Endpoint:
         self._players: dict[str, _Player] = {}
         self._past: set[str] = set()
         self._jobs: list[Job] = []
-        self._socket = listen(host, port)
+        self._socket = open_socket(host, port, f"rollout.environment: Agent cannot listen at {host}:{port}")
         handlers: dict[str, Handler] = {
             **dict.fromkeys(FORMS, self._complete), "/v1/reward": self._reward, "/v1/end": self._end,
             "/v1/responses": self._unsupported,
@@ -274,24 +273,6 @@ class Endpoint:
             self.lock.notify_all()
         await asyncio.gather(*(job.answer for job in jobs))
         return messages
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Open a listening socket.
-
-    Raises:
-        UserError: the address is taken, or not this machine's.
-    """
-    family = socket.AF_INET
-    if ":" in host:
-        family = socket.AF_INET6
-    try:
-        return socket.create_server((host, port), family=family, backlog=1024)
-    except OSError as error:
-        raise UserError(
-            f"rollout.environment: Agent cannot listen at {host}:{port}: {error.strerror}; choose another port, or 0 "
-            "for any free one"
-        ) from error
 
 
 def _settle(future: asyncio.Future[Reply], result: Reply | RequestError) -> None:

@@ -239,7 +239,6 @@ class RLVRCLI(LightningCLI):
         config.overwrite = self._run.overwrite
         if config.ckpt_path:
             keep_chosen_tokens(config)
-        self._settings = config.clone()
         self._run.settings = settings_yaml(self._parser("fit"), config)
         self._run.configs = [path.get_content() for path in config.config or [] if path is not None]
         self.config_dump = yaml.safe_load(self._run.settings)  # Lightning would make it again
@@ -264,8 +263,10 @@ class RLVRCLI(LightningCLI):
             raise UserError(f"trainer: {str(error).splitlines()[0]}") from error
         if self.subcommand == "fit":
             choose_compute(trainer, self.model, self.datamodule)
-            self._settings.model.init_args.compute.tokens_per_microbatch = self.model.budget.given
-            self._run.settings = settings_yaml(self._parser("fit"), self._settings)
+            compute = self.config_dump["model"]["init_args"]["compute"]
+            if compute["tokens_per_microbatch"] != self.model.budget.given:
+                compute["tokens_per_microbatch"] = self.model.budget.given
+                self._run.settings = yaml.safe_dump(self.config_dump, sort_keys=False, allow_unicode=True)
         if self.subcommand == "fit" and not self._is_dry_run:
             trainer.run = self._run
             trackers = Trackers(choose_trackers(config.trackers), self._run.settings)

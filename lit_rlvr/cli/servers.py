@@ -6,7 +6,6 @@ import json
 import os
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ import torch
 
 from lit_rlvr.common.launch import launched_rank
 from lit_rlvr.errors import UserError, log
-from lit_rlvr.evaluation.processes import end_with_parent, stop_commands
+from lit_rlvr.evaluation.processes import start_command, stop_commands
 from lit_rlvr.policy.precision import auto_precision, compute_dtype
 from lit_rlvr.run.run import DEFAULT_FOLDER
 
@@ -175,10 +174,7 @@ class LocalServer:
 
     def _start(self) -> subprocess.Popen[bytes]:
         with self.output.open("a") as file:
-            return subprocess.Popen(
-                [sys.executable, "-m", "lit_rlvr", *self.command], stdin=subprocess.DEVNULL, stdout=file, stderr=file,
-                env=self.environment, start_new_session=True, preexec_fn=end_with_parent,
-            )  # fmt: skip
+            return start_command(self.command, file, self.environment)
 
     def _watch(self) -> None:
         """Start the server again when it has crashed; the engine does without it meanwhile."""

@@ -15,8 +15,8 @@ from typing import Any, NoReturn
 
 import torch
 
-from lit_rlvr.commands.watch.command import open_socket
 from lit_rlvr.common.packages import missing_compiler, require, vllm_package
+from lit_rlvr.common.sockets import open_socket
 from lit_rlvr.engines.dispatch import raise_descriptor_limit
 from lit_rlvr.engines.vllm import FP8, GPU_SEQUENCES, graph_options
 from lit_rlvr.errors import UserError, log

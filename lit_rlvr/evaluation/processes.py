@@ -39,7 +39,7 @@ def start_command(
     return subprocess.Popen(
         [sys.executable, "-m", "lit_rlvr", *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
         env={**environment, "PYTHONSAFEPATH": "1"}, pass_fds=pass_fds, start_new_session=True,
-        preexec_fn=end_with_parent,
+        preexec_fn=_end_with_parent,
     )  # fmt: skip
 
 
@@ -50,8 +50,7 @@ def thread_environment(commands: int) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // commands))}
 
 
-def end_with_parent() -> None:
-    """Have this process told to end when its parent does; for `preexec_fn`."""
+def _end_with_parent() -> None:
     if _libc is not None:
         _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import secrets
-import socket
 from pathlib import Path
 from typing import Any
 
 from lit_rlvr.commands.watch.follow import FollowedFolders
 from lit_rlvr.common.packages import require
+from lit_rlvr.common.sockets import open_socket
 from lit_rlvr.common.terminal import show_result, wants_json
 from lit_rlvr.configs import Parser
-from lit_rlvr.errors import UserError
 from lit_rlvr.run.advice import RunHistory
 from lit_rlvr.run.health import findings, progress
 
@@ -61,22 +60,6 @@ def watch(folders: list[Path], host: str = "127.0.0.1", port: int = 7860) -> Non
     url = f"http://{address}:{listener.getsockname()[1]}/" + (f"?token={token}" if token else "")
     print(f"Watching {', '.join(map(str, folders))} at {url} (Ctrl-C ends it; the runs go on)", flush=True)
     uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run(sockets=[listener])
-
-
-def open_socket(host: str, port: int) -> socket.socket:
-    """Open a listening socket at an address.
-
-    Raises:
-        UserError: it is taken, not this machine's, or no port.
-    """
-    is_dual, family = (True, socket.AF_INET6) if ":" in host else (False, socket.AF_INET)
-    try:
-        return socket.create_server((host, port), family=family, dualstack_ipv6=is_dual and socket.has_dualstack_ipv6())
-    except (OSError, OverflowError) as error:
-        reason = str(getattr(error, "strerror", None) or error).partition(" (while attempting")[0].rstrip(".")
-        raise UserError(
-            f"--host {host} --port {port}: cannot listen there: {reason}; choose another port, or 0 for any free one"
-        ) from error
 
 
 def states(folders: FollowedFolders) -> dict[str, dict[str, Any]]:

@@ -12,7 +12,7 @@ import pytest
 from made_runs import METRICS, make_run
 from tiny_runs import CLI
 
-from lit_rlvr.commands.watch.command import open_socket
+from lit_rlvr.common.sockets import open_socket
 
 
 @pytest.mark.slow

@@ -16,8 +16,8 @@ from PIL import Image
 from test_watch_follow import live
 
 from lit_rlvr.commands.watch.application import application
-from lit_rlvr.commands.watch.command import open_socket
 from lit_rlvr.commands.watch.follow import FollowedFolders
+from lit_rlvr.common.sockets import open_socket
 from lit_rlvr.run.outputs import save_thumbnails
 
 LONG = "unbroken" * 60
