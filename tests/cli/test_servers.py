@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -109,8 +110,9 @@ def test_without_a_number_it_is_one_line(run_folder: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_train_on_a_server_that_ends_with_them(run_folder: Path) -> None:
     run = subprocess.run(
-        ["lit-rlvr", "fit", "--servers", "1", "--config", "tiny.yaml", "--config", "strategy/ddp_cpu",
-         "--trainer.limit_val_batches", "0", "--trainer.max_steps", "2", "--rollout.engine", "auto"],
+        [sys.executable, "-m", "lit_rlvr", "fit", "--servers", "1", "--config", "tiny.yaml", "--config",
+         "strategy/ddp_cpu", "--trainer.limit_val_batches", "0", "--trainer.max_steps", "2",
+         "--rollout.engine", "auto"],
         cwd=run_folder, env=child_environment(), capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-3000:]
