@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lit_rlvr.errors import UserError, log
@@ -40,8 +39,8 @@ def choose_compute(trainer: Trainer, module: RLVRModule, data: PromptDataModule)
         except UserError as error:
             log.warning("model.compute: auto is %d tokens without gradient checkpointing: %s", tokens, error)
         else:
-            if checkpointing_is_open and not plan.fits:
-                plan = job.plan(replace(plan.strategy, checkpointing=True), plan.gpus, plan.budget)
+            if checkpointing_is_open:
+                plan = job.choice(plan.gpus, (plan.strategy.sharded, plan.strategy.offload), None)
             if tokens_are_open:
                 plan = job.with_most_tokens(plan)
                 _report(plan, job.step_tokens(plan.gpus))

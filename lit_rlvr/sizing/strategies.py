@@ -265,13 +265,13 @@ class JobSizes:
             placement: whether weights are sharded and kept on the CPU; None = choose.
             checkpointing: None = choose.
         """
-        plans = [
-            plan
-            for plan in self.plans(gpus)
-            if plan.strategy.lora == self.lora
-            and placement in (None, (plan.strategy.sharded, plan.strategy.offload))
-            and checkpointing in (None, plan.strategy.checkpointing)
-        ]
+        if placement is None:
+            plans = [plan for plan in self.plans(gpus) if plan.strategy.lora == self.lora]
+        else:  # also one that `plans` would not propose, such as shards on a single GPU
+            sharded, offload = placement
+            strategies = [Strategy(sharded, recomputes, self.lora, offload) for recomputes in (False, True)]
+            plans = [self.plan(strategy, gpus, self.budget) for strategy in strategies]
+        plans = [plan for plan in plans if checkpointing in (None, plan.strategy.checkpointing)]
         enough = min(ENOUGH_SEQUENCES, self.prompts_on_each(gpus) * self.group)
         return min(
             (plan for plan in plans if plan.fits),

@@ -148,6 +148,7 @@ def test_auto_is_the_fastest_that_fits_and_leaves_results_alone() -> None:
     assert "FSDP2, checkpointing: about" in planned.reason(chosen) and "DDP 229" in planned.reason(chosen)
     assert planned.choice(GPUs(8, 999), None, None).name == "DDP"
     assert planned.choice(eight, (False, False), None).name == "DDP, checkpointing", "the config says DDP"
+    assert planned.choice(GPUs(1, 999), (True, False), None).name == "FSDP2", "which nobody would propose for one GPU"
     assert planned.choice(eight, None, False).name == "FSDP2, offload", "the config says no checkpointing"
     small = planned.choice(GPUs(8, 16), None, None)
     assert (not small.fits, not small.strategy.lora, "WILL NOT FIT" in planned.reason(small)) == (True, True, True)
