@@ -1,6 +1,7 @@
 """Other packages: messages about missing ones name the command that installs them, and installed ones bring parts."""
 
 import re
+import subprocess
 import sys
 import time
 import tomllib
@@ -38,11 +39,17 @@ def test_an_environment_without_pip_gets_a_command_that_works_there(
     monkeypatch: pytest.MonkeyPatch, uv: str | None, begins: str
 ) -> None:
     monkeypatch.setattr(packages, "is_installed", lambda _: False)
+    monkeypatch.setattr(packages.PathFinder, "find_spec", lambda _: None)
     monkeypatch.setattr(packages.shutil, "which", lambda name: uv if name == "uv" else None)
     monkeypatch.setattr(packages.sys, "executable", "/env/python")
     assert packages.pip_command("openai").startswith(begins)
     with pytest.raises(UserError, match=rf"^images: qwen_vl_utils is not installed; {begins}"):
         packages.require("qwen_vl_utils", "images", "qwen-vl-utils")
+
+
+def test_a_look_for_pip_leaves_setuptools_importable() -> None:
+    program = "from lit_rlvr.common.packages import installer; installer(); import setuptools"
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_a_hub_that_does_not_answer_is_asked_once(

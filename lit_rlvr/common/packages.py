@@ -11,6 +11,7 @@ import sys
 import sysconfig
 from collections.abc import Collection
 from importlib import import_module
+from importlib.machinery import PathFinder
 from importlib.metadata import EntryPoint, entry_points, requires
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,9 @@ def missing_compiler() -> str | None:
 
 def installer() -> str:
     """Return the beginning of a command that installs packages here; an environment made by uv has no pip."""
-    if is_installed("pip"):
+    # not `find_spec`: where that looks for pip, setuptools' hook leaves distutils to Python 3.11 in this process,
+    # and setuptools, and with it vllm, cannot be imported any more
+    if PathFinder.find_spec("pip"):
         return "pip install"
     if shutil.which("uv"):
         return f"uv pip install --python {shlex.quote(sys.executable)}"
