@@ -21,6 +21,7 @@ from lit_rlvr.distributed.collectives import (
 )
 from lit_rlvr.objectives import (
     GOLDEN_RATIO,
+    Aggregation,
     LossInputs,
     Stats,
     StepTokens,
@@ -53,7 +54,8 @@ class PreparedRollout:
         metrics: of the rollout as a whole, logged with its first step.
         logs_weights: whether to log the weights of the importance correction: some token is old.
         old_logp: (B, T) log-probabilities at the beginning of the iteration. The first step runs on these weights, so
-            its own forward pass fills in its rows. None = the current ones in the first step, then `loglinear_old`.
+            `keep_old_logprobs` takes its rows from there. None = the current ones in the first step, then
+            `loglinear_old`.
         steps_taken: optimizer steps taken on it so far.
         ref_logp: (B, T) log-probabilities under the reference policy; None unless the loss or a term in it needs it.
         entropy: (B, T) of the policy at the beginning of the iteration; None unless tokens are chosen by it, or a term
@@ -78,10 +80,20 @@ class PreparedRollout:
         """True if no step was taken or skipped yet, so that the weights are those of the iteration's beginning."""
         return self.steps_taken == 0
 
+    def keep_old_logprobs(self, index: Tensor, logp: Tensor) -> None:
+        """Keep the log-probabilities of some rows in the first step, whose weights are the iteration's first.
+
+        Args:
+            index: (rows,) the rows as a tensor on the device.
+            logp: (rows, T) under the current policy, detached.
+        """
+        if self.is_first_step and self.old_logp is not None:
+            self.old_logp[index] = logp.to(self.old_logp.dtype)
+
     def old_logprobs(self, rows: list[int], index: Tensor, logp: Tensor, rollout_logp: Tensor) -> Tensor:
         """Return the log-probabilities (rows, T) of some rows under the policy at the beginning of the iteration.
 
-        - In the first step: the current ones, because the weights are still the same; they are kept for later steps.
+        - In the first step: the current ones, because the weights are still the same.
         - In later steps: the table `old_logp`, if there is one.
         - Else, with `prox_logp_method: loglinear`: between the current ones and those at sampling time.
 
@@ -92,8 +104,6 @@ class PreparedRollout:
             rollout_logp: (rows, T) at sampling time.
         """
         if self.is_first_step:
-            if self.old_logp is not None:
-                self.old_logp[index] = logp.to(self.old_logp.dtype)
             return logp
         if self.old_logp is not None:
             return self.old_logp[index]
@@ -117,6 +127,19 @@ class StepLimits:
     in_lockstep: bool
 
 
+@dataclass(frozen=True)
+class ObservedTokens:
+    """The tokens that an environment answered in a step's live rows, for a term that is a cost of these.
+
+    Args:
+        mask: (B, T) bool, the tokens.
+        weight: (B, T) weight of each of them in the term, 0 elsewhere.
+    """
+
+    mask: Tensor
+    weight: Tensor
+
+
 @dataclass
 class StepPlan:
     """One optimizer step of this rank.
@@ -131,9 +154,7 @@ class StepPlan:
         in_objective: (B, T) bool, the tokens whose objective counts; None = all.
         selected: (B, T) bool, the tokens that `LossModule.select` chose; None = the loss chooses none.
         correct: (B,) bool, the completions that a reward calls right; None = neither the loss nor a term needs it.
-        observed: (B, T) bool, the tokens that an environment answered in this step's live rows; None = no term needs
-            them.
-        observation_weight: (B, T) weight of each of these tokens in such a term, 0 elsewhere; None as `observed`.
+        observed: the tokens that an environment answered; None = no term needs them.
         sequence_share: a sequence's weight in a sequence-level loss: 1 / the step's sequences on all ranks.
         microbatches: lists of rows. The first `num_counted` of them count; the others repeat a micro-batch with
             weight 0, so that with sharded weights a rank with less work stays in lockstep with the others, and a rank
@@ -149,8 +170,7 @@ class StepPlan:
     in_objective: Tensor | None
     selected: Tensor | None
     correct: Tensor | None
-    observed: Tensor | None
-    observation_weight: Tensor | None
+    observed: ObservedTokens | None
     sequence_share: float
     microbatches: list[list[int]]
     num_counted: int
@@ -177,53 +197,31 @@ def plan_step(
         limits: how rows are cut, and where the step's tensors go.
     """
     rollout = prepared.rollout
+    options = algorithm.loss_options
     device = limits.device
-    group_size = rollout.group_size
-    rows = [p * group_size + g for p in groups for g in range(group_size)]
-    lengths = rollout.mask[rows].sum(1)  # (rows,)
-    if algorithm.loss_options.count_empty_rows:
-        counted_rows = len(rows)
-    else:
-        counted_rows = int((lengths > 0).sum())
-    counts = all_sum(torch.tensor([float(counted_rows), float(lengths.sum())], dtype=torch.float64))
-    sequences, tokens = (max(count, 1.0) for count in counts.tolist())
+    rows = [p * rollout.group_size + g for p in groups for g in range(rollout.group_size)]
+    sequences, tokens = count_sequences_and_tokens(rollout, rows, options.count_empty_rows)
     mask = to_device(rollout.mask, device)
     index = index_tensor(rows, device)
     plain_weight = torch.zeros(mask.shape, device=device)
     plain_weight[index] = aggregation_weights(
         mask[index],
-        group_size,
-        algorithm.loss_options.aggregation,
+        rollout.group_size,
+        options.aggregation,
         sequences,
         tokens,
         rollout.sampling.max_sampled_tokens,
     ).to(plain_weight.dtype)
-    live = set(prepared.live)
-    microbatches = cut_rows(rollout, [i for i in rows if i in live], limits.tokens_per_microbatch, limits.shared_prefix)
-    num_counted = len(microbatches)
-    padded = all_max(num_counted, device)
-    if not limits.in_lockstep:
-        # A rank that runs none would lack the metrics that all ranks sum.
-        padded = max(num_counted, min(padded, 1))
-    microbatches += [microbatches[0] if microbatches else [0]] * (padded - num_counted)
     rollout_logp = to_device(rollout.rollout_logprobs, device)
     in_objective, selected = chosen_tokens(prepared, rows, mask, rollout_logp, algorithm)
+    correct = None
     if algorithm.needs("correct"):
         correct = to_device(rollout.known_correct.flatten() > 0, device)
-    else:
-        correct = None
-    observed = observation_weight = None
+    observed = None
     if algorithm.needs("observation_logp"):
-        in_step = torch.zeros(len(mask), 1, dtype=torch.bool)
-        in_step[rows] = True
-        seen = rollout.observed & in_step & rollout.mask.any(1, keepdim=True)
-        (seen_tokens,) = all_sum(torch.tensor([float(seen.sum())], dtype=torch.float64)).tolist()
-        observed = to_device(seen, device)
-        observation_weight = torch.zeros(mask.shape, device=device)
-        observation_weight[index] = aggregation_weights(
-            observed[index], group_size, algorithm.loss_options.aggregation, sequences, seen_tokens,
-            rollout.sampling.max_completion_tokens,
-        ).to(observation_weight.dtype)  # fmt: skip
+        observed = observed_tokens(rollout, rows, options.aggregation, sequences, device)
+    live = set(prepared.live)
+    microbatches, num_counted = cut_step(rollout, [i for i in rows if i in live], limits)
     return StepPlan(
         prepared=prepared,
         groups=groups,
@@ -234,11 +232,76 @@ def plan_step(
         selected=selected,
         correct=correct,
         observed=observed,
-        observation_weight=observation_weight,
         sequence_share=1.0 / sequences,
         microbatches=microbatches,
         num_counted=num_counted,
     )
+
+
+def count_sequences_and_tokens(rollout: Rollout, rows: list[int], count_empty_rows: bool) -> tuple[float, float]:
+    """Return the sequences and the tokens of a step over all ranks, at least 1 of each.
+
+    Collective: call it on every rank.
+
+    Args:
+        rollout: the rollout of this rank.
+        rows: this rank's rows in the step.
+        count_empty_rows: `loss.count_empty_rows`.
+    """
+    lengths = rollout.mask[rows].sum(1)  # (rows,)
+    if count_empty_rows:
+        counted_rows = len(rows)
+    else:
+        counted_rows = int((lengths > 0).sum())
+    sequences, tokens = all_sum(torch.tensor([counted_rows, lengths.sum()], dtype=torch.float64)).tolist()
+    return max(sequences, 1.0), max(tokens, 1.0)
+
+
+def observed_tokens(
+    rollout: Rollout, rows: list[int], aggregation: Aggregation, sequences: float, device: torch.device
+) -> ObservedTokens:
+    """Return the tokens that an environment answered in a step's live rows, weighted over those of all ranks.
+
+    Collective: call it on every rank.
+
+    Args:
+        rollout: the rollout of this rank.
+        rows: this rank's rows in the step.
+        aggregation: how tokens are averaged.
+        sequences: the step's sequences on all ranks.
+        device: where the tensors go.
+    """
+    in_step = torch.zeros(len(rollout.mask), 1, dtype=torch.bool)
+    in_step[rows] = True
+    observed = rollout.observed & in_step & rollout.mask.any(1, keepdim=True)
+    (tokens,) = all_sum(torch.tensor([observed.sum()], dtype=torch.float64)).tolist()
+    mask = to_device(observed, device)
+    weight = torch.zeros(mask.shape, device=device)
+    index = index_tensor(rows, device)
+    weight[index] = aggregation_weights(
+        mask[index], rollout.group_size, aggregation, sequences, tokens, rollout.sampling.max_completion_tokens
+    ).to(weight.dtype)
+    return ObservedTokens(mask, weight)
+
+
+def cut_step(rollout: Rollout, live: list[int], limits: StepLimits) -> tuple[list[list[int]], int]:
+    """Return the micro-batches of a step, as many as all ranks run together, and how many of them count.
+
+    Collective: call it on every rank.
+
+    Args:
+        rollout: the rollout of this rank.
+        live: this rank's rows in the step that can have a gradient.
+        limits: how rows are cut.
+    """
+    microbatches = cut_rows(rollout, live, limits.tokens_per_microbatch, limits.shared_prefix)
+    num_counted = len(microbatches)
+    most = all_max(num_counted, limits.device)
+    if not limits.in_lockstep:
+        # A rank that runs none would lack the metrics that all ranks sum.
+        most = max(num_counted, min(most, 1))
+    repeated = microbatches[0] if microbatches else [0]
+    return microbatches + [repeated] * (most - num_counted), num_counted
 
 
 def chosen_tokens(
@@ -263,8 +326,8 @@ def chosen_tokens(
     in_step[index] = mask[index]
     advantages = prepared.advantages.to(mask.device).expand(mask.shape)
     chance = chances(prepared.rollout).to(mask.device)
-    columns = torch.stack([values[in_step].double() for values in (
-        prepared.old_logp, rollout_logp, prepared.entropy, advantages, chance)])  # (5, N of this rank)  # fmt: skip
+    fields = (prepared.old_logp, rollout_logp, prepared.entropy, advantages, chance)
+    columns = torch.stack([values[in_step].double() for values in fields])  # (5, N of this rank)
     sizes = [int(size) for size in gather_rows(torch.tensor([columns.shape[1]]))]
     padded = torch.nn.functional.pad(columns, (0, max(sizes) - columns.shape[1]))
     parts = gather_rows(padded[None])  # (ranks, 5, the longest)
@@ -309,13 +372,14 @@ def loss_inputs(plan: StepPlan, k: int, output: PolicyOutput) -> tuple[LossInput
     index = index_tensor(rows, plan.mask.device)
     mask = plan.mask[index]
     observed = observation_logp = observation_weight = None
-    if plan.observed is not None and plan.observation_weight is not None:
-        observed = plan.observed[index]
+    if plan.observed is not None:
+        observed = plan.observed.mask[index]
         observation_logp = torch.where(observed, logp, 0.0)
-        observation_weight = plan.observation_weight[index] * is_counted
+        observation_weight = plan.observed.weight[index] * is_counted
         logp = torch.where(observed, 0.0, logp)
         entropy = torch.where(observed, 0.0, entropy)
     rollout_logp = plan.rollout_logp[index]
+    prepared.keep_old_logprobs(index, logp.detach())
     old = prepared.old_logprobs(rows, index, logp.detach(), rollout_logp)
     if prepared.rollout.is_demonstration:
         rollout_logp = old

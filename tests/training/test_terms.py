@@ -1,7 +1,6 @@
 """Terms of the objective: where they count, what they get, and what a checkpoint keeps of them."""
 
 import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -222,17 +221,35 @@ def test_a_term_that_cannot_be_computed_is_refused_when_it_is_given(make: Callab
         GRPO(terms=[make()])
 
 
+class FakeTimer:
+    """A timer that rings when a test says so."""
+
+    made: list["FakeTimer"]
+
+    def __init__(self, seconds: float, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+        self.made.append(self)
+        self.seconds = seconds
+        self.is_running = False
+        self.ring = lambda: function(*arguments)
+
+    def start(self) -> None:
+        self.is_running = True
+
+    def cancel(self) -> None:
+        self.is_running = False
+
+
 def test_a_slow_term_is_named_while_it_runs(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(terms, "SLOW_COST_SECONDS", 0.05)
+    monkeypatch.setattr(FakeTimer, "made", [], raising=False)
+    monkeypatch.setattr(terms, "Timer", FakeTimer)
     with terms.said_if_slow(OwnCoef(1.0)):
+        (timer,) = FakeTimer.made
+        assert timer.is_running
+        assert timer.seconds == terms.SLOW_COST_SECONDS
         assert caplog.text == ""
-        time.sleep(0.5)
-        assert "OwnCoef.cost" in caplog.text and "is still computing" in caplog.text
-    caplog.clear()
-    with terms.said_if_slow(OwnCoef(1.0)):
-        pass
-    time.sleep(0.2)
-    assert caplog.text == ""
+        timer.ring()
+    assert "OwnCoef.cost" in caplog.text and "is still computing" in caplog.text
+    assert not timer.is_running
 
 
 def test_an_objective_gets_what_it_says_it_needs(tiny_model_folder: Path, tmp_path: Path) -> None:
