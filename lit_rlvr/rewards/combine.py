@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import threading
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -288,6 +289,17 @@ def logged_metrics(rewards: Sequence[Reward]) -> dict[str, float]:
         values = [value for metrics in ranks for value in metrics.get(name, [])]
         means[name] = sum(values) / len(values) if values else math.nan
     return means
+
+
+@contextmanager
+def metrics_stay(rewards: Sequence[Reward]) -> Iterator[None]:
+    """Leave what rewards have logged as it is; what they log in the block is forgotten."""
+    logged = [reward.metrics for reward in rewards]
+    for reward in rewards:
+        reward.metrics = {}
+    yield
+    for reward, metrics in zip(rewards, logged, strict=True):
+        reward.metrics = metrics
 
 
 def stop_on_failures(

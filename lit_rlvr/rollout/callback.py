@@ -19,7 +19,7 @@ from lit_rlvr.plan import RunPlan
 from lit_rlvr.policy.precision import use_deterministic_kernels
 from lit_rlvr.rewards import shared_pool
 from lit_rlvr.rewards.base import ProcessPlace
-from lit_rlvr.rewards.combine import logged_metrics
+from lit_rlvr.rewards.combine import logged_metrics, metrics_stay
 from lit_rlvr.rollout.agreement import agreement_metrics
 from lit_rlvr.rollout.engine_context import engine_context
 from lit_rlvr.rollout.episodes import begins, turn_metrics
@@ -168,12 +168,8 @@ class RolloutCallback(RolloutSettings, Callback):
             return Rollout.unscored([], [], sampling, samples)
         data = next((other for other in module.data.validated if other.name == batch.name), module.data)
         seeds = completion_seeds(batch.prompts, [0] * len(batch), samples, "validation", batch.name)
-        training_metrics = [reward.metrics for reward in self.rewards]
-        for reward in self.rewards:
-            reward.metrics = {}
-        rollout, _ = self.sampler.sample(batch.prompts, seeds, sampling, data)
-        for reward, metrics in zip(self.rewards, training_metrics, strict=True):
-            reward.metrics = metrics
+        with metrics_stay(self.rewards):
+            rollout, _ = self.sampler.sample(batch.prompts, seeds, sampling, data)
         return rollout
 
     on_test_batch_start = on_validation_batch_start
@@ -279,9 +275,9 @@ class RolloutCallback(RolloutSettings, Callback):
         if self.synced_engine.started:
             return
         self.sampler.start(engine_context(self, trainer, module), module.policy, module.data)
-        self.source.sampling, self.eval_sampling = (
-            sampling.with_banned(module.policy.placeholder_ids) for sampling in (self.sampling, self.eval_sampling)
-        )
+        placeholders = module.policy.placeholder_ids
+        self.source.ban(placeholders)
+        self.eval_sampling = self.eval_sampling.with_banned(placeholders)
 
     # ---- checkpoints --------------------------------------------------------------------------------------
 

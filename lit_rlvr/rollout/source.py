@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -62,6 +62,10 @@ class RolloutSource(ABC):
     def generation_seconds(self) -> float:
         """Seconds spent on sampling the last rollout."""
         return self.metrics["time/generate"]
+
+    def ban(self, token_ids: Sequence[int]) -> None:
+        """Sample some tokens never again."""
+        self.sampling = self.sampling.with_banned(token_ids)
 
     @abstractmethod
     def next(self, batch: PromptBatch) -> Rollout:

@@ -100,7 +100,7 @@ class RunCheckpoint(ChecksArguments, Checkpoint):
         self.best = best
         self.enabled = True  # whether to write checkpoints at all
         self.best_value: float | None = None
-        self.is_requested = False  # save after this iteration regardless of the options
+        self._is_requested = False
         self._saved_step = -1
         self._saved_at = 0.0  # when the last save ended, or training began
         self._save_seconds = 0.0  # seconds that training waited for the last save
@@ -131,6 +131,10 @@ class RunCheckpoint(ChecksArguments, Checkpoint):
             if name not in (None, "step", "epoch") and ("/" not in name or name.startswith("val/")):
                 require_metric(f"trainer.callbacks: {type(callback).__name__}.monitor", name, names)
 
+    def request(self) -> None:
+        """Save after this iteration, whatever the options say."""
+        self._is_requested = True
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make up the validation in which the run was ended, since a checkpoint is saved before it."""
         if trainer.global_step and trainer.strategy.broadcast(lacks_validation(trainer)):
@@ -141,12 +145,12 @@ class RunCheckpoint(ChecksArguments, Checkpoint):
         if not self._is_saving(trainer):
             self.finish(trainer)
         iteration = pl_module.iteration
-        due = self.is_requested or trainer.should_stop or (self.every and iteration % self.every == 0)
+        due = self._is_requested or trainer.should_stop or (self.every and iteration % self.every == 0)
         seconds: dict[str, float] = {}
         if due or trainer.strategy.broadcast(not self._is_saving(trainer) and self._due_by_time(iteration)):
             self.save(trainer)
             seconds["time/checkpoint"] = self._save_seconds
-        if self.is_requested:
+        if self._is_requested:
             self._finish_everywhere(trainer)
         if self._write_seconds is not None and isinstance(trainer.strategy, FSDP2):
             seconds["time/checkpoint_write"] = self._write_seconds

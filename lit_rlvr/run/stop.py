@@ -68,7 +68,8 @@ class StopOnSignal(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._stopping = all_max(self._received or 0, pl_module.device)  # all processes stop after the same iteration
-        callback_of(trainer, RunCheckpoint).is_requested = self._stopping > 0
+        if self._stopping:
+            callback_of(trainer, RunCheckpoint).request()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self._stopping:

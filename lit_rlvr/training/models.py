@@ -118,6 +118,10 @@ class Models:
         for reason in reasons:
             yield f"rollout.replay_routes: {reason}; leave the option off"
 
+    def use_compute(self, compute: Compute) -> None:
+        """Compute by other settings; call it before the weights load."""
+        self.compute = compute
+
     def _checkpointing(self, plan: RunPlan) -> bool:
         """Return `model.compute.gradient_checkpointing`, after a check of the options that stand beside it."""
         if plan.sharded and self.lora is not None:

@@ -218,7 +218,8 @@ class RLVRModule(ChecksArguments, LossModule, LightningModule):
 
     def use_checkpointing(self, is_used: bool) -> None:
         """Decide `model.compute.gradient_checkpointing`, which was `auto`."""
-        self.compute = self.models.compute = replace(self.compute, gradient_checkpointing=is_used)
+        self.compute = replace(self.compute, gradient_checkpointing=is_used)
+        self.models.use_compute(self.compute)
 
     @property
     def samples_reference(self) -> bool:
