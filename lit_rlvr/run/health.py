@@ -176,7 +176,8 @@ def progress(metrics: Metrics, history: RunHistory = NOTHING_TRIED, num_prompts:
 
     Args:
         metrics: step -> metrics.
-        prompts_per_rollout, available: see `noise_advice`.
+        history: what has been tried on its task.
+        num_prompts: training prompts of its data; 0 = unknown.
     """
     validated = [row for _, row in sorted(metrics.items()) if "val/accuracy" in row]
     cut = course(metrics, "rollout/truncated")

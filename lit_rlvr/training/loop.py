@@ -28,21 +28,29 @@ from lit_rlvr.types import Prompt, PromptBatch, Rollout
 class GroupSource(Protocol):
     """What `collect` asks; `SyncSource` and `QueueSource` are such sources, and say more of each method."""
 
-    def sync_weights(self, prompts: list[Prompt] | None) -> None: ...
+    def sync_weights(self, prompts: list[Prompt] | None) -> None:
+        """Give the engine the policy's weights."""
 
-    def sample(self, batch: PromptBatch) -> tuple[Rollout, Any]: ...
+    def sample(self, batch: PromptBatch) -> tuple[Rollout, Any]:
+        """Return scored groups of this rank, and summaries of the groups of all ranks."""
 
-    def wants_more(self, summaries: Any, rounds: int, batch: PromptBatch) -> bool: ...
+    def wants_more(self, summaries: Any, rounds: int, batch: PromptBatch) -> bool:
+        """Return whether too few groups are mixed after some rounds of sampling."""
 
-    def sample_more(self, rollout: Rollout, summaries: Any, rounds: int, batch: PromptBatch) -> tuple[Rollout, Any]: ...
+    def sample_more(self, rollout: Rollout, summaries: Any, rounds: int, batch: PromptBatch) -> tuple[Rollout, Any]:
+        """Return the groups with those of further prompts, and the summaries of them all."""
 
-    def select(self, rollout: Rollout, summaries: Any, batch: PromptBatch) -> Any: ...
+    def select(self, rollout: Rollout, summaries: Any, batch: PromptBatch) -> Any:
+        """Return the summaries of the groups to train on."""
 
-    def add_reference_rewards(self, rollout: Rollout) -> None: ...
+    def add_reference_rewards(self, rollout: Rollout) -> None:
+        """Add the rewards of a reference policy's completions, if the advantage asks for them."""
 
-    def balance(self, rollout: Rollout, summaries: Any) -> Rollout: ...
+    def balance(self, rollout: Rollout, summaries: Any) -> Rollout:
+        """Return this rank's share of the chosen groups, with as many tokens as the others have."""
 
-    def release_engine(self) -> None: ...
+    def release_engine(self) -> None:
+        """Free the engine's memory for training."""
 
 
 def collect(source: GroupSource, batch: PromptBatch) -> Rollout:
