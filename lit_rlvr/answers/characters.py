@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-ALPHABET = "A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u0400-\u052f"
+ALPHABET = "A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u0400-\u052f\u1e00-\u1eff"
 """The letters of alphabets that words are written in, for a class of a regular expression; no Greek, no Chinese."""
 _DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58\ufe63\uff0d\u2043"
 _COMMANDS = {

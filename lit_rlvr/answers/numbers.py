@@ -12,6 +12,7 @@ import sympy
 from lit_rlvr.answers.characters import ALPHABET
 from lit_rlvr.answers.formulas import FUNCTIONS, LETTER_NAMES, read_formula
 from lit_rlvr.answers.latex import trim
+from lit_rlvr.answers.retracted import VERB_LAST
 from lit_rlvr.answers.units import BASES, CURRENCIES, MAGNITUDES, read_chinese, read_numeral, read_unit
 from lit_rlvr.answers.values import Number, Parts, Percentage, Quantity, Reading
 
@@ -19,7 +20,12 @@ _TIME = re.compile(
     r"(\d{1,2})\s?:\s?(\d{2})(?:\s?:\s?(\d{2}))?\s*(?:([AaPp])\.?\s*[Mm]\.?)?|(\d{1,2})\s*([AaPp])\.?\s*[Mm]\.?"
 )
 _MONTHS = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]
-_MONTH = r"(?P<month>(?i:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*)\.?"
+MONTH = (
+    r"(?i:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sept?(?:ember)?|oct(?:ober)?"
+    r"|nov(?:ember)?|dec(?:ember)?)(?![A-Za-z])\.?"
+)
+"""The name of a month or its abbreviation, and no word that begins like one: "marbles", "decks"."""
+_MONTH = rf"(?P<month>{MONTH})"
 _DATES = [
     re.compile(pattern)
     for pattern in (
@@ -196,7 +202,9 @@ _LABEL = re.compile(  # of at least three letters: "2rh" and "\\frac12 abc" are 
     rf"(?:[\s-]+[{ALPHABET}.'/]+){{0,7}}(?:\^\{{?\d\}}?)?"
     r"|[\u3000-\u9fff\uac00-\ud7a3]+"
 )
-_NO_LABEL = re.compile(r"(?i)\b(?:not|cannot|never|is|are|was|were|but|or|can|could|should|would)\b|n't")
+_NO_LABEL = re.compile(
+    rf"(?i)\b(?:not|cannot|never|is|are|was|were|but|or|can|could|should|would)\b|n't|^(?:{VERB_LAST})"
+)
 """Words of a sentence, which is no name of what is counted."""
 _CAPITALS = re.compile(
     rf"(?:[A-Z]{{2,}}s|[A-Z]{{3,}}|[A-Z]-[a-z]{{3,}}|[a-z][A-Z][a-z]{{2,}})(?:\s+[{ALPHABET}]+){{0,3}}"

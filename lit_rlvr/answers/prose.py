@@ -10,6 +10,7 @@ from dataclasses import replace
 from lit_rlvr.answers.characters import ALPHABET, plain_characters
 from lit_rlvr.answers.find import Found
 from lit_rlvr.answers.latex import clean
+from lit_rlvr.answers.numbers import MONTH
 from lit_rlvr.answers.parse import LONGEST, parse
 from lit_rlvr.answers.retracted import (
     begins_with_denial,
@@ -26,10 +27,9 @@ from lit_rlvr.answers.values import Labelled, Number, Reading, Series, Text, tex
 _NUMBER = r"(?:[$\u20ac\u00a3\u00a5\u20b9]\s?)?\d[\d,]*(?:\.\d+)?(?:[eE][-+]?\d+)?%?|\.\d+"
 _LATEX = r"\\[A-Za-z]+(?:\s*[\[{](?:[^{}\[\]]|\{(?:[^{}]|\{[^{}]*\})*\})*[\]}])*|\\[%$,;! {}]"
 _LETTER = rf"(?<![{ALPHABET}'\\])[A-Za-z](?![{ALPHABET}'])"
-_MONTH = r"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]*\.?"
 _DATE = (
-    rf"{_MONTH}\s+\d{{1,2}}(?:st|nd|rd|th)?(?:,?\s+\d{{4}})?(?!\d)|\d{{1,2}}(?:st|nd|rd"
-    rf"|th)?(?:\s+of)?\s+{_MONTH}(?:,?\s+\d{{4}})?(?!\d)"
+    rf"{MONTH}\s+\d{{1,2}}(?:st|nd|rd|th)?(?:,?\s+\d{{4}})?(?!\d)|\d{{1,2}}(?:st|nd|rd"
+    rf"|th)?(?:\s+of)?\s+{MONTH}(?:,?\s+\d{{4}})?(?!\d)"
 )
 _SIGN = r"[-+*/^=<>!|_:\u00b1\u00d7\u00f7]"
 _TOKEN = rf"(?:{_DATE}|{_NUMBER}|{_LATEX}|{_LETTER}|{_SIGN}|[()\[\]{{}},])"
@@ -42,12 +42,12 @@ _CLAUSE = re.compile(
 )
 _THERE = re.compile(r"(?i)\bthere\s+(?:is|are|was|were|remains?)\s+")
 _VERB = re.compile(
-    r"(?<!that )(?<!which )(?<!who )(?<!where )\b(?:is|are|was|were|be|equals?|becomes?|gives?|gets?"
-    r"|obtain|have|has|yields?)"
+    r"(?<!that )(?<!which )(?<!who )(?<!where )\b(?:is|are|was|were|be|equals?|becomes?"
+    r"|gives?(?! (?:away|back|up|out)\b)|gets?|obtain|have|has|yields?)"
     r"\s+(?:that\s+)?(?:(?:us|me|you|him|her|them)\s+)?(?:the\s+)?"
 )
 _GOES_ON = re.compile(
-    r"(?i)\$?\s*(?:(?:or|to|plus|minus|times|divided)\b|(?:percent|%)\s+of\b|\?|\(\s*wrong\b|(?:if|when|for)\b.*"
+    r"(?i)\$?\s*(?:(?:or|to(?!\s+the\b)|plus|minus|times|divided)\b|(?:percent|%)\s+of\b|\?|\(\s*wrong\b|(?:if|when|for)\b.*"
     r"\b(?:if|otherwise|else)\b)"
 )
 """Behind a value: it is not the answer, or not all of it."""
@@ -197,12 +197,14 @@ def _in_sentence(answer: Found, keys: Collection[str]) -> Iterator[str]:
         yield verdict
         return
     if not is_phrase:
-        text = _conclusion(text)
+        text = _before_reason(_conclusion(text))
         if _ASKS.match(text) and "=" not in text:
             return
     verb = _verb(text, is_phrase)
     statement = text[verb.end() :] if verb else text
-    count = _count(statement if verb else text if not re.search(r"\d", text) else "")
+    count = _count(statement) if verb else ""
+    if not re.search(r"\d", text):
+        count = count or _only_count(text)
     if count:
         yield count
     if verb and has_denial(text[: verb.end() + 4]):
@@ -230,7 +232,11 @@ def _in_sentence(answer: Found, keys: Collection[str]) -> Iterator[str]:
         searched = clause
     else:
         searched = text
-    spans = _without_ordinals(searched, list(_spans(searched)))
+    spans = _whole_counts(searched)
+    if not spans and searched is not text:
+        searched = text
+        spans = _whole_counts(text)
+    spans = spans or list(_spans(searched))
     for start, end in spans[:1] if is_phrase or searched is not text else spans[-1:]:
         before = re.split(r"[.;:,]\s", searched[:start])[-1]
         after = searched[end:]
@@ -240,6 +246,14 @@ def _in_sentence(answer: Found, keys: Collection[str]) -> Iterator[str]:
         if len(text) < 200:
             yield text
         yield from _above(answer, keys)
+
+
+def _before_reason(text: str) -> str:
+    """Return what stands before the reason that a line ends with, if it has a value; else the line."""
+    reason = re.search(r",?\s+\(?(?:because|since)\b", text)
+    if reason and next(_spans(text[: reason.start()]), None):
+        return text[: reason.start()]
+    return text
 
 
 def _is_unread_chain(clause: str) -> bool:
@@ -308,7 +322,7 @@ def _cut(text: str) -> int | None:
     """Return where the clause that a text begins with ends, outside brackets; None if it is all of the text."""
     for match in _CLAUSE.finditer(text):
         before = text[: match.start()]
-        if all(before.count(opening) <= before.count(closing) for opening, closing in ("()", "[]")):
+        if all(before.count(opening) <= before.count(closing) for opening, closing in ("()", "[]", "{}")):
             return match.start()
     return None
 
@@ -331,9 +345,21 @@ def _named(clause: str, keys: Collection[str]) -> str:
     return ""
 
 
-def _without_ordinals(text: str, spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Return the spans that are no ordinal ("7th"); all if there is no other."""
-    return [(start, end) for start, end in spans if not re.match(r"(?:st|nd|rd|th)\b", text[end:])] or spans
+_PART_BEFORE = re.compile(r"(?i)\bof (?:which|whom|them|these|those),?\s*$")
+_PART_BEHIND = re.compile(r"(?i)(?:st|nd|rd|th)\b|\s+of(?: which\b| whom\b|$)")
+
+
+def _whole_counts(text: str) -> list[tuple[int, int]]:
+    """Return the spans of a text that are no ordinal ("7th") and no part of a count ("12, of which 4 are red")."""
+    whole = []
+    for start, end in _spans(text):
+        if not _PART_BEHIND.match(text[end:]) and not _PART_BEFORE.search(text[:start]):
+            whole.append((start, end))
+    return whole
+
+
+_OR_TO = re.compile(r"\s+(?:or|to)\b(?!\s+the\b)")
+"""Behind a number that is one of several."""
 
 
 def _count(text: str) -> str:
@@ -345,8 +371,40 @@ def _count(text: str) -> str:
         pieces = []
     for length in range(len(pieces), 0, -2):
         run = "".join(pieces[:length])
-        if pieces[length : length + 1] != ["-"] and run.lower() not in ("a", "an") and read_numeral(run) is not None:
-            return run
+        number = run.removesuffix(" of")
+        value = read_numeral(number)
+        if pieces[length : length + 1] == ["-"] or number.lower() in ("a", "an") or value is None:
+            continue
+        if words and _OR_TO.match(text, words.start(1) + len(run)):
+            return ""
+        if number == run or value.denominator > 1:  # "one of" begins a part, "two thirds of" does not
+            return number
+    return ""
+
+
+_DETERMINER = re.compile(r"(?i)\b(?:the|these|those|both|all|any|my|your|his|her|its|our|their)\s+$")
+
+
+def _only_count(text: str) -> str:
+    """Return the number in words that a text begins with, or else the only one in its first 300 characters.
+
+    "One" and "half" count only at the beginning.
+    """
+    first = _count(text)
+    if first:
+        return first
+    counts = []
+    end = 0
+    for word in re.finditer(r"(?<![-\w])[A-Za-z]+", text[:300]):
+        count = _count(text[word.start() : word.start() + 80])
+        if word.start() < end or not count or count.lower() in ("one", "half", "second"):
+            continue
+        before = text[: word.start()]
+        end = word.start() + len(count)
+        if not _DETERMINER.search(before) and not is_denied_before(before, text[end:]):
+            counts.append(count)
+    if len(counts) == 1:
+        return counts[0]
     return ""
 
 
@@ -461,6 +519,8 @@ def _with_unit(text: str, start: int, end: int) -> str:
         pieces = []
     plain = parse(span)
     for count in range(len(pieces), 0, -1):
+        if pieces[count - 1].strip() in ("a", "an"):  # "$5 a day"
+            continue
         longer = span + "".join(pieces[:count]).rstrip(".")
         values = parse(longer)
         is_counted = any(isinstance(value, Number) and value.noun for value in values)

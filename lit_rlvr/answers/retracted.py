@@ -6,7 +6,7 @@ import re
 
 CORRECTION = (
     r"(?:(?:no|nope|nein|non|wait|hold on|sorry|oops|hmm+|espera|attendez"
-    r"|perd\u00f3n)(?=[\s]*[,.;:!\u2014-]|\s+(?:it|that|this|the|i)\b)"
+    r"|perd\u00f3n)(?=[\s]*[,.;:!\u2014-]|\s+(?:it|that|this|the|i|wait|sorry)\b)"
     r"|actually|correction|rather(?! than)|really|instead(?! of)|i mean|i meant|make that|(?:scratch"
     r"|strike|forget) that|let me (?:correct|fix|revise|rephrase)(?: (?:that|this|it|myself))?|"
     r"on second thoughts?|better(?: yet)?|(?:it )?should be|eigentlich|vielmehr|plut\u00f4t|en fait"
@@ -27,10 +27,19 @@ NOT = "|".join(
         r"non (?:è|sono)",
         r"não(?: é| são)?",
         r"не",
-        r"niet",
+        r"niet|geen",
+        r"nie",
+        r"inte",
+        r"ikke",
+        r"ei(?:vät)? ole",
+        r"n(?:ení|ejsou)",
+        r"nu (?:este|e|sunt)",
+        r"không phải",
+        r"bukan|tidak",
+        r"ليست?",
     ]
 )
-"""Words that deny what stands behind them, by language: en, de, es, fr, it, pt, ru, nl."""
+"""Words that deny what stands behind them: en, de, es, fr, it, pt, ru, nl, pl, sv, da, fi, cs, ro, vi, id, ar."""
 _BOUND = "|".join(
     [
         r"at (?:least|most)|between|up to",
@@ -40,6 +49,16 @@ _BOUND = "|".join(
         r"almeno|al (?:massimo|più|meno)|fino a",
         r"pelo menos|no m\w+|até",
         r"не (?:мен|бол)\w+",
+        r"minstens|hoogstens|tussen",
+        r"co (?:najmniej|najwyżej)|między",
+        r"minst|högst|mellan",
+        r"mindst|højst|høyst|mellem|mellom",
+        r"vähintään|enintään",
+        r"alespoň|nejméně|nejvýše|mezi",
+        r"en (?:az|fazla|çok)",
+        r"cel (?:puțin|mult)|între",
+        r"(?:ít|nhiều) nhất|tối (?:đa|thiểu)",
+        r"على (?:الأقل|الأكثر)",
     ]
 )
 _COMPARED = "|".join(
@@ -51,10 +70,24 @@ _COMPARED = "|".join(
         r"(?:più|meno) di",
         r"(?:mais|menos) de",
         r"(?:больше|меньше|более|менее)(?: чем)?",
+        r"(?:meer|minder|groter|kleiner) dan",
+        r"(?:więcej|mniej) niż",
+        r"(?:mer|fler|färre|mindre|större) än",
+        r"(?:mere?|mindre|flere|færre|større) enn?d?",
+        r"(?:enemmän|vähemmän|suurempi|pienempi) kuin",
+        r"(?:více|méně|větší|menší) než",
+        r"mai (?:mult|puțin|mare|mic) (?:de|decât)",
+        r"(?:nhiều|ít|lớn|nhỏ) hơn",
+        r"(?:أكثر|أقل|أكبر|أصغر) من",
     ]
 )
-"""Words that make a bound of the number behind them, in the same languages."""
-_CHINESE_BOUND = "至[少多]|不(?:超过|少于|到|足)|[超大小多少][过于]"
+"""Words that make a bound of the number behind them, in the same languages and in Turkish."""
+_CHINESE_BOUND = "至[少多]|不(?:超过|少于|到|足)|[超大小多少][过于]|少なくとも|せいぜい|적어도|기껏해야"
+VERB_LAST = (
+    r"\s*\w{0,3}?\s*(?:değil|では?(?:ありません|なく|ない)|じゃ(?:ありません|ない)|[이가]?\s*아[니닙닌]|नहीं)"
+    r"|\s*से\s+(?:अधिक|ज़्यादा|कम)|\s?[个個人円元本匹枚개명원]?\s*(?:以[上下内]|未[満满]|[이미][상하만]|초과)"
+)
+"""Words that deny the value before them or make a bound of it: tr, ja, ko, hi, zh."""
 _NEED = r"need|requir|tak|buy|us|brauch|benötig|necesit|requier|besoin|faut|serv|bisogn|occorr|precis|нуж|треб"
 _TO_VALUE = r"\s*\$?$"
 _DENIED_BEFORE = re.compile(
@@ -66,7 +99,8 @@ _NEEDED_BEHIND = re.compile(
     r"(?i)[^.;\n]{0,40}\b(?:needed|required|necessary|nötig|erforderlich|necesari[ao]s?|nécessaires?|necessari[aeio])\b"
 )
 _INSTEAD_OF = re.compile(
-    r"(?i)(?<=[\w)}\]$])(?:,|;|\s+(?:and|und|y|et|e|и))\s+(?:ce n['\u2019]est pas|not|nicht|no|non|não|не)\s+"
+    r"(?i)(?<=[\w)}\]$])(?:[,;]|,?\s+(?:and|und|y|et|e|и|a|en|och|og|ja|și))\s+"
+    r"(?:ce n['\u2019]est pas|not|nicht|no|non|não|не|niet|nie|inte|ikke|ei|nu)\s+"
     r"[$\\]*[-\d][^\s,;]*(?=[\s,;.!)]|$)"
 )
 """A denial of another value behind an answer: "7, not 8"."""
@@ -78,7 +112,8 @@ _FALSE = (
 _AUXILIARY = r"(?:is|are|was|were|seems?|looks?|appears?|can|could|would|must|should|does|do|did|has|have|ist|es|est)"
 _DENIED = re.compile(
     rf"(?i)[\s)\]}}$*]*(?:{_AUXILIARY}(?:\s+\w+){{0,2}}?\s+{_FALSE}\b|(?:{_AUXILIARY}|ca)n['\u2019]?t\b|cannot\b"
-    r"|is\s+too\b|\s*\u4e0d(?:\u662f|\u5bf9|\u6b63\u786e)|\s*\u662f?\u9519)"
+    r"|is\s+too\b|would\s+(?:only\s+)?(?:be|hold)\b[^.;]*\bif\b|\s*\u4e0d(?:\u662f|\u5bf9|\u6b63\u786e)|\s*\u662f?\u9519"
+    rf"|{VERB_LAST})"
 )
 _OPEN_ENDED = re.compile(
     rf"(?i)[\s)\]}}$]*(?:-ish\b|\+(?!\s*[\w\\({{])|,?\s*(?:or\s+)?{MAYBE}\b(?=[^.\n]*?(?:\d|\\frac))"

@@ -182,13 +182,35 @@ _ONES = [
 ]  # fmt: skip
 _TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 _WORDS = {word: i for i, word in enumerate(_ONES)} | {word: 10 * i for i, word in enumerate(_TENS, 2)}
-_PARTS = {"half": 2, "third": 3, "thirds": 3, "quarter": 4, "quarters": 4, "fourth": 4, "fourths": 4, "fifths": 5}
+_PARTS = {
+    "half": 2,
+    "halves": 2,
+    "third": 3,
+    "thirds": 3,
+    "quarter": 4,
+    "quarters": 4,
+    "fourth": 4,
+    "fourths": 4,
+    "fifths": 5,
+    "sixths": 6,
+    "sevenths": 7,
+    "eighths": 8,
+    "ninths": 9,
+    "tenths": 10,
+}
 BASES = {word: i for word, i in _WORDS.items() if 2 <= i <= 16}
 
 
 def read_numeral(text: str) -> Fraction | None:
-    """Return the value of "twenty-one", "minus three", "two hundred and five" or "three quarters"; else None."""
+    """Return the value of "twenty-one", "minus three", "two hundred and five" or "two and a half"; else None."""
     words = re.sub(r"[\s-]+", " ", text.strip().lower()).split()
+    whole, _, part = " ".join(words).rpartition(" and ")
+    if whole and part.split()[-1] in _PARTS:  # "three and a half"
+        above = read_numeral(whole)
+        below = read_numeral(part)
+        if above is None or below is None:
+            return None
+        return above + (below if above >= 0 else -below)
     if words and words[0] in ("minus", "negative"):
         sign = -1
     else:

@@ -48,13 +48,17 @@ def test_words_around_a_number_do_not_always_take_it_back() -> None:
 DENIED = [
     "Die Antwort ist nicht 7, sondern 8.", "La respuesta no es 7.", "La réponse n'est pas 7.", "La risposta non è 7.",
     "Não são 7.", "Это не 7.", "答案不是7", "Mindestens 7.", "Más de 7.", "Plus de 7 pommes.", "Più di 7.",
-    "Mais de 7.", "Больше 7.", "不到7个。", "多于7",
+    "Mais de 7.", "Больше 7.", "不到7个。", "多于7", "Odpowiedź to nie 7.", "Svaret är inte 7.", "Det er ikke 7.",
+    "Ei ole 7.", "Odpověď není 7.", "Nu este 7.", "Không phải 7 mà là 8.", "Bukan 7.", "ليس 7", "Minder dan 7.",
+    "Co najmniej 7", "Mer än 7.", "Více než 7.", "أكثر من 7", "En az 7", "7 değil, 8.", "7ではなく8です。",
+    "7가 아닙니다.", "उत्तर 7 नहीं है।", "7 से अधिक", "7以上", "7个以上", "7개 이상", "7未満", "少なくとも7",
 ]  # fmt: skip
 STATED = [
     "Man braucht mindestens 7 Busse.", "Se necesitan al menos 7 autobuses.", "Il faut au moins 7 bus.",
     "Servono almeno 7 autobus.", "É preciso pelo menos 7 ônibus.", "Нужно не менее 7 автобусов.", "至少需要7辆车。",
     "Es sind 7 und nicht 8.", "Son 7, no 8.", "So there are 7, not 8.", "No quedan más, así que son 7.",
-    "Er kauft 3 mehr als Anna, also 7.",
+    "Er kauft 3 mehr als Anna, also 7.", "Zostało jej 7 jabłek, a nie 8.", "Còn lại 7 quả táo.", "7個", "7개",
+    "남은 사과는 7개입니다.", "残りは7個です。",
 ]  # fmt: skip
 
 
@@ -279,3 +283,55 @@ def test_a_second_opinion_is_asked_where_the_check_says_no_and_marks_the_verdict
     assert reward.metrics == {"math_answer/disputed": [1.0, 0.0, 0.0, 0.0]}
     assert reward.explain(*pairs[0])[-1] == ("second opinion", "right, so disputed")
     assert [result.correct for result in MathAnswer().score(pairs)] == [False, True, False, False]
+
+
+BEGUN_LIKE_MONTHS = [
+    "18 marbles",
+    "They sold 18 aprons.",
+    "She reads 18 novels a year.",
+    "There are 18 decks of cards.",
+]
+
+
+def test_words_that_begin_like_months_are_counted() -> None:
+    assert judged([(text, "18") for text in BEGUN_LIKE_MONTHS]) == [(text, "18") for text in BEGUN_LIKE_MONTHS]
+    dates = [("12 April", "April 12"), ("the 12th of April", "April 12"), ("Apr. 12", "April 12")]
+    assert judged([*dates, ("12 aprons", "April 12"), ("12 August", "April 12")]) == dates
+
+
+NUMBER_WORDS = [
+    ("Two thirds of the students passed.", "2/3"),
+    ("Three fourths of the pizza is left.", "3/4"),
+    ("She walks two and a half miles.", "2.5"),
+    ("2 and a half", "2.5"),
+    ("Four containers were left on the second day.", "4"),
+]
+
+
+def test_numbers_in_words_are_read_where_there_is_one() -> None:
+    assert judged(NUMBER_WORDS) == NUMBER_WORDS
+    assert (
+        judged([("The ages of the two people are unknown.", "2"), ("It is not zero.", "0"), ("Three or four", "3")])
+        == []
+    )
+
+
+OWN_CLAUSES = [
+    ("12 ducks, 5 of which are white.", "12"),
+    ("They bought 12, of which 4 were broken.", "12"),
+    ("Of the 12 birds, 7 are left, 3 of which are blue.", "7"),
+    ("$7$ works, since $7+5=12$.", "7"),
+    ("$x=-3$ is the only root, since $x=3$ does not satisfy the equation.", "-3"),
+    ("He needs 7 more since he has 5.", "7"),
+    ("He gives away 3 books and keeps 12 books.", "12"),
+    ("He earns $1250 a year.", "1,250"),
+    ("It moves at 10 m/s to the right.", "10 m/s"),
+    ("The solution set is $\\{x : 2 \\leq x < 5\\}$.", "[2, 5)"),
+    ("\\ce{H2SO4}", "H2SO4"),
+]
+
+
+def test_a_part_a_reason_and_a_rate_are_not_the_answer() -> None:
+    assert judged(OWN_CLAUSES) == OWN_CLAUSES
+    assert judged([("12 ducks, 5 of which are white.", "5"), ("He has 5 because 7 were lost.", "7")]) == []
+    assert judged([("The answer is 18, no wait, 19.", "18")]) == []
