@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # reward workers import this module; torch is too slow for th
     from torch import Tensor
 
 FinishReason = Literal["stop", "length"]
+AtBudget = Literal["close", "end"]
 Status = Literal["ok", "parse_fail", "timeout", "error", "unjudged"]
 STATUSES: tuple[Status, ...] = get_args(Status)
 TURN_REWARDS = "turns"
@@ -153,8 +154,9 @@ class Sampling:
             middle and says so.
         max_episode_tokens: longest episode in tokens, observations included; null: room for `max_turns` turns and the
             observations between them.
-        max_thought_tokens: tokens of a turn after which thoughts are closed: the mark that ends them is written, is not
-            in the loss, and the answer follows; 0 is off.
+        max_thought_tokens: most tokens of a turn's thoughts; 0 is off.
+        at_budget: what happens to thoughts of `max_thought_tokens`. close: the mark that ends them is written, is not
+            in the loss, and the answer follows. end: the completion ends there, truncated and without an answer.
     """
 
     temperature: float = 1.0
@@ -167,6 +169,7 @@ class Sampling:
     max_observation_tokens: int = 256
     max_episode_tokens: int | None = None
     max_thought_tokens: int = 0
+    at_budget: AtBudget = "close"
 
     def __post_init__(self) -> None:
         checks = (
@@ -187,6 +190,11 @@ class Sampling:
                 "max_thought_tokens",
                 not 0 <= self.max_thought_tokens < self.max_tokens,
                 f">= 0 (0 is off) and below max_tokens={self.max_tokens}",
+            ),
+            (
+                "at_budget",
+                self.at_budget != "close" and not self.max_thought_tokens,
+                "left out, because max_thought_tokens=0 sets no budget",
             ),
         )
         refuse_all(
@@ -215,11 +223,14 @@ class Sampling:
 
     def with_max_tokens(self, max_tokens: int) -> Sampling:
         """Return the same sampling with another longest completion, and no budget of thoughts that is as long."""
-        if self.max_thought_tokens < max_tokens:
-            budget = self.max_thought_tokens
-        else:
-            budget = 0
-        return replace(self, max_tokens=max_tokens, max_thought_tokens=budget)
+        sampling = self
+        if self.max_thought_tokens >= max_tokens:
+            sampling = self.without_thought_budget()
+        return replace(sampling, max_tokens=max_tokens)
+
+    def without_thought_budget(self) -> Sampling:
+        """Return the same sampling without a budget of thoughts."""
+        return replace(self, max_thought_tokens=0, at_budget="close")
 
     def with_banned(self, token_ids: Sequence[int]) -> Sampling:
         """Return the same sampling with more tokens banned."""
@@ -241,7 +252,8 @@ class EvalSampling(metaclass=ABCMeta):  # noqa: B024  # for `register`
         max_turns: most turns of an episode; null: as in training.
         max_observation_tokens: longest observation in tokens; null: as in training.
         max_episode_tokens: longest episode in tokens, observations included; null: as in training.
-        max_thought_tokens: tokens after which thoughts are closed; null: as in training.
+        max_thought_tokens: most tokens of a turn's thoughts; null: as in training.
+        at_budget: what happens to thoughts of that length (close, end); null: as in training.
     """
 
     temperature: float = 0.0
@@ -254,9 +266,12 @@ class EvalSampling(metaclass=ABCMeta):  # noqa: B024  # for `register`
     max_observation_tokens: int | None = None
     max_episode_tokens: int | None = None
     max_thought_tokens: int | None = None
+    at_budget: AtBudget | None = None
 
     def filled_from(self, training: Sampling) -> Sampling:
         """Return the complete settings, with those of training filled in."""
+        if self.max_thought_tokens == 0:
+            training = training.without_thought_budget()
         try:
             return replace(training, **{name: value for name, value in vars(self).items() if value is not None})
         except UserError as error:

@@ -144,7 +144,8 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         ),
         Metric(
             "rollout/unclosed_thoughts",
-            "share of completions whose thoughts never end, which have no answer",
+            "share of completions whose thoughts never end, which have no answer; also of those that "
+            "`at_budget: end` ended",
             "0 to 1",
             "High: raise `rollout.sampling.max_tokens`, or set `max_thought_tokens`",
             "-",
@@ -152,7 +153,8 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         ),
         Metric(
             "rollout/closed_thoughts",
-            "share of completions whose thoughts `max_thought_tokens` ended: the model did not",
+            "share of completions whose thoughts `max_thought_tokens` closed: the model did not; 0 with "
+            "`at_budget: end`",
             "0 to 1",
             "High while `unclosed_thoughts` is low: the model has not learnt to end its thoughts",
             "-",
