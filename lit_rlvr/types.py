@@ -72,11 +72,13 @@ class Coordinates:
         file: (width, height) of the image in its file, in pixels.
         corner: (x, y) that the model writes for the bottom right corner.
         y_first: the model writes y before x.
+        seen: (width, height) in which the model's image processor takes the image, in pixels; None = unknown.
     """
 
     file: tuple[int, int]
     corner: tuple[float, float]
     y_first: bool = False
+    seen: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
