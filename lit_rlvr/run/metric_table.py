@@ -364,6 +364,18 @@ METRICS: dict[str, tuple[Metric, ...]] = {
             "Above 0: `server.structured: true`, a higher `server.max_tokens`, or another judge",
         ),
         Metric(
+            "reward/<name>/place_bias",
+            "with a `GroupJudge`: what an answer that is shown at two places gains at the first one",
+            "-1 to 1",
+            "Far from 0: the judge goes by places; take another one, or `PairwiseJudge`",
+        ),
+        Metric(
+            "reward/<name>/split",
+            "with a `GroupJudge`: share of groups too long for one call, whose answers are compared in several",
+            "0 to 1",
+            "High: raise `max_characters`, if the judge's context allows it",
+        ),
+        Metric(
             "reward/<name>/asked_again",
             "share of a judge's questions that were asked more than once, because an answer could not be read",
             "0 to 1",

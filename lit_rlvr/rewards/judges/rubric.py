@@ -17,6 +17,8 @@ from lit_rlvr.rewards.judges.replies import plain_key
 from lit_rlvr.speech.prompts import prompt_text
 from lit_rlvr.types import Pair, RewardResult, Sample
 
+NO_ANSWER = "there is no answer behind the thoughts"
+"""Why a text without an answer gets nothing."""
 Rubric = dict[str, float]
 """Criterion -> its weight."""
 
@@ -106,7 +108,7 @@ class RubricJudge(Judge):
             if questions:
                 results.append(self.result(self.rubric_of(pair[1]), [*islice(replies, len(questions))]))
             else:
-                results.append(RewardResult(0.0, False, "parse_fail", "there is no answer behind the thoughts"))
+                results.append(RewardResult(0.0, False, "parse_fail", NO_ANSWER))
         return results
 
     def questions(self, pair: Pair) -> list[Question]:
