@@ -43,6 +43,11 @@ class Points(PlacesReward):
                     f"{sample.source or sample.id}: the reference {numbers} is neither a point of two numbers, nor a "
                     "box of four, nor a polygon of pairs"
                 )
+            if len(numbers) == 4 and (numbers[0] >= numbers[2] or numbers[1] >= numbers[3]):
+                raise UserError(
+                    f"{sample.source or sample.id}: the reference {numbers} is no box x1, y1, x2, y2 with x1 < x2 and "
+                    "y1 < y2; mend the row"
+                )
             targets.append(self.as_fractions(numbers, sample))
         return targets
 
