@@ -440,6 +440,19 @@ Pair = tuple[Completion, Sample]
 
 
 @dataclass(frozen=True)
+class Places:
+    """Places in an image as fractions of its width and height: points (x, y), boxes (x1, y1, x2, y2) and polygons.
+
+    Args:
+        reference: those of the row.
+        answer: those of a completion.
+    """
+
+    reference: tuple[tuple[float, ...], ...] = ()
+    answer: tuple[tuple[float, ...], ...] = ()
+
+
+@dataclass(frozen=True)
 class RewardResult:
     """A reward's judgement of one completion.
 
@@ -451,6 +464,7 @@ class RewardResult:
             "unjudged" stands for a reward's None (the reward does not judge this completion).
         detail: the extracted answer, or the error.
         criteria: the score of each criterion of a rubric, from 0 to 1.
+        places: the places that it compared, for pages that draw them; None = it compares none.
 
     Raises:
         ValueError: `correct` is not a truth value, or the status is unknown.
@@ -461,6 +475,7 @@ class RewardResult:
     status: Status = "ok"
     detail: str = ""
     criteria: Mapping[str, float] = field(default_factory=dict)
+    places: Places | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.status not in STATUSES:
@@ -760,7 +775,20 @@ class Rollout:
             "advantage": _rounded(self.advantages[p, g], digits)
             if has_reward and self.advantages is not None
             else None,
+            **self._recorded_places(p, g),
         }
+
+    def _recorded_places(self, p: int, g: int) -> dict[str, Any]:
+        """Return the places of a completion and of its row under the key of files, if a reward compared some."""
+        if not self.details:
+            return {}
+        places = [result.places for result in self.details[p][g].values() if result.places is not None]
+        if not places:
+            return {}
+        shapes = {}
+        for name, given in vars(places[0]).items():
+            shapes[name] = [[round(number, 4) for number in place] for place in given]
+        return {"places": shapes}
 
     @property
     def lengths(self) -> Tensor:
