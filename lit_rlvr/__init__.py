@@ -46,8 +46,8 @@ _MODULES = {
     "objectives": "LossInputs",
     "options": "AutoLR Compute Importance KL Lora Loss Optim Teacher TeacherPrompt",
     "rewards": (
-        "Boxes Choice CodeTests CosineScaled Format FunctionReward InstructionFollowing LCPO MathAnswer OpenAnswer "
-        "Overlong PairwiseJudge Points PointwiseJudge RelativeLength RepetitionPenalty Reward RewardModel "
+        "Boxes Choice CodeTests CosineScaled Format FunctionReward GroupJudge InstructionFollowing LCPO MathAnswer "
+        "OpenAnswer Overlong PairwiseJudge Points PointwiseJudge RelativeLength RepetitionPenalty Reward RewardModel "
         "RewardModelServer RubricJudge SQLExecution"
     ),
     "rewards.judges.server": "JudgeServer",

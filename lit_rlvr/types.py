@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # reward workers import this module; torch is too slow for th
     from torch import Tensor
 
 FinishReason = Literal["stop", "length"]
+AtBudget = Literal["close", "end"]
 Status = Literal["ok", "parse_fail", "timeout", "error", "unjudged"]
 STATUSES: tuple[Status, ...] = get_args(Status)
 TURN_REWARDS = "turns"
@@ -71,11 +72,13 @@ class Coordinates:
         file: (width, height) of the image in its file, in pixels.
         corner: (x, y) that the model writes for the bottom right corner.
         y_first: the model writes y before x.
+        seen: (width, height) in which the model's image processor takes the image, in pixels; None = unknown.
     """
 
     file: tuple[int, int]
     corner: tuple[float, float]
     y_first: bool = False
+    seen: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -153,8 +156,9 @@ class Sampling:
             middle and says so.
         max_episode_tokens: longest episode in tokens, observations included; null: room for `max_turns` turns and the
             observations between them.
-        max_thought_tokens: tokens of a turn after which thoughts are closed: the mark that ends them is written, is not
-            in the loss, and the answer follows; 0 is off.
+        max_thought_tokens: most tokens of a turn's thoughts; 0 is off.
+        at_budget: what happens to thoughts of `max_thought_tokens`. close: the mark that ends them is written, is not
+            in the loss, and the answer follows. end: the completion ends there, truncated and without an answer.
     """
 
     temperature: float = 1.0
@@ -167,6 +171,7 @@ class Sampling:
     max_observation_tokens: int = 256
     max_episode_tokens: int | None = None
     max_thought_tokens: int = 0
+    at_budget: AtBudget = "close"
 
     def __post_init__(self) -> None:
         checks = (
@@ -187,6 +192,11 @@ class Sampling:
                 "max_thought_tokens",
                 not 0 <= self.max_thought_tokens < self.max_tokens,
                 f">= 0 (0 is off) and below max_tokens={self.max_tokens}",
+            ),
+            (
+                "at_budget",
+                self.at_budget != "close" and not self.max_thought_tokens,
+                "left out, because max_thought_tokens=0 sets no budget",
             ),
         )
         refuse_all(
@@ -215,11 +225,14 @@ class Sampling:
 
     def with_max_tokens(self, max_tokens: int) -> Sampling:
         """Return the same sampling with another longest completion, and no budget of thoughts that is as long."""
-        if self.max_thought_tokens < max_tokens:
-            budget = self.max_thought_tokens
-        else:
-            budget = 0
-        return replace(self, max_tokens=max_tokens, max_thought_tokens=budget)
+        sampling = self
+        if self.max_thought_tokens >= max_tokens:
+            sampling = self.without_thought_budget()
+        return replace(sampling, max_tokens=max_tokens)
+
+    def without_thought_budget(self) -> Sampling:
+        """Return the same sampling without a budget of thoughts."""
+        return replace(self, max_thought_tokens=0, at_budget="close")
 
     def with_banned(self, token_ids: Sequence[int]) -> Sampling:
         """Return the same sampling with more tokens banned."""
@@ -241,7 +254,8 @@ class EvalSampling(metaclass=ABCMeta):  # noqa: B024  # for `register`
         max_turns: most turns of an episode; null: as in training.
         max_observation_tokens: longest observation in tokens; null: as in training.
         max_episode_tokens: longest episode in tokens, observations included; null: as in training.
-        max_thought_tokens: tokens after which thoughts are closed; null: as in training.
+        max_thought_tokens: most tokens of a turn's thoughts; null: as in training.
+        at_budget: what happens to thoughts of that length (close, end); null: as in training.
     """
 
     temperature: float = 0.0
@@ -254,9 +268,12 @@ class EvalSampling(metaclass=ABCMeta):  # noqa: B024  # for `register`
     max_observation_tokens: int | None = None
     max_episode_tokens: int | None = None
     max_thought_tokens: int | None = None
+    at_budget: AtBudget | None = None
 
     def filled_from(self, training: Sampling) -> Sampling:
         """Return the complete settings, with those of training filled in."""
+        if self.max_thought_tokens == 0:
+            training = training.without_thought_budget()
         try:
             return replace(training, **{name: value for name, value in vars(self).items() if value is not None})
         except UserError as error:
@@ -423,6 +440,19 @@ Pair = tuple[Completion, Sample]
 
 
 @dataclass(frozen=True)
+class Places:
+    """Places in an image as fractions of its width and height: points (x, y), boxes (x1, y1, x2, y2) and polygons.
+
+    Args:
+        reference: those of the row.
+        answer: those of a completion.
+    """
+
+    reference: tuple[tuple[float, ...], ...] = ()
+    answer: tuple[tuple[float, ...], ...] = ()
+
+
+@dataclass(frozen=True)
 class RewardResult:
     """A reward's judgement of one completion.
 
@@ -434,6 +464,7 @@ class RewardResult:
             "unjudged" stands for a reward's None (the reward does not judge this completion).
         detail: the extracted answer, or the error.
         criteria: the score of each criterion of a rubric, from 0 to 1.
+        places: the places that it compared, for pages that draw them; None = it compares none.
 
     Raises:
         ValueError: `correct` is not a truth value, or the status is unknown.
@@ -444,6 +475,7 @@ class RewardResult:
     status: Status = "ok"
     detail: str = ""
     criteria: Mapping[str, float] = field(default_factory=dict)
+    places: Places | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.status not in STATUSES:
@@ -743,7 +775,20 @@ class Rollout:
             "advantage": _rounded(self.advantages[p, g], digits)
             if has_reward and self.advantages is not None
             else None,
+            **self._recorded_places(p, g),
         }
+
+    def _recorded_places(self, p: int, g: int) -> dict[str, Any]:
+        """Return the places of a completion and of its row under the key of files, if a reward compared some."""
+        if not self.details:
+            return {}
+        places = [result.places for result in self.details[p][g].values() if result.places is not None]
+        if not places:
+            return {}
+        shapes = {}
+        for name, given in vars(places[0]).items():
+            shapes[name] = [[round(number, 4) for number in place] for place in given]
+        return {"places": shapes}
 
     @property
     def lengths(self) -> Tensor:

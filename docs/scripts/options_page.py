@@ -53,9 +53,9 @@ from lit_rlvr.training.teachers import Demonstration
 from lit_rlvr.types import EvalSampling, Sampling
 
 REWARDS = (
-    "MathAnswer", "Choice", "OpenAnswer", "PointwiseJudge", "RubricJudge", "PairwiseJudge", "RewardModel",
-    "RewardModelServer", "Boxes", "Points", "SQLExecution", "CodeTests", "InstructionFollowing", "CosineScaled",
-    "RelativeLength", "LCPO", "Format", "Overlong", "RepetitionPenalty", "FunctionReward",
+    "MathAnswer", "Choice", "OpenAnswer", "PointwiseJudge", "RubricJudge", "PairwiseJudge", "GroupJudge",
+    "RewardModel", "RewardModelServer", "Boxes", "Points", "SQLExecution", "CodeTests", "InstructionFollowing",
+    "CosineScaled", "RelativeLength", "LCPO", "Format", "Overlong", "RepetitionPenalty", "FunctionReward",
 )  # fmt: skip
 
 

@@ -332,6 +332,8 @@ def suite_fingerprint(
         if environment is not None:
             always += TURNS
         where_set = [name for name in ("stop", "max_thought_tokens") if getattr(sampling, name)]
+        if sampling.at_budget != "close":
+            where_set.append("at_budget")
         settings[part] = {"samples": samples} | {name: getattr(sampling, name) for name in [*always, *where_set]}
     if environment is not None:
         settings["environment"] = environment_fingerprint(environment)

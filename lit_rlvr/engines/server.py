@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import io
 import threading
 import time
 import uuid
@@ -19,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lit_rlvr.common.init_arguments import init_arguments
+from lit_rlvr.common.pictures import png_url
 from lit_rlvr.distributed.collectives import gather_objects, rank, world_size
 from lit_rlvr.engines.base import EngineContext, OnGroupStarted, RolloutEngine
 from lit_rlvr.engines.client import (
@@ -550,10 +549,3 @@ class _PNGs:
         if id(image) not in self._encoded:
             self._encoded[id(image)] = image, asyncio.create_task(asyncio.to_thread(png_url, image))
         return await self._encoded[id(image)][1]
-
-
-def png_url(image: Any) -> str:
-    """Return an image as a URL that holds a PNG."""
-    data = io.BytesIO()
-    image.save(data, "PNG", compress_level=1)
-    return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"

@@ -32,11 +32,10 @@ PROBE_GROUP_SIZE = 2
 def probe_sampling(sampling: Sampling) -> Sampling:
     """Return the settings of a probe: up to `PROBE_TOKENS` tokens, without top-p, top-k or greedy decoding."""
     return replace(
-        sampling.with_max_tokens(min(PROBE_TOKENS, sampling.max_tokens)),
+        sampling.without_thought_budget().with_max_tokens(min(PROBE_TOKENS, sampling.max_tokens)),
         temperature=sampling.temperature or 1.0,
         top_p=1.0,
         top_k=0,
-        max_thought_tokens=0,
         stop=(),
     )
 

@@ -207,10 +207,10 @@ def read_completion(tokenizer: Any, token_ids: Sequence[int], logprobs: Sequence
 
 
 class ThoughtBudget(Turns):
-    """Closes thoughts that have not ended after `sampling.max_thought_tokens` of a turn.
+    """Closes thoughts that have not ended after `sampling.max_thought_tokens` of a turn, or ends the turn there.
 
-    The mark that ends them is written, not sampled, and the model goes on behind it. A turn without thoughts at that
-    place goes on as it is.
+    With `at_budget: close`, the mark that ends thoughts is written, not sampled, and the model goes on behind it. With
+    `at_budget: end`, the turn is over, and truncated. A turn without thoughts at that place goes on as it is.
 
     Args:
         tokenizer: decodes tokens.
@@ -245,7 +245,8 @@ class ThoughtBudget(Turns):
             opened, limit = self._rooms[p, g]
             written = self._closing(opened + (turn.raw or turn.text))
             room = limit - len(turn.token_ids) - len(written)
-            if room > 0:
+            ends = written and self._sampling.at_budget == "end"
+            if room > 0 and not ends:
                 self._thoughts[p, g] = turn, written
                 self._over.append((p, g, Continuation(written, room)))
                 return
@@ -313,7 +314,7 @@ def check_room_for_answer(sampling: Sampling, tokenizer: Any, opening: str, opti
     Raises:
         UserError: there is no room.
     """
-    if not sampling.max_thought_tokens:
+    if not sampling.max_thought_tokens or sampling.at_budget == "end":
         return
     mark = split_thoughts(opening).closing or "</think>"
     most = sampling.max_tokens - len(closing_tokens(tokenizer, mark)) - 1

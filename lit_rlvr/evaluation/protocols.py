@@ -62,10 +62,14 @@ def find_limits(max_tokens: int, model: str) -> Sampling:
     """Return the limits of a completion; with a run, also those of its episodes and thoughts, and its stop texts."""
     config = _config_of(model)
     limits = {name: value for name in TURNS if (value := _sampling_of(config, name)[0]) is not None}
-    budget, _ = _sampling_of(config, "max_thought_tokens")
+    budget = _sampling_of(config, "max_thought_tokens")[0] or 0
+    at_budget = "close"
+    if budget:
+        at_budget = _sampling_of(config, "at_budget")[0] or "close"
     sampling = Sampling(
-        max_tokens=sys.maxsize, stop=tuple(_sampling_of(config, "stop")[0] or ()), max_thought_tokens=budget or 0
-    )
+        max_tokens=sys.maxsize, stop=tuple(_sampling_of(config, "stop")[0] or ()), max_thought_tokens=budget,
+        at_budget=at_budget,
+    )  # fmt: skip
     return replace(sampling.with_max_tokens(max_tokens), **limits)
 
 

@@ -9,6 +9,7 @@ from lit_rlvr.rewards.code import CodeTests
 from lit_rlvr.rewards.format import Format
 from lit_rlvr.rewards.function import FunctionReward, as_rewards
 from lit_rlvr.rewards.instructions.reward import InstructionFollowing
+from lit_rlvr.rewards.judges.group import GroupJudge
 from lit_rlvr.rewards.judges.pairwise import PairwiseJudge
 from lit_rlvr.rewards.judges.reward_model import RewardModel, RewardModelServer
 from lit_rlvr.rewards.judges.rubric import PointwiseJudge, RubricJudge
@@ -30,6 +31,7 @@ __all__ = [
     "CosineScaled",
     "Format",
     "FunctionReward",
+    "GroupJudge",
     "InstructionFollowing",
     "MathAnswer",
     "OpenAnswer",

@@ -144,7 +144,8 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         ),
         Metric(
             "rollout/unclosed_thoughts",
-            "share of completions whose thoughts never end, which have no answer",
+            "share of completions whose thoughts never end, which have no answer; also of those that "
+            "`at_budget: end` ended",
             "0 to 1",
             "High: raise `rollout.sampling.max_tokens`, or set `max_thought_tokens`",
             "-",
@@ -152,7 +153,8 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         ),
         Metric(
             "rollout/closed_thoughts",
-            "share of completions whose thoughts `max_thought_tokens` ended: the model did not",
+            "share of completions whose thoughts `max_thought_tokens` closed: the model did not; 0 with "
+            "`at_budget: end`",
             "0 to 1",
             "High while `unclosed_thoughts` is low: the model has not learnt to end its thoughts",
             "-",
@@ -360,6 +362,18 @@ METRICS: dict[str, tuple[Metric, ...]] = {
             "share of a judge's answers without the scores asked for; their completions are out of the loss",
             "0 to 1",
             "Above 0: `server.structured: true`, a higher `server.max_tokens`, or another judge",
+        ),
+        Metric(
+            "reward/<name>/place_bias",
+            "with a `GroupJudge`: what an answer that is shown at two places gains at the first one",
+            "-1 to 1",
+            "Far from 0: the judge goes by places; take another one, or `PairwiseJudge`",
+        ),
+        Metric(
+            "reward/<name>/split",
+            "with a `GroupJudge`: share of groups too long for one call, whose answers are compared in several",
+            "0 to 1",
+            "High: raise `max_characters`, if the judge's context allows it",
         ),
         Metric(
             "reward/<name>/asked_again",

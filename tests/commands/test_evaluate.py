@@ -1,6 +1,7 @@
 """`lit-rlvr evaluate` by the command line, with a tiny model and with completions made elsewhere."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,13 @@ def test_a_completion_may_reach_the_end_of_the_context(here: Path, lit_rlvr: CLI
 def test_completions_of_other_settings_are_not_mixed(changed: dict[str, Any]) -> None:
     before, after = (suite_fingerprint({"sampled": (Sampling(**more), 1)}, [], None) for more in ({}, changed))
     assert before != after
+
+
+def test_completions_of_another_end_of_thoughts_are_not_mixed() -> None:
+    closing = Sampling(max_thought_tokens=5)
+    ending = replace(closing, at_budget="end")
+    prints = [suite_fingerprint({"sampled": (sampling, 1)}, [], None) for sampling in (closing, ending)]
+    assert prints[0] != prints[1]
 
 
 @pytest.mark.slow

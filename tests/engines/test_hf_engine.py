@@ -25,7 +25,7 @@ from lit_rlvr.engines.synced import probe_sampling
 from lit_rlvr.engines.turns import check_room_for_answer
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.policy import Policy
-from lit_rlvr.types import Completion, Sampling
+from lit_rlvr.types import Completion, EvalSampling, Sampling
 
 SAMPLING = Sampling(temperature=0.8, max_tokens=12, banned_token_ids=(3, 50))
 PROMPTS = [make_prompt(random_ids(n, n), f"p{n}") for n in (7, 2, 30, 1)]
@@ -87,6 +87,16 @@ def test_thoughts_end_with_their_budget() -> None:
     budget = Sampling(max_tokens=64, max_thought_tokens=32)
     assert probe_sampling(budget).max_thought_tokens == budget.with_max_tokens(32).max_thought_tokens == 0
     assert budget.with_max_tokens(40).max_thought_tokens == 32
+
+
+def test_thoughts_without_a_budget_do_not_end_at_it() -> None:
+    ending = Sampling(max_tokens=64, max_thought_tokens=32, at_budget="end")
+    assert ending.with_max_tokens(40).at_budget == "end"
+    assert probe_sampling(ending).at_budget == ending.with_max_tokens(32).at_budget == "close"
+    assert EvalSampling().filled_from(ending).at_budget == "end"
+    assert EvalSampling(max_thought_tokens=0).filled_from(ending) == Sampling(max_tokens=64, temperature=0.0)
+    with pytest.raises(UserError, match=r"sampling\.at_budget: end must be left out, because max_thought_tokens=0"):
+        Sampling(at_budget="end")
 
 
 def test_a_completion_ends_where_the_context_does() -> None:
@@ -237,4 +247,5 @@ def test_a_budget_of_thoughts_leaves_room_for_their_mark_and_an_answer(tiny_toke
         line = rf"rollout\.sampling\.max_thought_tokens: {64 - mark} of max_tokens=64 .*; give at most {64 - mark - 1}"
         with pytest.raises(UserError, match=line):
             check_room_for_answer(full, tiny_tokenizer, opening, option)
+        check_room_for_answer(replace(full, at_budget="end"), tiny_tokenizer, opening, option)
     check_room_for_answer(Sampling(max_tokens=2), tiny_tokenizer, "", option)

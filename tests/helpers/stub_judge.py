@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import io
 import json
 import re
 from collections.abc import Callable
@@ -10,6 +12,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from aiohttp import web
+from PIL import Image
 
 from lit_rlvr.rewards.function import resolved
 
@@ -93,7 +96,7 @@ class StubJudge:
 
         It fills in the highest values in the question at the start.
         """
-        text = "\n".join(message["content"] for message in body["messages"])
+        text = "\n".join(text_of(message["content"]) for message in body["messages"])
         usage = {"prompt_tokens": len(text), "completion_tokens": 7, "total_tokens": len(text) + 7}
         if "use_activation" in body:
             return {"data": [{"probs": [float(len(body["messages"][-1]["content"]))]}], "usage": usage}
@@ -106,6 +109,21 @@ class StubJudge:
             "id": "1", "object": "chat.completion", "created": 0, "model": body["model"], "choices": [choice],
             "usage": usage,
         }  # fmt: skip
+
+
+def text_of(content: Any) -> str:
+    """Return the text of a message, which may have images."""
+    if isinstance(content, str):
+        return content
+    return "\n".join(part["text"] for part in content if part["type"] == "text")
+
+
+def pictures_in(body: dict[str, Any]) -> list[Image.Image]:
+    """Return the images in a request, decoded."""
+    parts = [part for message in body["messages"] for part in message["content"] if isinstance(part, dict)]
+    urls = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
+    assert all(url.startswith("data:image/png;base64,") for url in urls)
+    return [Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))) for url in urls]
 
 
 TRIAL = "What is 1 + 0?"

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -277,12 +278,14 @@ def check_thought_budget(
     sampling: Sampling,
     seeds: Sequence[Sequence[int]],
 ) -> None:  # fmt: skip
-    """Thoughts that the prompts open are closed after 5 tokens, if they are that long, and the answer follows."""
+    """Thoughts that the prompts open are closed after 5 tokens, if they are that long, and the answer follows; with
+    `at_budget: end`, completions with such thoughts end there, truncated, and the others are the same."""
     sampling = replace(sampling, max_tokens=24, max_thought_tokens=5)
     prompts = [replace(prompt, prefill="<think>\n") for prompt in unopened]
     mark = byte_tokenizer()("\n</think>\n\n").input_ids
     cut = 0
-    for prompt, group in zip(prompts, engine.generate(prompts, sampling, seeds), strict=True):
+    closed = engine.generate(prompts, sampling, seeds)
+    for prompt, group in zip(prompts, closed, strict=True):
         for completion in group:
             expected, _ = plain_logprobs(model, prompt.token_ids, completion.token_ids, sampling)
             sampled = torch.tensor(completion.from_model)
@@ -295,6 +298,13 @@ def check_thought_budget(
                 assert (written, completion.sampled[:5], not completion.sampled[5]) == (mark, (True,) * 5, True)
                 assert completion.text.count("</think>") == 1 and replace(completion, prefill="<think>\n").answer
     assert cut
+    ended = engine.generate(prompts, replace(sampling, at_budget="end"), seeds)
+    for before, after in zip(chain(*closed), chain(*ended), strict=True):
+        if before.sampled:
+            assert after.token_ids == before.token_ids[:5] and after.truncated and not after.sampled
+            assert not replace(after, prefill="<think>\n").answer
+        else:
+            assert (after.token_ids, after.finish_reason) == (before.token_ids, before.finish_reason)
     others = [completion for group in engine.generate(unopened, sampling, seeds) for completion in group]
     assert not any(completion.sampled for completion in others)
     assert any(len(completion.token_ids) > 5 for completion in others)

@@ -273,7 +273,7 @@ def test_the_judge_sees_what_the_model_was_told() -> None:
 
 def test_a_judge_says_once_that_it_sees_no_images(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "lit_rlvr"):
-        judge = PointwiseJudge(server={"base_url": "http://127.0.0.1:9/v1", "model": "none"})
+        judge = PointwiseJudge(server={"base_url": "http://127.0.0.1:9/v1", "model": "none", "max_pixels": 0})
         judge.check_reference(SAMPLE)
         assert not caplog.text
         for number in (4, 5):

@@ -244,4 +244,7 @@ def group_page(step: int, algorithm: str, group: dict[str, Any], uris: Sequence[
         group: the group, as `load_group` returns it.
         uris: the images of its prompt as data URIs.
     """
-    return render("explain.html", title=f"{algorithm}, step {step}, prompt {group['id']}", group=view(group), uris=uris)
+    return render(
+        "explain.html", title=f"{algorithm}, step {step}, prompt {group['id']}", group=view(group), uris=uris,
+        completions=group["completions"],
+    )  # fmt: skip

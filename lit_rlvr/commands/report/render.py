@@ -11,6 +11,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from lit_rlvr.commands.report.places import place_marks
 from lit_rlvr.commands.report.prompts import TrackedPrompt, image_keys, verdict_text
 from lit_rlvr.common.files import write_atomically
 from lit_rlvr.common.run_files import thumbnail_path
@@ -111,6 +112,7 @@ def _environment() -> Environment:
     environment.globals |= {
         "verdict": verdict_text,
         "prompt_text": prompt_text,
+        "place_marks": place_marks,
         "find_metric": find_metric,
         "guide": GUIDE,
     }

@@ -116,8 +116,9 @@ class ImageProcessor(ABC):
         coordinates = []
         for file, size in zip(images.file_sizes, images.sizes, strict=True):
             scale = self.family.place_scale
-            corner = self.resized_size(*size) if scale is None else (scale, scale)
-            coordinates.append(Coordinates(file, corner, self.family.writes_y_first))
+            seen = self.resized_size(*size)
+            corner = seen if scale is None else (scale, scale)
+            coordinates.append(Coordinates(file, corner, self.family.writes_y_first, seen))
         return tuple(coordinates)
 
     def resize(self, image: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
@@ -62,11 +63,15 @@ class InstructionFollowing(CheckedReward):
         )
         results = []
         for outcome, (_, instructions) in zip(outcomes, arguments, strict=True):
+            names = [instruction.name for instruction in instructions]
             if outcome.status == "ok":
-                results.append(self._result([instruction.name for instruction in instructions], outcome.value))
+                results.append(self._result(names, outcome.value))
+            elif outcome.status == "error":
+                results.append(RewardResult(0.0, None, "error", outcome.detail))
             else:
-                is_wrong = outcome.status != "error"
-                results.append(RewardResult(0.0, False if is_wrong else None, outcome.status, outcome.detail))
+                none = self._result(names, [Followed(False, False)] * len(names))
+                detail = f"{outcome.detail}; it counts as following none"
+                results.append(replace(none, status=outcome.status, detail=detail))
         return results
 
     def _result(self, names: Sequence[str], followed: Sequence[Followed]) -> RewardResult:

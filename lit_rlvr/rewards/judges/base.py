@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lit_rlvr.errors import log
 from lit_rlvr.rewards.base import CheckedReward, ProcessPlace
+from lit_rlvr.rewards.judges.images import has_videos, image_urls
 from lit_rlvr.rewards.judges.prompts import Question, Reply, ask_about
 from lit_rlvr.rewards.judges.server import Answer, Client, JudgeServer, Read
 from lit_rlvr.types import Completion, Pair, Sample
@@ -35,9 +37,13 @@ class Judge(CheckedReward):
         has_reason: the judge writes a reason before its judgement, which is better and takes more tokens.
         sees_thoughts: it sees the completion's thoughts, too.
         kwargs: `weight`, `correct_from`, `name` and `truncated_is_wrong` of every reward.
+
+    Attributes:
+        sends_images: its questions have the images of the row.
     """
 
     needs_answer = False
+    sends_images = True
     default_task = ""
     client_class = Client
 
@@ -60,6 +66,8 @@ class Judge(CheckedReward):
         self._asked = 0
         self._said = set[str]()
         self._said_no_images = False
+        self._most_images: Sample | None = None
+        self._last_images: tuple[Sample | None, tuple[str, ...]] = (None, ())
 
     def place(self, place: ProcessPlace) -> None:
         self.client.share(place)
@@ -71,14 +79,41 @@ class Judge(CheckedReward):
         self.client.begin_run(folder)
 
     def check_reference(self, sample: Sample) -> None:
-        """Say once that the judge does not see images."""
-        if sample.images and not self._said_no_images:
+        """Say once that the judge does not see images or videos; take note of the row with the most images."""
+        if not sample.images:
+            return
+        if self._sees_images_of(sample):
+            if self._most_images is None or len(sample.images) > len(self._most_images.images):
+                self._most_images = sample
+        elif not self._said_no_images:
             self._said_no_images = True
             log.warning(NO_IMAGES, self.name, sample.source or sample.id)
 
+    def _sees_images_of(self, sample: Sample) -> bool:
+        return self.sends_images and self.client.server.max_pixels != 0 and not has_videos(sample)
+
+    def images_of(self, sample: Sample) -> tuple[str, ...]:
+        """Return the images of a row as the judge is sent them, each as a URL that holds it; () = it sees none."""
+        if not sample.images or not self._sees_images_of(sample):
+            return ()
+        if self._last_images[0] is not sample:
+            self._last_images = sample, image_urls(sample, self.client.server.max_pixels)
+        return self._last_images[1]
+
+    @property
+    def trial_pair(self) -> Pair:
+        """What the judge is asked about at the start, with the images of the row that has the most."""
+        completion, sample = TRIAL
+        most = self._most_images
+        if most is None:
+            return TRIAL
+        return completion, replace(sample, images=most.images, coordinates=most.coordinates)
+
     def trial(self) -> Question:
         """Return the question that tells at the start whether the judge answers."""
-        return ask_about(self.task, {"question": "What is 1 + 0?", "answer": "1"}, {"score": (0, 1)}, self.has_reason)
+        completion, sample = self.trial_pair
+        material = {"question": str(sample.prompt), "answer": completion.text}
+        return ask_about(self.task, material, {"score": (0, 1)}, self.has_reason, self.images_of(sample))
 
     def text_of(self, pair: Pair) -> str:
         """Return what the judge sees of a completion."""
@@ -86,7 +121,7 @@ class Judge(CheckedReward):
 
     def questions_about(self, pairs: Sequence[Pair]) -> set[Question]:
         """Return the questions that judging these completions asks; ask none."""
-        noted: Any = NotedQuestions()
+        noted: Any = NotedQuestions(self.client.server)
         client = self.client
         metrics = self.metrics
         asked = self._asked
@@ -131,9 +166,14 @@ class Judge(CheckedReward):
 
 
 class NotedQuestions:
-    """A client that notes questions instead of asking them."""
+    """A client that notes questions instead of asking them.
 
-    def __init__(self) -> None:
+    Args:
+        server: the server that would be asked.
+    """
+
+    def __init__(self, server: JudgeServer) -> None:
+        self.server = server
         self.questions: set[Question] = set()
 
     def ask(self, questions: Sequence[Question], read: Read, waiting: Waiting) -> list[Answer]:

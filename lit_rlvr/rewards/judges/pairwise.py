@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import combinations
 
 from lit_rlvr.rewards.base import groups_of
-from lit_rlvr.rewards.judges.base import TRIAL, Judge
+from lit_rlvr.rewards.judges.base import Judge
 from lit_rlvr.rewards.judges.prompts import Question, ask_about
 from lit_rlvr.speech.prompts import prompt_text
 from lit_rlvr.types import Completion, Pair, RewardResult
@@ -67,18 +67,20 @@ class PairwiseJudge(Judge):
         return [result_of(*judged) for judged in zip(points, failures, strict=True)]
 
     def trial(self) -> Question:
-        completion, sample = TRIAL
+        completion, sample = self.trial_pair
         other = Completion.made_elsewhere("one", 1, "stop")
         return self.question([(completion, sample), (other, sample)], 0, 1)
 
     def question(self, pairs: Sequence[Pair], a: int, b: int) -> Question:
         """Return the question which of two completions is better."""
+        sample = pairs[a][1]
         material = {
-            "question": prompt_text(pairs[a][1].told),
+            "question": prompt_text(sample.told),
             "answer A": self.text_of(pairs[a]),
             "answer B": self.text_of(pairs[b]),
         }
-        return ask_about(self.task, material, {"better": tuple(POINTS)}, self.has_reason)
+        fields = {"better": tuple(POINTS)}
+        return ask_about(self.task, material, fields, self.has_reason, self.images_of(sample))
 
 
 def result_of(points: Sequence[float], failures: Sequence[str]) -> RewardResult:

@@ -44,9 +44,27 @@ class RewardModel(CheckedReward):
         self._said_no_images = False
 
     def check_reference(self, sample: Sample) -> None:
-        if sample.images and not self._said_no_images:
+        if not sample.images:
+            return
+        if self._takes_images:
+            raise UserError(
+                f"rewards.RewardModel.model: {self.model} takes images, of which RewardModel would show it none; give "
+                "a judge that sees them (PointwiseJudge), or a reward model of text"
+            )
+        if not self._said_no_images:
             self._said_no_images = True
             log.warning(NO_IMAGES, self.name, sample.source or sample.id)
+
+    @cached_property
+    def _takes_images(self) -> bool:
+        """Whether the model is one of images and text; False if its config cannot be read, which `connect` says."""
+        from transformers import AutoConfig
+
+        try:
+            config = AutoConfig.from_pretrained(self.model, trust_remote_code=False)
+        except (OSError, ValueError):
+            return False
+        return hasattr(config, "vision_config")
 
     def place(self, place: ProcessPlace) -> None:
         kind, _, index = self.device.partition(":")
@@ -182,6 +200,7 @@ class RewardModelServer(Judge):
 
     client_class = ScoringClient
     may_be_negative = True
+    sends_images = False
 
     def __init__(self, server: JudgeServer, threshold: float | None = None, **kwargs: Any) -> None:
         super().__init__(server=server, task="", has_reason=False, sees_thoughts=False, **kwargs)

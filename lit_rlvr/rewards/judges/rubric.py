@@ -11,12 +11,14 @@ from typing import Any
 from lit_rlvr.common.columns import as_object, is_missing, lookup
 from lit_rlvr.errors import UserError, check_within, fits, given_text
 from lit_rlvr.rewards.base import LARGEST, reaches
-from lit_rlvr.rewards.judges.base import TRIAL, Judge
+from lit_rlvr.rewards.judges.base import Judge
 from lit_rlvr.rewards.judges.prompts import Question, Reply, ask_about
 from lit_rlvr.rewards.judges.replies import plain_key
 from lit_rlvr.speech.prompts import prompt_text
 from lit_rlvr.types import Pair, RewardResult, Sample
 
+NO_ANSWER = "there is no answer behind the thoughts"
+"""Why a text without an answer gets nothing."""
 Rubric = dict[str, float]
 """Criterion -> its weight."""
 
@@ -85,7 +87,7 @@ class RubricJudge(Judge):
         """Return a question about all criteria, or about one if each row has its own."""
         if self.rubric is None:
             return super().trial()
-        return self.questions(TRIAL)[0]
+        return self.questions(self.trial_pair)[0]
 
     def rubric_of(self, sample: Sample) -> Rubric:
         """Return the criteria for a sample.
@@ -106,7 +108,7 @@ class RubricJudge(Judge):
             if questions:
                 results.append(self.result(self.rubric_of(pair[1]), [*islice(replies, len(questions))]))
             else:
-                results.append(RewardResult(0.0, False, "parse_fail", "there is no answer behind the thoughts"))
+                results.append(RewardResult(0.0, False, "parse_fail", NO_ANSWER))
         return results
 
     def questions(self, pair: Pair) -> list[Question]:
@@ -127,11 +129,12 @@ class RubricJudge(Judge):
         else:
             parts = [named]
         scores = tuple(range(self.highest + 1))
+        images = self.images_of(sample)
         questions = []
         for part in parts:
             listed = [f"{name}: {criterion}" for name, criterion in part.items()]
             task = "\n".join([self.task, *listed])
-            questions.append(ask_about(task, material, dict.fromkeys(part, scores), self.has_reason))
+            questions.append(ask_about(task, material, dict.fromkeys(part, scores), self.has_reason, images))
         return questions
 
     def result(self, rubric: Rubric, replies: Sequence[Reply]) -> RewardResult:

@@ -64,6 +64,8 @@ class JudgeServer:
             part.
         max_total_tokens: tokens, of questions and answers, after which the run ends; null: no limit. Of several
             machines each gets an equal part.
+        max_pixels: larger images are reduced to this many pixels (width x height) before the judge is sent them; 0: it
+            is sent none. null: it gets them in the size that the policy sees.
         prompt_price: US dollars for a million tokens of questions, for the metric `cost`.
         completion_price: the same for answers.
         answers: file that keeps all answers by the content of their questions, so that none is paid for twice, and
@@ -86,6 +88,7 @@ class JudgeServer:
     max_concurrent: int = 64
     max_calls: int | None = None
     max_total_tokens: int | None = None
+    max_pixels: int | None = None
     prompt_price: float = 0.0
     completion_price: float = 0.0
     answers: str | None = None
@@ -95,7 +98,7 @@ class JudgeServer:
                      max_calls=self.max_calls, max_total_tokens=self.max_total_tokens)  # fmt: skip
         check_within("(0, inf)", WHERE, timeout=self.timeout)
         check_within("[0, inf)", WHERE, max_retries=self.max_retries, temperature=self.temperature,
-                     max_unreadable_retries=self.max_unreadable_retries,
+                     max_unreadable_retries=self.max_unreadable_retries, max_pixels=self.max_pixels,
                      prompt_price=self.prompt_price, completion_price=self.completion_price)  # fmt: skip
         if not self.base_url.startswith(("http://", "https://")):
             raise UserError(f"{WHERE}.base_url: {self.base_url!r} is no address; give http://HOST:PORT/v1")
@@ -223,7 +226,10 @@ class Client:
         """
         answer = resolved(self._new_answer(question, read))
         if answer.failed:
-            raise UserError(f"{answer.reply}; {self._remedy(str(answer.reply))}")
+            remedy = self._remedy(str(answer.reply))
+            if question.images:
+                remedy = f"if the judge takes no images, set `server.max_pixels: 0`; else {remedy}"
+            raise UserError(f"{answer.reply}; {remedy}")
         if isinstance(answer.reply, str):
             raise UserError(
                 f"{self.place}: {answer.reply}; this was the question at the start, asked {answer.calls} times. What "
@@ -277,11 +283,10 @@ class Client:
             attempt: how often it was asked before, each time without an answer that can be read.
         """
         server = self.server
-        text = f"{question.text}\n\n{REMINDER}" if attempt else question.text
-        roles = {"system": question.rules, "user": text}
+        reminder = REMINDER if attempt else ""
         request: dict[str, Any] = {
             "model": server.model,
-            "messages": [{"role": role, "content": text} for role, text in roles.items() if text],
+            "messages": question.messages(reminder),
             server.token_limit: server.max_tokens,
         }
         if server.structured:

@@ -12,7 +12,7 @@ from lit_rlvr.common.columns import as_object, lookup
 from lit_rlvr.common.packages import require
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards.base import Reward
-from lit_rlvr.types import Coordinates, Sample
+from lit_rlvr.types import Coordinates, Places, Sample
 
 Units = Literal["pixels", "fractions", "thousandths"]
 BOX_KEYS = ("bbox_2d", "bbox", "box_2d", "box", "point_2d", "point")
@@ -131,6 +131,12 @@ class PlacesReward(Reward):
         if self.y_first is not None:
             return self.y_first
         return self.written == "auto" and self.coordinates(sample).y_first
+
+
+def as_places(targets: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> Places:
+    """Return references and places of a text, each (K, 2) as fractions, for pages that draw them."""
+    shapes = [tuple(tuple(map(float, place.ravel())) for place in places) for places in (targets, found)]
+    return Places(*shapes)
 
 
 def _is_number(value: Any) -> bool:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lit_rlvr.errors import UserError, check_within
-from lit_rlvr.rewards.places.base import PlacesReward
+from lit_rlvr.rewards.places.base import PlacesReward, as_places
 from lit_rlvr.rewards.places.geometry import box_overlaps, match
 from lit_rlvr.rewards.places.text import answer_text, find_boxes
 from lit_rlvr.types import Completion, RewardResult, Sample
@@ -69,10 +69,13 @@ class Boxes(PlacesReward):
 
     def __call__(self, completion: Completion, sample: Sample) -> RewardResult:
         found = find_boxes(answer_text(completion))
+        targets = self.targets(sample)
+        answers = [self.from_model(numbers, sample) for numbers in found]
+        places = as_places(targets, answers)
         if not found:
-            return RewardResult(0.0, False, "parse_fail", "no box")
-        wanted = np.stack(self.targets(sample)).reshape(-1, 4)
-        boxes = np.stack([self.from_model(numbers, sample) for numbers in found]).reshape(-1, 4)
+            return RewardResult(0.0, False, "parse_fail", "no box", places=places)
+        wanted = np.stack(targets).reshape(-1, 4)
+        boxes = np.stack(answers).reshape(-1, 4)
         overlaps = box_overlaps(boxes, wanted)
         scores = overlaps
         if self.overlap == "giou":
@@ -86,4 +89,4 @@ class Boxes(PlacesReward):
             "iou": float(overlaps[matched].sum()) / len(wanted),
         }
         value = float(scores[matched].sum()) / most
-        return RewardResult(value, right == most, "ok", str(found), criteria)
+        return RewardResult(value, right == most, "ok", str(found), criteria, places)

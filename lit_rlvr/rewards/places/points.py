@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from lit_rlvr.errors import UserError, check_within
-from lit_rlvr.rewards.places.base import PlacesReward
+from lit_rlvr.rewards.places.base import PlacesReward, as_places
 from lit_rlvr.rewards.places.geometry import distance_to, match
 from lit_rlvr.rewards.places.text import answer_text, find_points
 from lit_rlvr.types import Completion, RewardResult, Sample
@@ -43,6 +43,11 @@ class Points(PlacesReward):
                     f"{sample.source or sample.id}: the reference {numbers} is neither a point of two numbers, nor a "
                     "box of four, nor a polygon of pairs"
                 )
+            if len(numbers) == 4 and (numbers[0] >= numbers[2] or numbers[1] >= numbers[3]):
+                raise UserError(
+                    f"{sample.source or sample.id}: the reference {numbers} is no box x1, y1, x2, y2 with x1 < x2 and "
+                    "y1 < y2; mend the row"
+                )
             targets.append(self.as_fractions(numbers, sample))
         return targets
 
@@ -51,20 +56,23 @@ class Points(PlacesReward):
 
     def __call__(self, completion: Completion, sample: Sample) -> RewardResult:
         found = find_points(answer_text(completion))
+        targets = self.targets(sample)
+        answers = [self.from_model(numbers, sample) for numbers in found]
+        places = as_places(targets, answers)
         if not found:
-            return RewardResult(0.0, False, "parse_fail", "no point")
+            return RewardResult(0.0, False, "parse_fail", "no point", places=places)
         sides = np.array(sample.coordinates[0].file if sample.coordinates else (1, 1), float)
         sides = sides / np.hypot(*sides)  # the diagonal is 1
-        points = [self.from_model(numbers, sample)[0] * sides for numbers in found]
-        targets = [target * sides for target in self.targets(sample)]
-        outside = np.array([[self._outside(point, target) for target in targets] for point in points])
+        points = [answer[0] * sides for answer in answers]
+        scaled = [target * sides for target in targets]
+        outside = np.array([[self._outside(point, target) for target in scaled] for point in points])
         scores = (outside == 0).astype(float)
         if self.falloff:
             scores = (1 - outside / self.falloff).clip(min=0)
         matched = match(scores)
         most = max(outside.shape)
         right = int((outside[matched] == 0).sum())
-        return RewardResult(float(scores[matched].sum()) / most, right == most, "ok", str(found))
+        return RewardResult(float(scores[matched].sum()) / most, right == most, "ok", str(found), places=places)
 
     def _outside(self, point: np.ndarray, target: np.ndarray) -> float:
         distance = distance_to(point, target)

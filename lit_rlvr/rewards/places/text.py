@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 
 from lit_rlvr.types import Completion
@@ -20,6 +19,8 @@ _POINTS = (
 _ANSWER = re.compile(r"<answer>((?:(?!<answer>).)*)</answer>", re.DOTALL | re.IGNORECASE)
 MOST_PLACES = 256
 """The most places in a text; of more, none counts."""
+LARGEST = 1e9
+"""The largest coordinate; of a text with a larger one, no place counts: its areas could be infinite."""
 
 Numbers = list[tuple[float, ...]]
 
@@ -32,19 +33,21 @@ def answer_text(completion: Completion) -> str:
 
 def find_boxes(text: str) -> Numbers:
     """Return the four numbers of each box in a text, in order."""
-    return _finite([found.groups() for pattern in (_BOX, _LOCATIONS) for found in pattern.finditer(text)])
+    return _places([found.groups() for pattern in (_BOX, _LOCATIONS) for found in pattern.finditer(text)])
 
 
 def find_points(text: str) -> Numbers:
     """Return the two numbers of each point in a text; without points, the centres of its boxes."""
-    points = _finite([found.groups() for pattern in _POINTS for found in pattern.finditer(_BOX.sub(" ", text))])
+    points = _places([found.groups() for pattern in _POINTS for found in pattern.finditer(_BOX.sub(" ", text))])
     if points:
         return points
     return [((a + c) / 2, (b + d) / 2) for a, b, c, d in find_boxes(text)]
 
 
-def _finite(found: list[tuple[str, ...]]) -> Numbers:
+def _places(found: list[tuple[str, ...]]) -> Numbers:
     if len(found) > MOST_PLACES:
         return []
     places = [tuple(map(float, numbers)) for numbers in found]
-    return [place for place in places if all(map(math.isfinite, place))]
+    if any(abs(number) > LARGEST for place in places for number in place):
+        return []
+    return places

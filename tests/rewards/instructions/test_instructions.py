@@ -143,9 +143,17 @@ def test_only_the_answer_counts() -> None:
 
 
 def test_a_pattern_that_never_ends_is_a_timeout() -> None:
-    sample = row((KEYWORD, {"keywords": ["(a+)+$"]}))
-    result = judge("a" * 60 + "b", sample, cpu_seconds=1.0)
+    """It counts as following none in all four accuracies."""
+    sample = row((KEYWORD, {"keywords": ["(a+)+$"]}), (NO_COMMA, {}))
+    reward = InstructionFollowing(cpu_seconds=1.0, partial=True)
+    (result,) = reward.score([(Completion("a" * 60 + "b", (1,), "stop"), sample)])
     assert (result.value, result.correct, result.status) == (0.0, False, "timeout")
+    assert result.detail.endswith("it counts as following none") and set(result.criteria.values()) == {0.0}
+    assert reward.metrics == {
+        "instruction_following/prompt_strict": [0.0], "instruction_following/instruction_strict": [0.0, 0.0],
+        "instruction_following/prompt_loose": [0.0], "instruction_following/instruction_loose": [0.0, 0.0],
+    }  # fmt: skip
+    assert set(reward.summarise([result.criteria]).values()) == {0.0}
 
 
 def test_four_accuracies_as_the_papers_count() -> None:

@@ -127,6 +127,7 @@ def test_distances_are_those_of_a_slow_loop() -> None:
         ("[1, 2, 3] [1, 2, 3, 4, 5]", []),
         ("1, 2, 3, 4", []),
         (f"[{'9' * 400}, 2, 3, 4]", []),
+        (f"[{'9' * 160}, 2, 3, 4] [1, 2, 3, 4]", []),
         ("[1, 2, 3, 4]" * (MOST_PLACES + 1), []),
     ],
 )  # fmt: skip
@@ -169,6 +170,11 @@ def test_overlap_precision_and_recall_by_hand() -> None:
     assert judge(Boxes(), "[1, 1, 2, 2] <answer>[0, 0, 500, 1000]</answer>", row([0, 0, 100, 100])).value == 1
     far = judge(Boxes(overlap="giou"), "[900, 0, 1000, 1000]", row([0, 0, 20, 100]))
     assert far.value == pytest.approx(-0.8) and far.correct is False
+    huge = f"[{'1' * 160}, {'1' * 160}, {'2' * 160}, {'2' * 160}]"
+    for overlap in ("iou", "giou"):
+        for text in (huge, f"[0, 0, 500, 1000] {huge}"):
+            result = judge(Boxes(overlap=overlap), text, row([0, 0, 100, 100]))  # type: ignore[arg-type]
+            assert (result.value, result.correct, result.status) == (0.0, False, "parse_fail")
 
 
 def test_references_in_every_layout() -> None:
@@ -194,6 +200,7 @@ def test_references_in_every_layout() -> None:
         (Boxes(), row("here"), "no places as lists of numbers in 'here'"),
         (Boxes(), Sample("r", "?", "1", aliases=("2", "3", "4")), "set data.reading.answers: object"),
         (Boxes(), Sample("r", "?", "[1, 2, 3, 4]"), "the row has 0 images whose size is known, not one"),
+        (Points(), row([60, 20, 20, 40]), "is no box x1, y1, x2, y2 with x1 < x2"),
         (Points(), row([1, 2, 3]), "is neither a point of two numbers, nor a box of four"),
     ],
 )
