@@ -7,7 +7,7 @@ import os
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,12 +34,13 @@ REFUSED = 2
 
 
 @contextmanager
-def servers_beside(count: str, config: Any, dry: bool = False) -> Iterator[list[str]]:
+def servers_beside(count: str, config: Any, build: Callable[[Any], Any], dry: bool = False) -> Iterator[list[str]]:
     """Start servers that end with this process; yield the options of `fit` that use them.
 
     Args:
         count: how many, as the user wrote it.
         config: the parsed settings of the run.
+        build: builds the objects of settings.
         dry: check and start nothing, for a dry run.
 
     Raises:
@@ -59,12 +60,14 @@ def servers_beside(count: str, config: Any, dry: bool = False) -> Iterator[list[
     folder = Path(config.trainer.default_root_dir or DEFAULT_FOLDER).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     output = folder.absolute() / OUTPUT
+    built = build(config.clone())
+    sequences = built.rollout.sequences_per_server(built.model, built.data, number)
     servers = []
     for k, port in enumerate(ports):
         environment = dict(os.environ)  # before this process gives up GPUs below
         if gpus:
             environment["CUDA_VISIBLE_DEVICES"] = serving[k]
-        servers.append(LocalServer(_serve_command(config, port, on_gpu=bool(gpus)), environment, output))
+        servers.append(LocalServer(_serve_command(config, port, sequences, on_gpu=bool(gpus)), environment, output))
     before = dict(os.environ)
     os.environ[URLS_VARIABLE] = json.dumps(urls)
     if gpus:
@@ -123,7 +126,7 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
-def _serve_command(config: Any, port: int, on_gpu: bool) -> list[str]:
+def _serve_command(config: Any, port: int, sequences: int, on_gpu: bool) -> list[str]:
     """Return the command of a server that generates what the run asks for."""
     model = config.model.init_args
     precision = config.trainer.precision
@@ -134,7 +137,7 @@ def _serve_command(config: Any, port: int, on_gpu: bool) -> list[str]:
     if model.config_overrides:
         command += ["--config-overrides", json.dumps(model.config_overrides)]
     if on_gpu:
-        command.append("--nccl")
+        command += ["--nccl", "--max-num-seqs", str(sequences)]
     if config.rollout.deterministic and on_gpu:
         command.append("--deterministic")
     return command

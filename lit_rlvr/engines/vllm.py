@@ -48,6 +48,8 @@ SMALLER = 0.8
 """How much of its share an engine keeps that found no memory when it woke."""
 GPU_SEQUENCES = 1024
 """The most sequences generated at once on a GPU."""
+CPU_SEQUENCES = 256
+"""The most sequences generated at once on a CPU."""
 DEFAULT_GRAPHS = 512
 """The most sequences for which vLLM captures CUDA graphs by default; from 256 on, it captures one for each 16 more."""
 _SPLIT = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
@@ -211,7 +213,7 @@ class VLLMEngine(RolloutEngine):
             "dtype": str(self.compute_dtype).removeprefix("torch."),
             "seed": context.seed % 2**31,
             "max_model_len": context.max_tokens,
-            "max_num_seqs": min(context.max_sequences, GPU_SEQUENCES if torch.cuda.is_available() else 256),
+            "max_num_seqs": min(context.max_sequences, GPU_SEQUENCES if torch.cuda.is_available() else CPU_SEQUENCES),
             "enforce_eager": not torch.cuda.is_available() if self.enforce_eager is None else self.enforce_eager,
             "logprobs_mode": "processed_logprobs",
             "disable_log_stats": True,

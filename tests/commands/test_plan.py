@@ -319,7 +319,7 @@ def test_the_command_reads_the_config_alone(run_folder: Path, lit_rlvr: CLI, mon
     assert "Proposal: DDP" in result.out and "--config strategy/ddp" in result.out
     assert not (run_folder / "run").exists()
     seen: list[bool] = []
-    monkeypatch.setattr("lit_rlvr.cli.subcommands.show_plan", lambda job, gpus: seen.append(job.quantized))
+    monkeypatch.setattr("lit_rlvr.cli.subcommands.show_plan", lambda job, *_: seen.append(job.quantized))
     fp8 = ("--rollout.engine", "VLLMEngine", "--rollout.engine.init_args.quantize", "fp8")
     for engine in ((), fp8):
         assert lit_rlvr("plan", *FIT[1:], "--gpus", "1x80GB", *engine).status == 0
