@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from lit_rlvr.common.launch import launched_rank
+from lit_rlvr.engines.server import ROUTES_OPTION
 from lit_rlvr.errors import UserError, log
 from lit_rlvr.evaluation.processes import start_command, stop_commands
 from lit_rlvr.policy.precision import auto_precision, compute_dtype
@@ -140,6 +141,8 @@ def _serve_command(config: Any, port: int, sequences: int, on_gpu: bool) -> list
         command += ["--nccl", "--max-num-seqs", str(sequences)]
     if config.rollout.deterministic and on_gpu:
         command.append("--deterministic")
+    if config.rollout.replay_routes:
+        command.append(ROUTES_OPTION)
     return command
 
 

@@ -81,7 +81,7 @@ class VLLMServer:
         """Return vLLM's model settings, such as `dtype`, `max_model_len` and `logprobs_mode`.
 
         Among them are whether it is `batch_invariant`, how many sequences it generates at once (`max_num_seqs`, over
-        all its `replicas`), and which adapters it takes (`adapters`).
+        all its `replicas`), which adapters it takes (`adapters`), and whether it returns experts (`returns_routes`).
 
         Raises:
             UserError: the server does not allow changing its weights, or has a cache that outlives them.
@@ -105,6 +105,7 @@ class VLLMServer:
         return {
             **config["model_config"], "batch_invariant": invariant, "max_num_seqs": sequences, "adapters": limits,
             "replicas": config["parallel_config"]["data_parallel_size"],
+            "returns_routes": (config.get("aux_output_config") or {}).get("enable_return_routed_experts", False),
         }  # fmt: skip
 
     def workers(self) -> int:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from math import ceil
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -490,11 +491,10 @@ class VLLMEngine(RolloutEngine):
         return finished_groups(groups)
 
     def _routes(self, output: Any) -> Tensor | None:
-        """Return the experts that vLLM reports for a turn and what is before it, in layers with routers."""
+        """Return the experts that vLLM reports for a turn and what is before it."""
         if not self._context.policy.replays_routes or output.routed_experts is None:
             return None
-        layers = [*routers(self._context.policy.model)]
-        return small(torch.from_numpy(output.routed_experts[:, layers].astype("int64")))
+        return routes_of(self._context.policy, output.routed_experts)
 
     def _step(self) -> Sequence[Any]:
         """Generate a token of every running completion; return what vLLM reports."""
@@ -588,6 +588,16 @@ def _make_noise(worker: Any) -> None:
 
     for parameter in worker.get_model().parameters():
         initialize_single_dummy_weight(parameter.data)
+
+
+def routes_of(policy: Policy, reported: np.ndarray) -> Tensor:
+    """Return the experts of a policy's layers with routers.
+
+    Args:
+        policy: the policy.
+        reported: what vLLM reports, (tokens, layers, experts of a token).
+    """
+    return small(torch.from_numpy(reported[:, [*routers(policy.model)]].astype("int64")))
 
 
 def with_tied_head(

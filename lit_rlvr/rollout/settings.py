@@ -77,7 +77,8 @@ class RolloutSettings(ChecksArguments):
         safeguards: what the run checks, and how many failures it survives.
         replay: the record of the rollouts, or the run whose record this one trains on.
         replay_routes: in a mixture of experts, train each token with the experts that it used in the engine (R3, arXiv
-            2510.11370); else rounding sends some tokens to others. For the Hugging Face engine, and vLLM on a GPU.
+            2510.11370); else rounding sends some tokens to others. For the Hugging Face engine, and vLLM on a GPU
+            or on servers (`lit-rlvr serve --enable-return-routed-experts`).
         deterministic: on a GPU, use vLLM's batch-invariant kernels and torch's deterministic ones: slower, and repeated
             runs agree; an operation without one ends the run. No effect on a CPU.
     """
@@ -213,7 +214,7 @@ class RolloutSettings(ChecksArguments):
 
     def problems(self, plan: RunPlan) -> Iterator[str]:
         """Yield what these settings do not allow in a run, a line each."""
-        if self.sampling.truncates_distribution:
+        if self.sampling.truncates_distribution:  # vLLM can report the kept tokens: docs/scale.md says what is missing
             yield (
                 "rollout.sampling: with top_p or top_k, completions are not drawn from the distribution in the loss; "
                 "use top_p: 1.0 and top_k: 0 for training (evaluation.sampling may use them)"
