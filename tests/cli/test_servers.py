@@ -4,16 +4,18 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 from tiny_runs import CLI, child_environment, launch
 
 from lit_rlvr.cli import servers
 from lit_rlvr.cli.lightning_cli import ConfigCheck
-from lit_rlvr.cli.servers import URLS_VARIABLE, servers_beside
+from lit_rlvr.cli.servers import URLS_VARIABLE, LocalServer, servers_beside
+from lit_rlvr.engines.client import VLLMServer, wait_for
 from lit_rlvr.engines.vllm import GPU_SEQUENCES
 from lit_rlvr.errors import UserError
 
@@ -26,7 +28,7 @@ class RecordedServer:
 
     started: list[tuple[list[str], str]] = []  # noqa: RUF012  # emptied by each test
 
-    def __init__(self, command: list[str], environment: dict[str, str], output: Path) -> None:
+    def __init__(self, url: str, command: list[str], environment: dict[str, str], output: Path) -> None:
         self.started.append((command, environment.get("CUDA_VISIBLE_DEVICES", "")))
         self.process = subprocess.Popen(["true"])
         self.is_wanted = True
@@ -135,6 +137,35 @@ def test_under_a_launcher_it_is_refused(
         servers_beside("1", settings(), build),
     ):
         pass
+
+
+@pytest.mark.parametrize(("status", "says"), [(2, "refuses its options"), (1, "with status 1 and is started again")])
+def test_a_server_that_ends_is_said_with_its_last_lines(
+    status: int, says: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without this, the run waits for the engine's timeout of half an hour."""
+
+    def end_at_once(command: list[str], log: IO[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(["bash", "-c", f"echo an old option; echo --bad; exit {status}"], stdout=log)
+
+    monkeypatch.setattr(servers, "start_command", end_at_once)
+    monkeypatch.setattr("lit_rlvr.errors.log.propagate", True)
+    output, url = tmp_path / "servers.log", "http://127.0.0.1:1"
+    output.write_text("of another server\n")
+    monkeypatch.setattr(servers, "ENDED", ended := {})
+    monkeypatch.setattr("lit_rlvr.engines.client.ENDED", ended)
+    server = LocalServer(url, ["serve"], {}, output)
+    deadline = time.monotonic() + 60
+    while says not in caplog.text and time.monotonic() < deadline:
+        time.sleep(0.01)
+    server.is_wanted = False
+    assert f"{url}: the server" in caplog.text and "an old option | --bad" in caplog.text
+    assert "of another server" not in caplog.text
+    if status == 2:
+        with pytest.raises(UserError, match=r"refuses its options: an old option \| --bad"):
+            wait_for([VLLMServer(url, None, 1800.0)], least=1)
+    else:
+        assert not ended
 
 
 def test_without_a_number_it_is_one_line(run_folder: Path) -> None:
