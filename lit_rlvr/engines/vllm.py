@@ -6,7 +6,9 @@ import gc
 import os
 import platform
 import shutil
-from collections.abc import Container, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Container, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from math import ceil
@@ -446,9 +448,8 @@ class VLLMEngine(RolloutEngine):
         rows: dict[str, _Row] = {}  # by the request of its current turn
         groups: list[list[_Row]] = []
         request_ids: list[str] = []
-
-        def render(prompt: Prompt) -> Any:
-            return engine.renderer.render_cmpl([self._input(prompt)])[0]
+        renderer = Renderer(engine.renderer, self._input)
+        rendered = deque(map(renderer.begin, prompts))
 
         def add_request(row: _Row, rendered: Any) -> None:
             name = f"{row.p}-{row.g}-{row.turn}"
@@ -456,17 +457,21 @@ class VLLMEngine(RolloutEngine):
             parameters = self._parameters(sampling, row.seed, row.limit)
             request_ids.append(engine.add_request(name, rendered, parameters, lora_request=self._request))
 
+        def add_group(shown: Any) -> None:
+            p = len(groups)
+            limit = self._context.limit(sampling.max_tokens, len(prompts[p].token_ids))
+            groups.append([_Row(p, g, prompts[p], seed, limit) for g, seed in enumerate(seeds[p])])
+            for row in groups[p]:
+                opening = turns.opening(p, row.g)
+                if opening is not None:
+                    row.continue_with(opening)
+                begins_with_prompt = opening is None or not opening.token_ids
+                add_request(row, shown if begins_with_prompt else renderer.render(row.start))
+
         try:
-            for p, (prompt, numbers) in enumerate(zip(prompts, seeds, strict=True)):
-                rendered = render(prompt)
-                limit = self._context.limit(sampling.max_tokens, len(prompt.token_ids))
-                groups.append([_Row(p, g, prompt, seed, limit) for g, seed in enumerate(numbers)])
-                for row in groups[p]:
-                    opening = turns.opening(p, row.g)
-                    if opening is not None:
-                        row.continue_with(opening)
-                    add_request(row, rendered if opening is None or not opening.token_ids else render(row.start))
-            while engine.has_unfinished_requests() or turns.waiting:
+            while rendered or engine.has_unfinished_requests() or turns.waiting:
+                while rendered and (not self._overlaps or rendered[0].done() or not engine.has_unfinished_requests()):
+                    add_group(rendered.popleft().result())
                 for output in self._step():
                     row = rows[output.request_id]
                     if row.add(output.outputs[0], tokenizer, sampling.stop):
@@ -477,18 +482,29 @@ class VLLMEngine(RolloutEngine):
                 # On a CPU wait for all answers: which requests run together changes the last bits of their results, and
                 # must not depend on how long an environment takes.
                 if torch.cuda.is_available():
-                    min_answers = int(not engine.has_unfinished_requests())
+                    is_idle = not rendered and not engine.has_unfinished_requests()
+                    min_answers = min(turns.waiting, int(is_idle))
                 else:
                     min_answers = turns.waiting
                 for row, _ in next_turns(groups, turns, min_answers, done):
-                    add_request(row, render(row.start))
+                    add_request(row, renderer.render(row.start))
         except BaseException:
             engine.abort_request(request_ids, internal=True)
             raise
+        finally:
+            renderer.close()
         core = getattr(engine.engine_core, "engine_core", None)  # None in a process of its own
         while getattr(core, "batch_queue", None):  # a batch that was scheduled ahead would meet the next weights
             engine.step()
         return finished_groups(groups)
+
+    @property
+    def _overlaps(self) -> bool:
+        """Whether the first prompts are generated from while images of later ones are still prepared.
+
+        Not on a CPU: which requests run together changes the last bits of their results, and must not depend on time.
+        """
+        return torch.cuda.is_available()
 
     def _routes(self, output: Any) -> Tensor | None:
         """Return the experts that vLLM reports for a turn and what is before it."""
@@ -551,6 +567,39 @@ class VLLMEngine(RolloutEngine):
         llm.llm_engine.engine_core.shutdown()
         del llm
         gc.collect()
+
+
+class Renderer:
+    """Prepares prompts for vLLM: their images in a thread of its own, in order; text at once.
+
+    Args:
+        renderer: vLLM's renderer, which computes one prompt at a time.
+        as_input: returns a prompt as vLLM takes it.
+    """
+
+    def __init__(self, renderer: Any, as_input: Callable[[Prompt], Any]) -> None:
+        self._renderer = renderer
+        self._as_input = as_input
+        self._thread = ThreadPoolExecutor(1, "lit-rlvr-images")
+
+    def begin(self, prompt: Prompt) -> Future[Any]:
+        """Return what a prompt will be."""
+        if prompt.pixels is not None:
+            return self._thread.submit(self._compute, prompt)
+        ready: Future[Any] = Future()
+        ready.set_result(self._compute(prompt))
+        return ready
+
+    def render(self, prompt: Prompt) -> Any:
+        """Return a prompt for vLLM."""
+        return self.begin(prompt).result()
+
+    def close(self) -> None:
+        """Drop what has not begun, and wait for what has."""
+        self._thread.shutdown(cancel_futures=True)
+
+    def _compute(self, prompt: Prompt) -> Any:
+        return self._renderer.render_cmpl([self._as_input(prompt)])[0]
 
 
 class _Row(Row):
