@@ -29,7 +29,7 @@ from lit_rlvr.cli.run_config import check_config, choose_strategy, resolve_confi
 from lit_rlvr.cli.servers import SERVERS, servers_beside
 from lit_rlvr.cli.subcommands import RLVRTrainer
 from lit_rlvr.cli.user_modules import report_namesake
-from lit_rlvr.commands.registry import COMMANDS
+from lit_rlvr.commands.registry import COMMANDS, NOT_PARSED
 from lit_rlvr.common.launch import is_first_process
 from lit_rlvr.common.terminal import show_result, wants_json
 from lit_rlvr.configs import Parser, changed_classes, changes, find_configs, import_classes
@@ -323,7 +323,11 @@ class ConfigCheck(RLVRCLI):
 
     def check(self, config: dict[str, Any]) -> Any:
         """Build the objects of a config as `fit` does before its trainer, with the same errors; return them."""
-        self.config = self.parser.parse_object({"subcommand": "fit", "fit": config})
+        return self.build(self.parser.parse_object({"subcommand": "fit", "fit": config}).fit)
+
+    def build(self, settings: Namespace) -> Any:
+        """Build the objects of parsed settings as `fit` does before its trainer; return them."""
+        self.config = Namespace({"subcommand": "fit", "fit": settings})
         self.reset_null_groups()
         refuse_nulls(self.config.fit, NEVER_NULL)
         return self.parser.instantiate_classes(self.config).fit
@@ -359,6 +363,11 @@ def run(command: str, arguments: list[str]) -> None:
     with ExitStack() as stack, save_dir_not_required():
         if command == "fit" and any(argument.partition("=")[0] == SERVERS for argument in given):
             count, given = _taken_out(given, SERVERS)
-            settings = ConfigCheck().parse(given)
-            given += stack.enter_context(servers_beside(count, settings, dry))
+            check = ConfigCheck()
+            settings = check.parse(given)
+            given += stack.enter_context(servers_beside(count, settings, check.build, dry))
+        if command == "plan":
+            for option in NOT_PARSED[command]:
+                while any(argument.partition("=")[0] == option for argument in given):
+                    _, given = _taken_out(given, option)
         RLVRCLI([command, *given, *(CPU_TRAINER if command == "plan" else ())], stack, dry)

@@ -7,7 +7,7 @@ import os
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from typing import Any
 import torch
 
 from lit_rlvr.common.launch import launched_rank
+from lit_rlvr.engines.client import ENDED
+from lit_rlvr.engines.server import ROUTES_OPTION
 from lit_rlvr.errors import UserError, log
 from lit_rlvr.evaluation.processes import start_command, stop_commands
 from lit_rlvr.policy.precision import auto_precision, compute_dtype
@@ -29,17 +31,22 @@ URLS_VARIABLE = "LIT_RLVR_SERVERS"
 OUTPUT = "servers.log"
 """File in the run folder with what the servers print."""
 RESTART_SECONDS = 10
+LAST_LINES = 3
+"""How many of a server's last lines are repeated when it ends."""
+MOST_CHARACTERS = 300
+"""How much of each line is repeated: its end."""
 REFUSED = 2
 """Status of a server that refuses its options, which a new start would not cure."""
 
 
 @contextmanager
-def servers_beside(count: str, config: Any, dry: bool = False) -> Iterator[list[str]]:
+def servers_beside(count: str, config: Any, build: Callable[[Any], Any], dry: bool = False) -> Iterator[list[str]]:
     """Start servers that end with this process; yield the options of `fit` that use them.
 
     Args:
         count: how many, as the user wrote it.
         config: the parsed settings of the run.
+        build: builds the objects of settings.
         dry: check and start nothing, for a dry run.
 
     Raises:
@@ -59,12 +66,15 @@ def servers_beside(count: str, config: Any, dry: bool = False) -> Iterator[list[
     folder = Path(config.trainer.default_root_dir or DEFAULT_FOLDER).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     output = folder.absolute() / OUTPUT
+    built = build(config.clone())
+    sequences = built.rollout.sequences_per_server(built.model, built.data, number)
     servers = []
     for k, port in enumerate(ports):
         environment = dict(os.environ)  # before this process gives up GPUs below
         if gpus:
             environment["CUDA_VISIBLE_DEVICES"] = serving[k]
-        servers.append(LocalServer(_serve_command(config, port, on_gpu=bool(gpus)), environment, output))
+        command = _serve_command(config, port, sequences, on_gpu=bool(gpus))
+        servers.append(LocalServer(urls[k], command, environment, output))
     before = dict(os.environ)
     os.environ[URLS_VARIABLE] = json.dumps(urls)
     if gpus:
@@ -77,6 +87,8 @@ def servers_beside(count: str, config: Any, dry: bool = False) -> Iterator[list[
         for server in servers:
             server.is_wanted = False
         stop_commands([server.process for server in servers])
+        for url in urls:
+            ENDED.pop(url, None)
         for name in (URLS_VARIABLE, "CUDA_VISIBLE_DEVICES"):
             os.environ.pop(name, None)
             if name in before:
@@ -123,7 +135,7 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
-def _serve_command(config: Any, port: int, on_gpu: bool) -> list[str]:
+def _serve_command(config: Any, port: int, sequences: int, on_gpu: bool) -> list[str]:
     """Return the command of a server that generates what the run asks for."""
     model = config.model.init_args
     precision = config.trainer.precision
@@ -134,9 +146,11 @@ def _serve_command(config: Any, port: int, on_gpu: bool) -> list[str]:
     if model.config_overrides:
         command += ["--config-overrides", json.dumps(model.config_overrides)]
     if on_gpu:
-        command.append("--nccl")
+        command += ["--nccl", "--max-num-seqs", str(sequences)]
     if config.rollout.deterministic and on_gpu:
         command.append("--deterministic")
+    if config.rollout.replay_routes:
+        command.append(ROUTES_OPTION)
     return command
 
 
@@ -155,6 +169,7 @@ class LocalServer:
     """A server that is started again if it crashes, as long as it is wanted; it ends with this process.
 
     Args:
+        url: the server's URL.
         command: the arguments of `lit-rlvr`.
         environment: the environment variables of the server.
         output: file that gets its messages.
@@ -164,7 +179,8 @@ class LocalServer:
         is_wanted: whether to start it again.
     """
 
-    def __init__(self, command: list[str], environment: dict[str, str], output: Path) -> None:
+    def __init__(self, url: str, command: list[str], environment: dict[str, str], output: Path) -> None:
+        self.url = url
         self.command = command
         self.environment = environment
         self.output = output
@@ -174,7 +190,15 @@ class LocalServer:
 
     def _start(self) -> subprocess.Popen[bytes]:
         with self.output.open("a") as file:
+            self._begin = file.tell()
             return start_command(self.command, file, self.environment)
+
+    def _last_lines(self) -> str:
+        """Return the last lines that servers have printed since this one began, as one line."""
+        with self.output.open(errors="replace") as file:
+            file.seek(self._begin)
+            lines = [line.strip() for line in file if line.strip()]
+        return " | ".join(line[-MOST_CHARACTERS:] for line in lines[-LAST_LINES:])
 
     def _watch(self) -> None:
         """Start the server again when it has crashed; the engine does without it meanwhile."""
@@ -184,9 +208,13 @@ class LocalServer:
             if not self.is_wanted:
                 return
             if status == REFUSED:
-                log.warning("servers: one refuses its options and stays down; see %s", self.output)
+                ENDED[self.url] = f"the server refuses its options: {self._last_lines()}"
+                log.warning("%s: %s", self.url, ENDED[self.url])
                 return
-            log.warning("servers: one has ended with status %d and is started again; see %s", status, self.output)
+            log.warning(
+                "%s: the server has ended with status %d and is started again: %s (%s)",
+                self.url, status, self._last_lines(), self.output,
+            )  # fmt: skip
             wakes.wait(RESTART_SECONDS)
             if self.is_wanted:
                 self.process = self._start()

@@ -109,13 +109,21 @@ class RLVRTrainer(Trainer):
         files = [str(path) for path in write_split(datamodule, Path(out))]
         show_result({"files": files}, lambda: print(*files, sep="\n"))
 
-    def plan(self, model: RLVRModule, datamodule: PromptDataModule, gpus: str) -> None:
+    def plan(self, model: RLVRModule, datamodule: PromptDataModule, gpus: str, servers: int = 0) -> None:
         """Estimate a run's memory on each GPU with DDP, FSDP2 and LoRA, and propose one of them.
 
         Args:
             model: the model; the command reads only its config.
             datamodule: the data; the command uses only the sizes and reads no row.
             gpus: number of GPUs and memory of each, such as 8x80GB; or their name: 8xH100.
+            servers: copies of the model that generate on vLLM servers; the plan says how many sequences each generates
+                at once.
         """
-        job = describe_job(model, datamodule, rollout_of(self), str(self.precision))
-        show_plan(job, GPUs.parse(gpus))
+        check_within("[0, inf)", "plan", servers=servers)
+        rollout = rollout_of(self)
+        job = describe_job(model, datamodule, rollout, str(self.precision))
+        if servers:
+            sequences = rollout.sequences_per_server(model, datamodule, servers)
+        else:
+            sequences = None
+        show_plan(job, GPUs.parse(gpus), sequences)

@@ -12,9 +12,21 @@ from lit_rlvr.sizing.gpus import GIB, GPUs
 from lit_rlvr.sizing.strategies import FREE, LEAST_SEQUENCES, JobSizes, MemoryPlan
 
 
-def show_plan(job: JobSizes, gpus: GPUs) -> None:
-    """Print the memory that each strategy needs on each GPU, and the proposed one."""
-    show_result(described(job, gpus), lambda: print_plan(job, gpus))
+def show_plan(job: JobSizes, gpus: GPUs, sequences: int | None = None) -> None:
+    """Print the memory that each strategy needs on each GPU, and the proposed one.
+
+    Args:
+        job: the sizes of the run.
+        gpus: the GPUs that train.
+        sequences: what each server generates at once; None = there are no servers.
+    """
+
+    def print_readable() -> None:
+        print_plan(job, gpus)
+        if sequences is not None:
+            print(f"Servers: lit-rlvr serve --max-num-seqs {sequences}")
+
+    show_result(described(job, gpus) | {"max_num_seqs": sequences}, print_readable)
 
 
 def described(job: JobSizes, gpus: GPUs) -> dict[str, Any]:

@@ -42,5 +42,8 @@ COMMANDS = {
 WITHOUT_RESULT = ("serve",)
 """Commands that take no `--json`."""
 
-NOT_PARSED = {"fit": {"--dry-run", "--rollouts-from", "--servers"}}
-"""Command -> its options that are not part of the config."""
+NOT_PARSED = {
+    "fit": {"--dry-run", "--rollouts-from", "--servers"},
+    "plan": {"--ckpt_path", "--overwrite", "--weights_only"},
+}
+"""Command -> its options that are not part of the config. `plan` ignores its own: they belong to a line of `fit`."""

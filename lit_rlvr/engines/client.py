@@ -81,7 +81,7 @@ class VLLMServer:
         """Return vLLM's model settings, such as `dtype`, `max_model_len` and `logprobs_mode`.
 
         Among them are whether it is `batch_invariant`, how many sequences it generates at once (`max_num_seqs`, over
-        all its `replicas`), and which adapters it takes (`adapters`).
+        all its `replicas`), which adapters it takes (`adapters`), and whether it returns experts (`returns_routes`).
 
         Raises:
             UserError: the server does not allow changing its weights, or has a cache that outlives them.
@@ -105,6 +105,7 @@ class VLLMServer:
         return {
             **config["model_config"], "batch_invariant": invariant, "max_num_seqs": sequences, "adapters": limits,
             "replicas": config["parallel_config"]["data_parallel_size"],
+            "returns_routes": (config.get("aux_output_config") or {}).get("enable_return_routed_experts", False),
         }  # fmt: skip
 
     def workers(self) -> int:
@@ -309,11 +310,15 @@ def _reason(error: Exception) -> str:
     return first_line(error)
 
 
+ENDED: dict[str, str] = {}
+"""URL -> why the server there will never answer; `fit --servers` writes it for those that it started."""
+
+
 def wait_for(servers: Sequence[VLLMServer], least: int) -> list[VLLMServer]:
     """Wait until at least `least` servers are healthy, and return those that are; with 0, do not wait.
 
     Raises:
-        UserError: they are not within their `timeout`.
+        UserError: they are not within their `timeout`, or too many have ended for good.
     """
     deadline = time.monotonic() + max(server.timeout for server in servers)
     waiting = False
@@ -321,6 +326,9 @@ def wait_for(servers: Sequence[VLLMServer], least: int) -> list[VLLMServer]:
         reasons = run_coroutine(_reasons(servers))
         if len(servers) - len(reasons) >= least:
             return [server for server in servers if server not in reasons]
+        ended = [server for server in servers if server.url in ENDED]
+        if len(servers) - len(ended) < least:
+            raise UserError(f"{ended[0].url}: {ENDED[ended[0].url]}")
         silent, reason = next(iter(reasons.items()))
         if time.monotonic() > deadline:
             raise UserError(

@@ -6,13 +6,14 @@ import asyncio
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import combinations
 from math import ceil
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,11 +39,13 @@ from lit_rlvr.engines.vllm import (
     FP8,
     check_images,
     lora_rank,
+    routes_of,
     sampling_parameters,
     with_single_placeholders,
     with_tied_head,
 )
 from lit_rlvr.errors import UserError, log
+from lit_rlvr.plan import RunPlan
 from lit_rlvr.policy.adapters import changing_weights
 from lit_rlvr.policy.loading import load_model_config
 from lit_rlvr.policy.policy import Policy
@@ -54,6 +57,8 @@ NO_WEIGHTS = "its weights have not been restored"
 """Why a server that came back while the engine restarts takes no requests yet."""
 ENVIRONMENT_POLL = 0.005
 """Seconds between two looks for the answers of environments."""
+ROUTES_OPTION = "--enable-return-routed-experts"
+"""Option with which a server returns the experts of each token."""
 RANK_SECONDS = 1.0
 """Seconds that each rank waits longer than the one before it for somebody else to restore a server's weights."""
 
@@ -118,6 +123,10 @@ class VLLMServerEngine(RolloutEngine):
     @property
     def compute_dtype(self) -> torch.dtype:
         return self._dtype
+
+    def route_problems(self, plan: RunPlan) -> Iterator[str]:
+        """Yield nothing: `start` asks the servers whether they return experts."""
+        yield from ()
 
     @property
     def label(self) -> str:
@@ -192,6 +201,11 @@ class VLLMServerEngine(RolloutEngine):
             raise UserError(
                 f"{server.url}: its log-probabilities are not those it samples from; {START_HINT}, "
                 "or with --logprobs-mode processed_logprobs"
+            )
+        if context.policy.replays_routes and not settings["returns_routes"]:
+            raise UserError(
+                f"{server.url}: rollout.replay_routes needs the experts of tokens, which it does not return; start it "
+                f"with {ROUTES_OPTION} (on a GPU)"
             )
         if context.deterministic and torch.cuda.is_available() and not settings["batch_invariant"]:
             raise UserError(
@@ -434,7 +448,10 @@ class VLLMServerEngine(RolloutEngine):
         for span in choice["weight_versions"] or []:
             labels[span["start"] : span["end"]] = [span["version"]] * (span["end"] - span["start"])
         stale = () if salt is None else tuple(label != salt for label in labels)  # other weights came meanwhile
-        return replace(turn, labels=tuple(labels), stale_cache=stale)
+        routes = None
+        if self._context.policy.replays_routes and choice["routed_experts"] is not None:
+            routes = routes_of(self._context.policy, read_array(choice["routed_experts"]))
+        return replace(turn, labels=tuple(labels), stale_cache=stale, routes=routes)
 
     def close(self) -> None:
         if self._loop is not None:
@@ -442,6 +459,11 @@ class VLLMServerEngine(RolloutEngine):
             self._loop.close()
         self._loop = None  # type: ignore[assignment]
         self.transfer.close()
+
+
+def read_array(text: str) -> np.ndarray:
+    """Return the array that a server sends as an .npy file in base64."""
+    return np.asarray(np.load(io.BytesIO(base64.b64decode(text)), allow_pickle=False))
 
 
 def differing_copies(digests: dict[str, dict[str, set[str]]]) -> str:

@@ -6,12 +6,15 @@ import gc
 import os
 import platform
 import shutil
-from collections.abc import Container, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Container, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from math import ceil
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,6 +51,8 @@ SMALLER = 0.8
 """How much of its share an engine keeps that found no memory when it woke."""
 GPU_SEQUENCES = 1024
 """The most sequences generated at once on a GPU."""
+CPU_SEQUENCES = 256
+"""The most sequences generated at once on a CPU."""
 DEFAULT_GRAPHS = 512
 """The most sequences for which vLLM captures CUDA graphs by default; from 256 on, it captures one for each 16 more."""
 _SPLIT = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
@@ -211,7 +216,7 @@ class VLLMEngine(RolloutEngine):
             "dtype": str(self.compute_dtype).removeprefix("torch."),
             "seed": context.seed % 2**31,
             "max_model_len": context.max_tokens,
-            "max_num_seqs": min(context.max_sequences, GPU_SEQUENCES if torch.cuda.is_available() else 256),
+            "max_num_seqs": min(context.max_sequences, GPU_SEQUENCES if torch.cuda.is_available() else CPU_SEQUENCES),
             "enforce_eager": not torch.cuda.is_available() if self.enforce_eager is None else self.enforce_eager,
             "logprobs_mode": "processed_logprobs",
             "disable_log_stats": True,
@@ -443,9 +448,8 @@ class VLLMEngine(RolloutEngine):
         rows: dict[str, _Row] = {}  # by the request of its current turn
         groups: list[list[_Row]] = []
         request_ids: list[str] = []
-
-        def render(prompt: Prompt) -> Any:
-            return engine.renderer.render_cmpl([self._input(prompt)])[0]
+        renderer = Renderer(engine.renderer, self._input)
+        rendered = deque(map(renderer.begin, prompts))
 
         def add_request(row: _Row, rendered: Any) -> None:
             name = f"{row.p}-{row.g}-{row.turn}"
@@ -453,17 +457,21 @@ class VLLMEngine(RolloutEngine):
             parameters = self._parameters(sampling, row.seed, row.limit)
             request_ids.append(engine.add_request(name, rendered, parameters, lora_request=self._request))
 
+        def add_group(shown: Any) -> None:
+            p = len(groups)
+            limit = self._context.limit(sampling.max_tokens, len(prompts[p].token_ids))
+            groups.append([_Row(p, g, prompts[p], seed, limit) for g, seed in enumerate(seeds[p])])
+            for row in groups[p]:
+                opening = turns.opening(p, row.g)
+                if opening is not None:
+                    row.continue_with(opening)
+                begins_with_prompt = opening is None or not opening.token_ids
+                add_request(row, shown if begins_with_prompt else renderer.render(row.start))
+
         try:
-            for p, (prompt, numbers) in enumerate(zip(prompts, seeds, strict=True)):
-                rendered = render(prompt)
-                limit = self._context.limit(sampling.max_tokens, len(prompt.token_ids))
-                groups.append([_Row(p, g, prompt, seed, limit) for g, seed in enumerate(numbers)])
-                for row in groups[p]:
-                    opening = turns.opening(p, row.g)
-                    if opening is not None:
-                        row.continue_with(opening)
-                    add_request(row, rendered if opening is None or not opening.token_ids else render(row.start))
-            while engine.has_unfinished_requests() or turns.waiting:
+            while rendered or engine.has_unfinished_requests() or turns.waiting:
+                while rendered and (not self._overlaps or rendered[0].done() or not engine.has_unfinished_requests()):
+                    add_group(rendered.popleft().result())
                 for output in self._step():
                     row = rows[output.request_id]
                     if row.add(output.outputs[0], tokenizer, sampling.stop):
@@ -474,25 +482,35 @@ class VLLMEngine(RolloutEngine):
                 # On a CPU wait for all answers: which requests run together changes the last bits of their results, and
                 # must not depend on how long an environment takes.
                 if torch.cuda.is_available():
-                    min_answers = int(not engine.has_unfinished_requests())
+                    is_idle = not rendered and not engine.has_unfinished_requests()
+                    min_answers = min(turns.waiting, int(is_idle))
                 else:
                     min_answers = turns.waiting
                 for row, _ in next_turns(groups, turns, min_answers, done):
-                    add_request(row, render(row.start))
+                    add_request(row, renderer.render(row.start))
         except BaseException:
             engine.abort_request(request_ids, internal=True)
             raise
+        finally:
+            renderer.close()
         core = getattr(engine.engine_core, "engine_core", None)  # None in a process of its own
         while getattr(core, "batch_queue", None):  # a batch that was scheduled ahead would meet the next weights
             engine.step()
         return finished_groups(groups)
 
+    @property
+    def _overlaps(self) -> bool:
+        """Whether the first prompts are generated from while images of later ones are still prepared.
+
+        Not on a CPU: which requests run together changes the last bits of their results, and must not depend on time.
+        """
+        return torch.cuda.is_available()
+
     def _routes(self, output: Any) -> Tensor | None:
-        """Return the experts that vLLM reports for a turn and what is before it, in layers with routers."""
+        """Return the experts that vLLM reports for a turn and what is before it."""
         if not self._context.policy.replays_routes or output.routed_experts is None:
             return None
-        layers = [*routers(self._context.policy.model)]
-        return small(torch.from_numpy(output.routed_experts[:, layers].astype("int64")))
+        return routes_of(self._context.policy, output.routed_experts)
 
     def _step(self) -> Sequence[Any]:
         """Generate a token of every running completion; return what vLLM reports."""
@@ -551,6 +569,39 @@ class VLLMEngine(RolloutEngine):
         gc.collect()
 
 
+class Renderer:
+    """Prepares prompts for vLLM: their images in a thread of its own, in order; text at once.
+
+    Args:
+        renderer: vLLM's renderer, which computes one prompt at a time.
+        as_input: returns a prompt as vLLM takes it.
+    """
+
+    def __init__(self, renderer: Any, as_input: Callable[[Prompt], Any]) -> None:
+        self._renderer = renderer
+        self._as_input = as_input
+        self._thread = ThreadPoolExecutor(1, "lit-rlvr-images")
+
+    def begin(self, prompt: Prompt) -> Future[Any]:
+        """Return what a prompt will be."""
+        if prompt.pixels is not None:
+            return self._thread.submit(self._compute, prompt)
+        ready: Future[Any] = Future()
+        ready.set_result(self._compute(prompt))
+        return ready
+
+    def render(self, prompt: Prompt) -> Any:
+        """Return a prompt for vLLM."""
+        return self.begin(prompt).result()
+
+    def close(self) -> None:
+        """Drop what has not begun, and wait for what has."""
+        self._thread.shutdown(cancel_futures=True)
+
+    def _compute(self, prompt: Prompt) -> Any:
+        return self._renderer.render_cmpl([self._as_input(prompt)])[0]
+
+
 class _Row(Row):
     """A completion while it is generated.
 
@@ -586,6 +637,16 @@ def _make_noise(worker: Any) -> None:
 
     for parameter in worker.get_model().parameters():
         initialize_single_dummy_weight(parameter.data)
+
+
+def routes_of(policy: Policy, reported: np.ndarray) -> Tensor:
+    """Return the experts of a policy's layers with routers.
+
+    Args:
+        policy: the policy.
+        reported: what vLLM reports, (tokens, layers, experts of a token).
+    """
+    return small(torch.from_numpy(reported[:, [*routers(policy.model)]].astype("int64")))
 
 
 def with_tied_head(

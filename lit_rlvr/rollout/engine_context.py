@@ -29,13 +29,7 @@ def engine_context(rollout: RolloutSettings, trainer: Trainer, module: RLVRModul
         policy=module.policy,
         tokenizer=module.tokenizer,
         max_tokens=max(requirement.max_sequence_tokens for requirement in requirements),
-        max_sequences=max(
-            data.prompts_per_rollout * rollout.completions_of(module) // trainer.world_size,
-            *(
-                other.evaluation.prompts_per_batch * rollout.samples_of(other.name) // trainer.world_size
-                for other in data.validated
-            ),
-        ),
+        max_sequences=rollout.most_completions(module, data) // trainer.world_size,
         seed=run_seed(),
         dtype=module.plan.dtype,
         max_images=images["max_images"] + (0 if rollout.environment is None else turns - 1),

@@ -12,6 +12,7 @@ from lit_rlvr.common.init_arguments import init_arguments, with_class_defaults
 from lit_rlvr.engines import resolve_engine
 from lit_rlvr.engines.base import RolloutEngine
 from lit_rlvr.engines.synced import Safeguards, SyncedEngine
+from lit_rlvr.engines.vllm import GPU_SEQUENCES
 from lit_rlvr.environments import Agent, Environment, as_environment
 from lit_rlvr.environments.base import rewards_with
 from lit_rlvr.errors import MAX_SIZE, ChecksArguments, check_all, check_within, option_group, refuse_all
@@ -76,7 +77,8 @@ class RolloutSettings(ChecksArguments):
         safeguards: what the run checks, and how many failures it survives.
         replay: the record of the rollouts, or the run whose record this one trains on.
         replay_routes: in a mixture of experts, train each token with the experts that it used in the engine (R3, arXiv
-            2510.11370); else rounding sends some tokens to others. For the Hugging Face engine, and vLLM on a GPU.
+            2510.11370); else rounding sends some tokens to others. For the Hugging Face engine, and vLLM on a GPU
+            or on servers (`lit-rlvr serve --enable-return-routed-experts`).
         deterministic: on a GPU, use vLLM's batch-invariant kernels and torch's deterministic ones: slower, and repeated
             runs agree; an operation without one ends the run. No effect on a CPU.
     """
@@ -212,7 +214,7 @@ class RolloutSettings(ChecksArguments):
 
     def problems(self, plan: RunPlan) -> Iterator[str]:
         """Yield what these settings do not allow in a run, a line each."""
-        if self.sampling.truncates_distribution:
+        if self.sampling.truncates_distribution:  # vLLM can report the kept tokens: docs/scale.md says what is missing
             yield (
                 "rollout.sampling: with top_p or top_k, completions are not drawn from the distribution in the loss; "
                 "use top_p: 1.0 and top_k: 0 for training (evaluation.sampling may use them)"
@@ -240,6 +242,26 @@ class RolloutSettings(ChecksArguments):
         if module.demonstrates:
             return 1
         return self.group_size
+
+    def most_completions(self, module: RLVRModule, data: PromptDataModule) -> int:
+        """Return the most completions that a run asks for at once: of a rollout, or of a batch of a validation."""
+        counts = [data.prompts_per_rollout * self.completions_of(module)]
+        for other in data.validated:
+            counts.append(other.evaluation.prompts_per_batch * self.samples_of(other.name))
+        return max(counts)
+
+    def sequences_per_server(self, module: RLVRModule, data: PromptDataModule, servers: int) -> int:
+        """Return how many sequences each server generates at once (`--max-num-seqs`): its share of all in flight.
+
+        Args:
+            module: the algorithm.
+            data: the data.
+            servers: copies of the model that generate, each on GPUs of its own.
+        """
+        in_flight = self.most_completions(module, data) * (1 + self.staleness)
+        group = self.completions_of(module)
+        groups = math.ceil(in_flight / (group * servers))  # a group stays together
+        return min(groups * group, GPU_SEQUENCES)
 
     def most_sampled_tokens(self, trainer: Trainer, module: RLVRModule, data: PromptDataModule) -> int:
         """Return the most tokens that a run samples to train on; 0 = its steps are not bounded."""

@@ -285,17 +285,9 @@ class JobSizes:
         inputs = self.completion - 1
         return prompts * (self.prompt * (1 if self.shared_prefix else self.group) + self.group * inputs)
 
-    def with_most_tokens(self, plan: MemoryPlan, limit: int | None = None) -> MemoryPlan:
-        """Return the plan with the most tokens in a micro-batch that fit: doubled up to those of a step.
-
-        Args:
-            plan: a plan of this job.
-            limit: more tokens are not tried; None = no such limit.
-        """
-        if limit is None:
-            enough = self.step_tokens(plan.gpus)
-        else:
-            enough = min(limit, self.step_tokens(plan.gpus))
+    def with_most_tokens(self, plan: MemoryPlan) -> MemoryPlan:
+        """Return a plan of this job with the most tokens in a micro-batch that fit: doubled up to those of a step."""
+        enough = self.step_tokens(plan.gpus)
         best = self.plan(plan.strategy, plan.gpus, min(FEWEST_TOKENS, enough))
         while best.budget < enough:
             larger = self.plan(plan.strategy, plan.gpus, min(2 * best.budget, enough))

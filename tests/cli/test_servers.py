@@ -4,17 +4,23 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
-from tiny_runs import child_environment, launch
+from tiny_runs import CLI, child_environment, launch
 
 from lit_rlvr.cli import servers
 from lit_rlvr.cli.lightning_cli import ConfigCheck
-from lit_rlvr.cli.servers import URLS_VARIABLE, servers_beside
+from lit_rlvr.cli.servers import URLS_VARIABLE, LocalServer, servers_beside
+from lit_rlvr.engines.client import VLLMServer, wait_for
+from lit_rlvr.engines.vllm import GPU_SEQUENCES
 from lit_rlvr.errors import UserError
+
+RUN = ["--config", "quickstart", "--model.init_args.model", "tiny-llama", "--trainer.precision", "bf16-mixed"]
+Build = Callable[[Any], Any]
 
 
 class RecordedServer:
@@ -22,7 +28,7 @@ class RecordedServer:
 
     started: list[tuple[list[str], str]] = []  # noqa: RUF012  # emptied by each test
 
-    def __init__(self, command: list[str], environment: dict[str, str], output: Path) -> None:
+    def __init__(self, url: str, command: list[str], environment: dict[str, str], output: Path) -> None:
         self.started.append((command, environment.get("CUDA_VISIBLE_DEVICES", "")))
         self.process = subprocess.Popen(["true"])
         self.is_wanted = True
@@ -46,32 +52,61 @@ def parser() -> ConfigCheck:
     return ConfigCheck()
 
 
+@pytest.fixture(scope="module")
+def build(parser: ConfigCheck) -> Build:
+    """Returns the objects of the run, which are built once, whatever further options say."""
+    built = parser.build(parser.parse(RUN))
+    return lambda _: built
+
+
 @pytest.fixture
 def settings(parser: ConfigCheck) -> Callable[..., Any]:
-    """Parses the settings of a run with further options."""
-    given = ["--config", "quickstart", "--model.init_args.model", "tiny-llama", "--trainer.precision", "bf16-mixed"]
-    return lambda *arguments: parser.parse([*given, *arguments])
+    """Parses the settings of the run with further options."""
+    return lambda *arguments: parser.parse([*RUN, *arguments])
 
 
 def test_the_last_gpus_serve_and_the_others_train(
-    four_gpus: list[tuple[list[str], str]], settings: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    four_gpus: list[tuple[list[str], str]], build: Build, settings: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with servers_beside("2", settings()) as options:
+    with servers_beside("2", settings(), build) as options:
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
         assert [gpu for _, gpu in four_gpus] == ["2", "3"]
         urls = json.loads(os.environ[URLS_VARIABLE])
         for (command, _), url in zip(four_gpus, urls, strict=True):
             assert command[:6] == ["serve", "--model", "tiny-llama", "--dtype", "bfloat16", "--port"]
-            assert command[7:] == ["--nccl"] and url.endswith(f":{command[6]}")
+            assert command[7:] == ["--nccl", "--max-num-seqs", "64"] and url.endswith(f":{command[6]}")
         assert (
             options[1] == "VLLMServerEngine" and options[3] == f"[{', '.join(urls)}]" and options[5] == "NCCLTransfer"
         )
-        with servers_beside("2", settings()) as options_of_second:
+        with servers_beside("2", settings(), build) as options_of_second:
             assert options_of_second == options and len(four_gpus) == 2, "only the first process starts servers"
     assert not {URLS_VARIABLE, "CUDA_VISIBLE_DEVICES"} & {*os.environ}, "as they were before"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,4,5,6")
-    with servers_beside("1", settings()):
+    with servers_beside("1", settings(), build):
         assert four_gpus[-1][1] == "6" and os.environ["CUDA_VISIBLE_DEVICES"] == "7,4,5"
+
+
+def test_each_server_generates_its_share_at_once(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = build(None)
+
+    def share(servers: int) -> int:
+        return built.rollout.sequences_per_server(built.model, built.data, servers)
+
+    assert (share(1), share(3)) == (128, 48), "of 16 prompts with 8 completions; a group stays together"
+    monkeypatch.setattr(built.rollout, "staleness", 1)
+    assert share(1) == 256, "groups of two iterations are in flight"
+    monkeypatch.setattr(built.data, "prompts_per_rollout", 512)
+    assert share(1) == GPU_SEQUENCES
+    monkeypatch.setattr(built.data, "prompts_per_rollout", 2)
+    assert share(1) == 2 * 128, "validation asks for more than a rollout"
+
+
+def test_the_plan_says_what_each_server_generates_at_once(lit_rlvr: CLI) -> None:
+    plan = ("plan", "--config", "quickstart", "--model.init_args.model", "tiny-llama", "--gpus", "1x80GB")
+    line_of_fit = ("--ckpt_path", "last", "--overwrite=false")
+    printed = lit_rlvr(*plan, *line_of_fit, "--servers", 2, status=0).out
+    assert "Servers: lit-rlvr serve --max-num-seqs 64\n" in printed
+    assert "Servers:" not in lit_rlvr(*plan, status=0).out
 
 
 @pytest.mark.parametrize(
@@ -85,20 +120,52 @@ def test_the_last_gpus_serve_and_the_others_train(
     ],
 )
 def test_what_cannot_be_is_refused(
-    count: str, arguments: tuple[str, ...], message: str, settings: Callable[..., Any],
+    count: str, arguments: tuple[str, ...], message: str, build: Build, settings: Callable[..., Any],
     four_gpus: list[tuple[list[str], str]],
 ) -> None:  # fmt: skip
-    with pytest.raises(UserError) as error, servers_beside(count, settings(*arguments)):
+    with pytest.raises(UserError) as error, servers_beside(count, settings(*arguments), build):
         pass
     assert str(error.value).startswith(message) and not four_gpus
 
 
 def test_under_a_launcher_it_is_refused(
-    four_gpus: list[tuple[list[str], str]], settings: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    four_gpus: list[tuple[list[str], str]], build: Build, settings: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "0")
-    with pytest.raises(UserError, match="torchrun or Slurm has started this process"), servers_beside("1", settings()):
+    with (
+        pytest.raises(UserError, match="torchrun or Slurm has started this process"),
+        servers_beside("1", settings(), build),
+    ):
         pass
+
+
+@pytest.mark.parametrize(("status", "says"), [(2, "refuses its options"), (1, "with status 1 and is started again")])
+def test_a_server_that_ends_is_said_with_its_last_lines(
+    status: int, says: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without this, the run waits for the engine's timeout of half an hour."""
+
+    def end_at_once(command: list[str], log: IO[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(["bash", "-c", f"echo an old option; echo --bad; exit {status}"], stdout=log)
+
+    monkeypatch.setattr(servers, "start_command", end_at_once)
+    monkeypatch.setattr("lit_rlvr.errors.log.propagate", True)
+    output, url = tmp_path / "servers.log", "http://127.0.0.1:1"
+    output.write_text("of another server\n")
+    monkeypatch.setattr(servers, "ENDED", ended := {})
+    monkeypatch.setattr("lit_rlvr.engines.client.ENDED", ended)
+    server = LocalServer(url, ["serve"], {}, output)
+    deadline = time.monotonic() + 60
+    while says not in caplog.text and time.monotonic() < deadline:
+        time.sleep(0.01)
+    server.is_wanted = False
+    assert f"{url}: the server" in caplog.text and "an old option | --bad" in caplog.text
+    assert "of another server" not in caplog.text
+    if status == 2:
+        with pytest.raises(UserError, match=r"refuses its options: an old option \| --bad"):
+            wait_for([VLLMServer(url, None, 1800.0)], least=1)
+    else:
+        assert not ended
 
 
 def test_without_a_number_it_is_one_line(run_folder: Path) -> None:

@@ -204,7 +204,6 @@ def test_automatic_micro_batches_fill_the_memory_up_to_an_optimizer_step() -> No
     assert budgets == sorted(set(budgets)) and len(budgets) == 3
     assert small.with_most_tokens(small.plan(Strategy(False, True), GPUs(8, 8), small.budget)).budget == FEWEST_TOKENS
     huge = small.plan(Strategy(False, True), GPUs(8, 1e6), small.budget)
-    assert small.with_most_tokens(huge, 3000).budget == 3000
     step = 128 // 8 * (1024 + 8 * 3071)  # the groups of a rank, each prompt once
     assert small.with_most_tokens(huge).budget == step
     assert replace(small, minibatches=4).with_most_tokens(huge).budget == step // 4
@@ -319,7 +318,7 @@ def test_the_command_reads_the_config_alone(run_folder: Path, lit_rlvr: CLI, mon
     assert "Proposal: DDP" in result.out and "--config strategy/ddp" in result.out
     assert not (run_folder / "run").exists()
     seen: list[bool] = []
-    monkeypatch.setattr("lit_rlvr.cli.subcommands.show_plan", lambda job, gpus: seen.append(job.quantized))
+    monkeypatch.setattr("lit_rlvr.cli.subcommands.show_plan", lambda job, *_: seen.append(job.quantized))
     fp8 = ("--rollout.engine", "VLLMEngine", "--rollout.engine.init_args.quantize", "fp8")
     for engine in ((), fp8):
         assert lit_rlvr("plan", *FIT[1:], "--gpus", "1x80GB", *engine).status == 0

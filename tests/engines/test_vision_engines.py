@@ -3,8 +3,10 @@ log-probabilities equal the trainer's."""
 
 import copy
 import importlib.util
+import itertools
 import json
 import string
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -302,10 +304,39 @@ def test_hugging_face_sees_the_pictures_of_the_trainer(vlm_context: EngineContex
 
 @pytest.mark.slow
 def test_vllm_sees_the_pictures_of_the_trainer(
-    vlm_context: EngineContext, vlm_engine: VLLMEngine, pictures: list[Prompt]
+    vlm_context: EngineContext, vlm_engine: VLLMEngine, pictures: list[Prompt], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = largest_differences(vlm_engine, vlm_context, pictures)
     assert max(found.values()) <= 5e-5, found
+    sampling = Sampling(max_tokens=8).with_banned(load_policy(vlm_context.folder).placeholder_ids)
+    seeds = [[p] for p in range(len(pictures))]
+    together = vlm_engine.generate(pictures, sampling, seeds)
+    generates_while_it_renders(vlm_engine, monkeypatch)
+    apart = vlm_engine.generate(pictures, sampling, seeds)
+    assert [[c.token_ids for c in group] for group in apart] == [[c.token_ids for c in group] for group in together]
+    for (a,), (b,) in zip(apart, together, strict=True):
+        assert a.logprobs == pytest.approx(b.logprobs, abs=5e-5)
+
+
+def generates_while_it_renders(engine: VLLMEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let an engine on a CPU do as on a GPU; no image but the first is ready before it has generated a token."""
+    renderer = engine._llm.llm_engine.renderer
+    step, render = engine._step, renderer.render_cmpl
+    has_stepped = threading.Event()
+    calls = itertools.count()
+
+    def first_step() -> Any:
+        outputs = step()
+        has_stepped.set()
+        return outputs
+
+    def later(prompts: Any) -> Any:
+        assert next(calls) == 0 or has_stepped.wait(60), "it waits for all images"
+        return render(prompts)
+
+    monkeypatch.setattr(VLLMEngine, "_overlaps", True)
+    monkeypatch.setattr(engine, "_step", first_step)
+    monkeypatch.setattr(renderer, "render_cmpl", later)
 
 
 # The last tests: when their engines end, so does the process group of every vLLM in this process.

@@ -23,6 +23,7 @@ from torch.nn.functional import normalize
 
 from lit_rlvr.algorithms import GRPO
 from lit_rlvr.engines.base import EngineContext
+from lit_rlvr.engines.client import VLLMServer
 from lit_rlvr.engines.hf import HFEngine
 from lit_rlvr.engines.server import VLLMServerEngine
 from lit_rlvr.engines.transfer import FileTransfer
@@ -204,6 +205,45 @@ def test_what_vllm_reports_is_of_all_layers_and_of_their_numbers() -> None:
     assert (found.dtype, found.equal(reported[:, 1:])) == (torch.uint8, True)
     large = CompletionOutput(0, "", [5], None, None, routed_experts=reported.numpy().astype("uint16") + 300)
     assert engine._routes(large).equal(reported[:, 1:].short() + 300)  # type: ignore[union-attr]
+    server, choice = server_engine(), server_choice(reported)
+    server._context = engine._context
+    assert server._completion(choice, None).routes.equal(reported[:, 1:])  # type: ignore[union-attr]
+
+
+def server_engine() -> VLLMServerEngine:
+    return VLLMServerEngine(["http://localhost:1"], FileTransfer())
+
+
+def server_choice(reported: Tensor) -> dict[str, Any]:
+    """What vLLM's server says of a completion of two tokens, made by its own classes."""
+    from vllm.entrypoints.scale_out.token_in_token_out.protocol import GenerateTextChoice
+    from vllm.utils.serial_utils import numpy2base64
+
+    content = [{"token": "x", "logprob": -1.0, "top_logprobs": []}] * 2
+    choice = GenerateTextChoice(
+        index=0, text="xx", token_ids=[5, 6], finish_reason="length", logprobs={"content": content},
+        routed_experts=numpy2base64(reported.numpy()),
+    )  # fmt: skip
+    answer: dict[str, Any] = choice.model_dump(mode="json")
+    return answer
+
+
+def test_a_server_that_returns_no_experts_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = replaying("Qwen3-MoE")
+    server = server_engine()
+    known = {
+        "model": "unknown", "dtype": "torch.float32", "max_num_seqs": 8, "replicas": 1, "adapters": None,
+        "max_model_len": 512, "logprobs_mode": "processed_logprobs", "batch_invariant": False,
+    }  # fmt: skip
+    monkeypatch.setattr("lit_rlvr.engines.server.check_model", lambda *_: None)
+    context = EngineContext("", policy, test_models.tiny.byte_tokenizer(), 512, 64, 0)
+    for returns in (True, False):
+        monkeypatch.setattr(VLLMServer, "settings", lambda _, returns=returns: known | {"returns_routes": returns})
+        if returns:
+            server._check(server.servers[0], context)
+        else:
+            with pytest.raises(UserError, match="start it with --enable-return-routed-experts"):
+                server._check(server.servers[0], context)
 
 
 def test_a_run_trains_on_the_engines_experts(tmp_path: Path) -> None:
@@ -261,10 +301,6 @@ def test_what_cannot_replay_is_refused_in_one_line(tmp_path: Path) -> None:
     check_settings(vllm, module, plan_without_trainer(vllm, module, 8, device="cuda"))
     stops = RolloutCallback(engine=VLLMEngine(), replay_routes=True, sampling=Sampling(stop=("x",)))
     assert "with rollout.sampling.stop; use" in refused(stops, experts, "cuda")
-    server = RolloutCallback(
-        engine=VLLMServerEngine(["http://localhost:1"], FileTransfer(tmp_path)), replay_routes=True
-    )
-    assert "engine vllmserver does not return the experts" in refused(server, experts, "cuda")
     assert "a policy that is its own teacher" in refused(ours, experts, teacher=Teacher(prompt=Demonstration("answer")))
     with pytest.raises(UserError, match="LlamaForCausalLM has no routers of a known form"):
         Policy(tiny_llama(), ENDS).replay_routes()

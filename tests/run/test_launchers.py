@@ -53,6 +53,7 @@ SLURM_COMMANDS = {
     "sleep": "exec /bin/sleep 0.05",  # the pause before a server is started again
     "lit-rlvr": """
         echo "$@" >> $1.lines
+        [ $1 = plan ] && echo "Servers: lit-rlvr serve --max-num-seqs 64" && exit
         if [ $1 = serve ]; then
           [ -n "$REFUSED" ] && exit 2
           [ $(wc -l < serve.lines) = 1 ] && exit 1  # it crashes at first
@@ -101,8 +102,8 @@ def test_a_job_of_servers_and_a_trainer_ends_with_the_run(
         last == "ended"
         and served
         == [
-            "serve --model smollm2 --dtype bfloat16 --nccl --host 0.0.0.0 --port 8000 --tensor-parallel-size 4 "
-            "--data-parallel-size 2"
+            "serve --model smollm2 --dtype bfloat16 --nccl --host 0.0.0.0 --port 8000 --max-num-seqs 64 "
+            "--tensor-parallel-size 4 --data-parallel-size 2"
         ]
         * 2
     ), "a server that crashes is started again"
@@ -142,6 +143,9 @@ def test_a_job_starts_again_where_that_helps(
     assert ("requeue 7" in (tmp_path / "scontrol.lines").read_text().splitlines()) == is_requeued
     started = (tmp_path / "srun.lines").read_text().splitlines()
     (trainer,) = [line for line in started if "--het-group=0" in line]
+    (planned,) = (tmp_path / "plan.lines").read_text().splitlines()
+    assert planned.endswith("--ckpt_path last --model.init_args.model smollm2 --gpus 8x80GB --servers 4")
+    assert any("--max-num-seqs 64 --tensor-parallel-size 4" in line for line in started)
     assert "--kill-on-bad-exit=1" in trainer.partition(" env ")[0].split()
     assert trainer.endswith("--overwrite false --ckpt_path last"), "a job that starts again goes on"
 

@@ -446,7 +446,7 @@ def test_a_plan_counts_the_teacher(
     seen: list[dict[str, float]] = []
     monkeypatch.setattr(
         "lit_rlvr.cli.subcommands.show_plan",
-        lambda job, gpus: seen.append(job.plan(Strategy(False, True), gpus, job.budget).terms),
+        lambda job, gpus, *_: seen.append(job.plan(Strategy(False, True), gpus, job.budget).terms),
     )
     named = ("--model.init_args.teacher.model", str(teacher))
     for more in ((), named, (*named, "--model.init_args.teacher.beta", "0.5")):
