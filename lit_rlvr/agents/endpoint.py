@@ -37,7 +37,7 @@ START_SECONDS = 30.0
 OVER = "the episode is over"
 
 
-@dataclass
+@dataclass(eq=False)
 class Job:
     """A message to sample.
 
@@ -100,6 +100,7 @@ class Endpoint:
         self._players: dict[str, _Player] = {}
         self._past: set[str] = set()
         self._jobs: list[Job] = []
+        self._taken: list[Job] = []  # those that are being sampled
         self._socket = open_socket(host, port, f"rollout.environment: Agent cannot listen at {host}:{port}")
         handlers: dict[str, Handler] = {
             **dict.fromkeys(FORMS, self._complete), "/v1/reward": self._reward, "/v1/end": self._end,
@@ -149,14 +150,16 @@ class Endpoint:
             self._past.update(self._players)
             self._players = {session.key: _Player(session) for session in sessions}
             self._jobs = []
+            self._taken = []
             self.rules = rules
 
     def end(self, session: Session) -> None:
         """Answer no further call of a session; those that wait are refused."""
         with self.lock:
             session.is_over = True
-            waiting = [job for job in self._jobs if job.session is session]
+            waiting = [job for job in (*self._jobs, *self._taken) if job.session is session]
             self._jobs = [job for job in self._jobs if job.session is not session]
+            self._taken = [job for job in self._taken if job.session is not session]
             self.lock.notify_all()
         for job in waiting:
             self._loop.call_soon_threadsafe(_settle, job.answer, RequestError(OVER, 410))
@@ -171,6 +174,7 @@ class Endpoint:
             while (seconds := is_ready(self._jobs)) > 0:
                 self.lock.wait(seconds)
             jobs = self._jobs
+            self._taken += jobs
             self._jobs = []
             return jobs
 
@@ -180,6 +184,7 @@ class Endpoint:
         with self.lock:
             if not job.session.is_over:
                 result = job.session.finish(job.message, turn)
+                self._taken.remove(job)
         self._loop.call_soon_threadsafe(_settle, job.answer, result)
 
     # ---- calls --------------------------------------------------------------------------------------------

@@ -36,7 +36,6 @@ class SampledMessage:
         seed: the seed of its tokens.
         limit: its most tokens.
         is_auxiliary: the agent said that it is not part of the episode.
-        cost: tokens of the row that its prompt takes.
         turn: its tokens; None = it is not sampled yet.
         reply: the answer to the request.
         is_lost: the agent was gone when it was answered.
@@ -50,7 +49,6 @@ class SampledMessage:
     seed: int
     limit: int
     is_auxiliary: bool
-    cost: int
     turn: Completion | None = None
     reply: Reply | None = None
     is_lost: bool = False
@@ -66,6 +64,13 @@ class SampledMessage:
     def tokens(self) -> tuple[int, ...]:
         """Its prompt and its own tokens."""
         return self.prompt + self.sampled.token_ids
+
+    @property
+    def most_tokens(self) -> int:
+        """The tokens of its prompt and its own, of which there may be fewer as long as it is not sampled."""
+        if self.turn is None:
+            return len(self.prompt) + self.limit
+        return len(self.prompt) + len(self.turn.token_ids)
 
     @property
     def ancestors(self) -> list[SampledMessage]:
@@ -99,6 +104,55 @@ def common_length(tokens: Sequence[int], other: Sequence[int]) -> int:
     return min(len(tokens), len(other))
 
 
+class Group:
+    """The episodes of a prompt, whose rows leave out the tokens with which all their prompts begin.
+
+    Args:
+        limits: the budget of each episode.
+
+    Attributes:
+        sessions: the episodes.
+        start: the tokens with which all prompts begin so far; None = there is none.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.sessions: list[Session] = []
+        self.start: tuple[int, ...] | None = None
+        self._shortest = 0  # of the prompts that begin a sequence
+        self._has_forks = False
+
+    def room(self, session: Session, prompt: tuple[int, ...], parent: SampledMessage | None) -> int:
+        """Return the tokens that an episode's row has left behind a prompt, which then counts as one of the group.
+
+        Raises:
+            RequestError: the prompt begins otherwise than those of other episodes, which have no room for theirs.
+        """
+        start = self.start
+        shortest = self._shortest
+        has_forks = self._has_forks or (bool(session.kept) and (parent is None or parent.has_children))
+        if start is None:
+            start = prompt
+            shortest = len(prompt)
+        elif parent is None:
+            start = start[: common_length(start, prompt)]
+            shortest = min(shortest, len(prompt))
+        start = start[: shortest - has_forks]
+        most = self.limits.sampling.max_completion_tokens
+        if self.start is None or len(start) < len(self.start):
+            for other in self.sessions:
+                if other is not session and other.row_tokens(len(start)) > most:
+                    raise RequestError(
+                        f"prompt is too long: it shares {len(start)} tokens with the prompts of this task's other "
+                        f"episodes, which have no room for what they would not share; the maximum is {most} tokens in "
+                        "an episode (rollout.sampling.max_episode_tokens)", code="context_length_exceeded",
+                    )  # fmt: skip
+        room = most - session.row_tokens(len(start), parent) - (len(prompt) - len(start))
+        if room >= 1:
+            self.start, self._shortest, self._has_forks = start, shortest, has_forks
+        return room
+
+
 class Session:
     """One episode. It is not safe for threads: the endpoint's lock guards it.
 
@@ -106,7 +160,7 @@ class Session:
         key: the bearer key of its calls.
         sample: the row that it plays.
         seed: its seed.
-        limits: its budget.
+        group: the episodes of its prompt.
         conversations: renders prompts.
 
     Attributes:
@@ -121,7 +175,7 @@ class Session:
         opening: the beginning of each turn's text that stands in the prompt.
     """
 
-    def __init__(self, key: str, sample: Sample, seed: int, limits: Limits, conversations: Conversations) -> None:
+    def __init__(self, key: str, sample: Sample, seed: int, group: Group, conversations: Conversations) -> None:
         self.key = key
         self.sample = sample
         self.seed = seed
@@ -134,11 +188,11 @@ class Session:
         self.failure = ""
         self.failure_detail = ""
         self.opening = conversations.opening
-        self._limits = limits
+        self._group = group
+        self._limits = group.limits
         self._conversations = conversations
         self._by_content: dict[str, SampledMessage] = {}
         self._counts: dict[Any, int] = {}
-        self._spent = 0
 
     @property
     def is_finished(self) -> bool:
@@ -163,21 +217,18 @@ class Session:
         had_children = parent is not None and parent.has_children
         begun: list[SampledMessage] = []
         for _ in range(request.count):
-            cost = 0 if is_auxiliary else self._cost(parent, prompt)
             limit = min(request.max_tokens or sampling.max_tokens, sampling.max_tokens)
             try:
-                limit = min(limit, self._room(prompt, cost))
+                limit = min(limit, self._room(prompt, parent, is_auxiliary))
             except RequestError:
                 self._take_back(begun, had_children)
                 raise
             number = self._counts[prompt] = self._counts.get(prompt, -1) + 1
             digest = hashlib.sha256(repr(prompt).encode()).hexdigest()
             seed = derive_seed(self.seed, "agent", digest, number)
-            message = SampledMessage(parent, prompt, added, request, seed, limit, is_auxiliary, cost)
-            if not is_auxiliary:
-                self._spent += cost + limit
-                if parent is not None:
-                    parent.has_children = True
+            message = SampledMessage(parent, prompt, added, request, seed, limit, is_auxiliary)
+            if parent is not None:
+                parent.has_children = True
             self.messages.append(message)
             begun.append(message)
         return begun
@@ -192,8 +243,6 @@ class Session:
         for message in begun:
             self.messages.remove(message)
             self._counts[message.prompt] -= 1
-            if not message.is_auxiliary:
-                self._spent -= message.cost + message.limit
             if message.parent is not None:
                 message.parent.has_children = had_children
 
@@ -215,27 +264,37 @@ class Session:
         except UserError as error:
             raise RequestError(str(error)) from error
 
-    def _cost(self, parent: SampledMessage | None, prompt: tuple[int, ...]) -> int:
-        """Return the tokens that a prompt adds to the row: those that no sequence of it has yet."""
-        first = next((message for message in self.messages if not message.is_auxiliary), None)
-        if first is None:
-            return 0
-        if parent is not None and not parent.has_children:
-            return len(prompt) - len(parent.tokens)
-        return len(prompt) - common_length(first.prompt, prompt)
+    @property
+    def kept(self) -> list[SampledMessage]:
+        """Its messages without auxiliary ones, sampled or not."""
+        return [message for message in self.messages if not message.is_auxiliary]
 
-    def _room(self, prompt: tuple[int, ...], cost: int) -> int:
+    def row_tokens(self, start: int, without: SampledMessage | None = None) -> int:
+        """Return the most tokens of its row.
+
+        Args:
+            start: tokens at the beginning of each sequence that are in the prompt.
+            without: a message that is about to be extended, so that it ends no sequence.
+        """
+        kept = self.kept
+        parents = {id(message.parent) for message in kept} | {id(without)}
+        return sum(message.most_tokens - start for message in kept if id(message) not in parents)
+
+    def _room(self, prompt: tuple[int, ...], parent: SampledMessage | None, is_auxiliary: bool) -> int:
         """Return the most tokens that can follow a prompt.
 
         Raises:
             RequestError: there is no room.
         """
         limits = self._limits
-        room = limits.sampling.max_completion_tokens - self._spent - cost
         most = f"{limits.sampling.max_completion_tokens} tokens in an episode (rollout.sampling.max_episode_tokens)"
         if not self.messages and len(prompt) > limits.prompt:
             room = 0
             most = f"{limits.prompt} tokens in its first prompt (data.init_args.reading.max_prompt_tokens)"
+        elif is_auxiliary:
+            room = limits.sampling.max_tokens
+        else:
+            room = self._group.room(self, prompt, parent)
         if limits.context and limits.context - len(prompt) < room:
             room = limits.context - len(prompt)
             most = f"{limits.context} tokens in a sequence"
@@ -257,11 +316,9 @@ class Session:
         # some templates take ids of nine characters only
         calls = tuple(call | {"id": f"{name[:7]}{index:02d}"} for index, call in enumerate(reply.calls))
         message.reply = replace(reply, calls=calls)
-        if not message.is_auxiliary:
-            self._spent -= message.limit - len(turn.token_ids)
-            if not turn.truncated:  # what was cut is not extended
-                path = [*message.request.messages, message.reply.message]
-                self._by_content.setdefault(fingerprint(path, message.request.tools), message)
+        if not message.is_auxiliary and not turn.truncated:  # what was cut is not extended
+            path = [*message.request.messages, message.reply.message]
+            self._by_content.setdefault(fingerprint(path, message.request.tools), message)
         return message.reply
 
     @property

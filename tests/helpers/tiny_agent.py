@@ -4,7 +4,6 @@ import http.client
 import json
 import os
 import sys
-import threading
 import time
 from typing import Any
 from urllib.parse import urlsplit
@@ -67,17 +66,6 @@ def branches() -> str:
     return "".join([*said, ask([{"role": "system", "content": "Sum up."}, user("all?")])])
 
 
-def parallel() -> str:
-    """Two calls at once."""
-    said: list[str] = []
-    threads = [threading.Thread(target=lambda: said.append(ask(list(TASK["messages"])))) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return "".join(sorted(said))
-
-
 def silent() -> str:
     """No call."""
     return ""
@@ -131,18 +119,10 @@ def refusals() -> str:
     return str(first["choices"][0]["message"]["content"])
 
 
-def gone() -> str:
-    """A client that disconnects before it is answered, and a call that is answered."""
-    connection = http.client.HTTPConnection(URL.hostname or "", URL.port)
-    body = json.dumps({"messages": TASK["messages"], "stream": True})
-    connection.request("POST", f"{URL.path}/chat/completions", body, {"authorization": f"Bearer {KEY}"})
-    connection.close()
-    time.sleep(0.3)
-    return ask([user("answered")])
-
-
 if __name__ == "__main__":
     while TASK:
+        if KEY and TASK.get("api_key", KEY) != KEY:
+            assert post("/reward", {"reward": 0.0})[0] == 410, "the key of an episode that is over"
         KEY = TASK.get("api_key", KEY)
         text = globals()[sys.argv[1]]()
         print("done", flush=True)

@@ -1,6 +1,7 @@
 """Agents: programs that call the run's endpoint. Their rows hold the tokens that were sampled."""
 
 import json
+import random
 import socket
 import subprocess
 import sys
@@ -18,11 +19,12 @@ from tiny_engines import hf_engine
 from tiny_fit import assert_same, fit, naive_gradients
 from tiny_runs import CLI, FIT, STRATEGIES, completions, in_two_processes, metrics, to
 
-from lit_rlvr.agents.conversation import fingerprint
+from lit_rlvr.agents.conversation import Conversations, fingerprint
 from lit_rlvr.agents.play import AgentEpisodes
 from lit_rlvr.agents.processes import LAUNCHER
 from lit_rlvr.agents.replies import anthropic_body, openai_body, read_reply
-from lit_rlvr.agents.requests import ChatRequest
+from lit_rlvr.agents.requests import ChatRequest, RequestError
+from lit_rlvr.agents.session import Group, Limits, Session, completion_of, shared_start
 from lit_rlvr.datamodules.reading.chat import Chat
 from lit_rlvr.environments import Agent, SingleTurn, as_environment
 from lit_rlvr.errors import UserError
@@ -33,7 +35,10 @@ SCRIPT = Path(__file__).parents[1] / "helpers" / "tiny_agent.py"
 DATA: Any = SimpleNamespace(
     name="tiny", chat=Chat(), tokenizer=byte_tokenizer(), reading=SimpleNamespace(max_prompt_tokens=256)
 )
-SAMPLING = Sampling(max_tokens=12, max_turns=4, max_observation_tokens=64)
+MODES = [  # of `faulty_agent.py`
+    "well", "parallel", "garbage", "ten_megabytes", "another_key", "gone_in_stream", "late_reward", "silent", "crash",
+]  # fmt: skip
+SAMPLING = Sampling(max_tokens=12, max_turns=4, max_observation_tokens=128)
 PROMPTS = [Prompt(Sample(f"p{n}", f"{n} + 1 = ?", str(n + 1)), [1]) for n in range(2)]
 SEEDS = [[10 * p + g for g in range(3)] for p in range(2)]
 
@@ -53,18 +58,19 @@ class Spy:
 
 @pytest.fixture
 def play() -> Iterator[Any]:
-    made = []
+    made: list[AgentEpisodes] = []
 
     def run(
-        *arguments: str, script: Path = SCRIPT, sampling: Sampling = SAMPLING, spy: Any = None,
-        seeds: list[list[int]] = SEEDS, **options: Any,
+        *arguments: str, script: Path | str = SCRIPT, sampling: Sampling = SAMPLING, spy: Any = None,
+        seeds: list[list[int]] = SEEDS, prompts: list[Prompt] = PROMPTS, **options: Any,
     ) -> Any:  # fmt: skip
         agent = Agent([sys.executable, str(script), *arguments], **options)
         made.append(AgentEpisodes(agent, ENDS, "tiny", 0, True))
         spy = spy or Spy()
-        prompts, groups = made[-1].play(PROMPTS[: len(seeds)], sampling, seeds, None, DATA, spy.generate, True)
+        prompts, groups = made[-1].play(prompts[: len(seeds)], sampling, seeds, None, DATA, spy.generate, True)
         return SimpleNamespace(prompts=prompts, groups=groups, spy=spy, counts=made[-1].counts)
 
+    run.made = made  # type: ignore[attr-defined]
     yield run
     for episodes in made:
         episodes.close()
@@ -219,18 +225,106 @@ def test_an_endless_agent_is_killed_with_its_children(play: Any, tmp_path: Path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["parallel", "gone"])
-def test_calls_at_once_and_clients_that_are_gone(mode: str, play: Any) -> None:
-    played = play(mode)
-    rows = rows_of(played)
-    assert all(row.outcome.status == "ok" for row in rows)
-    if mode == "parallel":
-        assert_exact(played)
-        assert all(len(row.turns) == len(row.sequences) == 2 for row in rows)
-        assert all(row.turns[0].text != row.turns[1].text for row in rows)
-    else:
-        lost = played.counts["lost"]  # under load an answer may be on its way before its client has gone
-        assert lost and sum(len(row.turns) for row in rows) == 12 - lost
+def test_many_agents_at_once_that_misbehave_cost_their_own_episodes_alone(play: Any) -> None:
+    """256 programs: what each does wrong is told by its seed; see `faulty_agent.py`."""
+    seeds = [[128 * p + g for g in range(128)] for p in range(2)]
+    spy = Scripted()
+    script = str(SCRIPT.with_name("faulty_agent.py"))
+    longer = replace(SAMPLING, max_tokens=64)
+    played = play(script, script="-IS", seeds=seeds, spy=spy, parallel=256, timeout=300.0, sampling=longer)
+    by_mode: dict[str, list[Completion]] = {}
+    for seed, row in enumerate(rows_of(played)):
+        by_mode.setdefault(MODES[seed % len(MODES)], []).append(row)
+    for mode, of_mode in by_mode.items():
+        outcomes = {(row.outcome.status, row.outcome.value) for row in of_mode if row.outcome is not None}
+        turns = {len(row.turns) for row in of_mode}
+        expected = {"silent": ("error", 0.0), "crash": ("error", 0.0), "late_reward": ("ok", 0.5)}
+        assert outcomes == {expected.get(mode, ("ok", 0.25))}, (mode, of_mode[0].outcome)
+        if mode == "parallel":
+            assert turns == {2} and all(len(row.sequences) == 2 for row in of_mode)
+        elif mode == "gone_in_stream":  # its answer may have been on its way
+            assert turns <= {1, 2}
+        else:
+            assert turns == {int(mode != "silent")}, mode
+    counts = played.counts
+    assert counts["silent"] == len(by_mode["silent"]) and counts["crashed"] == len(by_mode["crash"])
+    assert counts["timeout"] == 0 and counts["episodes"] == 256
+    assert counts["refused"] == len(by_mode["ten_megabytes"])
+
+
+def test_an_engine_that_fails_ends_the_agents_and_plays_again_after_that(play: Any) -> None:
+    class Broken(Spy):
+        def generate(self, *arguments: Any) -> Any:
+            raise RuntimeError("the engine died")
+
+    with pytest.raises(RuntimeError, match="the engine died"):
+        play("turns", spy=Broken())
+    (episodes,) = play.made
+    _, groups = episodes.play(PROMPTS, SAMPLING, SEEDS, None, DATA, Spy().generate, True)
+    assert [row.outcome.status for group in groups for row in group] == ["ok"] * 6
+
+
+@pytest.mark.parametrize(
+    ("code", "timeout", "failure"),
+    [
+        ("import time; time.sleep(60)", 0.3, "did not end within 0.3 s"),
+        ("print('x' * 300_000, flush=True); print(len(input()) > 300_000 and 'it was read')", 60.0, "exit status 1"),
+    ],
+)
+def test_a_worker_that_does_not_read_a_long_task_costs_its_own_episode(
+    code: str, timeout: float, failure: str, play: Any
+) -> None:
+    """One never reads; the other reads once all that it writes is read."""
+    prompt = Prompt(Sample("long", "?", "", row={"text": "x" * 300_000}), [1])
+    played = play(code, script="-c", prompts=[prompt], seeds=[[0]], workers=1, timeout=timeout)
+    (row,) = rows_of(played)
+    assert row.outcome is not None and failure in row.outcome.detail, row.outcome
+
+
+def test_a_row_never_has_more_tokens_than_an_episode_may_have() -> None:
+    """Requests of all kinds, of episodes whose prompts begin with equal and with different texts."""
+    rng = random.Random(0)
+    limits = Limits(replace(SAMPLING, max_turns=6, max_episode_tokens=150), 256, 0)
+    conversations = Conversations(Chat(), byte_tokenizer(), ENDS)
+    refused = 0
+    longest = 0
+    for case in range(15):
+        group = Group(limits)
+        group.sessions += [Session(f"{g}", PROMPTS[0].sample, g, group, conversations) for g in range(3)]
+        for _ in range(12):
+            session = rng.choice(group.sessions)
+            messages = [{"role": "user", "content": rng.choice(["1 + 1 = ?", "1 + 2 = ?", "Sum up."])}]
+            if session.messages and rng.random() < 0.7:
+                before = rng.choice(session.messages)
+                assert before.reply is not None
+                messages = [*before.request.messages, before.reply.message, {"role": "user", "content": "how?"}]
+            try:
+                begun = session.begin(ChatRequest(messages, count=rng.choice([1, 1, 2])), is_auxiliary=False)
+            except RequestError as error:
+                refused += "too long" in error.message
+                continue
+            for message in begun:
+                ids = tuple(rng.choices(range(97, 110), k=message.limit - 1))
+                text = byte_tokenizer().decode(ids)
+                session.finish(message, Completion(text, (*ids, END), "stop", (0.0,) * message.limit))
+        start = len(shared_start(group.sessions))
+        lengths = [len(completion_of(session, start).token_ids) for session in group.sessions]
+        assert max(lengths) <= 150, (case, lengths)
+        longest = max(longest, *lengths)
+    assert refused and longest > 130
+
+
+def test_arguments_of_the_chat_template_in_a_row_reach_its_conversations() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{{ mood }}|" + tokenizer.chat_template
+    conversations = Conversations(Chat(chat_template_kwargs={"mood": "calm"}), tokenizer, ENDS)
+    sample = Sample("own", "?", "", row={"chat_template_kwargs": '{"mood": "wild"}'})
+    of_row = conversations.for_row(sample)
+    asked = [{"role": "user", "content": "?"}]
+    assert tokenizer.decode(of_row.prompt(asked, ())).startswith("wild|")
+    assert conversations.for_row(sample) is of_row
+    other = conversations.for_row(PROMPTS[0].sample)
+    assert tokenizer.decode(other.prompt(asked, ())).startswith("calm|")
 
 
 class Scripted(Spy):
@@ -296,7 +390,7 @@ def test_no_agent_survives_a_run_that_is_killed(tmp_path: Path) -> None:
     command = [sys.executable, "-c", FAMILY, str(pids)]
     run = (
         "import os, subprocess, sys, time; "
-        f"subprocess.Popen([sys.executable, '-I', {str(LAUNCHER)!r}, str(os.getpid()), '60', '4096', *{command!r}]); "
+        f"subprocess.Popen([sys.executable, '-IS', {str(LAUNCHER)!r}, str(os.getpid()), '60', '4096', *{command!r}]); "
         "time.sleep(600)"
     )
     with subprocess.Popen([sys.executable, "-c", run]) as process:
