@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from lit_rlvr.environments.base import Environment
@@ -67,6 +69,7 @@ class Agent(Environment):
             raise UserError("Agent.command: it is empty; give the program and its arguments")
         if shutil.which(self.command[0]) is None:
             raise UserError(f"Agent.command: there is no program {self.command[0]!r}")
+        self.code = [_digest(Path(argument)) for argument in self.command if Path(argument).is_file()]
         self.env = dict(env or {})
         for name in RESERVED_VARIABLES:
             if name in self.env:
@@ -100,4 +103,9 @@ class Agent(Environment):
         return {**os.environ, **self.env, **dict(zip(RESERVED_VARIABLES, values, strict=True))}
 
     def step(self, turn: Turn) -> NoReturn:
-        raise UserError("rollout.environment: Agent plays its episodes itself, in `fit` only")
+        raise UserError("rollout.environment: Agent plays its episodes itself")
+
+
+def _digest(file: Path) -> str:
+    """Return a digest of a program's file, so that an evaluation is not continued with another program."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
