@@ -87,15 +87,17 @@ class Endpoint:
         host: address to listen at.
         port: port; 0 = any free one.
         model: the name of the model in `/v1/models`.
+        rewards_turns: take rewards of single messages.
 
     Attributes:
         lock: guards the sessions and the jobs; it is notified whenever one of them changes.
     """
 
-    def __init__(self, host: str, port: int, model: str) -> None:
+    def __init__(self, host: str, port: int, model: str, rewards_turns: bool = False) -> None:
         self.lock = threading.Condition()
         self.rules = SamplingRules()
         self._model = model
+        self._rewards_turns = rewards_turns
         self._host = host
         self._players: dict[str, _Player] = {}
         self._past: set[str] = set()
@@ -217,10 +219,15 @@ class Endpoint:
         return JSONResponse({"object": "list", "data": [model]})
 
     async def _reward(self, call: Call) -> Response:
-        if "completion_id" in call.body:
-            raise RequestError("completion_id: an episode has one reward; leave it out", 501)
+        reward = read_reward(call.body)
+        completion_id = call.body.get("completion_id")
+        if completion_id is not None and not self._rewards_turns:
+            raise RequestError("completion_id: set rollout.environment: rewards_turns: true to reward messages", 501)
         with self.lock:
-            call.player.session.reward = read_reward(call.body)
+            if completion_id is None:
+                call.player.session.reward = reward
+            else:
+                call.player.session.reward_message(str(completion_id), reward.value)
         return JSONResponse({})
 
     async def _end(self, call: Call) -> Response:

@@ -83,7 +83,7 @@ class AgentEpisodes:
         port = agent.port
         if port:
             port += rank()
-        self._endpoint = Endpoint(agent.host, port, Path(folder).name)
+        self._endpoint = Endpoint(agent.host, port, Path(folder).name, agent.rewards_turns)
         self._conversations: dict[str, Conversations] = {}  # by the name of the data set
         self._threads = ThreadPoolExecutor(agent.parallel, "agent")  # a program dies with the thread that starts it
         self._workers: list[Worker] = []  # those that are free

@@ -39,6 +39,7 @@ class SampledMessage:
         turn: its tokens; None = it is not sampled yet.
         reply: the answer to the request.
         is_lost: the agent was gone when it was answered.
+        reward: what the agent reported for it alone; None = nothing.
         has_children: a later prompt extends it.
     """
 
@@ -52,6 +53,7 @@ class SampledMessage:
     turn: Completion | None = None
     reply: Reply | None = None
     is_lost: bool = False
+    reward: float | None = None
     has_children: bool = False
 
     @property
@@ -306,6 +308,20 @@ class Session:
             )
         return room
 
+    def reward_message(self, completion_id: str, reward: float) -> None:
+        """Take note of the reward of a sampled message alone; the last one counts.
+
+        Raises:
+            RequestError: there is no such message, or it is not trained.
+        """
+        for message in self.messages:
+            if message.reply is not None and message.reply.id == completion_id:
+                if message.is_auxiliary:
+                    raise RequestError("completion_id: an auxiliary call is not trained, so it gets no reward")
+                message.reward = reward
+                return
+        raise RequestError(f"completion_id: this episode has no completion {completion_id[:80]!r}", 404)
+
     def finish(self, message: SampledMessage, turn: Completion) -> Reply:
         """Take note of a message's tokens; return its reply."""
         number = self.messages.index(message)
@@ -331,36 +347,44 @@ class Session:
         ]
 
 
-def sequences_of(session: Session) -> list[Completion]:
-    """Return the sequences of an episode, prompts included: one for each leaf of its tree, in the order of the leaves.
+@dataclass(frozen=True)
+class EpisodeSequence:
+    """A sequence of an episode: a leaf of its tree with everything before it.
 
-    In each, `sampled` marks the messages that no earlier one shares, and `turns` are these.
+    Args:
+        leaf: its last message.
+        own: its messages that no earlier sequence shares, which are trained in it.
     """
+
+    leaf: SampledMessage
+    own: tuple[SampledMessage, ...]
+
+    def is_sampled(self) -> list[bool]:
+        """Return for each token, those of the prompt included, whether it is trained in this sequence."""
+        sampled = [False] * len(self.leaf.tokens)
+        for message in self.own:
+            sampled[len(message.prompt) : len(message.tokens)] = message.sampled.from_model
+        return sampled
+
+    def logprobs(self) -> list[float]:
+        """Return for each token its log-probability; 0 for those that are not trained in this sequence."""
+        logprobs = [0.0] * len(self.leaf.tokens)
+        for message in self.own:
+            logprobs[len(message.prompt) : len(message.tokens)] = message.sampled.logprobs
+        return logprobs
+
+
+def sequences_of(session: Session) -> list[EpisodeSequence]:
+    """Return the sequences of an episode, one for each leaf of its tree, in the order of the leaves."""
     trained = session.trained
     parents = {id(message.parent) for message in trained}
     seen: set[int] = set()
     sequences = []
     for leaf in trained:
-        if id(leaf) in parents:
-            continue
-        token_ids = leaf.tokens
-        sampled = [False] * len(token_ids)
-        logprobs = [0.0] * len(token_ids)
-        new = [message for message in leaf.ancestors if id(message) not in seen]
-        for message in new:
-            start = len(message.prompt)
-            sampled[start : start + len(message.sampled.token_ids)] = message.sampled.from_model
-            logprobs[start : start + len(message.sampled.token_ids)] = message.sampled.logprobs
-        seen.update(map(id, new))
-        sequences.append(
-            Completion(
-                leaf.sampled.text, token_ids, leaf.sampled.finish_reason, tuple(logprobs), tuple(sampled),
-                turns=tuple(_turn(message, session) for message in new),
-                labels=tuple(label for message in new for label in message.sampled.labels),
-                stale_cache=tuple(stale for message in new for stale in message.sampled.stale_cache),
-                raw=leaf.sampled.raw,
-            )
-        )  # fmt: skip
+        if id(leaf) not in parents:
+            own = [message for message in leaf.ancestors if id(message) not in seen]
+            seen.update(map(id, own))
+            sequences.append(EpisodeSequence(leaf, tuple(own)))
     return sequences
 
 
@@ -378,9 +402,9 @@ def shared_start(sessions: Sequence[Session]) -> tuple[int, ...]:
         return ()
     length = min(len(first.prompt) for session in sessions for first in session.trained if first.parent is None)
     length -= len(sequences) > sum(bool(session.trained) for session in sessions)
-    start = sequences[0].token_ids[:length]
+    start = sequences[0].leaf.tokens[:length]
     for sequence in sequences:
-        start = start[: common_length(start, sequence.token_ids)]
+        start = start[: common_length(start, sequence.leaf.tokens)]
     if not start:
         raise UserError(
             f"rollout.environment: Agent: two prompts of {sessions[0].sample.id} begin with different tokens; begin "
@@ -390,29 +414,53 @@ def shared_start(sessions: Sequence[Session]) -> tuple[int, ...]:
 
 
 def completion_of(session: Session, start: int) -> Completion:
-    """Return an episode as one row: its sequences, one after the other.
+    """Return an episode as one row: its sequences, one after the other. Its turns are in the order of the requests.
 
     Args:
         session: the episode.
         start: tokens at the beginning of each sequence that are in the prompt.
     """
     sequences = sequences_of(session)
-    last = sequences[-1] if sequences else Completion("", (), "stop")
-    lengths = tuple(len(sequence.token_ids) - start for sequence in sequences)
+    last = Completion("", (), "stop")
+    if sequences:
+        last = sequences[-1].leaf.sampled
+    lengths = tuple(len(sequence.leaf.tokens) - start for sequence in sequences)
     is_limited = session.is_limited or session.failure == "timeout" or last.truncated
+    own = [message for sequence in sequences for message in sequence.own]
     return Completion(
         text=last.text,
-        token_ids=tuple(token for sequence in sequences for token in sequence.token_ids[start:]),
+        token_ids=tuple(token for sequence in sequences for token in sequence.leaf.tokens[start:]),
         finish_reason="length" if is_limited else "stop",
-        logprobs=tuple(value for sequence in sequences for value in sequence.logprobs[start:]),
-        sampled=tuple(flag for sequence in sequences for flag in sequence.sampled[start:]),
-        turns=tuple(turn for sequence in sequences for turn in sequence.turns),
+        logprobs=tuple(value for sequence in sequences for value in sequence.logprobs()[start:]),
+        sampled=tuple(flag for sequence in sequences for flag in sequence.is_sampled()[start:]),
+        turns=_turns(session, sequences, start),
         outcome=outcome_of(session),
-        labels=tuple(label for sequence in sequences for label in sequence.labels),
-        stale_cache=tuple(stale for sequence in sequences for stale in sequence.stale_cache),
+        labels=tuple(label for message in own for label in message.sampled.labels),
+        stale_cache=tuple(stale for message in own for stale in message.sampled.stale_cache),
         raw=last.raw,
         sequences=lengths if len(lengths) > 1 else (),
     )
+
+
+def _turns(session: Session, sequences: Sequence[EpisodeSequence], start: int) -> tuple[Turn, ...]:
+    """Return the trained messages of an episode in the order of their requests, with their places in its row."""
+    offsets: dict[int, int] = {}  # of a message's sequence in the row, less what is in the prompt
+    offset = -start
+    for sequence in sequences:
+        for message in sequence.own:
+            offsets[id(message)] = offset
+        offset += len(sequence.leaf.tokens) - start
+    observed: set[tuple[int, ...]] = set()
+    turns = []
+    for message in session.trained:
+        offset = offsets[id(message)]
+        begin = offset + len(message.prompt)
+        seen = (begin, begin)
+        if message.parent is not None and message.prompt not in observed:
+            observed.add(message.prompt)  # several messages may answer the same
+            seen = (offset + len(message.parent.tokens), begin)
+        turns.append(replace(_turn(message, session), span=(begin, offset + len(message.tokens)), observed=seen))
+    return tuple(turns)
 
 
 def _turn(message: SampledMessage, session: Session) -> Turn:
@@ -420,7 +468,12 @@ def _turn(message: SampledMessage, session: Session) -> Turn:
     following = [other.added for other in session.messages if other.parent is message and not other.is_auxiliary]
     observation = following[0] if following else None
     raw = session.opening + (message.sampled.raw or message.sampled.text)
-    return Turn(message.sampled.text, observation, calls=len(message.reply.calls), raw=raw)
+    asked = message.request.messages
+    own = [number for number, other in enumerate(asked) if other["role"] == "assistant"]
+    state = fingerprint(asked[max(own, default=-1) + 1 :], ())[:16]  # what was added, or the whole first prompt
+    return Turn(
+        message.sampled.text, observation, len(message.reply.calls), raw=raw, reward=message.reward, state=state
+    )  # fmt: skip
 
 
 def outcome_of(session: Session) -> RewardResult | None:

@@ -8,17 +8,20 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from tiny import END, ENDS, byte_tokenizer, plain_logprobs
+from slow_loops import slow_gigpo_turns, slow_step_returns_turns
+from tiny import END, ENDS, byte_tokenizer, plain_logprobs, tiny_llama
 from tiny_engines import hf_engine
 from tiny_fit import assert_same, fit, naive_gradients
 from tiny_runs import CLI, FIT, STRATEGIES, completions, in_two_processes, metrics, to
 
+from lit_rlvr.advantages import GiGPOAdvantage
 from lit_rlvr.agents.conversation import Conversations, fingerprint
 from lit_rlvr.agents.play import AgentEpisodes
 from lit_rlvr.agents.processes import LAUNCHER
@@ -26,9 +29,12 @@ from lit_rlvr.agents.replies import anthropic_body, openai_body, read_reply
 from lit_rlvr.agents.requests import ChatRequest, RequestError
 from lit_rlvr.agents.session import Group, Limits, Session, completion_of, shared_start
 from lit_rlvr.datamodules.reading.chat import Chat
-from lit_rlvr.environments import Agent, SingleTurn, as_environment
+from lit_rlvr.environments import Agent, EnvironmentReward, SingleTurn, TurnRewards, as_environment
 from lit_rlvr.errors import UserError
+from lit_rlvr.rewards.combine import score_rollout
+from lit_rlvr.rollout.assemble import assemble
 from lit_rlvr.rollout.record import Replay
+from lit_rlvr.training.gather import gather_groups
 from lit_rlvr.types import Completion, Prompt, Sample, Sampling
 
 SCRIPT = Path(__file__).parents[1] / "helpers" / "tiny_agent.py"
@@ -160,25 +166,97 @@ def test_workers_play_one_episode_after_another(play: Any) -> None:
     assert play("crash", "worker", workers=2).counts["crashed"] == 6
 
 
+def observation_cost(rollout: Any) -> tuple[float, dict[str, torch.Tensor]]:
+    """Return the mean cross-entropy of "how?" and "why?", which follow the first turn if that is not cut off, and its
+    gradients."""
+    model = tiny_llama()
+    costs = []
+    for prompt, group in zip(rollout.prompts, rollout.completions, strict=True):
+        for row in group:
+            first, end = row.turns[0].span
+            assert row.sampled[first:end] == (True,) * (end - first) and not any(row.sampled[:first])
+            place = 0
+            for length in row.sequence_lengths[: 2 if len(row.sequences) == 3 else 0]:
+                ids = row.token_ids[place : place + length]
+                last = max(t for t in range(length) if not row.sampled[place + t]) + 1
+                logprobs, _ = plain_logprobs(model, prompt.token_ids, ids, SAMPLING)
+                costs.append(-logprobs[end:last])
+                assert "<|im_start|>user\n" in byte_tokenizer().decode(ids[end:last])
+                place += length
+    cost = torch.cat(costs).mean()
+    cost.backward()
+    return float(cost.detach()), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def expected_advantages(rollout: Any, slow: Any, *lengths_or_states: str) -> torch.Tensor:
+    """Return the advantages (B, T) of a slow loop on what the agents say that they were paid."""
+    paid = [[json.loads(of["environment"].detail) for of in group] for group in rollout.details]
+    rewards = [[[reward for reward, _ in row] for row in group] for group in paid]
+    states = [[[state for _, state in row] for row in group] for group in paid]
+    lengths = [
+        [[b - a for a, b in (turn.span for turn in row.turns)] for row in group] for group in rollout.completions
+    ]
+    others = [{"states": states, "lengths": lengths}[name] for name in lengths_or_states]
+    found = slow(rollout.rewards.tolist(), rewards, *others)
+    expected = torch.zeros(rollout.token_ids.shape)
+    rows = [row for group in rollout.completions for row in group]
+    for number, (row, of_row) in enumerate(zip(rows, (of for group in found for of in group), strict=True)):
+        assert sum(b - a for a, b in (turn.span for turn in row.turns)) == row.length
+        for turn, value in zip(row.turns, of_row, strict=True):
+            expected[number, slice(*turn.span)] = value
+    return expected
+
+
 @pytest.mark.parametrize("shared", [True, False])
 def test_the_gradient_is_that_of_a_slow_loop_over_sequences(
     shared: bool, tiny_model_folder: Path, tmp_path: Path
 ) -> None:
-    """Each sequence of an episode is scored alone; the loss averages over the tokens of the whole episode."""
-    agent = Agent([sys.executable, str(SCRIPT), "branches"])
-    for aggregation in ("sequence_mean", "token_mean"):
+    """Each sequence of an episode is scored alone; the loss averages over the tokens of the whole episode.
+
+    With rewards of messages, each has its own advantage, also where several sequences share it.
+    """
+    for aggregation, advantage in (("sequence_mean", "grpo"), ("token_mean", "step_returns")):
+        is_paid = advantage != "grpo"
+        mode = {True: "paid", False: "branches"}[is_paid]
+        agent = Agent([sys.executable, str(SCRIPT), mode], rewards_turns=is_paid)
+        terms: Any = {"aggregation": aggregation, "observation_coef": 0.5 * is_paid}
         _, seen = fit(
             tiny_model_folder, tmp_path, environment=agent, sampling=replace(SAMPLING, max_tokens=9), rewards=None,
-            prompts_per_rollout=3, max_failure_rate=0.0, loss={"aggregation": aggregation},
-            compute={"shared_prefix": shared, "tokens_per_microbatch": 400},
+            prompts_per_rollout=3, max_failure_rate=0.0, loss=terms, advantage=advantage,
+            compute={"shared_prefix": shared, "tokens_per_microbatch": 400}, skip_nothing=is_paid,
         )  # fmt: skip
         (rollout,) = seen.rollouts
         assert all(len(row.sequences) >= 3 for group in rollout.completions for row in group)
-        loss, expected = naive_gradients(rollout, range(3), aggregation)
+        if is_paid:
+            own = expected_advantages(rollout, slow_step_returns_turns, "lengths")
+            assert len(own.unique()) > 20
+            loss, expected = naive_gradients(rollout, range(3), aggregation, advantages=own)
+            cost, observed = observation_cost(rollout)
+            loss += 0.5 * cost
+            expected = {name: value + 0.5 * observed[name] for name, value in expected.items()}
+        else:
+            loss, expected = naive_gradients(rollout, range(3), aggregation)
         assert_same(seen.gradients[0], expected)
         assert seen.metrics[0]["train/loss"] == pytest.approx(loss, abs=1e-6)
         assert seen.metrics[0]["rollout/agent/sequences"] >= 3 and seen.metrics[0]["rollout/turns"] == 4
         assert seen.metrics[0]["train/engine_difference"] < 1e-4
+
+
+def test_messages_with_equal_prompts_are_compared_and_shared_ones_get_their_credit_once(play: Any) -> None:
+    """GiGPO against its slow loop: the states are the prompts of conversations, and what the agent adds."""
+    played = play("paid", rewards_turns=True, sampling=replace(SAMPLING, max_tokens=9))
+    rewards = [EnvironmentReward(), TurnRewards()]
+    scores = score_rollout(rewards, played.groups, [prompt.sample for prompt in PROMPTS])
+    rollout = assemble(
+        played.prompts, played.groups, scores, SAMPLING, mask_truncated=False, exact=True, version=None,
+        has_teacher=False,
+    )  # fmt: skip
+    estimator = GiGPOAdvantage(discount=0.5)
+    found = estimator(gather_groups(rollout, rollout.rewards, estimator))
+    torch.testing.assert_close(
+        found.float(), expected_advantages(rollout, partial(slow_gigpo_turns, discount=0.5), "states")
+    )
+    assert play("turns", sampling=replace(SAMPLING, max_tokens=9)).groups[0][0].turns[0].reward is None
 
 
 def test_recorded_episodes_of_several_sequences_are_trained_again_exactly(
