@@ -28,6 +28,7 @@ from lit_rlvr.agents.processes import LAUNCHER
 from lit_rlvr.agents.replies import anthropic_body, openai_body, read_reply
 from lit_rlvr.agents.requests import ChatRequest, RequestError
 from lit_rlvr.agents.session import Group, Limits, Session, completion_of, shared_start
+from lit_rlvr.commands.report.explain import call_rows
 from lit_rlvr.datamodules.reading.chat import Chat
 from lit_rlvr.environments import Agent, EnvironmentReward, SingleTurn, TurnRewards, as_environment
 from lit_rlvr.errors import UserError
@@ -35,6 +36,7 @@ from lit_rlvr.rewards.combine import score_rollout
 from lit_rlvr.rollout.assemble import assemble
 from lit_rlvr.rollout.record import Replay
 from lit_rlvr.training.gather import gather_groups
+from lit_rlvr.training.trace import calls_of
 from lit_rlvr.types import Completion, Prompt, Sample, Sampling
 
 SCRIPT = Path(__file__).parents[1] / "helpers" / "tiny_agent.py"
@@ -256,7 +258,12 @@ def test_messages_with_equal_prompts_are_compared_and_shared_ones_get_their_cred
     torch.testing.assert_close(
         found.float(), expected_advantages(rollout, partial(slow_gigpo_turns, discount=0.5), "states")
     )
-    assert play("turns", sampling=replace(SAMPLING, max_tokens=9)).groups[0][0].turns[0].reward is None
+    uncut = [row for row in rows_of(played) if len(row.sequences) == 3]
+    saved = [calls_of(row) | {"turn_rewards": [turn.reward for turn in row.turns]} for row in uncut]
+    shown = call_rows(dict(enumerate(saved, 7)))
+    assert [row[:3] for row in shown[:4]] == [("7", "0", "0"), ("7", "1", "0"), ("7", "2", "1"), ("7", "3", "2")]
+    assert [int(row[3]) for row in shown[:4]] == [end - start for start, end in (t.span for t in uncut[0].turns)]
+    assert shown[0][4] == shown[3][4] == "0" and int(shown[1][4]) > 20 and shown[1][5] == ""
 
 
 def test_recorded_episodes_of_several_sequences_are_trained_again_exactly(
