@@ -155,7 +155,7 @@ def turn_reward_rows(completions: Sequence[dict[str, Any]]) -> list[tuple[str, .
 
 def call_rows(completions: Mapping[int, dict[str, Any]]) -> list[tuple[str, ...]]:
     """Return a row for each call of an agent that is trained, of completions by number; none if no agent played."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for g, completion in completions.items():
         rewards = completion.get("turn_rewards", [])
         for k, call in enumerate(completion.get("calls", [])):
