@@ -26,7 +26,7 @@ from lit_rlvr.agents.conversation import Conversations, fingerprint
 from lit_rlvr.agents.play import AgentEpisodes
 from lit_rlvr.agents.processes import LAUNCHER
 from lit_rlvr.agents.replies import anthropic_body, openai_body, read_reply
-from lit_rlvr.agents.requests import ChatRequest, RequestError
+from lit_rlvr.agents.requests import ChatRequest, RequestError, SamplingRules, read_openai
 from lit_rlvr.agents.session import Group, Limits, Session, completion_of, shared_start
 from lit_rlvr.commands.report.explain import call_rows
 from lit_rlvr.datamodules.reading.chat import Chat
@@ -490,6 +490,14 @@ def wait_until(holds: Callable[[], bool], seconds: float = 60.0) -> None:
     while not holds():
         assert time.monotonic() < deadline, "it takes too long"
         time.sleep(0.02)
+
+
+def test_a_choice_of_tools_that_is_ignored_offers_them_all() -> None:
+    tool = {"type": "function", "function": {"name": "add", "parameters": {}}}
+    body = {"messages": [{"role": "user", "content": "?"}], "tools": [tool], "tool_choice": "required"}
+    assert read_openai(body, SamplingRules(SAMPLING, frozenset(["tool_choice"]))).tools == (tool,)
+    with pytest.raises(RequestError, match=r"tool_choice: .*ignore: \[tool_choice\]"):
+        read_openai(body, SamplingRules(SAMPLING))
 
 
 def test_a_message_keeps_its_path_by_content_alone() -> None:
