@@ -297,6 +297,8 @@ class Turn:
         span: the positions of its tokens in the completion, from the first one up to the one after the last; (0, 0) =
             the turn is a run of sampled tokens.
         state: a digest of what the environment showed before the turn; "" = nothing but the prompt.
+        observed: the positions of what an agent added before the turn, from the first one up to the one after the last;
+            () = what an environment answered stands between two turns.
     """
 
     text: str
@@ -308,6 +310,7 @@ class Turn:
     reward: float | None = None
     span: tuple[int, int] = field(default=(0, 0), repr=False, compare=False)
     state: str = field(default="", repr=False, compare=False)
+    observed: tuple[int, ...] = field(default=(), repr=False, compare=False)
 
     def recorded(self) -> dict[str, Any]:
         """Return what files say of the turn."""
@@ -834,8 +837,11 @@ class Rollout:
         the environment answered, with the chat template around it, but no placeholders of images."""
         banned = set(self.sampling.banned_token_ids)
         is_observed = [False] * len(completion.token_ids)
-        for before, after in pairwise(completion.turns):
-            for t in range(before.span[1], after.span[0]):
+        spans = [turn.observed for turn in completion.turns if turn.observed]
+        if not spans:
+            spans = [(before.span[1], after.span[0]) for before, after in pairwise(completion.turns)]
+        for start, end in spans:
+            for t in range(start, end):
                 is_observed[t] = completion.token_ids[t] not in banned
         return is_observed
 

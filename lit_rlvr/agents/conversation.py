@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from copy import deepcopy
+from copy import copy, deepcopy
 from typing import Any
 
 from lit_rlvr.datamodules.reading.between_turns import BetweenTurns
 from lit_rlvr.datamodules.reading.chat import Chat, break_up, find_tokens
+from lit_rlvr.types import Sample
 
 Message = dict[str, Any]
 
@@ -25,10 +26,26 @@ class Conversations:
 
     def __init__(self, chat: Chat, tokenizer: Any, eos_token_ids: tuple[int, ...]) -> None:
         self._tokenizer = deepcopy(tokenizer)  # threads must not share one
-        self._chat = chat.with_tools(())
+        self._eos_token_ids = eos_token_ids
         self._added_tokens = find_tokens(self._tokenizer.get_added_vocab())
-        self._between = BetweenTurns(self._chat, self._tokenizer, eos_token_ids, "tool")
+        self._of_rows: dict[str, Conversations] = {}  # by the arguments of the chat template
+        self._use(chat.with_tools(()))
+
+    def _use(self, chat: Chat) -> None:
+        self._chat = chat
+        self._between = BetweenTurns(chat, self._tokenizer, self._eos_token_ids, "tool")
         self._between.choose_role()
+
+    def for_row(self, sample: Sample) -> Conversations:
+        """Return what renders conversations of a row, which may have arguments of the chat template of its own."""
+        chat = self._chat.for_row(sample)
+        if chat is self._chat:
+            return self
+        name = json.dumps(chat.chat_template_kwargs, sort_keys=True, default=str)
+        if name not in self._of_rows:
+            self._of_rows[name] = copy(self)
+            self._of_rows[name]._use(chat)
+        return self._of_rows[name]
 
     @property
     def opening(self) -> str:

@@ -37,7 +37,7 @@ START_SECONDS = 30.0
 OVER = "the episode is over"
 
 
-@dataclass
+@dataclass(eq=False)
 class Job:
     """A message to sample.
 
@@ -87,19 +87,22 @@ class Endpoint:
         host: address to listen at.
         port: port; 0 = any free one.
         model: the name of the model in `/v1/models`.
+        rewards_turns: take rewards of single messages.
 
     Attributes:
         lock: guards the sessions and the jobs; it is notified whenever one of them changes.
     """
 
-    def __init__(self, host: str, port: int, model: str) -> None:
+    def __init__(self, host: str, port: int, model: str, rewards_turns: bool = False) -> None:
         self.lock = threading.Condition()
         self.rules = SamplingRules()
         self._model = model
+        self._rewards_turns = rewards_turns
         self._host = host
         self._players: dict[str, _Player] = {}
         self._past: set[str] = set()
         self._jobs: list[Job] = []
+        self._taken: list[Job] = []  # those that are being sampled
         self._socket = open_socket(host, port, f"rollout.environment: Agent cannot listen at {host}:{port}")
         handlers: dict[str, Handler] = {
             **dict.fromkeys(FORMS, self._complete), "/v1/reward": self._reward, "/v1/end": self._end,
@@ -149,14 +152,16 @@ class Endpoint:
             self._past.update(self._players)
             self._players = {session.key: _Player(session) for session in sessions}
             self._jobs = []
+            self._taken = []
             self.rules = rules
 
     def end(self, session: Session) -> None:
         """Answer no further call of a session; those that wait are refused."""
         with self.lock:
             session.is_over = True
-            waiting = [job for job in self._jobs if job.session is session]
+            waiting = [job for job in (*self._jobs, *self._taken) if job.session is session]
             self._jobs = [job for job in self._jobs if job.session is not session]
+            self._taken = [job for job in self._taken if job.session is not session]
             self.lock.notify_all()
         for job in waiting:
             self._loop.call_soon_threadsafe(_settle, job.answer, RequestError(OVER, 410))
@@ -171,6 +176,7 @@ class Endpoint:
             while (seconds := is_ready(self._jobs)) > 0:
                 self.lock.wait(seconds)
             jobs = self._jobs
+            self._taken += jobs
             self._jobs = []
             return jobs
 
@@ -180,6 +186,7 @@ class Endpoint:
         with self.lock:
             if not job.session.is_over:
                 result = job.session.finish(job.message, turn)
+                self._taken.remove(job)
         self._loop.call_soon_threadsafe(_settle, job.answer, result)
 
     # ---- calls --------------------------------------------------------------------------------------------
@@ -212,10 +219,15 @@ class Endpoint:
         return JSONResponse({"object": "list", "data": [model]})
 
     async def _reward(self, call: Call) -> Response:
-        if "completion_id" in call.body:
-            raise RequestError("completion_id: an episode has one reward; leave it out", 501)
+        reward = read_reward(call.body)
+        completion_id = call.body.get("completion_id")
+        if completion_id is not None and not self._rewards_turns:
+            raise RequestError("completion_id: set rollout.environment: rewards_turns: true to reward messages", 501)
         with self.lock:
-            call.player.session.reward = read_reward(call.body)
+            if completion_id is None:
+                call.player.session.reward = reward
+            else:
+                call.player.session.reward_message(str(completion_id), reward.value)
         return JSONResponse({})
 
     async def _end(self, call: Call) -> Response:

@@ -1,6 +1,6 @@
 """Starts one agent, and kills everything that it started when it ends or when the run does.
 
-Run as a file by `processes.py`: `python -I launcher.py PARENT CPU_SECONDS MEMORY_MB COMMAND...`. It imports only what
+Run as a file by `processes.py`: `python -IS launcher.py PARENT CPU_SECONDS MEMORY_MB COMMAND...`. It imports only what
 starts fast.
 """
 

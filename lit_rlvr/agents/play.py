@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_rlvr.agents.conversation import Conversations
-from lit_rlvr.agents.processes import Worker, play_episode
+from lit_rlvr.agents.processes import FILES_OF_PROGRAM, Worker, play_episode
 from lit_rlvr.agents.requests import SamplingRules
-from lit_rlvr.agents.session import CAUSES, Limits, Session, completion_of, sequences_of, shared_start
+from lit_rlvr.agents.session import CAUSES, Group, Limits, Session, completion_of, sequences_of, shared_start
 from lit_rlvr.common.packages import require
 from lit_rlvr.distributed.collectives import gather_objects, rank, world_size
+from lit_rlvr.engines.dispatch import free_descriptors
 from lit_rlvr.engines.turns import Continuation, OnGroupDone, Turns
 from lit_rlvr.environments.agent import Agent
 from lit_rlvr.errors import UserError
@@ -72,10 +73,17 @@ class AgentEpisodes:
         self._eos_token_ids = eos_token_ids
         self._context = context
         self._takes_stop = takes_stop
+        most = free_descriptors() // FILES_OF_PROGRAM
+        if agent.parallel > most:
+            option = "workers" if agent.workers else "parallel"
+            raise UserError(
+                f"Agent.{option}: {agent.parallel} programs at once need {FILES_OF_PROGRAM} open files each; use at "
+                f"most {most}, or raise `ulimit -Hn`"
+            )
         port = agent.port
         if port:
             port += rank()
-        self._endpoint = Endpoint(agent.host, port, Path(folder).name)
+        self._endpoint = Endpoint(agent.host, port, Path(folder).name, agent.rewards_turns)
         self._conversations: dict[str, Conversations] = {}  # by the name of the data set
         self._threads = ThreadPoolExecutor(agent.parallel, "agent")  # a program dies with the thread that starts it
         self._workers: list[Worker] = []  # those that are free
@@ -137,12 +145,15 @@ class AgentEpisodes:
             raise UserError("data.chat.prefill: answers to an agent begin as they are sampled; leave it out")
         if data.name not in self._conversations:
             self._conversations[data.name] = Conversations(data.chat, data.tokenizer, self._eos_token_ids)
-        conversations = self._conversations[data.name]
         limits = Limits(sampling, data.reading.max_prompt_tokens, self._context)
-        return [
-            [Session(secrets.token_urlsafe(24), prompt.sample, seed, limits, conversations) for seed in row]
-            for prompt, row in zip(prompts, seeds, strict=True)
-        ]
+        sessions = []
+        for prompt, row in zip(prompts, seeds, strict=True):
+            conversations = self._conversations[data.name].for_row(prompt.sample)
+            group = Group(limits)
+            for seed in row:
+                group.sessions.append(Session(secrets.token_urlsafe(24), prompt.sample, seed, group, conversations))
+            sessions.append(group.sessions)
+        return sessions
 
     def _take_jobs(self, sessions: list[Session]) -> list[Job] | None:
         """Wait for requests; return their messages to sample, perhaps none, or None if all episodes are over.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -23,7 +22,10 @@ OUTPUT_BYTES = 1 << 16
 """How much of the end of a program's output is read."""
 GRACE_SECONDS = 5.0
 """Seconds that a program has to exit after it has ended its episode."""
-POLL_SECONDS = 0.01
+SHORTEST_POLL, LONGEST_POLL = 0.001, 0.05
+"""Seconds between two looks at a program, which grow with the time that it runs."""
+FILES_OF_PROGRAM = 6
+"""Files that a program keeps open in the run: its pipes or outputs, and its connections."""
 LAUNCHER = Path(__file__).with_name("launcher.py")
 
 
@@ -43,7 +45,7 @@ class Program:
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `close`)
         limits = [str(os.getpid()), str(cpu_seconds), str(agent.limits.memory_mb)]
         self.process = subprocess.Popen(
-            [sys.executable, "-I", str(LAUNCHER), *limits, *agent.command],
+            [sys.executable, "-IS", str(LAUNCHER), *limits, *agent.command],
             stdin=stdin, stdout=stdout, stderr=self.errors, start_new_session=True, env=variables,
         )  # fmt: skip
         self.seconds = agent.limits.wall_seconds
@@ -56,9 +58,9 @@ class Program:
             is_stopped: returns True once the run wants no more episodes.
             is_done: returns True once the program has ended the episode.
         """
-        deadline = time.monotonic() + self.seconds
+        began = time.monotonic()
+        deadline = began + self.seconds
         grace: float | None = None
-        pause = POLL_SECONDS / 10
         while not is_done() and self.process.poll() is None:
             now = time.monotonic()
             if session.is_over and grace is None:
@@ -67,8 +69,7 @@ class Program:
                 return False
             if now > deadline:
                 return grace is None
-            time.sleep(pause)
-            pause = min(2 * pause, POLL_SECONDS)
+            time.sleep(min(max((now - began) / 20, SHORTEST_POLL), LONGEST_POLL))
         return False
 
     def close(self) -> None:
@@ -115,6 +116,9 @@ class Worker:
         self._url = url
         variables = agent.variables(url, "", "")
         self._program = Program(agent, variables, subprocess.PIPE, subprocess.PIPE, cpu_seconds=0)
+        for pipe in (self._program.process.stdin, self._program.process.stdout):
+            assert pipe is not None, "it is a pipe"
+            os.set_blocking(pipe.fileno(), False)
         self._read = b""
 
     def play(self, session: Session, task: dict[str, Any], is_stopped: Callable[[], bool]) -> bool:
@@ -123,19 +127,18 @@ class Worker:
         stdin, stdout = self._program.process.stdin, self._program.process.stdout
         assert stdin is not None and stdout is not None, "they are pipes"
         lines: list[str] = []
+        unsent = json.dumps(line, default=str).encode() + b"\n"
 
         def is_done() -> bool:
-            while select.select([stdout], [], [], 0)[0] and (part := os.read(stdout.fileno(), OUTPUT_BYTES)):
-                self._read += part
+            nonlocal unsent
+            unsent = _write(stdin, unsent)
+            self._read += _read(stdout)
             *whole, self._read = self._read[-OUTPUT_BYTES:].split(b"\n")
             lines.extend(text.decode(errors="replace") for text in whole if text.lstrip().startswith(b"{"))
             return bool(lines)
 
-        with suppress(BrokenPipeError):
-            stdin.write(json.dumps(line, default=str).encode() + b"\n")
-            stdin.flush()
         is_late = self._program.wait(session, is_stopped, is_done)
-        is_usable = is_done() and self._program.process.poll() is None
+        is_usable = is_done() and not unsent and self._program.process.poll() is None
         status = 0
         if not is_usable:
             end(self._program.process)
@@ -146,6 +149,27 @@ class Worker:
     def close(self) -> None:
         """End the process and everything that it started."""
         self._program.close()
+
+
+def _write(pipe: IO[bytes], data: bytes) -> bytes:
+    """Write what a pipe takes now; return the rest, nothing of it if nobody reads the pipe any more."""
+    try:
+        while data:
+            data = data[os.write(pipe.fileno(), data[:OUTPUT_BYTES]) :]
+    except BlockingIOError:
+        return data
+    except BrokenPipeError:
+        pass
+    return b""
+
+
+def _read(pipe: IO[bytes]) -> bytes:
+    """Return what stands in a pipe now."""
+    parts = []
+    with suppress(BlockingIOError):
+        while part := os.read(pipe.fileno(), OUTPUT_BYTES):
+            parts.append(part)
+    return b"".join(parts)
 
 
 def end(process: subprocess.Popen[bytes]) -> None:

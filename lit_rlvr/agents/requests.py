@@ -134,7 +134,7 @@ def read_openai(body: Body, rules: SamplingRules) -> ChatRequest:
     options = body.get("stream_options") or {}
     return ChatRequest(
         messages=[_openai_message(message) for message in _messages(body)],
-        tools=_offered(tools, body.get("tool_choice")),
+        tools=_offered(tools, body.get("tool_choice"), rules),
         max_tokens=_whole(body, "max_completion_tokens") or _whole(body, "max_tokens"),
         stop=_texts(stop, "stop"),
         count=_whole(body, "n", MAX_SAMPLES) or 1,
@@ -167,7 +167,7 @@ def read_anthropic(body: Body, rules: SamplingRules) -> ChatRequest:
         choice = choice.get("type")
     return ChatRequest(
         messages=messages,
-        tools=_offered(tuple(tools), choice),
+        tools=_offered(tuple(tools), choice, rules),
         max_tokens=_whole(body, "max_tokens"),
         stop=_texts(body.get("stop_sequences") or [], "stop_sequences"),
         stream=bool(body.get("stream")),
@@ -175,14 +175,14 @@ def read_anthropic(body: Body, rules: SamplingRules) -> ChatRequest:
     )
 
 
-def _offered(tools: tuple[Body, ...], choice: Any) -> tuple[Body, ...]:
+def _offered(tools: tuple[Body, ...], choice: Any, rules: SamplingRules) -> tuple[Body, ...]:
     """Return the tools that the prompt offers."""
     if choice == "none":
         return ()
-    if choice not in (None, "auto"):
+    if choice not in (None, "auto") and "tool_choice" not in rules.ignore:
         raise RequestError(
             f"tool_choice: {json.dumps(choice)[:80]} restricts what is sampled, and training cannot score it; use auto "
-            "or none"
+            "or none (rollout.environment: ignore: [tool_choice] takes it as auto)"
         )
     return tools
 

@@ -36,10 +36,10 @@ class SampledMessage:
         seed: the seed of its tokens.
         limit: its most tokens.
         is_auxiliary: the agent said that it is not part of the episode.
-        cost: tokens of the row that its prompt takes.
         turn: its tokens; None = it is not sampled yet.
         reply: the answer to the request.
         is_lost: the agent was gone when it was answered.
+        reward: what the agent reported for it alone; None = nothing.
         has_children: a later prompt extends it.
     """
 
@@ -50,10 +50,10 @@ class SampledMessage:
     seed: int
     limit: int
     is_auxiliary: bool
-    cost: int
     turn: Completion | None = None
     reply: Reply | None = None
     is_lost: bool = False
+    reward: float | None = None
     has_children: bool = False
 
     @property
@@ -66,6 +66,13 @@ class SampledMessage:
     def tokens(self) -> tuple[int, ...]:
         """Its prompt and its own tokens."""
         return self.prompt + self.sampled.token_ids
+
+    @property
+    def most_tokens(self) -> int:
+        """The tokens of its prompt and its own, of which there may be fewer as long as it is not sampled."""
+        if self.turn is None:
+            return len(self.prompt) + self.limit
+        return len(self.prompt) + len(self.turn.token_ids)
 
     @property
     def ancestors(self) -> list[SampledMessage]:
@@ -99,6 +106,55 @@ def common_length(tokens: Sequence[int], other: Sequence[int]) -> int:
     return min(len(tokens), len(other))
 
 
+class Group:
+    """The episodes of a prompt, whose rows leave out the tokens with which all their prompts begin.
+
+    Args:
+        limits: the budget of each episode.
+
+    Attributes:
+        sessions: the episodes.
+        start: the tokens with which all prompts begin so far; None = there is none.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.sessions: list[Session] = []
+        self.start: tuple[int, ...] | None = None
+        self._shortest = 0  # of the prompts that begin a sequence
+        self._has_forks = False
+
+    def room(self, session: Session, prompt: tuple[int, ...], parent: SampledMessage | None) -> int:
+        """Return the tokens that an episode's row has left behind a prompt, which then counts as one of the group.
+
+        Raises:
+            RequestError: the prompt begins otherwise than those of other episodes, which have no room for theirs.
+        """
+        start = self.start
+        shortest = self._shortest
+        has_forks = self._has_forks or (bool(session.kept) and (parent is None or parent.has_children))
+        if start is None:
+            start = prompt
+            shortest = len(prompt)
+        elif parent is None:
+            start = start[: common_length(start, prompt)]
+            shortest = min(shortest, len(prompt))
+        start = start[: shortest - has_forks]
+        most = self.limits.sampling.max_completion_tokens
+        if self.start is None or len(start) < len(self.start):
+            for other in self.sessions:
+                if other is not session and other.row_tokens(len(start)) > most:
+                    raise RequestError(
+                        f"prompt is too long: it shares {len(start)} tokens with the prompts of this task's other "
+                        f"episodes, which have no room for what they would not share; the maximum is {most} tokens in "
+                        "an episode (rollout.sampling.max_episode_tokens)", code="context_length_exceeded",
+                    )  # fmt: skip
+        room = most - session.row_tokens(len(start), parent) - (len(prompt) - len(start))
+        if room >= 1:
+            self.start, self._shortest, self._has_forks = start, shortest, has_forks
+        return room
+
+
 class Session:
     """One episode. It is not safe for threads: the endpoint's lock guards it.
 
@@ -106,7 +162,7 @@ class Session:
         key: the bearer key of its calls.
         sample: the row that it plays.
         seed: its seed.
-        limits: its budget.
+        group: the episodes of its prompt.
         conversations: renders prompts.
 
     Attributes:
@@ -121,7 +177,7 @@ class Session:
         opening: the beginning of each turn's text that stands in the prompt.
     """
 
-    def __init__(self, key: str, sample: Sample, seed: int, limits: Limits, conversations: Conversations) -> None:
+    def __init__(self, key: str, sample: Sample, seed: int, group: Group, conversations: Conversations) -> None:
         self.key = key
         self.sample = sample
         self.seed = seed
@@ -134,11 +190,11 @@ class Session:
         self.failure = ""
         self.failure_detail = ""
         self.opening = conversations.opening
-        self._limits = limits
+        self._group = group
+        self._limits = group.limits
         self._conversations = conversations
         self._by_content: dict[str, SampledMessage] = {}
         self._counts: dict[Any, int] = {}
-        self._spent = 0
 
     @property
     def is_finished(self) -> bool:
@@ -163,21 +219,18 @@ class Session:
         had_children = parent is not None and parent.has_children
         begun: list[SampledMessage] = []
         for _ in range(request.count):
-            cost = 0 if is_auxiliary else self._cost(parent, prompt)
             limit = min(request.max_tokens or sampling.max_tokens, sampling.max_tokens)
             try:
-                limit = min(limit, self._room(prompt, cost))
+                limit = min(limit, self._room(prompt, parent, is_auxiliary))
             except RequestError:
                 self._take_back(begun, had_children)
                 raise
             number = self._counts[prompt] = self._counts.get(prompt, -1) + 1
             digest = hashlib.sha256(repr(prompt).encode()).hexdigest()
             seed = derive_seed(self.seed, "agent", digest, number)
-            message = SampledMessage(parent, prompt, added, request, seed, limit, is_auxiliary, cost)
-            if not is_auxiliary:
-                self._spent += cost + limit
-                if parent is not None:
-                    parent.has_children = True
+            message = SampledMessage(parent, prompt, added, request, seed, limit, is_auxiliary)
+            if parent is not None:
+                parent.has_children = True
             self.messages.append(message)
             begun.append(message)
         return begun
@@ -192,8 +245,6 @@ class Session:
         for message in begun:
             self.messages.remove(message)
             self._counts[message.prompt] -= 1
-            if not message.is_auxiliary:
-                self._spent -= message.cost + message.limit
             if message.parent is not None:
                 message.parent.has_children = had_children
 
@@ -215,27 +266,37 @@ class Session:
         except UserError as error:
             raise RequestError(str(error)) from error
 
-    def _cost(self, parent: SampledMessage | None, prompt: tuple[int, ...]) -> int:
-        """Return the tokens that a prompt adds to the row: those that no sequence of it has yet."""
-        first = next((message for message in self.messages if not message.is_auxiliary), None)
-        if first is None:
-            return 0
-        if parent is not None and not parent.has_children:
-            return len(prompt) - len(parent.tokens)
-        return len(prompt) - common_length(first.prompt, prompt)
+    @property
+    def kept(self) -> list[SampledMessage]:
+        """Its messages without auxiliary ones, sampled or not."""
+        return [message for message in self.messages if not message.is_auxiliary]
 
-    def _room(self, prompt: tuple[int, ...], cost: int) -> int:
+    def row_tokens(self, start: int, without: SampledMessage | None = None) -> int:
+        """Return the most tokens of its row.
+
+        Args:
+            start: tokens at the beginning of each sequence that are in the prompt.
+            without: a message that is about to be extended, so that it ends no sequence.
+        """
+        kept = self.kept
+        parents = {id(message.parent) for message in kept} | {id(without)}
+        return sum(message.most_tokens - start for message in kept if id(message) not in parents)
+
+    def _room(self, prompt: tuple[int, ...], parent: SampledMessage | None, is_auxiliary: bool) -> int:
         """Return the most tokens that can follow a prompt.
 
         Raises:
             RequestError: there is no room.
         """
         limits = self._limits
-        room = limits.sampling.max_completion_tokens - self._spent - cost
         most = f"{limits.sampling.max_completion_tokens} tokens in an episode (rollout.sampling.max_episode_tokens)"
         if not self.messages and len(prompt) > limits.prompt:
             room = 0
             most = f"{limits.prompt} tokens in its first prompt (data.init_args.reading.max_prompt_tokens)"
+        elif is_auxiliary:
+            room = limits.sampling.max_tokens
+        else:
+            room = self._group.room(self, prompt, parent)
         if limits.context and limits.context - len(prompt) < room:
             room = limits.context - len(prompt)
             most = f"{limits.context} tokens in a sequence"
@@ -247,6 +308,20 @@ class Session:
             )
         return room
 
+    def reward_message(self, completion_id: str, reward: float) -> None:
+        """Take note of the reward of a sampled message alone; the last one counts.
+
+        Raises:
+            RequestError: there is no such message, or it is not trained.
+        """
+        for message in self.messages:
+            if message.reply is not None and message.reply.id == completion_id:
+                if message.is_auxiliary:
+                    raise RequestError("completion_id: an auxiliary call is not trained, so it gets no reward")
+                message.reward = reward
+                return
+        raise RequestError(f"completion_id: this episode has no completion {completion_id[:80]!r}", 404)
+
     def finish(self, message: SampledMessage, turn: Completion) -> Reply:
         """Take note of a message's tokens; return its reply."""
         number = self.messages.index(message)
@@ -257,11 +332,9 @@ class Session:
         # some templates take ids of nine characters only
         calls = tuple(call | {"id": f"{name[:7]}{index:02d}"} for index, call in enumerate(reply.calls))
         message.reply = replace(reply, calls=calls)
-        if not message.is_auxiliary:
-            self._spent -= message.limit - len(turn.token_ids)
-            if not turn.truncated:  # what was cut is not extended
-                path = [*message.request.messages, message.reply.message]
-                self._by_content.setdefault(fingerprint(path, message.request.tools), message)
+        if not message.is_auxiliary and not turn.truncated:  # what was cut is not extended
+            path = [*message.request.messages, message.reply.message]
+            self._by_content.setdefault(fingerprint(path, message.request.tools), message)
         return message.reply
 
     @property
@@ -274,36 +347,44 @@ class Session:
         ]
 
 
-def sequences_of(session: Session) -> list[Completion]:
-    """Return the sequences of an episode, prompts included: one for each leaf of its tree, in the order of the leaves.
+@dataclass(frozen=True)
+class EpisodeSequence:
+    """A sequence of an episode: a leaf of its tree with everything before it.
 
-    In each, `sampled` marks the messages that no earlier one shares, and `turns` are these.
+    Args:
+        leaf: its last message.
+        own: its messages that no earlier sequence shares, which are trained in it.
     """
+
+    leaf: SampledMessage
+    own: tuple[SampledMessage, ...]
+
+    def is_sampled(self) -> list[bool]:
+        """Return for each token, those of the prompt included, whether it is trained in this sequence."""
+        sampled = [False] * len(self.leaf.tokens)
+        for message in self.own:
+            sampled[len(message.prompt) : len(message.tokens)] = message.sampled.from_model
+        return sampled
+
+    def logprobs(self) -> list[float]:
+        """Return for each token its log-probability; 0 for those that are not trained in this sequence."""
+        logprobs = [0.0] * len(self.leaf.tokens)
+        for message in self.own:
+            logprobs[len(message.prompt) : len(message.tokens)] = message.sampled.logprobs
+        return logprobs
+
+
+def sequences_of(session: Session) -> list[EpisodeSequence]:
+    """Return the sequences of an episode, one for each leaf of its tree, in the order of the leaves."""
     trained = session.trained
     parents = {id(message.parent) for message in trained}
     seen: set[int] = set()
     sequences = []
     for leaf in trained:
-        if id(leaf) in parents:
-            continue
-        token_ids = leaf.tokens
-        sampled = [False] * len(token_ids)
-        logprobs = [0.0] * len(token_ids)
-        new = [message for message in leaf.ancestors if id(message) not in seen]
-        for message in new:
-            start = len(message.prompt)
-            sampled[start : start + len(message.sampled.token_ids)] = message.sampled.from_model
-            logprobs[start : start + len(message.sampled.token_ids)] = message.sampled.logprobs
-        seen.update(map(id, new))
-        sequences.append(
-            Completion(
-                leaf.sampled.text, token_ids, leaf.sampled.finish_reason, tuple(logprobs), tuple(sampled),
-                turns=tuple(_turn(message, session) for message in new),
-                labels=tuple(label for message in new for label in message.sampled.labels),
-                stale_cache=tuple(stale for message in new for stale in message.sampled.stale_cache),
-                raw=leaf.sampled.raw,
-            )
-        )  # fmt: skip
+        if id(leaf) not in parents:
+            own = [message for message in leaf.ancestors if id(message) not in seen]
+            seen.update(map(id, own))
+            sequences.append(EpisodeSequence(leaf, tuple(own)))
     return sequences
 
 
@@ -321,9 +402,9 @@ def shared_start(sessions: Sequence[Session]) -> tuple[int, ...]:
         return ()
     length = min(len(first.prompt) for session in sessions for first in session.trained if first.parent is None)
     length -= len(sequences) > sum(bool(session.trained) for session in sessions)
-    start = sequences[0].token_ids[:length]
+    start = sequences[0].leaf.tokens[:length]
     for sequence in sequences:
-        start = start[: common_length(start, sequence.token_ids)]
+        start = start[: common_length(start, sequence.leaf.tokens)]
     if not start:
         raise UserError(
             f"rollout.environment: Agent: two prompts of {sessions[0].sample.id} begin with different tokens; begin "
@@ -333,29 +414,53 @@ def shared_start(sessions: Sequence[Session]) -> tuple[int, ...]:
 
 
 def completion_of(session: Session, start: int) -> Completion:
-    """Return an episode as one row: its sequences, one after the other.
+    """Return an episode as one row: its sequences, one after the other. Its turns are in the order of the requests.
 
     Args:
         session: the episode.
         start: tokens at the beginning of each sequence that are in the prompt.
     """
     sequences = sequences_of(session)
-    last = sequences[-1] if sequences else Completion("", (), "stop")
-    lengths = tuple(len(sequence.token_ids) - start for sequence in sequences)
+    last = Completion("", (), "stop")
+    if sequences:
+        last = sequences[-1].leaf.sampled
+    lengths = tuple(len(sequence.leaf.tokens) - start for sequence in sequences)
     is_limited = session.is_limited or session.failure == "timeout" or last.truncated
+    own = [message for sequence in sequences for message in sequence.own]
     return Completion(
         text=last.text,
-        token_ids=tuple(token for sequence in sequences for token in sequence.token_ids[start:]),
+        token_ids=tuple(token for sequence in sequences for token in sequence.leaf.tokens[start:]),
         finish_reason="length" if is_limited else "stop",
-        logprobs=tuple(value for sequence in sequences for value in sequence.logprobs[start:]),
-        sampled=tuple(flag for sequence in sequences for flag in sequence.sampled[start:]),
-        turns=tuple(turn for sequence in sequences for turn in sequence.turns),
+        logprobs=tuple(value for sequence in sequences for value in sequence.logprobs()[start:]),
+        sampled=tuple(flag for sequence in sequences for flag in sequence.is_sampled()[start:]),
+        turns=_turns(session, sequences, start),
         outcome=outcome_of(session),
-        labels=tuple(label for sequence in sequences for label in sequence.labels),
-        stale_cache=tuple(stale for sequence in sequences for stale in sequence.stale_cache),
+        labels=tuple(label for message in own for label in message.sampled.labels),
+        stale_cache=tuple(stale for message in own for stale in message.sampled.stale_cache),
         raw=last.raw,
         sequences=lengths if len(lengths) > 1 else (),
     )
+
+
+def _turns(session: Session, sequences: Sequence[EpisodeSequence], start: int) -> tuple[Turn, ...]:
+    """Return the trained messages of an episode in the order of their requests, with their places in its row."""
+    offsets: dict[int, int] = {}  # of a message's sequence in the row, less what is in the prompt
+    offset = -start
+    for sequence in sequences:
+        for message in sequence.own:
+            offsets[id(message)] = offset
+        offset += len(sequence.leaf.tokens) - start
+    observed: set[tuple[int, ...]] = set()
+    turns = []
+    for message in session.trained:
+        offset = offsets[id(message)]
+        begin = offset + len(message.prompt)
+        seen = (begin, begin)
+        if message.parent is not None and message.prompt not in observed:
+            observed.add(message.prompt)  # several messages may answer the same
+            seen = (offset + len(message.parent.tokens), begin)
+        turns.append(replace(_turn(message, session), span=(begin, offset + len(message.tokens)), observed=seen))
+    return tuple(turns)
 
 
 def _turn(message: SampledMessage, session: Session) -> Turn:
@@ -363,7 +468,12 @@ def _turn(message: SampledMessage, session: Session) -> Turn:
     following = [other.added for other in session.messages if other.parent is message and not other.is_auxiliary]
     observation = following[0] if following else None
     raw = session.opening + (message.sampled.raw or message.sampled.text)
-    return Turn(message.sampled.text, observation, calls=len(message.reply.calls), raw=raw)
+    asked = message.request.messages
+    own = [number for number, other in enumerate(asked) if other["role"] == "assistant"]
+    state = fingerprint(asked[max(own, default=-1) + 1 :], ())[:16]  # what was added, or the whole first prompt
+    return Turn(
+        message.sampled.text, observation, len(message.reply.calls), raw=raw, reward=message.reward, state=state
+    )  # fmt: skip
 
 
 def outcome_of(session: Session) -> RewardResult | None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from lit_rlvr.environments.base import Environment
@@ -37,6 +39,8 @@ class Agent(Environment):
         parallel: most episodes that are played at once, if each is a process.
         reports_reward: the program reports the reward of its episode: by `POST /v1/reward`, by `POST /v1/end`, or as
             `{"reward": 1.0}` in the last line of its output. Other rewards judge the transcript.
+        rewards_turns: the program reports rewards of single messages, by `POST /v1/reward` with their `completion_id`;
+            the episode's reward is then added to their sum.
         ignore: parameters of requests to ignore instead of refusing them, such as `temperature`.
         host: address of the endpoint.
         port: its port, and the next ones for further processes of the run; 0 = any free one.
@@ -51,8 +55,9 @@ class Agent(Environment):
 
     def __init__(
         self, command: str | list[str], env: dict[str, str] | None = None, timeout: float = 120.0, workers: int = 0,
-        parallel: int = 32, reports_reward: bool = True, ignore: Sequence[str] = (), host: str = "127.0.0.1",
-        port: int = 0, batch_seconds: float = 0.5, cpu_seconds: int = 60, memory_mb: int = 4096,
+        parallel: int = 32, reports_reward: bool = True, rewards_turns: bool = False, ignore: Sequence[str] = (),
+        host: str = "127.0.0.1", port: int = 0, batch_seconds: float = 0.5, cpu_seconds: int = 60,
+        memory_mb: int = 4096,
     ) -> None:  # fmt: skip
         check_within("(0, inf)", "Agent", timeout=timeout)
         check_within("[0, inf)", "Agent", batch_seconds=batch_seconds, workers=workers)
@@ -67,6 +72,7 @@ class Agent(Environment):
             raise UserError("Agent.command: it is empty; give the program and its arguments")
         if shutil.which(self.command[0]) is None:
             raise UserError(f"Agent.command: there is no program {self.command[0]!r}")
+        self.code = [_digest(Path(argument)) for argument in self.command if Path(argument).is_file()]
         self.env = dict(env or {})
         for name in RESERVED_VARIABLES:
             if name in self.env:
@@ -74,6 +80,7 @@ class Agent(Environment):
         self.workers = workers
         self.parallel = workers or parallel
         self.reports_reward = reports_reward
+        self.rewards_turns = rewards_turns
         self.ignore = tuple(ignore)
         self.host = host
         self.port = port
@@ -100,4 +107,9 @@ class Agent(Environment):
         return {**os.environ, **self.env, **dict(zip(RESERVED_VARIABLES, values, strict=True))}
 
     def step(self, turn: Turn) -> NoReturn:
-        raise UserError("rollout.environment: Agent plays its episodes itself, in `fit` only")
+        raise UserError("rollout.environment: Agent plays its episodes itself")
+
+
+def _digest(file: Path) -> str:
+    """Return a digest of a program's file, so that an evaluation is not continued with another program."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()

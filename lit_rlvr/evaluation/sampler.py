@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lit_rlvr.agents.play import AgentEpisodes
 from lit_rlvr.common.seeds import derive_seed, run_seed
 from lit_rlvr.engines.base import EngineContext, most_images
 from lit_rlvr.engines.synced import SyncedEngine
-from lit_rlvr.environments.base import Environment
+from lit_rlvr.environments import Agent, Environment
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.rewards import Reward, shared_pool
@@ -106,7 +107,9 @@ class Sampler:
         if engine.engine.shares_weights and torch.cuda.is_available():
             self.policy.to("cuda")
         engine.start(EngineContext(folder, self.policy, tokenizer, max_tokens, 256, run_seed(), dtype, **images))
+        self._folder = folder
         self._episodes: dict[int, Episodes] = {}  # by the identity of their environment
+        self._agents: dict[int, AgentEpisodes] = {}
         sampling = Sampling(max_tokens=max_tokens - len(check.token_ids)).with_banned(self.policy.placeholder_ids)
         engine.sync_weights(self.policy, "evaluated", [check], sampling)
 
@@ -132,23 +135,31 @@ class Sampler:
         """
         sampling = sampling.with_banned(self.policy.placeholder_ids)
         batch_size = max(1, SEQUENCES // samples)
-        if environment is None:
-            episodes = None
-        else:
-            episodes = self._episodes_for(environment, data)
+        episodes = self._episodes_for(environment, data)
         for start in range(0, len(prompts), batch_size):
             batch = [data.prepare(p) for p in prompts[start : start + batch_size]]
             seeds = []
             for prompt in batch:
                 seeds.append([derive_seed(run_seed(), use, prompt.sample.id, g) for g in range(samples)])
-            if episodes is not None:
+            if isinstance(episodes, Episodes):
                 batch = episodes.open(
                     batch, seeds, lambda s: data.prepare(data.encode(s)), data.reading.max_prompt_tokens
                 )
-            self._run(batch, sampling, seeds, rewards, on_scored, episodes)
+            self._run(batch, sampling, seeds, rewards, on_scored, episodes, data)
 
-    def _episodes_for(self, environment: Environment, data: PromptDataModule) -> Episodes:
-        """Return the episode workers of an environment, which format their replies for the data's model."""
+    def _episodes_for(
+        self, environment: Environment | None, data: PromptDataModule
+    ) -> Episodes | AgentEpisodes | None:  # fmt: skip
+        """Return what plays the episodes of an environment for the data's model."""
+        if environment is None:
+            return None
+        if isinstance(environment, Agent):
+            if id(environment) not in self._agents:
+                self._agents[id(environment)] = AgentEpisodes(
+                    environment, self.policy.eos_token_ids, self._folder, self._max_tokens,
+                    self.engine.engine.takes_stop,
+                )  # fmt: skip
+            return self._agents[id(environment)]
         between = between_turns(data, self.policy.eos_token_ids, environment)
         if id(environment) not in self._episodes:
             self._episodes[id(environment)] = Episodes(environment, between, self._max_tokens)
@@ -157,7 +168,7 @@ class Sampler:
 
     def _run(
         self, prompts: list[Prompt], sampling: Sampling, seeds: list[list[int]], rewards: Sequence[Reward],
-        on_scored: Scored, episodes: Episodes | None,
+        on_scored: Scored, episodes: Episodes | AgentEpisodes | None, data: PromptDataModule,
     ) -> None:  # fmt: skip
         futures: dict[int, Future[Scores]] = {}
 
@@ -171,7 +182,11 @@ class Sampler:
             def done(p: int, group: list[Completion]) -> None:
                 futures[p] = futures.get(p) or thread.submit(judge, prompts[p], group)
 
-            for p, group in enumerate(self.engine.generate(prompts, sampling, seeds, done, episodes)):
+            if isinstance(episodes, AgentEpisodes):
+                _, groups = episodes.play(prompts, sampling, seeds, done, data, self.engine.generate, False)
+            else:
+                groups = self.engine.generate(prompts, sampling, seeds, done, episodes)
+            for p, group in enumerate(groups):
                 done(p, group)
         scored = [future.result() for future in futures.values()]
         if all(bool(scores.failed.all()) for scores in scored):
@@ -184,6 +199,6 @@ class Sampler:
     def close(self) -> None:
         """Free the engine's memory, and end the workers of rewards and environments."""
         self.engine.close()
-        for episodes in self._episodes.values():
+        for episodes in (*self._episodes.values(), *self._agents.values()):
             episodes.close()
         shared_pool().close()

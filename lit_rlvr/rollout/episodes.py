@@ -323,7 +323,7 @@ def between_turns(data: PromptDataModule, eos_token_ids: tuple[int, ...], enviro
     from lit_rlvr.datamodules.reading.between_turns import BetweenTurns  # imports the data sets' packages
 
     if isinstance(environment, Agent):
-        raise UserError("rollout.environment: an Agent plays in the rollouts and validations of `fit` only")
+        raise UserError("rollout.environment: an Agent plays its episodes itself, so the data cannot give their turns")
     between = BetweenTurns(data.chat, data.tokenizer, eos_token_ids, environment.role, lambda: data.image_processor)
     between.choose_role()
     check_tool_calls(between)

@@ -317,7 +317,8 @@ def unpack_rollout(
 
 def _as_turn(fields: dict[str, Any]) -> Turn:
     """Return a turn as JSON holds it."""
-    return Turn(**fields | {"span": tuple(fields["span"])})
+    places = {name: tuple(fields.get(name, ())) for name in ("span", "observed")}
+    return Turn(**fields | places)
 
 
 def _inside(lengths: Sequence[int], width: int) -> Tensor:

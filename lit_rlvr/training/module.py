@@ -236,12 +236,7 @@ class RLVRModule(ChecksArguments, LossModule, LightningModule):
         return plan_of(self.trainer)
 
     def _agent_problems(self) -> Iterator[str]:
-        """Yield what does not go together with an agent, whose turns have neither states nor places in the row."""
-        if self.needs("observation_logp"):
-            option = next(term.option for term in self.terms if term.is_of_observations)
-            yield f"{option}: what an agent adds between turns is not known as observed; leave the option out"
-        if self.advantage.needs_tokens:
-            yield "model.advantage: it credits turns, and those of an agent are not told apart; use one of completions"
+        """Yield what does not go together with an agent, a line each."""
         if self.reference_completions is not None:
             yield f"model: {type(self).__name__} samples a reference model, and agents play with the policy alone"
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from collections.abc import Iterable
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +92,7 @@ class Trace:
                 for criterion, score in result.criteria.items()
             },
             **_turn_rewards(completion),
+            **calls_of(completion),
             "engine_logp": [round(v, 6) for v in completion.logprobs],
             **{name: _traced_numbers(values, completion.from_model) for name, values in numbers.items()},
         }
@@ -101,6 +104,19 @@ def _turn_rewards(completion: Completion) -> dict[str, list[float | None]]:
     if any(reward is not None for reward in rewards):
         return {"turn_rewards": rewards}
     return {}
+
+
+def calls_of(completion: Completion) -> dict[str, list[dict[str, Any]]]:
+    """Return the calls of an agent: each turn's sequence in the row, its tokens, and those that the agent added."""
+    if not any(turn.observed for turn in completion.turns):
+        return {}
+    ends = list(accumulate(completion.sequence_lengths))
+    calls = []
+    for turn in completion.turns:
+        start, end = turn.span
+        added = turn.observed[1] - turn.observed[0]
+        calls.append({"sequence": bisect_right(ends, start), "tokens": end - start, "added": added})
+    return {"calls": calls}
 
 
 def _traced_numbers(values: Tensor, sampled: Iterable[bool]) -> list[float]:

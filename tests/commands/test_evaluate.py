@@ -1,6 +1,7 @@
 """`lit-rlvr evaluate` by the command line, with a tiny model and with completions made elsewhere."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ SUITE = {
     "data": {"class_path": "TextMath", "init_args": {"test": "data.jsonl"}},
     "rewards": [judged_as_is("first_token")],
 }
+AGENT = Path(__file__).parents[1] / "helpers" / "tiny_agent.py"
 SMALL = ("--max_tokens", 6, "--engine", "hf", "-n", 4)
 
 
@@ -64,6 +66,38 @@ def test_samples_and_greedy_answers_are_judged(here: Path, lit_rlvr: CLI, tiny_m
         refused = lit_rlvr(*command, "--out", "out", *change)
         assert (refused.status, said in refused.err, "choose another folder" in refused.err) == (2, True, True)
     assert results("out") == found
+
+
+@pytest.mark.slow
+def test_an_agent_plays_the_questions_and_the_rows_to_filter(
+    here: Path, lit_rlvr: CLI, tiny_model_folder: Path
+) -> None:
+    agent = json.dumps({"class_path": "Agent", "init_args": {"command": [sys.executable, str(AGENT), "turns"]}})
+    limits = ("--limit", 3, "--max_turns", 3, "--max_observation_tokens", 64, "--max_prompt_tokens", 64)
+    command = ("evaluate", "--model", tiny_model_folder, "--suite", "tiny_suite.yaml", *SMALL, *limits)
+    lit_rlvr(*command, "--environment", agent, "--out", "out", status=0)
+    rows = records("out")
+    assert len(rows) == 3 * 5 and {row["status"] for row in rows} <= {"ok", "parse_fail"}
+    assert {len(row["turns"]) for row in rows} == {3}
+    assert all([turn["observation"] for turn in row["turns"]][-1] is None for row in rows)
+    assert len({row["reward"] for row in rows}) > 2, "each agent says what its episode earned"
+
+    Path("more.jsonl").write_text("".join(f'{{"question": "Is {i} odd?", "answer": "{i}"}}\n' for i in range(3)))
+    source = ("--data", "TextMath", "--data.init_args.train", "more.jsonl", "--rollout.sampling.max_turns", 3)
+    played = (
+        "--config",
+        "tiny.yaml",
+        *source,
+        "--rollout.environment",
+        agent,
+        "--samples",
+        2,
+        "--data.prompts_per_rollout",
+        3,
+    )
+    lit_rlvr("filter", *played, "--lowest", 0, "--highest", 1, "--out", "kept.jsonl", status=0)
+    sampled = [json.loads(line) for line in Path("kept.samples/completions.jsonl").read_text().splitlines()]
+    assert len(sampled) == 6 and {len(row["turns"]) for row in sampled} == {3}
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ import http.client
 import json
 import os
 import sys
-import threading
 import time
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,6 +12,10 @@ IS_WORKER = sys.argv[2:] == ["worker"]
 TASK = json.loads(sys.stdin.readline())
 URL = urlsplit(os.environ["OPENAI_BASE_URL"])
 KEY = os.environ["OPENAI_API_KEY"]
+IDS: list[str] = []
+"""Of the completions, in their order."""
+PAID: list[list[float]] = []
+"""The reward of each completion, and a number for what it was shown."""
 
 
 def post(path: str, body: Any, key: str = "", **headers: str) -> tuple[int, Any]:
@@ -29,6 +32,7 @@ def ask(messages: list[Any], **options: Any) -> str:
     """Return the model's text; its message is added to the messages."""
     status, answer = post("/chat/completions", {"model": "m", "messages": messages, **options})
     assert status == 200, answer
+    IDS.append(answer["id"])
     message = answer["choices"][0]["message"]
     messages.append(message)
     return str(message["content"])
@@ -67,15 +71,17 @@ def branches() -> str:
     return "".join([*said, ask([{"role": "system", "content": "Sum up."}, user("all?")])])
 
 
-def parallel() -> str:
-    """Two calls at once."""
-    said: list[str] = []
-    threads = [threading.Thread(target=lambda: said.append(ask(list(TASK["messages"])))) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return "".join(sorted(said))
+def paid() -> str:
+    """As `branches`, with a reward for each message but the second."""
+    text = branches()
+    assert post("/reward", {"completion_id": "another", "reward": 1})[0] == 404
+    for number, completion_id in enumerate(IDS[-4:]):
+        reward = sum(map(ord, completion_id)) % 5 / 4 * (number != 1)
+        PAID.append([reward, number])
+        if number != 1:
+            post("/reward", {"completion_id": completion_id, "reward": 9.0})  # the last one counts
+            assert post("/reward", {"completion_id": completion_id, "reward": reward})[0] == 200
+    return text
 
 
 def silent() -> str:
@@ -131,20 +137,13 @@ def refusals() -> str:
     return str(first["choices"][0]["message"]["content"])
 
 
-def gone() -> str:
-    """A client that disconnects before it is answered, and a call that is answered."""
-    connection = http.client.HTTPConnection(URL.hostname or "", URL.port)
-    body = json.dumps({"messages": TASK["messages"], "stream": True})
-    connection.request("POST", f"{URL.path}/chat/completions", body, {"authorization": f"Bearer {KEY}"})
-    connection.close()
-    time.sleep(0.3)
-    return ask([user("answered")])
-
-
 if __name__ == "__main__":
     while TASK:
+        if KEY and TASK.get("api_key", KEY) != KEY:
+            assert post("/reward", {"reward": 0.0})[0] == 410, "the key of an episode that is over"
         KEY = TASK.get("api_key", KEY)
         text = globals()[sys.argv[1]]()
         print("done", flush=True)
-        print(json.dumps({"reward": sum(map(ord, text)) % 7 / 7, "detail": str(os.getpid())}), flush=True)
+        detail = json.dumps(PAID) if PAID else str(os.getpid())
+        print(json.dumps({"reward": sum(map(ord, text)) % 7 / 7, "detail": detail}), flush=True)
         TASK = json.loads(sys.stdin.readline() or "{}") if IS_WORKER else {}

@@ -215,12 +215,14 @@ def naive_gradients(
     kl_coef: float = 0.0,
     ref_weights: dict[str, Tensor] | None = None,
     interpolated: Tensor | None = None,
+    advantages: Tensor | None = None,
 ) -> tuple[float, Gradients]:
     """GRPO's loss on some prompts' groups in 40 lines: one sequence at a time, everything run, no tricks.
 
     Args:
         token_factor: (old (n,), engine (n,), logp (n,), advantage) -> importance weights (n,).
         interpolated: (B, T) alpha of AReaL's log-linear old policy, to use it.
+        advantages: (B, T), in place of GRPO's.
     """
     models = []
     for state in (weights, old_weights, ref_weights):
@@ -240,6 +242,8 @@ def naive_gradients(
         for g, completion in enumerate(rollout.completions[p]):
             mask = masks[p, g, : len(completion.token_ids)]
             advantage = (rewards[g] - known.mean()) / (spread + 1e-6)
+            if advantages is not None:
+                advantage = advantages[p * rollout.group_size + g, : len(completion.token_ids)]
             ids = rollout.prompts[p].token_ids
             logp = by_sequences(model, ids, completion, rollout.sampling)
             with torch.no_grad():

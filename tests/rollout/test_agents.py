@@ -1,39 +1,52 @@
 """Agents: programs that call the run's endpoint. Their rows hold the tokens that were sampled."""
 
 import json
+import random
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from tiny import END, ENDS, byte_tokenizer, plain_logprobs
+from slow_loops import slow_gigpo_turns, slow_step_returns_turns
+from tiny import END, ENDS, byte_tokenizer, plain_logprobs, tiny_llama
 from tiny_engines import hf_engine
 from tiny_fit import assert_same, fit, naive_gradients
 from tiny_runs import CLI, FIT, STRATEGIES, completions, in_two_processes, metrics, to
 
-from lit_rlvr.agents.conversation import fingerprint
+from lit_rlvr.advantages import GiGPOAdvantage
+from lit_rlvr.agents.conversation import Conversations, fingerprint
 from lit_rlvr.agents.play import AgentEpisodes
 from lit_rlvr.agents.processes import LAUNCHER
 from lit_rlvr.agents.replies import anthropic_body, openai_body, read_reply
-from lit_rlvr.agents.requests import ChatRequest
+from lit_rlvr.agents.requests import ChatRequest, RequestError, SamplingRules, read_openai
+from lit_rlvr.agents.session import Group, Limits, Session, completion_of, shared_start
+from lit_rlvr.commands.report.explain import call_rows
 from lit_rlvr.datamodules.reading.chat import Chat
-from lit_rlvr.environments import Agent, SingleTurn, as_environment
+from lit_rlvr.environments import Agent, EnvironmentReward, SingleTurn, TurnRewards, as_environment
 from lit_rlvr.errors import UserError
+from lit_rlvr.rewards.combine import score_rollout
+from lit_rlvr.rollout.assemble import assemble
 from lit_rlvr.rollout.record import Replay
+from lit_rlvr.training.gather import gather_groups
+from lit_rlvr.training.trace import calls_of
 from lit_rlvr.types import Completion, Prompt, Sample, Sampling
 
 SCRIPT = Path(__file__).parents[1] / "helpers" / "tiny_agent.py"
 DATA: Any = SimpleNamespace(
     name="tiny", chat=Chat(), tokenizer=byte_tokenizer(), reading=SimpleNamespace(max_prompt_tokens=256)
 )
-SAMPLING = Sampling(max_tokens=12, max_turns=4, max_observation_tokens=64)
+MODES = [  # of `faulty_agent.py`
+    "well", "parallel", "garbage", "ten_megabytes", "another_key", "gone_in_stream", "late_reward", "silent", "crash",
+]  # fmt: skip
+SAMPLING = Sampling(max_tokens=12, max_turns=4, max_observation_tokens=128)
 PROMPTS = [Prompt(Sample(f"p{n}", f"{n} + 1 = ?", str(n + 1)), [1]) for n in range(2)]
 SEEDS = [[10 * p + g for g in range(3)] for p in range(2)]
 
@@ -53,18 +66,19 @@ class Spy:
 
 @pytest.fixture
 def play() -> Iterator[Any]:
-    made = []
+    made: list[AgentEpisodes] = []
 
     def run(
-        *arguments: str, script: Path = SCRIPT, sampling: Sampling = SAMPLING, spy: Any = None,
-        seeds: list[list[int]] = SEEDS, **options: Any,
+        *arguments: str, script: Path | str = SCRIPT, sampling: Sampling = SAMPLING, spy: Any = None,
+        seeds: list[list[int]] = SEEDS, prompts: list[Prompt] = PROMPTS, **options: Any,
     ) -> Any:  # fmt: skip
         agent = Agent([sys.executable, str(script), *arguments], **options)
         made.append(AgentEpisodes(agent, ENDS, "tiny", 0, True))
         spy = spy or Spy()
-        prompts, groups = made[-1].play(PROMPTS[: len(seeds)], sampling, seeds, None, DATA, spy.generate, True)
+        prompts, groups = made[-1].play(prompts[: len(seeds)], sampling, seeds, None, DATA, spy.generate, True)
         return SimpleNamespace(prompts=prompts, groups=groups, spy=spy, counts=made[-1].counts)
 
+    run.made = made  # type: ignore[attr-defined]
     yield run
     for episodes in made:
         episodes.close()
@@ -154,25 +168,102 @@ def test_workers_play_one_episode_after_another(play: Any) -> None:
     assert play("crash", "worker", workers=2).counts["crashed"] == 6
 
 
+def observation_cost(rollout: Any) -> tuple[float, dict[str, torch.Tensor]]:
+    """Return the mean cross-entropy of "how?" and "why?", which follow the first turn if that is not cut off, and its
+    gradients."""
+    model = tiny_llama()
+    costs = []
+    for prompt, group in zip(rollout.prompts, rollout.completions, strict=True):
+        for row in group:
+            first, end = row.turns[0].span
+            assert row.sampled[first:end] == (True,) * (end - first) and not any(row.sampled[:first])
+            place = 0
+            for length in row.sequence_lengths[: 2 if len(row.sequences) == 3 else 0]:
+                ids = row.token_ids[place : place + length]
+                last = max(t for t in range(length) if not row.sampled[place + t]) + 1
+                logprobs, _ = plain_logprobs(model, prompt.token_ids, ids, SAMPLING)
+                costs.append(-logprobs[end:last])
+                assert "<|im_start|>user\n" in byte_tokenizer().decode(ids[end:last])
+                place += length
+    cost = torch.cat(costs).mean()
+    cost.backward()
+    return float(cost.detach()), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def expected_advantages(rollout: Any, slow: Any, *lengths_or_states: str) -> torch.Tensor:
+    """Return the advantages (B, T) of a slow loop on what the agents say that they were paid."""
+    paid = [[json.loads(of["environment"].detail) for of in group] for group in rollout.details]
+    rewards = [[[reward for reward, _ in row] for row in group] for group in paid]
+    states = [[[state for _, state in row] for row in group] for group in paid]
+    lengths = [
+        [[b - a for a, b in (turn.span for turn in row.turns)] for row in group] for group in rollout.completions
+    ]
+    others = [{"states": states, "lengths": lengths}[name] for name in lengths_or_states]
+    found = slow(rollout.rewards.tolist(), rewards, *others)
+    expected = torch.zeros(rollout.token_ids.shape)
+    rows = [row for group in rollout.completions for row in group]
+    for number, (row, of_row) in enumerate(zip(rows, (of for group in found for of in group), strict=True)):
+        assert sum(b - a for a, b in (turn.span for turn in row.turns)) == row.length
+        for turn, value in zip(row.turns, of_row, strict=True):
+            expected[number, slice(*turn.span)] = value
+    return expected
+
+
 @pytest.mark.parametrize("shared", [True, False])
 def test_the_gradient_is_that_of_a_slow_loop_over_sequences(
     shared: bool, tiny_model_folder: Path, tmp_path: Path
 ) -> None:
-    """Each sequence of an episode is scored alone; the loss averages over the tokens of the whole episode."""
-    agent = Agent([sys.executable, str(SCRIPT), "branches"])
-    for aggregation in ("sequence_mean", "token_mean"):
+    """Each sequence of an episode is scored alone; the loss averages over the tokens of the whole episode.
+
+    With rewards of messages, each has its own advantage, also where several sequences share it.
+    """
+    for aggregation, advantage in (("sequence_mean", "grpo"), ("token_mean", "step_returns")):
+        is_paid = advantage != "grpo"
+        mode = {True: "paid", False: "branches"}[is_paid]
+        agent = Agent([sys.executable, str(SCRIPT), mode], rewards_turns=is_paid)
+        terms: Any = {"aggregation": aggregation, "observation_coef": 0.5 * is_paid}
         _, seen = fit(
             tiny_model_folder, tmp_path, environment=agent, sampling=replace(SAMPLING, max_tokens=9), rewards=None,
-            prompts_per_rollout=3, max_failure_rate=0.0, loss={"aggregation": aggregation},
-            compute={"shared_prefix": shared, "tokens_per_microbatch": 400},
+            prompts_per_rollout=3, max_failure_rate=0.0, loss=terms, advantage=advantage,
+            compute={"shared_prefix": shared, "tokens_per_microbatch": 400}, skip_nothing=is_paid,
         )  # fmt: skip
         (rollout,) = seen.rollouts
         assert all(len(row.sequences) >= 3 for group in rollout.completions for row in group)
-        loss, expected = naive_gradients(rollout, range(3), aggregation)
+        if is_paid:
+            own = expected_advantages(rollout, slow_step_returns_turns, "lengths")
+            assert len(own.unique()) > 20
+            loss, expected = naive_gradients(rollout, range(3), aggregation, advantages=own)
+            cost, observed = observation_cost(rollout)
+            loss += 0.5 * cost
+            expected = {name: value + 0.5 * observed[name] for name, value in expected.items()}
+        else:
+            loss, expected = naive_gradients(rollout, range(3), aggregation)
         assert_same(seen.gradients[0], expected)
         assert seen.metrics[0]["train/loss"] == pytest.approx(loss, abs=1e-6)
         assert seen.metrics[0]["rollout/agent/sequences"] >= 3 and seen.metrics[0]["rollout/turns"] == 4
         assert seen.metrics[0]["train/engine_difference"] < 1e-4
+
+
+def test_messages_with_equal_prompts_are_compared_and_shared_ones_get_their_credit_once(play: Any) -> None:
+    """GiGPO against its slow loop: the states are the prompts of conversations, and what the agent adds."""
+    played = play("paid", rewards_turns=True, sampling=replace(SAMPLING, max_tokens=9))
+    rewards = [EnvironmentReward(), TurnRewards()]
+    scores = score_rollout(rewards, played.groups, [prompt.sample for prompt in PROMPTS])
+    rollout = assemble(
+        played.prompts, played.groups, scores, SAMPLING, mask_truncated=False, exact=True, version=None,
+        has_teacher=False,
+    )  # fmt: skip
+    estimator = GiGPOAdvantage(discount=0.5)
+    found = estimator(gather_groups(rollout, rollout.rewards, estimator))
+    torch.testing.assert_close(
+        found.float(), expected_advantages(rollout, partial(slow_gigpo_turns, discount=0.5), "states")
+    )
+    uncut = [row for row in rows_of(played) if len(row.sequences) == 3]
+    saved = [calls_of(row) | {"turn_rewards": [turn.reward for turn in row.turns]} for row in uncut]
+    shown = call_rows(dict(enumerate(saved, 7)))
+    assert [row[:3] for row in shown[:4]] == [("7", "0", "0"), ("7", "1", "0"), ("7", "2", "1"), ("7", "3", "2")]
+    assert [int(row[3]) for row in shown[:4]] == [end - start for start, end in (t.span for t in uncut[0].turns)]
+    assert shown[0][4] == shown[3][4] == "0" and int(shown[1][4]) > 20 and shown[1][5] == ""
 
 
 def test_recorded_episodes_of_several_sequences_are_trained_again_exactly(
@@ -219,18 +310,106 @@ def test_an_endless_agent_is_killed_with_its_children(play: Any, tmp_path: Path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["parallel", "gone"])
-def test_calls_at_once_and_clients_that_are_gone(mode: str, play: Any) -> None:
-    played = play(mode)
-    rows = rows_of(played)
-    assert all(row.outcome.status == "ok" for row in rows)
-    if mode == "parallel":
-        assert_exact(played)
-        assert all(len(row.turns) == len(row.sequences) == 2 for row in rows)
-        assert all(row.turns[0].text != row.turns[1].text for row in rows)
-    else:
-        lost = played.counts["lost"]  # under load an answer may be on its way before its client has gone
-        assert lost and sum(len(row.turns) for row in rows) == 12 - lost
+def test_many_agents_at_once_that_misbehave_cost_their_own_episodes_alone(play: Any) -> None:
+    """256 programs: what each does wrong is told by its seed; see `faulty_agent.py`."""
+    seeds = [[128 * p + g for g in range(128)] for p in range(2)]
+    spy = Scripted()
+    script = str(SCRIPT.with_name("faulty_agent.py"))
+    longer = replace(SAMPLING, max_tokens=64)
+    played = play(script, script="-IS", seeds=seeds, spy=spy, parallel=256, timeout=300.0, sampling=longer)
+    by_mode: dict[str, list[Completion]] = {}
+    for seed, row in enumerate(rows_of(played)):
+        by_mode.setdefault(MODES[seed % len(MODES)], []).append(row)
+    for mode, of_mode in by_mode.items():
+        outcomes = {(row.outcome.status, row.outcome.value) for row in of_mode if row.outcome is not None}
+        turns = {len(row.turns) for row in of_mode}
+        expected = {"silent": ("error", 0.0), "crash": ("error", 0.0), "late_reward": ("ok", 0.5)}
+        assert outcomes == {expected.get(mode, ("ok", 0.25))}, (mode, of_mode[0].outcome)
+        if mode == "parallel":
+            assert turns == {2} and all(len(row.sequences) == 2 for row in of_mode)
+        elif mode == "gone_in_stream":  # its answer may have been on its way
+            assert turns <= {1, 2}
+        else:
+            assert turns == {int(mode != "silent")}, mode
+    counts = played.counts
+    assert counts["silent"] == len(by_mode["silent"]) and counts["crashed"] == len(by_mode["crash"])
+    assert counts["timeout"] == 0 and counts["episodes"] == 256
+    assert counts["refused"] == len(by_mode["ten_megabytes"])
+
+
+def test_an_engine_that_fails_ends_the_agents_and_plays_again_after_that(play: Any) -> None:
+    class Broken(Spy):
+        def generate(self, *arguments: Any) -> Any:
+            raise RuntimeError("the engine died")
+
+    with pytest.raises(RuntimeError, match="the engine died"):
+        play("turns", spy=Broken())
+    (episodes,) = play.made
+    _, groups = episodes.play(PROMPTS, SAMPLING, SEEDS, None, DATA, Spy().generate, True)
+    assert [row.outcome.status for group in groups for row in group] == ["ok"] * 6
+
+
+@pytest.mark.parametrize(
+    ("code", "timeout", "failure"),
+    [
+        ("import time; time.sleep(60)", 0.3, "did not end within 0.3 s"),
+        ("print('x' * 300_000, flush=True); print(len(input()) > 300_000 and 'it was read')", 60.0, "exit status 1"),
+    ],
+)
+def test_a_worker_that_does_not_read_a_long_task_costs_its_own_episode(
+    code: str, timeout: float, failure: str, play: Any
+) -> None:
+    """One never reads; the other reads once all that it writes is read."""
+    prompt = Prompt(Sample("long", "?", "", row={"text": "x" * 300_000}), [1])
+    played = play(code, script="-c", prompts=[prompt], seeds=[[0]], workers=1, timeout=timeout)
+    (row,) = rows_of(played)
+    assert row.outcome is not None and failure in row.outcome.detail, row.outcome
+
+
+def test_a_row_never_has_more_tokens_than_an_episode_may_have() -> None:
+    """Requests of all kinds, of episodes whose prompts begin with equal and with different texts."""
+    rng = random.Random(0)
+    limits = Limits(replace(SAMPLING, max_turns=6, max_episode_tokens=150), 256, 0)
+    conversations = Conversations(Chat(), byte_tokenizer(), ENDS)
+    refused = 0
+    longest = 0
+    for case in range(15):
+        group = Group(limits)
+        group.sessions += [Session(f"{g}", PROMPTS[0].sample, g, group, conversations) for g in range(3)]
+        for _ in range(12):
+            session = rng.choice(group.sessions)
+            messages = [{"role": "user", "content": rng.choice(["1 + 1 = ?", "1 + 2 = ?", "Sum up."])}]
+            if session.messages and rng.random() < 0.7:
+                before = rng.choice(session.messages)
+                assert before.reply is not None
+                messages = [*before.request.messages, before.reply.message, {"role": "user", "content": "how?"}]
+            try:
+                begun = session.begin(ChatRequest(messages, count=rng.choice([1, 1, 2])), is_auxiliary=False)
+            except RequestError as error:
+                refused += "too long" in error.message
+                continue
+            for message in begun:
+                ids = tuple(rng.choices(range(97, 110), k=message.limit - 1))
+                text = byte_tokenizer().decode(ids)
+                session.finish(message, Completion(text, (*ids, END), "stop", (0.0,) * message.limit))
+        start = len(shared_start(group.sessions))
+        lengths = [len(completion_of(session, start).token_ids) for session in group.sessions]
+        assert max(lengths) <= 150, (case, lengths)
+        longest = max(longest, *lengths)
+    assert refused and longest > 130
+
+
+def test_arguments_of_the_chat_template_in_a_row_reach_its_conversations() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{{ mood }}|" + tokenizer.chat_template
+    conversations = Conversations(Chat(chat_template_kwargs={"mood": "calm"}), tokenizer, ENDS)
+    sample = Sample("own", "?", "", row={"chat_template_kwargs": '{"mood": "wild"}'})
+    of_row = conversations.for_row(sample)
+    asked = [{"role": "user", "content": "?"}]
+    assert tokenizer.decode(of_row.prompt(asked, ())).startswith("wild|")
+    assert conversations.for_row(sample) is of_row
+    other = conversations.for_row(PROMPTS[0].sample)
+    assert tokenizer.decode(other.prompt(asked, ())).startswith("calm|")
 
 
 class Scripted(Spy):
@@ -296,7 +475,7 @@ def test_no_agent_survives_a_run_that_is_killed(tmp_path: Path) -> None:
     command = [sys.executable, "-c", FAMILY, str(pids)]
     run = (
         "import os, subprocess, sys, time; "
-        f"subprocess.Popen([sys.executable, '-I', {str(LAUNCHER)!r}, str(os.getpid()), '60', '4096', *{command!r}]); "
+        f"subprocess.Popen([sys.executable, '-IS', {str(LAUNCHER)!r}, str(os.getpid()), '60', '4096', *{command!r}]); "
         "time.sleep(600)"
     )
     with subprocess.Popen([sys.executable, "-c", run]) as process:
@@ -311,6 +490,14 @@ def wait_until(holds: Callable[[], bool], seconds: float = 60.0) -> None:
     while not holds():
         assert time.monotonic() < deadline, "it takes too long"
         time.sleep(0.02)
+
+
+def test_a_choice_of_tools_that_is_ignored_offers_them_all() -> None:
+    tool = {"type": "function", "function": {"name": "add", "parameters": {}}}
+    body = {"messages": [{"role": "user", "content": "?"}], "tools": [tool], "tool_choice": "required"}
+    assert read_openai(body, SamplingRules(SAMPLING, frozenset(["tool_choice"]))).tools == (tool,)
+    with pytest.raises(RequestError, match=r"tool_choice: .*ignore: \[tool_choice\]"):
+        read_openai(body, SamplingRules(SAMPLING))
 
 
 def test_a_message_keeps_its_path_by_content_alone() -> None:

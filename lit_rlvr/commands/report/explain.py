@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
@@ -97,11 +97,15 @@ def show_group(step: int, algorithm: str, group: dict[str, Any]) -> None:
     turn_rewards = turn_reward_rows(group["completions"])
     if turn_rewards:
         console.print_table(table_of(("turn", *numbers), turn_rewards, title="\nRewards of turns"))
+    calls = call_rows(dict(enumerate(group["completions"])))
+    if calls:
+        console.print_table(table_of(CALL_COLUMNS, calls, title="\nCalls of the agents, in their order"))
 
 
 LONGEST_OPENING = 40
 """Most characters at the end of a prompt that may open thoughts."""
 OBSERVED = "observed, not trained on"
+CALL_COLUMNS = ("completion", "call", "sequence", "tokens", "tokens added before", "reward")
 COMPLETION_COLUMNS = ("reward", "correct", "advantage", "tokens", "mean ratio", "clipped", "sum of weights", "status")
 
 
@@ -149,6 +153,18 @@ def turn_reward_rows(completions: Sequence[dict[str, Any]]) -> list[tuple[str, .
     return rows
 
 
+def call_rows(completions: Mapping[int, dict[str, Any]]) -> list[tuple[str, ...]]:
+    """Return a row for each call of an agent that is trained, of completions by number; none if no agent played."""
+    rows: list[tuple[str, ...]] = []
+    for g, completion in completions.items():
+        rewards = completion.get("turn_rewards", [])
+        for k, call in enumerate(completion.get("calls", [])):
+            reward = rewards[k] if rewards else None
+            paid = "" if reward is None else f"{reward:g}"
+            rows.append((str(g), str(k), str(call["sequence"]), str(call["tokens"]), str(call["added"]), paid))
+    return rows
+
+
 def token_details(completion: dict[str, Any]) -> list[tuple[str, float, bool, str]]:
     """Return (token, weight in the gradient of logp, clipped, all numbers as text) of each token."""
     details = [(0.0, False, "not run")] * len(completion["tokens"])  # the trainer skips a group without a gradient
@@ -192,6 +208,8 @@ def view(group: dict[str, Any], indices: Sequence[int] | None = None, limit: int
         "columns": COMPLETION_COLUMNS,
         "criteria": criteria_rows([completions[g] for g in numbers]),
         "turn_rewards": turn_reward_rows([completions[g] for g in numbers]),
+        "call_columns": CALL_COLUMNS,
+        "calls": call_rows({g: completions[g] for g in numbers}),
         "observed": any("sampled" in completion for completion in completions),
         "completions": [_completion_view(group["prompt"], g, completions[g], largest, limit) for g in numbers],
     }
