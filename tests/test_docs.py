@@ -52,10 +52,11 @@ USERS = {"my_task.py", "shop.py", "task.py", "my_env.py", "train.py", "my_losses
 """Files that a user of the documents writes."""
 OTHERS = {
     "--api-key", "--api-server-count", "--apply_chat_template", "--backend-store-uri", "--batch_size",
-    "--enforce-eager", "--extra-index-url", "--from", "--gpu-memory-utilization", "--include", "--include_path",
+    "--enable-return-routed-experts", "--enforce-eager", "--extra-index-url", "--from",
+    "--gpu-memory-utilization", "--include", "--include_path",
     "--index-strategy", "--local-dir", "--log_samples", "--max-num-seqs", "--model_args", "--no-deps", "--output_path",
     "--kill-on-bad-exit", "--max-restarts", "--no-python", "--nproc-per-node", "--project", "--repo-type",
-    "--requeue", "--tasks", "--weighted_sample",
+    "--requeue", "--return-sampling-mask", "--tasks", "--weighted_sample",
 }  # fmt: skip
 """Options of other programs."""
 WITHIN = {
