@@ -17,7 +17,7 @@ from lit_rlvr.errors import MAX_SIZE, UserError, check_within, checks_arguments
 from lit_rlvr.policy.loading import load_model_config
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.run.saved_model import run_config
-from lit_rlvr.types import Sampling
+from lit_rlvr.types import AtBudget, Sampling
 
 MAX_TOKENS = 2048
 """Default completion length for models without a run."""
@@ -63,7 +63,7 @@ def find_limits(max_tokens: int, model: str) -> Sampling:
     config = _config_of(model)
     limits = {name: value for name in TURNS if (value := _sampling_of(config, name)[0]) is not None}
     budget = _sampling_of(config, "max_thought_tokens")[0] or 0
-    at_budget = "close"
+    at_budget: AtBudget = "close"
     if budget:
         at_budget = _sampling_of(config, "at_budget")[0] or "close"
     sampling = Sampling(

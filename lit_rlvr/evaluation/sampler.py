@@ -199,6 +199,8 @@ class Sampler:
     def close(self) -> None:
         """Free the engine's memory, and end the workers of rewards and environments."""
         self.engine.close()
-        for episodes in (*self._episodes.values(), *self._agents.values()):
+        for episodes in self._episodes.values():
             episodes.close()
+        for agents in self._agents.values():
+            agents.close()
         shared_pool().close()

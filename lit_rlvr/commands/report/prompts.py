@@ -34,7 +34,7 @@ PromptOutcome = Literal["never right", "lost", "solved", "right from the start"]
 OUTCOMES: tuple[PromptOutcome, ...] = get_args(PromptOutcome)
 
 
-def verdict_text(row: dict[str, Any]) -> str:
+def verdict_text(row: Mapping[str, Any]) -> str:
     """Return "correct", "wrong", "check failed" or "not judged" for a recorded completion."""
     if row["status"] == "error":
         return "check failed"
