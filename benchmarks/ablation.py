@@ -14,8 +14,12 @@ from typing import Any
 from common import PRECISIONS, make_parser, print_result, print_table, run_isolated, say
 
 TECHNIQUES = (
-    "shared prefix", "skipping dead groups", "kept logits", "vocabulary in chunks", "kept freed memory",
-)  # fmt: skip
+    "shared prefix",
+    "skipping dead groups",
+    "kept logits",
+    "vocabulary in chunks",
+    "kept freed memory",
+)
 
 
 def parse() -> Any:
@@ -45,8 +49,9 @@ def variants(precisions: Sequence[str], techniques: Sequence[str]) -> dict[str, 
 
 def main() -> None:
     options = parse()
-    rollout = {name: getattr(options, name)
-               for name in ("groups", "dead", "group_size", "prompt_tokens", "completion_tokens")}  # fmt: skip
+    rollout = {
+        name: getattr(options, name) for name in ("groups", "dead", "group_size", "prompt_tokens", "completion_tokens")
+    }
     chosen = variants(options.precisions, options.techniques)
     seconds: dict[str, list[float]] = {name: [] for name in chosen}
     memory = dict.fromkeys(chosen, 0.0)

@@ -216,12 +216,19 @@ def main() -> None:
     rows = [(n, seconds[n] * 1e3, seconds[n] / seconds["spans"], memory[n], ratio[n], len(layouts[n])) for n in layouts]
     print_table(("layout", "ms", "x spans", "MiB", "scores / needed", "pieces"), rows)
     print_result(
-        error=error, scores_ratio=round(ratio["spans"], 4), lengths=options.lengths, device=options.device,
-        head_size=options.head_size, spans_available=has_spans, tokens=tokens,
+        error=error,
+        scores_ratio=round(ratio["spans"], 4),
+        lengths=options.lengths,
+        device=options.device,
+        head_size=options.head_size,
+        spans_available=has_spans,
+        tokens=tokens,
         longest=max(len(span) for _, span in completions),
-        ms={n: round(v * 1e3, 2) for n, v in seconds.items()}, mib={n: round(v, 1) for n, v in memory.items()},
-        ratios={n: round(v, 2) for n, v in ratio.items()}, pieces={n: len(parts) for n, parts in layouts.items()},
-    )  # fmt: skip
+        ms={n: round(v * 1e3, 2) for n, v in seconds.items()},
+        mib={n: round(v, 1) for n, v in memory.items()},
+        ratios={n: round(v, 2) for n, v in ratio.items()},
+        pieces={n: len(parts) for n, parts in layouts.items()},
+    )
 
 
 if __name__ == "__main__":

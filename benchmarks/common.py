@@ -35,9 +35,12 @@ def make_parser(doc: str | None, precision: bool = False, rate: bool = False) ->
         parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="what both compute in")
     if rate:
         parser.add_argument(
-            "--matmul-sizes", type=int, nargs="+", default=MATMUL_SIZES,
+            "--matmul-sizes",
+            type=int,
+            nargs="+",
+            default=MATMUL_SIZES,
             help="of the square matrices that measure the machine's own rate",
-        )  # fmt: skip
+        )
     return parser
 
 
@@ -84,8 +87,12 @@ def print_result(**result: Any) -> None:
     """Print the last line of every benchmark: its numbers and the machine, as JSON."""
     import torch
 
-    machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(),
-               "threads": torch.get_num_threads(), "torch": torch.__version__}  # fmt: skip
+    machine = {
+        "cpu": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
     print(json.dumps({"benchmark": Path(sys.argv[0]).stem, **result, "machine": machine}), flush=True)
 
 

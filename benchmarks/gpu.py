@@ -81,17 +81,53 @@ from lit_rlvr.sizing.memory import Strategy, largest_microbatch, shape_of, train
 from lit_rlvr.training.step import logprobs_in_microbatches
 from lit_rlvr.types import Prompt, Rollout, Sample, Sampling
 
-TEXT = {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12,
-        "num_key_value_heads": 2, "vocab_size": 151936, "max_position_embeddings": 32768}  # fmt: skip
+TEXT = {
+    "hidden_size": 1536,
+    "intermediate_size": 8960,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 2,
+    "vocab_size": 151936,
+    "max_position_embeddings": 32768,
+}
 LANGUAGE = {**TEXT, "hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36, "num_attention_heads": 16}
-TOWER = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "patch_size": 14,
-         "window_size": 112, "fullatt_block_indexes": [7, 15, 23, 31], "spatial_merge_size": 2}  # fmt: skip
-TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "num_key_value_heads": 2, "vocab_size": 512, "max_position_embeddings": 1024}  # fmt: skip
-TINY_TOWER = {**TOWER, "depth": 2, "hidden_size": 64, "intermediate_size": 128, "num_heads": 2, "window_size": 56,
-              "fullatt_block_indexes": [1]}  # fmt: skip
-TINY_SIZES = {"prompts": 2, "group_size": 4, "prompt_tokens": 96, "max_tokens": 16, "steps": 1, "budgets": [256, 512],
-              "features": 4}  # fmt: skip
+TOWER = {
+    "depth": 32,
+    "hidden_size": 1280,
+    "intermediate_size": 3420,
+    "num_heads": 16,
+    "patch_size": 14,
+    "window_size": 112,
+    "fullatt_block_indexes": [7, 15, 23, 31],
+    "spatial_merge_size": 2,
+}
+TINY = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "vocab_size": 512,
+    "max_position_embeddings": 1024,
+}
+TINY_TOWER = {
+    **TOWER,
+    "depth": 2,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_heads": 2,
+    "window_size": 56,
+    "fullatt_block_indexes": [1],
+}
+TINY_SIZES = {
+    "prompts": 2,
+    "group_size": 4,
+    "prompt_tokens": 96,
+    "max_tokens": 16,
+    "steps": 1,
+    "budgets": [256, 512],
+    "features": 4,
+}
 TAKEN = ("model", "lora", "freeze_vision", "compute.shared_prefix", "compute.tokens_per_microbatch")
 WHOLE = ("model", "lr")
 NOT_OURS = {
@@ -100,8 +136,16 @@ NOT_OURS = {
 }
 """Options of ours that a part sets itself, or that its ready-made model would ignore."""
 KERNELS = 20
-WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "aten::_local_scalar_dense",
-         "cudaMemcpyAsync", "cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel")  # fmt: skip
+WAITS = (
+    "cudaStreamSynchronize",
+    "cudaDeviceSynchronize",
+    "cudaEventSynchronize",
+    "aten::_local_scalar_dense",
+    "cudaMemcpyAsync",
+    "cudaLaunchKernel",
+    "cudaLaunchKernelExC",
+    "cuLaunchKernel",
+)
 """Calls with which the CPU launches work on the GPU or waits for it; `profile` counts them."""
 SUMS = (
     "--config",
@@ -222,9 +266,15 @@ def planned_mib(options: Any, rollout: Rollout, budget: int, lora: Lora | None =
 
 
 def run_steps(
-    options: Any, policy: Policy, rollout: Rollout, budget: int, lora: Lora | None = None, label: str = "",
-    rate: MatmulRate | None = None, **given: Any,
-) -> dict[str, Any]:  # fmt: skip
+    options: Any,
+    policy: Policy,
+    rollout: Rollout,
+    budget: int,
+    lora: Lora | None = None,
+    label: str = "",
+    rate: MatmulRate | None = None,
+    **given: Any,
+) -> dict[str, Any]:
     """Take 1 + `--steps` training steps; return a row of results, or of why there are none.
 
     Args:
@@ -249,9 +299,14 @@ def run_steps(
         else:
             seconds = median(taken[1:])
             tokens = sum(len(p.token_ids) for p in rollout.prompts) + int(rollout.lengths.sum())
-            row |= {"budget_used": seen.used, "first_seconds": taken[0], "seconds": seconds,
-                    "start_seconds": time.perf_counter() - started - sum(taken), "tokens_per_second": tokens / seconds,
-                    "peak_mib": round(peak(options))}  # fmt: skip
+            row |= {
+                "budget_used": seen.used,
+                "first_seconds": taken[0],
+                "seconds": seconds,
+                "start_seconds": time.perf_counter() - started - sum(taken),
+                "tokens_per_second": tokens / seconds,
+                "peak_mib": round(peak(options)),
+            }
             if rate is not None and options.shape == "text":  # of the tower no FLOPs are counted
                 model: Any = policy.model
                 useful = step_flops(model.config, model.num_parameters(), rollout)[1]
@@ -479,16 +534,23 @@ def fit(options: Any) -> None:
 
         rows = [sums("deterministic", "one", steps, *fixed)]
         parts = pool.submit(in_two_parts)
-        others = [("deterministic again", "two", *fixed), ("fp32", "three"), ("fp32 again", "four"),
-                  ("bf16", "five", "--trainer.precision", "bf16-mixed")]  # fmt: skip
+        others = [
+            ("deterministic again", "two", *fixed),
+            ("fp32", "three"),
+            ("fp32 again", "four"),
+            ("bf16", "five", "--trainer.precision", "bf16-mixed"),
+        ]
         running = [pool.submit(sums, name, run, steps, *more) for name, run, *more in others]
         rows += [*parts.result(), *(one.result() for one in running)]
     hashes = {row["label"]: row.get("weights_sha256", row["label"]) for row in rows}
     first = hashes["deterministic"]
     finish(
-        options, rows=rows, equal_again=first == hashes["deterministic again"],
-        equal_resumed=first == hashes["deterministic, resumed"], equal_fp32=hashes["fp32"] == hashes["fp32 again"],
-    )  # fmt: skip
+        options,
+        rows=rows,
+        equal_again=first == hashes["deterministic again"],
+        equal_resumed=first == hashes["deterministic, resumed"],
+        equal_fp32=hashes["fp32"] == hashes["fp32 again"],
+    )
 
 
 def iteration(options: Any) -> None:
@@ -552,9 +614,14 @@ def engine(options: Any) -> None:
         prompts = [Prompt(Sample(str(p), "", ""), tokens) for p, tokens in enumerate(ids)]
         sampling = Sampling(max_tokens=options.max_tokens, banned_token_ids=policy.placeholder_ids)
         context = EngineContext(
-            folder, policy, AutoTokenizer.from_pretrained(folder), len(ids[0]) + options.max_tokens,
-            options.prompts * options.group_size, seed=0, dtype=torch.bfloat16,
-        )  # fmt: skip
+            folder,
+            policy,
+            AutoTokenizer.from_pretrained(folder),
+            len(ids[0]) + options.max_tokens,
+            options.prompts * options.group_size,
+            seed=0,
+            dtype=torch.bfloat16,
+        )
         times: dict[str, float] = {}
 
         def timed(name: str, call: Any) -> Any:
@@ -589,9 +656,14 @@ def engine(options: Any) -> None:
     print_table(("", "s"), list(times.items()))
     print_table(("difference from the trainer", "nats"), list(spread.items()))
     finish(
-        options, engine=generator.name, times=times, tokens=tokens, difference=spread, peak_mib=held,
+        options,
+        engine=generator.name,
+        times=times,
+        tokens=tokens,
+        difference=spread,
+        peak_mib=held,
         tokens_per_second=round(tokens / times["generate"], 1),
-    )  # fmt: skip
+    )
 
 
 def trl(options: Any) -> None:
@@ -725,10 +797,15 @@ def finish(options: Any, rate: MatmulRate | None = None, **result: Any) -> None:
     rates = {} if rate is None else {"matmul_tflops": round(rate.best / 1e12, 2)}
     spans = attention.available(torch.device(options.device), torch.bfloat16)
     print_result(
-        part=options.part, shape=options.shape, ours=options.ours, gpu=gpu, reserved_mib=gpu_memory_mb(),
+        part=options.part,
+        shape=options.shape,
+        ours=options.ours,
+        gpu=gpu,
+        reserved_mib=gpu_memory_mb(),
         spans=spans,
-        **rates, **result,
-    )  # fmt: skip
+        **rates,
+        **result,
+    )
     if any(isinstance(row, dict) and "error" in row for row in result.get("rows", ())):
         raise SystemExit(1)
 
@@ -736,11 +813,17 @@ def finish(options: Any, rate: MatmulRate | None = None, **result: Any) -> None:
 def make_workload(options: Any, folder: str) -> Workload:
     question = "What is {a} + {b}? "
     uses_vllm = options.engine == "vllm" and not options.tiny
-    vllm = {"use_vllm": True, "vllm_mode": "colocate", "vllm_gpu_memory_utilization": 0.4,
-            "vllm_max_model_length": options.prompt_tokens + 64 + options.max_tokens}  # fmt: skip
+    vllm = {
+        "use_vllm": True,
+        "vllm_mode": "colocate",
+        "vllm_gpu_memory_utilization": 0.4,
+        "vllm_max_model_length": options.prompt_tokens + 64 + options.max_tokens,
+    }
     rows = 4 if options.tiny else 8  # of TRL in a micro-batch: its logits are (rows, tokens, V) in fp32
-    pieces = {"per_device_train_batch_size": rows,
-              "gradient_accumulation_steps": options.prompts * options.group_size // rows}  # fmt: skip
+    pieces = {
+        "per_device_train_batch_size": rows,
+        "gradient_accumulation_steps": options.prompts * options.group_size // rows,
+    }
     return Workload(
         model=folder,
         data="Arithmetic",

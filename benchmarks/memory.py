@@ -64,9 +64,13 @@ def parse() -> Any:
         "--models", nargs="+", default=["30M", "smollm2"], help="30M (a random Llama), or as in a config"
     )
     parser.add_argument(
-        "--strategies", nargs="+", choices=STRATEGIES, default=list(STRATEGIES), metavar="NAME",
+        "--strategies",
+        nargs="+",
+        choices=STRATEGIES,
+        default=list(STRATEGIES),
+        metavar="NAME",
         help=f"{'; '.join(STRATEGIES)}; bf16 is measured in one process only",
-    )  # fmt: skip
+    )
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     parser.add_argument("--groups", type=int, default=4, help="prompts of a step")
     parser.add_argument("--vocabulary", type=int, nargs="+", metavar="TOKENS", help="measure divergences instead")
@@ -167,9 +171,14 @@ def measure(asked: dict[str, Any]) -> None:
         trainer["strategy"] = FSDP2() if asked["sharded"] else "ddp"
     lora = Lora() if asked["lora"] else None
     train(
-        None, [rollout] * 2, asked["precision"], trainer_options=trainer, model=asked["folder"],
-        compute={"gradient_checkpointing": asked["checkpointing"], "tokens_per_microbatch": BUDGET}, lora=lora,
-    )  # fmt: skip
+        None,
+        [rollout] * 2,
+        asked["precision"],
+        trainer_options=trainer,
+        model=asked["folder"],
+        compute={"gradient_checkpointing": asked["checkpointing"], "tokens_per_microbatch": BUDGET},
+        lora=lora,
+    )
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(json.dumps({"mib": peak_memory_mb()}))
 

@@ -81,9 +81,13 @@ class serve:  # a context
                 "--kv-cache-memory-bytes", str(1 << 29)]  # fmt: skip
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                line, stdout=log, stderr=log, start_new_session=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+                line,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
                 preexec_fn=lambda: os.sched_setaffinity(0, {SERVER_CORE}),
-            )  # fmt: skip
+            )
         url = f"http://127.0.0.1:{self.port}"
         say("waiting for the server")
         while self.process.poll() is None:
@@ -173,15 +177,22 @@ def train(asked: dict[str, Any]) -> dict[str, Any]:
     clock, engine = Clock(), LogNormalLengths([asked["url"]], FileTransfer(), timeout=120, recompute_cache=recompute)
     module = GRPO(model="tiny-llama", lr=asked["lr"], importance={"correction": asked["correction"]})
     rollout = RolloutCallback(
-        group_size=asked["group_size"], rewards=[EvenTokens(truncated_is_wrong=False)], staleness=asked["k"],
-        replay=Replay(record=0.0), sampling=Sampling(max_tokens=asked["longest"], banned_token_ids=eos_tokens()),
+        group_size=asked["group_size"],
+        rewards=[EvenTokens(truncated_is_wrong=False)],
+        staleness=asked["k"],
+        replay=Replay(record=0.0),
+        sampling=Sampling(max_tokens=asked["longest"], banned_token_ids=eos_tokens()),
         engine=engine,
-    )  # fmt: skip
+    )
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
-            max_steps=asked["steps"], precision="32-true", accelerator="cpu", default_root_dir=folder + "/run",
-            limit_val_batches=0, callbacks=[rollout, clock],
-        )  # fmt: skip
+            max_steps=asked["steps"],
+            precision="32-true",
+            accelerator="cpu",
+            default_root_dir=folder + "/run",
+            limit_val_batches=0,
+            callbacks=[rollout, clock],
+        )
         trainer.fit(module, datamodule=Arithmetic(prompts_per_rollout=asked["prompts"]))
     first, last = clock.seconds[min(WARM_UP, asked["steps"] - 1)], clock.seconds[-1]
     steps = len(clock.seconds) - 1 - min(WARM_UP, asked["steps"] - 1)
@@ -246,8 +257,16 @@ def report_learning(runs: list[dict[str, Any]], options: Any) -> None:
             rewards = [mean(run["rewards"][-last:]) for run in found]
             reached = [run["steps_to_reward"] for run in found]
             cells[f"{correction}, k = {k}"] = rewards
-            rows.append([correction, k, mean(rewards), stdev(rewards) if len(rewards) > 1 else math.nan,
-                         " ".join(map(str, reached)), mean(run["age"] for run in found)])  # fmt: skip
+            rows.append(
+                [
+                    correction,
+                    k,
+                    mean(rewards),
+                    stdev(rewards) if len(rewards) > 1 else math.nan,
+                    " ".join(map(str, reached)),
+                    mean(run["age"] for run in found),
+                ]
+            )
     print_table(["correction", "k", "last rewards", "deviation", "steps to 0.9, by seed", "mean age"], rows)
     print_result(steps=options.steps, last_rewards=cells)
 

@@ -60,8 +60,10 @@ def measure(
     rollout = make_rollout(1, group_size, prompt, options.completion_tokens, vocabulary)
     if image:
         rollout = with_image(rollout, config, image)
-    calls = {name: partial(train_group, policy, rollout, shared, options.precision)
-            for name, shared in (("shared", True), ("single", False))}  # fmt: skip
+    calls = {
+        name: partial(train_group, policy, rollout, shared, options.precision)
+        for name, shared in (("shared", True), ("single", False))
+    }
     rate.measure(1)
     found = medians(alternate(calls, options.rounds))
     said = ", ".join(f"{name} {value:.2f} s" for name, value in found.items())
@@ -99,14 +101,22 @@ def main() -> None:
     print_table(("model", "prompt", "G", "seconds single", "seconds shared", "ratio"), rows)
     y = "time without sharing / with it"
     panels = [Panel("an image in the prompt", "image tokens", y, by_image)] if options.image_tokens else []
-    draw([*panels, Panel(f"G = {options.group_size}", "prompt tokens", y, by_prompt),
-          Panel(f"prompt of {options.prompt_tokens} tokens", "completions per prompt, G", y, by_group)],
-         options.out)  # fmt: skip
+    draw(
+        [
+            *panels,
+            Panel(f"G = {options.group_size}", "prompt tokens", y, by_prompt),
+            Panel(f"prompt of {options.prompt_tokens} tokens", "completions per prompt, G", y, by_group),
+        ],
+        options.out,
+    )
     print(f"picture: {options.out}")
     print_result(
-        largest_ratio=round(max(row[-1] for row in rows), 3), precision=options.precision, points=rows,
-        completion_tokens=options.completion_tokens, matmul_gflops=round(rate.best / 1e9, 1),
-    )  # fmt: skip
+        largest_ratio=round(max(row[-1] for row in rows), 3),
+        precision=options.precision,
+        points=rows,
+        completion_tokens=options.completion_tokens,
+        matmul_gflops=round(rate.best / 1e9, 1),
+    )
 
 
 if __name__ == "__main__":

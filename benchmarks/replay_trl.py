@@ -46,16 +46,21 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "GRPO": ("GRPO", {"advantage": ("GRPOAdvantage", TRL_ADVANTAGE)}, {"loss_type": "grpo"}),
     "DAPO, two-sided, KL": (
         "DAPO",
-        {"advantage": ("GRPOAdvantage", TRL_ADVANTAGE), "dual_clip": 4.0, "dynamic_sampling": False, 
-         "kl": {"coef": 0.05, "bias_correction": True}},
+        {
+            "advantage": ("GRPOAdvantage", TRL_ADVANTAGE),
+            "dual_clip": 4.0,
+            "dynamic_sampling": False,
+            "kl": {"coef": 0.05, "bias_correction": True},
+        },
         {"loss_type": "dapo", "epsilon_high": 0.28, "delta": 4.0, "beta": 0.05},
     ),
     "Dr. GRPO": ("DrGRPO", {}, {"loss_type": "dr_grpo", "scale_rewards": "none"}),
     "CISPO, batch scaling": (
-        "CISPO", {"advantage": ("GRPOAdvantage", TRL_ADVANTAGE | {"scale": "batch"})},
+        "CISPO",
+        {"advantage": ("GRPOAdvantage", TRL_ADVANTAGE | {"scale": "batch"})},
         {"loss_type": "cispo", "epsilon_high": 5.0, "scale_rewards": "batch"},
     ),
-}  # fmt: skip
+}
 """Name -> our algorithm with its options, and TRL's."""
 
 
@@ -161,17 +166,36 @@ def train_theirs(options: Any, folder: str, workload: Workload, settings: dict[s
     recorder = Recorder()
     with tempfile.TemporaryDirectory() as out:
         args = GRPOConfig(
-            output_dir=out, seed=options.seed, max_steps=workload.steps * options.epochs, learning_rate=options.lr,
-            lr_scheduler_type="constant", num_generations=options.group_size, num_iterations=options.epochs,
-            max_completion_length=options.max_tokens, shuffle_dataset=False, bf16=False, use_cpu=True,
-            per_device_train_batch_size=options.prompts * options.group_size, gradient_checkpointing=False,
-            model_init_kwargs={"dtype": "float32"}, optim="adamw_torch_fused", save_strategy="no", report_to="none",
-            disable_tqdm=True, logging_steps=10**6, reward_weights=[1.0, 1.0], **settings,
-        )  # fmt: skip
+            output_dir=out,
+            seed=options.seed,
+            max_steps=workload.steps * options.epochs,
+            learning_rate=options.lr,
+            lr_scheduler_type="constant",
+            num_generations=options.group_size,
+            num_iterations=options.epochs,
+            max_completion_length=options.max_tokens,
+            shuffle_dataset=False,
+            bf16=False,
+            use_cpu=True,
+            per_device_train_batch_size=options.prompts * options.group_size,
+            gradient_checkpointing=False,
+            model_init_kwargs={"dtype": "float32"},
+            optim="adamw_torch_fused",
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            logging_steps=10**6,
+            reward_weights=[1.0, 1.0],
+            **settings,
+        )
         GRPOTrainer(
-            model=folder, reward_funcs=[digits, recorder], args=args, train_dataset=training_set(workload, tokenizer),
-            processing_class=tokenizer, callbacks=[recorder],
-        ).train()  # fmt: skip
+            model=folder,
+            reward_funcs=[digits, recorder],
+            args=args,
+            train_dataset=training_set(workload, tokenizer),
+            processing_class=tokenizer,
+            callbacks=[recorder],
+        ).train()
     return recorder
 
 
@@ -187,16 +211,25 @@ def train_ours(options: Any, folder: str, recorder: Recorder, name: str, setting
         model=folder, lr=options.lr, epochs_per_rollout=options.epochs, importance={"correction": "none"}, **settings
     )
     rollout = RolloutCallback(
-        group_size=options.group_size, engine=Replaying(recorder.rollouts), safeguards=Safeguards(probe_every=0),
-        sampling=Sampling(max_tokens=options.max_tokens), rewards=[FunctionReward("replay_trl.digits_of_text")],
-    )  # fmt: skip
+        group_size=options.group_size,
+        engine=Replaying(recorder.rollouts),
+        safeguards=Safeguards(probe_every=0),
+        sampling=Sampling(max_tokens=options.max_tokens),
+        rewards=[FunctionReward("replay_trl.digits_of_text")],
+    )
     data = datamodules.Arithmetic(**DATA, prompts_per_rollout=options.prompts)
     with tempfile.TemporaryDirectory() as out:
         compare = Compare(recorder.gradients)
         trainer = Trainer(
-            default_root_dir=Path(out, "run"), callbacks=[rollout, compare], max_steps=len(recorder.gradients),
-            precision="32-true", accelerator="cpu", devices=1, limit_val_batches=0, enable_progress_bar=False,
-        )  # fmt: skip
+            default_root_dir=Path(out, "run"),
+            callbacks=[rollout, compare],
+            max_steps=len(recorder.gradients),
+            precision="32-true",
+            accelerator="cpu",
+            devices=1,
+            limit_val_batches=0,
+            enable_progress_bar=False,
+        )
         trainer.fit(module, datamodule=data)
     assert recorder.initial is not None and recorder.final is not None
     assert len(compare.errors) == len(recorder.gradients) == options.rollouts * options.epochs
@@ -225,9 +258,15 @@ def main() -> None:
         name, ours, theirs = CASES[case]
         seed_everything(options.seed, verbose=False)
         workload = Workload(
-            model=folder, data="Arithmetic", data_options=DATA, prompts=options.prompts, group_size=options.group_size,
-            max_tokens=options.max_tokens, steps=options.rollouts, seed=options.seed,
-        )  # fmt: skip
+            model=folder,
+            data="Arithmetic",
+            data_options=DATA,
+            prompts=options.prompts,
+            group_size=options.group_size,
+            max_tokens=options.max_tokens,
+            steps=options.rollouts,
+            seed=options.seed,
+        )
         say(f"{case}: GRPOTrainer")
         recorder = train_theirs(options, folder, workload, theirs)
         say(f"{case}: fit")

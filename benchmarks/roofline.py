@@ -29,9 +29,13 @@ def parse() -> Any:
     parser.add_argument("--model", default="smollm2", help="smollm2, a model folder, or a hub id")
     parser.add_argument("--rounds", type=int, default=3, help="steps on each workload; medians are reported")
     parser.add_argument(
-        "--workloads", type=workload, nargs="+", default=WORKLOADS, metavar="PxGxLxT",
+        "--workloads",
+        type=workload,
+        nargs="+",
+        default=WORKLOADS,
+        metavar="PxGxLxT",
         help="groups x completions x prompt tokens x completion tokens",
-    )  # fmt: skip
+    )
     return parser.parse_args()
 
 
@@ -56,9 +60,12 @@ def main() -> None:
     print_table(columns, rows)
     print(f"large matrix products, {options.precision}: {rate.best / 1e9:.0f} GFLOP/s")
     print_result(
-        utilisation=median(r["utilisation"] for r in results), precision=options.precision, workloads=results,
-        matmul_gflops=round(rate.best / 1e9, 1), peak_memory_mb=round(peak_memory_mb()),
-    )  # fmt: skip
+        utilisation=median(r["utilisation"] for r in results),
+        precision=options.precision,
+        workloads=results,
+        matmul_gflops=round(rate.best / 1e9, 1),
+        peak_memory_mb=round(peak_memory_mb()),
+    )
 
 
 if __name__ == "__main__":

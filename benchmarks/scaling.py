@@ -16,8 +16,14 @@ from typing import Any
 from common import growth_exponent, make_parser, print_result, print_table, run_isolated, say
 from plots import Panel, draw
 
-MODEL = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 4,
-         "num_key_value_heads": 2, "vocab_size": 8192}  # fmt: skip
+MODEL = {
+    "hidden_size": 256,
+    "intermediate_size": 768,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 8192,
+}
 BASE = {"groups": 4, "group_size": 8, "prompt_tokens": 64, "completion_tokens": 64}
 SWEEPS = {
     "completion_tokens": [32, 64, 128, 256, 512],
@@ -49,14 +55,18 @@ def measure(sweep: str, size: int, options: Any) -> tuple[float, float]:
 def main() -> None:
     options = parse()
     rows, exponents = [], {}
-    panels = [Panel("time", "size / smallest size", "seconds of a step"),
-              Panel("memory", "size / smallest size", "MiB above the model")]  # fmt: skip
+    panels = [
+        Panel("time", "size / smallest size", "seconds of a step"),
+        Panel("memory", "size / smallest size", "MiB above the model"),
+    ]
     for sweep in options.sweeps:
         sizes = SWEEPS[sweep][: options.points]
         seconds, memory = zip(*(measure(sweep, size, options) for size in sizes), strict=True)
         rows += [(sweep, *point) for point in zip(sizes, seconds, memory, strict=True)]
-        exponents[sweep] = {"time": round(growth_exponent(sizes, seconds), 3),
-                            "memory": round(growth_exponent(sizes, memory), 3)}  # fmt: skip
+        exponents[sweep] = {
+            "time": round(growth_exponent(sizes, seconds), 3),
+            "memory": round(growth_exponent(sizes, memory), 3),
+        }
         growing = [size / sizes[0] for size in sizes]
         panels[0].curves[sweep], panels[1].curves[sweep] = (growing, seconds), (growing, memory)
     print_table(("grows", "size", "seconds", "MiB"), rows)

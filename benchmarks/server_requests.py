@@ -72,8 +72,11 @@ def measure(model: Path, urls: list[str], completions: int, group_size: int, des
     groups = engine.generate(prompts, Sampling(max_tokens=TOKENS), seeds)
     wall, cpu = time.perf_counter() - began, time.process_time() - used
     engine.close()
-    right = sum(c.token_ids[0] == 10 + seed % 90 for group, row in zip(groups, seeds, strict=True)
-                for c, seed in zip(group, row, strict=True))  # fmt: skip
+    right = sum(
+        c.token_ids[0] == 10 + seed % 90
+        for group, row in zip(groups, seeds, strict=True)
+        for c, seed in zip(group, row, strict=True)
+    )
     print_table(
         ["completions", "right", "seconds", "a second", "CPU ms each"],
         [[completions, right, wall, completions / wall, 1000 * cpu / completions]],
@@ -95,10 +98,11 @@ def serve(model: str, sequences: int, seconds: float) -> None:
         await asyncio.sleep(random.Random(seed).expovariate(1 / seconds) if seconds else 0)
         tokens = [10 + seed % 90] * TOKENS
         choice = {
-            "finish_reason": "length", "token_ids": tokens,
+            "finish_reason": "length",
+            "token_ids": tokens,
             "logprobs": {"content": [{"token": "a", "logprob": -0.5, "bytes": [97], "top_logprobs": []}] * TOKENS},
             "weight_versions": [{"start": 0, "end": TOKENS, "version": state["version"]}],
-        }  # fmt: skip
+        }
         return web.json_response({"choices": [choice]})
 
     async def other(request: web.Request) -> web.Response:
@@ -106,15 +110,19 @@ def serve(model: str, sequences: int, seconds: float) -> None:
             "/server_info": {
                 "vllm_config": {
                     "model_config": {
-                        "model": model, "dtype": "torch.float32", "max_model_len": 4096,
+                        "model": model,
+                        "dtype": "torch.float32",
+                        "max_model_len": 4096,
                         "logprobs_mode": "processed_logprobs",
                     },
-                    "scheduler_config": {"max_num_seqs": sequences}, "parallel_config": {"data_parallel_size": 1},
+                    "scheduler_config": {"max_num_seqs": sequences},
+                    "parallel_config": {"data_parallel_size": 1},
                 },
                 "vllm_env": {},
             },
-            "/weight_info": {"weight_version": state["version"]}, "/is_paused": {"is_paused": False},
-        }  # fmt: skip
+            "/weight_info": {"weight_version": state["version"]},
+            "/is_paused": {"is_paused": False},
+        }
         if request.path == "/update_weight_version":
             state["version"] = json.loads(await request.text())["new_version"]
         return web.json_response(answers.get(request.path, {}))

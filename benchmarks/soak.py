@@ -76,28 +76,36 @@ def main() -> None:
         seconds = time.monotonic() - started
     half = [row for row in seen if row[0] > options.steps / 2]
     steps = [row[0] for row in half]
-    slopes = {name: 1000 * linear_regression(steps, [row[k] for row in half]).slope
-              for k, name in ((1, "MiB"), (2, "open files"), (3, "processes"))}  # fmt: skip
-    print_table(("", "growth per 1000 steps", "at the half", "at the end"), [
-        (name, slope, float(half[0][k]), float(half[-1][k])) for k, (name, slope) in enumerate(slopes.items(), 1)
-    ])  # fmt: skip
+    slopes = {
+        name: 1000 * linear_regression(steps, [row[k] for row in half]).slope
+        for k, name in ((1, "MiB"), (2, "open files"), (3, "processes"))
+    }
+    print_table(
+        ("", "growth per 1000 steps", "at the half", "at the end"),
+        [(name, slope, float(half[0][k]), float(half[-1][k])) for k, (name, slope) in enumerate(slopes.items(), 1)],
+    )
     x = [float(row[0]) for row in seen]
     draw(
         [
             Panel("memory of all processes", "step", "MiB", {"own memory": (x, [row[1] for row in seen])}, False),
             Panel(
-                "open files and processes", "step", "count",
+                "open files and processes",
+                "step",
+                "count",
                 {"open files": (x, [float(row[2]) for row in seen]), "processes": (x, [float(row[3]) for row in seen])},
                 False,
             ),
         ],
         options.out,
-    )  # fmt: skip
+    )
     print(f"picture: {options.out}")
     print_result(
-        steps=options.steps, engine=options.engine, seconds=round(seconds, 1), growth_per_1000_steps=slopes,
+        steps=options.steps,
+        engine=options.engine,
+        seconds=round(seconds, 1),
+        growth_per_1000_steps=slopes,
         at_the_end=dict(zip(("step", *slopes), seen[-1], strict=True)),
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

@@ -35,8 +35,14 @@ from lit_rlvr.types import Completion, Pixels, Prompt, PromptBatch, Rollout, Sam
 
 Shape = dict[str, int]
 
-SMALL: Shape = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8,
-                "num_key_value_heads": 4, "vocab_size": 8192}  # fmt: skip
+SMALL: Shape = {
+    "hidden_size": 512,
+    "intermediate_size": 1408,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "vocab_size": 8192,
+}
 """The shape of a random Llama of 30 M parameters, for sizes that take too long on SmolLM2."""
 
 
@@ -184,10 +190,18 @@ def train(
     clock = Clock(between)
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
-            max_steps=len(rollouts), max_epochs=-1, accelerator=device, precision=PRECISIONS[precision],
-            logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-            default_root_dir=folder, callbacks=[*callbacks, clock], **trainer_options or {},
-        )  # fmt: skip
+            max_steps=len(rollouts),
+            max_epochs=-1,
+            accelerator=device,
+            precision=PRECISIONS[precision],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=folder,
+            callbacks=[*callbacks, clock],
+            **trainer_options or {},
+        )
         trainer.fit(module, datamodule=FixedRollouts(rollouts))
     return clock.seconds
 

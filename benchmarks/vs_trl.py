@@ -46,9 +46,10 @@ def parse() -> Any:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     add_contestants(parser)
     parser.add_argument(
-        "--trl-passive", action="store_true",
+        "--trl-passive",
+        action="store_true",
         help="let TRL's waiting threads sleep (OMP_WAIT_POLICY=PASSIVE), as lit-rlvr's do; better on a busy machine",
-    )  # fmt: skip
+    )
     options = parser.parse_args()
     if options.workload == "gsm8k" and not options.data:
         parser.error("--workload gsm8k needs --data FILE")

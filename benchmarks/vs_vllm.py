@@ -38,10 +38,14 @@ def ask(engine: Any, prompts: list[Any], sampling: Any, seeds: list[list[int]]) 
             inputs.append({"prompt_token_ids": prompt.token_ids})
             params.append(
                 SamplingParams(
-                    temperature=sampling.temperature, max_tokens=sampling.max_tokens, seed=seed, logprobs=0,
-                    stop_token_ids=list(engine._context.policy.eos_token_ids), detokenize=False,
+                    temperature=sampling.temperature,
+                    max_tokens=sampling.max_tokens,
+                    seed=seed,
+                    logprobs=0,
+                    stop_token_ids=list(engine._context.policy.eos_token_ids),
+                    detokenize=False,
                 )
-            )  # fmt: skip
+            )
     return inputs, params
 
 
@@ -100,10 +104,11 @@ def main() -> None:
     medians = {name: median(values) for name, values in rates.items()}
     print_table(("", "tokens/s", "slowest", "fastest"), [(n, medians[n], min(v), max(v)) for n, v in rates.items()])
     print_result(
-        ratio=round(medians["rollout"] / medians["bare vLLM"], 4), precision=options.precision,
+        ratio=round(medians["rollout"] / medians["bare vLLM"], 4),
+        precision=options.precision,
         tokens_per_second={name: round(value, 1) for name, value in medians.items()},
         matmul_gflops=round(rate.best / 1e9, 1),
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

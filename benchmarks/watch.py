@@ -80,7 +80,7 @@ def main() -> None:
                 "prompts, filtered": ("/prompts", of_the_run | {"outcome": "solved", "words": "what"}),
                 "prompt": ("/prompt", of_a_prompt),
                 "prompt, one step": ("/prompt", of_a_prompt | {"step": "64"}),
-            }  # fmt: skip
+            }
             during: dict[str, float] = {}
             while folders.unread or not folders.runs[str(run)].completions.size:
                 for name in ("runs", "prompts", "prompt"):

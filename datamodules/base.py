@@ -225,9 +225,11 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         self.seed = seed
         self.name: str = name or snake_case(type(self).__name__)
         refuse_twice(
-            [other.name for other in self.validated], "data.evaluation.also_validate", "validation sets are",
+            [other.name for other in self.validated],
+            "data.evaluation.also_validate",
+            "validation sets are",
             "set `name` on one of them",
-        )  # fmt: skip
+        )
         self.cursor: Cursor = dict(START_CURSOR)
         self._samples: dict[str, list[Sample]] = {}
         self.prompts: dict[str, list[Prompt]] = {}
@@ -427,9 +429,14 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         written = self.as_plain(list(turns), sample, "a completion", is_written=True)
         whole = replace(sample, prompt=[*messages, *written])
         trained = split_turns(
-            chat.messages(whole), chat, self.tokenizer, self._opening_of(chat), ends, sample.source,
+            chat.messages(whole),
+            chat,
+            self.tokenizer,
+            self._opening_of(chat),
+            ends,
+            sample.source,
             trains_empty_thoughts,
-        )  # fmt: skip
+        )
         return trained._replace(sequences=[self._with_images(parts, sample) for parts in trained.sequences])
 
     def _with_images(self, parts: list[Part], sample: Sample) -> list[Part]:
@@ -651,9 +658,13 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
             name = f"{self.name} {split}"
             rows = map(self._with_answer, require_samples(self.rows(split), self.rows))
             good, self.bad_rows[split] = filter_rows(
-                rows, name, self.reading.max_bad_rows, self.optional,
-                self.images, not self.demonstrates,
-            )  # fmt: skip
+                rows,
+                name,
+                self.reading.max_bad_rows,
+                self.optional,
+                self.images,
+                not self.demonstrates,
+            )
             good = [
                 replace(s, dataset=s.dataset or self.name, rewards=self._rewards if s.rewards is None else s.rewards)
                 for s in good
@@ -685,9 +696,14 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
 
     def train_dataloader(self) -> TrainLoader:
         return TrainLoader(
-            self.stream, self.prompts_per_rollout, lambda: self.cursor, *self._ranks(), self.name, self.prepare,
+            self.stream,
+            self.prompts_per_rollout,
+            lambda: self.cursor,
+            *self._ranks(),
+            self.name,
+            self.prepare,
             self.demonstrates,
-        )  # fmt: skip
+        )
 
     def val_dataloader(self) -> list[EvalLoader]:
         return [loader for data in self.validated for loader in data.eval_loader("validation", self._ranks())]

@@ -22,16 +22,27 @@ from lit_rlvr.rewards.code import check_call_tests, read_tests
 from lit_rlvr.types import Sample
 
 LIVECODEBENCH_COLUMNS = (
-    ("prompt", "question_content"), ("starter_code", "starter_code"), ("function", "metadata.func_name"),
-    ("public_tests", "public_test_cases"), ("tests", "private_test_cases"), ("date", "contest_date"),
-    ("id", "question_id"), ("category", "difficulty"),
-)  # fmt: skip
+    ("prompt", "question_content"),
+    ("starter_code", "starter_code"),
+    ("function", "metadata.func_name"),
+    ("public_tests", "public_test_cases"),
+    ("tests", "private_test_cases"),
+    ("date", "contest_date"),
+    ("id", "question_id"),
+    ("category", "difficulty"),
+)
 """(field, column of LiveCodeBench)."""
 
 OTHER_COLUMNS = (
-    ("prompt", "question"), ("prompt", "text"), ("tests", "input_output"), ("tests", "test_list"), ("tests", "test"),
-    ("function", "entry_point"), ("id", "problem_id"), ("id", "task_id"),
-)  # fmt: skip
+    ("prompt", "question"),
+    ("prompt", "text"),
+    ("tests", "input_output"),
+    ("tests", "test_list"),
+    ("tests", "test"),
+    ("function", "entry_point"),
+    ("id", "problem_id"),
+    ("id", "task_id"),
+)
 """(field, column of APPS, MBPP or HumanEval)."""
 
 # LiveCodeBench's wording, with which its published scores were measured

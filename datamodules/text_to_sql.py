@@ -67,9 +67,14 @@ DATABASE_FOLDERS = ("train_databases", "dev_databases", "databases", "database",
 """Names that BIRD and Spider give the folder of databases, which is next to the data file."""
 
 SQL_COLUMNS = (
-    ("prompt", "question"), ("answer", "query"), ("answer", "SQL"), ("database", "db_id"), ("evidence", "evidence"),
-    ("id", "question_id"), ("category", "difficulty"),
-)  # fmt: skip
+    ("prompt", "question"),
+    ("answer", "query"),
+    ("answer", "SQL"),
+    ("database", "db_id"),
+    ("evidence", "evidence"),
+    ("id", "question_id"),
+    ("category", "difficulty"),
+)
 """(field, column of Spider (`query`) or BIRD)."""
 
 

@@ -189,8 +189,10 @@ def _with_checked_classes(value: Any, where: str) -> Any:
         for key in [key for key in value if key not in CLASS_KEYS]:
             hint = did_you_mean(key, CLASS_KEYS, "the options of a class are under init_args")
             if "class_path" not in value and hint.startswith("the"):
-                raise UserError(f"{where}: init_args is for a class, and there is no class_path; give one, or give "
-                                f"the options as {key!r} is given")  # fmt: skip
+                raise UserError(
+                    f"{where}: init_args is for a class, and there is no class_path; give one, or give "
+                    f"the options as {key!r} is given"
+                )
             raise UserError(f"{where}: unknown key {key!r}; {hint}")
         if not isinstance(value.get("class_path", ""), str):
             raise UserError(f"{where}: a class_path is the name of a class, not {value['class_path']!r}")

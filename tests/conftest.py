@@ -46,9 +46,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 LONG = (
-    "test_docs.py", "test_learning.py", "test_vllm_server.py", "test_two_processes.py", "test_sharded_checkpoints.py",
-    "test_wheel.py", "test_tutorials.py", "test_made_up_device.py",
-)  # fmt: skip
+    "test_docs.py",
+    "test_learning.py",
+    "test_vllm_server.py",
+    "test_two_processes.py",
+    "test_sharded_checkpoints.py",
+    "test_wheel.py",
+    "test_tutorials.py",
+    "test_made_up_device.py",
+)
 """Files that take minutes. They come first: at the end one worker would wait for them."""
 
 

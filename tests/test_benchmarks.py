@@ -25,8 +25,13 @@ def benchmark(run_folder: Path) -> Benchmark:
     def call(name: str, *arguments: str) -> dict[str, Any]:
         done = subprocess.run(
             [sys.executable, *(path for folder in FOLDERS if (path := folder / f"{name}.py").is_file()), *arguments],
-            env=child_environment(), cwd=run_folder, capture_output=True, text=True, timeout=300, check=False,
-        )  # fmt: skip
+            env=child_environment(),
+            cwd=run_folder,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
         assert done.returncode == 0, done.stderr[-3000:]
         found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         assert found["benchmark"] == name and found["machine"]["cores"] > 0

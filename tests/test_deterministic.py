@@ -104,10 +104,14 @@ def test_runs_on_a_busy_machine_end_in_the_same_weights(tmp_path: Path, monkeypa
     runs = [
         subprocess.Popen(
             [CONSOLE_SCRIPT, *arguments, "--trainer.default_root_dir", str(tmp_path / str(k))],
-            cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for k in range(AT_ONCE)
-    ]  # fmt: skip
+    ]
     said = [run.communicate(timeout=300)[1] for run in runs]
     assert [run.returncode for run in runs] == [0] * AT_ONCE, said
     assert len({summary(tmp_path / str(k))["weights_sha256"] for k in range(AT_ONCE)}) == 1

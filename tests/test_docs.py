@@ -60,9 +60,12 @@ OTHERS = {
 }  # fmt: skip
 """Options of other programs."""
 WITHIN = {
-    "--init_args.boxed_only", "--init_args.clip", "--model.init_args.advantage.base", "--model.init_args.teacher.model",
+    "--init_args.boxed_only",
+    "--init_args.clip",
+    "--model.init_args.advantage.base",
+    "--model.init_args.teacher.model",
     "--rollout.engine.init_args.transfer.init_args.folder",
-}  # fmt: skip
+}
 """Options of a class that another option or the argument of `check` names, which no list of options has."""
 OTHER_CODE = {"verl", "TRL", "prime-rl", "AReaL"}
 """Projects whose commits are cited."""
@@ -77,9 +80,13 @@ def blocks(language: str, *pages: Path) -> list[str]:
     return [block for name, block in found if name == language]
 
 
-@pytest.mark.parametrize(("page", "made", "by"), [
-    ("reference", options_reference, "options_page"), ("metrics", metrics_page, "metrics_page"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("page", "made", "by"),
+    [
+        ("reference", options_reference, "options_page"),
+        ("metrics", metrics_page, "metrics_page"),
+    ],
+)
 def test_a_generated_page_is_current(page: str, made: Callable[[], str], by: str) -> None:
     assert (ROOT / f"docs/{page}.md").read_text() == made(), f"run: python docs/scripts/{by}.py > docs/{page}.md"
 
@@ -253,8 +260,10 @@ def test_the_page_for_trl_has_every_field_of_its_config() -> None:
     own |= {name for cls in GRPOConfig.__mro__ if cls.__module__.startswith("trl") for name in cls.__annotations__}
     known = {field.name for field in dataclasses.fields(GRPOConfig)}
     ours = set(re.findall(r"\w+", options_reference())) | {
-        *algorithms.__all__, *advantages.REGISTRY, "precision",
-    }  # fmt: skip
+        *algorithms.__all__,
+        *advantages.REGISTRY,
+        "precision",
+    }
     found: set[str] = set()
     for table in re.findall(r"(?:^\|.*\n)+", (ROOT / "docs/coming_from_trl.md").read_text(), re.M):
         header, _, *rows = [
@@ -396,9 +405,14 @@ def test_commands_run_after_make_install(tmp_path: Path) -> None:
     environment |= {"PYTHON": sys.executable}
     with (tmp_path / "output.txt").open("w") as output:
         done = subprocess.run(
-            ["bash", "-xc", "\n".join(f"{command} || exit 1" for command in script)], cwd=tmp_path, env=environment,
-            stdout=output, stderr=subprocess.STDOUT, timeout=1100, check=False,
-        )  # fmt: skip
+            ["bash", "-xc", "\n".join(f"{command} || exit 1" for command in script)],
+            cwd=tmp_path,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            timeout=1100,
+            check=False,
+        )
     assert done.returncode == 0, (tmp_path / "output.txt").read_text()[-4000:]
 
 

@@ -85,9 +85,10 @@ def _run_with(packages: tuple[str, ...], command: list[str], folder: Path) -> su
     """Run Python in a process that can import nothing but these packages, what they require, and ours."""
     kept = _required(packages)
     others = {
-        module for module, owners in _installed().items()
+        module
+        for module, owners in _installed().items()
         if not {_plain(owner) for owner in owners} & kept and module not in ("lit_rlvr", "datamodules")
-    }  # fmt: skip
+    }
     assert {"vllm", "math_verify", "datasets"} <= others
     (folder / "sitecustomize.py").write_text(HIDE.format(names=others, kept=kept))
     environment = child_environment()

@@ -75,16 +75,38 @@ class Settings:
 
 def agrae_settings(model: str, eval_length: int = 4096) -> Settings:
     return Settings(
-        model, prompts=1024, group=8, updates=1024 // 256, temperature=1.0, length=2048, eval_length=eval_length,
-        gpus=8, duration=("epochs", 20), said=BOXED, data="MATH", runs=4, decay=0.01,
-    )  # fmt: skip
+        model,
+        prompts=1024,
+        group=8,
+        updates=1024 // 256,
+        temperature=1.0,
+        length=2048,
+        eval_length=eval_length,
+        gpus=8,
+        duration=("epochs", 20),
+        said=BOXED,
+        data="MATH",
+        runs=4,
+        decay=0.01,
+    )
 
 
 def apmpo_settings(model: str) -> Settings:
     return Settings(
-        model, prompts=512, group=8, updates=512 // 256, temperature=1.0, length=1024, eval_length=3072, gpus=4,
-        duration=("updates", 400 * 2), said=BOXED, data="MATH", eval=(0.6, 1.0), decay=0.01,
-    )  # fmt: skip
+        model,
+        prompts=512,
+        group=8,
+        updates=512 // 256,
+        temperature=1.0,
+        length=1024,
+        eval_length=3072,
+        gpus=4,
+        duration=("updates", 400 * 2),
+        said=BOXED,
+        data="MATH",
+        eval=(0.6, 1.0),
+        decay=0.01,
+    )
 
 
 PIXELS = {"images": {"min_pixels": 256 * 28 * 28, "max_pixels": 1280 * 28 * 28}}
@@ -93,17 +115,39 @@ MODALITIES = {"train_modalities": {"MRI": 600}, "eval_modalities": {"MRI": 300, 
 
 def agrae_vision_settings(prompts: int, epochs: int, data: str, **more: Any) -> Settings:
     return Settings(
-        "Qwen/Qwen2.5-VL-3B-Instruct", prompts=prompts, group=5, updates=max(1, prompts // 256), temperature=1.0,
-        length=2048, prompt_length=2048, eval_length=4096, gpus=8, duration=("epochs", epochs), runs=4, decay=0.01,
-        said="The reasoning process MUST BE enclosed within <think> </think> tags.", data=data, **more,
-    )  # fmt: skip
+        "Qwen/Qwen2.5-VL-3B-Instruct",
+        prompts=prompts,
+        group=5,
+        updates=max(1, prompts // 256),
+        temperature=1.0,
+        length=2048,
+        prompt_length=2048,
+        eval_length=4096,
+        gpus=8,
+        duration=("epochs", epochs),
+        runs=4,
+        decay=0.01,
+        said="The reasoning process MUST BE enclosed within <think> </think> tags.",
+        data=data,
+        **more,
+    )
 
 
 def llama_settings(model: str) -> Settings:
     return Settings(
-        model, prompts=16 * 4 // 8, group=8, updates=1, temperature=1.0, length=3072, eval_length=3072, gpus=4,
-        duration=("epochs", 1), said=None, data="simplelr_abel_level3to5", schedule=("constant", 32),
-    )  # fmt: skip
+        model,
+        prompts=16 * 4 // 8,
+        group=8,
+        updates=1,
+        temperature=1.0,
+        length=3072,
+        eval_length=3072,
+        gpus=4,
+        duration=("epochs", 1),
+        said=None,
+        data="simplelr_abel_level3to5",
+        schedule=("constant", 32),
+    )
 
 
 SETTINGS = {
@@ -199,10 +243,14 @@ def expected() -> dict[str, Expected]:
     knobs |= {
         f"schedule.{name}": value
         for name, value in {
-            "delta": 1e-6, "power": None, "power_schedule": "exp", "squash": "tanh", "fss": "ratio",
+            "delta": 1e-6,
+            "power": None,
+            "power_schedule": "exp",
+            "squash": "tanh",
+            "fss": "ratio",
             "statistics": "batch",
         }.items()
-    }  # fmt: skip
+    }
     for model in ("qwen2.5-math-1.5b", "qwen2.5-3b", "deepseek-r1-1.5b", "qwen2.5-vl-3b-geo3k", "qwen2.5-coder-3b"):
         rows = {
             "apmpo": ("APMPO", grpo, knobs, 0.001),
@@ -246,13 +294,26 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     closed questions on MRI."""
     folder = tmp_path_factory.mktemp("data")
     sums = [
-        {"problem": f"What is {i} + {i}?", "answer": str(2 * i), "images": [], "question": f"What is {i} + {i}?",
-         "SQL": f"SELECT {2 * i}", "db_id": "sums"} for i in range(8)
-    ]  # fmt: skip
+        {
+            "problem": f"What is {i} + {i}?",
+            "answer": str(2 * i),
+            "images": [],
+            "question": f"What is {i} + {i}?",
+            "SQL": f"SELECT {2 * i}",
+            "db_id": "sums",
+        }
+        for i in range(8)
+    ]
     closed = [
-        {"question": f"What is {i} + {i}?", "answer": str(2 * i), "options": ["1", str(2 * i)], "image": [],
-         "subset": "MRI"} for i in range(8)
-    ]  # fmt: skip
+        {
+            "question": f"What is {i} + {i}?",
+            "answer": str(2 * i),
+            "options": ["1", str(2 * i)],
+            "image": [],
+            "subset": "MRI",
+        }
+        for i in range(8)
+    ]
     for name, rows in (("sums", sums[:4]), ("held_out", sums[4:]), ("closed", closed)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "train_databases/sums").mkdir(parents=True)
@@ -296,13 +357,19 @@ def test_a_recipe_runs_with_its_papers_settings(
     assert {name: attrgetter(name)(module) for name in wanted.knobs} == wanted.knobs
     assert module.kl.coef == wanted.kl and module.loss_options.entropy_coef == 0
     assert (module.lr, module.optim.weight_decay, module.updates_per_rollout, module.epochs_per_rollout) == (
-        settings.lr, settings.decay, settings.updates, 1,
-    )  # fmt: skip
+        settings.lr,
+        settings.decay,
+        settings.updates,
+        1,
+    )
     assert (module.optim.lr_schedule, module.optim.warmup_steps) == settings.schedule
     assert (data.prompts_per_rollout, data.reading.max_prompt_tokens) == (settings.prompts, settings.prompt_length)
     assert (rollout.group_size, rollout.sampling.temperature, rollout.sampling.top_p, rollout.sampling.max_tokens) == (
-        settings.group, settings.temperature, 1.0, settings.length,
-    )  # fmt: skip
+        settings.group,
+        settings.temperature,
+        1.0,
+        settings.length,
+    )
     assert (rollout.eval_sampling.temperature, rollout.eval_sampling.top_p) == settings.eval
     assert (rollout.eval_sampling.max_tokens, rollout.evaluation.samples) == (settings.eval_length, settings.runs)
     assert ("updates", trainer.max_steps) == settings.duration or ("epochs", trainer.max_epochs) == settings.duration
@@ -359,8 +426,14 @@ def check_rewards(recipe: str, rollout: RolloutCallback) -> None:
         assert type(answer) is (Choice if "medical" in recipe else MathAnswer) and answer.init_args["boxed_only"]
         weights = (0.1, 0.9) if recipe.endswith("_printed") else (0.9, 0.1)
         assert (answer.weight, form.weight) == weights and isinstance(form, Format)
-        formed = {"<think>a\nb</think> so \\boxed{B}.": 1, "so <think>a</think> \\boxed{B}": 0, "\\boxed{B}": 0,
-                  "<think>\\boxed{B}</think> B": 0, "<think></think> \\boxed{": 0, "<think> \\boxed{B}": 0}  # fmt: skip
+        formed = {
+            "<think>a\nb</think> so \\boxed{B}.": 1,
+            "so <think>a</think> \\boxed{B}": 0,
+            "\\boxed{B}": 0,
+            "<think>\\boxed{B}</think> B": 0,
+            "<think></think> \\boxed{": 0,
+            "<think> \\boxed{B}": 0,
+        }
         assert {t: form(Completion(t, (1,), "stop"), Sample("a", "?", "B")) for t in formed} == formed
     elif recipe.startswith("apmpo/qwen2.5-coder"):
         (sql,) = rollout.rewards
@@ -387,10 +460,17 @@ def check_loss(module: RLVRModule, settings: Settings) -> None:
     tokens = float(mask.sum())
     weight = aggregation_weights(mask, size, module.loss_options.aggregation, rows, tokens, settings.length).float()
     x = LossInputs(
-        logp=logp, old_logp=old, mask=mask, advantages=advantages.reshape(-1, 1), token_weight=weight,
-        row_weight=torch.full((rows,), 1 / rows), prompt=torch.arange(rows) // size, plain_weight=weight,
-        rollout_logp=old, ref_logp=ref if module.kl.coef else None,
-    )  # fmt: skip
+        logp=logp,
+        old_logp=old,
+        mask=mask,
+        advantages=advantages.reshape(-1, 1),
+        token_weight=weight,
+        row_weight=torch.full((rows,), 1 / rows),
+        prompt=torch.arange(rows) // size,
+        plain_weight=weight,
+        rollout_logp=old,
+        ref_logp=ref if module.kl.coef else None,
+    )
     objective, _ = module.objective(x)
     loss, _ = module.loss(x)
     loss.backward()
@@ -414,8 +494,9 @@ def test_a_recipe_names_its_model_data_machine_and_folder(recipe: str) -> None:
     assert f"`{recipe.rpartition('/')[2].partition('_')[0]}_`" in DOCS and f"`{recipe.partition('_')[2]}`" in DOCS
 
 
-def test_a_recipe_with_the_tiny_model_loads_it(tmp_path: Path, tiny_model_folder: Path, tiny_data: Path,
-                                               environment: None) -> None:  # fmt: skip
+def test_a_recipe_with_the_tiny_model_loads_it(
+    tmp_path: Path, tiny_model_folder: Path, tiny_data: Path, environment: None
+) -> None:
     """With a reference model, where its advantage needs one."""
     module = build("aapo/llama-3.2-1b_aapo", tiny_model_folder, tiny_data, tmp_path).model
     module.configure_model()

@@ -35,10 +35,10 @@ ALLOWED = {
     "lit_rlvr/workers/worker.py": {"pickle.loads"},  # what the parent sends: a reward of the user's own
 }
 DEMANDED = {
-    "torch.load": ("weights_only", True), "np.load": ("allow_pickle", False), "from_pretrained": (
-        "trust_remote_code", False
-    ),
-}  # fmt: skip
+    "torch.load": ("weights_only", True),
+    "np.load": ("allow_pickle", False),
+    "from_pretrained": ("trust_remote_code", False),
+}
 EXEMPT = {f"{name}.from_pretrained" for name in ("GenerationConfig", "PeftConfig", "PeftModel")}  # files of numbers
 
 
@@ -135,9 +135,14 @@ def test_no_answer_reaches_a_program_a_process_a_socket_or_a_file(tmp_path: Path
     before = database.read_bytes()
     source = WATCH.format(tests=str(TESTS), database=str(database))
     done = subprocess.run(
-        [sys.executable, "-B", "-c", source], cwd=tmp_path, env=child_environment(), capture_output=True, text=True,
-        timeout=600, check=False,
-    )  # fmt: skip
+        [sys.executable, "-B", "-c", source],
+        cwd=tmp_path,
+        env=child_environment(),
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     count, _, seen = done.stdout.strip().partition(" ")
     assert int(count) > 60 and seen == "[]", seen

@@ -23,9 +23,11 @@ SPECIAL = {
     "Gemma 4": ("<|channel>thought\n", "<channel|>", "<turn|>"),
     "Kimi": ("◁think▷", "◁/think▷", "<|im_end|>"),
     "gpt-oss": (
-        "<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>", "<|return|>",
+        "<|channel|>analysis<|message|>",
+        "<|end|><|start|>assistant<|channel|>final<|message|>",
+        "<|return|>",
     ),
-}  # fmt: skip
+}
 """Family -> how thoughts begin, how they end, how the turn ends; what is in brackets is a special token."""
 TEXT = {
     "Qwen": ("<think>\n", "</think>\n", ""),
@@ -117,8 +119,11 @@ def test_a_completion_has_parts() -> None:
     message = turn_message(Turn(said.text, raw=said.raw))
     calls = [{"type": "function", "function": {"name": "g", "arguments": {"x": 1}}}]
     assert message == {
-        "role": "assistant", "content": "so", "reasoning_content": "a <call>f()</call>", "tool_calls": calls,
-    }  # fmt: skip
+        "role": "assistant",
+        "content": "so",
+        "reasoning_content": "a <call>f()</call>",
+        "tool_calls": calls,
+    }
 
 
 @pytest.mark.parametrize("reward", [MathAnswer, OpenAnswer, Choice])
@@ -145,10 +150,13 @@ def test_what_follows_a_question_of_the_models_own_is_no_answer(words: str) -> N
 @pytest.mark.parametrize(
     "text",
     [
-        "I would use the <tool_call> tag.", "Write `<tool_call>{...}</tool_call>` here.", "The <call> and </call>.",
-        "Behind the [TOOL_CALLS] token comes more.", 'They are between "<|tool_call>" and "<tool_call|>".',
+        "I would use the <tool_call> tag.",
+        "Write `<tool_call>{...}</tool_call>` here.",
+        "The <call> and </call>.",
+        "Behind the [TOOL_CALLS] token comes more.",
+        'They are between "<|tool_call>" and "<tool_call|>".',
     ],
-)  # fmt: skip
+)
 def test_marks_that_are_only_spoken_of_are_no_calls(text: str) -> None:
     assert find_calls(f"So: {text}") == []
     assert find_calls(f"{text} <call>f(1)</call>") == [Call("f", (1,))]

@@ -33,12 +33,15 @@ def commands(text: str) -> set[str]:
     return {c for c in text if (unicodedata.category(c) == "Cc" and c not in "\n\t") or c in "\u202e\u2066"}
 
 
-@pytest.mark.parametrize("made", [
-    lambda: EVIL,
-    lambda: Text(EVIL),
-    lambda: Markdown(EVIL),
-    lambda: Table(EVIL, title=EVIL),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: EVIL,
+        lambda: Text(EVIL),
+        lambda: Markdown(EVIL),
+        lambda: Table(EVIL, title=EVIL),
+    ],
+)
 def test_whatever_is_printed_is_text(made: Callable[[], Any]) -> None:
     file = io.StringIO()
     Terminal(file=file, width=120).print(made())
@@ -76,9 +79,9 @@ def test_commands_show_hostile_data_as_text(run_folder: Path, lit_rlvr: CLI, tin
     config |= {"data": {"class_path": "PromptDataModule", "init_args": options | {"prompts_per_rollout": 4}}}
     config["run"] = {"show_every": 1}
     Path("tiny.yaml").write_text(yaml.safe_dump(config))
-    Path("suite.yaml").write_text(yaml.safe_dump(
-        {"data": {"class_path": "PromptDataModule", "init_args": options}, "rewards": rewards}
-    ))  # fmt: skip
+    Path("suite.yaml").write_text(
+        yaml.safe_dump({"data": {"class_path": "PromptDataModule", "init_args": options}, "rewards": rewards})
+    )
     model = ("--model", tiny_model_folder, "--engine", "hf", "--max_tokens", 4, "-n", 1)
     shown = ""
     for done in (

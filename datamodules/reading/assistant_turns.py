@@ -40,9 +40,14 @@ _MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 def split_turns(
-    messages: Messages, chat: Chat, tokenizer: Any, opening: str, ends: Sequence[int], source: str,
+    messages: Messages,
+    chat: Chat,
+    tokenizer: Any,
+    opening: str,
+    ends: Sequence[int],
+    source: str,
     trains_empty_thoughts: bool = True,
-) -> TrainedTurns:  # fmt: skip
+) -> TrainedTurns:
     """Return the assistant's turns of a conversation, each after the prompt that the model sees before it.
 
     The model writes what the chat template adds to this prompt, up to the token that ends the turn. The turn continues
@@ -166,8 +171,9 @@ def _trained_parts(parts: list[Part], trained: Sequence[bool]) -> list[Part]:
     if sum(part.is_written for part in parts) != len(trained):
         raise BadRow(
             f"it leaves turns of the assistant out of the loss ({' or '.join(LOSS_KEYS)}), and the chat template does "
-            "not mark each turn", "prompt",
-        )  # fmt: skip
+            "not mark each turn",
+            "prompt",
+        )
     left = iter(trained)
     pieces = [(part.is_written and next(left), part.token_ids) for part in parts]
     results = []
@@ -253,8 +259,9 @@ def _turn(
     if closes_thoughts(opening) and (thoughts or (closes_thoughts(text) and not _empty_thoughts(text))):
         raise BadRow(
             f"the prompt ends the thoughts {name} before they begin; set data.chat.chat_template_kwargs "
-            "(enable_thinking: true), or leave them out", "prompt",
-        )  # fmt: skip
+            "(enable_thinking: true), or leave them out",
+            "prompt",
+        )
     prompt = chat.text(before, tokenizer, source)
     header, written, is_shown = _added(messages, chat, tokenizer, source)
     added = tokenizer.get_added_vocab()
@@ -284,8 +291,9 @@ def _turn(
         addition = " next to its tool calls" * (bool(calls) and missing[0] != "tool calls")
         raise BadRow(
             f"the chat template does not show the {missing[0]} {name}{addition} after the prompt before it; use a "
-            "template that does, or leave them out", "prompt",
-        )  # fmt: skip
+            "template that does, or leave them out",
+            "prompt",
+        )
     return prompt + header, written + end
 
 

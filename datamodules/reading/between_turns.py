@@ -51,9 +51,13 @@ class BetweenTurns:
     """
 
     def __init__(
-        self, chat: Chat, tokenizer: Any, eos_token_ids: tuple[int, ...], role: str,
+        self,
+        chat: Chat,
+        tokenizer: Any,
+        eos_token_ids: tuple[int, ...],
+        role: str,
         processor: Callable[[], ImageProcessor] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._chat = chat
         self._tokenizer = tokenizer
         self._role = role
@@ -327,7 +331,7 @@ class BetweenTurns:
         log.warning(
             "rollout.environment: %s shows no image in role tool, so an observation with images is given in role user",
             self._of_template,
-        )  # fmt: skip
+        )
         return BetweenTurns(self._chat, self._tokenizer, (*self._eos_ids,), "user", self._processor)
 
     def _rendered_probe(self, images: tuple[Any, ...] = ()) -> str:

@@ -191,9 +191,10 @@ def _read_folder(folder: Path, split: str) -> Iterator[SourceRow]:
             yield from _read_dataset(saved, str(folder))
         return
     files = [
-        file for file in sorted(folder.rglob("*"))
+        file
+        for file in sorted(folder.rglob("*"))
         if file_type(file) in FORMATS and not file.name.startswith((".", "dataset_info"))
-    ]  # fmt: skip
+    ]
     files_of_split = [file for file in files if _split_of(file, folder) == split]
     if not files_of_split:
         others = sorted({_split_of(file, folder) for file in files} - {""})
@@ -378,9 +379,13 @@ def _missing(path: Path) -> str:
 
 
 FORMATS: dict[str, Callable[[Path], Iterator[tuple[int, Value]]]] = {
-    ".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".tsv": partial(_csv, delimiter="\t"), ".parquet": _parquet,
+    ".jsonl": _jsonl,
+    ".json": _json,
+    ".csv": _csv,
+    ".tsv": partial(_csv, delimiter="\t"),
+    ".parquet": _parquet,
     ".arrow": _arrow,
-}  # fmt: skip
+}
 FORMATS |= {f"{suffix}.gz": FORMATS[suffix] for suffix in (".jsonl", ".json", ".csv", ".tsv")}
 """Readers by suffix."""
 

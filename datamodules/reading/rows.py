@@ -73,9 +73,13 @@ FALLBACKS = {
 
 
 def map_columns(
-    row: Mapping[str, Any], columns: Mapping[str, str], fallback_id: str, source: str,
-    optional: frozenset[str] = frozenset(), answers: Answers = "any",
-) -> Sample:  # fmt: skip
+    row: Mapping[str, Any],
+    columns: Mapping[str, str],
+    fallback_id: str,
+    source: str,
+    optional: frozenset[str] = frozenset(),
+    answers: Answers = "any",
+) -> Sample:
     """Make a `Sample` by a column mapping.
 
     Args:
@@ -210,9 +214,13 @@ def with_prompt(sample: Sample, optional: frozenset[str] = frozenset()) -> Sampl
 
 
 def filter_rows(
-    rows: Iterable[Sample | BadRow], what: str, max_bad_rows: float, optional: frozenset[str] = frozenset(),
-    images: ImageOptions = ImageOptions(), reports: bool = True,  # noqa: B008  # frozen
-) -> tuple[list[Sample], list[BadRow]]:  # fmt: skip
+    rows: Iterable[Sample | BadRow],
+    what: str,
+    max_bad_rows: float,
+    optional: frozenset[str] = frozenset(),
+    images: ImageOptions = ImageOptions(),  # noqa: B008  # frozen
+    reports: bool = True,
+) -> tuple[list[Sample], list[BadRow]]:
     """Return the usable rows, with prompts read and images opened, and the bad ones.
 
     Report the bad ones and, once for each file, dropped turns of the assistant; refuse a file with too many bad rows.

@@ -112,8 +112,10 @@ def drop_long(prompts: list[Prompt], max_tokens: int, what: str) -> tuple[list[P
         examples = abbreviate([f"{name} ({n} tokens{' or more' if n >= limit else ''})" for name, n in lengths])
         text = f"{len(too_long)} of {len(prompts)} prompts are longer than max_prompt_tokens={max_tokens}: {examples}"
         if len(too_long) == len(prompts):
-            raise UserError(f"{what}: {text}. No prompt is left: raise data.init_args.reading.max_prompt_tokens "
-                            "(of evaluate: --max_prompt_tokens)")  # fmt: skip
+            raise UserError(
+                f"{what}: {text}. No prompt is left: raise data.init_args.reading.max_prompt_tokens "
+                "(of evaluate: --max_prompt_tokens)"
+            )
         rank_zero_warn(f"{what}: dropped, {text}")
     return [p for p in prompts if len(p.token_ids) <= max_tokens], [p.sample.id for p in too_long]
 

@@ -32,9 +32,13 @@ class PromptStream:
     """
 
     def __init__(
-        self, prompts: Sequence[Prompt], seed: int, run_seed: int = 0, keys: Mapping[str, float] = MappingProxyType({}),
+        self,
+        prompts: Sequence[Prompt],
+        seed: int,
+        run_seed: int = 0,
+        keys: Mapping[str, float] = MappingProxyType({}),
         is_retired: Callable[[str, int], bool] = lambda sample_id, epoch: False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         if not prompts:
             raise UserError("there is no training prompt")
         self.prompts = list(prompts)

@@ -40,8 +40,13 @@ END = re.compile(r"^At its best of three.*?\(index\.md#the-curves\)\)\.\n", re.M
 STUDY, MORE = "losses_best", "losses_more"
 """The studies of every loss at its best learning rate."""
 RATIOS = (
-    "per token", "per completion", "off-policy, per token", "off-policy, per completion", "none", "none: distillation",
-)  # fmt: skip
+    "per token",
+    "per completion",
+    "off-policy, per token",
+    "off-policy, per completion",
+    "none",
+    "none: distillation",
+)
 """The ratios of probabilities that losses have, in the order in which tables show them."""
 
 
@@ -288,10 +293,21 @@ def draw(method: Method) -> None:
     for name in dict.fromkeys(("grpo", *names)):
         runs = [run["quarters"]["rollout/accuracy"] for cells in tasks for run in cells[name]["by_seed"].values()]
         by_quarter = list(zip(*runs, strict=True))
-        (line,) = axis.plot(middles, [mean(values) for values in by_quarter], marker="o", label=name.replace("_", " "),
-                            color="0.45" if name == "grpo" else None)  # fmt: skip
-        axis.fill_between(middles, [min(v) for v in by_quarter], [max(v) for v in by_quarter], alpha=0.15,
-                          color=line.get_color(), linewidth=0)  # fmt: skip
+        (line,) = axis.plot(
+            middles,
+            [mean(values) for values in by_quarter],
+            marker="o",
+            label=name.replace("_", " "),
+            color="0.45" if name == "grpo" else None,
+        )
+        axis.fill_between(
+            middles,
+            [min(v) for v in by_quarter],
+            [max(v) for v in by_quarter],
+            alpha=0.15,
+            color=line.get_color(),
+            linewidth=0,
+        )
     axis.set(xlabel={"steps": "optimizer steps"}.get(unit, unit), ylabel="share of right answers", xlim=(0, budget))
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)

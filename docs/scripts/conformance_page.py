@@ -110,13 +110,22 @@ VERL_NOTES = {
 }
 VERL = {
     "losses": {
-        "token-mean": "DAPO", "seq-mean-token-mean": "GRPO", "seq-mean-token-sum-norm": "DrGRPO", "gspo": "GSPO",
-        "cispo": "CISPO", "sapo": "SAPO", "geo_mean": "GMPO", "gpg": "GPG",
+        "token-mean": "DAPO",
+        "seq-mean-token-mean": "GRPO",
+        "seq-mean-token-sum-norm": "DrGRPO",
+        "gspo": "GSPO",
+        "cispo": "CISPO",
+        "sapo": "SAPO",
+        "geo_mean": "GMPO",
+        "gpg": "GPG",
     },
     "advantages": {
-        "grpo": "grpo", "grpo, norm_adv_by_std_in_grpo: false": "dr_grpo", "rloo": "rloo", "gpg": "gpg",
+        "grpo": "grpo",
+        "grpo, norm_adv_by_std_in_grpo: false": "dr_grpo",
+        "rloo": "rloo",
+        "gpg": "gpg",
     },
-}  # fmt: skip
+}
 """Setting -> the published loss or advantage."""
 
 
@@ -154,8 +163,9 @@ def short_names(properties: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def published(known: dict[str, Published]) -> str:
-    cells = [(f"`{name}`", f"`{one.formula}`" if "/" not in name else one.formula, one.source)
-             for name, one in known.items()]  # fmt: skip
+    cells = [
+        (f"`{name}`", f"`{one.formula}`" if "/" not in name else one.formula, one.source) for name, one in known.items()
+    ]
     return table(("name", "formula", "source"), cells)
 
 
@@ -168,8 +178,10 @@ def rendered() -> str:
     """Return the page with the first table after each of these headings made again."""
     text = PAGE.read_text()
     for heading, made in (
-        ("Who passes", who_passes()), ("The losses", published(LOSSES)), ("The advantages", published(ADVANTAGES)),
-    ):  # fmt: skip
+        ("Who passes", who_passes()),
+        ("The losses", published(LOSSES)),
+        ("The advantages", published(ADVANTAGES)),
+    ):
         found = re.compile(rf"(## {heading}\n(?:(?!\|).*\n)*)(?:\|.*\n)+")
         assert found.search(text), heading
         text = found.sub(lambda match, made=made: match[1] + made, text, count=1)

@@ -142,10 +142,17 @@ def long_answers() -> str:
 def sizing() -> str:
     """Return the whole page."""
     return TEXT.format(
-        needs=needs(), colocated=proposals(0.4), elsewhere=proposals(0.0), free=f"{FREE:.0%}", prompt=PROMPT_TOKENS,
-        completion=COMPLETION_TOKENS, budget=MICROBATCH_TOKENS, group=COMPLETIONS_PER_PROMPT, prompts=PROMPTS_PER_STEP,
+        needs=needs(),
+        colocated=proposals(0.4),
+        elsewhere=proposals(0.0),
+        free=f"{FREE:.0%}",
+        prompt=PROMPT_TOKENS,
+        completion=COMPLETION_TOKENS,
+        budget=MICROBATCH_TOKENS,
+        group=COMPLETIONS_PER_PROMPT,
+        prompts=PROMPTS_PER_STEP,
         long=long_answers(),
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

@@ -105,9 +105,11 @@ class Endpoint:
         self._taken: list[Job] = []  # those that are being sampled
         self._socket = open_socket(host, port, f"rollout.environment: Agent cannot listen at {host}:{port}")
         handlers: dict[str, Handler] = {
-            **dict.fromkeys(FORMS, self._complete), "/v1/reward": self._reward, "/v1/end": self._end,
+            **dict.fromkeys(FORMS, self._complete),
+            "/v1/reward": self._reward,
+            "/v1/end": self._end,
             "/v1/responses": self._unsupported,
-        }  # fmt: skip
+        }
         routes = [Route(path, partial(self._answer, handler), methods=["POST"]) for path, handler in handlers.items()]
         routes.append(Route("/v1/models", partial(self._answer, self._models)))
         config = uvicorn.Config(

@@ -91,9 +91,15 @@ class AgentEpisodes:
         self.seconds = 0.0
 
     def play(
-        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]], done: OnGroupDone | None,
-        data: PromptDataModule, generate: Generate, is_training: bool,
-    ) -> tuple[list[Prompt], list[list[Completion]]]:  # fmt: skip
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        seeds: Sequence[Sequence[int]],
+        done: OnGroupDone | None,
+        data: PromptDataModule,
+        generate: Generate,
+        is_training: bool,
+    ) -> tuple[list[Prompt], list[list[Completion]]]:
         """Play an episode for each seed; return the prompts with which the rows begin, and the rows.
 
         Collective: call it on every rank.
@@ -299,9 +305,13 @@ def task_of(session: Session) -> dict[str, Any]:
     """Return an episode's task, as its program gets it."""
     sample = session.sample
     return {
-        "id": sample.id, "messages": as_messages(sample.told), "prompt": sample.prompt, "answer": sample.answer,
-        "row": dict(sample.row), "seed": session.seed,
-    }  # fmt: skip
+        "id": sample.id,
+        "messages": as_messages(sample.told),
+        "prompt": sample.prompt,
+        "answer": sample.answer,
+        "row": dict(sample.row),
+        "seed": session.seed,
+    }
 
 
 def agent_metrics(counts: Counter[str]) -> dict[str, float]:

@@ -39,15 +39,17 @@ class Program:
         cpu_seconds: CPU time of each process; 0 = no limit.
     """
 
-    def __init__(
-        self, agent: Agent, variables: Mapping[str, str], stdin: Any, stdout: Any, cpu_seconds: int
-    ) -> None:  # fmt: skip
+    def __init__(self, agent: Agent, variables: Mapping[str, str], stdin: Any, stdout: Any, cpu_seconds: int) -> None:
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `close`)
         limits = [str(os.getpid()), str(cpu_seconds), str(agent.limits.memory_mb)]
         self.process = subprocess.Popen(
             [sys.executable, "-IS", str(LAUNCHER), *limits, *agent.command],
-            stdin=stdin, stdout=stdout, stderr=self.errors, start_new_session=True, env=variables,
-        )  # fmt: skip
+            stdin=stdin,
+            stdout=stdout,
+            stderr=self.errors,
+            start_new_session=True,
+            env=variables,
+        )
         self.seconds = agent.limits.wall_seconds
 
     def wait(self, session: Session, is_stopped: Callable[[], bool], is_done: Callable[[], bool]) -> bool:

@@ -147,8 +147,9 @@ class Group:
                     raise RequestError(
                         f"prompt is too long: it shares {len(start)} tokens with the prompts of this task's other "
                         f"episodes, which have no room for what they would not share; the maximum is {most} tokens in "
-                        "an episode (rollout.sampling.max_episode_tokens)", code="context_length_exceeded",
-                    )  # fmt: skip
+                        "an episode (rollout.sampling.max_episode_tokens)",
+                        code="context_length_exceeded",
+                    )
         room = most - session.row_tokens(len(start), parent) - (len(prompt) - len(start))
         if room >= 1:
             self.start, self._shortest, self._has_forks = start, shortest, has_forks
@@ -213,8 +214,9 @@ class Session:
             self.is_limited = True
             raise RequestError(
                 f"the episode may have {sampling.max_turns} completions (rollout.sampling.max_turns); there is none "
-                "left", code="episode_limit",
-            )  # fmt: skip
+                "left",
+                code="episode_limit",
+            )
         parent, prompt, added = self._prompt(request, is_auxiliary)
         had_children = parent is not None and parent.has_children
         begun: list[SampledMessage] = []
@@ -473,7 +475,7 @@ def _turn(message: SampledMessage, session: Session) -> Turn:
     state = fingerprint(asked[max(own, default=-1) + 1 :], ())[:16]  # what was added, or the whole first prompt
     return Turn(
         message.sampled.text, observation, len(message.reply.calls), raw=raw, reward=message.reward, state=state
-    )  # fmt: skip
+    )
 
 
 def outcome_of(session: Session) -> RewardResult | None:

@@ -48,10 +48,18 @@ class APMPO(RLVRModule):
     fixes_aggregation = True
 
     def __init__(
-        self, advantage: Advantage | str = "grpo", kl: KL = KL(coef=0.001), gamma: float = 0.8, eps_low: float = 0.2,
-        eps_min: float = 0.2, eps_max: float = 0.4, adaptive_lower: bool = False, dual_clip: float | None = None,
-        schedule: PowerSchedule = PowerSchedule(), **kwargs: Any,
-    ) -> None:  # fmt: skip
+        self,
+        advantage: Advantage | str = "grpo",
+        kl: KL = KL(coef=0.001),
+        gamma: float = 0.8,
+        eps_low: float = 0.2,
+        eps_min: float = 0.2,
+        eps_max: float = 0.4,
+        adaptive_lower: bool = False,
+        dual_clip: float | None = None,
+        schedule: PowerSchedule = PowerSchedule(),
+        **kwargs: Any,
+    ) -> None:
         super().__init__(advantage=advantage, kl=kl, **kwargs)
         check_within("[0, inf)", "model", gamma=gamma)
         check_within("(1, inf)", "model", dual_clip=dual_clip)

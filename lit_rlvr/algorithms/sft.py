@@ -44,11 +44,15 @@ class SFT(RLVRModule):
     has_ratio = False
 
     def __init__(
-        self, target: str | None = None, lr: float | Literal["auto"] | AutoLR = 2e-5,
-        loss: Loss = Loss(aggregation="token_mean"), teacher: Teacher | None = None, nll_coef: float = 1.0,
+        self,
+        target: str | None = None,
+        lr: float | Literal["auto"] | AutoLR = 2e-5,
+        loss: Loss = Loss(aggregation="token_mean"),
+        teacher: Teacher | None = None,
+        nll_coef: float = 1.0,
         target_empty_thoughts: Literal["mask", "train"] = "mask",
         **kwargs: Any,
-    ) -> None:  # fmt: skip
+    ) -> None:
         check_within("[0, inf)" if teacher is not None else "(0, inf)", "model", nll_coef=nll_coef)
         if teacher is not None and teacher.beta is None:
             raise UserError(
@@ -56,9 +60,16 @@ class SFT(RLVRModule):
                 "needs; set it, such as 0 for the forward KL divergence"
             )
         super().__init__(
-            advantage="reinforce", lr=lr, updates_per_rollout=1, epochs_per_rollout=1, loss=loss, kl=KL(),
-            importance=Importance(correction="none"), teacher=teacher, **kwargs,
-        )  # fmt: skip
+            advantage="reinforce",
+            lr=lr,
+            updates_per_rollout=1,
+            epochs_per_rollout=1,
+            loss=loss,
+            kl=KL(),
+            importance=Importance(correction="none"),
+            teacher=teacher,
+            **kwargs,
+        )
         if self.loss_options.positive_nll_coef:
             raise UserError("model.loss.positive_nll_coef: SFT's loss is this term already; leave it out")
         self.target = target

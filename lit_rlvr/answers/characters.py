@@ -38,7 +38,7 @@ _CONNECTIVES = (
     (re.compile(r"(?:(?<!\s)\s+)?\u6216\u8005?\s*"), " or "),
     (re.compile(r"(?:(?<!\s)\s+)?(?:[\u548c\u4e0e\u53ca\u4e14]|\u5e76\u4e14)\s*"), " and "),
     (re.compile(r"(?<=\d)\s*\u6bd4\s*(?=\d)"), ":"),
-)  # fmt: skip
+)
 """Chinese words between values, and what they mean."""
 _CIRCLED = re.compile(r"[\u2460-\u2473]\s*[,\u3001]?\s*")
 _ROOT_OF, _PART_OF = re.compile("\u500d?\u6839\u53f7"), re.compile(r"(\d+)\s*\u5206\u4e4b\s*(\d+)")

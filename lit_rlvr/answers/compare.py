@@ -29,7 +29,7 @@ from lit_rlvr.answers.values import (
     Text,
     all_readings,
     first_of,
-)  # fmt: skip
+)
 
 POINTS = (sympy.Rational(7, 5), sympy.Rational(-13, 11), sympy.Rational(29, 17), sympy.Rational(-3, 7))
 """Where two expressions are compared: two polynomials of degree d agree at a random point with a chance of d / range;
@@ -500,7 +500,10 @@ _COMPARISONS: dict[tuple[type, type], Any] = {
     (Parts, Parts): _same_parts, (Number, Equation): _sum_of_unknowns,
 }  # fmt: skip
 _SYMMETRIC: dict[tuple[type, type], Any] = {
-    (Quantity, Number): _without_unit, (Percentage, Number): _percentage_number,
-    (Labelled, Series): _values_in_order, (Matrix, Series): _vectors,
-    (Parts, Number): _part_value, (Expression, Number): _constant_expression,
-}  # fmt: skip
+    (Quantity, Number): _without_unit,
+    (Percentage, Number): _percentage_number,
+    (Labelled, Series): _values_in_order,
+    (Matrix, Series): _vectors,
+    (Parts, Number): _part_value,
+    (Expression, Number): _constant_expression,
+}

@@ -40,7 +40,7 @@ from lit_rlvr.answers.values import (
     Series,
     Text,
     first_of,
-)  # fmt: skip
+)
 
 LONGEST = 2000
 """Longer texts are compared as text only."""
@@ -248,9 +248,10 @@ def _rows_of_matrix(opening: str, inside: str) -> Matrix | None:
 def _set_operations(text: str, depth: int) -> list[Reading]:
     """Read unions, intersections and differences of sets of real numbers."""
     for command, combine in (
-        (r"\\cup", sympy.Union), (r"\\setminus|\\backslash|(?<=\})\s*-\s*(?=\\\{)", sympy.Complement),
+        (r"\\cup", sympy.Union),
+        (r"\\setminus|\\backslash|(?<=\})\s*-\s*(?=\\\{)", sympy.Complement),
         (r"\\cap", sympy.Intersection),
-    ):  # fmt: skip
+    ):
         parts = split_outside(
             text.replace("\\{", "{").replace("\\}", "}"), re.compile(rf"\s*(?:{command})(?![A-Za-z])\s*")
         )

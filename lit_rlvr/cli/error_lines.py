@@ -365,10 +365,14 @@ def known_classes() -> dict[str, list[type]]:
     from lit_rlvr.run.trackers.feed import TRACKER_NAMES
 
     bases: dict[str, list[type]] = {
-        "model": [RLVRModule], "data": [PromptDataModule], "rollout.rewards": [Reward],
-        "rollout.environment": [Environment], "rollout.engine": [RolloutEngine], "model.advantage": [Advantage],
+        "model": [RLVRModule],
+        "data": [PromptDataModule],
+        "rollout.rewards": [Reward],
+        "rollout.environment": [Environment],
+        "rollout.engine": [RolloutEngine],
+        "model.advantage": [Advantage],
         "trackers": [*TRACKER_NAMES.values()],
-    }  # fmt: skip
+    }
     for classes in bases.values():
         for cls in classes:
             classes += cls.__subclasses__()

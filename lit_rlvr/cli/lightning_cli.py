@@ -177,9 +177,11 @@ class RLVRCLI(LightningCLI):
             "--overwrite", type=bool, default=False, help="Replace the run in the run folder, if there is one."
         )
         parser.add_argument(
-            "--trackers", type=Chosen, default=None,
+            "--trackers",
+            type=Chosen,
+            default=None,
             help="Where else the run is logged: wandb, mlflow, trackio, several of them in a list, or a class_path.",
-        )  # fmt: skip
+        )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_line(find_configs(args))  # type: ignore[attr-defined]

@@ -213,8 +213,11 @@ class LocalServer:
                 return
             log.warning(
                 "%s: the server has ended with status %d and is started again: %s (%s)",
-                self.url, status, self._last_lines(), self.output,
-            )  # fmt: skip
+                self.url,
+                status,
+                self._last_lines(),
+                self.output,
+            )
             wakes.wait(RESTART_SECONDS)
             if self.is_wanted:
                 self.process = self._start()

@@ -31,9 +31,13 @@ class RLVRTrainer(Trainer):
     """`fit` and `validate` of the Trainer, and our commands that inspect a config before training."""
 
     def preview(
-        self, model: RLVRModule, datamodule: PromptDataModule, prompts: int = 3, split: Split = "train",
+        self,
+        model: RLVRModule,
+        datamodule: PromptDataModule,
+        prompts: int = 3,
+        split: Split = "train",
         out: str | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Show prompts exactly as the model sees them.
 
         Args:
@@ -56,9 +60,16 @@ class RLVRTrainer(Trainer):
             log.info("To look at the images as the model sees them, add --out FOLDER")
 
     def filter(
-        self, model: RLVRModule, datamodule: PromptDataModule, out: str, samples: int = 8, lowest: float = 0.1,
-        highest: float = 0.9, split: Split = "train", completions: int = 0,
-    ) -> None:  # fmt: skip
+        self,
+        model: RLVRModule,
+        datamodule: PromptDataModule,
+        out: str,
+        samples: int = 8,
+        lowest: float = 0.1,
+        highest: float = 0.9,
+        split: Split = "train",
+        completions: int = 0,
+    ) -> None:
         """Keep the prompts that the model sometimes answers correctly.
 
         Args:
@@ -92,9 +103,15 @@ class RLVRTrainer(Trainer):
             out: new config with the choices and their reasons, for `--config C --config OUT`.
         """
         tuned = Tuner(
-            model, datamodule, rollout_of(self), self.warm_start, compute_dtype(str(self.precision)), self.world_size,
-            minutes, self.strategy.root_device,
-        ).run()  # fmt: skip
+            model,
+            datamodule,
+            rollout_of(self),
+            self.warm_start,
+            compute_dtype(str(self.precision)),
+            self.world_size,
+            minutes,
+            self.strategy.root_device,
+        ).run()
         write_atomically(Path(out), tuned.text())
         show_result({"file": out} | vars(tuned), lambda: print(*tuned.reasons, f"{out}: add --config {out}", sep="\n"))
 

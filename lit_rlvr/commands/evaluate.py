@@ -62,47 +62,73 @@ class _Help(DefaultHelpFormatter, RawDescriptionHelpFormatter):
 
 def make_parser(command: str) -> Parser:
     """Build the parser of `evaluate`."""
-    parser = Parser(prog=f"lit-rlvr {command}", description=__doc__, epilog=OWN_SUITE_HELP,
-                            formatter_class=_Help)  # fmt: skip
+    parser = Parser(prog=f"lit-rlvr {command}", description=__doc__, epilog=OWN_SUITE_HELP, formatter_class=_Help)
     parser.add_argument("--model", type=str | None, help="model folder, hub id, run folder, or a name (smollm2)")
-    parser.add_argument("--like", type=str | None,
-                        help="run folder whose length, precision, environment and turns are the defaults; default: "
-                        "the model's own run")  # fmt: skip
-    parser.add_argument("--suite", type=list[str | dict[str, Any]] | str, required=True,
-                        help="suites by name (math500), NAME=FILE, or data files, comma-separated; or a list of them, "
-                        "each alone or with settings of its own: [math500, {suite: aime25, samples: 16}]")  # fmt: skip
+    parser.add_argument(
+        "--like",
+        type=str | None,
+        help="run folder whose length, precision, environment and turns are the defaults; default: the model's own run",
+    )
+    parser.add_argument(
+        "--suite",
+        type=list[str | dict[str, Any]] | str,
+        required=True,
+        help="suites by name (math500), NAME=FILE, or data files, comma-separated; or a list of them, "
+        "each alone or with settings of its own: [math500, {suite: aime25, samples: 16}]",
+    )
     parser.add_argument("--out", type=str, required=True, help="folder for completions, results and the table")
-    parser.add_argument("--protocol", type=str | None,
-                        help="a paper's prompts and sampling (aapo, agrae, apmpo), or a YAML file; the options below "
-                        "override it")  # fmt: skip
-    parser.add_argument("-n", "--samples", type=int | None,
-                        help="sampled answers per question (default 8); 0 = greedy only")  # fmt: skip
-    parser.add_argument("--greedy", type=bool | None,
-                        help="also answer every question once without sampling (default true)")  # fmt: skip
+    parser.add_argument(
+        "--protocol",
+        type=str | None,
+        help="a paper's prompts and sampling (aapo, agrae, apmpo), or a YAML file; the options below override it",
+    )
+    parser.add_argument(
+        "-n", "--samples", type=int | None, help="sampled answers per question (default 8); 0 = greedy only"
+    )
+    parser.add_argument(
+        "--greedy", type=bool | None, help="also answer every question once without sampling (default true)"
+    )
     parser.add_argument("--temperature", type=float | None, help="sampling temperature (default 0.6)")
     parser.add_argument("--top_p", type=float | None, help="nucleus sampling (default 0.95)")
-    parser.add_argument("--max_tokens", type=int | None,
-                        help="longest completion; default: as in the run's validation, else 2048")  # fmt: skip
+    parser.add_argument(
+        "--max_tokens", type=int | None, help="longest completion; default: as in the run's validation, else 2048"
+    )
     parser.add_argument("--max_prompt_tokens", type=int, default=4096, help="drop and report longer questions")
     parser.add_argument("--limit", type=int | None, help="most questions of each suite, drawn by a fixed seed")
-    parser.add_argument("--system_prompt", type=str | None,
-                        help="replaces that of the suites, and their templates unless --template is given")  # fmt: skip
+    parser.add_argument(
+        "--system_prompt",
+        type=str | None,
+        help="replaces that of the suites, and their templates unless --template is given",
+    )
     parser.add_argument("--template", type=str | None, help="replaces that of the suites")
-    parser.add_argument("--environment", type=Environment | str | dict[str, str] | None,
-                        help="answers the model if the suite names none; default: the run's; null: none")  # fmt: skip
+    parser.add_argument(
+        "--environment",
+        type=Environment | str | dict[str, str] | None,
+        help="answers the model if the suite names none; default: the run's; null: none",
+    )
     parser.add_argument("--max_turns", type=int | None, help="most turns of an episode; default: the run's")
     parser.add_argument("--max_observation_tokens", type=int | None, help="longest observation; default: the run's")
     parser.add_argument("--max_episode_tokens", type=int | None, help="longest episode; default: the run's")
     parser.add_argument("--engine", type=RolloutEngine | str, default="auto", help="auto, hf, vllm, or a class_path")
-    parser.add_argument("--dtype", type=Literal["auto", "float32", "bfloat16"], default="auto",
-                        help="data type to compute in; auto = the run's, or that of the model's config")  # fmt: skip
+    parser.add_argument(
+        "--dtype",
+        type=Literal["auto", "float32", "bfloat16"],
+        default="auto",
+        help="data type to compute in; auto = the run's, or that of the model's config",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of sampling")
-    parser.add_argument("--devices", type=int, default=1,
-                        help="GPUs to use, each by one process that answers every N-th question")  # fmt: skip
-    parser.add_argument("--diversity", type=list[DiversityMeasure], default=[],
-                        help="measures of sampled completions, such as [SelfBLEU4, CosineSimilarity]")  # fmt: skip
-    parser.add_argument("--completions", type=str | None,
-                        help="score these completions (JSONL: id, completion) instead of sampling")  # fmt: skip
+    parser.add_argument(
+        "--devices", type=int, default=1, help="GPUs to use, each by one process that answers every N-th question"
+    )
+    parser.add_argument(
+        "--diversity",
+        type=list[DiversityMeasure],
+        default=[],
+        help="measures of sampled completions, such as [SelfBLEU4, CosineSimilarity]",
+    )
+    parser.add_argument(
+        "--completions", type=str | None, help="score these completions (JSONL: id, completion) instead of sampling"
+    )
     return parser
 
 

@@ -31,9 +31,17 @@ if TYPE_CHECKING:
 
 
 def filter_prompts(
-    module: RLVRModule, data: PromptDataModule, rollout: RolloutCallback, dtype: torch.dtype, out: Path,
-    samples: int, lowest: float, highest: float, split: Split, completions: int = 0,
-) -> Path:  # fmt: skip
+    module: RLVRModule,
+    data: PromptDataModule,
+    rollout: RolloutCallback,
+    dtype: torch.dtype,
+    out: Path,
+    samples: int,
+    lowest: float,
+    highest: float,
+    split: Split,
+    completions: int = 0,
+) -> Path:
     """Sample every prompt as in training, and write the rows with a pass rate in [lowest, highest].
 
     The pass rate is the share of right completions. The completions go to a folder next to `out`; an interrupted run
@@ -64,10 +72,13 @@ def filter_prompts(
     prompts = prompts_to_sample(module, data, rollout, split)
     sampling = rollout.sampling
     settings = {
-        "model": module.model_folder, "samples": samples, "sampling": vars(sampling), "data": data.name,
+        "model": module.model_folder,
+        "samples": samples,
+        "sampling": vars(sampling),
+        "data": data.name,
         "rewards": [reward.name for reward in rollout.rewards],
         "environment": environment_fingerprint(rollout.environment),
-    }  # fmt: skip
+    }
     records = Records(out.with_suffix(".samples"), settings)
     missing = records.missing(split, prompts)
     if missing:
@@ -111,7 +122,7 @@ def filter_prompts(
 
 def prompts_to_sample(
     module: RLVRModule, data: PromptDataModule, rollout: RolloutCallback, split: Split
-) -> list[Prompt]:  # fmt: skip
+) -> list[Prompt]:
     """Read the data of a config, check them against its rewards, and return the prompts of a set.
 
     Args:
@@ -132,9 +143,14 @@ def prompts_to_sample(
 
 
 def open_sampler(
-    module: RLVRModule, data: PromptDataModule, rollout: RolloutCallback, dtype: torch.dtype,
-    prompts: Sequence[Prompt], max_tokens: int, split: Split = "train",
-) -> Sampler:  # fmt: skip
+    module: RLVRModule,
+    data: PromptDataModule,
+    rollout: RolloutCallback,
+    dtype: torch.dtype,
+    prompts: Sequence[Prompt],
+    max_tokens: int,
+    split: Split = "train",
+) -> Sampler:
     """Start the engine of a config on its model, for completions of at most `max_tokens` of these prompts.
 
     Args:

@@ -44,18 +44,24 @@ class ServeParser(argparse.ArgumentParser):
 def run(command: str, arguments: list[str]) -> None:
     """Run the command line of `serve`; this process becomes the server."""
     parser = ServeParser(
-        prog=f"lit-rlvr {command}", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog=f"lit-rlvr {command}",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
-    )  # fmt: skip
+    )
     parser.add_argument("--model", required=True, help="like `model` of a run: a folder, a hub id or a name")
     parser.add_argument(
-        "--config-overrides", type=json.loads, metavar="JSON",
+        "--config-overrides",
+        type=json.loads,
+        metavar="JSON",
         help="changes of the model's config, as model.config_overrides of the run",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--dtype", default="bfloat16" if torch.cuda.is_available() else "float32", choices=("float32", "bfloat16"),
+        "--dtype",
+        default="bfloat16" if torch.cuda.is_available() else "float32",
+        choices=("float32", "bfloat16"),
         help="data type to compute in, like the trainer's; by default bfloat16 on a GPU and float32 on a CPU",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--deterministic", action="store_true", help="batch-invariant kernels (GPU), for rollout.deterministic"
     )
@@ -64,9 +70,10 @@ def run(command: str, arguments: list[str]) -> None:
     )
     parser.add_argument("--nccl", action="store_true", help="receive weights over NCCL (NCCLTransfer) instead of files")
     parser.add_argument(
-        "--max-num-seqs", type=int,
+        "--max-num-seqs",
+        type=int,
         help=f"sequences generated at once; {GPU_SEQUENCES} by default on a GPU, with CUDA graphs for as many",
-    )  # fmt: skip
+    )
     parser.add_argument("--host", help=f"address to listen on; {HOST} by default, 0.0.0.0 for all of them")
     parser.add_argument("--port", type=int, help=f"port to listen on; {PORT} by default")
     options, others = parser.parse_known_args([_hyphenated(word) for word in arguments])

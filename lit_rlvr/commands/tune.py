@@ -122,9 +122,16 @@ class Tuner:
     """
 
     def __init__(
-        self, module: RLVRModule, data: PromptDataModule, rollout: RolloutCallback, warm_start: WarmStart,
-        dtype: torch.dtype, ranks: int, minutes: float, device: torch.device,
-    ) -> None:  # fmt: skip
+        self,
+        module: RLVRModule,
+        data: PromptDataModule,
+        rollout: RolloutCallback,
+        warm_start: WarmStart,
+        dtype: torch.dtype,
+        ranks: int,
+        minutes: float,
+        device: torch.device,
+    ) -> None:
         self.started = time.perf_counter()
         self.module = module
         self.data = data
@@ -151,8 +158,9 @@ class Tuner:
         log.info(
             "tune: about %.1f minutes with loading, of which a warm start takes up to %.1f; a batch under way, and the "
             "first one after a warm start, end later",
-            self.seconds / 60, (TRAINED_PART - FIRST_PART) * self.seconds / 60,
-        )  # fmt: skip
+            self.seconds / 60,
+            (TRAINED_PART - FIRST_PART) * self.seconds / 60,
+        )
         self._apply_warm_start()
         limit, groups = self._measure(self._least_tokens())
         if self._needs_start(groups):
@@ -294,9 +302,15 @@ class Tuner:
 
         rollout = self.rollout
         sampler.run(
-            prompts, rollout.sampling.with_max_tokens(limit), self.samples, rollout.rewards, "tune", self.data, judged,
+            prompts,
+            rollout.sampling.with_max_tokens(limit),
+            self.samples,
+            rollout.rewards,
+            "tune",
+            self.data,
+            judged,
             rollout.environment,
-        )  # fmt: skip
+        )
         return list(groups.values())
 
     @staticmethod
@@ -327,9 +341,10 @@ class Tuner:
         tuned.choose("The learning rate finds itself.", model__init_args__lr="auto")
         tuned.choose(
             f"group_size {size}: {signal:.0%} of the prompts give a signal ("
-            + ", ".join(f"{share:.0%} with {other}" for other, share in tuned.sizes.items() if other != size) + ").",
+            + ", ".join(f"{share:.0%} with {other}" for other, share in tuned.sizes.items() if other != size)
+            + ").",
             rollout__group_size=size,
-        )  # fmt: skip
+        )
         self._choose_prompts(limit, size, [prompt for prompt, _ in groups])
         if signal < HOPELESS and tuned.accuracy < ENOUGH:
             if self.warm_start.steps:

@@ -68,9 +68,11 @@ def expect_hub(source: str) -> None:
         get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS)  # any status is an answer
     except Exception as error:  # of the client's package, which differs between versions of huggingface_hub
         log.warning(
-            "%s: %s does not answer (%s), so only what was downloaded before is used", source, constants.ENDPOINT,
+            "%s: %s does not answer (%s), so only what was downloaded before is used",
+            source,
+            constants.ENDPOINT,
             first_line(error),
-        )  # fmt: skip
+        )
         constants.HF_HUB_OFFLINE = True
         os.environ["HF_HUB_OFFLINE"] = "1"
 

@@ -95,10 +95,11 @@ def require_choice(select: Callable[..., Any], chosen: Any, everything: Tensor) 
     Raises:
         UserError: it is no tensor, or has another shape, type or device.
     """
-    if (
-        not isinstance(chosen, Tensor)
-        or (chosen.shape, chosen.dtype, chosen.device) != (everything.shape, everything.dtype, everything.device)
-    ):  # fmt: skip
+    if not isinstance(chosen, Tensor) or (chosen.shape, chosen.dtype, chosen.device) != (
+        everything.shape,
+        everything.dtype,
+        everything.device,
+    ):
         raise UserError(
             f"model: {defined_at(select)} must return {len(everything)} bools on {everything.device}, one for each "
             f"token, not {_described(chosen)}"

@@ -91,8 +91,10 @@ def plain_step(function: Callable[..., Tensor], batch: Batch) -> Step:
     """Return the optimizer step of a plain loss on a batch, with the batch's advantages."""
     assert batch.advantages is not None
     counts = {
-        "num_tokens": int(batch.mask.sum()), "num_sequences": len(batch.mask), "max_tokens": batch.max_tokens,
-    }  # fmt: skip
+        "num_tokens": int(batch.mask.sum()),
+        "num_sequences": len(batch.mask),
+        "max_tokens": batch.max_tokens,
+    }
     averages = "world_size" in inspect.signature(function).parameters
 
     def loss(logp: Tensor, advantages: Tensor, rows: list[int], num_microbatches: int, world_size: int) -> Tensor:
@@ -103,9 +105,11 @@ def plain_step(function: Callable[..., Tensor], batch: Batch) -> Step:
         named: dict[str, Any] = {name: value[rows] for name, value in tokens.items() if value is not None}
         named |= counts | {"num_microbatches": num_microbatches, "world_size": world_size}
         arguments = {
-            "logp": logp[rows], "old_logp": batch.old_logp[rows], "advantages": advantages.reshape(-1, 1)[rows],
+            "logp": logp[rows],
+            "old_logp": batch.old_logp[rows],
+            "advantages": advantages.reshape(-1, 1)[rows],
             "mask": batch.mask[rows],
-        }  # fmt: skip
+        }
         loss_value = require_shape(function, call_by_name(function, arguments, named), torch.Size())
         if averages:
             return loss_value / world_size
@@ -126,9 +130,12 @@ def has_published_values(prepare: PrepareStep, expect: str, name: str) -> Findin
 def values_finding(expect: str, name: str, measured: float) -> Finding:
     """Return the finding on values that are compared with published ones."""
     return Finding(
-        f"values: {name}", measured, PUBLISHED_TOLERANCE, f"those of {expect} on the batch {name!r}",
+        f"values: {name}",
+        measured,
+        PUBLISHED_TOLERANCE,
+        f"those of {expect} on the batch {name!r}",
         "another normaliser, clip range, standard deviation or epsilon than the published formula",
-    )  # fmt: skip
+    )
 
 
 def call_by_name(function: Callable[..., Any], arguments: Mapping[str, Any], named: Mapping[str, Any]) -> Any:

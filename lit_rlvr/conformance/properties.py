@@ -197,9 +197,12 @@ def has_its_gradient(prepare: PrepareStep, batch: Batch, stops_gradient: bool) -
         masked_gradient = torch.where(batch.mask, gradient, 0.0)
         measured = error({"dlogp": masked_gradient}, {"dlogp": finite_differences(step, batch, stops_gradient)})
     return Finding(
-        "gradient", measured, DIFFERENCE, "by autograd and by finite differences",
+        "gradient",
+        measured,
+        DIFFERENCE,
+        "by autograd and by finite differences",
         "a value detached by mistake, or detached on purpose and not declared (stops_gradient)",
-    )  # fmt: skip
+    )
 
 
 def finite_differences(step: Step, batch: Batch, stops_gradient: bool) -> Tensor:
@@ -265,9 +268,12 @@ def has_the_right_direction(prepare: PrepareStep, batch: Batch) -> Finding:
     threshold = EXACT * move.abs().max()
     count = float(((sign > 0) & (move <= threshold) | (sign < 0) & (move > threshold)).sum())
     return Finding(
-        "direction", count, 0, "completions that a step moves against the sign of A",
+        "direction",
+        count,
+        0,
+        "completions that a step moves against the sign of A",
         "a missing minus sign: a loss is minimised, -A * logp",
-    )  # fmt: skip
+    )
 
 
 def cut_finding(name: str, prepare: PrepareStep, batch: Batch, cuts: list[Cut], about: str, cause: str) -> Finding:
@@ -290,15 +296,32 @@ def ignores_cuts(prepare: PrepareStep, batch: Batch) -> list[Finding]:
     """Measure micro-batches of equal size, of different sizes, and ranks, each by itself."""
     rows = range(len(batch.logp))
     return [
-        cut_finding("micro-batches", prepare, batch, even_cuts(rows), "cut into micro-batches of equal size",
-                    "normalised per micro-batch instead of per optimizer step: divide by the counts of the whole step"),
-        cut_finding("uneven micro-batches", prepare, batch, uneven_cuts(rows), "cut into micro-batches of other sizes",
-                    "a mean over a micro-batch's rows, divided by the number of micro-batches: right only if all have "
-                    "the same number of rows"),
-        cut_finding("ranks", prepare, batch, [rank_cut(rows)], "divided over two ranks",
-                    "normalised per rank: divide by the counts of all ranks (times world_size where gradients are "
-                    "averaged)"),
-    ]  # fmt: skip
+        cut_finding(
+            "micro-batches",
+            prepare,
+            batch,
+            even_cuts(rows),
+            "cut into micro-batches of equal size",
+            "normalised per micro-batch instead of per optimizer step: divide by the counts of the whole step",
+        ),
+        cut_finding(
+            "uneven micro-batches",
+            prepare,
+            batch,
+            uneven_cuts(rows),
+            "cut into micro-batches of other sizes",
+            "a mean over a micro-batch's rows, divided by the number of micro-batches: right only if all have "
+            "the same number of rows",
+        ),
+        cut_finding(
+            "ranks",
+            prepare,
+            batch,
+            [rank_cut(rows)],
+            "divided over two ranks",
+            "normalised per rank: divide by the counts of all ranks (times world_size where gradients are averaged)",
+        ),
+    ]
 
 
 def ignores_order(measure: Measure, batch: Batch) -> list[Finding]:
@@ -313,11 +336,19 @@ def ignores_order(measure: Measure, batch: Batch) -> list[Finding]:
         return Finding(name, error(measure(reorder(batch, rows)), expected), EXACT, about, cause)
 
     return [
-        finding("order of groups", shuffled_groups(batch), "the groups in another order",
-                "a statistic over the wrong dimension, a weight by place, or a state that one call leaves to the next"),
-        finding("order of completions", shuffled_inside(batch), "each group in another order",
-                "completions of different prompts compared with each other, or a weight by place"),
-    ]  # fmt: skip
+        finding(
+            "order of groups",
+            shuffled_groups(batch),
+            "the groups in another order",
+            "a statistic over the wrong dimension, a weight by place, or a state that one call leaves to the next",
+        ),
+        finding(
+            "order of completions",
+            shuffled_inside(batch),
+            "each group in another order",
+            "completions of different prompts compared with each other, or a weight by place",
+        ),
+    ]
 
 
 def ignores_masked_tokens(measure: Measure, batch: Batch) -> Finding:
@@ -338,9 +369,12 @@ def ignores_masked_tokens(measure: Measure, batch: Batch) -> Finding:
     no_gradient = {"dlogp": torch.where(batch.mask, base["dlogp"], 0.0)}
     worst = float(np.max([error(result, base), error(result, base | no_gradient)]))
     return Finding(
-        "masked tokens", worst, EXACT, "other numbers where the mask is False",
+        "masked tokens",
+        worst,
+        EXACT,
+        "other numbers where the mask is False",
         "a sum or a mean over all T positions: apply the mask first, also to counts",
-    )  # fmt: skip
+    )
 
 
 def ignores_padding(measure: Measure, batch: Batch) -> Finding:
@@ -349,9 +383,12 @@ def ignores_padding(measure: Measure, batch: Batch) -> Finding:
     result = measure(map_batch(batch, lambda x: pad(x, (0, 3))))
     worst = error(result | {"dlogp": result["dlogp"][:, : batch.logp.shape[1]]}, base)
     return Finding(
-        "padding", worst, EXACT, "three more masked tokens at every end",
+        "padding",
+        worst,
+        EXACT,
+        "three more masked tokens at every end",
         "a normaliser that is the padded width T: count the mask, or use the configured longest completion",
-    )  # fmt: skip
+    )
 
 
 def survives_empty_rows(measure: Measure, batch: Batch) -> Finding:
@@ -359,9 +396,12 @@ def survives_empty_rows(measure: Measure, batch: Batch) -> Finding:
     mask = batch.mask.clone()
     mask[5] = False
     return Finding(
-        "empty rows", nonfinite(measure(replace(batch, mask=mask))), 0,
-        "infinite or NaN, where a row has no token in the loss", "0 / 0: clamp the number of a row's tokens to 1",
-    )  # fmt: skip
+        "empty rows",
+        nonfinite(measure(replace(batch, mask=mask))),
+        0,
+        "infinite or NaN, where a row has no token in the loss",
+        "0 / 0: clamp the number of a row's tokens to 1",
+    )
 
 
 def survives_extreme_ratios(measure: Measure, batch: Batch) -> Finding:
@@ -374,17 +414,23 @@ def survives_extreme_ratios(measure: Measure, batch: Batch) -> Finding:
     old = torch.where(batch.mask, -0.5 - far.clamp(min=0), 0.0)
     extreme = replace(to_float32(batch), logp=logp, old_logp=old, ref_logp=old)
     return Finding(
-        "extreme ratios", nonfinite(measure(extreme)), 0,
-        "infinite or NaN, at ratios of e^-100 to e^100", "exp overflows in float32: clamp the log-ratio",
-    )  # fmt: skip
+        "extreme ratios",
+        nonfinite(measure(extreme)),
+        0,
+        "infinite or NaN, at ratios of e^-100 to e^100",
+        "exp overflows in float32: clamp the log-ratio",
+    )
 
 
 def ignores_precision(measure: Measure, batch: Batch) -> Finding:
     """Compare float32 with float64."""
     return Finding(
-        "precision", error(measure(to_float32(batch)), measure(batch)), SINGLE,
-        "float32 and float64", "a difference of large numbers",
-    )  # fmt: skip
+        "precision",
+        error(measure(to_float32(batch)), measure(batch)),
+        SINGLE,
+        "float32 and float64",
+        "a difference of large numbers",
+    )
 
 
 # ---- properties of advantages -----------------------------------------------------------------------------
@@ -409,9 +455,12 @@ def rewards_what_is_right(estimate: Estimate, batch: Batch) -> Finding:
     swapped = replace(batch, rewards=1 - batch.rewards, correct=1 - batch.correct)
     gain = (estimate(batch) - estimate(swapped)) * (2 * batch.correct - 1)  # (P, G)
     return Finding(
-        "rewards", float((gain <= EXACT).double().mean()), HALF,
-        "share of completions whose advantage is no higher if they are right instead of wrong", "a wrong sign",
-    )  # fmt: skip
+        "rewards",
+        float((gain <= EXACT).double().mean()),
+        HALF,
+        "share of completions whose advantage is no higher if they are right instead of wrong",
+        "a wrong sign",
+    )
 
 
 def leaves_no_residue(estimate: Estimate, batch: Batch) -> Finding:
@@ -425,14 +474,20 @@ def leaves_no_residue(estimate: Estimate, batch: Batch) -> Finding:
         for reward in (0.3, 0.5)
     )
     return Finding(
-        "rounding", float(torch.where(exact == 0, rounded, 0.0).abs().max()), SINGLE,
-        "an advantage although all rewards are 0.3", "r - mean(r) is not exactly 0: use advantages.base.centered",
-    )  # fmt: skip
+        "rounding",
+        float(torch.where(exact == 0, rounded, 0.0).abs().max()),
+        SINGLE,
+        "an advantage although all rewards are 0.3",
+        "r - mean(r) is not exactly 0: use advantages.base.centered",
+    )
 
 
 def flat_finding(tensors: ComparedTensors) -> Finding:
     """Count nonfinite values of the batch of `equal_rewards`."""
     return Finding(
-        "equal rewards", nonfinite(tensors), 0, "infinite or NaN, where a group's rewards are equal",
+        "equal rewards",
+        nonfinite(tensors),
+        0,
+        "infinite or NaN, where a group's rewards are equal",
         "a standard deviation of 0: add an epsilon",
-    )  # fmt: skip
+    )

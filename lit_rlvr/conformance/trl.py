@@ -34,9 +34,16 @@ ARGS = {
 
 
 def compute_loss(
-    logp: Tensor, old_logp: Tensor, advantages: Tensor, mask: Tensor, num_tokens: int, world_size: int = 1,
-    entropy: Tensor | None = None, others: dict[str, Tensor | None] | None = None, **settings: Any,
-) -> Tensor:  # fmt: skip
+    logp: Tensor,
+    old_logp: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    num_tokens: int,
+    world_size: int = 1,
+    entropy: Tensor | None = None,
+    others: dict[str, Tensor | None] | None = None,
+    **settings: Any,
+) -> Tensor:
     """Return TRL's loss () of some rows.
 
     Args:
@@ -58,23 +65,38 @@ def compute_loss(
         accelerator=SimpleNamespace(num_processes=world_size, gather=lambda x: x, reduce=lambda x, reduction: x),
         _metrics={"train": defaultdict(list)},
         _get_per_token_logps_and_entropies=lambda *_, **__: (
-            logp, torch.zeros_like(logp) if entropy is None else entropy, None,
+            logp,
+            torch.zeros_like(logp) if entropy is None else entropy,
+            None,
         ),
-    )  # fmt: skip
+    )
     tokens = mask.long()
     inputs = {
-        "prompt_ids": tokens[:, :1], "prompt_mask": tokens[:, :1], "completion_ids": tokens, "completion_mask": tokens,
-        "advantages": advantages.flatten(), "old_per_token_logps": old_logp,
+        "prompt_ids": tokens[:, :1],
+        "prompt_mask": tokens[:, :1],
+        "completion_ids": tokens,
+        "completion_mask": tokens,
+        "advantages": advantages.flatten(),
+        "old_per_token_logps": old_logp,
         "num_items_in_batch": torch.tensor(num_tokens),
-    }  # fmt: skip
+    }
     return GRPOTrainer._compute_loss(trainer, None, inputs | (others or {}))
 
 
 def grpo(
-    logp: Tensor, old_logp: Tensor, advantages: Tensor, mask: Tensor, num_tokens: int, num_microbatches: int,
-    world_size: int, max_tokens: int, loss_type: str = "grpo", importance_sampling_level: str = "token",
-    epsilon_low: float = 0.2, epsilon_high: float = 0.2,
-) -> Tensor:  # fmt: skip
+    logp: Tensor,
+    old_logp: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    num_tokens: int,
+    num_microbatches: int,
+    world_size: int,
+    max_tokens: int,
+    loss_type: str = "grpo",
+    importance_sampling_level: str = "token",
+    epsilon_low: float = 0.2,
+    epsilon_high: float = 0.2,
+) -> Tensor:
     """Return TRL's loss () of some rows, in an optimizer step that is a whole generation batch.
 
     Args:
@@ -92,11 +114,20 @@ def grpo(
         epsilon_high: TRL's option of this name.
     """
     return compute_loss(
-        logp, old_logp, advantages, mask, num_tokens, world_size,
-        current_gradient_accumulation_steps=num_microbatches, steps_per_generation=num_microbatches,
-        max_completion_length=max_tokens, loss_type=loss_type, importance_sampling_level=importance_sampling_level,
-        epsilon_low=epsilon_low, epsilon_high=epsilon_high,
-    )  # fmt: skip
+        logp,
+        old_logp,
+        advantages,
+        mask,
+        num_tokens,
+        world_size,
+        current_gradient_accumulation_steps=num_microbatches,
+        steps_per_generation=num_microbatches,
+        max_completion_length=max_tokens,
+        loss_type=loss_type,
+        importance_sampling_level=importance_sampling_level,
+        epsilon_low=epsilon_low,
+        epsilon_high=epsilon_high,
+    )
 
 
 bnpo = partial(grpo, loss_type="bnpo", epsilon_high=0.28)

@@ -264,5 +264,7 @@ def warn_of_changes(saved: Mapping[str, dict[str, Any]], current: Mapping[str, d
         log.warning(
             "resumed with a different number of torch's threads: %d -> %d; sums are rounded in another order, so "
             "weights may differ in their last bits; OMP_NUM_THREADS=%d keeps them",
-            before["torch"], after["torch"], before["torch"],
-        )  # fmt: skip
+            before["torch"],
+            after["torch"],
+            before["torch"],
+        )

@@ -221,8 +221,9 @@ class FSDP2(ModelParallelStrategy):
         if not fits and self._saves_in_background and self.is_global_zero:
             log.warning(
                 "a copy of the shards, %.1f GB on this machine, does not fit into the free memory of every machine; "
-                "training waits while checkpoints are written", needed / 1e9,
-            )  # fmt: skip
+                "training waits while checkpoints are written",
+                needed / 1e9,
+            )
         self._saves_in_background = fits
         return fits
 

@@ -32,9 +32,12 @@ from lit_rlvr.distributed.collectives import rank
 
 
 def shard(
-    root: nn.Module, mesh: DeviceMesh, also_called: Sequence[str] = (), dtype: torch.dtype = torch.float32,
+    root: nn.Module,
+    mesh: DeviceMesh,
+    also_called: Sequence[str] = (),
+    dtype: torch.dtype = torch.float32,
     offload: bool = False,
-) -> None:  # fmt: skip
+) -> None:
     """Shard a module's parameters over the ranks of a mesh, in place, with the values of the first rank.
 
     Each layer (of the language model and of a vision tower) is gathered only for its own forward and backward pass;

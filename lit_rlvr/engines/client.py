@@ -103,10 +103,13 @@ class VLLMServer:
         layers = lora.get("target_modules")
         limits = AdapterLimits(lora["max_lora_rank"], None if layers is None else tuple(layers))
         return {
-            **config["model_config"], "batch_invariant": invariant, "max_num_seqs": sequences, "adapters": limits,
+            **config["model_config"],
+            "batch_invariant": invariant,
+            "max_num_seqs": sequences,
+            "adapters": limits,
             "replicas": config["parallel_config"]["data_parallel_size"],
             "returns_routes": (config.get("aux_output_config") or {}).get("enable_return_routed_experts", False),
-        }  # fmt: skip
+        }
 
     def workers(self) -> int:
         """Return how many GPUs hold its weights, or shards of them."""

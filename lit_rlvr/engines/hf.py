@@ -67,9 +67,13 @@ class HFEngine(InPlaceEngine):
         yield from ()
 
     def sample(
-        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]], done: OnGroupDone | None,
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        seeds: Sequence[Sequence[int]],
+        done: OnGroupDone | None,
         turns: Turns,
-    ) -> list[list[Completion]]:  # fmt: skip
+    ) -> list[list[Completion]]:
         groups = []
         for p, prompt in enumerate(prompts):
             limit = self.context.limit(sampling.max_tokens, len(prompt.token_ids))
@@ -88,9 +92,12 @@ class HFEngine(InPlaceEngine):
         return finished_groups(groups)
 
     def _decode(
-        self, starts: Sequence[Sequence[_Row]], sampling: Sampling, turns: Turns,
+        self,
+        starts: Sequence[Sequence[_Row]],
+        sampling: Sampling,
+        turns: Turns,
         answered: Callable[[int], list[tuple[_Row, Continuation]]],
-    ) -> list[list[_Row]]:  # fmt: skip
+    ) -> list[list[_Row]]:
         """Decode groups of completions together, each group from one start.
 
         Args:
@@ -206,9 +213,14 @@ class HFEngine(InPlaceEngine):
             positions = position_ids
         with routing() if policy.replays_routes else nullcontext() as seen:
             output = model(
-                input_ids=input_ids, attention_mask=attend, position_ids=positions,
-                past_key_values=cache, use_cache=True, logits_to_keep=1, **images,
-            )  # fmt: skip
+                input_ids=input_ids,
+                attention_mask=attend,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+                **images,
+            )
         routes = None if seen is None else seen.packed()  # (b * L, K, k)
         if routes is None:
             rows: Routes = [None] * len(input_ids)

@@ -93,9 +93,13 @@ class VLLMServerEngine(RolloutEngine):
     takes_stop = False
 
     def __init__(
-        self, urls: list[str], transfer: WeightTransfer, api_key_env: str | None = None, timeout: float = 1800.0,
+        self,
+        urls: list[str],
+        transfer: WeightTransfer,
+        api_key_env: str | None = None,
+        timeout: float = 1800.0,
         recompute_cache: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.init_args = init_arguments()
         if not urls:
             raise UserError("VLLMServerEngine.urls: name at least one server, such as http://host:8000")
@@ -358,9 +362,14 @@ class VLLMServerEngine(RolloutEngine):
         self._loop.run(self._generate(prompts, sampling, seeds, done, turns, started))
 
     async def _generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]], done: OnGroupDone | None,
-        turns: Turns | None, started: OnGroupStarted | None = None,
-    ) -> list[list[Completion]]:  # fmt: skip
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        seeds: Sequence[Sequence[int]],
+        done: OnGroupDone | None,
+        turns: Turns | None,
+        started: OnGroupStarted | None = None,
+    ) -> list[list[Completion]]:
         if sampling.stop:
             raise UserError("rollout.sampling.stop: a vLLM server ends turns at EOS tokens only; leave it empty")
         turns = within_budget(sampling, self._context.tokenizer, self._context.limit, turns)
@@ -371,9 +380,15 @@ class VLLMServerEngine(RolloutEngine):
         )
 
     async def _group(
-        self, p: int, prompt: Prompt, sampling: Sampling, seeds: Sequence[int], done: OnGroupDone | None,
-        pending: _PendingTurns, started: OnGroupStarted | None,
-    ) -> list[Completion]:  # fmt: skip
+        self,
+        p: int,
+        prompt: Prompt,
+        sampling: Sampling,
+        seeds: Sequence[int],
+        done: OnGroupDone | None,
+        pending: _PendingTurns,
+        started: OnGroupStarted | None,
+    ) -> list[Completion]:
         dispatch = self._dispatch
         limit = self._context.limit(sampling.max_tokens, len(prompt.token_ids))
         rows = [Row(p, g, prompt, seed, limit) for g, seed in enumerate(seeds)]

@@ -183,9 +183,11 @@ class SyncedEngine:
     """
 
     def __init__(
-        self, engine: RolloutEngine, safeguards: Safeguards = Safeguards(),  # frozen
+        self,
+        engine: RolloutEngine,
+        safeguards: Safeguards = Safeguards(),  # frozen
         resume: str = "resume with --ckpt_path last",
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.engine = engine
         self._safeguards = safeguards
         self._resume = resume
@@ -222,9 +224,12 @@ class SyncedEngine:
         self._context = context
 
     def sync_weights(
-        self, policy: Policy, version: Hashable, prompts: Sequence[Prompt] | None = None,
+        self,
+        policy: Policy,
+        version: Hashable,
+        prompts: Sequence[Prompt] | None = None,
         sampling: Sampling = Sampling(),  # noqa: B008  # frozen
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Sync the engine to this version of a policy's weights, unless it has it.
 
         Collective: call it on every rank.

@@ -75,9 +75,14 @@ class WeightTransfer(ABC):
 
     @abstractmethod
     def send(
-        self, servers: Sequence[VLLMServer], weights: Weights, dtype: torch.dtype, version: str, frozen: bool = False,
+        self,
+        servers: Sequence[VLLMServer],
+        weights: Weights,
+        dtype: torch.dtype,
+        version: str,
+        frozen: bool = False,
         adapter: Settings | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Send weights to all servers from the first rank.
 
         Collective: call it on every rank.
@@ -136,9 +141,14 @@ class FileTransfer(WeightTransfer):
             )
 
     def send(
-        self, servers: Sequence[VLLMServer], weights: Weights, dtype: torch.dtype, version: str, frozen: bool = False,
+        self,
+        servers: Sequence[VLLMServer],
+        weights: Weights,
+        dtype: torch.dtype,
+        version: str,
+        frozen: bool = False,
         adapter: Settings | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         if self.folder is None and self._size is None:  # it gathers the weights
             self._size = sum(weight.numel() for _, weight in weights(True)) * dtype.itemsize
         old = self._written
@@ -156,9 +166,13 @@ class FileTransfer(WeightTransfer):
         self._written = gather_objects(self._written)[0]
 
     def _write_version(
-        self, weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype, version: str, complete: bool = True,
+        self,
+        weights: Iterable[tuple[str, Tensor]],
+        dtype: torch.dtype,
+        version: str,
+        complete: bool = True,
         adapter: Settings | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         raise_on_all_ranks(lambda: self._write(weights, dtype, version, complete, adapter))
         self._written = gather_objects(self._written)[0]
 
@@ -219,9 +233,13 @@ class FileTransfer(WeightTransfer):
         self._written = []
 
     def _write(
-        self, weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype, version: str, complete: bool,
+        self,
+        weights: Iterable[tuple[str, Tensor]],
+        dtype: torch.dtype,
+        version: str,
+        complete: bool,
         adapter: Settings | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Write the files on the first rank; the others take part in gathering the weights.
 
         Args:
@@ -392,9 +410,14 @@ class NCCLTransfer(WeightTransfer):
         self._version = ""
 
     def send(
-        self, servers: Sequence[VLLMServer], weights: Weights, dtype: torch.dtype, version: str, frozen: bool = False,
+        self,
+        servers: Sequence[VLLMServer],
+        weights: Weights,
+        dtype: torch.dtype,
+        version: str,
+        frozen: bool = False,
         adapter: Settings | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._source.set(weights, dtype)
         self._source.metadata()  # here, because it takes part in the iteration of all ranks on the first call
         if not gather_objects(rank() == 0 and self._is_connected(servers))[0]:

@@ -16,8 +16,12 @@ from lit_rlvr.types import Turn
 from lit_rlvr.workers.process import Isolation
 
 RESERVED_VARIABLES = (
-    "OPENAI_API_KEY", "OPENAI_BASE_URL", "ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL", "LIT_RLVR_TASK",
-)  # fmt: skip
+    "OPENAI_API_KEY",
+    "OPENAI_BASE_URL",
+    "ANTHROPIC_API_KEY",
+    "ANTHROPIC_BASE_URL",
+    "LIT_RLVR_TASK",
+)
 """Environment variables that the run sets for every agent."""
 
 
@@ -54,11 +58,21 @@ class Agent(Environment):
     """
 
     def __init__(
-        self, command: str | list[str], env: dict[str, str] | None = None, timeout: float = 120.0, workers: int = 0,
-        parallel: int = 32, reports_reward: bool = True, rewards_turns: bool = False, ignore: Sequence[str] = (),
-        host: str = "127.0.0.1", port: int = 0, batch_seconds: float = 0.5, cpu_seconds: int = 60,
+        self,
+        command: str | list[str],
+        env: dict[str, str] | None = None,
+        timeout: float = 120.0,
+        workers: int = 0,
+        parallel: int = 32,
+        reports_reward: bool = True,
+        rewards_turns: bool = False,
+        ignore: Sequence[str] = (),
+        host: str = "127.0.0.1",
+        port: int = 0,
+        batch_seconds: float = 0.5,
+        cpu_seconds: int = 60,
         memory_mb: int = 4096,
-    ) -> None:  # fmt: skip
+    ) -> None:
         check_within("(0, inf)", "Agent", timeout=timeout)
         check_within("[0, inf)", "Agent", batch_seconds=batch_seconds, workers=workers)
         check_within("[0, 65535]", "Agent", port=port)

@@ -226,8 +226,9 @@ def rewards_with(environment: Environment | None, rewards: Sequence[Reward | str
         if environment is not None and not own:
             log.warning(
                 "rollout.rewards: %s does not judge its episodes (it has no reward), so MathAnswer compares the last "
-                "turn with the answer; give the rewards that you mean", environment.title,
-            )  # fmt: skip
+                "turn with the answer; give the rewards that you mean",
+                environment.title,
+            )
         return [kind() for kind in own] or [MathAnswer()]
     listed = {type(reward) for reward in rewards}
     if EnvironmentReward in listed and not has_reward:

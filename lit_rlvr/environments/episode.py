@@ -110,8 +110,10 @@ def judge_episode(environment: Environment, messages: list[dict[str, Any]], samp
     for name, function in environment.reward_functions.items():
         columns = {
             **{column: [value] for column, value in sample.row.items()},
-            "prompts": [as_messages(sample.prompt)], "completions": [messages], "environments": [environment.holder],
-        }  # fmt: skip
+            "prompts": [as_messages(sample.prompt)],
+            "completions": [messages],
+            "environments": [environment.holder],
+        }
         try:
             (value,) = resolved(function(**accepted_arguments(function, columns)))
             results[name] = as_result(value)

@@ -54,10 +54,15 @@ class ScoredRollouts(Callback):
             completions, scores = self.groups[prompt.sample.id]
             rollouts.append(
                 assemble(
-                    [prompt], [completions], scores, sampling, self.rollout.mask_truncated,
-                    self.rollout.engine.exact, pl_module.updates,
+                    [prompt],
+                    [completions],
+                    scores,
+                    sampling,
+                    self.rollout.mask_truncated,
+                    self.rollout.engine.exact,
+                    pl_module.updates,
                 )
-            )  # fmt: skip
+            )
         batch.rollout = reduce(join, rollouts)
 
 
@@ -82,9 +87,16 @@ def _fits_in_memory(folder: str, device: torch.device) -> bool:
 
 
 def measure_noise(
-    module: RLVRModule, data: PromptDataModule, rollout: RolloutCallback, prompts: Sequence[Prompt],
-    groups: Mapping[str, ScoredGroup], sampling: Sampling, dtype: torch.dtype, device: torch.device, seconds: float,
-) -> float | None:  # fmt: skip
+    module: RLVRModule,
+    data: PromptDataModule,
+    rollout: RolloutCallback,
+    prompts: Sequence[Prompt],
+    groups: Mapping[str, ScoredGroup],
+    sampling: Sampling,
+    dtype: torch.dtype,
+    device: torch.device,
+    seconds: float,
+) -> float | None:
     """Return the noise scale in prompts; None if it was not measured.
 
     That is so with fewer than two steps of prompts, without a signal, with an environment or a teacher, and for a model
@@ -115,10 +127,19 @@ def measure_noise(
     module.updates_per_rollout = module.epochs_per_rollout = 1
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
-            max_steps=steps, max_epochs=-1, max_time={"seconds": max(1, int(seconds))}, accelerator=device.type,
-            strategy=SingleDeviceStrategy(device), precision="bf16-mixed" if dtype == torch.bfloat16 else "32-true",
-            limit_val_batches=0, callbacks=[ScoredRollouts(groups, rollout, sampling)], logger=False,
-            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
-        )  # fmt: skip
+            max_steps=steps,
+            max_epochs=-1,
+            max_time={"seconds": max(1, int(seconds))},
+            accelerator=device.type,
+            strategy=SingleDeviceStrategy(device),
+            precision="bf16-mixed" if dtype == torch.bfloat16 else "32-true",
+            limit_val_batches=0,
+            callbacks=[ScoredRollouts(groups, rollout, sampling)],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=folder,
+        )
         trainer.fit(module, datamodule=data.on_prompts(prompts, STEP_PROMPTS))
     return module.noise_scale.prompts

@@ -37,10 +37,15 @@ def start_command(
         pass_fds: descriptors that the command keeps open.
     """
     return subprocess.Popen(
-        [sys.executable, "-m", "lit_rlvr", *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-        env={**environment, "PYTHONSAFEPATH": "1"}, pass_fds=pass_fds, start_new_session=True,
+        [sys.executable, "-m", "lit_rlvr", *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        env={**environment, "PYTHONSAFEPATH": "1"},
+        pass_fds=pass_fds,
+        start_new_session=True,
         preexec_fn=_end_with_parent,
-    )  # fmt: skip
+    )
 
 
 def thread_environment(commands: int) -> dict[str, str]:

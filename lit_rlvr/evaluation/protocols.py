@@ -67,9 +67,11 @@ def find_limits(max_tokens: int, model: str) -> Sampling:
     if budget:
         at_budget = _sampling_of(config, "at_budget")[0] or "close"
     sampling = Sampling(
-        max_tokens=sys.maxsize, stop=tuple(_sampling_of(config, "stop")[0] or ()), max_thought_tokens=budget,
+        max_tokens=sys.maxsize,
+        stop=tuple(_sampling_of(config, "stop")[0] or ()),
+        max_thought_tokens=budget,
         at_budget=at_budget,
-    )  # fmt: skip
+    )
     return replace(sampling.with_max_tokens(max_tokens), **limits)
 
 
@@ -91,8 +93,13 @@ def find_max_tokens(requested: int | None, model: str) -> ValueAndOrigin:
 TURNS = ("max_turns", "max_observation_tokens", "max_episode_tokens")
 """Settings of episodes, as in `Sampling`; by default those of the model's run."""
 SAMPLING: dict[str, Any] = {
-    "samples": 8, "greedy": True, "temperature": 0.6, "top_p": 0.95, "max_tokens": None, **dict.fromkeys(TURNS),
-}  # fmt: skip
+    "samples": 8,
+    "greedy": True,
+    "temperature": 0.6,
+    "top_p": 0.95,
+    "max_tokens": None,
+    **dict.fromkeys(TURNS),
+}
 """Settings of sampling with their defaults; the model's run or `MAX_TOKENS` replaces `max_tokens: null`."""
 PROMPT_SETTINGS = ("system_prompt", "template", "prefill")
 """Settings of the prompt, which replace a suite's own."""

@@ -110,9 +110,12 @@ class Records:
     """
 
     def __init__(
-        self, folder: Path, settings: dict[str, Any], suites: Mapping[str, dict[str, Any]] | None = None,
+        self,
+        folder: Path,
+        settings: dict[str, Any],
+        suites: Mapping[str, dict[str, Any]] | None = None,
         share: str | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         merged = folder / "completions.jsonl"
         self.path = folder / share if share else merged
         settings_path = folder / "settings.json"

@@ -31,9 +31,13 @@ Scored = Callable[[Prompt, list[Completion], Scores], None]
 
 
 def load_prompts(
-    module: Any, data: PromptDataModule, rewards: Sequence[Reward], environment: Environment | None, split: Split,
+    module: Any,
+    data: PromptDataModule,
+    rewards: Sequence[Reward],
+    environment: Environment | None,
+    split: Split,
     option: str,
-) -> list[Prompt]:  # fmt: skip
+) -> list[Prompt]:
     """Read a set as the model sees it, and check it against the rewards.
 
     Args:
@@ -58,9 +62,13 @@ def load_prompts(
 
 
 def start_sampler(
-    folder: str, engine: SyncedEngine, tokenizer: Any, dtype: torch.dtype, requirements: Sequence[LengthRequirement],
+    folder: str,
+    engine: SyncedEngine,
+    tokenizer: Any,
+    dtype: torch.dtype,
+    requirements: Sequence[LengthRequirement],
     prepare: Callable[[Prompt], Prompt] = lambda prompt: prompt,
-) -> Sampler:  # fmt: skip
+) -> Sampler:
     """Start a model in an engine that can hold the longest sequence of some sets, up to the model's context.
 
     Args:
@@ -98,9 +106,15 @@ class Sampler:
     """
 
     def __init__(
-        self, folder: str, engine: SyncedEngine, tokenizer: Any, dtype: torch.dtype, max_tokens: int,
-        images: dict[str, Any], check: Prompt,
-    ) -> None:  # fmt: skip
+        self,
+        folder: str,
+        engine: SyncedEngine,
+        tokenizer: Any,
+        dtype: torch.dtype,
+        max_tokens: int,
+        images: dict[str, Any],
+        check: Prompt,
+    ) -> None:
         self.engine = engine
         self._max_tokens = max_tokens
         self.policy = load_policy(folder).requires_grad_(False)
@@ -114,9 +128,16 @@ class Sampler:
         engine.sync_weights(self.policy, "evaluated", [check], sampling)
 
     def run(
-        self, prompts: Sequence[Prompt], sampling: Sampling, samples: int, rewards: Sequence[Reward], use: str,
-        data: PromptDataModule, on_scored: Scored, environment: Environment | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        samples: int,
+        rewards: Sequence[Reward],
+        use: str,
+        data: PromptDataModule,
+        on_scored: Scored,
+        environment: Environment | None = None,
+    ) -> None:
         """Sample completions for the prompts and judge them.
 
         Args:
@@ -147,18 +168,19 @@ class Sampler:
                 )
             self._run(batch, sampling, seeds, rewards, on_scored, episodes, data)
 
-    def _episodes_for(
-        self, environment: Environment | None, data: PromptDataModule
-    ) -> Episodes | AgentEpisodes | None:  # fmt: skip
+    def _episodes_for(self, environment: Environment | None, data: PromptDataModule) -> Episodes | AgentEpisodes | None:
         """Return what plays the episodes of an environment for the data's model."""
         if environment is None:
             return None
         if isinstance(environment, Agent):
             if id(environment) not in self._agents:
                 self._agents[id(environment)] = AgentEpisodes(
-                    environment, self.policy.eos_token_ids, self._folder, self._max_tokens,
+                    environment,
+                    self.policy.eos_token_ids,
+                    self._folder,
+                    self._max_tokens,
                     self.engine.engine.takes_stop,
-                )  # fmt: skip
+                )
             return self._agents[id(environment)]
         between = between_turns(data, self.policy.eos_token_ids, environment)
         if id(environment) not in self._episodes:
@@ -167,9 +189,15 @@ class Sampler:
         return self._episodes[id(environment)]
 
     def _run(
-        self, prompts: list[Prompt], sampling: Sampling, seeds: list[list[int]], rewards: Sequence[Reward],
-        on_scored: Scored, episodes: Episodes | AgentEpisodes | None, data: PromptDataModule,
-    ) -> None:  # fmt: skip
+        self,
+        prompts: list[Prompt],
+        sampling: Sampling,
+        seeds: list[list[int]],
+        rewards: Sequence[Reward],
+        on_scored: Scored,
+        episodes: Episodes | AgentEpisodes | None,
+        data: PromptDataModule,
+    ) -> None:
         futures: dict[int, Future[Scores]] = {}
 
         def judge(prompt: Prompt, group: list[Completion]) -> Scores:

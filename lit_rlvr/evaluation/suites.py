@@ -175,9 +175,7 @@ def read_suite(path: Path) -> dict[str, Any]:
     return values
 
 
-def suite_from_columns(
-    location: str, name: str, has_columns: bool = False, option: str = "--suite"
-) -> dict[str, Any]:  # fmt: skip
+def suite_from_columns(location: str, name: str, has_columns: bool = False, option: str = "--suite") -> dict[str, Any]:
     """Return the suite for a file with the columns of its first usable row.
 
     Args:

@@ -40,9 +40,13 @@ def quantize_layers(model: nn.Module, names: Sequence[str], compute_dtype: torch
         linear: Any = model.get_submodule(name)
         device = linear.weight.device
         quantized: Any = Linear4bit(
-            linear.in_features, linear.out_features, linear.bias is not None, compute_dtype, quant_type="nf4",
+            linear.in_features,
+            linear.out_features,
+            linear.bias is not None,
+            compute_dtype,
+            quant_type="nf4",
             device="meta",
-        )  # fmt: skip
+        )
         # From float32, whose type dequantised weights then have, whatever type the model was loaded in.
         quantized.weight = Params4bit(linear.weight.data.float(), requires_grad=False, quant_type="nf4")
         quantized.bias = linear.bias
@@ -145,10 +149,16 @@ def new_config(model: Any, lora: Lora) -> Any:
 
     chosen = adapted_layers(model, lora)
     return LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, target_modules=[n for n, weight in chosen.items() if weight.ndim == 2],
-        target_parameters=[n for n, weight in chosen.items() if weight.ndim == 3] or None, use_rslora=lora.rslora,
-        use_dora=lora.dora, lora_dropout=lora.dropout, init_lora_weights=INITS[lora.init], bias="none",
-    )  # fmt: skip
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        target_modules=[n for n, weight in chosen.items() if weight.ndim == 2],
+        target_parameters=[n for n, weight in chosen.items() if weight.ndim == 3] or None,
+        use_rslora=lora.rslora,
+        use_dora=lora.dora,
+        lora_dropout=lora.dropout,
+        init_lora_weights=INITS[lora.init],
+        bias="none",
+    )
 
 
 INITS: dict[str, Any] = {"kaiming": True, "gaussian": "gaussian", "pissa": True}

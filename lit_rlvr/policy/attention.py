@@ -120,9 +120,16 @@ def _pad(spans: list[range]) -> tuple[Tensor, Tensor]:
 
 @torch.compiler.disable
 def shared_prefix_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
-    scaling: float | None = None, dropout: float = 0.0, segments: Segments | None = None, **kwargs: Any,
-) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    segments: Segments | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
     """Compute the attention of one row of T tokens by its segments; plain SDPA without segments (generation).
 
     Args:

@@ -90,9 +90,13 @@ def load_model(folder: str, dtype: torch.dtype, device: str | torch.device = "cp
     direct = torch.device(device).type != "cpu" and find_spec("accelerate") is not None
     with reading("the weights", folder):
         model, report = made_by.from_pretrained(
-            folder, dtype=dtype, device_map=device if direct else None, trust_remote_code=False,
-            ignore_mismatched_sizes=True, output_loading_info=True,
-        )  # fmt: skip
+            folder,
+            dtype=dtype,
+            device_map=device if direct else None,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
     check_complete(folder, report)
     model.generation_config = settings or model.generation_config
     if direct or torch.device(device).type == "cpu":

@@ -113,9 +113,18 @@ class _Score(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, sampling: Sampling,
-        entropy: bool, entropy_gradient: bool, keep: bool, transform: LogitTransform, teacher: TeacherHead | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        target: Tensor,
+        sampling: Sampling,
+        entropy: bool,
+        entropy_gradient: bool,
+        keep: bool,
+        transform: LogitTransform,
+        teacher: TeacherHead | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         dtype = autocast_dtype(hidden.device, hidden.dtype)
         with torch.autocast(hidden.device.type, enabled=False):
             features = hidden.to(dtype)

@@ -248,9 +248,16 @@ class Policy(nn.Module):
         """
         head: Any = self.model.get_output_embeddings()  # type: ignore[operator]
         scores = score_tokens(
-            self._hidden(rows, pixels), head.weight, head.bias, rows.target, sampling, entropy, entropy_gradient,
-            logit_transform(self.model.config), teacher,
-        )  # fmt: skip
+            self._hidden(rows, pixels),
+            head.weight,
+            head.bias,
+            rows.target,
+            sampling,
+            entropy,
+            entropy_gradient,
+            logit_transform(self.model.config),
+            teacher,
+        )
         return scores._replace(expert_imbalance=self._expert_imbalance)
 
     def last_layer(self, rows: Rows, pixels: Sequence[Pixels]) -> tuple[Tensor, Tensor, Tensor | None, LogitTransform]:
@@ -308,9 +315,13 @@ class Policy(nn.Module):
         return self.forward_rows(rollout, rows, entropy, entropy_gradient)[:2]
 
     def forward_rows(
-        self, rollout: Rollout, rows: list[int], entropy: bool = False, entropy_gradient: bool = False,
+        self,
+        rollout: Rollout,
+        rows: list[int],
+        entropy: bool = False,
+        entropy_gradient: bool = False,
         teacher: TeacherHead | None = None,
-    ) -> PolicyOutput:  # fmt: skip
+    ) -> PolicyOutput:
         """Return log-probabilities of some completions of a rollout, and more.
 
         Args:

@@ -209,9 +209,17 @@ def _kernel(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, causal: bool, scale
     """
     if q.is_cuda:
         out, lse, *_ = torch.ops.aten._flash_attention_forward(
-            q, k, v, blocks.query_ends, blocks.key_ends, *blocks.longest, 0.0, causal, False,
+            q,
+            k,
+            v,
+            blocks.query_ends,
+            blocks.key_ends,
+            *blocks.longest,
+            0.0,
+            causal,
+            False,
             scale=scale,
-        )  # fmt: skip
+        )
         return out, lse
     parts = [
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(a, b, c, 0.0, causal, scale=scale)
@@ -235,9 +243,21 @@ def _gradient(
     if q.is_cuda:
         state = torch.zeros(2, dtype=torch.uint64, device=q.device)  # dropout state, unused
         dq, dk, dv = torch.ops.aten._flash_attention_backward(
-            grad, q, k, v, out, lse, blocks.query_ends, blocks.key_ends, *blocks.longest, 0.0,
-            causal, state, torch.empty(0, device=q.device), scale=scale,
-        )  # fmt: skip
+            grad,
+            q,
+            k,
+            v,
+            out,
+            lse,
+            blocks.query_ends,
+            blocks.key_ends,
+            *blocks.longest,
+            0.0,
+            causal,
+            state,
+            torch.empty(0, device=q.device),
+            scale=scale,
+        )
         return dq, dk, dv
     pieces = zip(
         *(_heads(x, blocks.queries) for x in (grad, q)),

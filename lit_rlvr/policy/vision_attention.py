@@ -20,9 +20,16 @@ VISION_ATTENTION = "vision_flash"
 
 
 def vision_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
-    scaling: float, cu_seq_lens_q: Tensor, max_length_q: int, **kwargs: Any,
-) -> tuple[Tensor, None]:  # fmt: skip
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    cu_seq_lens_q: Tensor,
+    max_length_q: int,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
     """Compute full attention within each piece of a row of T patches.
 
     Args:

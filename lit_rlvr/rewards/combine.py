@@ -261,14 +261,16 @@ def _say_rule(name: str, counts_ones: bool) -> None:
     if not counts_ones:
         log.info(
             "reward %r reports no `correct`: rows that it alone judges have no accuracy, and the curriculum leaves "
-            "them as they are; `correct_from: true` counts its value 1 as correct", name,
-        )  # fmt: skip
+            "them as they are; `correct_from: true` counts its value 1 as correct",
+            name,
+        )
         return
     log.info(
         "reward %r reports no `correct` (accuracy, pass@k): its value 1 counts as correct; "
         "for another rule, set `correct_from: true` on the reward that decides, or let it return True or False, or "
-        "RewardResult(value, correct=...)", name,
-    )  # fmt: skip
+        "RewardResult(value, correct=...)",
+        name,
+    )
 
 
 def logged_metrics(rewards: Sequence[Reward]) -> dict[str, float]:

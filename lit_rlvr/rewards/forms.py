@@ -158,9 +158,13 @@ def slime_arguments(pairs: Sequence[Pair], function: Any) -> Arguments:
     """Return the argument that slime gives besides `args`: the fields of its `Sample` that reward functions read."""
     completion, sample = pairs[0]
     slime_sample = SimpleNamespace(
-        prompt=sample.prompt, response=completion.text, response_length=completion.length, label=sample.label,
-        status="truncated" if completion.truncated else "completed", metadata=mapping_in(sample, "metadata"),
-    )  # fmt: skip
+        prompt=sample.prompt,
+        response=completion.text,
+        response_length=completion.length,
+        label=sample.label,
+        status="truncated" if completion.truncated else "completed",
+        metadata=mapping_in(sample, "metadata"),
+    )
     return {"sample": slime_sample}
 
 

@@ -183,8 +183,10 @@ class FunctionReward(Reward):
             log.warning(
                 "reward %r: its code names %s, which the chat template or the data's prefill writes (%r) and so no "
                 "completion has; set data.init_args.chat.score_prefill: true if it looks for that in the text",
-                self.name, tag, prefill,
-            )  # fmt: skip
+                self.name,
+                tag,
+                prefill,
+            )
 
 
 def load_function(path: str) -> Any:

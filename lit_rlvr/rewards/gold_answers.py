@@ -19,11 +19,14 @@ from lit_rlvr.types import Completion, Prompt, Sample, Sampling
 GOLD_SAMPLES = 32
 """Most samples whose references are judged as answers."""
 GOLD_FORMS = {
-    "the plain answer": ("", ""), "\\boxed{}": ("\\boxed{", "}"), "<answer> tags": ("<answer>", "</answer>"),
+    "the plain answer": ("", ""),
+    "\\boxed{}": ("\\boxed{", "}"),
+    "<answer> tags": ("<answer>", "</answer>"),
     "after ####": ("#### ", ""),
     "a thought and <answer> tags": ("<think>\nI work it out.\n</think>\n<answer>", "</answer>"),
-    "a ```python block": ("```python\n", "\n```"), "a ```sql block": ("```sql\n", "\n```"),
-}  # fmt: skip
+    "a ```python block": ("```python\n", "\n```"),
+    "a ```sql block": ("```sql\n", "\n```"),
+}
 """Form of a completion, for a reward without `gold_completion` -> the text before and after the answer."""
 GOLD_LENGTHS, GOLD_TRIED = 1000, 4
 """Most samples whose gold answers' lengths are measured, and on how many of them the rewards are tried."""
@@ -120,9 +123,13 @@ def warn_of_gold_answers(rewards: Sequence[Reward], samples: Sequence[Sample]) -
             completion, sample = failures[0]
             log.warning(
                 "reward %s: %d of %d references are not right when they are given as the answer; first, %s: %r; no "
-                "completion may be right there", reward.name, len(failures), len(pairs), sample.source or sample.id,
+                "completion may be right there",
+                reward.name,
+                len(failures),
+                len(pairs),
+                sample.source or sample.id,
                 completion.text[:200],
-            )  # fmt: skip
+            )
 
 
 def warn_of_other_lengths(rewards: Sequence[Reward], max_tokens: int) -> None:
@@ -137,8 +144,11 @@ def warn_of_other_lengths(rewards: Sequence[Reward], max_tokens: int) -> None:
         if assumed is not None and assumed != max_tokens:
             log.warning(
                 "reward %s: it is set to completions of up to %d tokens, and those of training have up to %d "
-                "(rollout.sampling.max_tokens); give both the same length", reward.name, assumed, max_tokens,
-            )  # fmt: skip
+                "(rollout.sampling.max_tokens); give both the same length",
+                reward.name,
+                assumed,
+                max_tokens,
+            )
 
 
 _T = TypeVar("_T")

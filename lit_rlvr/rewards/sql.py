@@ -79,11 +79,15 @@ class SQLExecution(CheckedReward):
             ids = {pairs[k][1].id for k in empty}
             first_sample = pairs[empty[0]][1]
             log.warning(
-                "reward %s: the references of %d of %d prompts have no rows (first, %s), so %s", self.name, len(ids),
-                len({sample.id for _, sample in pairs}), first_sample.source or first_sample.id,
-                "any query without rows is right there; correct them, or set allow_empty: false" if self.allow_empty
+                "reward %s: the references of %d of %d prompts have no rows (first, %s), so %s",
+                self.name,
+                len(ids),
+                len({sample.id for _, sample in pairs}),
+                first_sample.source or first_sample.id,
+                "any query without rows is right there; correct them, or set allow_empty: false"
+                if self.allow_empty
                 else "their completions are not judged",
-            )  # fmt: skip
+            )
         for k in () if self.allow_empty else empty:
             results[k] = replace(results[k], value=0.0, correct=None, status="unjudged")
         return results
@@ -158,9 +162,13 @@ _references: dict[tuple[str, str, QueryLimits], QueryResult | ExecutionFailed] =
 
 
 def check_sql(
-    text: str | None, reference: str, databases: tuple[str, ...], comparison: Comparison, limits: QueryLimits,
+    text: str | None,
+    reference: str,
+    databases: tuple[str, ...],
+    comparison: Comparison,
+    limits: QueryLimits,
     float_tolerance: float = 1e-12,
-) -> tuple[bool, Status, str]:  # fmt: skip
+) -> tuple[bool, Status, str]:
     """Compare the result of the SQL in `text` with the reference's on every database.
 
     "bird": the sets of rows are equal; neither order nor duplicates count (Li et al. 2023). "spider": after some

@@ -67,9 +67,12 @@ def assemble(
 
 
 def tokens_in_loss(
-    sampled: Tensor, completions: list[list[Completion]], statuses: list[list[Status]], mask_truncated: bool,
+    sampled: Tensor,
+    completions: list[list[Completion]],
+    statuses: list[list[Status]],
+    mask_truncated: bool,
     has_teacher: bool,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Return the tokens in the loss (B, T): the sampled ones, without completions that `assemble` masks out.
 
     Args:

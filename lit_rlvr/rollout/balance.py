@@ -17,9 +17,12 @@ GroupPlace = tuple[int, int]
 
 
 def balance(
-    rollout: Rollout, summaries: Summaries, minibatches: int, pinned_groups: int,
+    rollout: Rollout,
+    summaries: Summaries,
+    minibatches: int,
+    pinned_groups: int,
     cut: Callable[[Sequence[Any]], Pixels] | None = None,
-) -> Rollout:  # fmt: skip
+) -> Rollout:
     """Redistribute groups across ranks by token count; return this rank's.
 
     Collective: call it on every rank.

@@ -54,10 +54,15 @@ class Demonstrations:
     """
 
     def __init__(
-        self, data: PromptDataModule, column: str | None, option: str, model_folder: str,
-        environment: Environment | None = None, sampling: Sampling = Sampling(),  # noqa: B008  # frozen
+        self,
+        data: PromptDataModule,
+        column: str | None,
+        option: str,
+        model_folder: str,
+        environment: Environment | None = None,
+        sampling: Sampling = Sampling(),  # noqa: B008  # frozen
         trains_empty_thoughts: bool = True,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.data = data
         self.column = column
         self.option = option
@@ -317,8 +322,10 @@ class DemonstrationSource(RolloutSource):
         counts = all_sum(torch.tensor([float(rollout.lengths.sum()), float(len(batch))], dtype=torch.float64)).tolist()
         self.metrics = {"time/sync": 0.0, "time/generate": 0.0, "time/score": 0.0}  # the run folder needs them
         self.metrics |= {
-            "rollout/tokens": counts[0], "rollout/samples": counts[1], "rollout/length": counts[0] / counts[1]
-        }  # fmt: skip
+            "rollout/tokens": counts[0],
+            "rollout/samples": counts[1],
+            "rollout/length": counts[0] / counts[1],
+        }
         return rollout
 
     def state_dict(self) -> dict[str, Any]:

@@ -298,11 +298,19 @@ class Episodes(Turns):
 
     def _whole(self, row: _EpisodeState, ended: bool, outcome: RewardResult | None) -> Completion:
         return Completion(
-            row.turns[-1].text, tuple(row.tokens), "stop" if ended else "length", tuple(row.logprobs),
-            tuple(row.sampled), tuple(row.turns), outcome, Pixels.joined(row.pixels),
-            labels=tuple(row.labels), stale_cache=tuple(row.stale_cache),
-            routes=row.routes, raw=row.turns[-1].raw.removeprefix(self.between.opening),
-        )  # fmt: skip
+            row.turns[-1].text,
+            tuple(row.tokens),
+            "stop" if ended else "length",
+            tuple(row.logprobs),
+            tuple(row.sampled),
+            tuple(row.turns),
+            outcome,
+            Pixels.joined(row.pixels),
+            labels=tuple(row.labels),
+            stale_cache=tuple(row.stale_cache),
+            routes=row.routes,
+            raw=row.turns[-1].raw.removeprefix(self.between.opening),
+        )
 
 
 def _digest(text: str, pixels: Pixels | None) -> str:

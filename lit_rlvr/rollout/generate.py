@@ -59,9 +59,17 @@ class GroupSampler:
     """
 
     def __init__(
-        self, synced_engine: SyncedEngine, rewards: Sequence[Reward], environment: Environment | None, *,
-        max_failure_rate: float, mask_truncated: bool, exact: bool, has_teacher: bool, run: Path,
-    ) -> None:  # fmt: skip
+        self,
+        synced_engine: SyncedEngine,
+        rewards: Sequence[Reward],
+        environment: Environment | None,
+        *,
+        max_failure_rate: float,
+        mask_truncated: bool,
+        exact: bool,
+        has_teacher: bool,
+        run: Path,
+    ) -> None:
         self.synced_engine = synced_engine
         self.rewards = rewards
         self.environment = environment
@@ -82,18 +90,25 @@ class GroupSampler:
         self.synced_engine.start(context)
         if isinstance(self.environment, Agent):
             self.agents = AgentEpisodes(
-                self.environment, policy.eos_token_ids, context.folder, context.max_tokens,
+                self.environment,
+                policy.eos_token_ids,
+                context.folder,
+                context.max_tokens,
                 self.synced_engine.engine.takes_stop,
-            )  # fmt: skip
+            )
         elif self.environment is not None:
             self._between = {d.name: between_turns(d, policy.eos_token_ids, self.environment) for d in data.validated}
             self._max_tokens = context.max_tokens
             self.episodes = Episodes(self.environment, self._between[data.name], context.max_tokens)
 
     def sample(
-        self, prompts: list[Prompt], seeds: list[list[int]], sampling: Sampling, data: PromptDataModule,
+        self,
+        prompts: list[Prompt],
+        seeds: list[list[int]],
+        sampling: Sampling,
+        data: PromptDataModule,
         version: int | None = None,
-    ) -> tuple[Rollout, dict[str, float]]:  # fmt: skip
+    ) -> tuple[Rollout, dict[str, float]]:
         """Return one scored completion per seed, and the seconds that generating, then scoring, and environments took.
 
         In training, collective: call it on every rank.
@@ -142,9 +157,13 @@ class GroupSampler:
             self.agents.play([], sampling, [], lambda p, group: None, data, self.synced_engine.generate, False)
 
     def build_rollout(
-        self, prompts: list[Prompt], completions: list[list[Completion]], scores: Scores, sampling: Sampling,
+        self,
+        prompts: list[Prompt],
+        completions: list[list[Completion]],
+        scores: Scores,
+        sampling: Sampling,
         version: int | None,
-    ) -> Rollout:  # fmt: skip
+    ) -> Rollout:
         """Return the rollout of some scored groups; end the run if too many checks failed.
 
         In training, collective: call it on every rank.
@@ -162,9 +181,15 @@ class GroupSampler:
         )
 
     def sample_stream(
-        self, prompts: list[Prompt], seeds: list[list[int]], sampling: Sampling, data: PromptDataModule,
-        opened: Callable[[list[Prompt]], None], started: OnGroupStarted, done: OnGroupDone,
-    ) -> None:  # fmt: skip
+        self,
+        prompts: list[Prompt],
+        seeds: list[list[int]],
+        sampling: Sampling,
+        data: PromptDataModule,
+        opened: Callable[[list[Prompt]], None],
+        started: OnGroupStarted,
+        done: OnGroupDone,
+    ) -> None:
         """Generate groups during training; several threads may do so at once. See `RolloutEngine.generate_stream`.
 
         Args:

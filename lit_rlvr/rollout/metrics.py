@@ -145,9 +145,11 @@ def set_metrics(rollout: Rollout, names: Sequence[str]) -> dict[str, float]:
     columns = (  # (P,) each
         torch.ones(len(rollout.prompts)),
         (rollout.advantages == 0).all(1),
-        (rollout.rewards * rewarded).sum(1), rewarded.sum(1),
-        rollout.known_correct.sum(1), counted.sum(1),
-    )  # fmt: skip
+        (rollout.rewards * rewarded).sum(1),
+        rewarded.sum(1),
+        rollout.known_correct.sum(1),
+        counted.sum(1),
+    )
     sums = all_sum(is_of.double() @ torch.stack([column.double() for column in columns], 1))  # (sets, 6)
     prompts, dead, rewards, with_reward, right, judged = sums.unbind(1)
     metrics = {

@@ -252,8 +252,9 @@ class QueueSource(SyncSource):
                 log.warning(
                     "rollout.safeguards.max_group_seconds: the completions of %s have not ended after %.0f s; they are "
                     "dropped",
-                    group.prompt.sample.id, now - group.started_at,
-                )  # fmt: skip
+                    group.prompt.sample.id,
+                    now - group.started_at,
+                )
                 drop()
                 self._groups.remove(group)
                 self._dropped += 1

@@ -225,9 +225,12 @@ def replay_settings(
 ) -> dict[str, Any]:
     """Return the settings that a record and its replay must agree on, as JSON holds them."""
     settings = {
-        "format": FORMAT, "processes": processes, "rollout.group_size": group_size,
-        "data.prompts_per_rollout": data.prompts_per_rollout, "rollout.mask_truncated": mask_truncated,
-    } | {f"rollout.sampling.{name}": value for name, value in vars(sampling).items()}  # fmt: skip
+        "format": FORMAT,
+        "processes": processes,
+        "rollout.group_size": group_size,
+        "data.prompts_per_rollout": data.prompts_per_rollout,
+        "rollout.mask_truncated": mask_truncated,
+    } | {f"rollout.sampling.{name}": value for name, value in vars(sampling).items()}
     return dict(json.loads(json.dumps(settings)))
 
 
@@ -291,9 +294,11 @@ def unpack_rollout(
     rows = zip(
         *(arrays[name].split(about["lengths"]) for name in ("token_ids", "rollout_logprobs", "sampled")),
         arrays["routes"].split(inputs) if "routes" in arrays else [None] * len(inputs),
-        about["finish_reasons"], about.get("turns", [[]] * len(inputs)),
-        about.get("sequences") or [()] * len(inputs), strict=True,
-    )  # fmt: skip
+        about["finish_reasons"],
+        about.get("turns", [[]] * len(inputs)),
+        about.get("sequences") or [()] * len(inputs),
+        strict=True,
+    )
     completions = [
         replace(
             read_completion(tokenizer, token_ids.tolist(), logprobs.tolist(), reason == "stop"),

@@ -34,9 +34,14 @@ class ReferenceRewards:
         self._version = -1  # the reference's version that the pool was sampled from
 
     def rewards(
-        self, wanted: ReferenceCompletions, version: int, rollout: Rollout, iteration: int, device: torch.device,
+        self,
+        wanted: ReferenceCompletions,
+        version: int,
+        rollout: Rollout,
+        iteration: int,
+        device: torch.device,
         sample: SampleReference,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """Return rewards (P, G) of the reference's completions for a rollout's prompts.
 
         Collective: call it on every rank.

@@ -189,9 +189,14 @@ class RolloutSettings(ChecksArguments):
 
         for other in data.validated:
             demonstrations = Demonstrations(
-                other, module.target, "model.target", module.model_folder, self.environment, self.sampling,
+                other,
+                module.target,
+                "model.target",
+                module.model_folder,
+                self.environment,
+                self.sampling,
                 module.target_empty_thoughts == "train",
-            )  # fmt: skip
+            )
             fingerprints = [demonstrations.check(prompts) for prompts in other.prompts.values()]
             self.demonstrated = self.demonstrated or fingerprints[0]
             self.demonstrations[other.name] = demonstrations

@@ -105,9 +105,14 @@ class SyncSource(RolloutSource):
     """
 
     def __init__(
-        self, sampler: GroupSampler, module: RLVRModule, data: PromptDataModule, group_size: int, sampling: Sampling,
+        self,
+        sampler: GroupSampler,
+        module: RLVRModule,
+        data: PromptDataModule,
+        group_size: int,
+        sampling: Sampling,
         pinned_groups: int,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.sampler = sampler
         self.module = module
         self.data = data

@@ -75,11 +75,21 @@ def _first_answers(state: str, case: str = "") -> tuple[Advice, ...]:
     return (
         Advice(state, case, "measure what this model needs, and whether supervised steps go first", _TUNE, "tune"),
         Advice(state, case, "show the model right answers first, by a warm start", _SHOWN, "warm_start.steps"),
-        Advice(state, case, "give worked answers in a column: bare ones teach only the form", _WORKED,
-               "warm_start.solution"),
-        Advice(state, case, "let the learning rate find itself", f"{_FIT} --model.init_args.lr auto",
-               "model.init_args.lr: auto"),
-    )  # fmt: skip
+        Advice(
+            state,
+            case,
+            "give worked answers in a column: bare ones teach only the form",
+            _WORKED,
+            "warm_start.solution",
+        ),
+        Advice(
+            state,
+            case,
+            "let the learning rate find itself",
+            f"{_FIT} --model.init_args.lr auto",
+            "model.init_args.lr: auto",
+        ),
+    )
 
 
 ADVICE: tuple[Advice, ...] = (

@@ -412,9 +412,15 @@ def _likely_cause(metrics: Metrics, good: int, last: int, held_out: bool) -> tup
 
     reward, accuracy, cut, entropy, length, apart = map(
         means,
-        ("rollout/reward", "rollout/accuracy", "rollout/truncated", "rollout/entropy", "rollout/length",
-         "train/engine_difference"),
-    )  # fmt: skip
+        (
+            "rollout/reward",
+            "rollout/accuracy",
+            "rollout/truncated",
+            "rollout/entropy",
+            "rollout/length",
+            "train/engine_difference",
+        ),
+    )
     age = means("train/staleness/mean")[1]
     ess = means("train/staleness/ess")[1]
     moved = {step: metrics[step].get("train/kl_step", 0.0) for step in steps if step > good}

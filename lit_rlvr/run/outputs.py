@@ -82,9 +82,11 @@ LOSS_PANEL = ("Loss (nats per token)", (("train/loss", "training"), ("val/loss",
 """The panel of a run that samples nothing."""
 STALENESS_PANELS = (
     ("Staleness (iterations)", (("train/staleness/mean", "mean of tokens"), ("train/staleness/max", "largest"))),
-    ("Importance correction (share of tokens)",
-     (("train/staleness/ess", "effective sample size"), ("train/importance_dropped", "dropped"))),
-)  # fmt: skip
+    (
+        "Importance correction (share of tokens)",
+        (("train/staleness/ess", "effective sample size"), ("train/importance_dropped", "dropped")),
+    ),
+)
 """Panels of a run that trained on tokens of older weights."""
 
 
@@ -359,9 +361,11 @@ class RunFolder(ChecksArguments, Callback):
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "accuracy_before": self.accuracy_before, "before_warm_start": self.before_warm_start,
-            "train_seconds": self.train_seconds, "seconds": self._seconds,
-        }  # fmt: skip
+            "accuracy_before": self.accuracy_before,
+            "before_warm_start": self.before_warm_start,
+            "train_seconds": self.train_seconds,
+            "seconds": self._seconds,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.accuracy_before = state_dict["accuracy_before"]

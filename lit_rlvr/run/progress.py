@@ -103,9 +103,15 @@ class RunProgress(ProgressBar):
         if not (self._enabled and self._console.is_terminal):
             return
         self._bar = Progress(
-            TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"),
-            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=self._console,
-        )  # fmt: skip
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self._console,
+        )
         self._task = self._bar.add_task(
             "", total=callback_of(trainer, ProgressEstimator).steps(trainer), completed=trainer.global_step
         )
@@ -144,8 +150,9 @@ class RunProgress(ProgressBar):
         print(
             f"step {trainer.global_step}{'' if total is None else f'/{total}'}  {text}  ({seconds} s)  "
             f"{'?' if left is None else f'{left:.0f} s'} left",
-            file=sys.stderr, flush=True,
-        )  # fmt: skip
+            file=sys.stderr,
+            flush=True,
+        )
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         results = pl_module.validation.results

@@ -182,8 +182,13 @@ CONFIGURABLE: dict[str, type[Callback]] = {
 }
 """Key of a config -> the callback of every run that it configures."""
 FIXED: tuple[type[Callback], ...] = (
-    StopOnSignal, RankSetUp, LostWork, ProgressEstimator, LiveFile, FirstRollout,
-)  # fmt: skip
+    StopOnSignal,
+    RankSetUp,
+    LostWork,
+    ProgressEstimator,
+    LiveFile,
+    FirstRollout,
+)
 """The callbacks of every run that have no options."""
 CALLBACK_ORDER: tuple[type[Callback], ...] = (
     StopOnSignal,

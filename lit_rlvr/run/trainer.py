@@ -219,9 +219,13 @@ def check_parts(model: Any, data: Any) -> None:
     """
     for key, part, kind, remedy in (
         ("model", model, RLVRModule, "an algorithm, such as GRPO()"),
-        ("data", data, PromptDataModule,
-         'a data module, such as TextMath(train=[{"question": "1+1?", "answer": "2"}])'),
-    ):  # fmt: skip
+        (
+            "data",
+            data,
+            PromptDataModule,
+            'a data module, such as TextMath(train=[{"question": "1+1?", "answer": "2"}])',
+        ),
+    ):
         if part is None:
             raise UserError(f"{key}: missing; give {remedy}")
         if not isinstance(part, kind):
@@ -240,9 +244,10 @@ REPLACEMENTS = {
     "gradient_clip_val": (None, "model.init_args.optim.max_grad_norm"),
     "gradient_clip_algorithm": (None, "model.init_args.optim.max_grad_norm"),
     "accumulate_grad_batches": (
-        1, "model.init_args.compute.tokens_per_microbatch (memory) or data.init_args.prompts_per_rollout"
+        1,
+        "model.init_args.compute.tokens_per_microbatch (memory) or data.init_args.prompts_per_rollout",
     ),
-}  # fmt: skip
+}
 """Trainer options that manual optimization refuses -> their defaults, and our options for the same purpose."""
 
 

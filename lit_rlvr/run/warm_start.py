@@ -108,10 +108,15 @@ class WarmStart:
         return single
 
     def apply(
-        self, module: RLVRModule, data: PromptDataModule, environment: Environment | None = None,
+        self,
+        module: RLVRModule,
+        data: PromptDataModule,
+        environment: Environment | None = None,
         sampling: Sampling = Sampling(),  # noqa: B008  # frozen
-        dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", seconds: float | None = None,
-    ) -> list[WarmStartResult]:  # fmt: skip
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+        seconds: float | None = None,
+    ) -> list[WarmStartResult]:
         """Let `module` start from the warm-started folder; create it if it is not cached.
 
         Of several columns it takes the best by `WarmStartResult.rank`.
@@ -146,9 +151,16 @@ class WarmStart:
         return results
 
     def _apply_column(
-        self, module: RLVRModule, data: PromptDataModule, source: str, environment: Environment | None,
-        sampling: Sampling, dtype: torch.dtype, device: str | torch.device, seconds: float | None,
-    ) -> WarmStartResult:  # fmt: skip
+        self,
+        module: RLVRModule,
+        data: PromptDataModule,
+        source: str,
+        environment: Environment | None,
+        sampling: Sampling,
+        dtype: torch.dtype,
+        device: str | torch.device,
+        seconds: float | None,
+    ) -> WarmStartResult:
         """Return the warm start on the only column; create its folder if it is not cached."""
         (column,) = self.columns
         policy = load_policy(source)
@@ -159,8 +171,10 @@ class WarmStart:
             if size >= LARGE and self.lr > 1e-4:
                 log.warning(
                     "warm_start.lr: %g suits the tiny models, and this model has %.0f million parameters; a pretrained "
-                    "model needs about 2e-5", self.lr, size / 1e6,
-                )  # fmt: skip
+                    "model needs about 2e-5",
+                    self.lr,
+                    size / 1e6,
+                )
         del policy
         demonstrations = Demonstrations(data, column, "warm_start.solution", source, environment, sampling)
         compute = replace(module.compute, tokens_per_microbatch=module.budget.tokens)
@@ -180,9 +194,12 @@ class WarmStart:
         return replace(result, folder=str(cut))
 
     def check(
-        self, module: RLVRModule, data: PromptDataModule, environment: Environment | None = None,
+        self,
+        module: RLVRModule,
+        data: PromptDataModule,
+        environment: Environment | None = None,
         sampling: Sampling = Sampling(),  # noqa: B008  # frozen
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Refuse data without solutions, with too few prompts or with solutions that are too long; load no weights.
 
         Args:
@@ -226,8 +243,10 @@ class WarmStart:
             samples = [prompt.sample for prompt in prompts if isinstance(prompt.sample.row.get(column), str)]
             return LongAnswers.among(
                 completion_lengths(lambda sample: sample.row[column], samples, tokenizer, sampling),
-                sampling.max_tokens, "rollout.sampling.max_tokens", f"solutions (column {column!r})",
-            )  # fmt: skip
+                sampling.max_tokens,
+                "rollout.sampling.max_tokens",
+                f"solutions (column {column!r})",
+            )
 
         return max(filter(None, map(too_long_in, self.columns)), key=lambda answers: answers.needed, default=None)
 
@@ -254,9 +273,13 @@ class WarmStart:
         return min(self.checked, prompts // 4)
 
     def _key(
-        self, policy: Policy, data: PromptDataModule, environment: Environment | None, sampling: Sampling,
+        self,
+        policy: Policy,
+        data: PromptDataModule,
+        environment: Environment | None,
+        sampling: Sampling,
         dtype: torch.dtype,
-    ) -> str:  # fmt: skip
+    ) -> str:
         """Hash everything that the result depends on: the weights, the prompts, the environment and the settings."""
         used = vars(self) | {"checked": self._held_out(len(self._prompts(data))), "seed": data.seed}
         used["until"] = f"{self.until} above a guess"
@@ -276,21 +299,33 @@ class WarmStart:
         return digest.hexdigest()[:16]
 
     def _make(
-        self, learner: SFT, demonstrations: Demonstrations, folder: Path, dtype: torch.dtype, device: torch.device,
+        self,
+        learner: SFT,
+        demonstrations: Demonstrations,
+        folder: Path,
+        dtype: torch.dtype,
+        device: torch.device,
         seconds: float | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         prompts = self._prompts(demonstrations.data)
         demonstrations.check(prompts, refuses_long=False)
         random.Random(derive_seed("warm start", demonstrations.data.seed)).shuffle(prompts)
         held_out = self._held_out(len(prompts))
         check = ExactMatch(self, demonstrations, prompts[:held_out], self._target(demonstrations, prompts), seconds)
         trainer = Trainer(
-            max_steps=self.steps, max_epochs=-1, accelerator=device.type, strategy=SingleDeviceStrategy(device),
-            precision="bf16-mixed" if dtype == torch.bfloat16 else "32-true", limit_val_batches=0,
+            max_steps=self.steps,
+            max_epochs=-1,
+            accelerator=device.type,
+            strategy=SingleDeviceStrategy(device),
+            precision="bf16-mixed" if dtype == torch.bfloat16 else "32-true",
+            limit_val_batches=0,
             callbacks=[check],
-            logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
             default_root_dir=folder,
-        )  # fmt: skip
+        )
         trainer.fit(learner, datamodule=demonstrations.data.on_prompts(prompts[held_out:], self.batch_size))
         shutil.rmtree(folder)  # save_model creates it again, atomically
         save_model(learner.policy.model, learner.model_folder, folder)
@@ -349,9 +384,13 @@ class ExactMatch(Callback):
     """
 
     def __init__(
-        self, start: WarmStart, demonstrations: Demonstrations, held_out: list[Prompt], target: float,
+        self,
+        start: WarmStart,
+        demonstrations: Demonstrations,
+        held_out: list[Prompt],
+        target: float,
         seconds: float | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.start = start
         self.demonstrations = demonstrations
         self.held_out = held_out
@@ -380,8 +419,15 @@ class ExactMatch(Callback):
         )
         loss = float(trainer.callback_metrics.get("train/loss", math.nan))
         seconds = time.perf_counter() - self._started
-        log.info("Warm start: step %d of at most %d, loss %.3f, %.3f exact, %.0f s, at most about %.0f s left",
-                  step, steps, loss, share, seconds, seconds / step * (steps - step))  # fmt: skip
+        log.info(
+            "Warm start: step %d of at most %d, loss %.3f, %.3f exact, %.0f s, at most about %.0f s left",
+            step,
+            steps,
+            loss,
+            share,
+            seconds,
+            seconds / step * (steps - step),
+        )
         is_late = self.seconds is not None and seconds > self.seconds
         was_cut = is_late and share < self.target and step < steps
         self.result = {"exact": share, "target": self.target, "steps": step, "was_cut": was_cut}
@@ -389,9 +435,12 @@ class ExactMatch(Callback):
 
 
 def exact_match(
-    policy: Policy, pairs: list[Pair], tokenizer: Any, episodes: Episodes | None = None,
+    policy: Policy,
+    pairs: list[Pair],
+    tokenizer: Any,
+    episodes: Episodes | None = None,
     sampling: Sampling = Sampling(),  # noqa: B008  # frozen
-) -> float:  # fmt: skip
+) -> float:
     """Return the share of prompts that greedy decoding answers exactly like their solutions, in every turn.
 
     Args:

@@ -71,5 +71,9 @@ def _report(plan: MemoryPlan, step_tokens: int) -> None:
     log.log(
         logging.INFO if plan.fits else logging.WARNING,
         "tokens_per_microbatch: %d%s: about %.3g of %.3g GiB on each device; %s",
-        plan.budget, checkpointing, plan.needs / GIB, plan.gpus.gib, reason,
-    )  # fmt: skip
+        plan.budget,
+        checkpointing,
+        plan.needs / GIB,
+        plan.gpus.gib,
+        reason,
+    )

@@ -8,21 +8,38 @@ import torch
 from transformers import LlamaConfig, PretrainedConfig, Qwen2_5_VLConfig, Qwen2Config
 
 _1_5B: dict[str, Any] = dict(
-    hidden_size=1536, intermediate_size=8960, num_hidden_layers=28, num_attention_heads=12, num_key_value_heads=2,
+    hidden_size=1536,
+    intermediate_size=8960,
+    num_hidden_layers=28,
+    num_attention_heads=12,
+    num_key_value_heads=2,
     vocab_size=151936,
-)  # fmt: skip
+)
 _3B: dict[str, Any] = dict(
-    hidden_size=2048, intermediate_size=11008, num_hidden_layers=36, num_attention_heads=16, num_key_value_heads=2,
-    vocab_size=151936, tie_word_embeddings=True,
-)  # fmt: skip
+    hidden_size=2048,
+    intermediate_size=11008,
+    num_hidden_layers=36,
+    num_attention_heads=16,
+    num_key_value_heads=2,
+    vocab_size=151936,
+    tie_word_embeddings=True,
+)
 _7B: dict[str, Any] = dict(
-    hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28, num_key_value_heads=4,
-    vocab_size=152064, tie_word_embeddings=False,
-)  # fmt: skip
+    hidden_size=3584,
+    intermediate_size=18944,
+    num_hidden_layers=28,
+    num_attention_heads=28,
+    num_key_value_heads=4,
+    vocab_size=152064,
+    tie_word_embeddings=False,
+)
 _LLAMA: dict[str, Any] = dict(
-    intermediate_size=8192, num_key_value_heads=8, vocab_size=128256, tie_word_embeddings=True,
+    intermediate_size=8192,
+    num_key_value_heads=8,
+    vocab_size=128256,
+    tie_word_embeddings=True,
     max_position_embeddings=131072,
-)  # fmt: skip
+)
 
 PUBLISHED: dict[str, PretrainedConfig] = {
     "Qwen/Qwen2.5-1.5B": Qwen2Config(**_1_5B, tie_word_embeddings=True, max_position_embeddings=131072),

@@ -431,9 +431,14 @@ def typed_value(text: str, schema: dict[str, Any]) -> Any:
 
 
 _JSON_TYPES = {
-    str: set(), bool: {"boolean"}, int: {"integer", "number"}, float: {"number"}, list: {"array"}, dict: {"object"},
+    str: set(),
+    bool: {"boolean"},
+    int: {"integer", "number"},
+    float: {"number"},
+    list: {"array"},
+    dict: {"object"},
     type(None): {"null"},
-}  # fmt: skip
+}
 
 
 def _types(schema: dict[str, Any]) -> set[str]:

@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 _TAGS = ("think", "thinking", "thought", "reasoning", "seed:think")
 _PAIRS = {
     **{f"<{tag}>": f"</{tag}>" for tag in _TAGS},
-    "[THINK]": "[/THINK]", "◁think▷": "◁/think▷", "<|begin_of_thought|>": "<|end_of_thought|>",
+    "[THINK]": "[/THINK]",
+    "◁think▷": "◁/think▷",
+    "<|begin_of_thought|>": "<|end_of_thought|>",
     "<|START_THINKING|>": "<|END_THINKING|>",
-}  # fmt: skip
+}
 """Opening -> closing mark of thoughts: DeepSeek, Qwen, GLM and many others; Seed; Mistral; Kimi; OpenThoughts; Command.
 Where a family has such tokens, each mark is one."""
 _GEMMA = "<|channel>thought", "<channel|>"

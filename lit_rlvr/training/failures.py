@@ -320,8 +320,9 @@ class TokenBudget:
         if rank() == 0:
             log.warning(
                 "%s: at most %d tokens at once from now on; to try more, change model.compute.tokens_per_microbatch",
-                reason, left,
-            )  # fmt: skip
+                reason,
+                left,
+            )
 
     def save(self, left: int) -> None:
         """Write the budget with which the next start in this run folder begins, if its settings give the same one."""

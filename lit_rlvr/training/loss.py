@@ -101,9 +101,16 @@ class LossModule(ABC):
     objective_needs: ClassVar[tuple[Need, ...]] = ()
 
     def __init__(
-        self, advantage: Advantage | str, loss: Loss, kl: KL, teacher: Teacher | None, terms: Sequence[Term],
-        importance: Importance, updates_per_rollout: int, epochs_per_rollout: int,
-    ) -> None:  # fmt: skip
+        self,
+        advantage: Advantage | str,
+        loss: Loss,
+        kl: KL,
+        teacher: Teacher | None,
+        terms: Sequence[Term],
+        importance: Importance,
+        updates_per_rollout: int,
+        epochs_per_rollout: int,
+    ) -> None:
         super().__init__()
         check_takes(self.objective, "x")
         check_takes(self.observe, "group")
@@ -286,9 +293,11 @@ class LossModule(ABC):
         observed = self._call_on_copy("model", self.observe, group)
         require_metrics(f"model: {defined_at(self.observe)}", observed)
         advantages = require_advantages(
-            self.advantage, self._call_on_copy("model.advantage", self.advantage, group), group.rewards,
+            self.advantage,
+            self._call_on_copy("model.advantage", self.advantage, group),
+            group.rewards,
             group.mask if self.advantage.needs_tokens else None,
-        )  # fmt: skip
+        )
         if self.sequence_level and advantages.shape != group.rewards.shape:
             raise UserError(
                 f"model.advantage: {defined_at(self.advantage)} gives each token an advantage, and "
@@ -312,8 +321,11 @@ class LossModule(ABC):
             self._warned_of_change = True
             log.warning(
                 "%s: %s changes its input (%s); it has a copy, so metrics and completions.jsonl keep the values as "
-                "they were", option, defined_at(function), ", ".join(changed),
-            )  # fmt: skip
+                "they were",
+                option,
+                defined_at(function),
+                ", ".join(changed),
+            )
         return value
 
     @staticmethod

@@ -43,9 +43,17 @@ class Models:
     """
 
     def __init__(
-        self, source: ModelSource, compute: Compute, lora: Lora | None, freeze_vision: bool, reference: Reference,
-        teachers: Teachers, needs_reference: bool, balances_experts: bool, scores_observations: bool,
-    ) -> None:  # fmt: skip
+        self,
+        source: ModelSource,
+        compute: Compute,
+        lora: Lora | None,
+        freeze_vision: bool,
+        reference: Reference,
+        teachers: Teachers,
+        needs_reference: bool,
+        balances_experts: bool,
+        scores_observations: bool,
+    ) -> None:
         self.source = source
         self.compute = compute
         self.lora = lora

@@ -135,13 +135,18 @@ def warn_of_rate(lr: float | AutoLR, optim: Optim, steps: int | None) -> None:
     if optim.optimizer is None and not isinstance(lr, AutoLR) and lr > HIGH_RATE:
         log.warning(
             "model.lr: %g: AdamW moves each weight by about this much in a step, and weights are about 0.02; "
-            "take 1e-7 to 1e-3", lr,
-        )  # fmt: skip
+            "take 1e-7 to 1e-3",
+            lr,
+        )
     if steps and optim.warmup_steps >= steps:
         log.warning(
             "model.optim.warmup_steps: %d, but the run has %d optimizer steps: the learning rate reaches %.3g of "
-            "model.lr=%s at most; lower warmup_steps", optim.warmup_steps, steps, (steps - 1) / optim.warmup_steps, lr,
-        )  # fmt: skip
+            "model.lr=%s at most; lower warmup_steps",
+            optim.warmup_steps,
+            steps,
+            (steps - 1) / optim.warmup_steps,
+            lr,
+        )
 
 
 def updates_per_iteration(module: Any) -> int:
@@ -164,8 +169,11 @@ def train_whole_rollouts(trainer: Any, updates: int, done: int = 0) -> None:
     if max_steps > done and rounded != max_steps:
         log.warning(
             "trainer.max_steps: %d ends within a rollout, which takes %d optimizer steps (model.updates_per_rollout x "
-            "epochs_per_rollout): it counts as %d", max_steps, updates, rounded,
-        )  # fmt: skip
+            "epochs_per_rollout): it counts as %d",
+            max_steps,
+            updates,
+            rounded,
+        )
         trainer.fit_loop.epoch_loop.max_steps = rounded
 
 
@@ -214,8 +222,9 @@ def apply_options(optimizer: Any, scheduler: Any, lr: float, saved: dict[str, An
         log.warning(
             "model.optim.lr_schedule: the learning rate rises from the checkpoint's %.3g to %.3g, because it now "
             "decays over more steps; for a decay that goes on, keep trainer.max_steps and max_epochs",
-            rate, rate_now,
-        )  # fmt: skip
+            rate,
+            rate_now,
+        )
 
 
 def set_lr(optimizer: Any, schedule: Any, lr: float) -> None:

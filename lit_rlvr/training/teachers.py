@@ -84,8 +84,9 @@ class Demonstration(TeacherPrompt):
         if turns is not None:
             are_texts = all(isinstance(turn["content"], str) for turn in turns)
             if not turns or not are_texts or turns[-1]["role"] != "assistant":
-                raise BadRow("a demonstration is a text, or messages with texts that end with the assistant's",
-                             self.column)  # fmt: skip
+                raise BadRow(
+                    "a demonstration is a text, or messages with texts that end with the assistant's", self.column
+                )
             if len(turns) > 1:
                 turns = [turn | {"content": break_up(turn["content"], media)} for turn in turns]
                 rules = sum(message["role"] in ("system", "developer") for message in messages[:1])
@@ -207,8 +208,10 @@ class Teachers:
                     raise BadRow(f"{label!r} names no teacher of model.teacher.model", str(self.options.column))
                 teacher_prompts.append(self.asked(prompt))
                 if len(teacher_prompts[-1].token_ids) >= max_tokens:  # `encode` reads no further
-                    raise BadRow(f"{max_tokens} tokens or more; raise data.init_args.reading.max_prompt_tokens, an "
-                                 "eighth of it", "the teacher's prompt")  # fmt: skip
+                    raise BadRow(
+                        f"{max_tokens} tokens or more; raise data.init_args.reading.max_prompt_tokens, an eighth of it",
+                        "the teacher's prompt",
+                    )
             except BadRow as error:
                 bad_rows.append(str(BadRow(error.reason, error.field, prompt.sample.source or prompt.sample.id)))
         if bad_rows:
@@ -243,8 +246,9 @@ class Teachers:
         if differing:
             log.warning(
                 "model.teacher.model: %d added tokens have other names (%s); no prompt has one",
-                len(differing), next(iter(differing.values())),
-            )  # fmt: skip
+                len(differing),
+                next(iter(differing.values())),
+            )
 
     def connect(self) -> None:
         """Wait for the servers, and compare their tokens with the policy's in some prompts and all special tokens.

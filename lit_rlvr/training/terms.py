@@ -23,9 +23,7 @@ from lit_rlvr.objectives import KLEstimator, LossInputs, kl_estimate, ratio
 from lit_rlvr.policy.policy import Policy
 
 Place = Literal["loss", "rewards", "advantages"]
-Need = Literal[
-    "ref_logp", "teacher_logp", "entropy", "correct", "divergence", "expert_imbalance", "observation_logp"
-]  # fmt: skip
+Need = Literal["ref_logp", "teacher_logp", "entropy", "correct", "divergence", "expert_imbalance", "observation_logp"]
 NEEDS: dict[Place, tuple[Need, ...]] = {
     "loss": ("ref_logp", "entropy", "correct", "divergence", "expert_imbalance", "observation_logp"),
     "rewards": ("ref_logp", "entropy"),

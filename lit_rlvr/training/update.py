@@ -124,9 +124,14 @@ class Updater:
         return initial
 
     def prepare(
-        self, rollout: Rollout, advantages: Tensor, initial: InitialLogprobs, minibatches: list[list[int]],
-        number: int, trace: Trace | None,
-    ) -> PreparedRollout:  # fmt: skip
+        self,
+        rollout: Rollout,
+        advantages: Tensor,
+        initial: InitialLogprobs,
+        minibatches: list[list[int]],
+        number: int,
+        trace: Trace | None,
+    ) -> PreparedRollout:
         """Return a rollout with what stays fixed during its updates, and choose what its trace records.
 
         The first minibatch runs on the weights of the iteration's beginning, so its old log-probabilities are its

@@ -74,10 +74,16 @@ def run(program: str, text: str, limits: ProgramLimits, function: str = "") -> s
         ExecutionFailed: there is no output to judge.
         RuntimeError: it could not be confined, so it was not run.
     """
-    request = json.dumps({
-        "program": program, "function": function, "output_bytes": OUTPUT_BYTES, "packages": PACKAGES,
-        "readable": READABLE, **limits._asdict(),
-    }).encode()  # fmt: skip
+    request = json.dumps(
+        {
+            "program": program,
+            "function": function,
+            "output_bytes": OUTPUT_BYTES,
+            "packages": PACKAGES,
+            "readable": READABLE,
+            **limits._asdict(),
+        }
+    ).encode()
     with (
         _memory(text.encode()) as stdin,
         _memory() as stdout,

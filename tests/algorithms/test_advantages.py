@@ -275,10 +275,14 @@ def test_agraes_average_begins_with_the_first_rollout_that_is_judged() -> None:
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("nothing", "use one of .*grpo_lead"), ("lit_rlvr.advantages.EQUAL_SPREAD", "names: .*grpo_lead"),
-     ("lit_rlvr.nothing", "cannot be imported: AttributeError"), ("no_module.x", "No module named 'no_module'"),
-     ("lit_rlvr.advantages.Advantages", "did you mean 'Advantage'")],
-)  # fmt: skip
+    [
+        ("nothing", "use one of .*grpo_lead"),
+        ("lit_rlvr.advantages.EQUAL_SPREAD", "names: .*grpo_lead"),
+        ("lit_rlvr.nothing", "cannot be imported: AttributeError"),
+        ("no_module.x", "No module named 'no_module'"),
+        ("lit_rlvr.advantages.Advantages", "did you mean 'Advantage'"),
+    ],
+)
 def test_an_unknown_name_is_one_line(name: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
         resolve_advantage(name)

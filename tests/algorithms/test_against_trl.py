@@ -139,9 +139,17 @@ def slow_weights(d: list[float], c: Importance) -> tuple[list[float], float]:
 @pytest.mark.parametrize(("high", "low"), BOUNDS)
 @pytest.mark.parametrize(
     "mode",
-    ["none", "token_truncate", "token_mis", "token_reject", "sequence_truncate", "sequence_mis", "sequence_reject",
-     "geometric_reject"],
-)  # fmt: skip
+    [
+        "none",
+        "token_truncate",
+        "token_mis",
+        "token_reject",
+        "sequence_truncate",
+        "sequence_mis",
+        "sequence_reject",
+        "geometric_reject",
+    ],
+)
 def test_every_correction_is_that_of_a_slow_loop(mode: Any, high: Any, low: Any, veto: float | None) -> None:
     batch = read_batch(sampled_elsewhere(4))
     assert batch.rollout_logp is not None

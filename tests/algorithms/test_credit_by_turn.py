@@ -124,9 +124,13 @@ def test_turns_whose_returns_are_equal_have_no_advantage_also_by_rounding(dtype:
     own = torch.tensor([[0.1, 0.2, 0.7], [0.3, 0.2, 0.7], [0.6, 0.2, 0.7], [0.0, 0.2, 0.7]], dtype=dtype)
     rewards = own.gather(1, turns.clamp(min=0))
     group = GroupBatch(
-        own.sum(1)[None], torch.ones(1, 4), mask=turns >= 0, turns=turns, turn_rewards=rewards,
+        own.sum(1)[None],
+        torch.ones(1, 4),
+        mask=turns >= 0,
+        turns=turns,
+        turn_rewards=rewards,
         states=turns.clamp(min=0),
-    )  # fmt: skip
+    )
     found = StepReturns()(group)
     assert found.dtype == dtype
     assert not found[:, 3:].any()
@@ -182,9 +186,13 @@ def test_gigpo_says_that_it_lacks_the_states() -> None:
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("step_returns", {"discount": 1.1}), ("gigpo", {"discount": -0.1}), ("gigpo", {"step_weight": -1.0}),
-     ("gigpo", {"eps": -1.0})],
-)  # fmt: skip
+    [
+        ("step_returns", {"discount": 1.1}),
+        ("gigpo", {"discount": -0.1}),
+        ("gigpo", {"step_weight": -1.0}),
+        ("gigpo", {"eps": -1.0}),
+    ],
+)
 def test_options_outside_their_range_are_refused(name: str, options: dict[str, float]) -> None:
     with pytest.raises(UserError, match=rf"advantage {name}.*must lie in"):
         REGISTRY[name](**options)
@@ -193,10 +201,12 @@ def test_options_outside_their_range_are_refused(name: str, options: dict[str, f
 def test_the_order_of_completions_does_not_matter() -> None:
     group = Played(4).group()
     flipped = {
-        name: value.flip(1) if name in ("rewards", "correct", "has_reward", "has_correct") else
-        value.reshape(5, 4, -1).flip(1).reshape(20, -1)
-        for name, value in vars(group).items() if isinstance(value, Tensor)
-    }  # fmt: skip
+        name: value.flip(1)
+        if name in ("rewards", "correct", "has_reward", "has_correct")
+        else value.reshape(5, 4, -1).flip(1).reshape(20, -1)
+        for name, value in vars(group).items()
+        if isinstance(value, Tensor)
+    }
     for estimator in (StepReturns(discount=0.9), GiGPOAdvantage()):
         found = estimator(GroupBatch(**flipped)).reshape(5, 4, -1).flip(1).reshape(20, -1)
         torch.testing.assert_close(found, estimator(group), rtol=1e-9, atol=1e-12)

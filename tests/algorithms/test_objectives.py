@@ -79,10 +79,19 @@ Losses = Callable[[Case, Advantages], list[Term]]
 
 
 def apmpo(
-    statistics: str = "batch", source: str = "rewards", schedule: str = "exp", squash: str = "tanh",
-    fss: str = "ratio", adaptive_lower: bool = False, power: float | None = None, gamma: float = 0.8,
-    eps_min: float = 0.2, eps_max: float = 0.4, kl: float = 0.001, dual: float | None = None,
-) -> Losses:  # fmt: skip
+    statistics: str = "batch",
+    source: str = "rewards",
+    schedule: str = "exp",
+    squash: str = "tanh",
+    fss: str = "ratio",
+    adaptive_lower: bool = False,
+    power: float | None = None,
+    gamma: float = 0.8,
+    eps_min: float = 0.2,
+    eps_max: float = 0.4,
+    kl: float = 0.001,
+    dual: float | None = None,
+) -> Losses:
     """APMPO's power and clip as the paper writes them, one number per row."""
 
     def terms(case: Case, a: Advantages) -> list[Term]:
@@ -302,11 +311,12 @@ LOSSES |= {
         dict(kl={"coef": 0.1, "estimator": estimator}),
         "grpo",
         lambda c, a, which=estimator: [
-            clipped_terms(c, a, "sequence_mean", 0.2, 0.2), kl_terms(c, "sequence_mean", 0.1, which)
+            clipped_terms(c, a, "sequence_mean", 0.2, 0.2),
+            kl_terms(c, "sequence_mean", 0.1, which),
         ],
     )
     for estimator in ("k1", "k2")
-}  # fmt: skip
+}
 LOSSES |= {
     f"CISPO by {aggregation}": (
         CISPO,
@@ -416,9 +426,15 @@ def test_a_ratio_to_the_sampler_is_that_of_the_slow_loops(name: str, kind: str) 
 
 @pytest.mark.parametrize(
     ("name", "equal"),
-    [("KLCov", "rewards"), ("KLCov of many", "rewards"), ("ClipCov of many", "rewards"),
-     ("GRPO on uncertain tokens", "entropy"), ("M2PO", "log-ratios"), ("M2PO strict", "log-ratios")],
-)  # fmt: skip
+    [
+        ("KLCov", "rewards"),
+        ("KLCov of many", "rewards"),
+        ("ClipCov of many", "rewards"),
+        ("GRPO on uncertain tokens", "entropy"),
+        ("M2PO", "log-ratios"),
+        ("M2PO strict", "log-ratios"),
+    ],
+)
 def test_equal_values_at_a_threshold_are_chosen_as_by_the_slow_loops(name: str, equal: str) -> None:
     case = random_case(seed=0)
     if equal == "log-ratios":  # but one, which is large

@@ -136,9 +136,14 @@ def test_units() -> None:
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("two hundred and five", 205), ("minus twenty-one", -21), ("three quarters", Fraction(3, 4)), ("a dozen", 12),
-     ("five apples", None)],
-)  # fmt: skip
+    [
+        ("two hundred and five", 205),
+        ("minus twenty-one", -21),
+        ("three quarters", Fraction(3, 4)),
+        ("a dozen", 12),
+        ("five apples", None),
+    ],
+)
 def test_numerals(text: str, value: Fraction | None) -> None:
     assert read_numeral(text) == value
 

@@ -88,9 +88,14 @@ def test_powers_of_code_and_one_value_in_several_forms(text: str, right: str, wr
 
 
 BOTH_OPTIONS = [
-    "The answer is D or maybe A.", "The answer is D and also A.", "<answer>D, perhaps A</answer>", "A and D both fit.",
-    "The answer is anything but D.", "D is wrong.", "The answer is D (or A).",
-]  # fmt: skip
+    "The answer is D or maybe A.",
+    "The answer is D and also A.",
+    "<answer>D, perhaps A</answer>",
+    "A and D both fit.",
+    "The answer is anything but D.",
+    "D is wrong.",
+    "The answer is D (or A).",
+]
 CORRECTED_OPTIONS = [
     "The answer is D. No, it is A.", "Answer: D. Wait, actually A.", "The answer is D? No, A.",
     "\\boxed{D}. Actually A.", "The answer is D, I mean A.",

@@ -71,7 +71,7 @@ def test_a_micro_batch_has_a_whole_row_however_small_its_budget(lit_rlvr: CLI) -
         (["--budget.tokens", 9000, "--trainer.max_epochs", 1], 4, "until 9000 tokens are generated, at most 4 "),
         ([], None, "no limit"),
     ],
-)  # fmt: skip
+)
 def test_the_first_limit_ends_the_run(lit_rlvr: CLI, options: list[str], iterations: int | None, said: str) -> None:
     """An epoch has four iterations of 16 completions."""
     found = json.loads(lit_rlvr(*DRY, "--json", "--trainer.max_steps", -1, *options).out)

@@ -137,9 +137,13 @@ def test_a_reader_that_has_gone_ends_a_command_without_a_word(run_folder: Path, 
 def test_an_output_that_cannot_be_written_is_one_line(run_folder: Path, arguments: str) -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            [str(CONSOLE_SCRIPT), *arguments.split()], stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+            [str(CONSOLE_SCRIPT), *arguments.split()],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
             env=child_environment(),
-        )  # fmt: skip
+        )
     assert done.returncode == 2, done.stderr
     assert done.stderr.splitlines()[-1].endswith(" cannot be written: No space left on device")
     assert "Traceback" not in done.stderr and done.stderr.count("error") == 1

@@ -267,11 +267,16 @@ def test_arguments_that_have_no_place(fit: ConfigCheck, arguments: list[str], sa
 @pytest.mark.parametrize(
     ("key", "name"),
     [
-        ("rollout.rewards", "Judge"), ("rollout.rewards", "Typed"), ("rollout.environment", "Room"),
-        ("rollout.engine", "Engine"), ("model", "Plain"), ("data", "Data"), ("model.advantage", "Scaled"),
+        ("rollout.rewards", "Judge"),
+        ("rollout.rewards", "Typed"),
+        ("rollout.environment", "Room"),
+        ("rollout.engine", "Engine"),
+        ("model", "Plain"),
+        ("data", "Data"),
+        ("model.advantage", "Scaled"),
         ("model.advantage", "Shifted"),
     ],
-)  # fmt: skip
+)
 def test_a_required_argument_of_a_user_s_class_is_required(fit: ConfigCheck, key: str, name: str) -> None:
     """With a type or without one, and however the class is named."""
     path = f"own_parts.{name}"
@@ -351,11 +356,14 @@ def test_options_of_trl_and_verl_have_names_here(fit: ConfigCheck) -> None:
 @pytest.mark.parametrize(
     ("name", "known", "found"),
     [
-        ("dryrun", ["--run", "--dry-run"], "--dry-run"), ("GRPO", ["grpo", "dr_grpo"], "grpo"),
-        ("temp", ["top_p", "temperature"], "temperature"), ("", ["a"], None), ("zzz", ["a", "b"], None),
+        ("dryrun", ["--run", "--dry-run"], "--dry-run"),
+        ("GRPO", ["grpo", "dr_grpo"], "grpo"),
+        ("temp", ["top_p", "temperature"], "temperature"),
+        ("", ["a"], None),
+        ("zzz", ["a", "b"], None),
         ("modle.lr", ["lora", "model.lr"], "model.lr"),
     ],
-)  # fmt: skip
+)
 def test_names_are_compared_whole_and_without_case_and_dashes(name: str, known: list[str], found: str | None) -> None:
     assert nearest(name, known) == found
 
@@ -374,16 +382,22 @@ def test_a_whole_number_stays_one_whatever_types_the_process_has_seen(given: str
         ("model: {class_path: GRPO, init_arg: {lr: 1}}", "model: unknown key 'init_arg'; did you mean 'init_args'?"),
         ("data: {clas_path: Arithmetic, init_args: {}}", "data: unknown key 'clas_path'; did you mean 'class_path'?"),
         ("model: {class_path: GRPO, lr: 1}", "model: unknown key 'lr'; the options of a class are under init_args"),
-        ("rollout: {rewards: [{class_path: OpenAnswer, init_arg: {}}]}",
-         "rollout.rewards.0: unknown key 'init_arg'; did you mean 'init_args'?"),
-        ("model: {class_path: GRPO, init_args: {advantage: {class_path: RLOO, args: 1}}}",
-         "model.init_args.advantage: unknown key 'args'; did you mean 'init_args'?"),
+        (
+            "rollout: {rewards: [{class_path: OpenAnswer, init_arg: {}}]}",
+            "rollout.rewards.0: unknown key 'init_arg'; did you mean 'init_args'?",
+        ),
+        (
+            "model: {class_path: GRPO, init_args: {advantage: {class_path: RLOO, args: 1}}}",
+            "model.init_args.advantage: unknown key 'args'; did you mean 'init_args'?",
+        ),
         ("model: {class_path: , init_args: {lr: 1}}", "model: a class_path is the name of a class, not None"),
-        ("rollout: {rewards: [{class_path: [Format]}]}",
-         "rollout.rewards.0: a class_path is the name of a class, not ['Format']"),
+        (
+            "rollout: {rewards: [{class_path: [Format]}]}",
+            "rollout.rewards.0: a class_path is the name of a class, not ['Format']",
+        ),
         ("model: {class_path: GRPO, init_args: [lr: 1]}", "model: init_args is a mapping of options, not [{'lr': 1}]"),
     ],
-)  # fmt: skip
+)
 def test_a_class_in_a_config_has_a_name_and_a_mapping(tmp_path: Path, text: str, said: str) -> None:
     (config := tmp_path / "own.yaml").write_text(text)
     with pytest.raises(UserError) as error:

@@ -120,9 +120,13 @@ def test_the_plan_says_what_each_server_generates_at_once(lit_rlvr: CLI) -> None
     ],
 )
 def test_what_cannot_be_is_refused(
-    count: str, arguments: tuple[str, ...], message: str, build: Build, settings: Callable[..., Any],
+    count: str,
+    arguments: tuple[str, ...],
+    message: str,
+    build: Build,
+    settings: Callable[..., Any],
     four_gpus: list[tuple[list[str], str]],
-) -> None:  # fmt: skip
+) -> None:
     with pytest.raises(UserError) as error, servers_beside(count, settings(*arguments), build):
         pass
     assert str(error.value).startswith(message) and not four_gpus

@@ -57,13 +57,15 @@ def test_every_advantage_passes(name: str) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"advantage": "agrae"}, {"dual_clip": 3.0}, {"loss": {"aggregation": "constant"}},
+        {"advantage": "agrae"},
+        {"dual_clip": 3.0},
+        {"loss": {"aggregation": "constant"}},
         {"loss": {"aggregation": "token_sum"}},
         {"kl": {"coef": 0.1, "in_reward": True, "estimator": "k1"}},
         {"kl": {"coef": 0.1, "estimator": "k2"}},
         {"loss": {"balance_coef": 0.1, "positive_nll_coef": 0.1}},
     ],
-)  # fmt: skip
+)
 def test_options_pass(options: dict[str, Any]) -> None:
     assert failed(check_algorithm(GRPO(**options))) == []
 

@@ -283,8 +283,12 @@ def test_every_kind_of_answer_gets_its_own_texts_and_the_same_ones_again() -> No
 
 def test_wilson_intervals() -> None:
     """Newcombe 1998, table I: 81 of 263, 15 of 148, 0 of 20, 1 of 29."""
-    for hits, texts, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0, 0.1611),
-                                   (1, 29, 0.0061, 0.1718)):  # fmt: skip
+    for hits, texts, low, high in (
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ):
         assert Rate(hits, texts).interval == pytest.approx((low, high), abs=5e-5)
     assert math.isnan(Rate(0, 0).value) and Rate(3, 3).interval[1] == 1
 
@@ -363,9 +367,11 @@ def test_one_text_is_judged_stage_by_stage(folder: Path, lit_rlvr: CLI) -> None:
     done = lit_rlvr("check", "graded_task.Staged", *arguments)
     assert done.status == 0 and "\x1b" not in done.out
     assert done.out.splitlines() == [
-        "found: \N{REPLACEMENT CHARACTER}[31mB [red]", "options: lung liver", "shop: open",
+        "found: \N{REPLACEMENT CHARACTER}[31mB [red]",
+        "options: lung liver",
+        "shop: open",
         "graded_task.Staged: wrong, value 0, status ok",
-    ]  # fmt: skip
+    ]
     document = json.loads(lit_rlvr("check", "graded_task.Staged", *arguments, "--json").out)
     assert document["correct"] is False and document["stages"][1] == {"stage": "options", "result": "lung liver"}
 

@@ -115,8 +115,9 @@ def test_each_suite_has_its_own_settings_and_more_suites_may_be_added(
     more = "[tiny_suite.yaml, {suite: x=more.jsonl, columns: {prompt: q, answer: a}, samples: 1, greedy: true}]"
     lit_rlvr(*command, "--suite", more, status=0)
     assert {name: (r["n"], "greedy" in r) for name, r in results("out").items()} == {
-        "tiny_suite": (2, False), "x": (1, True),
-    }  # fmt: skip
+        "tiny_suite": (2, False),
+        "x": (1, True),
+    }
     assert records("out")[: len(first)] == first and len(records("out")) == len(first) + 4
     kept = json.loads(Path("out/settings.json").read_text())["suites"]
     assert [*kept] == ["tiny_suite", "data", "x"]
@@ -136,10 +137,24 @@ def test_gold_answers_that_a_reward_cannot_read_are_refused_before_the_engine_st
 def test_a_completion_may_reach_the_end_of_the_context(here: Path, lit_rlvr: CLI, tiny_model_folder: Path) -> None:
     """1024 tokens, of which the prompts have 20 or 21."""
     lit_rlvr(
-        "evaluate", "--model", tiny_model_folder, "--suite", "tiny_suite.yaml", "--max_tokens", 5000, "--engine", "hf",
-        "-n", 1, "--limit", 2, "--out", "out", status=0,
+        "evaluate",
+        "--model",
+        tiny_model_folder,
+        "--suite",
+        "tiny_suite.yaml",
+        "--max_tokens",
+        5000,
+        "--engine",
+        "hf",
+        "-n",
+        1,
+        "--limit",
+        2,
+        "--out",
+        "out",
+        status=0,
         says="2 of 2 prompts and 5000 new tokens do not fit into the model's context of 1024 tokens",
-    )  # fmt: skip
+    )
     assert max(row["tokens"] for row in records("out")) <= 1010
 
 
@@ -176,10 +191,12 @@ def test_completions_made_elsewhere(here: Path, lit_rlvr: CLI) -> None:
         ('{"id": "q1", "completion": "x"', "given.jsonl:1: broken JSON"),
         ('{"id": "q77", "completion": "x"}', "there is no question 'q77'; ids are like 'q0'"),
         ('{"id": "q1", "completion": "x", "suite": "other"}', "'other' is not one of data"),
-        ('{"id": "q1", "completion": "x"}\n{"id": "q2", "completion": "x"}\n{"id": "q2", "completion": "x"}',
-         "some questions have 1 completions, others 2"),
+        (
+            '{"id": "q1", "completion": "x"}\n{"id": "q2", "completion": "x"}\n{"id": "q2", "completion": "x"}',
+            "some questions have 1 completions, others 2",
+        ),
         ("", "is empty"),
-    ):  # fmt: skip
+    ):
         Path("given.jsonl").write_text(text)
         lit_rlvr(*command[:-1], "other", "--completions", "given.jsonl", status=2, says=said)
 
@@ -189,9 +206,13 @@ def test_a_run_folder_is_a_model(here: Path, lit_rlvr: CLI, monkeypatch: pytest.
     fit(lit_rlvr, *to("run"), "--trainer.max_steps", "1")
     options = ("--suite", "tiny_suite.yaml", "--engine", "hf", "--samples", 0, "--out", "out")
     lit_rlvr(
-        "evaluate", "--model", "run", *options, status=0,
+        "evaluate",
+        "--model",
+        "run",
+        *options,
+        status=0,
         says="Computing in float32 (the run's precision), completions of up to 8 tokens (the run's rollout.",
-    )  # fmt: skip
+    )
     assert max(row["tokens"] for row in records("out")) == 8
     assert results("out")["tiny_suite"]["n"] == 0 and len(records("out")) == 9
     assert len(list((here / "cache/exported").glob("[!.]*"))) == 1

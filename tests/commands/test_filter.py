@@ -81,16 +81,28 @@ def test_of_equal_completions_one_stays_and_the_best_come_first() -> None:
     def row(text: str, reward: float, correct: bool | None = True, reason: str = "stop", **more: Any) -> dict[str, Any]:
         return {"completion": text, "reward": reward, "correct": correct, "finish_reason": reason} | more
 
-    group = [row("a", 1), row("b", 2), row("a", 1), row("c", 9, correct=False), row("d", 9, reason="length"),
-             row("e", 3, correct=None), row("f", 1, turns=[{"text": "call"}, {"text": "f"}])]  # fmt: skip
+    group = [
+        row("a", 1),
+        row("b", 2),
+        row("a", 1),
+        row("c", 9, correct=False),
+        row("d", 9, reason="length"),
+        row("e", 3, correct=None),
+        row("f", 1, turns=[{"text": "call"}, {"text": "f"}]),
+    ]
     assert right_completions(group, 5) == ["b", "a", ["call", "f"]] and right_completions(group, 1) == ["b"]
 
 
 def test_an_empty_result_says_what_to_do(run_folder: Path, lit_rlvr: CLI) -> None:
     result = lit_rlvr(
-        *FILTER, "--out", "none.jsonl", "--rollout.rewards", "[tiny_rewards.always_wrong]", status=2,
+        *FILTER,
+        "--out",
+        "none.jsonl",
+        "--rollout.rewards",
+        "[tiny_rewards.always_wrong]",
+        status=2,
         says="no prompt of 16 is left; widen the range",
-    )  # fmt: skip
+    )
     assert "never right: 16" in result.err and not (run_folder / "none.jsonl").exists()
     again = ("--lowest", 0, "--completions", 2)
     result = lit_rlvr(*FILTER, "--out", "none.jsonl", "--rollout.rewards", "[tiny_rewards.always_wrong]", *again)
@@ -101,12 +113,17 @@ def test_an_empty_result_says_what_to_do(run_folder: Path, lit_rlvr: CLI) -> Non
 
 
 @pytest.mark.first_case_fast
-@pytest.mark.parametrize(("more", "said"), [(("--lowest", 0.9, "--highest", 0.1), "give 0 <= lowest <= highest <= 1"),
-                                            (("--split", "test"), "there is no test set"),
-                                            (("--rollout.rewards", "[LCPO]"), "no number of tokens in the column"),
-                                            (("--rollout.rewards", "[]"), "rollout.rewards is empty"),
-                                            (("--out", "x.csv"), "ends in .jsonl"),
-                                            (("--completions", -1), "filter.completions: -1 must lie in")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--lowest", 0.9, "--highest", 0.1), "give 0 <= lowest <= highest <= 1"),
+        (("--split", "test"), "there is no test set"),
+        (("--rollout.rewards", "[LCPO]"), "no number of tokens in the column"),
+        (("--rollout.rewards", "[]"), "rollout.rewards is empty"),
+        (("--out", "x.csv"), "ends in .jsonl"),
+        (("--completions", -1), "filter.completions: -1 must lie in"),
+    ],
+)
 def test_bad_input_is_refused_in_one_line(run_folder: Path, lit_rlvr: CLI, more: tuple[Any, ...], said: str) -> None:
     lit_rlvr(*FILTER, "--out", "x.jsonl", *more, status=2, says=said)
 

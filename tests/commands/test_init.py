@@ -29,9 +29,14 @@ def python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """`python ARGUMENTS` in a folder, as its user would."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "LIT_RLVR_CACHE": str(folder / "cache")}
     return subprocess.run(
-        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=1200,
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=1200,
         check=False,
-    )  # fmt: skip
+    )
 
 
 def made(root: Path, name: str) -> dict[str, Path]:

@@ -83,15 +83,25 @@ def peak_memory() -> ModuleType:
         return importlib.import_module("peak_memory")
 
 
-TEXT: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4, "vocab_size": 6000,
-                        "num_attention_heads": 8, "num_key_value_heads": 2}  # fmt: skip
+TEXT: dict[str, Any] = {
+    "hidden_size": 256,
+    "intermediate_size": 1024,
+    "num_hidden_layers": 4,
+    "vocab_size": 6000,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+}
 ENDS = {"bos_token_id": None, "eos_token_id": 0}
 SMALL = Qwen2Config(**TEXT, **ENDS, tie_word_embeddings=True)
 SMALL_VLM = Qwen2_5_VLConfig(
     text_config=TEXT | ENDS | {"rope_parameters": {"rope_type": "default", "mrope_section": [4, 6, 6]}},
     vision_config={"depth": 4, "hidden_size": 128, "intermediate_size": 256, "num_heads": 4, "out_hidden_size": 256},
-    image_token_id=1, video_token_id=2, vision_start_token_id=3, vision_end_token_id=4, tie_word_embeddings=True,
-)  # fmt: skip
+    image_token_id=1,
+    video_token_id=2,
+    vision_start_token_id=3,
+    vision_end_token_id=4,
+    tie_word_embeddings=True,
+)
 
 
 @pytest.mark.first_case_fast
@@ -101,12 +111,15 @@ SMALL_VLM = Qwen2_5_VLConfig(
         (SMALL, (64, 256, 4), Strategy(False, True), 1),
         (SMALL, (64, 256, 4), Strategy(True, False), 2),
         (SMALL_VLM, (258, 512, 8, 16384, 256), Strategy(False, False), 1),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in (
-            (SMALL, (64, 256, 4), Strategy(False, True, lora=True), 1),
-            (PUBLISHED["Qwen/Qwen2.5-VL-3B-Instruct"], (2048, 2048, 5, 16384, 1936), Strategy(False, True), 1),
-        )),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                (SMALL, (64, 256, 4), Strategy(False, True, lora=True), 1),
+                (PUBLISHED["Qwen/Qwen2.5-VL-3B-Instruct"], (2048, 2048, 5, 16384, 1936), Strategy(False, True), 1),
+            )
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_step_without_weights_takes_what_the_formula_says(
     config: Any, sizes: tuple[int, ...], strategy: Strategy, gpus: int, peak_memory: ModuleType
 ) -> None:
@@ -287,9 +300,11 @@ def test_each_machine_has_a_copy_where_it_holds_one(
     monkeypatch.setattr(GPUs, "of_trainer", lambda *_: GPUs(4, 1e-4))
     monkeypatch.setattr(JobSizes, "fits_each_machine", lambda job, plan, machines: machines == 2)
     built = build_here(
-        "smoke/sums", tiny_model_folder, tmp_path,
+        "smoke/sums",
+        tiny_model_folder,
+        tmp_path,
         **{"model.init_args.compute.gradient_checkpointing": "auto", "trainer.num_nodes": 2},
-    )  # fmt: skip
+    )
     assert isinstance(built.trainer.strategy, FSDP2) and built.trainer.strategy.replicas == 2
     assert describe_run(built.trainer, built.model, built.datamodule)[1].gpus.count == 1, "of one copy"
 

@@ -45,8 +45,10 @@ def test_what_is_trained_on_is_shown(run_folder: Path, lit_rlvr: CLI) -> None:
     assert prompt["text"].endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
     assert [(part["in_loss"], part["tokens"]) for part in prompt["completion"]] == [(True, 7), (False, 24), (True, 2)]
     assert [part["text"] for part in prompt["completion"]] == [
-        "Hello.<|im_end|>", "\n<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n", "4<|im_end|>"
-    ]  # fmt: skip
+        "Hello.<|im_end|>",
+        "\n<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n",
+        "4<|im_end|>",
+    ]
     teacher = (
         "{prompt: {class_path: Demonstration, init_args: {column: solution, template: '{prompt} {demonstration}'}}}"
     )
@@ -82,9 +84,14 @@ def test_a_folder_that_cannot_be_is_one_line_without_pictures_too(run_folder: Pa
     (run_folder / "my.jsonl").write_text("{}\n")
     for command in ("preview", "split"):
         lit_rlvr(
-            command, "--config", "tiny.yaml", "--out", "my.jsonl", status=2,
+            command,
+            "--config",
+            "tiny.yaml",
+            "--out",
+            "my.jsonl",
+            status=2,
             says="--out: my.jsonl is a file; give a folder",
-        )  # fmt: skip
+        )
 
 
 def test_a_set_that_is_not_there(run_folder: Path, lit_rlvr: CLI) -> None:

@@ -30,15 +30,21 @@ def taken() -> Iterator[int]:
         yield listening.getsockname()[1]
 
 
-@pytest.mark.parametrize(("options", "said"), [
-    (("--port", "TAKEN"), "--host 127.0.0.1 --port TAKEN: cannot listen there: Address already in use"),
-    (("--port=TAKEN", "--host=127.0.0.1"), "--host 127.0.0.1 --port TAKEN: cannot listen there"),
-    (("--port", 65536), "--port 65536: cannot listen"),
-    (("--port=-1",), "--port -1: cannot listen"),
-    (("--port", "http"), "--port: invalid int value: 'http'"),
-    (("--port", 0, "--host", "no.such.host.invalid"), "--host no.such.host.invalid --port 0: cannot listen there: "),
-    (("--dtype", "int8"), "--dtype: invalid choice: 'int8'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--port", "TAKEN"), "--host 127.0.0.1 --port TAKEN: cannot listen there: Address already in use"),
+        (("--port=TAKEN", "--host=127.0.0.1"), "--host 127.0.0.1 --port TAKEN: cannot listen there"),
+        (("--port", 65536), "--port 65536: cannot listen"),
+        (("--port=-1",), "--port -1: cannot listen"),
+        (("--port", "http"), "--port: invalid int value: 'http'"),
+        (
+            ("--port", 0, "--host", "no.such.host.invalid"),
+            "--host no.such.host.invalid --port 0: cannot listen there: ",
+        ),
+        (("--dtype", "int8"), "--dtype: invalid choice: 'int8'"),
+    ],
+)
 def test_what_cannot_be_served_is_one_line(
     lit_rlvr: CLI, tiny_model_folder: Path, started: list[list[str]], taken: int, options: tuple[Any, ...], said: str
 ) -> None:
@@ -49,9 +55,13 @@ def test_what_cannot_be_served_is_one_line(
 
 def test_batch_invariant_kernels_need_a_gpu(lit_rlvr: CLI, tiny_model_folder: Path) -> None:
     lit_rlvr(
-        "serve", "--model", tiny_model_folder, "--deterministic", status=2,
+        "serve",
+        "--model",
+        tiny_model_folder,
+        "--deterministic",
+        status=2,
         says="--deterministic: vLLM has batch-invariant kernels for GPUs only",
-    )  # fmt: skip
+    )
 
 
 def test_fp8_needs_a_gpu_and_16_bits(
@@ -68,22 +78,36 @@ def test_fp8_needs_a_gpu_and_16_bits(
     assert "--quantization=fp8_per_channel" in line and line[line.index("--dtype") + 1] == "bfloat16"
 
 
-@pytest.mark.parametrize(("gpu", "options", "wanted"), [
-    (True, (), ["--max-num-seqs=1024", "--max-cudagraph-capture-size=1024"]),
-    (True, ("--max_num_seqs", "700"), ["--max-num-seqs=700", "--max-cudagraph-capture-size=704"]),
-    (True, ("--max-num-seqs=512",), ["--max-num-seqs=512"]),
-    (True, ("--max-num-seqs=700", "--enforce-eager"), ["--max-num-seqs=700"]),
-    (True, ("--compilation-config.mode=0",), []),
-    (True, ("--max-cudagraph-capture-size=8",), [
-        "--max-num-seqs=1024", "--max-cudagraph-capture-size=1024", "--max-cudagraph-capture-size=8",  # the last counts
-    ]),
-    (False, (), []),
-    (False, ("--max-num-seqs", "700"), ["--max-num-seqs=700"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("gpu", "options", "wanted"),
+    [
+        (True, (), ["--max-num-seqs=1024", "--max-cudagraph-capture-size=1024"]),
+        (True, ("--max_num_seqs", "700"), ["--max-num-seqs=700", "--max-cudagraph-capture-size=704"]),
+        (True, ("--max-num-seqs=512",), ["--max-num-seqs=512"]),
+        (True, ("--max-num-seqs=700", "--enforce-eager"), ["--max-num-seqs=700"]),
+        (True, ("--compilation-config.mode=0",), []),
+        (
+            True,
+            ("--max-cudagraph-capture-size=8",),
+            [
+                "--max-num-seqs=1024",
+                "--max-cudagraph-capture-size=1024",
+                "--max-cudagraph-capture-size=8",  # the last counts
+            ],
+        ),
+        (False, (), []),
+        (False, ("--max-num-seqs", "700"), ["--max-num-seqs=700"]),
+    ],
+)
 def test_cuda_graphs_are_captured_for_all_sequences(
-    lit_rlvr: CLI, tiny_model_folder: Path, started: list[list[str]], monkeypatch: pytest.MonkeyPatch,
-    gpu: bool, options: tuple[str, ...], wanted: list[str],
-) -> None:  # fmt: skip
+    lit_rlvr: CLI,
+    tiny_model_folder: Path,
+    started: list[list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    gpu: bool,
+    options: tuple[str, ...],
+    wanted: list[str],
+) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
     assert lit_rlvr("serve", "--model", tiny_model_folder, "--port", 0, *options).status == 0
     assert [word for word in started[0] if "num-seqs" in word or "cudagraph" in word] == wanted
@@ -101,13 +125,16 @@ def test_vllm_gets_the_other_options(lit_rlvr: CLI, tiny_model_folder: Path, sta
     assert os.environ["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1", "vLLM then loads adapters while it runs"
 
 
-@pytest.mark.parametrize(("options", "said"), [
-    (["--max-model-length", "5"], "unknown option --max-model-length; did you mean --max-model-len?"),
-    (["--max_model_lenn=5"], "unknown option --max_model_lenn; did you mean --max-model-len?"),
-    (["--nonsense"], "unknown option --nonsense"),
-    (["--max-model-len", "x"], "argument --max-model-len: invalid int value: 'x'"),
-    (["--max-model-len", "5"], "1 validation error for ModelConfig Value error, max_model_len (5)"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--max-model-length", "5"], "unknown option --max-model-length; did you mean --max-model-len?"),
+        (["--max_model_lenn=5"], "unknown option --max_model_lenn; did you mean --max-model-len?"),
+        (["--nonsense"], "unknown option --nonsense"),
+        (["--max-model-len", "x"], "argument --max-model-len: invalid int value: 'x'"),
+        (["--max-model-len", "5"], "1 validation error for ModelConfig Value error, max_model_len (5)"),
+    ],
+)
 def test_what_vllm_refuses_is_one_line(
     options: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -34,8 +34,10 @@ def rows(folder: Path, answers: list[str], **columns: list[str]) -> tuple[Any, .
 
 
 def rewards(*names: str) -> tuple[str, str]:
-    items = [{"class_path": "FunctionReward", "init_args": {"path": f"tiny_rewards.{n}", "truncated_is_wrong": False}}
-             for n in names]  # fmt: skip
+    items = [
+        {"class_path": "FunctionReward", "init_args": {"path": f"tiny_rewards.{n}", "truncated_is_wrong": False}}
+        for n in names
+    ]
     return "--rollout.rewards", json.dumps(items)
 
 
@@ -156,11 +158,16 @@ def test_a_warm_start_comes_first(
 
 
 @pytest.mark.first_case_fast
-@pytest.mark.parametrize(("more", "said"), [
-    (("--minutes", 0), "tune.minutes: 0"), (("--out", "t.json"), "--out: t.json: give a file that ends in .yaml"),
-    (("--out", "tiny.yaml"), "--out: tiny.yaml exists; choose another name"),
-    (("--minute", 1), "did you mean"), (("--out", "/proc/no_such/t.yaml"), "cannot be written"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--minutes", 0), "tune.minutes: 0"),
+        (("--out", "t.json"), "--out: t.json: give a file that ends in .yaml"),
+        (("--out", "tiny.yaml"), "--out: tiny.yaml exists; choose another name"),
+        (("--minute", 1), "did you mean"),
+        (("--out", "/proc/no_such/t.yaml"), "cannot be written"),
+    ],
+)
 def test_bad_input_is_refused_in_one_line_before_weights_load(
     run_folder: Path, lit_rlvr: CLI, more: tuple[Any, ...], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

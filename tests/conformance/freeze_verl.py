@@ -42,14 +42,27 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def verl_loss(
-    logp: Tensor, old_logp: Tensor, advantages: Tensor, mask: Tensor, num_tokens: int, num_sequences: int,
-    max_tokens: int, num_microbatches: int, world_size: int, *, mode: str, worker: str, clip_ratio_c: float,
-) -> Tensor:  # fmt: skip
+    logp: Tensor,
+    old_logp: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    num_tokens: int,
+    num_sequences: int,
+    max_tokens: int,
+    num_microbatches: int,
+    world_size: int,
+    *,
+    mode: str,
+    worker: str,
+    clip_ratio_c: float,
+) -> Tensor:
     """Return verl's loss () of some rows, as one of its workers computes it."""
     counts = {
-        "dp_size": world_size, "batch_num_tokens": num_tokens, "global_batch_size": num_sequences,
+        "dp_size": world_size,
+        "batch_num_tokens": num_tokens,
+        "global_batch_size": num_sequences,
         "loss_scale_factor": max_tokens,
-    }  # fmt: skip
+    }
     defaults = {"clip_ratio": 0.2, "clip_ratio_low": 0.2, "clip_ratio_high": 0.2, "clip_ratio_c": clip_ratio_c}
     config = ActorConfig(**defaults | SETTINGS[mode][1], global_batch_info=counts if worker == "engine" else {})
     aggregation = mode if "-" in mode else "token-mean"

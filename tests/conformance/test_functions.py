@@ -261,9 +261,13 @@ def centred(rewards):
     ],
 )
 def test_the_command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str],
-    status: int, said: list[str],
-) -> None:  # fmt: skip
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    status: int,
+    said: list[str],
+) -> None:
     command(tmp_path, monkeypatch, arguments)
     assert main() == status
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == said

@@ -89,14 +89,17 @@ def test_lengths_can_be_mixed_and_are_categories():
     assert {s.category for s in MultiStepArithmetic().load("validation")} == {""}
 
 
-@pytest.mark.parametrize(("options", "said"), [
-    ({"terms": 1}, "terms=1 must be at least 2"),
-    ({"terms": []}, "must be at least 2"),
-    ({"terms": [2, 3], "problems": 545}, "2 numbers up to 20 make too few different problems; at most 400 of this"),
-    ({"problems": 0}, "problems=0"),
-    ({"tested": -1}, "tested=-1"),
-    ({"terms": 2, "high": 9}, "make too few different problems; at most 81 of this length in all"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"terms": 1}, "terms=1 must be at least 2"),
+        ({"terms": []}, "must be at least 2"),
+        ({"terms": [2, 3], "problems": 545}, "2 numbers up to 20 make too few different problems; at most 400 of this"),
+        ({"problems": 0}, "problems=0"),
+        ({"tested": -1}, "tested=-1"),
+        ({"terms": 2, "high": 9}, "make too few different problems; at most 81 of this length in all"),
+    ],
+)
 def test_there_must_be_enough_problems(options: dict, said: str):
     with pytest.raises(UserError, match=said):
         MultiStepArithmetic(**options)

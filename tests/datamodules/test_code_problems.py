@@ -187,11 +187,17 @@ def test_bad_rows_are_skipped_counted_and_named(jsonl: Any, tmp_path: Path, monk
     reasons = [str(row).removeprefix(f"{path}:") for row in data.bad_rows["train"]]
     for reason, start in zip(
         reasons,
-        ["2: tests: its pickle is refused, it holds more than a text", "3: tests: cut off, or more than",
-         "4: tests: neither JSON nor base64", "5: tests: there are none", "6: prompt: empty",
-         "7: metadata: broken JSON (Expecting property name", "8: tests: test 2 of a function is not JSON"],
+        [
+            "2: tests: its pickle is refused, it holds more than a text",
+            "3: tests: cut off, or more than",
+            "4: tests: neither JSON nor base64",
+            "5: tests: there are none",
+            "6: prompt: empty",
+            "7: metadata: broken JSON (Expecting property name",
+            "8: tests: test 2 of a function is not JSON",
+        ],
         strict=True,
-    ):  # fmt: skip
+    ):
         assert reason.startswith(start), reason
 
 

@@ -124,8 +124,10 @@ def test_messages_as_broken_text_are_a_bad_row() -> None:
 def test_a_turn_that_only_calls_tools_has_empty_content(extra: dict[str, Any]) -> None:
     turns = [{"role": "user", "content": "q"}, {"role": "assistant", "tool_calls": [CALL], **extra}]
     assert as_prompt([*turns, {"role": "tool", "content": "1"}])[1] == {
-        "role": "assistant", "content": "", "tool_calls": [CALL],
-    }  # fmt: skip
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [CALL],
+    }
 
 
 def test_arguments_of_tool_calls_are_dicts_without_the_keys_of_other_tools() -> None:
@@ -312,11 +314,13 @@ def test_images_of_parts_and_of_the_column_fill_their_places_in_order(
     ]
     repeated = user({"type": "image", "image": "red.png"}, text("?"))
     data = PromptDataModule(
-        train=jsonl([
-            {"prompt": turns, "images": ["red.png", "blue.png"], "answer": "A"},
-            {"prompt": repeated, "images": ["red.png"], "answer": "A"},
-        ])
-    )  # fmt: skip
+        train=jsonl(
+            [
+                {"prompt": turns, "images": ["red.png", "blue.png"], "answer": "A"},
+                {"prompt": repeated, "images": ["red.png"], "answer": "A"},
+            ]
+        )
+    )
     first, second = seen(data, vlm_folder)
     assert (first.startswith("I then I<|im_end|>"), first.endswith("and I"), second) == (True, True, "I?")
     samples = data.load("train")

@@ -43,9 +43,16 @@ class Reader(LightningModule):
 def fit(tokenizer, tmp_path: Path, steps: int, ckpt: Path | None = None, **options) -> tuple[Reader, Trainer]:
     model, data = Reader(tokenizer), Arithmetic(low=1, high=5, prompts_per_rollout=4, **{"held_out": 3, **options})
     trainer = Trainer(
-        max_steps=steps, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, default_root_dir=tmp_path, num_sanity_val_steps=0, use_distributed_sampler=False,
-    )  # fmt: skip
+        max_steps=steps,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+    )
     trainer.fit(model, datamodule=data, ckpt_path=str(ckpt) if ckpt else None)
     return model, trainer
 

@@ -123,9 +123,14 @@ def test_frames_of_a_variable_rate_are_chosen_by_time(tmp_path: Path, suffix: st
 
 @pytest.mark.parametrize(
     ("more", "rates"),
-    [({}, [2.0, 2.0, 4.0]), ({"fps": 8}, [8.0, 8.0, 4.0]), ({"frame_rate": [8, 5, 1]}, [8.0, 5.0, 4.0]),
-     ({"video_fps": [8]}, "video_fps: expected a number"), ({"fps": 0}, "fps: expected a number of frames")],
-)  # fmt: skip
+    [
+        ({}, [2.0, 2.0, 4.0]),
+        ({"fps": 8}, [8.0, 8.0, 4.0]),
+        ({"frame_rate": [8, 5, 1]}, [8.0, 5.0, 4.0]),
+        ({"video_fps": [8]}, "video_fps: expected a number"),
+        ({"fps": 0}, "fps: expected a number of frames"),
+    ],
+)
 def test_a_column_gives_the_rate_of_lists_of_frames(load: Any, more: dict[str, Any], rates: list[float] | str) -> None:
     frames = ["f0.png", "f1.png"]
     row = {"prompt": user(part(video=frames), {"type": "video"}, {"type": "video"}), "videos": [frames, "a.mp4"]} | more

@@ -256,9 +256,12 @@ def test_an_image_folder_is_read_with_its_metadata(tmp_path: Path) -> None:
 def test_images_of_datasets_features_are_read(tmp_path: Path, how: str) -> None:
     """What `datasets` writes: {"bytes", "path"} in parquet, arrow and saved folders."""
     features = datasets.Features(
-        {"prompt": datasets.Value("string"), "answer": datasets.Value("string"),
-         "images": datasets.List(datasets.Image())}
-    )  # fmt: skip
+        {
+            "prompt": datasets.Value("string"),
+            "answer": datasets.Value("string"),
+            "images": datasets.List(datasets.Image()),
+        }
+    )
     table = {"prompt": ["<image> or <image>?", "none?"], "answer": ["1", "2"], "images": [[red(), red(2, 2)], []]}
     made = datasets.Dataset.from_dict(table, features=features)
     path = tmp_path / f"train.{how}"

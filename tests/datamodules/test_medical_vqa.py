@@ -78,8 +78,14 @@ def test_medvlm_r1_is_read(tmp_path: Path) -> None:
 
 def test_omnimedvqa_is_read(tmp_path: Path) -> None:
     picture(tmp_path / "Images" / "SRC" / "a.png")
-    row = {"question": "What is it?", "gt_answer": "No, it is healthy", "image_path": "Images/SRC/a.png",
-           "option_A": "Fracture", "option_B": "No, it is healthy", "question_type": "Disease Diagnosis"}  # fmt: skip
+    row = {
+        "question": "What is it?",
+        "gt_answer": "No, it is healthy",
+        "image_path": "Images/SRC/a.png",
+        "option_A": "Fracture",
+        "option_B": "No, it is healthy",
+        "question_type": "Disease Diagnosis",
+    }
     first, second = load_json(tmp_path, [row | {"modality_type": XRAY}, row | {"modality": CT}])
     assert (first.answer, first.options, first.category) == ("B", ("Fracture", "No, it is healthy"), "X-ray")
     assert second.category == "CT"
@@ -173,8 +179,10 @@ def test_splits_follow_from_the_data_seed(pool: Path, monkeypatch: pytest.Monkey
 
 def test_a_test_file_of_its_own_keeps_its_rows_out_of_training(pool: Path, tmp_path: Path) -> None:
     rows = json.loads(pool.read_text())
-    own = [rows[0] | {"problem": "Question 0? A) Liver", "solution": "C", "question": "Never asked before"},
-           rows[6] | {"problem": "Question 6? A) Liver", "solution": "C", "image": ["images/9.png"]}]  # fmt: skip
+    own = [
+        rows[0] | {"problem": "Question 0? A) Liver", "solution": "C", "question": "Never asked before"},
+        rows[6] | {"problem": "Question 6? A) Liver", "solution": "C", "image": ["images/9.png"]},
+    ]
     (tmp_path / "own.json").write_text(json.dumps(own))
     data = MedicalVQA(train=str(pool), validation=str(tmp_path / "own.json"), train_modalities={"MRI": 60})
     train, validation = data.load("train"), data.load("validation")

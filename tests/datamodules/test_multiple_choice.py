@@ -37,8 +37,10 @@ def test_mmlu_is_read(tmp_path: Path, suffix: str) -> None:
     assert (sample.id, sample.source) == ("multiple_choice:1", f"{path}:1")
 
 
-@pytest.mark.parametrize("answer,letter", [(0, "A"), (3, "D"), (1.0, "B"), ("C", "C"), (" D ", "D"), ("2", "C"),
-                                           ("four", "D"), ("Two ", "B")])  # fmt: skip
+@pytest.mark.parametrize(
+    "answer,letter",
+    [(0, "A"), (3, "D"), (1.0, "B"), ("C", "C"), (" D ", "D"), ("2", "C"), ("four", "D"), ("Two ", "B")],
+)
 def test_an_answer_is_a_number_a_letter_or_a_text(jsonl: Any, answer: Any, letter: str) -> None:
     (sample,) = MultipleChoice(train=jsonl([MMLU | {"answer": answer}])).load("train")
     assert sample.answer == letter

@@ -174,10 +174,12 @@ def test_a_lost_process_is_not_waited_for_in_nccl_for_hours(of_cpu: str, of_cuda
     kinds = {device: MadeUpBackend(name) for device, name in named.items() if name}
     shards = {"cuda": MadeUpBackend(of_cuda)}
     world, mesh = (
-        SimpleNamespace(_device_types=[torch.device(kind) for kind in backends],
-                        _get_backend=lambda device, backends=backends: backends[device.type])
+        SimpleNamespace(
+            _device_types=[torch.device(kind) for kind in backends],
+            _get_backend=lambda device, backends=backends: backends[device.type],
+        )
         for backends in (kinds, shards)
-    )  # fmt: skip
+    )
     set_timeouts([world, mesh])
     waits = {device: backend.timeout for device, backend in kinds.items()}
     if (of_cpu, of_cuda) == ("gloo", "nccl"):
@@ -189,6 +191,13 @@ def test_a_lost_process_is_not_waited_for_in_nccl_for_hours(of_cpu: str, of_cuda
 
 def test_on_a_cpu_it_is_refused(run_folder: Path, lit_rlvr: CLI) -> None:
     lit_rlvr(
-        *FIT, "--config", "strategy/fsdp2_cpu", "--trainer.devices", "1", "--trainer.strategy.init_args.offload",
-        "true", status=2, says="trainer.strategy.offload: the weights are on the CPU already; leave it off",
-    )  # fmt: skip
+        *FIT,
+        "--config",
+        "strategy/fsdp2_cpu",
+        "--trainer.devices",
+        "1",
+        "--trainer.strategy.init_args.offload",
+        "true",
+        status=2,
+        says="trainer.strategy.offload: the weights are on the CPU already; leave it off",
+    )

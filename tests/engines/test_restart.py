@@ -77,8 +77,10 @@ def test_an_engine_that_neither_closes_nor_starts_at_once(
     assert_same_training(seen, whole)
     said = [record.getMessage() for record in caplog.records if record.getMessage().startswith("engine")]
     assert [line.partition(":")[0] for line in said] == [
-        "engine stubborn crashed", "engine stubborn could not be closed", "engine stubborn crashed",
-    ]  # fmt: skip
+        "engine stubborn crashed",
+        "engine stubborn could not be closed",
+        "engine stubborn crashed",
+    ]
     assert "CUDA error: an illegal memory access; restart 1 of 3" in said[0] and "restart 2 of 3" in said[2]
 
 

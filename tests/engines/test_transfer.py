@@ -228,9 +228,13 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]
     [(3 * 4096, [True], True), (3 * 4096, [True, False], False), (3 * 4096 - 1, [True], False), (0, [False], False)],
 )
 def test_without_a_folder_weights_go_through_memory_if_they_can(
-    free: int, readers: list[bool], in_memory: bool, places: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch,
+    free: int,
+    readers: list[bool],
+    in_memory: bool,
+    places: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
+) -> None:
     """They can if memory has room for three versions and every server reads the first one from there."""
     monkeypatch.setattr(transfer, "free_memory", lambda: free)
     monkeypatch.setattr(os, "fsync", lambda _: pytest.fail("a wait for the disk"))
@@ -289,17 +293,24 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path) 
     (tmp_path / "lit-rlvr").mkdir()
     new = OwnFolder(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {
-        *("lit-rlvr", "lit-rlvr-weights-link"), alive.path.name, new.path.name
-    }  # fmt: skip
+        *("lit-rlvr", "lit-rlvr-weights-link"),
+        alive.path.name,
+        new.path.name,
+    }
     for own in (alive, new):
         own.remove()
 
 
 @pytest.mark.parametrize(
     ("url", "is_here"),
-    [("http://localhost:8000", True), ("http://127.0.0.1", True), ("http://192.0.2.1:1", True),
-     ("http://192.0.2.7:1", False), ("http://no.such.invalid:1", False)],
-)  # fmt: skip
+    [
+        ("http://localhost:8000", True),
+        ("http://127.0.0.1", True),
+        ("http://192.0.2.1:1", True),
+        ("http://192.0.2.7:1", False),
+        ("http://no.such.invalid:1", False),
+    ],
+)
 def test_a_server_elsewhere_needs_a_folder(
     url: str, is_here: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -157,9 +157,14 @@ def test_greedy_decoding_takes_the_likeliest_token(engine: VLLMEngine, policy: P
     ],
 )
 def test_on_a_cpu_only_long_runs_with_a_compiler_compile(
-    monkeypatch: pytest.MonkeyPatch, compiler: str, enforce_eager: bool | None, tokens: int, compiles: bool,
-    caplog: pytest.LogCaptureFixture, policy: Policy,
-) -> None:  # fmt: skip
+    monkeypatch: pytest.MonkeyPatch,
+    compiler: str,
+    enforce_eager: bool | None,
+    tokens: int,
+    compiles: bool,
+    caplog: pytest.LogCaptureFixture,
+    policy: Policy,
+) -> None:
     monkeypatch.setenv("CXX", compiler)
     engine = VLLMEngine(enforce_eager=enforce_eager)
     context = EngineContext("", policy, byte_tokenizer(), 0, 1, 0, tokens=tokens)
@@ -383,10 +388,15 @@ def test_adapters_are_added_by_vllm_itself(tiny_model_folder: Path, monkeypatch:
     engine.close()
 
 
-@pytest.mark.parametrize(("options", "rank", "separate"), [
-    ({"sleep": False}, 3, True), ({}, 3, False), ({"sleep": False, "adapters": False}, 3, False),
-    ({"sleep": False}, 513, False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "rank", "separate"),
+    [
+        ({"sleep": False}, 3, True),
+        ({}, 3, False),
+        ({"sleep": False, "adapters": False}, 3, False),
+        ({"sleep": False}, 513, False),
+    ],
+)
 def test_on_a_gpu_weights_that_stay_get_adapters(
     made_up_vllm: None, policy: Policy, options: Any, rank: int, separate: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -483,11 +493,19 @@ def test_fp8_is_asked_of_vllm_and_widens_the_probe(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.usefixtures("gpu")
-@pytest.mark.parametrize(("dtype", "device", "capability", "said"), [
-    (torch.bfloat16, "cpu", (9, 0), "fp8 needs a GPU; leave the option out"),
-    (torch.bfloat16, "cuda", (8, 6), "compute capability 8.9 or more, and this one has 8.6"),
-    (torch.float32, "cuda", (9, 0), "fp8 layers give 16-bit results, not float32; use trainer.precision: bf16-mixed"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("dtype", "device", "capability", "said"),
+    [
+        (torch.bfloat16, "cpu", (9, 0), "fp8 needs a GPU; leave the option out"),
+        (torch.bfloat16, "cuda", (8, 6), "compute capability 8.9 or more, and this one has 8.6"),
+        (
+            torch.float32,
+            "cuda",
+            (9, 0),
+            "fp8 layers give 16-bit results, not float32; use trainer.precision: bf16-mixed",
+        ),
+    ],
+)
 def test_fp8_is_refused_where_it_does_not_work(
     dtype: torch.dtype, device: str, capability: tuple[int, int], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -584,22 +602,38 @@ def test_a_stop_text_ends_a_turn_in_both_engines(engine: VLLMEngine, policy: Pol
         assert ended, generates.name
 
 
-HYBRID = {"num_hidden_layers": 1, "layer_types": ["linear_attention"], "hidden_size": 64, "intermediate_size": 64,
-          "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": VOCAB}  # fmt: skip
+HYBRID = {
+    "num_hidden_layers": 1,
+    "layer_types": ["linear_attention"],
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "vocab_size": VOCAB,
+}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="these are limits of a CPU's kernels")
 @pytest.mark.parametrize(
     ("config", "dtype", "limit"),
     [
-        (LlamaConfig(hidden_size=48, num_attention_heads=3, num_hidden_layers=1, vocab_size=VOCAB), "float32",
-         r"LlamaForCausalLM on a CPU: its attention has heads of 16, and vLLM's kernels take 32, 64, "),
-        (Qwen3_5TextConfig(**HYBRID, head_dim=32), "float32",
-         r"Qwen3_5ForCausalLM on a CPU: .*delta nets in bfloat16, not torch.float32"),
-        (Qwen3_5TextConfig(**HYBRID, head_dim=32, linear_key_head_dim=32), "bfloat16",
-         r"delta nets have heads of 32, and vLLM's kernels take 64 and 128"),
+        (
+            LlamaConfig(hidden_size=48, num_attention_heads=3, num_hidden_layers=1, vocab_size=VOCAB),
+            "float32",
+            r"LlamaForCausalLM on a CPU: its attention has heads of 16, and vLLM's kernels take 32, 64, ",
+        ),
+        (
+            Qwen3_5TextConfig(**HYBRID, head_dim=32),
+            "float32",
+            r"Qwen3_5ForCausalLM on a CPU: .*delta nets in bfloat16, not torch.float32",
+        ),
+        (
+            Qwen3_5TextConfig(**HYBRID, head_dim=32, linear_key_head_dim=32),
+            "bfloat16",
+            r"delta nets have heads of 32, and vLLM's kernels take 64 and 128",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_a_cpus_kernels_do_not_compute_is_refused_before_vllm_starts(config: Any, dtype: Any, limit: str) -> None:
     policy = Policy(AutoModelForCausalLM.from_config(config), ENDS, shared_prefix=False)
     with pytest.raises(UserError, match=rf"rollout.engine: vllm cannot run .*{limit}.*use rollout.engine: hf"):

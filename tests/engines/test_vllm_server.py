@@ -75,8 +75,10 @@ def make_engine(
 
     def make(**options: Any) -> VLLMServerEngine:
         defaults: dict[str, Any] = {
-            "transfer": FileTransfer(tmp_path / "weights"), "api_key_env": "SERVER_KEY", "recompute_cache": True
-        }  # fmt: skip
+            "transfer": FileTransfer(tmp_path / "weights"),
+            "api_key_env": "SERVER_KEY",
+            "recompute_cache": True,
+        }
         engines.append(VLLMServerEngine(**{"urls": [served.url], "timeout": 300.0} | defaults | options))
         return engines[-1]
 
@@ -124,9 +126,13 @@ def test_completions_may_begin_differently_on_a_server(engine: VLLMServerEngine,
 
 
 def generate_during_updates(
-    engine: VLLMServerEngine, policy: Policy, prompts: list[Prompt], sampling: Sampling, updates: int,
+    engine: VLLMServerEngine,
+    policy: Policy,
+    prompts: list[Prompt],
+    sampling: Sampling,
+    updates: int,
     sync: Callable[[Policy], None] | None = None,
-) -> tuple[dict[str, Policy], list[list[Completion]]]:  # fmt: skip
+) -> tuple[dict[str, Policy], list[list[Completion]]]:
     """Generate during weight updates; return the policies by their labels, and the completions of each prompt.
 
     The first server waits from tokens of the weights of now to the update, so that what runs cannot end before it.
@@ -294,9 +300,12 @@ def test_copies_that_differ_are_named() -> None:
 
 @pytest.mark.slow
 def test_after_a_sync_a_server_holds_what_a_server_of_the_exported_model_holds(
-    served: Served, make_engine: Callable[..., VLLMServerEngine], tiny_model_folder: Path, policy: Policy,
+    served: Served,
+    make_engine: Callable[..., VLLMServerEngine],
+    tiny_model_folder: Path,
+    policy: Policy,
     tmp_path: Path,
-) -> None:  # fmt: skip
+) -> None:
     engine = make_engine()
     start_engine(engine, policy)
     change(policy, 0.2)
@@ -316,9 +325,14 @@ def test_after_a_sync_a_server_holds_what_a_server_of_the_exported_model_holds(
 
 @pytest.mark.slow
 def test_what_is_wrong_is_one_line(
-    make_engine: Callable[..., VLLMServerEngine], policy: Policy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
-    caplog: pytest.LogCaptureFixture, untied_model_folder: Path, served: Served,
-) -> None:  # fmt: skip
+    make_engine: Callable[..., VLLMServerEngine],
+    policy: Policy,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    untied_model_folder: Path,
+    served: Served,
+) -> None:
     def refused(said: str, **options: Any) -> None:
         with pytest.raises(UserError, match=said):
             start_engine(make_engine(**options), policy)
@@ -390,9 +404,13 @@ def test_a_teacher_on_a_server_gives_the_gradients_of_one_in_this_process(
 
 @pytest.mark.slow
 def test_another_server_takes_over_and_the_killed_one_is_used_again(
-    served: Served, make_engine: Callable[..., VLLMServerEngine], tiny_model_folder: Path, policy: Policy,
-    tmp_path: Path, caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
+    served: Served,
+    make_engine: Callable[..., VLLMServerEngine],
+    tiny_model_folder: Path,
+    policy: Policy,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """The second has two processes that take requests, which share its engine's weights."""
     prompts = [make_prompt(random_ids(20, p), f"p{p}") for p in range(16)]
     seeds, sampling = [[8 * p + g for g in range(8)] for p in range(16)], Sampling(max_tokens=100)
@@ -429,9 +447,12 @@ def until(condition: Callable[[], bool], seconds: float = 60) -> None:
 def from_yaml(served: Served, folder: Path | None = None) -> list[str]:
     """The options that a user adds to the command line; without a folder the weights go through memory."""
     engine = {
-        "urls": f"[{served.url}]", "api_key_env": "SERVER_KEY", "timeout": 300, "transfer": "FileTransfer",
+        "urls": f"[{served.url}]",
+        "api_key_env": "SERVER_KEY",
+        "timeout": 300,
+        "transfer": "FileTransfer",
         "recompute_cache": "true",
-    }  # fmt: skip
+    }
     options = [x for name, value in engine.items() for x in (f"--rollout.engine.init_args.{name}", str(value))]
     folder_of = ["--rollout.engine.init_args.transfer.init_args.folder", str(folder)] if folder else []
     return ["--rollout.engine", "VLLMServerEngine", *options, *folder_of, "--rollout.safeguards.probe_every", "1"]
@@ -537,9 +558,12 @@ def test_images_on_a_server_are_those_of_the_trainer(
 
 @pytest.mark.slow
 def test_a_server_adds_adapters_itself(
-    make_engine: Callable[..., VLLMServerEngine], tiny_model_folder: Path, tmp_path: Path,
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    make_engine: Callable[..., VLLMServerEngine],
+    tiny_model_folder: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """It gets the weights once and then adapters, also after a restart; without --enable-lora they are merged."""
     save_adapter(tiny_model_folder, tmp_path / "first", r=3)
     policy = adapted(tiny_model_folder, Lora(adapter="continue"), tmp_path / "first")

@@ -327,9 +327,14 @@ def test_each_call_of_a_turn_gets_a_message() -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [({"a": None, "b": True}, "{'a': None, 'b': True}"), (None, "None"), ([{"row": 0}], "[{'row': 0}]"), (0.5, "0.5"),
-     ([{"type": "text", "text": "Here "}, {"type": "text", "text": "it is."}], "Here it is.")],
-)  # fmt: skip
+    [
+        ({"a": None, "b": True}, "{'a': None, 'b': True}"),
+        (None, "None"),
+        ([{"row": 0}], "[{'row': 0}]"),
+        (0.5, "0.5"),
+        ([{"type": "text", "text": "Here "}, {"type": "text", "text": "it is."}], "Here it is."),
+    ],
+)
 def test_results_become_text_as_python_writes_them(value: object, text: str) -> None:
     assert as_tool_result("look", value).text == text
 
@@ -476,10 +481,14 @@ def test_a_class_written_for_trl_works_by_its_path() -> None:
 
 @pytest.mark.parametrize(
     ("path", "message"),
-    [("nothing.Here", "No module named 'nothing'"), ("lit_rlvr.environments.None_", "cannot be imported"),
-     ("os.path.sep", "is neither a class nor a function"), ("Calculater", "did you mean 'Calculator'"),
-     ("{class_path: my.Thing}", "by its dotted path alone")],
-)  # fmt: skip
+    [
+        ("nothing.Here", "No module named 'nothing'"),
+        ("lit_rlvr.environments.None_", "cannot be imported"),
+        ("os.path.sep", "is neither a class nor a function"),
+        ("Calculater", "did you mean 'Calculator'"),
+        ("{class_path: my.Thing}", "by its dotted path alone"),
+    ],
+)
 def test_a_wrong_path_is_one_line(path: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         as_environment(path)
@@ -510,9 +519,13 @@ def test_the_sql_shell_shows_rows_or_the_error_and_cannot_write(tmp_path: Path) 
 
 @pytest.mark.parametrize(
     ("program", "text"),
-    [("print(6 * 7)", "42\n"), ("x = 1", "the program printed nothing"),
-     ("1 / 0", "{'error': 'ZeroDivisionError: division by zero'}"), ("open('/tmp/x', 'w')", "{'error': "),
-     ("while True: pass", "{'error': ")],
-)  # fmt: skip
+    [
+        ("print(6 * 7)", "42\n"),
+        ("x = 1", "the program printed nothing"),
+        ("1 / 0", "{'error': 'ZeroDivisionError: division by zero'}"),
+        ("open('/tmp/x', 'w')", "{'error': "),
+        ("while True: pass", "{'error': "),
+    ],
+)
 def test_python_runs_in_the_sandbox(program: str, text: str) -> None:
     assert Python().step(Turn(f"<call>python({program!r})</call>")).text.startswith(text)

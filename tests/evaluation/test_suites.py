@@ -139,8 +139,9 @@ def test_the_nearest_setting_counts() -> None:
     assert (default.samples, default.greedy, default.max_tokens) == (8, True, None)
     parts = default.parts(Sampling(max_tokens=99))
     assert {part: (s.temperature, s.max_tokens, n) for part, (s, n) in parts.items()} == {
-        "sampled": (0.6, 99, 8), "greedy": (0.0, 99, 1),
-    }  # fmt: skip
+        "sampled": (0.6, 99, 8),
+        "greedy": (0.0, 99, 1),
+    }
 
 
 def test_settings_of_a_suite_that_are_wrong_are_one_line(tmp_path: Path) -> None:

@@ -32,11 +32,15 @@ COLUMNS = (
     "id", "level", "subject", "db_id", "SQL", "query", "evidence", "question_content", "public_test_cases", "metadata",
 )  # fmt: skip
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=40)
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=40)
     | st.sampled_from(["#### 7", "\\boxed{7}", "<image>", "<image><image>", "A", "\ud800", "\x00", "9" * 500]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([*COLUMNS, "role", "content"]), inner),
     max_leaves=6,
-)  # fmt: skip
+)
 ROWS = st.dictionaries(st.sampled_from(COLUMNS) | st.text(max_size=5), VALUES, max_size=6)
 LINES = ROWS.map(json.dumps) | st.text(max_size=60) | st.just("") | st.just("{") | st.just("[1, 2]")
 MODULES = (TextMath, Geometry, MedicalVQA, TextToSQL, MultipleChoice, CodeProblems)

@@ -79,10 +79,17 @@ class Forked:
     """
 
     def __init__(
-        self, arguments: Sequence[Any], log: IO[Any] | None, environment: Mapping[str, str],
-        pass_fds: Sequence[int] = (), cwd: Path | None = None, first: str = "", group: int = 0, pictures: bool = False,
+        self,
+        arguments: Sequence[Any],
+        log: IO[Any] | None,
+        environment: Mapping[str, str],
+        pass_fds: Sequence[int] = (),
+        cwd: Path | None = None,
+        first: str = "",
+        group: int = 0,
+        pictures: bool = False,
         server: Server = COMMANDS,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._began = time.monotonic()
         self._files = [log or tempfile.TemporaryFile("a+") for _ in range(2)]  # noqa: SIM115
         files = [Descriptor(file.fileno()) for file in self._files]
@@ -143,9 +150,15 @@ def _join(group: int) -> None:
 
 
 def _become(
-    files: list[int], kept: list[int], arguments: list[str], environment: dict[str, str], cwd: str, first: str,
-    group: int, pictures: bool,
-) -> None:  # fmt: skip
+    files: list[int],
+    kept: list[int],
+    arguments: list[str],
+    environment: dict[str, str],
+    cwd: str,
+    first: str,
+    group: int,
+    pictures: bool,
+) -> None:
     """Run a command in this process, and end it."""
     from lit_rlvr.cli.main import run
     from lit_rlvr.run import outputs

@@ -55,9 +55,16 @@ def group(name: str = "1+1", text: str = "two", weights: Sequence[float] = (0.5,
 METRICS: Metrics = {
     0: {"val/accuracy": 0.25, "val/arithmetic/accuracy": 0.25},
     2: {"rollout/reward": 0.5, "rollout/accuracy": 0.5, "train/entropy": 1.0, "time/rollout": 2.0, "time/train": 1.0},
-    4: {"rollout/reward": 0.75, "rollout/accuracy": 0.75, "train/entropy": 0.5, "time/rollout": 2.0, "time/train": 1.5,
-        "val/accuracy": 0.75, "val/arithmetic/accuracy": 0.75},
-}  # fmt: skip
+    4: {
+        "rollout/reward": 0.75,
+        "rollout/accuracy": 0.75,
+        "train/entropy": 0.5,
+        "time/rollout": 2.0,
+        "time/train": 1.5,
+        "val/accuracy": 0.75,
+        "val/arithmetic/accuracy": 0.75,
+    },
+}
 
 
 def make_run(

@@ -289,17 +289,29 @@ def trainer_options(precision: str = "32-true") -> dict[str, Any]:
 
 
 OURS = (
-    aten.copy_.default, aten._local_scalar_dense.default,
-    aten.arange.default, aten.arange.start, aten.arange.start_step,
-)  # fmt: skip
+    aten.copy_.default,
+    aten._local_scalar_dense.default,
+    aten.arange.default,
+    aten.arange.start,
+    aten.arange.start_step,
+)
 """Operators without a fallback: `torch.tensor` calls the first two with tensors of the subclass, which torch gives no
 fallback; torch's own of the others resize a tensor."""
 
 
 def flash_forward(
-    q: Tensor, k: Tensor, v: Tensor, q_ends: Tensor, k_ends: Tensor, longest_q: int, longest_k: int, dropout: float,
-    causal: bool, debug: bool, scale: float,
-) -> tuple[Tensor, ...]:  # fmt: skip
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_ends: Tensor,
+    k_ends: Tensor,
+    longest_q: int,
+    longest_k: int,
+    dropout: float,
+    causal: bool,
+    debug: bool,
+    scale: float,
+) -> tuple[Tensor, ...]:
     """`_flash_attention_forward`, which torch has for GPUs alone: output (T, H, D) and log-sum-exp (H, T)."""
     out, lse = torch.zeros_like(q), torch.full((q.shape[1], len(q)), -torch.inf)
     for a, b in _blocks(q, k, q_ends, k_ends, longest_q, longest_k):
@@ -310,9 +322,22 @@ def flash_forward(
 
 
 def flash_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, q_ends: Tensor, k_ends: Tensor,
-    longest_q: int, longest_k: int, dropout: float, causal: bool, state: Tensor, unused: Tensor, scale: float,
-) -> tuple[Tensor, ...]:  # fmt: skip
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    q_ends: Tensor,
+    k_ends: Tensor,
+    longest_q: int,
+    longest_k: int,
+    dropout: float,
+    causal: bool,
+    state: Tensor,
+    unused: Tensor,
+    scale: float,
+) -> tuple[Tensor, ...]:
     """`_flash_attention_backward`: the gradients of queries, keys and values (Dao et al. 2022, algorithm 4)."""
     dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
     for a, b in _blocks(q, k, q_ends, k_ends, longest_q, longest_k):

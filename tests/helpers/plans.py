@@ -10,9 +10,13 @@ from lit_rlvr.training.module import RLVRModule
 
 
 def plan_without_trainer(
-    rollout: RolloutSettings, module: RLVRModule, prompts: int, ranks: int = 1, precision: str = "32-true",
+    rollout: RolloutSettings,
+    module: RLVRModule,
+    prompts: int,
+    ranks: int = 1,
+    precision: str = "32-true",
     device: str = "cpu",
-) -> RunPlan:  # fmt: skip
+) -> RunPlan:
     """Return the plan of a run with some prompts in each rollout."""
     plan = RunPlan(ranks=ranks, precision=precision, device=torch.device(device))
     return rollout.add_to(plan, module, prompts)

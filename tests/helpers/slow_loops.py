@@ -68,9 +68,14 @@ def slow_grpo(
 
 
 def slow_gdpo(
-    r: Matrix, c: Matrix, parts: dict[str, Matrix] | None = None, weights: dict[str, float] | None = None,
-    eps: float = 1e-4, unbiased_std: bool = True, **_: Any
-) -> list[list[float]]:  # fmt: skip
+    r: Matrix,
+    c: Matrix,
+    parts: dict[str, Matrix] | None = None,
+    weights: dict[str, float] | None = None,
+    eps: float = 1e-4,
+    unbiased_std: bool = True,
+    **_: Any,
+) -> list[list[float]]:
     parts = parts or {"reward": r}
     weights = weights or dict.fromkeys(parts, 1.0)
     sums: list[list[float | None]] = []
@@ -144,9 +149,11 @@ def slow_reinforce_pp(
     """verl's masked_whiten, token by token."""
     scores = slow_dr_grpo(r, c) if group_baseline else r
     tokens = [
-        v for row, length in zip(scores, lengths, strict=True)
-        for v, n in zip(row, length, strict=True) for _ in range(int(n))
-    ]  # fmt: skip
+        v
+        for row, length in zip(scores, lengths, strict=True)
+        for v, n in zip(row, length, strict=True)
+        for _ in range(int(n))
+    ]
     if is_degenerate([v for row in scores for v in row]):
         return [[0.0] * len(row) for row in scores]
     sd = math.sqrt(deviation(tokens, unbiased=True) ** 2 + 1e-8)
@@ -186,9 +193,16 @@ def slow_reinforce(
 
 
 def slow_aapo(
-    r: Matrix, c: Matrix, s: Matrix, base: str = "grpo", delta_low: float = -0.2, delta_high: float = 0.28,
-    clip: bool = True, margin: str = "paired", **rest: Any,
-) -> list[list[float]]:  # fmt: skip
+    r: Matrix,
+    c: Matrix,
+    s: Matrix,
+    base: str = "grpo",
+    delta_low: float = -0.2,
+    delta_high: float = 0.28,
+    clip: bool = True,
+    margin: str = "paired",
+    **rest: Any,
+) -> list[list[float]]:
     result = []
     for group, other, before in zip(r, s, SLOW[base](r=r, c=c, s=s, **rest), strict=True):
         row = []
@@ -202,10 +216,18 @@ def slow_aapo(
 
 
 def slow_agrae(
-    r: Matrix, c: Matrix, base: str = "grpo", alpha: float = 1.0, sample_level: bool = True, group_level: bool = True,
-    omega_from: str = "correct", p_from: str = "correct", omega_floor: float = 0.0, omega: float | None = None,
+    r: Matrix,
+    c: Matrix,
+    base: str = "grpo",
+    alpha: float = 1.0,
+    sample_level: bool = True,
+    group_level: bool = True,
+    omega_from: str = "correct",
+    p_from: str = "correct",
+    omega_floor: float = 0.0,
+    omega: float | None = None,
     **rest: Any,
-) -> list[list[float]]:  # fmt: skip
+) -> list[list[float]]:
     if omega is None:
         source = c if omega_from == "correct" else r
         omega = mean([value for group in source for value in group])
@@ -257,9 +279,15 @@ def _compared(values: Sequence[float], eps: float, scale: str, unbiased_std: boo
 
 
 def slow_gigpo_turns(
-    r: Matrix, rewards: Steps, states: Steps, step_weight: float = 1.0, discount: float = 0.95, scale: str = "group",
-    eps: float = 1e-6, unbiased_std: bool = False,
-) -> list[list[list[float]]]:  # fmt: skip
+    r: Matrix,
+    rewards: Steps,
+    states: Steps,
+    step_weight: float = 1.0,
+    discount: float = 0.95,
+    scale: str = "group",
+    eps: float = 1e-6,
+    unbiased_std: bool = False,
+) -> list[list[list[float]]]:
     returns = slow_returns(r, rewards, discount)
     result = []
     for p, group in enumerate(r):
@@ -306,9 +334,16 @@ def slow_step_returns(r: Matrix, c: Matrix, base: str = "grpo", discount: float 
 
 
 def slow_grpo_lead(
-    r: Matrix, c: Matrix, lengths: Matrix, alpha: float = 0.05, weight_min: float = 0.4, weight_max: float = 1.5,
-    slope: float = 10, center: float = 0.75, **_: Any,
-) -> list[list[float]]:  # fmt: skip
+    r: Matrix,
+    c: Matrix,
+    lengths: Matrix,
+    alpha: float = 0.05,
+    weight_min: float = 0.4,
+    weight_max: float = 1.5,
+    slope: float = 10,
+    center: float = 0.75,
+    **_: Any,
+) -> list[list[float]]:
     def weight(x: float) -> float:
         return weight_min + (weight_max - weight_min) / (1 + math.exp(slope * (x - center)))
 
@@ -445,9 +480,13 @@ def gmpo_terms(case: Case, a: Sequence[mpf], clip_low: float, clip_high: float, 
 
 
 def power_terms(
-    case: Case, a: Sequence[mpf], powers: Sequence[float], low: Sequence[float], high: Sequence[float],
+    case: Case,
+    a: Sequence[mpf],
+    powers: Sequence[float],
+    low: Sequence[float],
+    high: Sequence[float],
     dual_clip: float | None = None,
-) -> Term:  # fmt: skip
+) -> Term:
     """APMPO, literally: powers of magnitudes. `powers`, `low`, `high`: one number per row."""
 
     def term(i: int, logp: Sequence[mpf]) -> mpf:
@@ -508,9 +547,16 @@ def sapo_terms(case: Case, a: Sequence[mpf], aggregation: str, tau_pos: float, t
 
 
 def fipo_terms(
-    case: Case, a: Sequence[mpf], low: float = 1.0, high: float = 1.2, half_life: float = 32.0, safe: float = 4.0,
-    dual: float | None = 10.0, clip_low: float = 0.2, clip_high: float = 0.28,
-) -> Term:  # fmt: skip
+    case: Case,
+    a: Sequence[mpf],
+    low: float = 1.0,
+    high: float = 1.2,
+    half_life: float = 32.0,
+    safe: float = 4.0,
+    dual: float | None = 10.0,
+    clip_low: float = 0.2,
+    clip_high: float = 0.28,
+) -> Term:
     far = mp.inf if dual is None else mpf(dual)
 
     def ratio_of(i: int, t: int) -> mpf:
@@ -666,9 +712,13 @@ def top_entropy_terms(case: Case, a: Sequence[mpf], aggregation: str, share: flo
 
 
 def cispo_terms(
-    case: Case, a: Sequence[mpf], aggregation: str, ratio_cap: float, dual_clip: float | None = None,
+    case: Case,
+    a: Sequence[mpf],
+    aggregation: str,
+    ratio_cap: float,
+    dual_clip: float | None = None,
     ratio_floor: float = 0.0,
-) -> Term:  # fmt: skip
+) -> Term:
     def term(i: int, logp: Sequence[mpf]) -> mpf:
         total = mpf(0)
         for t in case.tokens(i):

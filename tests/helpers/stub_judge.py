@@ -106,9 +106,13 @@ class StubJudge:
             said = json.dumps({"reason": "so"} | (dict.fromkeys(fields, said) if isinstance(said, int) else said))
         choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": said}}
         return {
-            "id": "1", "object": "chat.completion", "created": 0, "model": body["model"], "choices": [choice],
+            "id": "1",
+            "object": "chat.completion",
+            "created": 0,
+            "model": body["model"],
+            "choices": [choice],
             "usage": usage,
-        }  # fmt: skip
+        }
 
 
 def text_of(content: Any) -> str:

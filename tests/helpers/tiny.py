@@ -57,9 +57,16 @@ def tiny_llama(seed: int = 0) -> PreTrainedModel:
     torch.manual_seed(seed)
     shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = LlamaConfig(
-        vocab_size=VOCAB, num_key_value_heads=1, max_position_embeddings=1024, tie_word_embeddings=True,
-        initializer_range=0.15, bos_token_id=None, eos_token_id=END, pad_token_id=0, **shape,
-    )  # fmt: skip
+        vocab_size=VOCAB,
+        num_key_value_heads=1,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        initializer_range=0.15,
+        bos_token_id=None,
+        eos_token_id=END,
+        pad_token_id=0,
+        **shape,
+    )
     return _with_generation(LlamaForCausalLM(config))
 
 
@@ -68,9 +75,17 @@ def tiny_qwen2(seed: int = 0, **options: Any) -> PreTrainedModel:
     torch.manual_seed(seed)
     shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = Qwen2Config(
-        vocab_size=VOCAB, num_key_value_heads=2, max_position_embeddings=1024, tie_word_embeddings=False,
-        initializer_range=0.15, bos_token_id=None, eos_token_id=END, pad_token_id=0, **shape, **options,
-    )  # fmt: skip
+        vocab_size=VOCAB,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        tie_word_embeddings=False,
+        initializer_range=0.15,
+        bos_token_id=None,
+        eos_token_id=END,
+        pad_token_id=0,
+        **shape,
+        **options,
+    )
     model = Qwen2ForCausalLM(config)
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
@@ -83,10 +98,20 @@ def tiny_moe() -> PreTrainedModel:
     torch.manual_seed(0)
     shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
     config = Qwen3MoeConfig(
-        vocab_size=VOCAB, num_key_value_heads=2, head_dim=16, max_position_embeddings=512, num_experts=32,
-        num_experts_per_tok=4, moe_intermediate_size=32, norm_topk_prob=True, initializer_range=0.1,
-        bos_token_id=None, eos_token_id=END, pad_token_id=0, **shape,
-    )  # fmt: skip
+        vocab_size=VOCAB,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=512,
+        num_experts=32,
+        num_experts_per_tok=4,
+        moe_intermediate_size=32,
+        norm_topk_prob=True,
+        initializer_range=0.1,
+        bos_token_id=None,
+        eos_token_id=END,
+        pad_token_id=0,
+        **shape,
+    )
     return _with_generation(Qwen3MoeForCausalLM(config))
 
 

@@ -100,17 +100,26 @@ class Streaming(Copying):
             self._syncs += 1
 
     def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]],
-        done: OnGroupDone | None = None, turns: Turns | None = None,
-    ) -> list[list[Completion]]:  # fmt: skip
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        seeds: Sequence[Sequence[int]],
+        done: OnGroupDone | None = None,
+        turns: Turns | None = None,
+    ) -> list[list[Completion]]:
         with self._turn:
             groups = HFEngine.generate(self, prompts, sampling, seeds, None, turns)
             return [[replace(c, labels=(self.label,) * c.length) for c in group] for group in groups]
 
     def generate_stream(
-        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]],
-        started: OnGroupStarted, done: OnGroupDone, turns: Turns | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        seeds: Sequence[Sequence[int]],
+        started: OnGroupStarted,
+        done: OnGroupDone,
+        turns: Turns | None = None,
+    ) -> None:
         def one(p: int) -> None:
             with self._turn:
                 started(p, self.held.get(prompts[p].sample.id, threading.Event()).set)
@@ -141,9 +150,13 @@ class Scripted(HFEngine):
         self.script = script
 
     def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]],
-        done: OnGroupDone | None = None, turns: Turns | None = None,
-    ) -> list[list[Completion]]:  # fmt: skip
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        seeds: Sequence[Sequence[int]],
+        done: OnGroupDone | None = None,
+        turns: Turns | None = None,
+    ) -> list[list[Completion]]:
         if turns is None:
             return super().generate(prompts, sampling, seeds, done)
         tokenizer = self.context.tokenizer
@@ -277,7 +290,7 @@ def check_thought_budget(
     unopened: Sequence[Prompt],
     sampling: Sampling,
     seeds: Sequence[Sequence[int]],
-) -> None:  # fmt: skip
+) -> None:
     """Thoughts that the prompts open are closed after 5 tokens, if they are that long, and the answer follows; with
     `at_budget: end`, completions with such thoughts end there, truncated, and the others are the same."""
     sampling = replace(sampling, max_tokens=24, max_thought_tokens=5)

@@ -178,10 +178,19 @@ def fit(
         replay=replay,
     )
     usual: dict[str, Any] = dict(
-        max_steps=steps, max_epochs=-1, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, limit_val_batches=0,
-        default_root_dir=root, callbacks=[rollout, recorder],
-    )  # fmt: skip
+        max_steps=steps,
+        max_epochs=-1,
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        limit_val_batches=0,
+        default_root_dir=root,
+        callbacks=[rollout, recorder],
+    )
     trainer = Trainer(**usual | (trainer_options or {}))
     trainer.fit(
         module,

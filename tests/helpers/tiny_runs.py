@@ -66,11 +66,14 @@ def pictures_config(vlm_folder: Path, run: Path) -> dict[str, Any]:
         "data": {"class_path": "LesionCount", "init_args": {"pictures": 8, "held_out": 0, "prompts_per_rollout": 2}},
         "rollout": {"group_size": 2, "engine": "hf", "sampling": {"max_tokens": 4}},
         "trainer": {
-            "max_steps": 2, "precision": "32-true", "accelerator": "cpu", "devices": 1,
+            "max_steps": 2,
+            "precision": "32-true",
+            "accelerator": "cpu",
+            "devices": 1,
             "default_root_dir": str(run),
         },
         "run": {"show_every": 0},
-    }  # fmt: skip
+    }
 
 
 def write_config(path: Path, config: dict[str, Any]) -> Path:

@@ -66,9 +66,15 @@ def save_qwen3_vl(folder: Path) -> Path:
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [6, 5, 5], "mrope_interleaved": True}
     text = language_sizes(num_hidden_layers=3, head_dim=32, rope_parameters=rope, **SHARP)
     vision = {
-        "depth": 3, "hidden_size": 64, "intermediate_size": 128, "num_heads": 2, "out_hidden_size": 128,
-        "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1], **SHARP,
-    }  # fmt: skip
+        "depth": 3,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_heads": 2,
+        "out_hidden_size": 128,
+        "num_position_embeddings": 64,
+        "deepstack_visual_indexes": [0, 1],
+        **SHARP,
+    }
     return save_vlm(Qwen3VLConfig(text_config=text, vision_config=vision, **markers()), folder)
 
 
@@ -104,9 +110,12 @@ def save_gemma4(folder: Path) -> Path:
 def save_gemma4_vision(folder: Path) -> Path:
     """Attention in both directions within images in windows of sixteen tokens, keys that are values."""
     text = {
-        "use_bidirectional_attention": "vision", "sliding_window": 16, "hidden_size_per_layer_input": 0,
-        "attention_k_eq_v": True, "num_global_key_value_heads": 1,
-    }  # fmt: skip
+        "use_bidirectional_attention": "vision",
+        "sliding_window": 16,
+        "hidden_size_per_layer_input": 0,
+        "attention_k_eq_v": True,
+        "num_global_key_value_heads": 1,
+    }
     return save_tiny_gemma4(folder, text=SHARP | text, vision=SHARP | {"standardize": True})
 
 
@@ -128,9 +137,14 @@ def save_idefics3(folder: Path) -> Path:
         "max_position_embeddings": 2048, "eos_token_id": SPECIALS.index("<|im_end|>"), "pad_token_id": 0, **SHARP,
     }  # fmt: skip
     vision = {
-        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "image_size": 28, "patch_size": 7, **SHARP,
-    }  # fmt: skip
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 7,
+        **SHARP,
+    }
     marks = {"image_token_id": SPECIALS.index("<image>"), "pad_token_id": 0}
     return save_smolvlm(Idefics3Config(text_config=text, vision_config=vision, scale_factor=2, **marks), folder)
 
@@ -139,9 +153,15 @@ def save_llava(folder: Path) -> Path:
     """A model whose family is not ours: docs/plugins.md has it. Four patches of an image, each with one feature."""
     specials, side = (*LLM_SPECIALS, "<image>"), 28
     tower = {
-        "model_type": "clip_vision_model", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3,
-        "num_attention_heads": 2, "image_size": side, "patch_size": 14, **SHARP,
-    }  # fmt: skip
+        "model_type": "clip_vision_model",
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "image_size": side,
+        "patch_size": 14,
+        **SHARP,
+    }
     text = {"model_type": "llama", **tiny_sizes(specials), **SHARP}
     config = LlavaConfig(text_config=text, vision_config=tower, image_token_index=specials.index("<image>"))
     save_random(AutoModelForImageTextToText, config, folder, 0)
@@ -153,9 +173,13 @@ def save_llava(folder: Path) -> Path:
 
 QWEN = {"qwen2-vl": save_qwen2_vl, "qwen2.5-vl": save_qwen2_5_vl, "qwen3-vl": save_qwen3_vl, "qwen3.5": save_qwen3_5}
 KINDS = QWEN | {
-    "smolvlm2": save_smolvlm2, "gemma3": save_gemma3, "gemma4": save_gemma4, "gemma4-vision": save_gemma4_vision,
-    "internvl3.5": save_internvl3_5, "glm-4.1v": save_glm4v,
-}  # fmt: skip
+    "smolvlm2": save_smolvlm2,
+    "gemma3": save_gemma3,
+    "gemma4": save_gemma4,
+    "gemma4-vision": save_gemma4_vision,
+    "internvl3.5": save_internvl3_5,
+    "glm-4.1v": save_glm4v,
+}
 ALONE = ("qwen3.5", "gemma3", "gemma4", "gemma4-vision")
 """The kinds whose completions do not share a prompt."""
 NOT_IN_VLLM = ("qwen3.5", "gemma3", "gemma4-vision")

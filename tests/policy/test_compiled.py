@@ -121,7 +121,7 @@ def broken(graph: Any, inputs: Any) -> Any:
         (lambda plain: lambda *args, **kwargs: plain(*args, **kwargs) * 1.1, "compute something else; leave it off"),
         (lambda plain: lambda *args, **kwargs: Crooked.apply(plain(*args, **kwargs)), "compute something else"),
     ],
-)  # fmt: skip
+)
 def test_a_compiler_that_fails_or_is_wrong_is_one_line(
     in_place_of_torch: Callable[[Layer], None], made: Layer, message: str
 ) -> None:
@@ -133,9 +133,13 @@ def test_a_compiler_that_fails_or_is_wrong_is_one_line(
 
 @pytest.mark.parametrize("works", [True, False])
 def test_what_auto_cannot_compile_stays_plain(
-    tiny_model_folder: Path, tmp_path: Path, in_place_of_torch: Callable[[Layer], None], works: bool,
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
+    tiny_model_folder: Path,
+    tmp_path: Path,
+    in_place_of_torch: Callable[[Layer], None],
+    works: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """A run of two steps that would pay, with a compiler that is broken or leaves the layers as they are."""
     monkeypatch.setitem(compiled.MIN_COMPILED_FLOPS, "cpu", 1.0)
     calls: list[int] = []

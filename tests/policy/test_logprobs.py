@@ -20,9 +20,14 @@ SAMPLINGS = pytest.mark.parametrize(
 
 
 def plain(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, sampling: Sampling,
-    scale: float = 1.0, cap: float | None = None,
-) -> list[Tensor]:  # fmt: skip
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    sampling: Sampling,
+    scale: float = 1.0,
+    cap: float | None = None,
+) -> list[Tensor]:
     """The definitions, with all logits in memory."""
     logits = torch.nn.functional.linear(hidden, weight, bias) * scale
     logits = (logits if cap is None else torch.tanh(logits / cap) * cap) / sampling.temperature
@@ -150,9 +155,15 @@ def teacher_head(beta: float, top_k: int | None, device: torch.device | None = N
 @pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("top_k", [None, 4])
 def test_the_divergence_from_a_teacher_and_its_gradient_are_those_of_whole_logits(
-    sampling: Sampling, chunk: int, block: int, kept: int, beta: float, top_k: int | None,
-    monkeypatch: pytest.MonkeyPatch, device: torch.device,
-) -> None:  # fmt: skip
+    sampling: Sampling,
+    chunk: int,
+    block: int,
+    kept: int,
+    beta: float,
+    top_k: int | None,
+    monkeypatch: pytest.MonkeyPatch,
+    device: torch.device,
+) -> None:
     """Together with the log-probabilities and entropies of the same pass; the definitions on one token at a time."""
     for name, value in {"GPU_ROWS": 1, "CHUNK_LOGITS": chunk, "BLOCK_LOGITS": block, "KEPT_BYTES": kept}.items():
         monkeypatch.setattr(scoring, name, value)

@@ -79,10 +79,15 @@ def test_adapters_that_add_less_than_half_a_digit_reach_an_engine_in_bfloat16(ti
 
 
 KINDS: dict[str, dict[str, Any]] = {
-    "plain": {}, "rslora": {"rslora": True}, "dora": {"dora": True}, "gaussian": {"init": "gaussian"},
-    "pissa": {"init": "pissa"}, "rslora pissa": {"init": "pissa", "rslora": True},
-    "dora rslora": {"dora": True, "rslora": True, "layers": ["q_proj"]}, "experts": {"experts": True},
-}  # fmt: skip
+    "plain": {},
+    "rslora": {"rslora": True},
+    "dora": {"dora": True},
+    "gaussian": {"init": "gaussian"},
+    "pissa": {"init": "pissa"},
+    "rslora pissa": {"init": "pissa", "rslora": True},
+    "dora rslora": {"dora": True, "rslora": True, "layers": ["q_proj"]},
+    "experts": {"experts": True},
+}
 
 
 @pytest.fixture
@@ -309,9 +314,13 @@ def test_frozen_weights_load_onto_the_device_of_their_rank(
             with pytest.raises(UserError, match="enough"):
                 GRPO(model=str(folder), lora=lora).models.load_policy(plan)
     assert loaded == [
-        ("cuda:3", "bfloat16"), ("cpu", "bfloat16"), ("cuda:3", "float32"),
-        ("cpu", "float32"), ("cpu", "float32"), ("cuda:3", "float32"),
-    ]  # fmt: skip
+        ("cuda:3", "bfloat16"),
+        ("cpu", "bfloat16"),
+        ("cuda:3", "float32"),
+        ("cpu", "float32"),
+        ("cpu", "float32"),
+        ("cuda:3", "float32"),
+    ]
 
 
 @pytest.mark.parametrize("options", [{}, {"init": "pissa"}, {"dora": True}], ids=["plain", "pissa", "dora"])

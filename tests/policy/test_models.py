@@ -64,18 +64,43 @@ class Text:
 
 
 SIZES: dict[str, Any] = dict(
-    hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-    vocab_size=VOCAB, max_position_embeddings=512, bos_token_id=None, eos_token_id=2, pad_token_id=0,
+    hidden_size=64,
+    intermediate_size=128,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    vocab_size=VOCAB,
+    max_position_embeddings=512,
+    bos_token_id=None,
+    eos_token_id=2,
+    pad_token_id=0,
     initializer_range=0.15,
-)  # fmt: skip
-DELTA = dict(head_dim=16, linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=16,
-             linear_value_head_dim=16, layer_types=["linear_attention", "full_attention"])  # fmt: skip
+)
+DELTA = dict(
+    head_dim=16,
+    linear_num_key_heads=2,
+    linear_num_value_heads=4,
+    linear_key_head_dim=16,
+    linear_value_head_dim=16,
+    layer_types=["linear_attention", "full_attention"],
+)
 EXPERTS = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32)
 HALF = 2 * 2 * 3 * 64 * 32  # two of four experts in each of two layers
 WINDOWS = dict(head_dim=16, sliding_window=6, layer_types=["sliding_attention", "full_attention"])
-LATENT = dict(num_key_value_heads=4, q_lora_rank=16, kv_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=8,
-              v_head_dim=16, n_routed_experts=4, n_group=1, topk_group=1, num_experts_per_tok=2,
-              moe_intermediate_size=32, first_k_dense_replace=1)  # fmt: skip
+LATENT = dict(
+    num_key_value_heads=4,
+    q_lora_rank=16,
+    kv_lora_rank=16,
+    qk_rope_head_dim=8,
+    qk_nope_head_dim=8,
+    v_head_dim=16,
+    n_routed_experts=4,
+    n_group=1,
+    topk_group=1,
+    num_experts_per_tok=2,
+    moe_intermediate_size=32,
+    first_k_dense_replace=1,
+)
 RECURRENT = "recurrent layers"
 FAST: dict[str, Text] = {
     "Llama 3": Text(LlamaConfig, 64, {"tie_word_embeddings": True}),
@@ -85,12 +110,19 @@ FAST: dict[str, Text] = {
     "Qwen3-MoE": Text(Qwen3MoeConfig, 64, {"head_dim": 16, **EXPERTS}, unused=HALF),
     "Gemma 3": Text(Gemma3TextConfig, 64, WINDOWS, "sliding_window"),
     "Gemma 4": Text(
-        Gemma4TextConfig, 96, {**WINDOWS, "global_head_dim": 32, "final_logit_softcapping": 3.0,
-                               "hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": VOCAB},
+        Gemma4TextConfig,
+        96,
+        {
+            **WINDOWS,
+            "global_head_dim": 32,
+            "final_logit_softcapping": 3.0,
+            "hidden_size_per_layer_input": 16,
+            "vocab_size_per_layer_input": VOCAB,
+        },
         "sliding_window",
     ),
     "SmolLM3": Text(SmolLM3Config, 64, {"no_rope_layers": [1, 0]}),
-}  # fmt: skip
+}
 SLOW: dict[str, Text] = {
     "Qwen3-Next": Text(
         Qwen3NextConfig, 32, {**DELTA, **EXPERTS, "shared_expert_intermediate_size": 32}, RECURRENT, HALF
@@ -141,8 +173,10 @@ def test_logprobs_and_gradients_are_the_models_own(
     ours = scored(policy, make_rollout(PROMPTS, COMPLETIONS))
     pairs = [(prompt, c) for prompt, group in zip(PROMPTS, COMPLETIONS, strict=True) for c in group]
     theirs = [plain_logprobs(model, prompt, completion)[0] for prompt, completion in pairs]
-    found, wanted = ([*torch.autograd.grad(torch.cat(each).sum(), [*model.parameters()], allow_unused=True)]
-                     for each in (ours, theirs))  # fmt: skip
+    found, wanted = (
+        [*torch.autograd.grad(torch.cat(each).sum(), [*model.parameters()], allow_unused=True)]
+        for each in (ours, theirs)
+    )
     for mine, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine, other, atol=2e-5, rtol=1e-5)
     largest = max(float(grad.abs().max()) for grad in wanted if grad is not None)
@@ -200,8 +234,11 @@ def test_a_plan_counts_exactly(name: str) -> None:
     shape, plain = shape_of(model.config), Strategy(sharded=False, checkpointing=False)
     size = sum(p.numel() for p in model.parameters())
     assert state_memory(shape, plain, 4, reference=True) == {
-        "weights": 4 * size, "gradients": 4 * size, "AdamW": 8 * size, "reference": 4 * size
-    }  # fmt: skip
+        "weights": 4 * size,
+        "gradients": 4 * size,
+        "AdamW": 8 * size,
+        "reference": 4 * size,
+    }
     assert shape.parameters - shape.active == row.unused
     assert kv_bytes_per_token(shape, 4) == 2 * 4 * row.keys
     few_layers = {"layers": ["down_proj"]} if any("shared_expert_gate" in n for n, _ in model.named_modules()) else {}

@@ -31,9 +31,18 @@ def make_rollout(prompts: list[Prompt], sampling: Sampling | None = None) -> Rol
     token_ids, mask, zeros = pad_completions(groups)
     shape = (len(groups), 3)
     return Rollout(
-        prompts, groups, token_ids, mask, zeros, torch.zeros(shape), torch.zeros(shape),
-        torch.ones(shape, dtype=torch.bool), {}, [["ok"] * 3] * len(groups), sampling or Sampling(),
-    )  # fmt: skip
+        prompts,
+        groups,
+        token_ids,
+        mask,
+        zeros,
+        torch.zeros(shape),
+        torch.zeros(shape),
+        torch.ones(shape, dtype=torch.bool),
+        {},
+        [["ok"] * 3] * len(groups),
+        sampling or Sampling(),
+    )
 
 
 def gradients(policy: Policy) -> dict[str, Tensor]:

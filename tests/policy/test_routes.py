@@ -55,8 +55,11 @@ def sigmoid(config: Any, logits: Tensor) -> Tensor:
 
 
 EXPERTS: dict[str, Weigh] = {
-    "Qwen3-MoE": softmax, "Qwen3.5-MoE": normalised, "Qwen3-Next": normalised, "DeepSeek-V3": sigmoid
-}  # fmt: skip
+    "Qwen3-MoE": softmax,
+    "Qwen3.5-MoE": normalised,
+    "Qwen3-Next": normalised,
+    "DeepSeek-V3": sigmoid,
+}
 EACH = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[] if name in test_models.FAST else pytest.mark.slow) for name in EXPERTS]
 )
@@ -221,9 +224,13 @@ def server_choice(reported: Tensor) -> dict[str, Any]:
 
     content = [{"token": "x", "logprob": -1.0, "top_logprobs": []}] * 2
     choice = GenerateTextChoice(
-        index=0, text="xx", token_ids=[5, 6], finish_reason="length", logprobs={"content": content},
+        index=0,
+        text="xx",
+        token_ids=[5, 6],
+        finish_reason="length",
+        logprobs={"content": content},
         routed_experts=numpy2base64(reported.numpy()),
-    )  # fmt: skip
+    )
     answer: dict[str, Any] = choice.model_dump(mode="json")
     return answer
 
@@ -232,9 +239,15 @@ def test_a_server_that_returns_no_experts_is_refused(monkeypatch: pytest.MonkeyP
     policy = replaying("Qwen3-MoE")
     server = server_engine()
     known = {
-        "model": "unknown", "dtype": "torch.float32", "max_num_seqs": 8, "replicas": 1, "adapters": None,
-        "max_model_len": 512, "logprobs_mode": "processed_logprobs", "batch_invariant": False,
-    }  # fmt: skip
+        "model": "unknown",
+        "dtype": "torch.float32",
+        "max_num_seqs": 8,
+        "replicas": 1,
+        "adapters": None,
+        "max_model_len": 512,
+        "logprobs_mode": "processed_logprobs",
+        "batch_invariant": False,
+    }
     monkeypatch.setattr("lit_rlvr.engines.server.check_model", lambda *_: None)
     context = EngineContext("", policy, test_models.tiny.byte_tokenizer(), 512, 64, 0)
     for returns in (True, False):
@@ -271,9 +284,15 @@ def test_a_record_holds_the_experts(run_folder: Path, lit_rlvr: Callable[..., An
     assert all(float(row["train/expert_flips"]) == 0 for row in metrics(run_folder / "again")[1:])
     run(lit_rlvr, *options, *to("unknown"))
     run(
-        lit_rlvr, *options, *replayed, "--rollouts-from", "unknown", *to("refused"), status=2,
+        lit_rlvr,
+        *options,
+        *replayed,
+        "--rollouts-from",
+        "unknown",
+        *to("refused"),
+        status=2,
         says="unknown was recorded without rollout.replay_routes; leave the option off",
-    )  # fmt: skip
+    )
 
 
 def refused(callback: RolloutCallback, model: Path, device: str = "cpu", **options: Any) -> str:

@@ -300,8 +300,10 @@ def test_a_gated_model_says_what_to_do(tmp_path: Path) -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), GatedHub) as hub:
         Thread(target=hub.serve_forever, daemon=True).start()
         environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")} | {
-            "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_HOME": str(tmp_path), "HF_TOKEN": "hf_mine",
-        }  # fmt: skip
+            "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
+            "HF_HOME": str(tmp_path),
+            "HF_TOKEN": "hf_mine",
+        }
         code = "from lit_rlvr.policy.sources import resolve_model; resolve_model('org/gated')"
         done = subprocess.run(
             [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False

@@ -136,10 +136,16 @@ def test_a_model_scores_alike_by_both(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(found[1], wanted[1], atol=1e-8, rtol=1e-10)
 
 
-@pytest.mark.parametrize(("sizes", "taken"), [
-    ({"head_dim": 256}, True), ({"head_dim": 264}, False), ({"head_dim": 20}, False),
-    ({"head_dim": 192, "v_head_dim": 128}, False), ({"head_dim": None}, True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("sizes", "taken"),
+    [
+        ({"head_dim": 256}, True),
+        ({"head_dim": 264}, False),
+        ({"head_dim": 20}, False),
+        ({"head_dim": 192, "v_head_dim": 128}, False),
+        ({"head_dim": None}, True),
+    ],
+)
 def test_heads_that_the_kernel_does_not_take_are_padded(
     sizes: dict[str, int | None], taken: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

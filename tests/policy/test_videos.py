@@ -41,9 +41,13 @@ def make_prompt(folder: Path, frames: Any) -> tuple[Prompt, dict[str, Any]]:
     else:
         metadata = VideoMetadata(fps=1.9, frames_indices=list(range(5)), total_num_frames=5)
     theirs = own(
-        text=TEXT, images=[image], videos=[video.array], return_tensors="pt", do_resize=False,
+        text=TEXT,
+        images=[image],
+        videos=[video.array],
+        return_tensors="pt",
+        do_resize=False,
         videos_kwargs={"do_sample_frames": False, "video_metadata": [metadata]},
-    )  # fmt: skip
+    )
     assert ids == theirs["input_ids"][0].tolist()
     return Prompt(Sample("clip", "?", "1"), ids, pixels), dict(theirs)
 
@@ -70,8 +74,10 @@ def slow_positions(prompt: Prompt, config: Any) -> list[list[int]]:
             t, h, w, interval = grids[kinds[ids[at]]].pop(0)
             places = [
                 (start + int(i * interval), start + j, start + k)
-                for i in range(t) for j in range(h // merge) for k in range(w // merge)
-            ]  # fmt: skip
+                for i in range(t)
+                for j in range(h // merge)
+                for k in range(w // merge)
+            ]
         for row, values in zip(rows, zip(*places, strict=True), strict=True):
             row += values
         at += len(places)

@@ -255,9 +255,16 @@ def test_all_tests_must_pass() -> None:
 
 @pytest.mark.parametrize(
     ("program", "correct"),
-    [("pass", True), ("sys.exit()", True), ("sys.exit(0)", True), ("sys.exit(1)", False), ("sys.exit(256)", False),
-     ("sys.exit('no')", False), ("sys.stdout.close()\nsys.exit(1)", False)],
-)  # fmt: skip
+    [
+        ("pass", True),
+        ("sys.exit()", True),
+        ("sys.exit(0)", True),
+        ("sys.exit(1)", False),
+        ("sys.exit(256)", False),
+        ("sys.exit('no')", False),
+        ("sys.stdout.close()\nsys.exit(1)", False),
+    ],
+)
 def test_a_program_that_gives_up_is_wrong_where_nothing_is_expected(program: str, correct: bool) -> None:
     assert judge(program, cell(("1", ""))).correct is correct
 
@@ -282,7 +289,7 @@ STATUSES = {
     "endless later": ("a = input()\nwhile a == '5': pass\nprint(3)", False, "timeout", "test 2 of 3: out of CPU time"),
     "memory": ("bytearray(10**10)", False, "timeout", "test 1 of 3: out of memory"),
     "nothing": ("", False, "parse_fail", "no code block"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", STATUSES)

@@ -235,8 +235,10 @@ def test_a_row_chooses_its_rewards_and_their_weights() -> None:
     assert found["reward/form"] == pytest.approx(0.625) and found["rollout/accuracy"] == 0.4
     batch = gather_groups(assemble(prompts, [group("ab")] * 5, scores, Sampling()), scores.rewards, GDPOAdvantage())
     assert {name: weight.flatten().tolist() for name, weight in (batch.weights or {}).items()} == {  # type: ignore[union-attr]
-        "answer": [2, 2, 0, 0, 2], "form": [0.5, 0, 3, 0, 0.5], "late": [1, 0, 1, 1, 1]
-    }  # fmt: skip
+        "answer": [2, 2, 0, 0, 2],
+        "form": [0.5, 0, 3, 0, 0.5],
+        "late": [1, 0, 1, 1, 1],
+    }
 
 
 def test_a_row_whose_reward_does_not_exist_is_refused(caplog: pytest.LogCaptureFixture) -> None:

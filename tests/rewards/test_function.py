@@ -21,8 +21,14 @@ from lit_rlvr.rewards.combine import BackgroundScoring, logged_metrics, score_ro
 from lit_rlvr.types import Completion, RewardResult, Sample, Turn
 
 CHAT = [{"role": "user", "content": "1 + 2?"}]
-ROW = {"prompt": "not this one", "solution": "3", "level": 2, "data_source": "sums", "extra_info": {"index": 7},
-       "reward_model": {"style": "rule", "ground_truth": "three"}}  # fmt: skip
+ROW = {
+    "prompt": "not this one",
+    "solution": "3",
+    "level": 2,
+    "data_source": "sums",
+    "extra_info": {"index": 7},
+    "reward_model": {"style": "rule", "ground_truth": "three"},
+}
 ROWS = [Sample("a", "1 + 2?", "3", row=ROW), Sample("b", "2 + 2?", "4", row={**ROW, "solution": "4", "level": 5})]
 PAIRS = [(Completion(text, tuple(range(len(text))), "length"), sample) for sample in ROWS for text in ("3", "four")]
 
@@ -218,8 +224,11 @@ def test_a_function_of_trl_gets_what_trl_gives(foreign: Any) -> None:
     reward.begin_rollout(3, 20)
     results = reward.score(PAIRS)
     assert [(r.value, r.status, r.detail) for r in results] == [
-        (2.0, "ok", "half: 0.5"), (0.0, "unjudged", "half: 2.0"), (5.0, "ok", "half: 0.5"), (5.0, "ok", "half: 2.0")
-    ]  # fmt: skip
+        (2.0, "ok", "half: 0.5"),
+        (0.0, "unjudged", "half: 2.0"),
+        (5.0, "ok", "half: 0.5"),
+        (5.0, "ok", "half: 2.0"),
+    ]
     assert logged_metrics([reward]) == {"reward/size": 4.0}
     ((prompts, completions, ids, step, last, level, rest),) = foreign.seen
     assert (prompts, completions) == (["1 + 2?"] * 2 + ["2 + 2?"] * 2, ["3", "four"] * 2)
@@ -253,8 +262,13 @@ def test_messages_are_for_data_of_messages_and_for_functions_that_say_so(foreign
     FunctionReward("foreign.everything").score([(Completion("3", (1,), "stop", turns=turns), chat)])
     ((prompts, completions, *_, rest),) = foreign.seen
     assert prompts == [CHAT] and rest["solution"] == ["3"]
-    assert completions == [[{"role": "assistant", "content": "look"}, {"role": "tool", "content": "it is 3"},
-                            {"role": "assistant", "content": "3"}]]  # fmt: skip
+    assert completions == [
+        [
+            {"role": "assistant", "content": "look"},
+            {"role": "tool", "content": "it is 3"},
+            {"role": "assistant", "content": "3"},
+        ]
+    ]
     boxed = [(Completion(rf"\boxed{{{text}}}", (1, 2), "stop"), sample) for sample in ROWS for text in ("3", "x")]
     assert [r.value for r in FunctionReward("trl.rewards.accuracy_reward").score(boxed)] == [1.0, 0.0, 0.0, 0.0]
     unreadable = [(Completion(r"\boxed{3}", (1,), "stop"), Sample("d", CHAT, "no answer here"))]
@@ -321,9 +335,13 @@ def test_the_accuracy_of_other_libraries_is_correct_and_their_numbers_are_metric
 
 @pytest.mark.parametrize(
     ("content", "text"),
-    [([{"type": "text", "text": "2?"}], "2?"), ([{"type": "image"}, {"type": "text", "text": "2?"}], "<image>2?"),
-     ("2?", "2?"), (None, "")],
-)  # fmt: skip
+    [
+        ([{"type": "text", "text": "2?"}], "2?"),
+        ([{"type": "image"}, {"type": "text", "text": "2?"}], "<image>2?"),
+        ("2?", "2?"),
+        (None, ""),
+    ],
+)
 def test_a_query_of_openrlhf_has_what_the_template_opened(content: Any, text: str) -> None:
     chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": content}]
     pair = (Completion("2</think>", (1,), "stop", prefill="<think>"), Sample("a", chat, "2"))
@@ -354,8 +372,11 @@ def test_asynchronous_functions_share_one_loop_and_run_at_once(foreign: Any) -> 
     assert [(r.value, r.status) for r in results] == [(3.0, "ok"), (0.0, "error")] * 2
     assert "foreign.py" in results[1].detail and "ValueError: no number" in results[1].detail
     assert [r.correct for r in FunctionReward("foreign.own", truncated_is_wrong=False).score(PAIRS)] == [
-        True, False, False, False
-    ]  # fmt: skip
+        True,
+        False,
+        False,
+        False,
+    ]
 
 
 def test_a_failure_is_one_of_all_completions_and_a_wrong_answer_ends_the_run() -> None:

@@ -107,10 +107,13 @@ def test_what_a_server_sends_is_read_or_named(tmp_path: Path, fault: Any, retrie
 def test_requests_are_as_the_options_say() -> None:
     with StubJudge(seven) as stub:
         server = stub.server(
-            temperature=None, token_limit="max_tokens", structured=False, max_tokens=99,
+            temperature=None,
+            token_limit="max_tokens",
+            structured=False,
+            max_tokens=99,
             extra_body={"chat_template_kwargs": {"enable_thinking": False}, "reasoning_effort": "low"},
             extra_headers={"X-Team": "blue"},
-        )  # fmt: skip
+        )
         judge = PointwiseJudge(server=server)
         judge.connect()
         assert judge.score(paired("one"))[0].value == 0.7

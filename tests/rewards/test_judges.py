@@ -64,8 +64,10 @@ def test_a_rubric_pays_by_weights_and_says_what_is_right() -> None:
         ]
         together, alone = (judge.score(pairs) for judge in judges)
         assert judges[0].explain(*pairs[0])[3:6] == [
-            ("names the organ", "1"), ("is polite", "0.5"), ("invents numbers", "0"),
-        ]  # fmt: skip
+            ("names the organ", "1"),
+            ("is polite", "0.5"),
+            ("invents numbers", "0"),
+        ]
     assert together == alone
     assert [result.value for result in together] == [3.5 / 4, 0, 1.5 / 4, 0, 3.5 / 4]
     assert [result.correct for result in together] == [True, False, False, False, True]
@@ -301,7 +303,7 @@ def test_rubrics_are_read_in_the_forms_that_data_have(given: Any) -> None:
         ([{"criterion": "a", "points": "much"}], "criterion 1 has the weight 'much'"),
         ({"a": -1.0}, "no criterion has a weight above 0"),
     ],
-)  # fmt: skip
+)
 def test_a_bad_rubric_is_named_by_its_row(given: Any, line: str) -> None:
     judge = RubricJudge(server={"base_url": "http://127.0.0.1:9/v1", "model": "none"})
     with pytest.raises(UserError, match=rf"^set\.jsonl:3, column 'rubric' \(rewards\.RubricJudge\.column\): .*{line}"):
@@ -343,9 +345,13 @@ def test_agreement_with_the_rewards_before_is_measured() -> None:
 
     groups = [completed("rr", "r-r", "r--w", "wr"), completed("ww", "w-w", "w--w", "?r")]
     scores = score_rollout([FunctionReward(verdict), FunctionReward(second)], groups, [SAMPLE, SAMPLE])
-    assert agreement_metrics(scores) == pytest.approx({
-        "reward/second/kappa": kappa(2, 1, 1, 3), "reward/second/of_right": 0.3, "reward/second/of_wrong": 1.1 / 4,
-    })  # fmt: skip
+    assert agreement_metrics(scores) == pytest.approx(
+        {
+            "reward/second/kappa": kappa(2, 1, 1, 3),
+            "reward/second/of_right": 0.3,
+            "reward/second/of_wrong": 1.1 / 4,
+        }
+    )
     assert agreement_metrics(score_rollout([FunctionReward(verdict)], groups, [SAMPLE, SAMPLE])) == {}
 
 
@@ -386,8 +392,15 @@ def test_a_reward_model_scores_the_conversation(tmp_path: Path, monkeypatch: pyt
     from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
     tiny = resolve_model("tiny-llama")
-    config = LlamaConfig(vocab_size=600, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
-                         num_attention_heads=2, num_labels=1, pad_token_id=0)  # fmt: skip
+    config = LlamaConfig(
+        vocab_size=600,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_labels=1,
+        pad_token_id=0,
+    )
     model, tokenizer = LlamaForSequenceClassification(config), AutoTokenizer.from_pretrained(tiny)
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)

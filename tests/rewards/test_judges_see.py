@@ -81,9 +81,10 @@ def test_the_question_at_the_start_has_the_images_of_the_row_with_the_most(proce
     rows = [row_with(processor, *[gradient(56, 56 * number)] * number) for number in (1, 2, 1)]
     with StubJudge(says_something) as stub:
         for judge in (
-            PointwiseJudge(server=stub.server(max_retries=0)), PairwiseJudge(stub.server(max_retries=0)),
+            PointwiseJudge(server=stub.server(max_retries=0)),
+            PairwiseJudge(stub.server(max_retries=0)),
             RubricJudge(server=stub.server(max_retries=0)),
-        ):  # fmt: skip
+        ):
             judge.rubric = {"short": 1.0}
             for row in rows:
                 judge.check_reference(row)

@@ -114,9 +114,12 @@ def test_several_semicolons_end_a_query_and_words_may_stand_before_one(tmp_path:
 
 def test_result_tables_and_tags_do_not_spoil_a_right_query(pets: str) -> None:
     for text in (
-        "```sql\nSELECT 1\n```\nResult:\n```text\n1\n```", "```sql\nSELECT 1\n```\nResult:\n```\n1\n```",
-        "```sqlite3\nSELECT 1\n```", "```postgresql\nSELECT 1\n```", "WITH a AS (select 1 as x)\n\nSELECT x FROM a",
-    ):  # fmt: skip
+        "```sql\nSELECT 1\n```\nResult:\n```text\n1\n```",
+        "```sql\nSELECT 1\n```\nResult:\n```\n1\n```",
+        "```sqlite3\nSELECT 1\n```",
+        "```postgresql\nSELECT 1\n```",
+        "WITH a AS (select 1 as x)\n\nSELECT x FROM a",
+    ):
         assert check_sql(text, "select 1", (pets,), "bird", LIMITS)[:2] == (True, "ok"), text
 
 
@@ -326,14 +329,17 @@ def test_the_file_itself_is_opened_read_only(pets: str) -> None:
 
 TOO_MUCH = {
     "counting": (ENDLESS.format("COUNT(*)"), "too many instructions"),
-    "product": ("SELECT COUNT(*) FROM pets a, pets b, pets c, pets d, pets e, pets f, pets g, pets h, pets i, pets j, "
-                "pets k, pets l", "too many instructions"),
+    "product": (
+        "SELECT COUNT(*) FROM pets a, pets b, pets c, pets d, pets e, pets f, pets g, pets h, pets i, pets j, "
+        "pets k, pets l",
+        "too many instructions",
+    ),
     "rows": (ENDLESS.format("x"), "more than 1000 rows"),
     "wide": ("SELECT hex(zeroblob(4000000)) FROM pets a, pets b", "more than 1000 rows or 32 MiB"),
     "blob": ("SELECT zeroblob(999999999)", "string or blob too big"),
     "text": ("SELECT replace(hex(zeroblob(4000000)), '0', 'abcdefgh')", "string or blob too big"),
     "sorting": (ENDLESS.format("hex(zeroblob(1000000)) || x AS t") + " ORDER BY t", "out of memory"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", TOO_MUCH)

@@ -69,9 +69,14 @@ def play() -> Iterator[Any]:
     made: list[AgentEpisodes] = []
 
     def run(
-        *arguments: str, script: Path | str = SCRIPT, sampling: Sampling = SAMPLING, spy: Any = None,
-        seeds: list[list[int]] = SEEDS, prompts: list[Prompt] = PROMPTS, **options: Any,
-    ) -> Any:  # fmt: skip
+        *arguments: str,
+        script: Path | str = SCRIPT,
+        sampling: Sampling = SAMPLING,
+        spy: Any = None,
+        seeds: list[list[int]] = SEEDS,
+        prompts: list[Prompt] = PROMPTS,
+        **options: Any,
+    ) -> Any:
         agent = Agent([sys.executable, str(script), *arguments], **options)
         made.append(AgentEpisodes(agent, ENDS, "tiny", 0, True))
         spy = spy or Spy()
@@ -223,10 +228,18 @@ def test_the_gradient_is_that_of_a_slow_loop_over_sequences(
         agent = Agent([sys.executable, str(SCRIPT), mode], rewards_turns=is_paid)
         terms: Any = {"aggregation": aggregation, "observation_coef": 0.5 * is_paid}
         _, seen = fit(
-            tiny_model_folder, tmp_path, environment=agent, sampling=replace(SAMPLING, max_tokens=9), rewards=None,
-            prompts_per_rollout=3, max_failure_rate=0.0, loss=terms, advantage=advantage,
-            compute={"shared_prefix": shared, "tokens_per_microbatch": 400}, skip_nothing=is_paid,
-        )  # fmt: skip
+            tiny_model_folder,
+            tmp_path,
+            environment=agent,
+            sampling=replace(SAMPLING, max_tokens=9),
+            rewards=None,
+            prompts_per_rollout=3,
+            max_failure_rate=0.0,
+            loss=terms,
+            advantage=advantage,
+            compute={"shared_prefix": shared, "tokens_per_microbatch": 400},
+            skip_nothing=is_paid,
+        )
         (rollout,) = seen.rollouts
         assert all(len(row.sequences) >= 3 for group in rollout.completions for row in group)
         if is_paid:
@@ -250,9 +263,15 @@ def test_messages_with_equal_prompts_are_compared_and_shared_ones_get_their_cred
     rewards = [EnvironmentReward(), TurnRewards()]
     scores = score_rollout(rewards, played.groups, [prompt.sample for prompt in PROMPTS])
     rollout = assemble(
-        played.prompts, played.groups, scores, SAMPLING, mask_truncated=False, exact=True, version=None,
+        played.prompts,
+        played.groups,
+        scores,
+        SAMPLING,
+        mask_truncated=False,
+        exact=True,
+        version=None,
         has_teacher=False,
-    )  # fmt: skip
+    )
     estimator = GiGPOAdvantage(discount=0.5)
     found = estimator(gather_groups(rollout, rollout.rewards, estimator))
     torch.testing.assert_close(
@@ -507,9 +526,12 @@ def test_a_message_keeps_its_path_by_content_alone() -> None:
     same = [said[0], {**said[1], "content": " I add.\n", "tool_calls": [{**call, "id": "b"}]}]
     assert fingerprint(said, ()) == fingerprint(same, ())
     others = [
-        ([{**said[0], "content": "??"}, said[1]], ()), ([{**said[0], "role": "system"}, said[1]], ()),
-        ([said[0], {**said[1], "tool_calls": []}], ()), (said[1:], ()), (said, ({"type": "function"},)),
-    ]  # fmt: skip
+        ([{**said[0], "content": "??"}, said[1]], ()),
+        ([{**said[0], "role": "system"}, said[1]], ()),
+        ([said[0], {**said[1], "tool_calls": []}], ()),
+        (said[1:], ()),
+        (said, ({"type": "function"},)),
+    ]
     assert len({fingerprint(*other) for other in [(said, ()), *others]}) == 6
 
 
@@ -517,13 +539,17 @@ def test_a_message_keeps_its_path_by_content_alone() -> None:
     ("text", "content", "calls", "thoughts"),
     [
         ("Hello.", "Hello.", [], ""),
-        ("<think>hm</think>Yes. <tool_call>{\"name\": \"add\", \"arguments\": {\"a\": 1}}</tool_call>", "Yes.",
-         [("add", {"a": 1})], "hm"),
+        (
+            '<think>hm</think>Yes. <tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call>',
+            "Yes.",
+            [("add", {"a": 1})],
+            "hm",
+        ),
         ("<call>add(1, 2)</call>", "", [("add", {"a": 1, "b": 2})], ""),
         ("<call>add(</call>", "<call>add(</call>", [], ""),
         ("one END two", "one ", [], ""),
     ],
-)  # fmt: skip
+)
 def test_replies_have_content_calls_and_thoughts_apart(
     text: str, content: str, calls: list[Any], thoughts: str
 ) -> None:

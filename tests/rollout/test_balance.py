@@ -70,9 +70,14 @@ def test_a_rollout_is_what_its_groups_make() -> None:
     whole = rollout_of([[4, 2], [1, 6], [3, 3]])
     ages, details = whole.token_ids + 1, [[{"a": RewardResult(float(p + g))} for g in range(2)] for p in range(3)]
     whole = replace(
-        whole, reference_rewards=whole.rewards + 0.5, versions=ages, stale_cache=ages > 9, repeats=[0, 2, 1],
-        parts={"a": whole.rewards - 1}, details=details,
-    )  # fmt: skip
+        whole,
+        reference_rewards=whole.rewards + 0.5,
+        versions=ages,
+        stale_cache=ages > 9,
+        repeats=[0, 2, 1],
+        parts={"a": whole.rewards - 1},
+        details=details,
+    )
     again = join(join(take_group(whole, 0), take_group(whole, 1)), take_group(whole, 2))
     for field in fields(Rollout):
         ours, wanted = getattr(again, field.name), getattr(whole, field.name)

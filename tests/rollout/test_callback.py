@@ -227,11 +227,14 @@ def test_metrics_of_a_rollout_are_hand_computed_values() -> None:
     )
 
 
-@pytest.mark.parametrize(("rewards", "spread"), [
-    ([[0.0, 0.0], [0.0, 0.0], [0.0, 0.0], [1.0, 1.0]], (0.0, 1.0, 0.75, 0.25)),
-    ([[0.25, 0.25], [0.25, 0.25]], (0.25, 0.25, 1.0, 1.0)),
-    ([[0.0, 1.0], [0.5, 0.5]], (0.0, 1.0, 0.0, 0.0)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("rewards", "spread"),
+    [
+        ([[0.0, 0.0], [0.0, 0.0], [0.0, 0.0], [1.0, 1.0]], (0.0, 1.0, 0.75, 0.25)),
+        ([[0.25, 0.25], [0.25, 0.25]], (0.25, 0.25, 1.0, 1.0)),
+        ([[0.0, 1.0], [0.5, 0.5]], (0.0, 1.0, 0.0, 0.0)),
+    ],
+)
 def test_the_spread_of_the_rewards_tells_one_reward_from_two(
     rewards: list[list[float]], spread: tuple[float, ...]
 ) -> None:
@@ -262,8 +265,11 @@ def test_thoughts_are_counted_in_sampled_tokens() -> None:
     no_text = [read("日").input_ids[1]] * 20  # bytes that are no character; as a text each would be three tokens
     marks = len(ends)
     assert thinking_metrics("<think>", [*abc, *ends, *abc], [*abc], [*ends, *abc], [*abc, *ends]) == [
-        9 / 4, (3 * marks + 6) / 4, 1 / 4, 0.0,
-    ]  # fmt: skip
+        9 / 4,
+        (3 * marks + 6) / 4,
+        1 / 4,
+        0.0,
+    ]
     assert thinking_metrics("<think>\n", no_text) == [20.0, 0.0, 1.0, 0.0]
     assert thinking_metrics("<think>\n", [*abc, *no_text, *ends, *no_text]) == [23.0, marks + 20.0, 0.0, 0.0]
     assert thinking_metrics("<think>\n", [*begun, *ends]) == [1.0, marks, 0.0, 0.0]

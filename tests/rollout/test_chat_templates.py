@@ -47,9 +47,11 @@ DESCRIBED = {
 }  # fmt: skip
 """Templates without tool calls, for which the system message describes the tools -> the role of their results."""
 REFUSED = {
-    "idefics3": "does not show messages that follow", "llava_next": "does not show messages that follow",
-    "smolvlm": "does not show messages that follow", "lfm2": "form that cannot be read (<|im_end|>)",
-}  # fmt: skip
+    "idefics3": "does not show messages that follow",
+    "llava_next": "does not show messages that follow",
+    "smolvlm": "does not show messages that follow",
+    "lfm2": "form that cannot be read (<|im_end|>)",
+}
 MISSING = {"gemma4_v2": "\n"}
 """Text that a template puts behind the end of the turn and that TRL leaves out, if that is not the tokenizer's."""
 RESULTS = [ToolResult("calculate", "391"), ToolResult("calculate", "{'error': 'no number'}")]
@@ -95,9 +97,12 @@ def test_the_tokens_between_turns_are_trls(name: str, suffix: Callable[..., list
     between, tokenizer, end = between_of(name)
     training = TRL / "chat_templates" / f"{name}_training.jinja"  # TRL takes it where the model's does not suit
     trainer = SimpleNamespace(
-        processing_class=tokenizer, _tokenizer=tokenizer, _is_vlm=False, chat_template_kwargs={},
+        processing_class=tokenizer,
+        _tokenizer=tokenizer,
+        _is_vlm=False,
+        chat_template_kwargs={},
         chat_template=training.read_text() if training.exists() else None,
-    )  # fmt: skip
+    )
     expected = tokenizer.decode(suffix(trainer, MESSAGES))
     seen = between.tokens("", end, 1000, results=RESULTS)
     assert tokenizer.decode(seen.token_ids) == MISSING.get(name, "") + expected
@@ -217,8 +222,12 @@ UNSEEN_CALLS = {
 }  # fmt: skip
 """Templates that leave tool calls out, or refuse tool messages."""
 UNSEEN_THOUGHTS = UNSEEN_CALLS - {"deepseek_r1_distill", "deepseekv3"} | {
-    "lfm2_v2", "qwen2_5", "qwen3_5_nothink", "qwen3_instruct_2507", "qwen3_vl",
-}  # fmt: skip
+    "lfm2_v2",
+    "qwen2_5",
+    "qwen3_5_nothink",
+    "qwen3_instruct_2507",
+    "qwen3_vl",
+}
 UNSEEN = {"call": UNSEEN_CALLS, "text and call": UNSEEN_CALLS | {"muse_glimmer"}, "thoughts": UNSEEN_THOUGHTS}
 
 
@@ -325,10 +334,14 @@ def test_white_space_at_the_end_of_a_turn_changes_nothing_behind_it(name: str) -
     plain, spaced = (
         split_turns(
             [{"role": role, "content": text} for role, text in zip(ROLES, ("q1", said, "q2", "a2"), strict=True)],
-            chat, tokenizer, chat.opening(tokenizer), ends, "f:1",
+            chat,
+            tokenizer,
+            chat.opening(tokenizer),
+            ends,
+            "f:1",
         ).sequences
         for said in ("a1", "a1 \n")
-    )  # fmt: skip
+    )
     if len(plain) == len(spaced) == 1:
         assert [part.token_ids for part in plain[0][::2]] == [part.token_ids for part in spaced[0][::2]]
     assert all(sum(map(part.token_ids.count, ends)) == 1 for parts in spaced for part in parts[1::2])

@@ -272,9 +272,14 @@ def test_a_step_is_the_loss_over_single_episodes(tiny_model_folder: Path, tmp_pa
     sampling = Sampling(max_tokens=9, max_turns=3, max_observation_tokens=40)
     for budget, shared in ((10**6, True), (150, True), (1, False)):
         _, seen = fit(
-            tiny_model_folder, tmp_path, environment=Echo(), sampling=sampling, rewards=None,
-            loss={"aggregation": aggregation}, compute={"tokens_per_microbatch": budget, "shared_prefix": shared},
-        )  # fmt: skip
+            tiny_model_folder,
+            tmp_path,
+            environment=Echo(),
+            sampling=sampling,
+            rewards=None,
+            loss={"aggregation": aggregation},
+            compute={"tokens_per_microbatch": budget, "shared_prefix": shared},
+        )
         rollout = seen.rollouts[0]
         assert {len(c.turns) for group in rollout.completions for c in group} == {1, 2, 3}
         assert (

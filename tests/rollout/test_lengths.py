@@ -25,16 +25,19 @@ EXTENDED = SCALED | {"original_max_position_embeddings": 128}
 EACH = {"full_attention": {"rope_type": "linear"} | SCALED, "sliding_attention": {"rope_type": "default"} | SCALED}
 
 
-@pytest.mark.parametrize(("config", "length"), [
-    (LlamaConfig(max_position_embeddings=512), 512),
-    (LlamaConfig(max_position_embeddings=512, rope_parameters={"rope_type": "linear"} | SCALED), 2048),
-    (LlamaConfig(max_position_embeddings=512, rope_parameters={"rope_type": "dynamic"} | SCALED), 2048),
-    (LlamaConfig(max_position_embeddings=512, rope_parameters={"rope_type": "yarn"} | EXTENDED), 512),
-    (Qwen3Config(max_position_embeddings=512, rope_parameters={"rope_type": "default", "rope_theta": 1e4}), 512),
-    (Gemma3TextConfig(max_position_embeddings=512, rope_parameters=EACH), 512),
-    (Qwen2_5_VLConfig(text_config={"max_position_embeddings": 512}), 512),
-    (MambaConfig(), None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("config", "length"),
+    [
+        (LlamaConfig(max_position_embeddings=512), 512),
+        (LlamaConfig(max_position_embeddings=512, rope_parameters={"rope_type": "linear"} | SCALED), 2048),
+        (LlamaConfig(max_position_embeddings=512, rope_parameters={"rope_type": "dynamic"} | SCALED), 2048),
+        (LlamaConfig(max_position_embeddings=512, rope_parameters={"rope_type": "yarn"} | EXTENDED), 512),
+        (Qwen3Config(max_position_embeddings=512, rope_parameters={"rope_type": "default", "rope_theta": 1e4}), 512),
+        (Gemma3TextConfig(max_position_embeddings=512, rope_parameters=EACH), 512),
+        (Qwen2_5_VLConfig(text_config={"max_position_embeddings": 512}), 512),
+        (MambaConfig(), None),
+    ],
+)
 def test_the_context_that_a_config_says(config: Any, length: int | None) -> None:
     assert context_length(config) == length
 
@@ -66,19 +69,22 @@ def test_the_longest_prompt_counts_and_what_to_lower_is_said(tiny_model_folder: 
 
 
 @pytest.mark.first_case_fast
-@pytest.mark.parametrize(("command", "said"), [
-    ((*FIT, "--rollout.sampling.max_tokens", 1000000), ("arithmetic train: prompt", "; lower rollout.sampling.")),
-    (
-        (*FIT, "--rollout.evaluation.sampling.max_tokens", 1024),
-        ("arithmetic validation: ", "; lower rollout.evaluation.sampling."),
-    ),
-    ((*FIT, *LONG), ("arithmetic train: prompt", "; lower data.init_args.reading.max_prompt_tokens to 1016")),
-    (
-        ("validate", *FIT[1:], *LONG),
-        ("arithmetic validation: ", "; lower data.init_args.reading.max_prompt_tokens to 1016"),
-    ),
-    (("filter", *FIT[1:], *LONG, "--out", "kept.jsonl"), ("arithmetic train: ", "max_prompt_tokens to 1023")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ((*FIT, "--rollout.sampling.max_tokens", 1000000), ("arithmetic train: prompt", "; lower rollout.sampling.")),
+        (
+            (*FIT, "--rollout.evaluation.sampling.max_tokens", 1024),
+            ("arithmetic validation: ", "; lower rollout.evaluation.sampling."),
+        ),
+        ((*FIT, *LONG), ("arithmetic train: prompt", "; lower data.init_args.reading.max_prompt_tokens to 1016")),
+        (
+            ("validate", *FIT[1:], *LONG),
+            ("arithmetic validation: ", "; lower data.init_args.reading.max_prompt_tokens to 1016"),
+        ),
+        (("filter", *FIT[1:], *LONG, "--out", "kept.jsonl"), ("arithmetic train: ", "max_prompt_tokens to 1023")),
+    ],
+)
 def test_what_does_not_fit_is_one_line_before_weights_load(
     run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch, command: Any, said: tuple[str, ...]
 ) -> None:

@@ -72,13 +72,16 @@ def test_no_group_becomes_too_old_and_no_step_waits_for_nothing(
         while True:
             states = [
                 GroupState(
-                    staleness - (version - s), number, 0, number in finished,
+                    staleness - (version - s),
+                    number,
+                    0,
+                    number in finished,
                     mixed=wanted > 0 and finished.get(number, False),
                     dead=wanted > 0 and not finished.get(number, True),
                 )
                 for number, s in started.items()
                 if number not in trained
-            ]  # fmt: skip
+            ]
             chosen = choose(states, prompts, wanted, rounds * prompts)
             if chosen is not None:
                 break
@@ -118,9 +121,14 @@ def test_in_order_a_later_group_never_overtakes() -> None:
 def test_each_token_has_the_version_of_the_weights_that_sampled_it() -> None:
     rollout = make_rollout([random_ids(3, 0)], [[random_ids(4, 1), random_ids(2, 2)]])
     episode = Completion(
-        "", (1, 2, 3, 4), "stop", (0.0,) * 4, sampled=(True, False, True, True), labels=("5", "5", "6"),
+        "",
+        (1, 2, 3, 4),
+        "stop",
+        (0.0,) * 4,
+        sampled=(True, False, True, True),
+        labels=("5", "5", "6"),
         stale_cache=(False, False, True),
-    )  # fmt: skip
+    )
     older = Completion("", (1, 2), "stop", (0.0,) * 2)
     group = QueuedGroup(0, rollout.prompts[0], [0, 1], started=4, completions=[episode, older])
     assert versions_of([group], rollout).tolist() == [[5, 4, 5, 6], [4, 4, 4, 4]]
@@ -163,8 +171,15 @@ def test_no_token_is_older_than_allowed_and_each_group_is_trained_on_once(
     late = probe.rollouts[0].prompts[0].sample.id
     seen = Late(late, threading.Event())
     engine.held[late] = seen.held
-    fit(tiny_model_folder, tmp_path / "run", steps=steps, engine=engine, prompts_per_rollout=prompts,
-        staleness=staleness, recorder=seen)  # fmt: skip
+    fit(
+        tiny_model_folder,
+        tmp_path / "run",
+        steps=steps,
+        engine=engine,
+        prompts_per_rollout=prompts,
+        staleness=staleness,
+        recorder=seen,
+    )
     ages = []
     for step, rollout in enumerate(seen.rollouts):
         assert rollout.versions is not None and len(rollout.prompts) == prompts
@@ -195,8 +210,15 @@ class Slow(Recorder):
 
 def test_generation_waits_when_the_queue_is_full(tiny_model_folder: Path, tmp_path: Path) -> None:
     engine, steps, staleness, prompts = Streaming(), 4, 2, 4
-    module, seen = fit(tiny_model_folder, tmp_path, steps=steps, engine=engine, prompts_per_rollout=prompts,
-                       staleness=staleness, recorder=Slow())  # fmt: skip
+    module, seen = fit(
+        tiny_model_folder,
+        tmp_path,
+        steps=steps,
+        engine=engine,
+        prompts_per_rollout=prompts,
+        staleness=staleness,
+        recorder=Slow(),
+    )
     source: Any = rollout_of(module.trainer).source
     assert source._admitted == len(engine.begun) == (staleness + steps) * prompts
     assert [metrics["rollout/queue/finished"] for metrics in seen.metrics[1:]] == [staleness * prompts] * (steps - 1)
@@ -247,9 +269,14 @@ def test_a_group_that_never_ends_is_dropped_and_named(
     endless, engine = first.rollouts[0].prompts[0].sample.id, Streaming()
     engine.held[endless], engine.endless = threading.Event(), {endless}
     _, seen = fit(
-        tiny_model_folder, tmp_path / "run", steps=4, engine=engine, prompts_per_rollout=4, staleness=1,
+        tiny_model_folder,
+        tmp_path / "run",
+        steps=4,
+        engine=engine,
+        prompts_per_rollout=4,
+        staleness=1,
         max_group_seconds=0.5,
-    )  # fmt: skip
+    )
     names = {prompt.sample.id for rollout in seen.rollouts for prompt in rollout.prompts}
     assert len(names) == 16 and endless not in names
     assert f"the completions of {endless} have not ended after" in caplog.text

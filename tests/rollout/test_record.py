@@ -38,21 +38,34 @@ def odd_rollout() -> Rollout:
     completions = [
         [
             replace(
-                completion, text=texts[p][g], logprobs=tuple(logprobs[2 * p + g, : completion.length].tolist()),
-                finish_reason="length" if g else "stop", sampled=(True, False, True, True) if (p, g) == (0, 0) else (),
+                completion,
+                text=texts[p][g],
+                logprobs=tuple(logprobs[2 * p + g, : completion.length].tolist()),
+                finish_reason="length" if g else "stop",
+                sampled=(True, False, True, True) if (p, g) == (0, 0) else (),
                 routes=torch.randint(200, (len(rollout.prompts[p].token_ids) + completion.length - 1, 2, 3)).byte(),
             )
             for g, completion in enumerate(group)
         ]
         for p, group in enumerate(rollout.completions)
-    ]  # fmt: skip
+    ]
     return replace(
-        rollout, completions=completions, token_ids=token_ids, mask=mask, rollout_logprobs=logprobs, versions=versions,
+        rollout,
+        completions=completions,
+        token_ids=token_ids,
+        mask=mask,
+        rollout_logprobs=logprobs,
+        versions=versions,
         stale_cache=versions > 1,
-        statuses=[["ok", "error"], ["timeout", "unjudged"]], has_correct=torch.tensor([[True, False], [True, False]]),
-        parts={"a/b": torch.tensor([[1.0, math.nan], [0.5, 0.25]])}, weights={"a/b": 0.1}, exact=True,
-        reference_rewards=torch.tensor([[math.nan, 1.0], [0.0, 0.7]]), kept={1: 5}, repeats=[0, 2],
-    )  # fmt: skip
+        statuses=[["ok", "error"], ["timeout", "unjudged"]],
+        has_correct=torch.tensor([[True, False], [True, False]]),
+        parts={"a/b": torch.tensor([[1.0, math.nan], [0.5, 0.25]])},
+        weights={"a/b": 0.1},
+        exact=True,
+        reference_rewards=torch.tensor([[math.nan, 1.0], [0.0, 0.7]]),
+        kept={1: 5},
+        repeats=[0, 2],
+    )
 
 
 def assert_equal(ours: Rollout, theirs: Rollout) -> None:
@@ -111,7 +124,7 @@ def test_a_resumed_run_replaces_later_iterations_and_keeps_the_bound(
         "6: its disk space is used up (rollout.replay.record)",
         "8: earlier iterations are not there, or had other settings",
         "3: earlier iterations are not there, or had other settings",
-    ]  # fmt: skip
+    ]
 
 
 def _rank_records(rank: int, run: Path) -> None:
@@ -144,9 +157,12 @@ def test_a_replay_masks_the_padding_of_another_rank_too(tmp_path: Path) -> None:
     record.add(1, rollout, CURSOR, updates=7)
     source = replay_of(tmp_path, rollout.prompts)
     source.module.__dict__.update(
-        iteration=0, updates=9, tokenizer=byte_tokenizer(), policy=SimpleNamespace(placeholder_ids=()),
+        iteration=0,
+        updates=9,
+        tokenizer=byte_tokenizer(),
+        policy=SimpleNamespace(placeholder_ids=()),
         teachers=SimpleNamespace(options=None),
-    )  # fmt: skip
+    )
     replayed = source.next(PromptBatch(prompts=rollout.prompts))
     expected = rollout.mask.clone()
     expected[3] = False  # no reward judged it

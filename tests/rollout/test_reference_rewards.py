@@ -95,8 +95,12 @@ def test_draws_from_a_pool_are_without_replacement_and_differ_by_visit() -> None
 @pytest.mark.slow
 def test_a_renewed_reference_and_its_pool_survive_a_resume(run_folder: Path, lit_rlvr: CLI) -> None:
     options = (
-        *FIT, "--model.init_args.reference_rollouts", "pool", "--model.init_args.kl.reference_update_every", "2",
-    )  # fmt: skip
+        *FIT,
+        "--model.init_args.reference_rollouts",
+        "pool",
+        "--model.init_args.kl.reference_update_every",
+        "2",
+    )
     assert lit_rlvr(*options, "--trainer.default_root_dir", "whole").status == 0
     assert lit_rlvr(*options, "--trainer.default_root_dir", "parts", "--trainer.max_steps", "3").status == 0
     assert lit_rlvr(*options, "--trainer.default_root_dir", "parts", "--ckpt_path", "last").status == 0
@@ -111,6 +115,9 @@ def test_renewing_takes_the_current_policy(run_folder: Path, lit_rlvr: CLI, monk
 
 def test_a_pool_smaller_than_the_group_is_refused(run_folder: Path, lit_rlvr: CLI) -> None:
     lit_rlvr(
-        *FIT, "--model.init_args.reference_pool_size", "3", status=2,
+        *FIT,
+        "--model.init_args.reference_pool_size",
+        "3",
+        status=2,
         says="reference_pool_size: 3 is below rollout.group_size=4",
-    )  # fmt: skip
+    )

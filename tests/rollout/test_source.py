@@ -20,7 +20,7 @@ def sampled(folder: Path, root: Path, answers: list[str], **options: Any) -> tup
     data = PromptDataModule(rows, order="given", prompts_per_rollout=2)
     module, seen = fit(
         folder, root, data=data, algorithm=DAPO, rewards=["tiny_rewards.even_if_yes"], group_size=8, **options
-    )  # fmt: skip
+    )
     return rollout_of(module.trainer).source, seen
 
 

@@ -60,9 +60,16 @@ def one_iteration(
     )
     sampling = Sampling(max_tokens=200, max_turns=4, max_observation_tokens=200)
     _, seen = fit(
-        folder, root, environment=environment, rewards=rewards, sampling=sampling, data=data, engine=Scripted(script),
-        group_size=3, lr=1e-4,
-    )  # fmt: skip
+        folder,
+        root,
+        environment=environment,
+        rewards=rewards,
+        sampling=sampling,
+        data=data,
+        engine=Scripted(script),
+        group_size=3,
+        lr=1e-4,
+    )
     return seen.rollouts[0]
 
 
@@ -75,25 +82,50 @@ SEVERAL = [call("guess", guess="crane"), call("move", direction="left"), "Done."
     ("environment", "rewards", "script", "row", "first", "answers", "reward"),
     [
         ("trl_environments.EchoTool", ["reward_func"], ECHO, {}, "", [["Hello!"]], 0.6),
-        ("trl_environments.Wordle", ["reward_func"], WORDLE, {}, "Guess the word.\n",
-         [["crate\nGGGXG\n"], ["crane\nGGGGG\n", "{'error': 'Game over.'}"]], 1.0),
-        ("trl_environments.Several", ["wordle_reward", "catch_reward"], SEVERAL, {"env": "wordle"}, "Guess the word.\n",
-         [["Guess the word.\ncrane\nGGGGG\n"], ["{'error': 'move is only available in Catch'}"]], 1.0),
+        (
+            "trl_environments.Wordle",
+            ["reward_func"],
+            WORDLE,
+            {},
+            "Guess the word.\n",
+            [["crate\nGGGXG\n"], ["crane\nGGGGG\n", "{'error': 'Game over.'}"]],
+            1.0,
+        ),
+        (
+            "trl_environments.Several",
+            ["wordle_reward", "catch_reward"],
+            SEVERAL,
+            {"env": "wordle"},
+            "Guess the word.\n",
+            [["Guess the word.\ncrane\nGGGGG\n"], ["{'error': 'move is only available in Catch'}"]],
+            1.0,
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_documented_class_trains_unchanged_on_trls_tokens(
-    qwen3_folder: Path, tmp_path: Path, suffix: Callable[..., list[int]], environment: str, rewards: list[str],
-    script: list[str], row: dict[str, Any], first: str, answers: list[list[str]], reward: float,
-) -> None:  # fmt: skip
+    qwen3_folder: Path,
+    tmp_path: Path,
+    suffix: Callable[..., list[int]],
+    environment: str,
+    rewards: list[str],
+    script: list[str],
+    row: dict[str, Any],
+    first: str,
+    answers: list[list[str]],
+    reward: float,
+) -> None:
     rows = [{"prompt": user(f"Game {k}. ")} | row for k in range(2)]
     paths = [f"trl_environments.{name}" for name in rewards]
     rollout = one_iteration(qwen3_folder, tmp_path, environment, paths, rows, script)
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = (TRL / "chat_templates" / "qwen3_training.jinja").read_text()
     trainer = SimpleNamespace(
-        processing_class=tokenizer, _tokenizer=tokenizer, _is_vlm=False, chat_template=None,
+        processing_class=tokenizer,
+        _tokenizer=tokenizer,
+        _is_vlm=False,
+        chat_template=None,
         chat_template_kwargs=THINKING,
-    )  # fmt: skip
+    )
     made = as_environment(environment)
     assert made is not None
     for prompt in rollout.prompts:

@@ -219,15 +219,21 @@ def test_pages_show_the_rewards_of_turns() -> None:
     row = {"turns": [{"text": "a", "observation": "b", "reward": 0.5}, {"text": "c", "observation": None}]}
     assert turns_of(row) == [("a", "b", 0.5), ("c", None, None)]
     assert turn_reward_rows([{}, {"turn_rewards": [0.5, None]}, {"turn_rewards": [0.25]}]) == [
-        ("0", "", "0.5", "0.25"), ("1", "", "", "")]  # fmt: skip
+        ("0", "", "0.5", "0.25"),
+        ("1", "", "", ""),
+    ]
     assert turn_reward_rows([{}, {}]) == []
 
 
 def test_a_token_without_an_advantage_of_its_own_is_not_clipped() -> None:
     completion = {
-        "tokens": ["a", "b"], "weight": [0.0, 0.0], "ratio": [1.0, 1.5], "logp": [-1.0, -1.0], "advantage": 0.5,
+        "tokens": ["a", "b"],
+        "weight": [0.0, 0.0],
+        "ratio": [1.0, 1.5],
+        "logp": [-1.0, -1.0],
+        "advantage": 0.5,
         "token_advantage": [0.0, 1.0],
-    }  # fmt: skip
+    }
     assert [is_clipped for _, _, is_clipped, _ in token_details(completion)] == [False, True]
     assert token_details(completion)[1][3].endswith("advantage +1.000")
     del completion["token_advantage"]

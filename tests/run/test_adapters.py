@@ -45,9 +45,18 @@ def test_in_4_bits_resume_is_exact_and_the_export_is_plain(run_folder: Path, lit
     exported = AutoModelForCausalLM.from_pretrained(export_run(run_folder / "whole", run_folder / "exported"))
     assert all(parameter.dtype == torch.float32 for parameter in exported.parameters())
     lit_rlvr(
-        "fit", "--config", "tiny.yaml", *quantized, *to("sharded"), "--config", "strategy/fsdp2_cpu",
-        "--trainer.devices", "1", status=2, says="weights in 4 bits cannot be sharded",
-    )  # fmt: skip
+        "fit",
+        "--config",
+        "tiny.yaml",
+        *quantized,
+        *to("sharded"),
+        "--config",
+        "strategy/fsdp2_cpu",
+        "--trainer.devices",
+        "1",
+        status=2,
+        says="weights in 4 bits cannot be sharded",
+    )
 
 
 @pytest.mark.slow
@@ -74,8 +83,16 @@ def adapter(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -
 @pytest.mark.parametrize("kept", ["continue", "merge"])
 def test_training_goes_on_from_an_adapter(run_folder: Path, lit_rlvr: CLI, adapter: Path, kept: str) -> None:
     """The reference is the base with the first adapter, a resumed run is exact, and both exports are its model."""
-    given = ("--model.init_args.kl.coef", "0.1", "--model.init_args.model", str(adapter), "--model.init_args.lora",
-             f"{{adapter: {kept}}}", "--rollout.safeguards.probe_every", "1")  # fmt: skip
+    given = (
+        "--model.init_args.kl.coef",
+        "0.1",
+        "--model.init_args.model",
+        str(adapter),
+        "--model.init_args.lora",
+        f"{{adapter: {kept}}}",
+        "--rollout.safeguards.probe_every",
+        "1",
+    )
     fit(lit_rlvr, *given, *to("whole"))
     fit(lit_rlvr, *given, *to("cut"), "--trainer.max_steps", "3")
     fit(lit_rlvr, *given, *to("cut"), "--ckpt_path", "last")
@@ -109,9 +126,21 @@ def test_commands_that_sample_use_the_merged_model(run_folder: Path, lit_rlvr: C
     assert lit_rlvr("export", adapter, "--to", "merged").status == 0
     for name, model in (("one", ["merged"]), ("two", [adapter, "--model.init_args.lora", "{adapter: continue}"])):
         lit_rlvr(
-            "filter", "--config", "tiny.yaml", "--samples", 2, "--lowest", 0, "--highest", 1,
-            "--model.init_args.model", *model, "--out", f"{name}.jsonl", status=0,
-        )  # fmt: skip
+            "filter",
+            "--config",
+            "tiny.yaml",
+            "--samples",
+            2,
+            "--lowest",
+            0,
+            "--highest",
+            1,
+            "--model.init_args.model",
+            *model,
+            "--out",
+            f"{name}.jsonl",
+            status=0,
+        )
     one, two = (sorted(Path(f"{name}.samples/completions.jsonl").read_text().splitlines()) for name in ("one", "two"))
     assert one == two
     module = ModelSource(str(adapter))
@@ -129,21 +158,33 @@ def test_commands_that_sample_use_the_merged_model(run_folder: Path, lit_rlvr: C
     shape = shape_of(config, lora=lora, adapter=adapter)
     assert shape.trained == sum(p.numel() for p in policy.parameters() if p.requires_grad) > 0
     assert shape.parameters == sum(p.numel() for p in policy.parameters())
-    planned = lit_rlvr("plan", "--config", "tiny.yaml", "--model.init_args.model", adapter, "--model.init_args.lora",
-                       "{adapter: continue}", "--gpus", "1x80GB")  # fmt: skip
+    planned = lit_rlvr(
+        "plan",
+        "--config",
+        "tiny.yaml",
+        "--model.init_args.model",
+        adapter,
+        "--model.init_args.lora",
+        "{adapter: continue}",
+        "--gpus",
+        "1x80GB",
+    )
     assert planned.status == 0 and "LoRA" in planned.out, planned.err
 
 
-@pytest.mark.parametrize(("options", "continued"), [
-    (dict(target_modules=r"model\.layers\.\d+\.self_attn\.(q|v)_proj"), None),
-    (dict(target_modules=["q_proj", "v_proj"], exclude_modules=r"model\.layers\.0\..*"), None),
-    (dict(rank_pattern={"^model.layers.1.self_attn.q_proj": 3}, alpha_pattern={"q_proj": 7}), None),
-    (dict(target_modules=["q_proj", "embed_tokens"]), "embed_tokens"),
-    (dict(target_modules=["q_proj", "lm_head"]), "lm_head"),
-    (dict(trainable_token_indices=[3, 50]), "trainable_tokens_delta"),
-    (dict(added=4), "lm_head.weight"),
-    (dict(added=4, modules_to_save=["embed_tokens", "lm_head"]), "modules_to_save"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "continued"),
+    [
+        (dict(target_modules=r"model\.layers\.\d+\.self_attn\.(q|v)_proj"), None),
+        (dict(target_modules=["q_proj", "v_proj"], exclude_modules=r"model\.layers\.0\..*"), None),
+        (dict(rank_pattern={"^model.layers.1.self_attn.q_proj": 3}, alpha_pattern={"q_proj": 7}), None),
+        (dict(target_modules=["q_proj", "embed_tokens"]), "embed_tokens"),
+        (dict(target_modules=["q_proj", "lm_head"]), "lm_head"),
+        (dict(trainable_token_indices=[3, 50]), "trainable_tokens_delta"),
+        (dict(added=4), "lm_head.weight"),
+        (dict(added=4, modules_to_save=["embed_tokens", "lm_head"]), "modules_to_save"),
+    ],
+)
 def test_an_adapter_of_peft_keeps_its_logits(
     options: dict[str, Any], continued: str | None, tmp_path: Path, tiny_model_folder: Path
 ) -> None:
@@ -216,9 +257,16 @@ print("TOKENS", list(output[0].outputs[0].token_ids))
 def test_what_cannot_go_with_an_adapter_is_one_line(run_folder: Path, lit_rlvr: CLI, adapter: Path) -> None:
     def refused(said: str, *given: str, model: Path | str = adapter) -> None:
         lit_rlvr(
-            "fit", "--config", "tiny.yaml", "--model.init_args.model", str(model), *to("run"), *given, status=2,
+            "fit",
+            "--config",
+            "tiny.yaml",
+            "--model.init_args.model",
+            str(model),
+            *to("run"),
+            *given,
+            status=2,
             says=said,
-        )  # fmt: skip
+        )
 
     refused("set model.lora: {adapter: continue} to train it on, or {adapter: merge}")
     refused("set model.lora: {adapter: continue}", *LORA)
@@ -227,15 +275,36 @@ def test_what_cannot_go_with_an_adapter_is_one_line(run_folder: Path, lit_rlvr: 
         "with `adapter: continue`, alpha, rank is the adapter's own", lora, "{adapter: continue, rank: 4, alpha: 8}"
     )
     refused("holds a whole model", lora, "{adapter: merge}", model="tiny-llama")
-    refused("model.lora.quantize: it does not work with `init: pissa`", lora, "{init: pissa, quantize: nf4}",
-            model="tiny-llama")  # fmt: skip
+    refused(
+        "model.lora.quantize: it does not work with `init: pissa`",
+        lora,
+        "{init: pissa, quantize: nf4}",
+        model="tiny-llama",
+    )
     refused("singular values", lora, "{init: pissa, rank: 5000}", model="tiny-llama")
-    refused("model.lora.dropout: GRPO trains on completions that are sampled without", lora, "{dropout: 0.1}",
-            model="tiny-llama")  # fmt: skip
+    refused(
+        "model.lora.dropout: GRPO trains on completions that are sampled without",
+        lora,
+        "{dropout: 0.1}",
+        model="tiny-llama",
+    )
     refused("model.lora.experts: LlamaForCausalLM has none", lora, "{experts: true}", model="tiny-llama")
     refused("model.lora.vision_tower: LlamaForCausalLM has none", lora, "{vision_tower: true}", model="tiny-llama")
-    refused("model.freeze_vision: model.lora trains", lora, "{vision_tower: true}", "--model.init_args.freeze_vision",
-            "true", model="tiny-qwen2.5-vl")  # fmt: skip
-    refused("reference_update_every: with model.lora", *LORA, "--model", "AAPO",
-            "--model.init_args.kl.reference_update_every", "2", model="tiny-llama")  # fmt: skip
+    refused(
+        "model.freeze_vision: model.lora trains",
+        lora,
+        "{vision_tower: true}",
+        "--model.init_args.freeze_vision",
+        "true",
+        model="tiny-qwen2.5-vl",
+    )
+    refused(
+        "reference_update_every: with model.lora",
+        *LORA,
+        "--model",
+        "AAPO",
+        "--model.init_args.kl.reference_update_every",
+        "2",
+        model="tiny-llama",
+    )
     refused("warm_start: it would train the base model", lora, "{adapter: continue}", "--warm_start.steps", "2")

@@ -135,11 +135,14 @@ def test_a_warm_start_on_bare_answers_that_ends_at_a_guess_is_told_to_show_the_w
     assert not [*at_validation(validated(0.18))], "no warm start has run"
 
 
-@pytest.mark.parametrize(("more", "remedy"), [
-    ({"same_answer": 0.8, "reward": 0.6, "same_answer_reward": 0.55}, "pay right answers only"),
-    ({"same_answer": 0.8, "reward": 0.4, "same_answer_reward": 0.22}, "measure what this model needs"),
-    ({"same_answer": 0.8}, "measure what this model needs"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("more", "remedy"),
+    [
+        ({"same_answer": 0.8, "reward": 0.6, "same_answer_reward": 0.55}, "pay right answers only"),
+        ({"same_answer": 0.8, "reward": 0.4, "same_answer_reward": 0.22}, "measure what this model needs"),
+        ({"same_answer": 0.8}, "measure what this model needs"),
+    ],
+)
 def test_a_policy_that_gives_one_answer_is_named_with_what_it_earns(more: dict[str, float], remedy: str) -> None:
     (found,) = at_validation(validated(0.22, 5, **more))
     assert found.title == "One answer for all questions" and found.remedy.startswith(remedy)

@@ -89,8 +89,12 @@ def test_steps_that_end_within_a_rollout_are_rounded_up_before_the_start(
     (run_folder / "reward_that_knows.py").write_text(
         "def reward(completions, trainer_state, **_):\n    return [trainer_state.max_steps] * len(completions)\n"
     )
-    knows = ("--rollout.rewards", json.dumps([{"class_path": "FunctionReward", "init_args": {
-        "path": "reward_that_knows.reward"}}]), "--rollout.validate_every_rollouts", 9)  # fmt: skip
+    knows = (
+        "--rollout.rewards",
+        json.dumps([{"class_path": "FunctionReward", "init_args": {"path": "reward_that_knows.reward"}}]),
+        "--rollout.validate_every_rollouts",
+        9,
+    )
     dry = fit(lit_rlvr, *TWICE, *DECAY, "--trainer.max_steps", given, "--dry-run")
     said = fit(lit_rlvr, *TWICE, *DECAY, *knows, "--trainer.max_steps", given).err
     for printed in (dry.err, said):
@@ -136,16 +140,27 @@ def test_dynamic_sampling_and_reference_rollouts_count(run_folder: Path, lit_rlv
 def test_what_cannot_be_is_one_line(run_folder: Path, lit_rlvr: CLI) -> None:
     lit_rlvr(*FIT, "--budget.tokens", 0, status=2, says="budget.tokens: 0 must lie in")
     lit_rlvr(
-        *FIT, *ENDLESS, "--budget.samples", 16, "--model.init_args.optim.lr_schedule", "linear", status=2,
+        *FIT,
+        *ENDLESS,
+        "--budget.samples",
+        16,
+        "--model.init_args.optim.lr_schedule",
+        "linear",
+        status=2,
         says="lr_schedule: linear needs trainer.max_steps",
-    )  # fmt: skip
+    )
 
 
 def test_a_first_step_that_is_not_finite_has_no_loss_to_show(capsys: pytest.CaptureFixture[str]) -> None:
     module = SimpleNamespace(iteration=1, updates_per_rollout=1, epochs_per_rollout=1)
     trainer: Any = SimpleNamespace(
-        callback_metrics={"train/skipped_steps": 1.0}, callbacks=[ProgressEstimator()], global_step=1, max_steps=2,
-        max_epochs=-1, num_training_batches=4, lightning_module=module,
-    )  # fmt: skip
+        callback_metrics={"train/skipped_steps": 1.0},
+        callbacks=[ProgressEstimator()],
+        global_step=1,
+        max_steps=2,
+        max_epochs=-1,
+        num_training_batches=4,
+        lightning_module=module,
+    )
     RunProgress().on_train_batch_end(trainer, module, None, None, 0)  # type: ignore[arg-type]
     assert "step 1/2  loss nan" in capsys.readouterr().err

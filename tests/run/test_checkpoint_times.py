@@ -26,9 +26,14 @@ def saved_iterations(
 
     strategy = SimpleNamespace(broadcast=lambda value: value, barrier=lambda: None)
     trainer: Any = SimpleNamespace(
-        default_root_dir=str(root), is_global_zero=True, should_stop=False, save_checkpoint=save, strategy=strategy,
-        global_step=0, loggers=(),
-    )  # fmt: skip
+        default_root_dir=str(root),
+        is_global_zero=True,
+        should_stop=False,
+        save_checkpoint=save,
+        strategy=strategy,
+        global_step=0,
+        loggers=(),
+    )
     saver: Any = RunCheckpoint(every=every, minutes=minutes)
     saver.on_train_start(trainer, None)
     for iteration in range(1, 61):

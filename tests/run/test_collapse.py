@@ -18,8 +18,10 @@ from lit_rlvr.run.monitor import validation_falls
 
 
 def rollouts(seed: int, course: list[float], prompts: int, group: int, spread: float) -> Iterator[tuple[float, ...]]:
-    """The accuracy of iterations, its standard error and the prompts; of a small spread most are always right or wrong.
-    """  # fmt: skip
+    """The accuracy of iterations, its standard error and the prompts.
+
+    Of a small spread most prompts are always right or always wrong.
+    """
     rng = np.random.default_rng(seed)
     for mean in course:
         shares = rng.binomial(group, rng.beta(mean * spread, (1 - mean) * spread, prompts)) / group
@@ -47,8 +49,10 @@ def test_sound_runs_are_seldom_called_fallen(prompts: int) -> None:
     courses = [[0.5] * 100, [0.1] * 100, [0.1 + 0.007 * k for k in range(100)]]
     found = [
         found_at(rollouts(seed, course, prompts, 8, spread))
-        for seed in range(20) for course in courses for spread in (0.5, 2.0)
-    ]  # fmt: skip
+        for seed in range(20)
+        for course in courses
+        for spread in (0.5, 2.0)
+    ]
     assert sum(at is not None for at in found) <= 0.05 * len(found)
 
 
@@ -100,8 +104,14 @@ def test_validations_are_compared_question_by_question() -> None:
 
 def falling(**changed: tuple[float, float]) -> dict[int, dict[str, float]]:
     """The metrics of a run whose accuracy falls at step 9, and other metrics before and then."""
-    ends = {"rollout/accuracy": (0.5, 0.05), "rollout/reward": (0.5, 0.05), "rollout/entropy": (0.6, 0.6),
-            "rollout/length": (50.0, 50.0), "rollout/truncated": (0.1, 0.1), "train/kl_step": (0.01, 0.01)}  # fmt: skip
+    ends = {
+        "rollout/accuracy": (0.5, 0.05),
+        "rollout/reward": (0.5, 0.05),
+        "rollout/entropy": (0.6, 0.6),
+        "rollout/length": (50.0, 50.0),
+        "rollout/truncated": (0.1, 0.1),
+        "train/kl_step": (0.01, 0.01),
+    }
     ends |= {name.replace("__", "/"): values for name, values in changed.items()}
     fixed = {"rollout/accuracy_error": 0.05, "rollout/judged_prompts": 16.0}
     return {k: fixed | {name: values[k >= 9] for name, values in ends.items()} for k in range(1, 12)}

@@ -61,8 +61,9 @@ GRADED = ("--rollout.rewards", json.dumps([judged_as_is("graded")]), "--trainer.
 
 
 @pytest.mark.first_case_fast
-@pytest.mark.parametrize("by", [(), ("--model.init_args.dynamic_sampling", "graded"),
-                                ("--model.init_args.dynamic_sampling", "true")])  # fmt: skip
+@pytest.mark.parametrize(
+    "by", [(), ("--model.init_args.dynamic_sampling", "graded"), ("--model.init_args.dynamic_sampling", "true")]
+)
 def test_groups_of_partial_credit_are_kept(run_folder: Path, lit_rlvr: CLI, by: tuple[str, ...]) -> None:
     result = lit_rlvr(*FIT, *GRADED, *by, status=0)
     assert min(column(run_folder / "run", "rollout/live_groups")) >= 4

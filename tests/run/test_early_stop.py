@@ -25,8 +25,11 @@ def callback(name: str, **options: Any) -> tuple[str, str]:
 
 STOPS = {
     "no improvement": (
-        (*callback("EarlyStopping", monitor="val/accuracy", mode="max", patience=1, min_delta=2.0),
-         "--rollout.validate_every_rollouts", "1"),
+        (
+            *callback("EarlyStopping", monitor="val/accuracy", mode="max", patience=1, min_delta=2.0),
+            "--rollout.validate_every_rollouts",
+            "1",
+        ),
         "Monitored metric val/accuracy did not improve in the last 1 records",
         2,
     ),
@@ -37,7 +40,7 @@ STOPS = {
     ),
     "time": (("--trainer.max_time", "00:00:00:01", "--trainer.max_steps", "9999"), "trainer.max_time is over", None),
     "own": (callback("own_callbacks.Ends"), "own_callbacks.Ends set trainer.should_stop", 2),
-}  # fmt: skip
+}
 
 
 @pytest.mark.first_case_fast

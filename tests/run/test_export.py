@@ -102,11 +102,18 @@ def test_bad_input_is_refused(trained: Path, tmp_path: Path) -> None:
 
 
 @EITHER
-@pytest.mark.parametrize(("key", "value", "said"), [
-    ("num_hidden_layers", 40, "tiny-llama's (2 layers), config.yaml says {}; model.layers.2.input_layernorm.weight and"
-     " 341 more do not fit"),
-    ("hidden_size", 32, "config.yaml says {}; lm_head.weight and 20 more do not fit"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        (
+            "num_hidden_layers",
+            40,
+            "tiny-llama's (2 layers), config.yaml says {}; model.layers.2.input_layernorm.weight and"
+            " 341 more do not fit",
+        ),
+        ("hidden_size", 32, "config.yaml says {}; lm_head.weight and 20 more do not fit"),
+    ],
+)
 def test_weights_of_another_model_are_one_short_line(
     trained: Path, tiny_model_folder: Path, tmp_path: Path, key: str, value: int, said: str
 ) -> None:

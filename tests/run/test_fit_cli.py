@@ -107,9 +107,14 @@ def test_automatic_micro_batches_are_chosen_once(
 @pytest.mark.slow
 def test_without_a_validation_set_accuracies_are_null_and_it_is_said(run_folder: Path, lit_rlvr: CLI) -> None:
     fit(
-        lit_rlvr, *to("unused"), "--trainer.limit_val_batches", 0, "--trainer.max_steps", 1,
+        lit_rlvr,
+        *to("unused"),
+        "--trainer.limit_val_batches",
+        0,
+        "--trainer.max_steps",
+        1,
         says="Validation accuracy not measured before, not measured after",
-    )  # fmt: skip
+    )
     fast = fit(lit_rlvr, *to("fast"), "--trainer.fast_dev_run", "true")
     assert "Validation accuracy not measured before, " in fast.err and "no validation set" not in fast.err
     result = fit(lit_rlvr, "--data.init_args.held_out", 0, "--trainer.max_steps", 2)
@@ -180,8 +185,13 @@ def test_other_settings_on_resume_are_named_and_used(run_folder: Path, lit_rlvr:
     fit(lit_rlvr, "--trainer.max_steps", 2)
     assert "another" not in fit(lit_rlvr, "--trainer.max_steps", 2, "--ckpt_path", "last").err
     options = (
-        "--model.init_args.lr", 5e-4, "--model.init_args.optim.weight_decay", 0.1, "--rollout.sampling.max_tokens", 6,
-    )  # fmt: skip
+        "--model.init_args.lr",
+        5e-4,
+        "--model.init_args.optim.weight_decay",
+        0.1,
+        "--rollout.sampling.max_tokens",
+        6,
+    )
     result = fit(lit_rlvr, "--trainer.max_steps", 3, "--ckpt_path", "last", *options)
     said = [line for line in result.err.splitlines() if line.startswith("resumed with a different ")]
     assert said == [
@@ -316,10 +326,15 @@ def test_everything_that_does_not_fit_together_is_said_at_once(
     errors = [line for line in result.err.splitlines() if line.startswith("lit-rlvr: error: ")]
     assert result.status == 2 and len(errors) == 4, result.err
     for said, line in zip(
-        ("rollout.group_size: 1 is too small", "data.prompts_per_rollout: 4 prompts cannot be split evenly",
-         "more than the model's context", "warm_start.categories: no training prompt has the category 'x'"),
-        errors, strict=True,
-    ):  # fmt: skip
+        (
+            "rollout.group_size: 1 is too small",
+            "data.prompts_per_rollout: 4 prompts cannot be split evenly",
+            "more than the model's context",
+            "warm_start.categories: no training prompt has the category 'x'",
+        ),
+        errors,
+        strict=True,
+    ):
         assert said in line
 
 
@@ -387,9 +402,14 @@ def test_options_that_a_class_change_drops_are_named(run_folder: Path, lit_rlvr:
     rows = [{"question": f"{i}+1?", "answer": str(i + 1)} for i in range(8)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     result = fit(
-        lit_rlvr, "--data", "TextMath", "--data.init_args.train", "rows.jsonl", "--dry-run",
+        lit_rlvr,
+        "--data",
+        "TextMath",
+        "--data.init_args.train",
+        "rows.jsonl",
+        "--dry-run",
         says="data: TextMath instead of Arithmetic of tiny.yaml: kept evaluation.prompts_per_batch, prompts_per_roll",
-    )  # fmt: skip
+    )
     assert "dropped held_out, high" in result.err
     (tmp_path / "apmpo.yaml").write_text(
         "base: tiny.yaml\n"

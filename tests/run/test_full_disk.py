@@ -43,9 +43,13 @@ def test_the_place_that_is_full_is_named(
     assert os.listdir("run") == []
     monkeypatch.setenv("LIT_RLVR_CACHE", "run/cache")
     lit_rlvr(
-        "fit", "--config", "smoke/sums", *to("sums"), status=2,
+        "fit",
+        "--config",
+        "smoke/sums",
+        *to("sums"),
+        status=2,
         says="cannot be written: No space left on device; set LIT_RLVR_CACHE to",
-    )  # fmt: skip
+    )
     Path("rows.jsonl").write_text('{"id": "q", "prompt": "1 + 1", "answer": "2"}\n')
     Path("given.jsonl").write_text('{"id": "q", "completion": "%s2"}\n' % ("x" * 100_000))
     judged = lit_rlvr("evaluate", "--completions", "given.jsonl", "--suite", "rows.jsonl", "--out", "run/judged")
@@ -55,9 +59,12 @@ def test_the_place_that_is_full_is_named(
 @pytest.mark.slow
 @pytest.mark.parametrize("kilobytes", [CHECKPOINTS + 12, 700])
 def test_a_run_on_a_full_disk(
-    run_folder: Path, lit_rlvr: CLI, small_disk: Callable[[str], None], monkeypatch: pytest.MonkeyPatch,
+    run_folder: Path,
+    lit_rlvr: CLI,
+    small_disk: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
     kilobytes: int,
-) -> None:  # fmt: skip
+) -> None:
     """Full with the first checkpoint, or the second one."""
     monkeypatch.setattr(live, "WRITE_SECONDS", 1000.0)  # else it depends on the time which file is the first not to fit
     fit(lit_rlvr, *to("whole"))

@@ -24,9 +24,10 @@ def capitals(text: str, fields: dict[str, list[Any]]) -> Any:
 
 def judged_by(stub: StubJudge, **options: Any) -> tuple[str, str]:
     init_args = {
-        "server": stub.server(max_retries=0, **options), "rubric": {"is plain": 2, "is a number": -1},
+        "server": stub.server(max_retries=0, **options),
+        "rubric": {"is plain": 2, "is a number": -1},
         "truncated_is_wrong": False,
-    }  # fmt: skip
+    }
     judge = {"class_path": "RubricJudge", "init_args": init_args}
     return "--rollout.rewards", json.dumps([judge, judged_as_is("first_token")])
 

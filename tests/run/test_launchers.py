@@ -82,18 +82,23 @@ def sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., sub
         job = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": str(restarts)}
         script = Path(__file__).parents[2] / "configs/slurm/servers.sbatch"
         return subprocess.Popen(
-            ["bash", script, "smollm2", "--config", "quickstart", "--ckpt_path", "last"], cwd=tmp_path, text=True,
-            stderr=subprocess.PIPE, env=os.environ | nodes | path | run | job,
-        )  # fmt: skip
+            ["bash", script, "smollm2", "--config", "quickstart", "--ckpt_path", "last"],
+            cwd=tmp_path,
+            text=True,
+            stderr=subprocess.PIPE,
+            env=os.environ | nodes | path | run | job,
+        )
 
     return start
 
 
 @pytest.mark.slow
 def test_a_job_of_servers_and_a_trainer_ends_with_the_run(
-    sbatch: Callable[..., subprocess.Popen[str]], tmp_path: Path, lit_rlvr: Callable[..., Any],
+    sbatch: Callable[..., subprocess.Popen[str]],
+    tmp_path: Path,
+    lit_rlvr: Callable[..., Any],
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     job = sbatch(1)
     _, err = job.communicate(timeout=60)
     assert job.returncode == 3, err

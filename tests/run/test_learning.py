@@ -16,10 +16,23 @@ def test_accuracy_rises_clearly(run_folder: Path, lit_rlvr: CLI) -> None:
     A sample is right when its first token's number is divisible by 3. Both shares come from 640 samples.
     """
     lit_rlvr(
-        "fit", "--config", "tiny.yaml", "--trainer.max_steps", "30", "--model.init_args.lr", "0.003",
-        "--rollout.group_size", "8", "--rollout.evaluation.samples", "32",
-        "--rollout.evaluation.sampling.temperature", "1", "--rollout.validate_every_rollouts", "30", status=0,
-    )  # fmt: skip
+        "fit",
+        "--config",
+        "tiny.yaml",
+        "--trainer.max_steps",
+        "30",
+        "--model.init_args.lr",
+        "0.003",
+        "--rollout.group_size",
+        "8",
+        "--rollout.evaluation.samples",
+        "32",
+        "--rollout.evaluation.sampling.temperature",
+        "1",
+        "--rollout.validate_every_rollouts",
+        "30",
+        status=0,
+    )
     before, after = (summary(run_folder / "run")[f"accuracy_{when}"] for when in ("before", "after"))
     error = sqrt((before * (1 - before) + after * (1 - after)) / 640)
     assert after - before > 5 * error, (before, after, error)
@@ -45,9 +58,17 @@ def test_a_model_learns_to_use_its_tool(tmp_path: Path, lit_rlvr: CLI) -> None:
     digits of sums, so on the processor.
     """
     lit_rlvr(
-        "fit", "--config", "smoke/tools", "--trainer.max_steps", "60", "--rollout.validate_every_rollouts", "60",
-        "--trainer.default_root_dir", tmp_path / "run", status=0,
-    )  # fmt: skip
+        "fit",
+        "--config",
+        "smoke/tools",
+        "--trainer.max_steps",
+        "60",
+        "--rollout.validate_every_rollouts",
+        "60",
+        "--trainer.default_root_dir",
+        tmp_path / "run",
+        status=0,
+    )
     found = summary(tmp_path / "run")
     assert found["accuracy_after"] - found["accuracy_before"] > 0.1, found
     calls = [float(row["rollout/tool_calls"]) for row in metrics(tmp_path / "run") if row["rollout/tool_calls"]]

@@ -51,7 +51,12 @@ def test_a_folder_that_is_moved_during_the_run_is_named(run_folder: Path, lit_rl
         f"import os\nfrom lightning.pytorch import Callback\nclass Moves(Callback):\n    {moves}\n"
     )
     lit_rlvr(
-        *FIT, "--trainer.callbacks", "mover.Moves", "--checkpoint.every", 1, status=2,
+        *FIT,
+        "--trainer.callbacks",
+        "mover.Moves",
+        "--checkpoint.every",
+        1,
+        status=2,
         says="run was moved or deleted while this run used it; resume the run where",
-    )  # fmt: skip
+    )
     fit(lit_rlvr, "--trainer.default_root_dir", "moved", "--ckpt_path", "last")

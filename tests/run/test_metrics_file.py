@@ -86,7 +86,8 @@ RUNS: dict[str, tuple[Any, ...]] = {
         *("--data.init_args.chat.prefill", "<think>", "--model.init_args.compute.tokens_per_microbatch", 120),
     ),
     "reference": (
-        *("--model", "AAPO", "--model.init_args.advantage", "{class_path: AGRAE, init_args: {base: aapo}}"), *ONE,
+        *("--model", "AAPO", "--model.init_args.advantage", "{class_path: AGRAE, init_args: {base: aapo}}"),
+        *ONE,
     ),
     "rewards": (
         *("--model", "APMPO", "--rollout.safeguards.max_failure_rate", 1, "--rollout.staleness", 1, "--rollout.engine"),
@@ -103,11 +104,18 @@ RUNS: dict[str, tuple[Any, ...]] = {
         *(json.dumps([{"class_path": "Arithmetic", "init_args": {"name": name}} for name in ("one", "other")]), *ONE),
     ),
     "sft": ("--model", "SFT", "--trainer.max_steps", 1),
-}  # fmt: skip
+}
 """Runs that log all metrics of the table between them, but those of ELSEWHERE and of some losses."""
 LOSSES = ("ClipCov", "KLCov", "M2PO", "FIPO", "DRO", "TOPR", "VESPO")
-ELSEWHERE = ("val/sql/accuracy/a/b", "reward/easyr1/format", "time/checkpoint_write", "train/staleness/stale_cache",
-             "train/teacher_kl", "train/teacher_divergence", "val/accuracy_before_warm_start")  # fmt: skip
+ELSEWHERE = (
+    "val/sql/accuracy/a/b",
+    "reward/easyr1/format",
+    "time/checkpoint_write",
+    "train/staleness/stale_cache",
+    "train/teacher_kl",
+    "train/teacher_divergence",
+    "val/accuracy_before_warm_start",
+)
 """Metrics of data with categories, of functions that return a dict, of FSDP2, of servers that keep their cache, of
 teachers, and of warm starts."""
 

@@ -18,9 +18,10 @@ SETS = [
         "init_args": {"high": 4, "held_out": 4, "operation": operation, "name": name, "rewards": rewards},
     }
     for name, operation, rewards in (
-        ("sums", "add", ["first_token", "held"]), ("products", "multiply", {"first_token": 3.0})
+        ("sums", "add", ["first_token", "held"]),
+        ("products", "multiply", {"first_token": 3.0}),
     )
-]  # fmt: skip
+]
 REWARDS = [judged_as_is("first_token"), judged_as_is("held")]  # which say the same
 MIXTURE = (
     *("--data", "Mixture", "--data.init_args.sets", json.dumps(SETS), "--data.init_args.prompts_per_rollout", "4"),

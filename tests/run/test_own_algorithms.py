@@ -88,9 +88,14 @@ def test_an_advantage_that_changes_its_input_changes_no_record(
 def test_what_a_base_estimator_changes_is_not_what_the_composed_one_sees(run_folder: Path, lit_rlvr: CLI) -> None:
     for folder, base in (("plain", "grpo"), ("run", "zeroes")):
         fit(
-            lit_rlvr, *SHORT, *to(folder), "--model.init_args.advantage", "AGRAE",
-            "--model.init_args.advantage.base", f"own_algorithms.{base}",
-        )  # fmt: skip
+            lit_rlvr,
+            *SHORT,
+            *to(folder),
+            "--model.init_args.advantage",
+            "AGRAE",
+            "--model.init_args.advantage.base",
+            f"own_algorithms.{base}",
+        )
     assert metrics(run_folder / "run") == metrics(run_folder / "plain")
     assert summary(run_folder / "run")["weights_sha256"] == summary(run_folder / "plain")["weights_sha256"]
 

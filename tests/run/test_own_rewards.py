@@ -132,8 +132,14 @@ def test_changed_code_validation_answers_and_threads_are_named_on_resuming(
     assert f"OMP_NUM_THREADS={count} keeps them" in changed.err
 
 
-OPENED = ("--rollout.rewards", json.dumps([judged_as_is("opened")]), "--trainer.max_steps", "1",
-          "--data.init_args.chat.prefill", "<think>\n")  # fmt: skip
+OPENED = (
+    "--rollout.rewards",
+    json.dumps([judged_as_is("opened")]),
+    "--trainer.max_steps",
+    "1",
+    "--data.init_args.chat.prefill",
+    "<think>\n",
+)
 
 
 def test_rewards_get_the_prefill_in_training_and_validation(run_folder: Path, lit_rlvr: Callable[..., Any]) -> None:
@@ -145,9 +151,16 @@ def test_rewards_get_the_prefill_in_training_and_validation(run_folder: Path, li
     assert "step 1: Answers cannot be read: opened found no answer in 100% of the completions" in result.err
     Path("opened").unlink()
     lit_rlvr(
-        "fit", "--config", "tiny.yaml", *OPENED, "--data.init_args.chat.score_prefill", "true", "--overwrite", "true",
+        "fit",
+        "--config",
+        "tiny.yaml",
+        *OPENED,
+        "--data.init_args.chat.score_prefill",
+        "true",
+        "--overwrite",
+        "true",
         status=0,
-    )  # fmt: skip
+    )
     lines = Path("opened").read_text().splitlines()
     assert set(lines) == {"'' '<think>'"}
 

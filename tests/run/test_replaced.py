@@ -30,9 +30,12 @@ def old_run(root: Path) -> dict[str, bytes]:
     """A run with a file and a sharded checkpoint, and files of the user's; what is in it."""
     make_run(root, traces={2: [group()]})
     ours = (
-        "checkpoints/step-000004.ckpt", "checkpoints/step-000005.ckpt/meta.pt", f"images/{'0' * 16}.png",
-        "tensorboard/events.out.tfevents.1", "skipped/step-000001-rank-0.json",
-    )  # fmt: skip
+        "checkpoints/step-000004.ckpt",
+        "checkpoints/step-000005.ckpt/meta.pt",
+        f"images/{'0' * 16}.png",
+        "tensorboard/events.out.tfevents.1",
+        "skipped/step-000001-rank-0.json",
+    )
     for name in (*ours, *OWN):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(f"old {name}")
@@ -198,10 +201,13 @@ def test_a_new_run_with_a_checkpoint_is_not_replaced_by_the_old(tmp_path: Path) 
     assert not (tmp_path / ".replaced").exists() and (tmp_path / "metrics.csv").read_text() == NEW_METRICS
 
 
-@pytest.mark.parametrize(("folder", "name"), [
-    *[("alone", name) for name in ("metrics.csv", "summary.json", "config.yaml", "completions.jsonl")],
-    *[("run", name) for name in ("metrics.csv", "summary.json")],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        *[("alone", name) for name in ("metrics.csv", "summary.json", "config.yaml", "completions.jsonl")],
+        *[("run", name) for name in ("metrics.csv", "summary.json")],
+    ],
+)
 def test_results_of_the_users_own_are_never_replaced(tmp_path: Path, folder: str, name: str) -> None:
     """Neither in a folder of their own, which holds no run, nor among the files of a run."""
     root = tmp_path / folder

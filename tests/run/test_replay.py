@@ -19,7 +19,7 @@ from tiny_runs import (
     summary,
     to,
     write_config,
-)  # fmt: skip
+)
 
 from lit_rlvr.engines.hf import HFEngine
 
@@ -30,9 +30,15 @@ DYNAMIC = ("--model", "DAPO", *RARE, "--model.init_args.updates_per_rollout", "2
 RECORD, UNVALIDATED = ("--rollout.replay.record", "1"), ("--trainer.limit_val_batches", "0")
 REPLAY = ("--rollouts-from", "run", *to("again"))
 TURNS = (
-    "--rollout.environment", "tiny_environments.Echo", "--rollout.sampling.max_turns", "3",
-    "--rollout.sampling.max_observation_tokens", "40", "--rollout.rewards", "null",
-)  # fmt: skip
+    "--rollout.environment",
+    "tiny_environments.Echo",
+    "--rollout.sampling.max_turns",
+    "3",
+    "--rollout.sampling.max_observation_tokens",
+    "40",
+    "--rollout.rewards",
+    "null",
+)
 
 
 def digest(run: Path) -> str:
@@ -123,9 +129,14 @@ def test_a_record_with_a_gap_is_refused_by_the_missing_file(recorded: Path, lit_
         content = path.read_bytes()
         path.unlink()
         result = lit_rlvr(
-            *FIT, *UNVALIDATED, *REPLAY, "--overwrite", "true", status=2,
+            *FIT,
+            *UNVALIDATED,
+            *REPLAY,
+            "--overwrite",
+            "true",
+            status=2,
             says=f"lacks record/{path.name}, and has later iterations",
-        )  # fmt: skip
+        )
         assert (f"to train on the {lost - 1} iteration(s) before it" in result.err) == (lost > 1)
         path.write_bytes(content)
     path = record / "iteration-000006-rank-0.npz"
@@ -153,9 +164,15 @@ def test_what_cannot_be_replayed_is_refused(recorded: Path, lit_rlvr: CLI) -> No
             bool(digest(recorded)),
         ) == ([], True)
     fit(
-        lit_rlvr, *REPLAY, *UNVALIDATED, "--rollout.group_size", "2", "--dry-run", status=2,
+        lit_rlvr,
+        *REPLAY,
+        *UNVALIDATED,
+        "--rollout.group_size",
+        "2",
+        "--dry-run",
+        status=2,
         says="recorded with rollout.group_size 4, this run has 2",
-    )  # fmt: skip
+    )
     fit(lit_rlvr, *REPLAY, *UNVALIDATED, "--model.init_args.model", "other", "--dry-run")  # no weights to compare
 
 
@@ -174,9 +191,14 @@ def test_two_processes_replay_what_two_recorded(
     in_two_processes(run_folder, two, [*two, *REPLAY])
     assert digest(run_folder / "again") == digest(run_folder / "run")
     fit(
-        lit_rlvr, *options, "--rollouts-from", "run", *to("alone"), status=2,
+        lit_rlvr,
+        *options,
+        "--rollouts-from",
+        "run",
+        *to("alone"),
+        status=2,
         says="run was recorded with processes 2, this run has 1; use the same",
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.slow

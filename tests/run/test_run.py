@@ -44,9 +44,15 @@ def train_on_rows(folder: Path, model: Path, rows: Any, max_steps: int, **more: 
         group_size=4, engine="hf", sampling=Sampling(max_tokens=6), rewards=[partial(share_of_digits, unused=1)]
     )
     trainer = Trainer(
-        default_root_dir=folder, callbacks=[rollout], max_steps=max_steps, accelerator="cpu", devices=1,
-        precision="32-true", logger=False, limit_val_batches=0,
-    )  # fmt: skip
+        default_root_dir=folder,
+        callbacks=[rollout],
+        max_steps=max_steps,
+        accelerator="cpu",
+        devices=1,
+        precision="32-true",
+        logger=False,
+        limit_val_batches=0,
+    )
     trainer.fit(GRPO(model=str(model), lr=1e-2), datamodule=TextMath(train=rows, prompts_per_rollout=2), **more)
     return str(json.loads((folder / "summary.json").read_text())["weights_sha256"])
 
@@ -72,11 +78,14 @@ def test_functions_and_rows_resume_and_repeat(
 
 def test_with_an_environment_rows_need_no_answer(tmp_path: Path, tiny_model_folder: Path) -> None:
     trainer = Trainer(
-        default_root_dir=tmp_path / "run", max_steps=1, accelerator="cpu", limit_val_batches=0,
+        default_root_dir=tmp_path / "run",
+        max_steps=1,
+        accelerator="cpu",
+        limit_val_batches=0,
         callbacks=RolloutCallback(
             group_size=2, engine="hf", environment=WrappedTools(Increment), sampling=Sampling(max_tokens=4, max_turns=2)
         ),
-    )  # fmt: skip
+    )
     rows = [{"prompt": f"Count from {k}.", "start": k} for k in range(4)]
     data = PromptDataModule(train=rows, prompts_per_rollout=2, columns={"prompt": "prompt"})
     trainer.fit(GRPO(model=str(tiny_model_folder)), datamodule=data)

@@ -170,9 +170,13 @@ def test_the_divergence_from_a_teacher_is_added_or_stands_alone(
     assert losses("alone") == [pytest.approx(2 * forward, abs=1e-6)]
     assert losses("both") == [pytest.approx(transformers_loss(tiny_model_folder, TRAIN) + 2 * forward, abs=1e-6)]
     lit_rlvr(
-        *FIT, *options, *taught, *to("sampled"), status=2,
+        *FIT,
+        *options,
+        *taught,
+        *to("sampled"),
+        status=2,
         says="model.teacher.beta: SFT does not train on the policy's own samples",
-    )  # fmt: skip
+    )
     lit_rlvr(*FIT, *options, "--model.init_args.nll_coef", 0, *to("nothing"), status=2, says="model.nll_coef: 0")
 
 
@@ -263,10 +267,22 @@ def test_a_resumed_run_is_the_uninterrupted_one(run_folder: Path, lit_rlvr: CLI)
     assert summary(run_folder / "whole")["accuracy_after"] is not None
     assert losses("whole")[-1] < losses("whole")[0] and losses("whole", "val/arithmetic/loss")
     lit_rlvr(
-        *FIT, "--model", "SFT", *lora, *to("cut"), "--ckpt_path", "last", "--trainer.max_steps", 9,
-        "--model.init_args.target", "solution", "--data.init_args.solution", "= {answer}", status=2,
+        *FIT,
+        "--model",
+        "SFT",
+        *lora,
+        *to("cut"),
+        "--ckpt_path",
+        "last",
+        "--trainer.max_steps",
+        9,
+        "--model.init_args.target",
+        "solution",
+        "--data.init_args.solution",
+        "= {answer}",
+        status=2,
         says="the completions in the training data (model.target) are not those",
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.slow

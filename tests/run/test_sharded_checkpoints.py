@@ -52,9 +52,11 @@ OFFLOAD = ("--trainer.strategy", "{class_path: tiny_strategies.OffloadedHere}")
 LAST = ("--ckpt_path", "last")
 PISSA = ("--model.init_args.lora", "{rank: 4, init: pissa}")
 AVERAGE = (
-    "--model.init_args.teacher", "{ema: 0.3, prompt: {class_path: Demonstration, init_args: {column: solution}}}",
-    "--model.init_args.lr", "1e-3",
-)  # fmt: skip
+    "--model.init_args.teacher",
+    "{ema: 0.3, prompt: {class_path: Demonstration, init_args: {column: solution}}}",
+    "--model.init_args.lr",
+    "1e-3",
+)
 AAPO = ("--model", "AAPO", "--model.init_args.kl.reference_update_every", "2")
 
 
@@ -194,18 +196,25 @@ class Training:
         self.logged: dict[str, float] = {}
         self.module: Any = SimpleNamespace(iteration=0, validation=SimpleNamespace(results={}))
         self.trainer: Any = SimpleNamespace(
-            default_root_dir=str(root), strategy=self.strategy, is_global_zero=True, should_stop=False, global_step=0,
-            sanity_checking=False, save_checkpoint=self.save_checkpoint,
+            default_root_dir=str(root),
+            strategy=self.strategy,
+            is_global_zero=True,
+            should_stop=False,
+            global_step=0,
+            sanity_checking=False,
+            save_checkpoint=self.save_checkpoint,
             loggers=[SimpleNamespace(log_metrics=lambda metrics, step: self.logged.update(metrics))],
-        )  # fmt: skip
+        )
         self.writes, self.release = threading.Event(), threading.Event()
 
     def save_checkpoint(self, path: Path, storage_options: Any = None) -> None:
         moments = {"weight": {"exp_avg": self.moment, "step": self.count}}
         made: dict[str, Any] = dict.fromkeys(CHECKPOINT_PARTS) | {
-            "state_dict": {"weight": self.weight}, "optimizer_states": [{"state": moments}],
-            "rlvr": {"reference": {"weights": None}, "teachers": {}}, "global_step": self.trainer.global_step,
-        }  # fmt: skip
+            "state_dict": {"weight": self.weight},
+            "optimizer_states": [{"state": moments}],
+            "rlvr": {"reference": {"weights": None}, "teachers": {}},
+            "global_step": self.trainer.global_step,
+        }
         self.strategy.save_checkpoint(made, path, storage_options)
 
     def step(self, accuracy: float | None = None) -> None:

@@ -46,9 +46,21 @@ def test_a_recipe_runs(
     replaces_smollm2 = "sql" in recipe or recipe == "instructions"
     model = ("--model.init_args.model", tiny_model_folder) if replaces_smollm2 else ()
     lit_rlvr(
-        "fit", "--config", f"smoke/{recipe}", *small, *model, "--trainer.max_steps", "2", "--data.prompts_per_rollout",
-        "2", "--rollout.validate_every_rollouts", "1", "--trainer.default_root_dir", tmp_path / "run", status=0,
-    )  # fmt: skip
+        "fit",
+        "--config",
+        f"smoke/{recipe}",
+        *small,
+        *model,
+        "--trainer.max_steps",
+        "2",
+        "--data.prompts_per_rollout",
+        "2",
+        "--rollout.validate_every_rollouts",
+        "1",
+        "--trainer.default_root_dir",
+        tmp_path / "run",
+        status=0,
+    )
     assert summary(tmp_path / "run")["steps"] == 2
     assert wanted <= {name for row in metrics(tmp_path / "run") for name, value in row.items() if value}
 

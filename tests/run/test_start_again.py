@@ -25,9 +25,11 @@ def test_the_loop_outlives_memory_that_runs_out_and_a_killed_process(run_folder:
     options += [*STRATEGIES["fsdp2"], "--checkpoint.every", "2", "--trainer.max_steps", "16"]
     with (run_folder / "said").open("w") as said:
         loop = psutil.Popen(
-            ["bash", "again.sh", *FIT[1:], *options, "--rollout.validate_every_rollouts", "16"], cwd=run_folder,
-            env=child_environment() | {"PATH": path, "FAULT": "memory 1 0"}, stderr=said,
-        )  # fmt: skip
+            ["bash", "again.sh", *FIT[1:], *options, "--rollout.validate_every_rollouts", "16"],
+            cwd=run_folder,
+            env=child_environment() | {"PATH": path, "FAULT": "memory 1 0"},
+            stderr=said,
+        )
     try:
         deadline = time.monotonic() + 900
         while ((live := read_live(run_folder / "run")) or {"step": 0})["step"] < 6:

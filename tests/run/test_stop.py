@@ -19,7 +19,7 @@ from tiny_runs import (
     start_two,
     summary,
     to,
-)  # fmt: skip
+)
 
 from lit_rlvr.run.stop import StopOnSignal
 

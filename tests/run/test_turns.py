@@ -9,9 +9,15 @@ from tiny_runs import CLI
 from tiny_runs import fit as run
 
 TURNS = (
-    "--rollout.environment", "tiny_environments.Echo", "--rollout.sampling.max_turns", 3,
-    "--rollout.sampling.max_observation_tokens", 40, "--rollout.rewards", "null",
-)  # fmt: skip
+    "--rollout.environment",
+    "tiny_environments.Echo",
+    "--rollout.sampling.max_turns",
+    3,
+    "--rollout.sampling.max_observation_tokens",
+    40,
+    "--rollout.rewards",
+    "null",
+)
 ONE = ("--trainer.max_steps", 1, "--trainer.limit_val_batches", 0)
 
 
@@ -40,9 +46,20 @@ def test_a_run_is_evaluated_in_its_environment_and_another_model_like_it(
 
 def test_prompts_are_filtered_in_their_environment(run_folder: Path, lit_rlvr: CLI) -> None:
     lit_rlvr(
-        "filter", "--config", "tiny.yaml", *TURNS, "--samples", 4, "--lowest", 0, "--highest", 1, "--out", "kept.jsonl",
+        "filter",
+        "--config",
+        "tiny.yaml",
+        *TURNS,
+        "--samples",
+        4,
+        "--lowest",
+        0,
+        "--highest",
+        1,
+        "--out",
+        "kept.jsonl",
         status=0,
-    )  # fmt: skip
+    )
     rows = (run_folder / "kept.samples" / "completions.jsonl").read_text().splitlines()
     assert max(len(json.loads(row)["turns"]) for row in rows) > 1
 

@@ -65,9 +65,14 @@ def test_each_has_its_number_of_samples_and_greedy_answers(
         assert first[f"val/{name}/greedy"] == alone[f"val/{name}/accuracy"]
     assert first["val/larger/accuracy"] != first["val/larger/greedy"]
     fit(
-        lit_rlvr, "--rollout.evaluation.samples", "{large: 4}", *samples[2:], *to("other"), status=2,
+        lit_rlvr,
+        "--rollout.evaluation.samples",
+        "{large: 4}",
+        *samples[2:],
+        *to("other"),
+        status=2,
         says="evaluation.samples: there is no validation set 'large'; the sets are arithmetic, larger",
-    )  # fmt: skip
+    )
 
 
 def test_a_test_set_is_measured_by_a_command(run_folder: Path, lit_rlvr: CLI, tiny_model_folder: Path) -> None:
@@ -77,9 +82,14 @@ def test_a_test_set_is_measured_by_a_command(run_folder: Path, lit_rlvr: CLI, ti
     done = lit_rlvr("test", "--config", "tiny.yaml", status=0)
     assert "test/multi_step_arithmetic/accuracy" in done.out and "val/" not in done.out
     lit_rlvr(
-        "test", "--config", "tiny.yaml", "--data.init_args.tested", 0, status=2,
+        "test",
+        "--config",
+        "tiny.yaml",
+        "--data.init_args.tested",
+        0,
+        status=2,
         says="multi_step_arithmetic has no test set",
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.slow

@@ -147,15 +147,30 @@ def worded(answers: list[str], **columns: list[str]) -> PromptDataModule:
     return PromptDataModule(train=rows, prompts_per_rollout=4)
 
 
-@pytest.mark.parametrize(("shares", "chosen", "said"), [
-    ({"answer": [0.1, 0.2], "worked": [0.1, 0.3]}, "worked", "'worked': 0.300 exact after 4 steps; on 'answer': 0.200"),
-    ({"answer": [0.1, 0.3], "worked": [0.1, 0.2]}, "answer", "'answer': 0.300 exact after 4 steps; on 'worked': 0.200"),
-    ({"answer": [0.1, 0.9], "worked": [0.6]}, "worked", "'worked': 0.600 exact after 2 steps; on 'answer': 0.900"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("shares", "chosen", "said"),
+    [
+        (
+            {"answer": [0.1, 0.2], "worked": [0.1, 0.3]},
+            "worked",
+            "'worked': 0.300 exact after 4 steps; on 'answer': 0.200",
+        ),
+        (
+            {"answer": [0.1, 0.3], "worked": [0.1, 0.2]},
+            "answer",
+            "'answer': 0.300 exact after 4 steps; on 'worked': 0.200",
+        ),
+        ({"answer": [0.1, 0.9], "worked": [0.6]}, "worked", "'worked': 0.600 exact after 2 steps; on 'answer': 0.900"),
+    ],
+)
 def test_of_two_columns_it_takes_the_one_that_is_learnt_better(
-    cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, shares: dict[str, list[float]],
-    chosen: str, said: str,
-) -> None:  # fmt: skip
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    shares: dict[str, list[float]],
+    chosen: str,
+    said: str,
+) -> None:
     """The one that is exact after fewer steps, or else more often; a run on that column takes it from the cache."""
     monkeypatch.setattr(logging.getLogger("lit_rlvr"), "propagate", True)
     caplog.set_level(logging.INFO, "lit_rlvr")

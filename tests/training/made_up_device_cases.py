@@ -103,9 +103,13 @@ class Replaying(HFEngine):
         self.given = {prompt.sample.id: group for prompt, group in zip(prompts, completions, strict=True)}
 
     def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]],
-        done: OnGroupDone | None = None, turns: Turns | None = None,
-    ) -> list[list[Completion]]:  # fmt: skip
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        seeds: Sequence[Sequence[int]],
+        done: OnGroupDone | None = None,
+        turns: Turns | None = None,
+    ) -> list[list[Completion]]:
         sampled = super().generate(prompts, sampling, seeds, None, turns)
         groups = [self.given[prompt.sample.id] for prompt in prompts]
         return sampled if len(seeds[0]) != len(groups[0]) else groups  # a probe has groups of another size
@@ -160,17 +164,18 @@ LOOKS = {"policy/policy.py _hidden: aten._local_scalar_dense.default": 1}
 READS_LENGTHS = {"policy/vision_attention.py vision_attention: aten._to_copy.default": 2}
 # Qwen3-VL adds features to two layers at the positions of a mask, which transformers counts each time
 ADDS_FEATURES = {
-    "policy/policy.py _hidden: aten.index.Tensor": 2, "policy/policy.py _hidden: aten.index_put_.default": 2,
+    "policy/policy.py _hidden: aten.index.Tensor": 2,
+    "policy/policy.py _hidden: aten.index_put_.default": 2,
     "training/module.py backward_on_rank: aten.index.Tensor": 2,
     "training/module.py backward_on_rank: aten.index_put.default": 4,
-}  # fmt: skip
+}
 # whether loss and gradient are finite, the sums for the metrics, and the gradient's norm
 REST = {
     "training/failures.py _is_finite: aten._local_scalar_dense.default": 2,
     "training/metrics.py step_metrics: aten._to_copy.default": 1,
     "training/noise_scale.py end: aten._to_copy.default": 1,
     "training/update.py measure: aten._local_scalar_dense.default": 1,
-}  # fmt: skip
+}
 
 COOL = Sampling(temperature=0.7, top_p=1.0, max_tokens=4)
 
@@ -178,9 +183,10 @@ COOL = Sampling(temperature=0.7, top_p=1.0, max_tokens=4)
 def pictures(sizes: int) -> dict[str, int]:
     """Return the copies for images; the vision tower derives `sizes` tensors from how large they are."""
     return {
-        "policy/families/qwen_vl.py model_inputs": 1, "policy/families/qwen_vl.py _derive_sizes": sizes,
+        "policy/families/qwen_vl.py model_inputs": 1,
+        "policy/families/qwen_vl.py _derive_sizes": sizes,
         "policy/logprobs.py _banned": 3,  # placeholders are never sampled
-    }  # fmt: skip
+    }
 
 
 def slow(name: str, copies: dict[str, int], waits: dict[str, int], **options: Any) -> Any:
@@ -211,9 +217,13 @@ CASES = [
 
 @pytest.mark.parametrize(("copies", "waits", "options"), CASES)
 def test_an_iteration_is_that_of_the_cpu(
-    copies: dict[str, int], waits: dict[str, int], options: dict[str, Any], tiny_model_folder: Path,
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    copies: dict[str, int],
+    waits: dict[str, int],
+    options: dict[str, Any],
+    tiny_model_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Gradients, weights and completions are those of the CPU up to rounding; `waits` are all that a micro-batch waits
     for."""
     options, folder = dict(options), tiny_model_folder
@@ -262,9 +272,13 @@ def test_a_run_on_the_device_resumes_exactly(
     def run(name: str, steps: int, checkpoint: Path | None = None) -> Any:
         monkeypatch.setattr(WatchedAAPO, "saved", tmp_path / name)
         train(
-            tiny_model_folder, tmp_path / "run", steps=steps, checkpoint=checkpoint,
-            trainer_options=trainer_options(), **RENEWED,
-        )  # fmt: skip
+            tiny_model_folder,
+            tmp_path / "run",
+            steps=steps,
+            checkpoint=checkpoint,
+            trainer_options=trainer_options(),
+            **RENEWED,
+        )
         return torch.load(tmp_path / name, weights_only=False)
 
     run("first.ckpt", 1)

@@ -138,9 +138,14 @@ def test_the_divergence_of_a_step_is_that_of_the_policies_around_it(
 
     monkeypatch.setattr(AdaptiveStep, "measured_logprobs", noted)
     module, seen = fit(
-        tiny_model_folder, tmp_path, steps=2 * updates, updates_per_rollout=updates, lr=AutoLR(start=1e-2),
-        compute={"tokens_per_microbatch": 60}, trainer_options={"precision": precision},
-    )  # fmt: skip
+        tiny_model_folder,
+        tmp_path,
+        steps=2 * updates,
+        updates_per_rollout=updates,
+        lr=AutoLR(start=1e-2),
+        compute={"tokens_per_microbatch": 60},
+        trainer_options={"precision": precision},
+    )
     found, (rollout, last) = [], seen.rollouts
     weights = [*seen.weights, {n: p.detach().clone() for n, p in module.policy.model.named_parameters()}]
     assert measured[::2] == measured[1::2], "before and after"

@@ -91,13 +91,11 @@ class OffEngine(HFEngine):
 
 
 CHOOSING: dict[str, tuple[type[RLVRModule], dict[str, Any], str | None]] = {
-    "Clip-Cov": (
-        ClipCov, dict(clip_share=0.2, covariance_low=-9.0, covariance_high=9.0), "train/clip_cov"
-    ),
+    "Clip-Cov": (ClipCov, dict(clip_share=0.2, covariance_low=-9.0, covariance_high=9.0), "train/clip_cov"),
     "KL-Cov": (KLCov, dict(penalty_share=0.3), "train/kl_cov"),
     "M2PO": (M2PO, dict(threshold=0.2), "train/m2po_dropped"),
     "uncertain tokens": (GRPO, dict(loss={"top_entropy_quantile": 0.3}), None),
-}  # fmt: skip
+}
 
 
 @pytest.mark.first_case_fast
@@ -109,9 +107,15 @@ def test_no_cut_changes_which_tokens_are_chosen(tiny_model_folder: Path, tmp_pat
     def run(**more: Any) -> Recorder:
         engine = OffEngine() if name == "M2PO" else None
         return fit(
-            tiny_model_folder, tmp_path, steps=2, algorithm=algorithm, engine=engine, lr=1e-3, updates_per_rollout=2,
+            tiny_model_folder,
+            tmp_path,
+            steps=2,
+            algorithm=algorithm,
+            engine=engine,
+            lr=1e-3,
+            updates_per_rollout=2,
             **options | more,
-        )[1]  # fmt: skip
+        )[1]
 
     whole = run(compute={"tokens_per_microbatch": 10**6})
     for more in (
@@ -328,9 +332,13 @@ def test_tokens_of_mixed_versions_have_the_gradient_of_decoupled_ppo(
     options = {mode: limit[mode]} if mode in limit else {"correction": mode}
     seen = MixedVersions()
     fit(
-        tiny_model_folder, tmp_path, engine=Copying(), recorder=seen, updates_per_rollout=2,
+        tiny_model_folder,
+        tmp_path,
+        engine=Copying(),
+        recorder=seen,
+        updates_per_rollout=2,
         importance={"cap": high, "prox_logp_method": method} | options,
-    )  # fmt: skip
+    )
     rollout, age = seen.rollouts[0], 2.0 * seen.ages[0]  # in optimizer steps
     assert sum(len({*row[used].tolist()}) > 1 for row, used in zip(age, rollout.mask, strict=True)) > 5
     dropped: list[bool] = []
@@ -342,9 +350,9 @@ def test_tokens_of_mixed_versions_have_the_gradient_of_decoupled_ppo(
 
     for k, prompts in enumerate(seen.minibatches):
         alpha = age / (age + k) if k and method == "loglinear" else None
-        expected = naive_gradients(
-            rollout, prompts, weights=seen.weights[k], token_factor=weights, interpolated=alpha
-        )[1]  # fmt: skip
+        expected = naive_gradients(rollout, prompts, weights=seen.weights[k], token_factor=weights, interpolated=alpha)[
+            1
+        ]
         assert_same(seen.gradients[k], expected, 1e-4)
     assert (mode in DROPS) == (0 < sum(dropped) < len(dropped))
     if mode != "none" or method == "loglinear":

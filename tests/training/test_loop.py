@@ -67,8 +67,14 @@ def test_a_step_makes_the_calls_of_the_loop_in_their_order(tmp_path: Path, tiny_
     entered = Entered()
     rollout = RolloutCallback(group_size=4, engine="hf", sampling=Sampling(max_tokens=6), rewards=[first_token])
     trainer = Trainer(
-        default_root_dir=tmp_path, callbacks=[rollout, entered], max_steps=1, accelerator="cpu", devices=1,
-        precision="32-true", logger=False, limit_val_batches=0,
-    )  # fmt: skip
+        default_root_dir=tmp_path,
+        callbacks=[rollout, entered],
+        max_steps=1,
+        accelerator="cpu",
+        devices=1,
+        precision="32-true",
+        logger=False,
+        limit_val_batches=0,
+    )
     trainer.fit(GRPO(model=str(tiny_model_folder)), datamodule=Arithmetic(prompts_per_rollout=2, held_out=4))
     assert [name for name in entered.names if name in CALLS] == CALLS

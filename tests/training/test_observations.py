@@ -50,9 +50,11 @@ def naive(rollout: Rollout, model: Any, aggregation: str) -> tuple[float, float,
 
 @pytest.mark.parametrize(
     "aggregation",
-    ["token_mean", *(pytest.param(name, marks=pytest.mark.slow)
-                     for name in ("sequence_mean", "group_token_mean", "constant"))],
-)  # fmt: skip
+    [
+        "token_mean",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("sequence_mean", "group_token_mean", "constant")),
+    ],
+)
 def test_the_term_is_the_mean_over_observed_tokens_of_single_episodes(
     tiny_model_folder: Path, tmp_path: Path, aggregation: Any
 ) -> None:
@@ -60,10 +62,15 @@ def test_the_term_is_the_mean_over_observed_tokens_of_single_episodes(
 
     def step(coef: float, budget: int, shared: bool) -> Any:
         _, seen = fit(
-            tiny_model_folder, tmp_path, environment=Echo(), sampling=SAMPLING, rewards=None, skip_nothing=True,
+            tiny_model_folder,
+            tmp_path,
+            environment=Echo(),
+            sampling=SAMPLING,
+            rewards=None,
+            skip_nothing=True,
             loss={"aggregation": aggregation, "observation_coef": coef},
             compute={"tokens_per_microbatch": budget, "shared_prefix": shared},
-        )  # fmt: skip
+        )
         return seen
 
     plain = step(0.0, 10**6, True)
@@ -88,9 +95,17 @@ def test_the_term_is_the_mean_over_observed_tokens_of_single_episodes(
 def test_several_updates_train_on_what_was_observed(tiny_model_folder: Path, tmp_path: Path) -> None:
     """The cross-entropy falls, also where no reward tells the completions apart."""
     _, seen = fit(
-        tiny_model_folder, tmp_path, 6, environment=Echo(), sampling=SAMPLING, rewards=None, updates_per_rollout=2,
-        advantage="none", loss={"observation_coef": 1.0}, kl={"coef": 0.01},
-    )  # fmt: skip
+        tiny_model_folder,
+        tmp_path,
+        6,
+        environment=Echo(),
+        sampling=SAMPLING,
+        rewards=None,
+        updates_per_rollout=2,
+        advantage="none",
+        loss={"observation_coef": 1.0},
+        kl={"coef": 0.01},
+    )
     losses = [row["train/observation_nll"] for row in seen.metrics]
     assert losses[-1] < losses[0] - 0.05, losses
 
@@ -100,9 +115,14 @@ def test_a_loss_on_sequences_takes_the_term_too(
     algorithm: type[RLVRModule], tiny_model_folder: Path, tmp_path: Path
 ) -> None:
     _, seen = fit(
-        tiny_model_folder, tmp_path, environment=Echo(), sampling=SAMPLING, rewards=None, algorithm=algorithm,
+        tiny_model_folder,
+        tmp_path,
+        environment=Echo(),
+        sampling=SAMPLING,
+        rewards=None,
+        algorithm=algorithm,
         loss={"observation_coef": 1.0},
-    )  # fmt: skip
+    )
     assert seen.metrics[0]["train/observation_nll"] > 1
 
 

@@ -82,9 +82,15 @@ def half(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> R
 @pytest.mark.first_case_fast
 @pytest.mark.parametrize(("error", "late"), [(CUDA, False), (CUDA, True), (CPU, False)])
 def test_the_step_is_tried_again_and_comes_out_the_same(
-    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
-    whole: Recorder, half: Recorder, error: BaseException, late: bool,
-) -> None:  # fmt: skip
+    tiny_model_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    whole: Recorder,
+    half: Recorder,
+    error: BaseException,
+    late: bool,
+) -> None:
     """Identical to a run with half the tokens from that step on, and up to rounding to an undisturbed run."""
     tried = run_out(monkeypatch, error, step=2, most=16, late=late)
     module, seen = fit(tiny_model_folder, tmp_path, **OPTIONS)

@@ -72,9 +72,14 @@ def test_the_step_is_left_out_and_everything_else_goes_on(
     assert [math.isnan(m["train/loss"]) for m in seen.metrics] == [False, True, False]
     (path,) = (tmp_path / "skipped").iterdir()
     assert path.name == "step-000002-rank-0.json"
-    assert json.loads(path.read_text())["wrong"] == {
-        nan_loss: ["loss", "gradient"], infinite_gradient: ["gradient"], nan_in_the_number_only: ["loss"],
-    }[what]  # fmt: skip
+    assert (
+        json.loads(path.read_text())["wrong"]
+        == {
+            nan_loss: ["loss", "gradient"],
+            infinite_gradient: ["gradient"],
+            nan_in_the_number_only: ["loss"],
+        }[what]
+    )
 
 
 @pytest.mark.parametrize("what", [nan_loss, infinite_gradient])
@@ -167,9 +172,14 @@ def test_a_rollout_without_any_reward_is_skipped(
     ],
 )
 def test_too_many_rollouts_without_a_reward_end_the_run(
-    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unjudged: set[int], limit: int,
-    steps: int, said: str,
-) -> None:  # fmt: skip
+    tiny_model_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    unjudged: set[int],
+    limit: int,
+    steps: int,
+    said: str,
+) -> None:
     judge_others(monkeypatch, unjudged)
     with pytest.raises(UserError) as error:
         fit(tiny_model_folder, tmp_path, steps=steps, optim={"max_skipped_steps": limit})

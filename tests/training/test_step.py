@@ -32,9 +32,14 @@ PLAIN = torch.tensor([[1 / 6, 1 / 6, 1 / 6], [1 / 2, 0, 0]])
 
 
 def a_plan(
-    groups: list[int], live: list[int] = LIVE, budget: int = 100, shared_prefix: bool = True, lockstep: bool = False,
-    loss: Any = None, **options: Any,
-) -> StepPlan:  # fmt: skip
+    groups: list[int],
+    live: list[int] = LIVE,
+    budget: int = 100,
+    shared_prefix: bool = True,
+    lockstep: bool = False,
+    loss: Any = None,
+    **options: Any,
+) -> StepPlan:
     """Plan a step of GRPO on some groups.
 
     Args:
@@ -189,9 +194,13 @@ def test_tokens_outside_the_objective_keep_their_plain_weight_and_are_not_called
     """Half of the tokens, by their entropy at the beginning of the iteration."""
     entropy = torch.tensor([[1.0, 4, 3], [2, 9, 9]] + [[9.0] * 3] * 4)
     plan = a_plan(
-        [0], loss={"top_entropy_quantile": 0.5}, importance=Importance("token_mis"), old_logp=torch.full((6, 3), -1.0),
-        entropy=entropy, logs_weights=True,
-    )  # fmt: skip
+        [0],
+        loss={"top_entropy_quantile": 0.5},
+        importance=Importance("token_mis"),
+        old_logp=torch.full((6, 3), -1.0),
+        entropy=entropy,
+        logs_weights=True,
+    )
     plan.rollout_logp.fill_(-1.0)
     x, stats = inputs_of(plan)
     assert stats["weight"] == stats["weight_squared"] == 4, "the correction's, of all tokens"

@@ -70,9 +70,14 @@ def test_the_gradient_is_that_of_the_divergence_and_of_the_rewards(
     ],
 )
 def test_the_divergence_over_the_vocabulary_is_a_term_of_the_loss(
-    algorithm: Any, beta: float, top_k: int | None, aggregation: str, teacher: Path, tiny_model_folder: Path,
+    algorithm: Any,
+    beta: float,
+    top_k: int | None,
+    aggregation: str,
+    teacher: Path,
+    tiny_model_folder: Path,
     tmp_path: Path,
-) -> None:  # fmt: skip
+) -> None:
     """Against one unpadded sequence and one token at a time, with the temperature and the banned tokens of sampling."""
     sampling = Sampling(temperature=0.8, max_tokens=T_MAX, banned_token_ids=(60, 200))
     given = {"teacher": Teacher(str(teacher), 0.5, beta=beta, top_k=top_k), "loss": {"aggregation": aggregation}}
@@ -105,17 +110,20 @@ def test_what_a_teacher_has_no_embedding_for_is_not_sampled(beta: float | None, 
     student = tiny_llama()
     student.resize_token_embeddings(4 * VOCAB, mean_resizing=False)
     student.generation_config = tiny_llama().generation_config
-    _, seen = fit(save_model(student, tmp_path / "wide"), tmp_path, algorithm=OPD,
-                  teacher=Teacher(str(teacher), beta=beta))  # fmt: skip
+    _, seen = fit(
+        save_model(student, tmp_path / "wide"), tmp_path, algorithm=OPD, teacher=Teacher(str(teacher), beta=beta)
+    )
     rollout, total = seen.rollouts[0], 0.0
     assert int(rollout.token_ids.max()) < VOCAB
     for prompt, group in zip(rollout.prompts, rollout.completions, strict=True):
         for completion in group:
             mine, all_mine = plain_logprobs(student, prompt.token_ids, completion.token_ids, rollout.sampling)
             its, all_its = plain_logprobs(tiny_llama(1), prompt.token_ids, completion.token_ids)
-            each = mine - its if beta is None else torch.stack(
-                [plain_divergence(s[:VOCAB], t, beta) for s, t in zip(all_mine, all_its, strict=True)]
-            )  # fmt: skip
+            each = (
+                mine - its
+                if beta is None
+                else torch.stack([plain_divergence(s[:VOCAB], t, beta) for s, t in zip(all_mine, all_its, strict=True)])
+            )
             total += float(each.detach().sum())
     name = "train/teacher_kl" if beta is None else "train/teacher_divergence"
     assert seen.metrics[0][name] == pytest.approx(total / int(rollout.mask.sum()), rel=1e-4)
@@ -210,9 +218,14 @@ def test_a_replay_masks_by_its_own_teacher(teacher: Path, tiny_model_folder: Pat
     def train(name: str, taught: bool, recorded: str | None = None) -> None:
         replay = Replay(record=1.0) if recorded is None else Replay(record=0.0, rollouts_from=str(tmp_path / recorded))
         _, seen = fit(
-            tiny_model_folder, tmp_path / name, algorithm=GRPO, rewards=[judges_half], replay=replay,
-            teacher=Teacher(str(teacher)) if taught else None, data=PromptDataModule(train=rows, prompts_per_rollout=4),
-        )  # fmt: skip
+            tiny_model_folder,
+            tmp_path / name,
+            algorithm=GRPO,
+            rewards=[judges_half],
+            replay=replay,
+            teacher=Teacher(str(teacher)) if taught else None,
+            data=PromptDataModule(train=rows, prompts_per_rollout=4),
+        )
         found[name] = seen
 
     train("alone", False)
@@ -240,8 +253,9 @@ def test_a_policy_learns_from_itself_behind_a_demonstration(
         row = prompt.sample.row
         text = data.tokenizer.apply_chat_template(
             [{"role": "user", "content": f"{row['prompt']} Hint: {row['solution']}"}],
-            tokenize=False, add_generation_prompt=True,
-        )  # fmt: skip
+            tokenize=False,
+            add_generation_prompt=True,
+        )
         return own, data.tokenizer(text, add_special_tokens=False).input_ids
 
     for iteration in range(3):
@@ -334,9 +348,12 @@ def test_a_run_resumes_with_another_teacher(first: str, teacher: Path, tiny_mode
 
 
 def test_a_resumed_run_says_which_frozen_weights_have_changed(
-    teacher: Path, tiny_model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture,
+    teacher: Path,
+    tiny_model_folder: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     """A teacher's version is in the checkpoint; it is that of all its files, wherever in them a weight lies."""
     copy = shutil.copytree(teacher, tmp_path / "copy")
     given = {"algorithm": GRPO, "teacher": Teacher(str(copy)), "kl": {"coef": 0.1}}

@@ -79,8 +79,15 @@ def test_one_completion_a_question_has_no_pass_at_k() -> None:
     metrics = EvaluationMetrics(1)
     metrics.update(make_rollout([[5], [5]], [[[6]], [[6]]], [[1.0], [0.0]]))
     assert metrics.compute().keys() == {
-        "accuracy", "accuracy_error", "length", "truncated", "entropy", "reward", "same_answer", "same_answer_reward",
-    }  # fmt: skip
+        "accuracy",
+        "accuracy_error",
+        "length",
+        "truncated",
+        "entropy",
+        "reward",
+        "same_answer",
+        "same_answer_reward",
+    }
 
 
 @pytest.mark.parametrize(("ending", "answer"), [
@@ -143,9 +150,15 @@ def test_accuracy_of_each_category_over_all_ranks(monkeypatch: pytest.MonkeyPatc
         assert shares == {"accuracy/CT": 0.0, "accuracy/MRI": 2 / 4, "accuracy/X-ray": 1.0}
         assert rank.compute()["reward"] == pytest.approx(5 / 8)
         assert rank.questions == {
-            "MRI0 of 3": (1, 1), "MRI1 of 3": (0, 1), "MRI2 of 3": (1, 1), "CT0 of 1": (0, 1), "0 of 1": (1, 1),
-            "MRI0 of 1": (0, 1), "X-ray0 of 2": (1, 1), "X-ray1 of 2": (1, 1),
-        }  # fmt: skip
+            "MRI0 of 3": (1, 1),
+            "MRI1 of 3": (0, 1),
+            "MRI2 of 3": (1, 1),
+            "CT0 of 1": (0, 1),
+            "0 of 1": (1, 1),
+            "MRI0 of 1": (0, 1),
+            "X-ray0 of 2": (1, 1),
+            "X-ray1 of 2": (1, 1),
+        }
 
 
 def test_what_no_reward_calls_right_or_wrong_does_not_count() -> None:

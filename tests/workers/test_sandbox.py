@@ -120,9 +120,11 @@ TROUBLE = {
 
 ENDLESS = {
     "loop": ("while True: pass", "out of CPU time"),
-    "deaf to signals": ("import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass",
-                        "killed, out of CPU time or memory"),
-}  # fmt: skip
+    "deaf to signals": (
+        "import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass",
+        "killed, out of CPU time or memory",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", ["loop", pytest.param("deaf to signals", marks=pytest.mark.slow)])
@@ -215,10 +217,17 @@ def test_system_calls_by_number_are_refused_too() -> None:
 @needs_landlock
 @pytest.mark.parametrize(
     "source",
-    ["open('/etc/passwd')", f"open({__file__!r})", f"os.listdir({str(Path.home())!r})", "open('/proc/self/environ')",
-     "open(f'/proc/{os.getppid()}/environ')", "open(f'/proc/{os.getppid()}/mem', 'rb')", "os.listdir('/proc')",
-     "os.listdir('.')"],
-)  # fmt: skip
+    [
+        "open('/etc/passwd')",
+        f"open({__file__!r})",
+        f"os.listdir({str(Path.home())!r})",
+        "open('/proc/self/environ')",
+        "open(f'/proc/{os.getppid()}/environ')",
+        "open(f'/proc/{os.getppid()}/mem', 'rb')",
+        "os.listdir('/proc')",
+        "os.listdir('.')",
+    ],
+)
 def test_nothing_but_the_installation_is_read(source: str) -> None:
     assert "Permission denied" in failure(f"import os\n{source}")[1]
 

@@ -25,9 +25,13 @@ from lit_rlvr.types import Completion, Pair, RewardResult, Sample
 GOLD = "gold itself"
 """The rewrite that changes nothing."""
 ENDINGS = (
-    "The total is {}.", "So we get\n{}", "Hence the result equals ${}$.", "Adding both gives\n\\[\n{}\n\\]",
-    "Therefore the value is \\( {} \\).", "There were 12 at first, and 3 left.\n\n$$\n{}\n$$",
-)  # fmt: skip
+    "The total is {}.",
+    "So we get\n{}",
+    "Hence the result equals ${}$.",
+    "Adding both gives\n\\[\n{}\n\\]",
+    "Therefore the value is \\( {} \\).",
+    "There were 12 at first, and 3 left.\n\n$$\n{}\n$$",
+)
 """Ends of completions that mark the answer by nothing."""
 FORM_ROWS = 20
 BATCH_ROWS = 8
@@ -202,8 +206,11 @@ def check_reward(reward: Reward, samples: Sequence[Sample], seconds: float) -> C
     if isinstance(reward, Judge):
         log.info(
             "%s: asks its judge at most %d questions about %d rows; --rows and --seconds lower the number, "
-            "server.max_calls limits it", reward.name, most_questions(reward, samples), len(samples),
-        )  # fmt: skip
+            "server.max_calls limits it",
+            reward.name,
+            most_questions(reward, samples),
+            len(samples),
+        )
     form = choose_form(reward, samples)
     golds = read_golds(reward, samples, form)
     in_endings = reads_endings(reward, golds[:FORM_ROWS])

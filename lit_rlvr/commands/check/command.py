@@ -40,25 +40,33 @@ SHIPPED: dict[str, type] = {
 def run(command: str, arguments: list[str]) -> int:
     """Run the command line of `check`."""
     parser = Parser(prog=f"lit-rlvr {command}", description=__doc__)
-    parser.add_argument("name", type=str | None, nargs="?",
-                        help="GRPO, agrae, MathAnswer, my_task.Plain; default: the config's algorithm")  # fmt: skip
-    parser.add_argument("--init_args", type=dict[str, Any], default={},
-                        help="options of the class: --init_args.clip_low 0.1")  # fmt: skip
+    parser.add_argument(
+        "name",
+        type=str | None,
+        nargs="?",
+        help="GRPO, agrae, MathAnswer, my_task.Plain; default: the config's algorithm",
+    )
+    parser.add_argument(
+        "--init_args", type=dict[str, Any], default={}, help="options of the class: --init_args.clip_low 0.1"
+    )
     parser.add_argument(
         "--config", type=str | None, help="take the class, if none is given, and options from its `model`"
     )
-    parser.add_argument("--data", type=str, default=None,
-                        help="of a reward: rows to check it on: a config, TextMath=FILE, or a file")  # fmt: skip
+    parser.add_argument(
+        "--data", type=str, default=None, help="of a reward: rows to check it on: a config, TextMath=FILE, or a file"
+    )
     parser.add_argument("--rows", type=int, default=200, help="number of rows of --data, drawn by --seed")
     parser.add_argument("--seconds", type=float, default=600.0, help="begin no further rows after this time")
     parser.add_argument("--seed", type=int, default=0, help="seed of the draw")
-    parser.add_argument("--text", type=str, default=None,
-                        help="of a reward: the completion to judge, - for what stands on stdin")  # fmt: skip
+    parser.add_argument(
+        "--text", type=str, default=None, help="of a reward: the completion to judge, - for what stands on stdin"
+    )
     parser.add_argument("--reference", type=str, default=None, help="the reference answer for --text")
     parser.add_argument("--prompt", type=str, default="", help="the question for --text")
     parser.add_argument("--options", type=str, nargs="+", default=[], help="a choice's options for --text")
-    parser.add_argument("--row", type=dict[str, Any], default={},
-                        help="further columns for --text: --row.databases '[shop.sqlite]'")  # fmt: skip
+    parser.add_argument(
+        "--row", type=dict[str, Any], default={}, help="further columns for --text: --row.databases '[shop.sqlite]'"
+    )
     config = parser.parse_args(arguments)
     model = {} if config.config is None else load_config(find_config(config.config)).get("model") or {}
     name = config.name or model.get("class_path")

@@ -103,10 +103,15 @@ def algorithm_summary(
 def print_table(rows: Mapping[str, Mapping[str, float]]) -> None:
     """Print one line per algorithm of `algorithm_summary`."""
     cells = [
-        (name, f"{row['loss']:.6g}", f"{row['mean_advantage']:.4g}", f"{row['gradient']:.4g}",
-         f"{row['zero_gradient']:.1%}")
+        (
+            name,
+            f"{row['loss']:.6g}",
+            f"{row['mean_advantage']:.4g}",
+            f"{row['gradient']:.4g}",
+            f"{row['zero_gradient']:.1%}",
+        )
         for name, row in rows.items()
-    ]  # fmt: skip
+    ]
     columns = ("algorithm", "loss", "mean |A|", "sum |dlogp|", "zero gradient")
     caption = "zero gradient: share of the tokens in the loss"
     Terminal().print_table(table_of(columns, cells, title="Replay of one frozen batch", caption=caption))

@@ -200,9 +200,15 @@ class FrozenBatch(Batch):
     def group(self) -> GroupBatch:
         """The input of an estimator."""
         return GroupBatch(
-            self.rewards, self.correct, self.reference_rewards, self.lengths, mask=self.mask, turns=self.turns,
-            has_reward=self.has_reward, has_correct=self.has_correct,  # type: ignore[arg-type]
-        )  # fmt: skip
+            self.rewards,
+            self.correct,
+            self.reference_rewards,
+            self.lengths,
+            mask=self.mask,
+            turns=self.turns,
+            has_reward=self.has_reward,
+            has_correct=self.has_correct,  # type: ignore[arg-type]
+        )
 
 
 def read_batch(arrays: Mapping[str, np.ndarray]) -> FrozenBatch:

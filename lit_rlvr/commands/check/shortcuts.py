@@ -39,8 +39,11 @@ def shortcuts(gold: Gold, frequent: Sequence[str]) -> Iterator[tuple[str, str, s
     numbers = list(dict.fromkeys(re.findall(PLAIN_NUMBER, prompt_text(gold.sample.prompt))))[:FREQUENT]
     letters = list(ascii_uppercase[: len(gold.sample.options)])
     tried: dict[str, Sequence[str]] = {
-        "constant": CONSTANTS, "frequent answer": frequent, "number of the prompt": numbers, "letter": letters,
-    }  # fmt: skip
+        "constant": CONSTANTS,
+        "frequent answer": frequent,
+        "number of the prompt": numbers,
+        "letter": letters,
+    }
     for kind, texts in tried.items():
         for text in texts:
             if not may_answer(text, gold):

@@ -133,9 +133,15 @@ class DecidedClaim:
         claimed = {name: getattr(claim, name) for name in ("says", "where", "task", "more", "less", "printed")}
         data: dict[str, Any] = {**claimed, "measure": claim.measure, "verdict": self.verdict, "n": 0}
         if result is not None:
-            data |= {"n": result.n, "difference": result.difference, "interval": result.interval, "p": result.p,
-                     "p_holm": result.adjusted if claim.primary else None, "p_as_large_as_printed": result.below,
-                     "could_show": result.could_show}  # fmt: skip
+            data |= {
+                "n": result.n,
+                "difference": result.difference,
+                "interval": result.interval,
+                "p": result.p,
+                "p_holm": result.adjusted if claim.primary else None,
+                "p_as_large_as_printed": result.below,
+                "could_show": result.could_show,
+            }
         return data
 
     def row(self) -> list[str]:

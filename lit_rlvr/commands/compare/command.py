@@ -68,9 +68,12 @@ def run(command: str, arguments: list[str]) -> None:
 def add_execution_options(parser: Parser) -> None:
     """Add the options that say where a study's cells run."""
     parser.add_argument("--jobs", type=int, default=1, help="cells that run at the same time")
-    parser.add_argument("--cluster", type=dict[str, Any] | None,
-                        help="run each cell as a Slurm job, by submitit's options: {slurm_partition: gpu, "
-                        "gpus_per_node: 8, timeout_min: 720}")  # fmt: skip
+    parser.add_argument(
+        "--cluster",
+        type=dict[str, Any] | None,
+        help="run each cell as a Slurm job, by submitit's options: {slurm_partition: gpu, "
+        "gpus_per_node: 8, timeout_min: 720}",
+    )
 
 
 def compare(study: Study, root: Path, jobs: int = 1, cluster: Mapping[str, Any] | None = None) -> None:

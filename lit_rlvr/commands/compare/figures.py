@@ -173,9 +173,7 @@ def draw_line(axis: Any, name: str, colour: Any, x: np.ndarray, mean: np.ndarray
         mean: (n,) means.
         deviation: (n,) standard deviations; the band reaches one to each side.
     """
-    axis.plot(
-        x, mean, label=name, color=colour, linewidth=1.6, marker="o" if len(x) <= 20 else None, markersize=3
-    )  # fmt: skip
+    axis.plot(x, mean, label=name, color=colour, linewidth=1.6, marker="o" if len(x) <= 20 else None, markersize=3)
     axis.fill_between(x, mean - deviation, mean + deviation, color=colour, alpha=0.13, linewidth=0)
 
 

@@ -141,12 +141,12 @@ class Paper:
             _check_known(study, table.task, table.rows, columns, known)
 
 
-def _check_known(
-    study: Study, task: str, cells: Iterable[str], columns: Iterable[str], known: Collection[str]
-) -> None:  # fmt: skip
+def _check_known(study: Study, task: str, cells: Iterable[str], columns: Iterable[str], known: Collection[str]) -> None:
     for kind, names, existing in (
-        ("task", [task], study.tasks), ("cell", cells, [*study.names, BEFORE]), ("suite or column", columns, known),
-    ):  # fmt: skip
+        ("task", [task], study.tasks),
+        ("cell", cells, [*study.names, BEFORE]),
+        ("suite or column", columns, known),
+    ):
         for name in names:
             if name not in existing:
                 raise UserError(f"{study.name} has no {kind} {name!r}; it has {', '.join(existing) or 'none'}")

@@ -172,8 +172,9 @@ def describe_cost(name: str) -> str:
 def run(command: str, arguments: Sequence[str]) -> None:
     """Run the command line of `reproduce`."""
     parser = Parser(prog=f"lit-rlvr {command}", description=__doc__)
-    parser.add_argument("table", type=str | None, nargs="?",
-                        help="a paper's table (apmpo/table1), or a YAML file with printed values")  # fmt: skip
+    parser.add_argument(
+        "table", type=str | None, nargs="?", help="a paper's table (apmpo/table1), or a YAML file with printed values"
+    )
     parser.add_argument("--out", type=str | None, help="folder of the study; give the same one to continue")
     parser.add_argument("--list", action="store_true", help="name every table, figure and claim of the papers instead")
     add_execution_options(parser)

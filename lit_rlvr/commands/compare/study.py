@@ -124,9 +124,14 @@ def load_study(name: str) -> Study:
     grid = []
     for seed, (task, task_config), (cell, cell_config) in product(seeds, tasks.items(), cells.items()):
         layers = [
-            *shared, *bases[id(task_config)], *bases[id(cell_config)], _without_base(task_config),
-            _without_base(cell_config), _budget_layer(*budget), {"seed_everything": seed},
-        ]  # fmt: skip
+            *shared,
+            *bases[id(task_config)],
+            *bases[id(cell_config)],
+            _without_base(task_config),
+            _without_base(cell_config),
+            _budget_layer(*budget),
+            {"seed_everything": seed},
+        ]
         grid.append(Cell(task, cell, seed, reduce(merge, layers)))
     return Study(
         str(study["name"]),

@@ -175,8 +175,10 @@ def _overall(study: Study, results: Mapping[str, Any]) -> list[str]:
     """Return the table of the cells over all tasks, if there are several."""
     if not results["overall"]:
         return []
-    rows = [[name, _interval(cell["iqm"]), _interval(cell.get("improvement")) if name != study.baseline else ""]
-            for name, cell in results["overall"].items()]  # fmt: skip
+    rows = [
+        [name, _interval(cell["iqm"]), _interval(cell.get("improvement")) if name != study.baseline else ""]
+        for name, cell in results["overall"].items()
+    ]
     return [
         "## All tasks",
         markdown_table(["", f"interquartile mean of {study.metric}", f"P(beats {study.baseline})"], rows),

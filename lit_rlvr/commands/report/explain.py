@@ -263,6 +263,9 @@ def group_page(step: int, algorithm: str, group: dict[str, Any], uris: Sequence[
         uris: the images of its prompt as data URIs.
     """
     return render(
-        "explain.html", title=f"{algorithm}, step {step}, prompt {group['id']}", group=view(group), uris=uris,
+        "explain.html",
+        title=f"{algorithm}, step {step}, prompt {group['id']}",
+        group=view(group),
+        uris=uris,
         completions=group["completions"],
-    )  # fmt: skip
+    )

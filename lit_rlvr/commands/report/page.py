@@ -115,9 +115,15 @@ def contents(groups: Sequence[RunGroup], all_curves: bool = True) -> dict[str, A
         run_rows=run_rows(groups),
         health=[(run, findings(run.metrics, history)) for run, history in histories],
         learnt=[(run, progress(run.metrics, history)) for run, history in histories],
-        box={"width": CHART_WIDTH, "height": CHART_HEIGHT, "left": LEFT, "right": CHART_WIDTH - RIGHT, "top": TOP,
-             "bottom": CHART_HEIGHT - BOTTOM},
-    )  # fmt: skip
+        box={
+            "width": CHART_WIDTH,
+            "height": CHART_HEIGHT,
+            "left": LEFT,
+            "right": CHART_WIDTH - RIGHT,
+            "top": TOP,
+            "bottom": CHART_HEIGHT - BOTTOM,
+        },
+    )
 
 
 def _task(name: str, groups: Sequence[RunGroup], legends: Sequence[dict[str, Any]], all_curves: bool) -> dict[str, Any]:
@@ -127,8 +133,11 @@ def _task(name: str, groups: Sequence[RunGroup], legends: Sequence[dict[str, Any
     numbers = [legend["number"] for legend in chosen]
     columns, rows = results_table(members)
     return dict(
-        name=name, legends=chosen, columns=columns, results=rows,
+        name=name,
+        legends=chosen,
+        columns=columns,
+        results=rows,
         charts=[chart(*panel, numbers) for panel in panels(members)],
         more=[chart(*panel, numbers) for panel in more_panels(members)] if all_curves else [],
         validation=validation_rows(members),
-    )  # fmt: skip
+    )

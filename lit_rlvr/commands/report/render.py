@@ -106,9 +106,13 @@ def _data_uri(kind: str, content: bytes) -> str:
 @cache
 def _environment() -> Environment:
     environment = Environment(
-        loader=PackageLoader("lit_rlvr.commands"), autoescape=True, undefined=StrictUndefined, finalize=_visible,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        loader=PackageLoader("lit_rlvr.commands"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_visible,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.globals |= {
         "verdict": verdict_text,
         "prompt_text": prompt_text,

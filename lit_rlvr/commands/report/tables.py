@@ -53,14 +53,23 @@ def _result(group: RunGroup, baseline: RunGroup | None) -> dict[str, Any]:
             f"{fmean(after) - fmean(reference):+.3f}" if group is not baseline and after and reference else MISSING
         )
     return {
-        "name": group.name, "cells": cells, "before": fmean(before) if before else None,
+        "name": group.name,
+        "cells": cells,
+        "before": fmean(before) if before else None,
         "after": fmean(after) if after else None,
-    }  # fmt: skip
+    }
 
 
 RUN_COLUMNS = (
-    "seed", "state", "accuracy before", "accuracy after", "steps", "training (s)", "memory (GiB)", "weights (SHA-256)",
-)  # fmt: skip
+    "seed",
+    "state",
+    "accuracy before",
+    "accuracy after",
+    "steps",
+    "training (s)",
+    "memory (GiB)",
+    "weights (SHA-256)",
+)
 
 
 def run_rows(groups: Iterable[RunGroup]) -> list[tuple[str, list[str]]]:

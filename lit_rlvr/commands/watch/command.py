@@ -23,9 +23,11 @@ def run(command: str, arguments: list[str]) -> None:
     )
     parser.add_argument("--port", type=int, default=7860, help="port; 0 = any free one")
     parser.add_argument(
-        "--host", type=str, default="127.0.0.1",
+        "--host",
+        type=str,
+        default="127.0.0.1",
         help="address to listen at; any but this machine's own asks browsers for a token, which is printed",
-    )  # fmt: skip
+    )
     config = parser.parse_args(arguments)
     folders = [Path(folder) for folder in config.runs]
     if wants_json():

@@ -53,10 +53,18 @@ def prompts(folders: FollowedFolders, query: Mapping[str, str]) -> str:
     listed = list_prompts(index, outcome, words)
     rows = listed[:MOST_LISTED]
     return render(
-        "watch_prompts.html", **_frame(folders), title=f"Prompts of {run}", run=run, counts=count_outcomes(index),
-        outcome=outcome, words=words, found=len(listed), rows=rows, index=index,
+        "watch_prompts.html",
+        **_frame(folders),
+        title=f"Prompts of {run}",
+        run=run,
+        counts=count_outcomes(index),
+        outcome=outcome,
+        words=words,
+        found=len(listed),
+        rows=rows,
+        index=index,
         thumbnails=small_uris(followed.path, rows),
-    )  # fmt: skip
+    )
 
 
 def prompt(folders: FollowedFolders, query: Mapping[str, str]) -> str:
@@ -86,10 +94,22 @@ def prompt(folders: FollowedFolders, query: Mapping[str, str]) -> str:
         except UserError as error:
             problem = str(error)
     return render(
-        "watch_prompt.html", **_frame(folders), title=f"Prompt {name}", run=run, tracked=tracked, visit=visit,
-        rows=rows, visits=visits, left_out=len(tracked.visits) - len(visits), uris=image_uris(followed.path, rows[0]),
-        traced={*traces}, group=group and view(group), problem=problem, turns_of=turns_of, shorten=str,
-    )  # fmt: skip
+        "watch_prompt.html",
+        **_frame(folders),
+        title=f"Prompt {name}",
+        run=run,
+        tracked=tracked,
+        visit=visit,
+        rows=rows,
+        visits=visits,
+        left_out=len(tracked.visits) - len(visits),
+        uris=image_uris(followed.path, rows[0]),
+        traced={*traces},
+        group=group and view(group),
+        problem=problem,
+        turns_of=turns_of,
+        shorten=str,
+    )
 
 
 def _frame(folders: FollowedFolders) -> dict[str, Any]:

@@ -66,12 +66,17 @@ class SentenceEmbedder(Embedder):
         if cut:
             log.warning(
                 "%s reads %d tokens: %d of %d texts are longer, and only their beginnings are compared",
-                self.model, encoder.max_seq_length, cut, len(texts),
-            )  # fmt: skip
+                self.model,
+                encoder.max_seq_length,
+                cut,
+                len(texts),
+            )
         embeddings = encoder.encode(
             [text or " " for text in texts],  # some models make no token at all of ""
-            batch_size=self.batch_size, show_progress_bar=False, convert_to_tensor=True,
-        )  # fmt: skip
+            batch_size=self.batch_size,
+            show_progress_bar=False,
+            convert_to_tensor=True,
+        )
         return embeddings.float().cpu()
 
     @cached_property

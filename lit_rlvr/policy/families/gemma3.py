@@ -86,15 +86,21 @@ def save_tiny_gemma3(
     from transformers import AutoModelForImageTextToText, Gemma3Config, Gemma3ImageProcessor, Gemma3Processor
 
     language = tiny_sizes(SPECIALS) | {
-        "head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 512,
-        "layer_types": ["sliding_attention", "full_attention"], **(text or {}),
-    }  # fmt: skip
+        "head_dim": 32,
+        "query_pre_attn_scalar": 32,
+        "sliding_window": 512,
+        "layer_types": ["sliding_attention", "full_attention"],
+        **(text or {}),
+    }
     tower = {**TINY_TOWER, "image_size": 84, "patch_size": 14, "vision_use_head": False, **(vision or {})}
     ids: dict[str, Any] = {f"{role}_index": SPECIALS.index(token) for role, token in ROLES.items()}
     config = Gemma3Config(
-        text_config=language, vision_config=tower, mm_tokens_per_image=9, **ids,
+        text_config=language,
+        vision_config=tower,
+        mm_tokens_per_image=9,
+        **ids,
         initializer_range=language.get("initializer_range", 0.02),
-    )  # fmt: skip
+    )
     save_random(AutoModelForImageTextToText, config, folder, seed, ["mm_input_projection_weight"])
     tokenizer = byte_tokenizer(SPECIALS, chat_template(ROLES["boi_token"]), "<|endoftext|>", ROLES)
     images = Gemma3ImageProcessor(size={"height": tower["image_size"], "width": tower["image_size"]})

@@ -85,20 +85,33 @@ def save_tiny_gemma4(
     )
 
     language = tiny_sizes(SPECIALS) | {
-        "head_dim": 32, "global_head_dim": 64, "sliding_window": 512, "hidden_size_per_layer_input": 16,
+        "head_dim": 32,
+        "global_head_dim": 64,
+        "sliding_window": 512,
+        "hidden_size_per_layer_input": 16,
         "vocab_size_per_layer_input": len(SPECIALS) + 256,
-        "layer_types": ["sliding_attention", "full_attention"], **(text or {}),
-    }  # fmt: skip
+        "layer_types": ["sliding_attention", "full_attention"],
+        **(text or {}),
+    }
     tower = {
-        **TINY_TOWER, "num_key_value_heads": 2, "head_dim": 32, "patch_size": 6, "pooling_kernel_size": 2,
-        "position_embedding_size": 140, "default_output_length": 70, **(vision or {}),
-    }  # fmt: skip
+        **TINY_TOWER,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "patch_size": 6,
+        "pooling_kernel_size": 2,
+        "position_embedding_size": 140,
+        "default_output_length": 70,
+        **(vision or {}),
+    }
     ids: dict[str, Any] = {f"{role}_id": SPECIALS.index(token) for role, token in ROLES.items() if role != "eoa_token"}
     ids |= {"eoa_token_index": SPECIALS.index("<audio|>"), "video_token_id": SPECIALS.index("<|video|>")}
     config = Gemma4Config(
-        text_config=language, vision_config=tower, audio_config=audio, **ids,
+        text_config=language,
+        vision_config=tower,
+        audio_config=audio,
+        **ids,
         initializer_range=language.get("initializer_range", 0.02),
-    )  # fmt: skip
+    )
     save_random(AutoModelForImageTextToText, config, folder, seed, DRAWN)
     tokenizer = byte_tokenizer(SPECIALS, chat_template(ROLES["image_token"]), "<|endoftext|>", ROLES)
     sizes = {"patch_size": tower["patch_size"], "pooling_kernel_size": tower["pooling_kernel_size"]}
@@ -120,9 +133,14 @@ class Gemma4(VisionFamily):
     writes_y_first = True
     image_processor = PooledProcessor
     media_tokens = (
-        "image_token_id", "boi_token_id", "eoi_token_id", "video_token_id",
-        "audio_token_id", "boa_token_id", "eoa_token_index",
-    )  # fmt: skip
+        "image_token_id",
+        "boi_token_id",
+        "eoi_token_id",
+        "video_token_id",
+        "audio_token_id",
+        "boa_token_id",
+        "eoa_token_index",
+    )
     token_types = "mm_token_type_ids"
     tiny: ClassVar[dict[str, Callable[[Path], Path]]] = {"tiny-gemma4": save_tiny_gemma4}
 

@@ -52,9 +52,15 @@ def save_tiny_glm4v(
     sizes = {"vocab_size": len(SPECIALS) + 256, "rope_parameters": rope, "attention_bias": True}  # for vLLM
     language = language_sizes(**sizes | (text or {}))
     encoder = {
-        "depth": 2, "hidden_size": 64, "intermediate_size": 128, "num_heads": 2, "image_size": 112,
-        "out_hidden_size": language["hidden_size"], "patch_size": 14, **(vision or {}),
-    }  # fmt: skip
+        "depth": 2,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_heads": 2,
+        "image_size": 112,
+        "out_hidden_size": language["hidden_size"],
+        "patch_size": 14,
+        **(vision or {}),
+    }
     names = ("image_start", "image_end", "image", "video_start", "video_end", "video")
     ids: dict[str, Any] = {f"{name}_token_id": i for i, name in enumerate(names, len(LLM_SPECIALS))}
     config = Glm4vConfig(text_config=language, vision_config=encoder, tie_word_embeddings=True, **ids)

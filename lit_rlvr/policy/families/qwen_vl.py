@@ -192,15 +192,26 @@ def save_tiny_qwen3_5(
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2], "partial_rotary_factor": 0.5}
     language = language_sizes(
         **{
-            "head_dim": 32, "rope_parameters": rope, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
-            "linear_key_head_dim": 16, "linear_value_head_dim": 16,
+            "head_dim": 32,
+            "rope_parameters": rope,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "linear_key_head_dim": 16,
+            "linear_value_head_dim": 16,
             "layer_types": ["linear_attention", "full_attention"],
-        } | (text or {})
-    )  # fmt: skip
+        }
+        | (text or {})
+    )
     encoder = {
-        "depth": 2, "hidden_size": 64, "intermediate_size": 128, "num_heads": 2,
-        "out_hidden_size": language["hidden_size"], "patch_size": 14, "num_position_embeddings": 64, **(vision or {}),
-    }  # fmt: skip
+        "depth": 2,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_heads": 2,
+        "out_hidden_size": language["hidden_size"],
+        "patch_size": 14,
+        "num_position_embeddings": 64,
+        **(vision or {}),
+    }
     return save_vlm(Qwen3_5Config(text_config=language, vision_config=encoder, **markers()), folder, seed)
 
 
@@ -338,10 +349,12 @@ class QwenVL(VisionFamily):
         videos = [image for image in pixels.inputs if "second_per_grid_ts" in image]
         images = [image for image in pixels.inputs if "second_per_grid_ts" not in image]
         positions = model.model.get_rope_index(
-            ids, **marks, image_grid_thw=_grids(images) if images else None,
+            ids,
+            **marks,
+            image_grid_thw=_grids(images) if images else None,
             video_grid_thw=_grids(videos) if videos else None,
             second_per_grid_ts=[float(video["second_per_grid_ts"]) for video in videos],
-        )[0][:, 0]  # fmt: skip
+        )[0][:, 0]
         is_video = marks["mm_token_type_ids"][0] == 2
         for end in (is_video[:-1] & ~is_video[1:]).nonzero().flatten().tolist():
             later = positions[:, end + 1 :]  # a view

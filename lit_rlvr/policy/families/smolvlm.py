@@ -86,9 +86,13 @@ def save_tiny_smolvlm(
     language = tiny_sizes(SPECIALS) | {"tie_word_embeddings": True} | (text or {})
     tower = {**TINY_TOWER, "image_size": 42, "patch_size": 14, **(vision or {})}
     config = SmolVLMConfig(
-        text_config=language, vision_config=tower, scale_factor=3, image_token_id=SPECIALS.index("<image>"),
-        pad_token_id=0, tie_word_embeddings=True,
-    )  # fmt: skip
+        text_config=language,
+        vision_config=tower,
+        scale_factor=3,
+        image_token_id=SPECIALS.index("<image>"),
+        pad_token_id=0,
+        tie_word_embeddings=True,
+    )
     return save_smolvlm(config, folder, seed)
 
 

@@ -11,9 +11,7 @@ from lit_rlvr.rewards.instructions.ifeval import Check
 
 NEEDS = "emoji immutabledict nltk syllapy"
 """The packages that IFBench's part of if-verifiable needs; all of if-verifiable needs a package without a wheel."""
-CORPORA = {
-    "punkt_tab": "tokenizers", "stopwords": "corpora", "averaged_perceptron_tagger_eng": "taggers"
-}  # fmt: skip
+CORPORA = {"punkt_tab": "tokenizers", "stopwords": "corpora", "averaged_perceptron_tagger_eng": "taggers"}
 """Data of nltk that IFBench reads -> the folder where nltk has them."""
 
 

@@ -156,8 +156,11 @@ class Judge(CheckedReward):
         if before < SAME <= self._asked and len(self._said) == 1:
             log.warning(
                 "reward %s: the judge says %s to all of %d questions, which teaches nothing; change `task`, the rubric "
-                "or the judge", self.name, *self._said, self._asked,
-            )  # fmt: skip
+                "or the judge",
+                self.name,
+                *self._said,
+                self._asked,
+            )
         return [replies[question] for question in questions]
 
     def read(self, question: Question, answer: str) -> Reply:

@@ -122,9 +122,13 @@ class GroupJudge(Judge):
             self._said_split = True
             log.warning(
                 "reward %s: the answers of a group have %d characters, more than max_characters=%d, so they are judged "
-                "in %d calls (first, %s)", self.name, sum(map(len, texts)), self.max_characters, len(parts),
+                "in %d calls (first, %s)",
+                self.name,
+                sum(map(len, texts)),
+                self.max_characters,
+                len(parts),
                 sample.source or sample.id,
-            )  # fmt: skip
+            )
         for part in parts:
             if chance.random() < self.shown_twice:
                 again = chance.choice(part)

@@ -94,12 +94,25 @@ class JudgeServer:
     answers: str | None = None
 
     def __post_init__(self) -> None:
-        check_within("[1, inf)", WHERE, max_tokens=self.max_tokens, max_concurrent=self.max_concurrent,
-                     max_calls=self.max_calls, max_total_tokens=self.max_total_tokens)  # fmt: skip
+        check_within(
+            "[1, inf)",
+            WHERE,
+            max_tokens=self.max_tokens,
+            max_concurrent=self.max_concurrent,
+            max_calls=self.max_calls,
+            max_total_tokens=self.max_total_tokens,
+        )
         check_within("(0, inf)", WHERE, timeout=self.timeout)
-        check_within("[0, inf)", WHERE, max_retries=self.max_retries, temperature=self.temperature,
-                     max_unreadable_retries=self.max_unreadable_retries, max_pixels=self.max_pixels,
-                     prompt_price=self.prompt_price, completion_price=self.completion_price)  # fmt: skip
+        check_within(
+            "[0, inf)",
+            WHERE,
+            max_retries=self.max_retries,
+            temperature=self.temperature,
+            max_unreadable_retries=self.max_unreadable_retries,
+            max_pixels=self.max_pixels,
+            prompt_price=self.prompt_price,
+            completion_price=self.completion_price,
+        )
         if not self.base_url.startswith(("http://", "https://")):
             raise UserError(f"{WHERE}.base_url: {self.base_url!r} is no address; give http://HOST:PORT/v1")
         if self.api_key_env is not None and not os.environ.get(self.api_key_env):
@@ -169,9 +182,13 @@ class Client:
         self._said_no_usage = False
         key = os.environ[server.api_key_env] if server.api_key_env else "none"
         self._openai = AsyncOpenAI(
-            base_url=server.base_url, api_key=key, max_retries=server.max_retries, timeout=server.timeout,
-            default_headers=server.extra_headers, http_client=WholeTimeoutClient(server.timeout),
-        )  # fmt: skip
+            base_url=server.base_url,
+            api_key=key,
+            max_retries=server.max_retries,
+            timeout=server.timeout,
+            default_headers=server.extra_headers,
+            http_client=WholeTimeoutClient(server.timeout),
+        )
 
     @property
     def place(self) -> str:

@@ -82,8 +82,9 @@ def check_lengths(model_folder: str, requirements: Sequence[LengthRequirement]) 
         if tokens > len(requirement.longest.token_ids):
             cause = f"the environment adds to prompts, up to {requirement.prompt_option}={tokens} tokens"
         allowed_by_option = {
-            requirement.prompt_option: context - requirement.max_tokens, requirement.option: context - tokens
-        }  # fmt: skip
+            requirement.prompt_option: context - requirement.max_tokens,
+            requirement.option: context - tokens,
+        }
         lower = " or ".join(f"{option} to {allowed}" for option, allowed in allowed_by_option.items() if allowed > 0)
         raise UserError(
             f"{requirement.name}: {cause}, which with {requirement.option}={requirement.max_tokens} is more than the "
@@ -116,8 +117,13 @@ def within_context(model_folder: str, requirements: Sequence[LengthRequirement])
             log.warning(
                 "%s: %d of %d prompts and %d new tokens do not fit into the model's context of %d tokens; their "
                 "completions end there, after %d tokens at the least",
-                requirement.name, cut, len(requirement.prompts), requirement.max_tokens, context, context - tokens,
-            )  # fmt: skip
+                requirement.name,
+                cut,
+                len(requirement.prompts),
+                requirement.max_tokens,
+                context,
+                context - tokens,
+            )
     return min(context, max(requirement.max_sequence_tokens for requirement in requirements))
 
 

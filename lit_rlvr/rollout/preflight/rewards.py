@@ -22,8 +22,11 @@ def check_unrewarded(rollout: RolloutSettings, module: RLVRModule, data: PromptD
     needing = {
         "model.dynamic_sampling, or the advantage's min_valid_fraction": module.selection.min_mixed_fraction,
     } | {term.option: True for term in module.terms if term.place == "rewards" or "correct" in term.needs}
-    refuse_all(f"{option}: it needs rewards, and rollout.rewards is empty; leave it out, or set it to false or 0"
-               for option, needs in needing.items() if needs)  # fmt: skip
+    refuse_all(
+        f"{option}: it needs rewards, and rollout.rewards is empty; leave it out, or set it to false or 0"
+        for option, needs in needing.items()
+        if needs
+    )
     refuse_all(
         f"rollout.rewards is empty, so nothing tells whether an answer to a prompt of {other.name} {split} is "
         "right; give a reward, or leave this set out"

@@ -68,8 +68,9 @@ def log_sizes(
     if engine.quantized and correction == "none" and not module.uses_rollout:
         log.warning(
             "engine %s computes in 8 bits, so it does not sample from the trained policy: use "
-            "model.importance.correction: token_truncate", engine.name,
-        )  # fmt: skip
+            "model.importance.correction: token_truncate",
+            engine.name,
+        )
     budget = module.budget.tokens
     more = ""
     if longest > budget:
@@ -80,7 +81,15 @@ def log_sizes(
     log.info(
         "%d prompts x %d completions = %d sequences per rollout: %d rank(s) x %d minibatch(es) of %d group(s), "
         "%d pass(es), at most %d tokens at once%s; engine %s, importance correction %s",
-        prompts, group_size, prompts * group_size, plan.ranks, module.updates_per_rollout,
-        prompts // plan.ranks // module.updates_per_rollout, module.epochs_per_rollout, max(budget, longest), more,
-        engine.name, correction,
-    )  # fmt: skip
+        prompts,
+        group_size,
+        prompts * group_size,
+        plan.ranks,
+        module.updates_per_rollout,
+        prompts // plan.ranks // module.updates_per_rollout,
+        module.epochs_per_rollout,
+        max(budget, longest),
+        more,
+        engine.name,
+        correction,
+    )

@@ -131,10 +131,13 @@ class Feed:
         try:
             self._id, self.last = tracker.start(
                 TrackedRun(
-                    tracker.name or run_name(run_root(trainer)), self._file.parent, yaml.safe_load(settings),
-                    known.get("id"), known.get("last_step", -1),
+                    tracker.name or run_name(run_root(trainer)),
+                    self._file.parent,
+                    yaml.safe_load(settings),
+                    known.get("id"),
+                    known.get("last_step", -1),
                 )
-            )  # fmt: skip
+            )
         except Exception as error:
             if not any(self._file.parent.iterdir()):
                 self._file.parent.rmdir()
@@ -159,8 +162,11 @@ class Feed:
             if not self.has_failed:
                 log.warning(
                     "trackers: %s fails after step %d: %s; the run goes on, and sends what is missing at its end, or "
-                    "when it is resumed", self.tracker.key, self.last, one_line(first_line(error)),
-                )  # fmt: skip
+                    "when it is resumed",
+                    self.tracker.key,
+                    self.last,
+                    one_line(first_line(error)),
+                )
             self.has_failed = True
 
     def _known(self) -> dict[str, Any]:

@@ -67,9 +67,14 @@ class Wandb(LightningTracker):
 
         chosen = self.mode or os.environ.get("WANDB_MODE")
         logger = WandbLogger(
-            project=self.project, entity=self.entity, name=run.name, version=run.id, save_dir=str(run.folder),
-            mode=chosen or ("online" if wandb.login(prompt=False, verify=False) else "offline"), **self.options,
-        )  # fmt: skip
+            project=self.project,
+            entity=self.entity,
+            name=run.name,
+            version=run.id,
+            save_dir=str(run.folder),
+            mode=chosen or ("online" if wandb.login(prompt=False, verify=False) else "offline"),
+            **self.options,
+        )
         _ = logger.experiment  # it has the id now
         return logger
 
@@ -117,10 +122,13 @@ class MLflow(LightningTracker):
         folder = run.folder.resolve()
         uri = self.tracking_uri or exported_uri
         logger = MLFlowLogger(
-            experiment_name=self.experiment, run_name=run.name, tags=dict(self.tags), run_id=run.id,
+            experiment_name=self.experiment,
+            run_name=run.name,
+            tags=dict(self.tags),
+            run_id=run.id,
             tracking_uri=uri or f"sqlite:///{folder / 'mlflow.db'}",
             artifact_location=None if uri else (folder / "mlflow-files").as_uri(),
-        )  # fmt: skip
+        )
         logger.experiment.log_dict(str(logger.run_id), dict(run.config), "config.yaml")
         if exported_uri is None:  # MLflow makes an address the default of the whole process, and of the next run in it
             os.environ.pop("MLFLOW_TRACKING_URI", None)
@@ -158,9 +166,13 @@ class Trackio(Tracker):
         # trackio finds a run by its name alone, and run folders of the same name are different runs.
         name = run.id or f"{run.name}-{uuid.uuid4().hex[:6]}"
         self.run: Any = trackio.init(
-            self.project, name, config=dict(run.config), resume="allow" if run.id else "never", embed=False,
+            self.project,
+            name,
+            config=dict(run.config),
+            resume="allow" if run.id else "never",
+            embed=False,
             **self.options,
-        )  # fmt: skip
+        )
         return name, self.run._next_step - 1  # trackio writes in the background: the steps that it has written
 
     def log(self, step: int, metrics: Mapping[str, float], samples: Samples | None) -> None:

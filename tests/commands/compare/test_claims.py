@@ -151,10 +151,14 @@ def test_values_come_from_suites_training_and_the_start() -> None:
 
 def test_the_printed_size_is_that_of_the_tables(tmp_path: Path) -> None:
     tables = [
-        {"task": "t", "metric": "pass@1", "columns": ["a", "b", "Avg."],
-         "rows": {"grpo": [30, 40, 35.0], "mine": [31.5, 39, 35.2]}},
+        {
+            "task": "t",
+            "metric": "pass@1",
+            "columns": ["a", "b", "Avg."],
+            "rows": {"grpo": [30, 40, 35.0], "mine": [31.5, 39, 35.2]},
+        },
         {"task": "t", "suite": "c", "columns": ["pass@1", "pass@64"], "rows": {"grpo": [1, 2], "mine": [4, 7.5]}},
-    ]  # fmt: skip
+    ]
 
     def asked(more: str, less: str, suite: str, metric: str = "pass@1", **changes: Any) -> PrintedClaim:
         given = {"says": "s", "where": "w", "task": "t", "suite": suite, "metric": metric, "more": more, "less": less}

@@ -29,10 +29,20 @@ def made_up(budget: str = "steps") -> tuple[Study, list[FinishedRun]]:
     for cell in cells:
         value = VALUES[cell.name][cell.seed]
         iteration = {"rollout/reward": value, "used/samples": 16.0, "used/tokens": 100.0 + cell.seed}
-        end = iteration | {"used/samples": 32.0, "used/tokens": 250.0, "val/accuracy": value,
-                           "val/s/pass@1": value, "val/s/pass@2": 2 * value}  # fmt: skip
-        before = {"val/accuracy": 0.1, "val/s/pass@1": 0.1, "val/s/pass@2": 0.15, "used/samples": 0.0,
-                  "used/tokens": 0.0}  # fmt: skip
+        end = iteration | {
+            "used/samples": 32.0,
+            "used/tokens": 250.0,
+            "val/accuracy": value,
+            "val/s/pass@1": value,
+            "val/s/pass@2": 2 * value,
+        }
+        before = {
+            "val/accuracy": 0.1,
+            "val/s/pass@1": 0.1,
+            "val/s/pass@2": 0.15,
+            "used/samples": 0.0,
+            "used/tokens": 0.0,
+        }
         runs.append(FinishedRun(cell, {0: before, 2: iteration, 4: end}, SUMMARY))
     return Study("made up", tuple(cells), "base", (budget, 32), "val/accuracy"), runs
 
@@ -72,8 +82,13 @@ def test_a_run_folder_is_read(tmp_path: Path) -> None:
     found = read_cell(cell, tmp_path)
     assert found.rows[0] == {"val/accuracy": 0.5, "used/samples": 0, "used/tokens": 0} and found.summary == SUMMARY
     assert found.rows[2] == {"rollout/samples": 16, "rollout/tokens": 40, "used/samples": 16, "used/tokens": 40}
-    assert found.last == {"rollout/samples": 32, "rollout/tokens": 9, "val/accuracy": 1, "used/samples": 48,
-                          "used/tokens": 49}  # fmt: skip
+    assert found.last == {
+        "rollout/samples": 32,
+        "rollout/tokens": 9,
+        "val/accuracy": 1,
+        "used/samples": 48,
+        "used/tokens": 49,
+    }
 
 
 def test_results_are_hand_computed_values() -> None:
@@ -118,13 +133,22 @@ def test_the_course_of_each_seed_is_in_the_results() -> None:
 
 def test_the_papers_tables_have_hand_computed_values() -> None:
     study, runs = with_suites()
-    start = {"a": {"pass@1": 0.1, "categories": {}}, "b": {"pass@1": 0.3, "categories": {}},
-             "c": {"greedy": 0.0, "categories": {}}}  # fmt: skip
+    start = {
+        "a": {"pass@1": 0.1, "categories": {}},
+        "b": {"pass@1": 0.3, "categories": {}},
+        "c": {"greedy": 0.0, "categories": {}},
+    }
     found = study_results(study, runs, {"task": start})
     texts = suite_tables(study.suites, found["tasks"]["task"])
     tables = {text.partition("\n")[0].removeprefix("### "): text for text in texts}
-    assert [*tables] == ["math: pass@1", "math: pass@4", "a: pass@k", "b: pass@1 by category", "math: self_bleu_4",
-                         "sql: greedy"]  # fmt: skip
+    assert [*tables] == [
+        "math: pass@1",
+        "math: pass@4",
+        "a: pass@k",
+        "b: pass@1 by category",
+        "math: self_bleu_4",
+        "sql: greedy",
+    ]
     lines = tables["math: pass@1"].splitlines()
     assert lines[2:] == [
         "|  | a | b | Avg. |",
@@ -144,8 +168,14 @@ def test_only_seeds_of_both_are_paired() -> None:
     found = against_baseline({"base": {0: 0.1, 1: 0.2, 3: 0.9}, "a": {1: 0.5, 3: 1.0}, "b": {}}, "base")
     assert found["a"]["pairs"] == 2 and found["a"]["difference"]["mean"] == pytest.approx(0.2)
     assert found["a"]["p_sign_flip"] == found["a"]["p_holm"], "the other cannot be tested"
-    assert found["b"] == {"difference": None, "pairs": 0, "p_t": None, "p_sign_flip": None, "improvement": None,
-                          "p_holm": None}  # fmt: skip
+    assert found["b"] == {
+        "difference": None,
+        "pairs": 0,
+        "p_t": None,
+        "p_sign_flip": None,
+        "improvement": None,
+        "p_holm": None,
+    }
 
 
 def test_all_tasks_are_summed_up_together() -> None:

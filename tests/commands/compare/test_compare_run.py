@@ -48,9 +48,15 @@ def told(out: Path) -> dict[str, Any]:
 def test_a_study_from_beginning_to_end(run_folder: Path, lit_rlvr: CLI, forks: None) -> None:
     out = run_folder / "out"
     first = lit_rlvr(
-        "compare", study(run_folder, seeds=[1]), "--out", out, "--jobs", 2, status=2,
+        "compare",
+        study(run_folder, seeds=[1]),
+        "--out",
+        out,
+        "--jobs",
+        2,
+        status=2,
         says="1 of 3 cells failed (sums, wrong, seed 1: ",
-    )  # fmt: skip
+    )
     assert [
         text for text in ("cell 1 of 3: sums, grpo, seed 1", "cell 3 of 3: done", "left") if text not in first.err
     ] == []
@@ -67,8 +73,20 @@ def test_a_study_from_beginning_to_end(run_folder: Path, lit_rlvr: CLI, forks: N
         assert "Traceback" not in (out / cell["run"] / "log.txt").read_text()
     assert "prompts_per_rollout=17" in cells[1]["error"]
 
-    fit(lit_rlvr, *to("alone"), "--budget.samples", 32, "--trainer.max_steps", -1, "--seed_everything", 1,
-        "--rollout.evaluation.samples", 2, "--rollout.evaluation.sampling.temperature", 1)  # fmt: skip
+    fit(
+        lit_rlvr,
+        *to("alone"),
+        "--budget.samples",
+        32,
+        "--trainer.max_steps",
+        -1,
+        "--seed_everything",
+        1,
+        "--rollout.evaluation.samples",
+        2,
+        "--rollout.evaluation.sampling.temperature",
+        1,
+    )
     assert_same_run(out / "runs/sums/grpo/seed-1", run_folder / "alone", resumed=0)
     assert summary(out / "runs/sums/aapo/seed-1")["steps"] == 1, "its reference rollouts count"
 
@@ -101,8 +119,10 @@ def test_when_a_cell_is_done_its_model_is_evaluated(
     monkeypatch.setenv("LIT_RLVR_CACHE", str(run_folder / "cache"))
     rows = [{"problem": f"{i}?", "answer": str(i), "subject": "ab"[i % 2]} for i in range(6)]
     (run_folder / "more.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    own = {"data": {"class_path": "TextMath", "init_args": {"test": str(run_folder / "more.jsonl")}},
-           "rewards": [judged_as_is("first_token")]}  # fmt: skip
+    own = {
+        "data": {"class_path": "TextMath", "init_args": {"test": str(run_folder / "more.jsonl")}},
+        "rewards": [judged_as_is("first_token")],
+    }
     (run_folder / "own.yaml").write_text(yaml.safe_dump(own))
     cells = {"cells": {"grpo": {}, "aapo": {"model": {"class_path": "AAPO"}}}, "seeds": [0]}
     out = run_folder / "out"
@@ -111,9 +131,13 @@ def test_when_a_cell_is_done_its_model_is_evaluated(
 
     suites = {"mine": ["own.yaml", {"suite": "other=more.jsonl", "samples": 2, "max_tokens": 4}]}
     lit_rlvr(
-        "compare", study(run_folder, **cells, suites=["maths500"]), "--out", out, status=2,
+        "compare",
+        study(run_folder, **cells, suites=["maths500"]),
+        "--out",
+        out,
+        status=2,
         says="no suite 'maths500'; did you mean 'math500'",
-    )  # fmt: skip
+    )
     lit_rlvr("compare", study(run_folder, **cells, suites=suites, diversity=["SelfBLEU4"]), "--out", out, status=0)
     assert (out / "runs/sums/grpo/seed-0/summary.json").stat().st_mtime_ns == trained
     found = json.loads((out / "results.json").read_text())["tasks"]["sums"]
@@ -144,9 +168,17 @@ def test_cells_are_jobs_of_a_cluster(
     path = study(run_folder, cells={"grpo": {}, "wrong": MISTAKE}, seeds=[0])
     out = run_folder / "out"
     lit_rlvr(
-        "compare", path, "--out", out, "--jobs", 2, "--cluster", "{cluster: local, timeout_min: 10}", status=2,
+        "compare",
+        path,
+        "--out",
+        out,
+        "--jobs",
+        2,
+        "--cluster",
+        "{cluster: local, timeout_min: 10}",
+        status=2,
         says="1 of 2 cells failed (sums, wrong, seed 0: ",
-    )  # fmt: skip
+    )
     assert [cell["status"] for cell in told(out)["cells"]] == ["done", "failed"]
     assert "prompts_per_rollout=17" in told(out)["cells"][1]["error"] and len([*(out / "jobs").glob("*.pkl")]) >= 2
     assert summary(out / "runs/sums/grpo/seed-0")["steps"] == 2
@@ -176,9 +208,22 @@ def test_killed_in_a_cell_a_study_goes_on_exactly(run_folder: Path, lit_rlvr: CL
     lit_rlvr("compare", path, "--out", out, status=0)
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
     assert told(out)["cells"][0]["status"] == "done"
-    fit(lit_rlvr, *to("whole"), "--budget.samples", 480, "--trainer.max_steps", -1, "--checkpoint.every", 0,
-        "--rollout.rewards", json.dumps([judged_as_is("held")]),
-        "--rollout.evaluation.samples", 2, "--rollout.evaluation.sampling.temperature", 1)  # fmt: skip
+    fit(
+        lit_rlvr,
+        *to("whole"),
+        "--budget.samples",
+        480,
+        "--trainer.max_steps",
+        -1,
+        "--checkpoint.every",
+        0,
+        "--rollout.rewards",
+        json.dumps([judged_as_is("held")]),
+        "--rollout.evaluation.samples",
+        2,
+        "--rollout.evaluation.sampling.temperature",
+        1,
+    )
     resumed = summary(run)["resumed_from_step"]
     assert 0 < resumed < 30, "it had saved when its parent was killed"
     assert_same_run(run, run_folder / "whole", resumed=resumed)

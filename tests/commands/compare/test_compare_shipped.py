@@ -173,9 +173,14 @@ def of(table: dict[str, Any], study: str) -> Any:
 
 
 DECIDING = {
-    "aapo_further_1.5b", "aapo_main_1.5b", "agrae_ablation", "agrae_controls", "agrae_geo3k", "apmpo_diversity",
+    "aapo_further_1.5b",
+    "aapo_main_1.5b",
+    "agrae_ablation",
+    "agrae_controls",
+    "agrae_geo3k",
+    "apmpo_diversity",
     "apmpo_sql",
-}  # fmt: skip
+}
 """Studies that decide claims, which three seeds cannot."""
 
 

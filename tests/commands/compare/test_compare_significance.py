@@ -92,9 +92,11 @@ def test_more_pairs_are_drawn_with_a_stated_resolution() -> None:
     assert sign_flip_test([1.0] * 41) == 1 / 10_001
     rng = np.random.default_rng(3)
     differences = list(rng.normal(0.2, 1.0, 60))
-    exact_enough = float(np.mean([
-        np.abs(rng.choice([-1.0, 1.0], (20_000, 60)) @ differences) >= abs(sum(differences)) for _ in range(10)
-    ]))  # fmt: skip
+    exact_enough = float(
+        np.mean(
+            [np.abs(rng.choice([-1.0, 1.0], (20_000, 60)) @ differences) >= abs(sum(differences)) for _ in range(10)]
+        )
+    )
     found = sign_flip_test(differences)
     assert found == sign_flip_test(differences) == pytest.approx(exact_enough, abs=0.015) and 0 < found < 1
     assert sign_flip_test([0.3] * 30 + [-0.3] * 30) == 1.0 == sign_flip_test([0.0] * 41)

@@ -60,8 +60,12 @@ def write(tmp_path: Path) -> Callable[..., str]:
 def test_layers_lie_on_each_other_in_order(write: Callable[..., str]) -> None:
     study = load_study(write())
     assert [str(cell.folder) for cell in study.cells][:5] == [
-        "runs/easy/a/seed-4", "runs/easy/b/seed-4", "runs/hard/a/seed-4", "runs/hard/b/seed-4", "runs/easy/a/seed-7",
-    ]  # fmt: skip
+        "runs/easy/a/seed-4",
+        "runs/easy/b/seed-4",
+        "runs/hard/a/seed-4",
+        "runs/hard/b/seed-4",
+        "runs/easy/a/seed-7",
+    ]
     assert (study.tasks, study.names, study.seeds) == (["easy", "hard"], ["a", "b"], [4, 7])
     assert study.metric == "val/accuracy" and study.budget == ("steps", 10)
     easy_a, easy_b, hard_a, hard_b = (cell.config for cell in study.cells[:4])
@@ -140,9 +144,10 @@ def test_a_wrong_cell_is_refused_before_any_trains(write: Callable[..., str], tm
 def test_models_are_evaluated_on_the_gpus_of_their_cells(tmp_path: Path) -> None:
     """The trained one, and the one before training, unless a warm start made it, which has no name."""
     config = {
-        "model": {"init_args": {"model": "org/name"}}, "rollout": {"engine": "vllm"},
+        "model": {"init_args": {"model": "org/name"}},
+        "rollout": {"engine": "vllm"},
         "trainer": {"devices": 8, "accelerator": "gpu"},
-    }  # fmt: skip
+    }
     cell = Cell("t", "base", 0, config)
     study = Study("s", (cell,), "base", ("steps", 1), "val/accuracy", {"math": ["math500"]}, "agrae")
     run, before = tmp_path / cell.folder, tmp_path / "runs/t/before training"
@@ -163,9 +168,13 @@ def test_models_are_evaluated_on_the_gpus_of_their_cells(tmp_path: Path) -> None
 
 def test_a_name_that_is_none(tmp_path: Path, lit_rlvr: Callable[..., Any]) -> None:
     lit_rlvr(
-        "compare", "studies/smok", "--out", tmp_path, status=2,
+        "compare",
+        "studies/smok",
+        "--out",
+        tmp_path,
+        status=2,
         says="STUDY: there is no file 'studies/smok'; did you mean studies/smoke",
-    )  # fmt: skip
+    )
     lit_rlvr("compare", "studies/smoke", "--out", tmp_path, "--jobs", 0, status=2, says="--jobs: 0 is not positive")
 
 
@@ -185,12 +194,14 @@ def test_the_same_study_and_a_larger_one_go_on_in_its_folder(write: Callable[...
 
 CHANGED = {
     "name": ({"name": "t"}, "holds the study 's', not 't'"),
-    "cell": ({"cells": {"a": {"model": {"init_args": {"lr": 1.5}}}, "b": STUDY["cells"]["b"]}},
-             "model.init_args.lr was 1.0, is 1.5"),
+    "cell": (
+        {"cells": {"a": {"model": {"init_args": {"lr": 1.5}}}, "b": STUDY["cells"]["b"]}},
+        "model.init_args.lr was 1.0, is 1.5",
+    ),
     "budget": ({"budget": {"steps": 11}}, "trainer.max_steps was 10, is 11"),
     "a cell less": ({"cells": {"a": {}}}, "which the study no longer has"),
     "a seed less": ({"seeds": [4]}, "holds runs/easy/a/seed-7, which the study no longer has"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", CHANGED)

@@ -152,16 +152,40 @@ def test_a_table_of_ones_own_is_reproduced(
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2] / "helpers"), prepend=os.pathsep)
     rows = [{"problem": f"{i}?", "answer": str(i)} for i in range(4)]
     (run_folder / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    own = {"data": {"class_path": "TextMath", "init_args": {"test": str(run_folder / "own.jsonl")}},
-           "rewards": [judged_as_is("first_token")]}  # fmt: skip
+    own = {
+        "data": {"class_path": "TextMath", "init_args": {"test": str(run_folder / "own.jsonl")}},
+        "rewards": [judged_as_is("first_token")],
+    }
     (run_folder / "own.yaml").write_text(yaml.safe_dump(own))
-    study = {"name": "tiny", "base": "tiny.yaml", "tasks": {"sums": {}}, "cells": {"grpo": {}}, "seeds": [0],
-             "baseline": "grpo", "budget": {"steps": 1}, "suites": [{"suite": "own.yaml", "samples": 0}]}  # fmt: skip
+    study = {
+        "name": "tiny",
+        "base": "tiny.yaml",
+        "tasks": {"sums": {}},
+        "cells": {"grpo": {}},
+        "seeds": [0],
+        "baseline": "grpo",
+        "budget": {"steps": 1},
+        "suites": [{"suite": "own.yaml", "samples": 0}],
+    }
     (run_folder / "study.yaml").write_text(yaml.safe_dump(study))
-    printed = {"study": "study.yaml", "tables": [
-        {"task": "sums", "metric": "greedy", "columns": ["own", "Avg."], "rows": {"grpo": [30.0, "30.0 ± 1.0"]}},
-    ], "claims": [{"says": "It is right more than never", "where": "1", "task": "sums", "suite": "own",
-                   "metric": "greedy", "more": "grpo", "less": -0.5, "primary": True}]}  # fmt: skip
+    printed = {
+        "study": "study.yaml",
+        "tables": [
+            {"task": "sums", "metric": "greedy", "columns": ["own", "Avg."], "rows": {"grpo": [30.0, "30.0 ± 1.0"]}},
+        ],
+        "claims": [
+            {
+                "says": "It is right more than never",
+                "where": "1",
+                "task": "sums",
+                "suite": "own",
+                "metric": "greedy",
+                "more": "grpo",
+                "less": -0.5,
+                "primary": True,
+            }
+        ],
+    }
     (run_folder / "mine.yaml").write_text(yaml.safe_dump(printed))
     done = lit_rlvr("reproduce", "mine.yaml", "--out", "out", "--json", status=0)
     found = json.loads(Path("out/results.json").read_text())["tasks"]["sums"]["cells"]["grpo"]
@@ -185,12 +209,21 @@ def test_a_table_of_ones_own_is_reproduced(
 def test_a_failed_cell_leaves_the_verdicts_of_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The page has what there is and names what failed. A study that does not start has no page."""
     monkeypatch.chdir(tmp_path)
-    study = {"name": "tiny", "base": "quickstart", "tasks": {"sums": {}}, "cells": {"grpo": {}, "wrong": {}},
-             "seeds": [0], "baseline": "grpo", "budget": {"steps": 4}}  # fmt: skip
+    study = {
+        "name": "tiny",
+        "base": "quickstart",
+        "tasks": {"sums": {}},
+        "cells": {"grpo": {}, "wrong": {}},
+        "seeds": [0],
+        "baseline": "grpo",
+        "budget": {"steps": 4},
+    }
     Path("study.yaml").write_text(yaml.safe_dump(study))
     shared = {"where": "1", "task": "sums", "metric": "rollout/reward", "primary": True}
-    claims = [{"says": "It is right more than never", "more": "grpo", "less": -0.5} | shared,
-              {"says": "Wrong is worse", "more": "grpo", "less": "wrong"} | shared]  # fmt: skip
+    claims = [
+        {"says": "It is right more than never", "more": "grpo", "less": -0.5} | shared,
+        {"says": "Wrong is worse", "more": "grpo", "less": "wrong"} | shared,
+    ]
     Path("mine.yaml").write_text(yaml.safe_dump({"study": "study.yaml", "claims": claims}))
     cells = {"grpo": {"by_seed": {"0": {"quarters": {"rollout/reward": [0.1] * 4}}}}, "wrong": {"by_seed": {}}}
 

@@ -46,8 +46,11 @@ def test_explain_shows_a_group_of_a_run(run_folder: Path, lit_rlvr: CLI) -> None
 
 def test_what_was_not_saved_is_named(tmp_path: Path, lit_rlvr: CLI) -> None:
     run = make_run(tmp_path / "run")
-    for options, said in (((), "a run with run.trace_every above 0"), (("--step", 3), "saved steps: 1, 6"),
-                          (("--prompt", "99"), "there are 0, ")):  # fmt: skip
+    for options, said in (
+        ((), "a run with run.trace_every above 0"),
+        (("--step", 3), "saved steps: 1, 6"),
+        (("--prompt", "99"), "there are 0, "),
+    ):
         lit_rlvr("explain", run, *options, status=2, says=said)
         make_run(tmp_path / "run", traces={1: [group()], 6: [group()]})
     assert "nothere/rollouts holds no rollout" in lit_rlvr("explain", "nothere").err
@@ -56,11 +59,16 @@ def test_what_was_not_saved_is_named(tmp_path: Path, lit_rlvr: CLI) -> None:
 def test_the_trace_holds_ratio_and_gradient_weight() -> None:
     logp = torch.tensor([[-1.0, -2.0, -3.0], [-1.0, -1.0, -1.0]], requires_grad=True)
     x = LossInputs(
-        logp=logp * 1.0, old_logp=torch.tensor([[-1.0, -2.5, -3.0], [0.0, 0.0, 0.0]]),
-        mask=torch.tensor([[True, True, False], [True, True, True]]), advantages=torch.ones(2, 1),
-        token_weight=torch.ones(2, 3), plain_weight=torch.ones(2, 3), row_weight=torch.ones(2),
-        prompt=torch.tensor([0, 1]), rollout_logp=logp.detach(),
-    )  # fmt: skip
+        logp=logp * 1.0,
+        old_logp=torch.tensor([[-1.0, -2.5, -3.0], [0.0, 0.0, 0.0]]),
+        mask=torch.tensor([[True, True, False], [True, True, True]]),
+        advantages=torch.ones(2, 1),
+        token_weight=torch.ones(2, 3),
+        plain_weight=torch.ones(2, 3),
+        row_weight=torch.ones(2),
+        prompt=torch.tensor([0, 1]),
+        rollout_logp=logp.detach(),
+    )
     trace = Trace(prompts=1)
     trace.choose(torch.ones(2, 2), [0, 1])
     trace.watch([1, 2], group_size=2, x=x)  # completion 1 of prompt 0, completion 0 of prompt 1
@@ -119,18 +127,26 @@ def test_a_page_goes_into_a_new_folder_and_over_no_file_of_the_users(tmp_path: P
         lit_rlvr(command, run, option, mine, status=2, says=f"{option}: {mine} exists and is not a page of lit-rlvr")
         assert mine.read_text() == "<p>mine</p>"
         lit_rlvr(
-            command, run, option, "/proc/no_such/page.html", status=2,
+            command,
+            run,
+            option,
+            "/proc/no_such/page.html",
+            status=2,
             says=f"{option}: /proc/no_such/page.html cannot be written",
-        )  # fmt: skip
+        )
 
 
 @pytest.mark.parametrize(
     ("correct", "status", "said"),
     [
-        (True, "ok", "yes"), (False, "parse_fail", "no"), (None, "error", "check failed"),
-        (None, "unjudged", "not judged"), (None, "ok", "not judged"), (False, "error", "check failed"),
+        (True, "ok", "yes"),
+        (False, "parse_fail", "no"),
+        (None, "error", "check failed"),
+        (None, "unjudged", "not judged"),
+        (None, "ok", "not judged"),
+        (False, "error", "check failed"),
     ],
-)  # fmt: skip
+)
 def test_a_completion_that_was_not_judged_is_neither_right_nor_wrong(
     tmp_path: Path, correct: bool | None, status: str, said: str
 ) -> None:
@@ -220,8 +236,11 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
 def test_the_page_marks_thoughts_also_those_that_the_prompt_opened() -> None:
     """Each text has two tokens."""
     for prompt, text, marked in (
-        ("What is 1+1?", "two</think>", 1), ("What is 1+1?", "<think>two", 2), ("What is 1+1?\n<think>\n", "two", 2),
-        ("What is 1+1?", "two", 0), ("What is 1+1?\n<think></think>", "two", 0),
-    ):  # fmt: skip
+        ("What is 1+1?", "two</think>", 1),
+        ("What is 1+1?", "<think>two", 2),
+        ("What is 1+1?\n<think>\n", "two", 2),
+        ("What is 1+1?", "two", 0),
+        ("What is 1+1?\n<think></think>", "two", 0),
+    ):
         page = group_page(1, "GRPO", group(text=text, weights=(0.5,)) | {"prompt": prompt})
         assert page.count('thought"') - page.count('class="thought">underlined') == marked, (prompt, text)

@@ -34,8 +34,15 @@ def test_the_table_of_prompts_has_a_small_picture_of_each_first_image(tmp_path: 
     Image.new("LA", (200, 200), (0, 0)).save(tmp_path / "images/ace.png")
     (tmp_path / "images/bad.png").write_bytes(b"no picture")
     Image.new("1", (5000, 5)).save(tmp_path / "images/abc.png")
-    pictures = {"photo": [photo, drawing], "clear": ["ace"], "broken": ["bad"], "huge": ["abc"], "lost": ["f" * 16],
-                "odd": 5, "none": None}  # fmt: skip
+    pictures = {
+        "photo": [photo, drawing],
+        "clear": ["ace"],
+        "broken": ["bad"],
+        "huge": ["abc"],
+        "lost": ["f" * 16],
+        "odd": 5,
+        "none": None,
+    }
     rows = [row(2, name, 0, True, images=keys) for name, keys in pictures.items()]
     looked = close_up(look(make_run(tmp_path, rows=rows)))
     assert looked["thumbnails"].keys() == {"photo", "clear"}
@@ -66,8 +73,9 @@ def test_tokens_are_of_the_first_and_the_last_live_rollout(tmp_path: Path) -> No
     look_at = look(make_run(tmp_path / "run", traces=traces))
     found = close_up(look_at)
     assert [(step, algorithm, view["id"]) for step, algorithm, view in found["tokens"]] == [
-        (4, "GRPO", "early"), (8, "GRPO", "late")
-    ]  # fmt: skip
+        (4, "GRPO", "early"),
+        (8, "GRPO", "late"),
+    ]
     assert found["saved"] == 5 and look_at.problems == []
     assert [completion["number"] for completion in found["tokens"][0][2]["completions"]] == [0, 1]
 

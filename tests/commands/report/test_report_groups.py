@@ -18,8 +18,10 @@ def test_runs_that_differ_by_seed_alone_are_one_group(tmp_path: Path) -> None:
     title, groups = read_groups([tmp_path / name for name in names])
     assert title == "GRPO, DAPO on Arithmetic"
     assert [(group.name, [run.seed for run in group.runs], group.wanted) for group in groups] == [
-        ("grpo", ["0", "1"], 2), ("hot", ["0", "1"], 2), ("dapo-7", ["0"], 1)
-    ]  # fmt: skip
+        ("grpo", ["0", "1"], 2),
+        ("hot", ["0", "1"], 2),
+        ("dapo-7", ["0"], 1),
+    ]
 
 
 def test_runs_without_settings_stay_apart(tmp_path: Path) -> None:
@@ -35,8 +37,10 @@ def test_runs_without_settings_stay_apart(tmp_path: Path) -> None:
 def test_a_study_is_grouped_by_cell_and_task(tmp_path: Path) -> None:
     cells = [
         {"name": name, "task": task, "seed": seed, "run": f"runs/{name}-{task}/seed-{seed}"}
-        for seed in (0, 1) for name in ("grpo", "dapo") for task in ("sums", "angles")
-    ]  # fmt: skip
+        for seed in (0, 1)
+        for name in ("grpo", "dapo")
+        for task in ("sums", "angles")
+    ]
     for cell in cells[:-1]:
         make_run(tmp_path / str(cell["run"]), config(int(str(cell["seed"]))))
     cells[-1] |= {"status": "failed", "error": "no memory"}
@@ -44,9 +48,11 @@ def test_a_study_is_grouped_by_cell_and_task(tmp_path: Path) -> None:
     title, groups = read_groups([make_study(tmp_path, cells, baseline="grpo")])
     assert title == "a study"
     assert [(g.task, g.name, len(g.runs), g.wanted, g.baseline) for g in groups] == [
-        ("angles", "grpo", 2, 2, True), ("angles", "dapo", 1, 2, False), ("sums", "grpo", 2, 2, True),
+        ("angles", "grpo", 2, 2, True),
+        ("angles", "dapo", 1, 2, False),
+        ("sums", "grpo", 2, 2, True),
         ("sums", "dapo", 2, 2, False),
-    ]  # fmt: skip
+    ]
     assert groups[1].problems == ["dapo on angles, seed 1: failed: no memory"] and groups[3].problems == []
     assert [problem.rpartition(": ")[2] for problem in groups[2].problems] == [
         "it has no summary; its metrics reach step 4"

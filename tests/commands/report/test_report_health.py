@@ -22,9 +22,12 @@ SOUND = {
 
 def run(**changed: list[float]) -> RunRecord:
     courses = SOUND | {name.replace("__", "/"): values for name, values in changed.items()}
-    return RunRecord(Path("run"), metrics={
-        2 * k + 2: {name: values[k] for name, values in courses.items() if k < len(values)} for k in range(20)
-    })  # fmt: skip
+    return RunRecord(
+        Path("run"),
+        metrics={
+            2 * k + 2: {name: values[k] for name, values in courses.items() if k < len(values)} for k in range(20)
+        },
+    )
 
 
 def test_nothing_is_found_in_a_sound_run() -> None:
@@ -111,7 +114,7 @@ def test_each_fault_is_found_alone(changed: dict[str, list[float]], title: str, 
         {"rollout__accuracy": [0.0] * 20, "rollout__reward": [0.2] * 10 + [0.6] * 10},
     ],
     ids=["solved", "learning", "partial credit"],
-)  # fmt: skip
+)
 def test_the_entropy_may_fall_while_a_run_learns(changed: dict[str, list[float]]) -> None:
     assert findings(run(train__entropy=[0.6] * 10 + [0.02] * 10, **changed).metrics) == []
 
@@ -136,9 +139,13 @@ VALIDATED = {"val/a/accuracy_error": 0.03, "val/a/guess": 0.14}
 def validated(before: float, now: float, **changed: list[float]) -> dict[int, dict[str, float]]:
     """The metrics of a run with two validations, in which nothing moves but what is changed."""
     still = {
-        "rollout/accuracy": [0.1] * 20, "rollout/accuracy_error": [0.04] * 20, "rollout/truncated": [0.6] * 20,
-        "train/no_signal": [0.4] * 20, "rollout/judged_prompts": [8.0] * 20, "rollout/unsolved_prompts": [6.0] * 20,
-    }  # fmt: skip
+        "rollout/accuracy": [0.1] * 20,
+        "rollout/accuracy_error": [0.04] * 20,
+        "rollout/truncated": [0.6] * 20,
+        "train/no_signal": [0.4] * 20,
+        "rollout/judged_prompts": [8.0] * 20,
+        "rollout/unsolved_prompts": [6.0] * 20,
+    }
     rows = run(**still | {name.replace("__", "/"): values for name, values in changed.items()}).metrics
     rows = {step: {name: row[name] for name in row if name != "val/accuracy"} for step, row in rows.items()}
     rows[0] = {"val/accuracy": before} | VALIDATED

@@ -51,8 +51,9 @@ def run_of(text: str, folder: Path) -> Path:
     """A run in which a model, a data set and a user wrote nothing but `text`."""
     rows = [
         row(step, text, g, g == 0 and step > 2, text, prompt=prompt, answer=text, finish_reason=text, status=text)
-        for step, prompt in ((2, text), (4, [{"role": text, "content": text}])) for g in (0, 1)
-    ] + [row(4, f"{text}2", 0, False, text, answer=text, images=[text])]  # fmt: skip
+        for step, prompt in ((2, text), (4, [{"role": text, "content": text}]))
+        for g in (0, 1)
+    ] + [row(4, f"{text}2", 0, False, text, answer=text, images=[text])]
     trace = group(text, text) | {"prompt": text, "answer": text}
     trace["completions"][0]["status"] = text
     more = {f"train/{text}": 1.0, f"val/{text}/accuracy/{text}": 0.5}
@@ -84,8 +85,9 @@ def test_a_run_has_a_page(tmp_path: Path) -> None:
 def test_a_study_has_its_tasks_apart_and_names_its_failures(tmp_path: Path) -> None:
     cells: list[dict[str, Any]] = [
         {"name": name, "task": task, "run": f"runs/{name}-{task}/seed-0"}
-        for task in ("sums", "angles") for name in ("a", "b")
-    ]  # fmt: skip
+        for task in ("sums", "angles")
+        for name in ("a", "b")
+    ]
     for k, cell in enumerate(cells[:-1]):
         make_run(tmp_path / cell["run"], config(lr=float(cell["name"] == "a")), accuracy_after=0.5 + k / 10)
     cells[-1] |= {"status": "failed", "error": "<b>no memory</b>"}

@@ -34,14 +34,26 @@ def run(folder: Path, **outcomes: str) -> CompletionsIndex:
 def test_prompts_are_listed_by_what_became_of_them(tmp_path: Path) -> None:
     """Of equal outcomes the most visited first. A failed check is neither right nor wrong."""
     found = run(
-        tmp_path, hard="00 00 00", once="- 00", later="01 00 00", solved="00 01 11", lost="11 00 01", right="11",
-        failed="ee 11", wrong="0e ee",
-    )  # fmt: skip
+        tmp_path,
+        hard="00 00 00",
+        once="- 00",
+        later="01 00 00",
+        solved="00 01 11",
+        lost="11 00 01",
+        right="11",
+        failed="ee 11",
+        wrong="0e ee",
+    )
     assert [(prompt.id, prompt.outcome) for prompt in list_prompts(found)] == [
-        ("hard", "never right"), ("wrong", "never right"), ("once", "never right"), ("later", "lost"),
-        ("solved", "solved"), ("lost", "right from the start"), ("failed", "right from the start"),
+        ("hard", "never right"),
+        ("wrong", "never right"),
+        ("once", "never right"),
+        ("later", "lost"),
+        ("solved", "solved"),
+        ("lost", "right from the start"),
+        ("failed", "right from the start"),
         ("right", "right from the start"),
-    ]  # fmt: skip
+    ]
     assert count_outcomes(found) == {"never right": 3, "lost": 1, "solved": 1, "right from the start": 3}
     assert [prompt.id for prompt in list_prompts(found, "never right", "IS O")] == ["once"]
     assert [visit.score for visit in found.prompts["wrong"].visits] == ["0 of 1", "0 of 0"]

@@ -71,8 +71,9 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("study")
     cells: list[dict[str, Any]] = [
         {"name": f"cell {k} {LONG if k == 8 else ''}", "seed": seed, "run": f"runs/{k}/seed-{seed}"}
-        for k in range(9) for seed in (0, 1)
-    ]  # fmt: skip
+        for k in range(9)
+        for seed in (0, 1)
+    ]
     for k, cell in enumerate(cells[:-1]):
         folder = root / cell["run"]
         images = save_thumbnails((Image.new("RGB", (500, 300), "teal"),), folder)

@@ -18,5 +18,7 @@ def test_differences_come_with_shared_options_first() -> None:
     grpo = dict(flatten(config(dual_clip=3.0)))
     dapo = dict(flatten(config(algorithm="DAPO", lr=0.1)))
     assert differences([grpo, dapo]) == [
-        ("model", ["GRPO", "DAPO"]), ("model.lr", ["0.001", "0.1"]), ("model.dual_clip", ["3.0", MISSING])
-    ]  # fmt: skip
+        ("model", ["GRPO", "DAPO"]),
+        ("model.lr", ["0.001", "0.1"]),
+        ("model.dual_clip", ["3.0", MISSING]),
+    ]

@@ -47,5 +47,6 @@ def test_validation_is_shown_before_and_after(tmp_path: Path) -> None:
     ]
     runs = [read_run(make_run(tmp_path / str(k), metrics=values)) for k, values in enumerate(metrics)]
     assert validation_rows([RunGroup("a", runs=runs), RunGroup("b")]) == [
-        ("s/accuracy/easy", ["0.300 ± 0.141 → 0.650 ± 0.071", MISSING]), ("s/length", ["10.0 → 8.0", MISSING])
-    ]  # fmt: skip
+        ("s/accuracy/easy", ["0.300 ± 0.141 → 0.650 ± 0.071", MISSING]),
+        ("s/length", ["10.0 → 8.0", MISSING]),
+    ]

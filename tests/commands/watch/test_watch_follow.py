@@ -39,17 +39,19 @@ def unfinished(folder: Path, text: str | None) -> Path:
         ({}, "running", "step 3 of 10, generating 61/128, 212 tokens/s, 12 min left, 2.0 GiB at most, engine hf"),
         (
             {"waiting": {"judge": 4.2}, "steps": None, "seconds_left": None},
-            "running", "step 3, generating 61/128, 212 tokens/s, waiting for judge 4 s, 2.0 GiB at most, engine hf",
+            "running",
+            "step 3, generating 61/128, 212 tokens/s, waiting for judge 4 s, 2.0 GiB at most, engine hf",
         ),
         (
             {"part": "validation sums", "stage": "scoring", "total": 0, "tokens_per_second": 0},
-            "running", "step 3 of 10, validation sums: scoring, 12 min left, 2.0 GiB at most, engine hf",
+            "running",
+            "step 3 of 10, validation sums: scoring, 12 min left, 2.0 GiB at most, engine hf",
         ),
         ({"ago": 7200}, "silent", "no sign of life for 2 h 0 min, while generating: killed, or"),
         ({"stage": "ended"}, "unknown", "unfinished, or killed"),
         ({"step": "three"}, "unknown", "unfinished, or killed"),
     ],
-)  # fmt: skip
+)
 def test_a_run_that_has_not_ended(tmp_path: Path, changed: dict[str, Any], state: str, line: str) -> None:
     if "ago" in changed:
         changed = {"at": time.time() - changed["ago"]}
@@ -64,8 +66,9 @@ def test_a_run_that_has_ended(tmp_path: Path) -> None:
     followed = FollowedFolders([tmp_path])
     states = {Path(name).name: (run.status.state, run.status.line) for name, run in followed.runs.items()}
     assert states == {
-        "done": ("finished", "finished after 4 steps"), "early": ("stopped", "stopped early: stopped by SIGTERM"),
-    }  # fmt: skip
+        "done": ("finished", "finished after 4 steps"),
+        "early": ("stopped", "stopped early: stopped by SIGTERM"),
+    }
 
 
 def test_a_resumed_run_is_running_whatever_its_old_summary_says(tmp_path: Path) -> None:

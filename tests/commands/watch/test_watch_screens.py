@@ -75,10 +75,11 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
 def test_every_view_fits_and_shows_something(server: str, page: Page, runs: Path, width: int) -> None:
     run = str(runs / "going")
     views = {
-        "/": "figure .line", "/prompts?" + urlencode({"run": run}): ".bars .share",
+        "/": "figure .line",
+        "/prompts?" + urlencode({"run": run}): ".bars .share",
         "/prompt?" + urlencode({"run": run, "id": LONG}): ".completion .text",
         "/prompt?" + urlencode({"run": run, "id": "1+1", "step": 118}): "span.up",
-    }  # fmt: skip
+    }
     for path, part in views.items():
         page.open(server + path, width)
         page.wait(f"document.querySelectorAll({json.dumps(part)}).length > 0")

@@ -71,10 +71,12 @@ def test_a_prompt_shows_its_group_now_and_before(pages: tuple[TestClient, str]) 
 @pytest.mark.parametrize(
     ("path", "query"),
     [
-        ("/prompts", {"run": "/etc"}), ("/prompt", {"run": "{run}", "id": "2+2"}),
-        ("/prompt", {"run": "{run}", "id": "1+1", "step": 3}), ("/etc/passwd", {}),
+        ("/prompts", {"run": "/etc"}),
+        ("/prompt", {"run": "{run}", "id": "2+2"}),
+        ("/prompt", {"run": "{run}", "id": "1+1", "step": 3}),
+        ("/etc/passwd", {}),
     ],
-)  # fmt: skip
+)
 def test_what_is_not_there_is_status_404(pages: tuple[TestClient, str], path: str, query: dict[str, Any]) -> None:
     asked, run = pages
     query = {name: run if value == "{run}" else value for name, value in query.items()}
@@ -85,9 +87,11 @@ def test_what_is_not_there_is_status_404(pages: tuple[TestClient, str], path: st
 def test_every_value_is_escaped(pages: tuple[TestClient, str]) -> None:
     asked, run = pages
     queries: list[tuple[str, dict[str, Any]]] = [
-        ("/", {}), ("/prompts", {"run": run, "words": HOSTILE}), ("/prompt", {"run": run, "id": HOSTILE}),
+        ("/", {}),
+        ("/prompts", {"run": run, "words": HOSTILE}),
+        ("/prompt", {"run": run, "id": HOSTILE}),
         ("/prompts", {"run": run}),
-    ]  # fmt: skip
+    ]
     for path, query in queries:
         answer = asked.get(path, params=query)
         assert answer.status_code == 200, path

@@ -72,9 +72,14 @@ def test_the_mean_is_over_prompts_of_all_updates() -> None:
 def test_measuring_starts_anew_and_leaves_single_completions_out() -> None:
     metrics = [SelfBLEU4(), CosineSimilarity(Letters())]
     alone = measure_diversity([["a", "a"], ["b"], []], metrics)
-    assert alone == pytest.approx({
-        "self_bleu_4": 1, "self_bleu_4/prompts": 1, "cosine_similarity": 1, "cosine_similarity/prompts": 1,
-    })  # fmt: skip
+    assert alone == pytest.approx(
+        {
+            "self_bleu_4": 1,
+            "self_bleu_4/prompts": 1,
+            "cosine_similarity": 1,
+            "cosine_similarity/prompts": 1,
+        }
+    )
     assert measure_diversity([["a", "b"]], metrics)["self_bleu_4"] == 0, "the same measures again"
 
 

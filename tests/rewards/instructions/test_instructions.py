@@ -53,15 +53,33 @@ def test_loose_variants_are_the_eight_of_the_paper() -> None:
 
 PADDED = {"keywords": None, "num_words": None, "relation": None}
 FORMS: list[dict[str, Any]] = [
-    {"prompt": "?", "key": 1, "instruction_id_list": [NO_COMMA, "length_constraints:number_words"],
-     "kwargs": [PADDED, PADDED | {"num_words": 3.0, "relation": "at least"}]},
-    {"messages": [{"role": "user", "content": "?"}], "dataset": ["ifeval"],
-     "ground_truth": "[{'instruction_id': ['punctuation:no_comma', 'length_constraints:number_words'], "
-                     "'kwargs': [None, {'num_words': 3, 'relation': 'at least'}]}]"},
-    {"messages": [{"role": "user", "content": "?"}], "dataset": "ifeval", "constraint_type": "Words",
-     "ground_truth": json.dumps({"func_name": "validate_word_constraint", "N": 3, "quantifier": "at least",
-                                 "keyword_list": None, "end_phrase": None})},
-]  # fmt: skip
+    {
+        "prompt": "?",
+        "key": 1,
+        "instruction_id_list": [NO_COMMA, "length_constraints:number_words"],
+        "kwargs": [PADDED, PADDED | {"num_words": 3.0, "relation": "at least"}],
+    },
+    {
+        "messages": [{"role": "user", "content": "?"}],
+        "dataset": ["ifeval"],
+        "ground_truth": "[{'instruction_id': ['punctuation:no_comma', 'length_constraints:number_words'], "
+        "'kwargs': [None, {'num_words': 3, 'relation': 'at least'}]}]",
+    },
+    {
+        "messages": [{"role": "user", "content": "?"}],
+        "dataset": "ifeval",
+        "constraint_type": "Words",
+        "ground_truth": json.dumps(
+            {
+                "func_name": "validate_word_constraint",
+                "N": 3,
+                "quantifier": "at least",
+                "keyword_list": None,
+                "end_phrase": None,
+            }
+        ),
+    },
+]
 
 
 @pytest.mark.parametrize("columns", FORMS)
@@ -91,7 +109,7 @@ def test_numbers_that_arrow_made_floats_are_whole_again() -> None:
         (Sample("r", "?", "42"), "r: no instructions in '42'; the forms are {instruction_id_list"),
         (Sample("r", "?", "", answer_object={"instruction_id": []}), "no list of instructions"),
     ],
-)  # fmt: skip
+)
 def test_rows_without_readable_instructions_are_refused(sample: Sample, message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
         InstructionFollowing().check_reference(sample)
@@ -129,8 +147,11 @@ def test_strict_loose_and_partial() -> None:
     result = judge(framed, TWO, loose=True)
     assert result == RewardResult(1.0, True, "ok", "", result.criteria)
     assert result.criteria == {
-        f"strict 1. {NO_COMMA}": 0, f"loose 1. {NO_COMMA}": 1, f"strict 2. {TITLE}": 1, f"loose 2. {TITLE}": 1
-    }  # fmt: skip
+        f"strict 1. {NO_COMMA}": 0,
+        f"loose 1. {NO_COMMA}": 1,
+        f"strict 2. {TITLE}": 1,
+        f"loose 2. {TITLE}": 1,
+    }
     assert judge(half, TWO).detail == f"not followed: {TITLE}"
 
 
@@ -150,9 +171,11 @@ def test_a_pattern_that_never_ends_is_a_timeout() -> None:
     assert (result.value, result.correct, result.status) == (0.0, False, "timeout")
     assert result.detail.endswith("it counts as following none") and set(result.criteria.values()) == {0.0}
     assert reward.metrics == {
-        "instruction_following/prompt_strict": [0.0], "instruction_following/instruction_strict": [0.0, 0.0],
-        "instruction_following/prompt_loose": [0.0], "instruction_following/instruction_loose": [0.0, 0.0],
-    }  # fmt: skip
+        "instruction_following/prompt_strict": [0.0],
+        "instruction_following/instruction_strict": [0.0, 0.0],
+        "instruction_following/prompt_loose": [0.0],
+        "instruction_following/instruction_loose": [0.0, 0.0],
+    }
     assert set(reward.summarise([result.criteria]).values()) == {0.0}
 
 

@@ -83,8 +83,10 @@ def test_the_matching_is_the_best_of_all() -> None:
         scores = rng.normal(size=shape)
         tall = scores if shape[0] <= shape[1] else scores.T
         rows = range(tall.shape[0])
-        best = max(sum(tall[r, c] for r, c in zip(rows, columns, strict=True))
-                   for columns in itertools.permutations(range(tall.shape[1]), tall.shape[0]))  # fmt: skip
+        best = max(
+            sum(tall[r, c] for r, c in zip(rows, columns, strict=True))
+            for columns in itertools.permutations(range(tall.shape[1]), tall.shape[0])
+        )
         assert scores[match(scores)].sum() == pytest.approx(best)
 
 
@@ -256,8 +258,9 @@ def test_each_family_writes_places_its_own_way(save: Any, corner: Any, y_first: 
     Image.new("RGB", (400, 200)).save(tmp_path / "a.png")
     data = PromptDataModule(
         train=[{"prompt": "<image>?", "image": str(tmp_path / "a.png"), "answer": [40, 20, 120, 100]}],
-        reading=ReadingOptions(answers="object"), images=ImageOptions(max_pixels=5000),
-    )  # fmt: skip
+        reading=ReadingOptions(answers="object"),
+        images=ImageOptions(max_pixels=5000),
+    )
     data.use_model(type("Module", (), {})())
     folder = str(save(tmp_path / "model"))
     data.image_processor = load_image_processor(folder)

@@ -23,8 +23,14 @@ def test_the_loss_of_one_token() -> None:
         ones = torch.ones(1, 1)
         logp = torch.full((1, 1), log(w), requires_grad=True)
         x = LossInputs(
-            logp=logp, old_logp=0 * ones, mask=ones.bool(), advantages=advantage * ones, token_weight=ones,
-            row_weight=ones[0], prompt=torch.zeros(1, dtype=torch.long), plain_weight=ones,
+            logp=logp,
+            old_logp=0 * ones,
+            mask=ones.bool(),
+            advantages=advantage * ones,
+            token_weight=ones,
+            row_weight=ones[0],
+            prompt=torch.zeros(1, dtype=torch.long),
+            plain_weight=ones,
             rollout_logp=0 * ones,
-        )  # fmt: skip
+        )
         assert float(UpperClip(clip=0.2).objective(x)[0].detach()) == pytest.approx(expected)
