@@ -206,7 +206,7 @@ class FrozenBatch(Batch):
             self.lengths,
             mask=self.mask,
             turns=self.turns,
-            has_reward=self.has_reward,
+            has_reward=self.has_reward,  # type: ignore[arg-type]
             has_correct=self.has_correct,  # type: ignore[arg-type]
         )
 
