@@ -184,7 +184,8 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
             type(self), reading=reading, images=images, chat=chat, evaluation=evaluation
         )
         self.init_args = init_arguments() | option_groups
-        reading, images, chat, evaluation = option_groups.values()
+        reading, images = option_groups["reading"], option_groups["images"]
+        chat, evaluation = option_groups["chat"], option_groups["evaluation"]
         check_takes(self.rows, "split")
         check_takes(self.sample, "row", "index", "source")
         check_within("[1, inf)", "data", prompts_per_rollout=prompts_per_rollout)

@@ -458,8 +458,10 @@ def importance_weights(
         correction, cap, floor, veto: see `Importance`.
 
     Returns:
-        Token weights (B, T), and row weights (B,) for sequence-level losses: with a correction of tokens, that of the
-        geometric mean of the row's ratios (truncated for `token_reject`); 1 for `none`.
+        Weights of tokens (B, T), and of rows (B,) for losses on whole sequences. `none`: 1 for both. `token_*`: each
+        token's bounded ratio; for the row the bounded geometric mean of its ratios, truncated, but with `token_mis` 0
+        outside the bounds. `sequence_*`, `geometric_*`: the bounded product or geometric mean of the row's ratios, the
+        same for the row and each of its tokens.
     """
     d = log_ratio(old_logp, rollout_logp, mask)
     level, _, kind = correction.partition("_")

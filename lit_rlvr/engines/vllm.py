@@ -182,28 +182,22 @@ class VLLMEngine(RolloutEngine):
             yield f"{reason} with rollout.sampling.stop; use rollout.engine: hf"
 
     def start(self, context: EngineContext) -> None:
-        if torch.cuda.is_available():
-            device_type = "cuda"
-        else:
-            device_type = "cpu"
-        refuse_all(self.hardware_problems(device_type, context.dtype))
+        on_gpu = torch.cuda.is_available()
+        device = torch.cuda.current_device() if on_gpu else 0
+        refuse_all(self.hardware_problems("cuda" if on_gpu else "cpu", context.dtype))
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        if context.deterministic and torch.cuda.is_available():
+        if context.deterministic and on_gpu:
             os.environ["VLLM_BATCH_INVARIANT"] = "1"
         if len(context.policy.placeholder_ids) > MAX_BANNED:
             os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
-        if torch.cuda.is_available():
-            device = torch.cuda.current_device()
-        else:
-            device = 0
-        if torch.cuda.is_available():
+        if on_gpu:
             separate_cache(device)
         from vllm import LLM
 
         self._context = context
         self._complete = False
-        if not torch.cuda.is_available():
+        if not on_gpu:
             self._check_cpu_kernels(context.policy.model)
         check_images(context)
         self._compiles = self._may_compile(context)
@@ -216,8 +210,8 @@ class VLLMEngine(RolloutEngine):
             "dtype": str(self.compute_dtype).removeprefix("torch."),
             "seed": context.seed % 2**31,
             "max_model_len": context.max_tokens,
-            "max_num_seqs": min(context.max_sequences, GPU_SEQUENCES if torch.cuda.is_available() else CPU_SEQUENCES),
-            "enforce_eager": not torch.cuda.is_available() if self.enforce_eager is None else self.enforce_eager,
+            "max_num_seqs": min(context.max_sequences, GPU_SEQUENCES if on_gpu else CPU_SEQUENCES),
+            "enforce_eager": not on_gpu if self.enforce_eager is None else self.enforce_eager,
             "logprobs_mode": "processed_logprobs",
             "disable_log_stats": True,
             "distributed_executor_backend": executor_on(device),
@@ -233,18 +227,10 @@ class VLLMEngine(RolloutEngine):
             settings["limit_mm_per_prompt"] = {"image": context.max_images, "video": context.max_videos}
             # vLLM's cache of processed images has two halves, which differ if a rendered prompt is not added.
             settings |= {"skip_tokenizer_init": False, "mm_processor_cache_gb": 0, **family.vllm_options()}
-        if torch.cuda.is_available():
-            settings["gpu_memory_utilization"] = self._share(context.reserved)
-            settings |= dict.fromkeys(("enable_sleep_mode", "sleep_mode_offload_cudagraph"), self.sleep_mode)
-            settings["max_num_batched_tokens"] = max(8192, context.max_tokens)
-            if "compilation_config" not in self.options:
-                settings |= graph_options(settings["max_num_seqs"])
+        if on_gpu:
+            settings |= self._gpu_settings(context, settings["max_num_seqs"])
         else:
-            # Seeded sampling on a CPU fails if a prompt is computed in chunks, so every prompt must fit.
-            settings["max_num_batched_tokens"] = settings["max_num_seqs"] * context.max_tokens
-            settings["block_size"] = smallest_block()
-            # Explicit, so that vLLM does not require most of the machine's memory to be free.
-            settings["kv_cache_memory_bytes"] = self.kv_cache_gb << 30
+            settings |= self._cpu_settings(context, settings["max_num_seqs"])
         # vLLM seeds the process's random state, and leaves torch one thread, with which offloaded AdamW is slow.
         threads = torch.get_num_threads()
         try:
@@ -254,8 +240,30 @@ class VLLMEngine(RolloutEngine):
             if self._adapter is None or "lora" not in str(error).lower():
                 raise
             raise UserError(f"VLLMEngine.adapters: {first_line(error)}; set the option to false") from error
-        if torch.cuda.is_available():
+        if on_gpu:
             torch.set_num_threads(threads)
+
+    def _gpu_settings(self, context: EngineContext, sequences: int) -> dict[str, Any]:
+        """Return vLLM's settings for a GPU that generates up to some sequences at once."""
+        settings: dict[str, Any] = {
+            "gpu_memory_utilization": self._share(context.reserved),
+            "enable_sleep_mode": self.sleep_mode,
+            "sleep_mode_offload_cudagraph": self.sleep_mode,
+            "max_num_batched_tokens": max(8192, context.max_tokens),
+        }
+        if "compilation_config" not in self.options:
+            settings |= graph_options(sequences)
+        return settings
+
+    def _cpu_settings(self, context: EngineContext, sequences: int) -> dict[str, Any]:
+        """Return vLLM's settings for a CPU that generates up to some sequences at once."""
+        return {
+            # Seeded sampling on a CPU fails if a prompt is computed in chunks, so every prompt must fit.
+            "max_num_batched_tokens": sequences * context.max_tokens,
+            "block_size": smallest_block(),
+            # Explicit, so that vLLM does not require most of the machine's memory to be free.
+            "kv_cache_memory_bytes": self.kv_cache_gb << 30,
+        }
 
     def _check_cpu_kernels(self, model: Any) -> None:
         """Refuse a model that vLLM's kernels for a CPU do not compute.
@@ -382,14 +390,13 @@ class VLLMEngine(RolloutEngine):
             torch.cuda.empty_cache()  # freed by training
             self._llm.wake_up(tags=["weights"])
             self._llm.collective_rpc(_make_noise)  # sleep discarded the weights; leftovers could pass for them
-        only = self._changing if self._complete else None
-        source = policy
-        if self._adapter is not None:
+        if self._adapter is None:  # adapters, if any, are merged into what is sent
+            source = policy
+            only = self._changing if self._complete else None
+        else:  # the weights once, the adapters apart in every sync
             source = policy.owner.without_adapters()
-            if self._complete and self._base is policy.owner:
-                only = frozenset()
-            else:
-                only = None
+            has_base = self._complete and self._base is policy.owner
+            only = frozenset() if has_base else None
         weights = with_tied_head(source, only, self.compute_dtype)
         self._complete = False  # if it crashes while it loads
         if only is None or only:

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import threading
-from collections.abc import Hashable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
-from queue import SimpleQueue
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -155,8 +151,11 @@ def combine(rewards: Sequence[Reward], results: Judgements, samples: Sequence[Sa
     sample_weights = [row_weights(sample, weights) for sample in samples]  # P
     results = {name: [*column] for name, column in results.items()}
     judging = [rewards[0].name] * groups * width  # B, the reward that says whether a completion is right
-    for names in {tuple(named) for named in sample_weights if named}:
-        own_rows = [b for b in range(len(judging)) if tuple(sample_weights[b // width]) == names]
+    rows_by_rewards: dict[tuple[str, ...], list[int]] = {}  # the rewards of a row -> its completions
+    for b in range(len(judging)):
+        rows_by_rewards.setdefault(tuple(sample_weights[b // width]), []).append(b)
+    rows_by_rewards.pop((), None)  # no reward judges these
+    for names, own_rows in rows_by_rewards.items():
         columns = {}
         for name in names:
             columns[name] = [results[name][b] for b in own_rows]
@@ -179,8 +178,8 @@ def combine(rewards: Sequence[Reward], results: Judgements, samples: Sequence[Sa
         parts[name] = table([VALUES.get(result.status, result.value) for result in column])
     total = torch.zeros(groups, width)
     for name in weights:
-        own_weights_of = torch.tensor([named.get(name, 0.0) for named in sample_weights])  # (P,)
-        total = total + own_weights_of.reshape(groups, 1) * parts[name].nan_to_num()
+        weight_by_prompt = torch.tensor([named.get(name, 0.0) for named in sample_weights])  # (P,)
+        total = total + weight_by_prompt.reshape(groups, 1) * parts[name].nan_to_num()
     correct = [_correct(*judgement) for judgement in zip(rows, judging, worst, strict=True)]  # B
     return Scores(
         rewards=total,
@@ -363,111 +362,3 @@ def stop_on_failures(
         f"reward {name!r} failed on {failed} of {total} completions, above {bound}; "
         f"first, on sample {rows[0]['id']}: {reason}{remedy}; all of them are in {shown(path)}"
     )
-
-
-class BackgroundScoring:
-    """A separate thread that scores groups as they are added, in batches if several are waiting.
-
-    Rewards with worker processes only send and receive here; others run in this thread, not in the main one. It is a
-    daemon: a reward that hangs in this process does not keep an interrupted run from ending.
-
-    Args:
-        rewards: the rewards that score a completion.
-    """
-
-    def __init__(self, rewards: Sequence[Reward]) -> None:
-        self._rewards = rewards
-        self._pairs: dict[Hashable, list[Pair]] = {}
-        self._found: dict[Hashable, Future[Judgements]] = {}
-        self._waiting: SimpleQueue[Hashable | None] = SimpleQueue()  # None: no more groups
-        self._dropped = False
-        self.thread = threading.Thread(target=self._run, name="lit-rlvr-scoring", daemon=True)
-        self.thread.start()
-
-    def __enter__(self) -> BackgroundScoring:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: object, trace: TracebackType | None) -> None:
-        self._dropped = kind is not None
-        self._waiting.put(None)
-
-    def close(self) -> None:
-        """Score no more."""
-        self._dropped = True
-        self._waiting.put(None)
-
-    def add(self, key: Hashable, group: list[Completion], sample: Sample, result: Judgements | None = None) -> bool:
-        """Score a group, completions of `sample`, once; return False if `key`, which names it, was added before.
-
-        Args:
-            key: the group's name.
-            group: its completions.
-            sample: the sample that they answer.
-            result: what another rank's rewards said of it; None = score it here.
-        """
-        if key in self._pairs:
-            return False
-        self._pairs[key] = pairs_of(group, sample)
-        self._found[key] = Future()
-        if result is None:
-            self._waiting.put(key)
-        else:
-            self._found[key].set_result(result)
-        return True
-
-    def result(self, key: Hashable) -> Judgements:
-        """Return what the rewards say of a group, once they have, but those of whole rollouts."""
-        return self._found[key].result()
-
-    def is_scored(self, key: Hashable) -> bool:
-        """Return whether `scores` would not wait for this group."""
-        return key in self._found and self._found[key].done()
-
-    def scores(self, keys: Sequence[Hashable], width: int) -> Scores:
-        """Return the scores of P added groups of `width` completions each, when all are there.
-
-        Rewards of whole rollouts judge now, in the calling thread.
-
-        Raises:
-            UserError: see `combine`.
-        """
-        group_results = [self.result(key) for key in keys]
-        rollout_results = judge(self._rewards, [pair for key in keys for pair in self._pairs[key]], whole_rollout=True)
-        results = {}
-        for reward in self._rewards:
-            if reward.whole_rollout:
-                results[reward.name] = rollout_results[reward.name]
-            else:
-                results[reward.name] = list(chain(*(group[reward.name] for group in group_results)))
-        return combine(self._rewards, results, [self._pairs[key][0][1] for key in keys], width)
-
-    def forget(self, key: Hashable) -> None:
-        """Forget a group, so that its key can be added again."""
-        self._pairs.pop(key, None)
-        self._found.pop(key, None)
-
-    def _run(self) -> None:
-        going = True
-        while going and not self._dropped:
-            waiting = [self._waiting.get()]
-            while not self._waiting.empty():
-                waiting.append(self._waiting.get())
-            going = None not in waiting
-            keys = [key for key in waiting if key is not None]
-            if keys:
-                self._judge(keys)
-
-    def _judge(self, keys: list[Hashable]) -> None:
-        """Score groups as one batch, which keeps every worker busy."""
-        parts = [self._pairs[key] for key in keys]
-        try:
-            results = judge(self._rewards, [pair for pairs in parts for pair in pairs], whole_rollout=False)
-        except BaseException as error:  # raised again in the thread that waits for the scores
-            for key in keys:
-                self._found[key].set_exception(error)
-            return
-        start = 0
-        for key, pairs in zip(keys, parts, strict=True):
-            end = start + len(pairs)
-            self._found[key].set_result({name: column[start:end] for name, column in results.items()})
-            start = end

@@ -67,9 +67,9 @@ class RolloutCallback(RolloutSettings, Callback):
         module: RLVRModule = pl_module  # type: ignore[assignment]
         for reward in self.rewards:
             reward.begin_rollout(module.updates, trainer.max_steps)
-        batch.rollout = self.collect(trainer, module, batch)
+        batch.rollout = self.fill_batch(trainer, module, batch)
 
-    def collect(self, trainer: Trainer, module: RLVRModule, batch: PromptBatch) -> Rollout:
+    def fill_batch(self, trainer: Trainer, module: RLVRModule, batch: PromptBatch) -> Rollout:
         """Return scored groups for a batch of prompts, and log what they are.
 
         Collective: call it on every rank.
@@ -85,7 +85,8 @@ class RolloutCallback(RolloutSettings, Callback):
         module.log("time/rollout", time.perf_counter() - started)
         if source.is_scored:
             metrics = rollout_metrics(rollout, module.tokenizer, source.generation_seconds, source.extra_completions)
-            rollout.is_unrewarded = math.isnan(metrics["rollout/reward"]) and not self.sampler.has_teacher
+            has_reward = not math.isnan(metrics["rollout/reward"])  # on any rank
+            rollout.is_unrewarded = not (has_reward or self.sampler.has_teacher)  # `train` then skips its steps
             module.unrewarded.count(rollout, module.iteration + 1, int(metrics["rollout/samples"]))
             self._log_rollout(trainer, module, rollout, metrics)
         return rollout

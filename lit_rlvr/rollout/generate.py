@@ -16,7 +16,8 @@ from lit_rlvr.engines.turns import OnGroupDone
 from lit_rlvr.environments import Agent, Environment
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rewards import Reward
-from lit_rlvr.rewards.combine import BackgroundScoring, Scores, score_rollout, stop_on_failures
+from lit_rlvr.rewards.background import BackgroundScoring
+from lit_rlvr.rewards.combine import Scores, score_rollout, stop_on_failures
 from lit_rlvr.rollout.assemble import assemble
 from lit_rlvr.rollout.episodes import Episodes, between_turns
 from lit_rlvr.types import Completion, Prompt, Rollout, Sampling

@@ -19,7 +19,8 @@ from lit_rlvr.common.terminal import progress
 from lit_rlvr.distributed.collectives import gather_objects, rank, world_size
 from lit_rlvr.engines.synced import catch_crash
 from lit_rlvr.errors import UserError, log
-from lit_rlvr.rewards.combine import BackgroundScoring, Scores
+from lit_rlvr.rewards.background import BackgroundScoring
+from lit_rlvr.rewards.combine import Scores
 from lit_rlvr.rollout.generate import completion_seeds
 from lit_rlvr.rollout.source import STAGE_TEXTS, SyncSource
 from lit_rlvr.rollout.summaries import Summaries, count_repeats, mixed_groups

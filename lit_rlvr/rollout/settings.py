@@ -105,7 +105,9 @@ class RolloutSettings(ChecksArguments):
             rewards = [reward if isinstance(reward, Reward | str) else FunctionReward(reward) for reward in rewards]
         option_groups = with_class_defaults(type(self), evaluation=evaluation, safeguards=safeguards, replay=replay)
         self.init_args = init_arguments() | option_groups
-        evaluation, safeguards, replay = option_groups.values()
+        evaluation = option_groups["evaluation"]
+        safeguards = option_groups["safeguards"]
+        replay = option_groups["replay"]
         self.group_size = group_size
         self.engine = resolve_engine(engine)
         self.synced_engine = SyncedEngine(self.engine, safeguards)

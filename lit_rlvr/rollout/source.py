@@ -172,7 +172,9 @@ class SyncSource(RolloutSource):
         size = self.data.prompts_per_rollout
         prompts, _ = self.data.stream.take(rounds * size, self.data.cursor)
         per_rank = size // world_size()
-        return count_repeats(prompt.sample.id for prompt in prompts)[-size:][rank() * per_rank :][:per_rank]
+        repeats = count_repeats(prompt.sample.id for prompt in prompts)  # of all prompts of the iteration so far
+        first = len(repeats) - size + rank() * per_rank  # this rank's first prompt of this round
+        return repeats[first : first + per_rank]
 
     def summarise(self, rollout: Rollout) -> Summaries:
         """Return what all ranks know of each other's groups.

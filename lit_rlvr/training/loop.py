@@ -90,15 +90,17 @@ def train(updater: Updater, rollout: Rollout, number: int, trace: Trace | None =
     initial = updater.initial_logprobs(rollout)  # (B, T) each; None = nothing needs it
     estimate = algorithm.estimate_advantages(rollout, initial)  # from the rewards of all ranks' groups
     rollout.advantages = estimate.per_completion  # (P, G), for logs; the loss gets estimate.per_row
-    minibatches = algorithm.split_groups(rollout) * algorithm.epochs_per_rollout  # this rank's groups in each step
+    parts = algorithm.split_groups(rollout)  # this rank's groups of each optimizer step
+    minibatches = [groups for _ in range(algorithm.epochs_per_rollout) for groups in parts]
     prepared = updater.prepare(rollout, estimate.per_row, initial, minibatches, number, trace)
     metrics = estimate.metrics
     for minibatch in minibatches:
-        plan, sums = retry_smaller(updater.budget, rollout, partial(accumulate, updater, prepared, minibatch, number))
+        attempt = partial(accumulate, updater, prepared, minibatch, number)
+        plan, sums = retry_smaller(updater.budget, rollout, attempt)  # in smaller micro-batches if memory runs out
         norm = updater.reduce_and_clip()  # of the gradient over all ranks, before it is clipped
-        is_finite = updater.count_step(plan, sums, norm, number)  # saves the groups of one that is not
+        is_finite = updater.check_finite(plan, sums, norm, number)  # saves the groups of one that is not
         metrics |= updater.measure(plan, sums, norm, is_finite)
-        if is_finite and not rollout.is_unrewarded:
+        if is_finite and not rollout.is_unrewarded:  # no reward judged any of it (RolloutCallback.fill_batch)
             metrics |= updater.take_step(plan)
         else:
             updater.skip_step()
@@ -134,6 +136,7 @@ def accumulate(
             stats |= updater.watch(plan, k, inputs)
             loss, loss_stats = updater.algorithm.loss(inputs)  # the objective and the terms
             updater.backward(plan, k, loss)
+            weight = float(plan.is_counted(k))  # 0 for one that is run only because other ranks have as many
             for name, value in (stats | loss_stats | {"loss": loss.detach()}).items():
-                sums[name] = sums.get(name, 0) + value.double() * float(plan.is_counted(k))
+                sums[name] = sums.get(name, 0) + weight * value.double()
     return plan, sums

@@ -122,7 +122,8 @@ class RLVRModule(ChecksArguments, LossModule, LightningModule):
             type(self), optim=optim, loss=loss, kl=kl, importance=importance, compute=compute
         )
         self.init_args = init_arguments() | option_groups
-        optim, loss, kl, importance, compute = option_groups.values()
+        optim, loss, kl = option_groups["optim"], option_groups["loss"], option_groups["kl"]
+        importance, compute = option_groups["importance"], option_groups["compute"]
         check_within(
             f"[1, {MAX_SIZE}]", "model", updates_per_rollout=updates_per_rollout, epochs_per_rollout=epochs_per_rollout
         )

@@ -413,11 +413,24 @@ def loss_inputs(plan: StepPlan, k: int, output: PolicyOutput) -> tuple[LossInput
         observed=observed,
         observation_weight=observation_weight,
     )
-    stats = {"tokens": mask.sum(), "entropy": torch.where(mask, entropy.detach(), 0.0).sum()}
-    if observed is not None:
-        stats["observed_tokens"] = observed.sum()
+    return inputs, input_stats(inputs, token_correction, prepared)
+
+
+def input_stats(x: LossInputs, token_correction: Tensor, prepared: PreparedRollout) -> Stats:
+    """Return sums over the tokens of a micro-batch that do not depend on the objective.
+
+    Args:
+        x: the objective's inputs.
+        token_correction: (B, T) the weights of the importance correction.
+        prepared: the rollout.
+    """
+    mask = x.mask
+    assert x.entropy is not None
+    stats = {"tokens": mask.sum(), "entropy": torch.where(mask, x.entropy.detach(), 0.0).sum()}
+    if x.observed is not None:
+        stats["observed_tokens"] = x.observed.sum()
     if not prepared.rollout.is_demonstration:
-        engine_log_ratio = log_ratio(old, rollout_logp, mask)
+        engine_log_ratio = log_ratio(x.old_logp, x.rollout_logp, mask)
         engine_ratio = engine_log_ratio.exp() * mask
         stats |= {
             "engine_difference": engine_log_ratio.abs().sum(),
@@ -428,13 +441,13 @@ def loss_inputs(plan: StepPlan, k: int, output: PolicyOutput) -> tuple[LossInput
         stats["importance_dropped"] = ((token_correction == 0) & mask).sum()
     if prepared.logs_weights:
         stats |= {"weight": (token_correction * mask).sum(), "weight_squared": (token_correction * mask).square().sum()}
-    return inputs, stats
+    return stats
 
 
 def correction_weights(
     logp: Tensor, old_logp: Tensor, rollout_logp: Tensor, mask: Tensor, advantages: Tensor, correction: Importance
 ) -> tuple[Tensor, Tensor]:
-    """Return `importance_weights`, 0 also for the sequences that `off_policy_threshold` drops.
+    """Return the weights of `importance_weights`; those of sequences that `off_policy_threshold` drops are 0.
 
     Args:
         logp: (B, T) log-probabilities under the current policy.

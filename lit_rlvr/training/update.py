@@ -259,8 +259,8 @@ class Updater:
 
     # ---- the step -----------------------------------------------------------------------------------------
 
-    def count_step(self, plan: StepPlan, sums: Stats, norm: Tensor, number: int) -> bool:
-        """Count a step, and save its groups if loss or gradient is not finite; return whether they are on all ranks.
+    def check_finite(self, plan: StepPlan, sums: Stats, norm: Tensor, number: int) -> bool:
+        """Return whether loss and gradient are finite on all ranks; count the step, and save its groups if not.
 
         Collective: call it on every rank.
 

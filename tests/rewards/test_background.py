@@ -11,7 +11,8 @@ import pytest
 from tiny_rewards import first_token
 
 from lit_rlvr.rewards import MathAnswer, Reward, shared_pool
-from lit_rlvr.rewards.combine import BackgroundScoring, score_rollout
+from lit_rlvr.rewards.background import BackgroundScoring
+from lit_rlvr.rewards.combine import score_rollout
 from lit_rlvr.types import Completion, Pair, RewardResult, Sample
 
 GROUPS = [[Completion(f"\\boxed{{{n}}}", (n,), "stop") for n in group] for group in ([1, 2], [3, 3], [4, 6])]
@@ -93,7 +94,7 @@ def test_a_reward_that_hangs_does_not_keep_an_interrupted_run_from_ending() -> N
     source = """if True:
         import sys, threading
         from lit_rlvr.rewards import Reward
-        from lit_rlvr.rewards.combine import BackgroundScoring
+        from lit_rlvr.rewards.background import BackgroundScoring
         from lit_rlvr.types import Completion, Sample
 
         begun = threading.Event()

@@ -13,7 +13,8 @@ from lit_rlvr.advantages.group import GDPOAdvantage
 from lit_rlvr.environments.base import EnvironmentReward
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import Reward
-from lit_rlvr.rewards.combine import BackgroundScoring, score_rollout
+from lit_rlvr.rewards.background import BackgroundScoring
+from lit_rlvr.rewards.combine import score_rollout
 from lit_rlvr.rewards.gold_answers import check_references
 from lit_rlvr.rollout.assemble import assemble
 from lit_rlvr.rollout.metrics import rollout_metrics

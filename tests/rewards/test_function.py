@@ -17,7 +17,8 @@ import trl.rewards
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import FunctionReward, Reward, as_rewards
-from lit_rlvr.rewards.combine import BackgroundScoring, logged_metrics, score_rollout
+from lit_rlvr.rewards.background import BackgroundScoring
+from lit_rlvr.rewards.combine import logged_metrics, score_rollout
 from lit_rlvr.types import Completion, RewardResult, Sample, Turn
 
 CHAT = [{"role": "user", "content": "1 + 2?"}]

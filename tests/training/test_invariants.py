@@ -305,10 +305,11 @@ def test_a_ratio_to_the_sampler_is_ratio_times_correction(tiny_model_folder: Pat
         assert_same(one, other, 1e-4)
 
 
-DROPS: dict[str, Any] = {
-    "veto": lambda old, engine, *_: ((old - engine).exp() >= 0.6).all(),
-    "off_policy_threshold": lambda old, engine, logp, advantage: advantage >= 0 or (engine - logp).mean() <= 0.1,
+IS_DROPPED: dict[str, Any] = {
+    "veto": lambda old, engine, logp, advantage: ((old - engine).exp() < 0.6).any(),
+    "off_policy_threshold": lambda old, engine, logp, advantage: advantage < 0 and (engine - logp).mean() > 0.1,
 }
+"""An option -> whether it drops a sequence."""
 
 
 @pytest.mark.first_case_fast
@@ -318,7 +319,7 @@ DROPS: dict[str, Any] = {
         (None, "recompute"),
         ("sequence_truncate", "recompute"),
         ("geometric_reject", "recompute"),
-        *((mode, "recompute") for mode in DROPS),
+        *((mode, "recompute") for mode in IS_DROPPED),
         ("token_truncate", "loglinear"),
         ("none", "loglinear"),
     ],
@@ -344,17 +345,19 @@ def test_tokens_of_mixed_versions_have_the_gradient_of_decoupled_ppo(
     dropped: list[bool] = []
 
     def weights(*policies: Any) -> Tensor:
-        kept = DROPS[mode](*policies) if mode in DROPS else True
-        dropped.append(not kept)
-        return factors(high).get(mode, factors(high)[None])(*policies) * float(kept)
+        by_mode = factors(high)
+        correction = by_mode[mode if mode in by_mode else None]  # None: token_truncate, the default
+        is_dropped = mode in IS_DROPPED and bool(IS_DROPPED[mode](*policies))
+        dropped.append(is_dropped)
+        return correction(*policies) * float(not is_dropped)
 
     for k, prompts in enumerate(seen.minibatches):
         alpha = age / (age + k) if k and method == "loglinear" else None
-        expected = naive_gradients(rollout, prompts, weights=seen.weights[k], token_factor=weights, interpolated=alpha)[
-            1
-        ]
+        _, expected = naive_gradients(
+            rollout, prompts, weights=seen.weights[k], token_factor=weights, interpolated=alpha
+        )
         assert_same(seen.gradients[k], expected, 1e-4)
-    assert (mode in DROPS) == (0 < sum(dropped) < len(dropped))
+    assert (mode in IS_DROPPED) == (0 < sum(dropped) < len(dropped))
     if mode != "none" or method == "loglinear":
         with pytest.raises(AssertionError):
             assert_same(seen.gradients[1], naive_gradients(rollout, prompts, weights=seen.weights[1])[1], 1e-3)

@@ -31,7 +31,7 @@ CALLS = [
     "LossModule.loss",
     "Updater.backward",
     "Updater.reduce_and_clip",
-    "Updater.count_step",
+    "Updater.check_finite",
     "Updater.measure",
     "Updater.take_step",
     "Updater.end_step",

@@ -15,6 +15,7 @@ GROUP = {
     "observed": False,
     "criteria": [],
     "turn_rewards": [],
+    "calls": [],
     "completions": [],
 }
 
