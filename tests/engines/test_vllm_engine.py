@@ -281,6 +281,7 @@ def test_no_batch_stays_in_flight_after_the_last_completion() -> None:
             engine_core=SimpleNamespace(engine_core=SimpleNamespace(batch_queue=queue)),
             step=queue.pop,
             has_unfinished_requests=lambda: False,
+            renderer=None,  # nothing is rendered
         )
     )
     assert engine.generate([], SAMPLING, []) == [] and not queue
