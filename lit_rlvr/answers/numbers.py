@@ -12,7 +12,7 @@ import sympy
 from lit_rlvr.answers.characters import ALPHABET
 from lit_rlvr.answers.formulas import FUNCTIONS, LETTER_NAMES, read_formula
 from lit_rlvr.answers.latex import trim
-from lit_rlvr.answers.retracted import VERB_LAST
+from lit_rlvr.answers.retracted import BOUND_BEHIND, VERB_LAST
 from lit_rlvr.answers.units import BASES, CURRENCIES, MAGNITUDES, read_chinese, read_numeral, read_unit
 from lit_rlvr.answers.values import Number, Parts, Percentage, Quantity, Reading
 
@@ -203,7 +203,7 @@ _LABEL = re.compile(  # of at least three letters: "2rh" and "\\frac12 abc" are 
     r"|[\u3000-\u9fff\uac00-\ud7a3]+"
 )
 _NO_LABEL = re.compile(
-    rf"(?i)\b(?:not|cannot|never|is|are|was|were|but|or|can|could|should|would)\b|n't|^(?:{VERB_LAST})"
+    rf"(?i)\b(?:not|cannot|never|is|are|was|were|but|or|can|could|should|would)\b|n't|^(?:{VERB_LAST}|{BOUND_BEHIND})"
 )
 """Words of a sentence, which is no name of what is counted."""
 _CAPITALS = re.compile(

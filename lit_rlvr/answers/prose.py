@@ -46,8 +46,10 @@ _VERB = re.compile(
     r"|gives?(?! (?:away|back|up|out)\b)|gets?|obtain|have|has|yields?)"
     r"\s+(?:that\s+)?(?:(?:us|me|you|him|her|them)\s+)?(?:the\s+)?"
 )
+_TO = r"to(?!\s+the\s+(?!power\b|first\b|second\b|third\b|(?:four|fif|six|seven|eigh|nin|ten|n)th\b)[a-z])"
+"""Between the ends of a range, a base and its power, the terms of a ratio; not before a place."""
 _GOES_ON = re.compile(
-    r"(?i)\$?\s*(?:(?:or|to(?!\s+the\b)|plus|minus|times|divided)\b|(?:percent|%)\s+of\b|\?|\(\s*wrong\b|(?:if|when|for)\b.*"
+    rf"(?i)\$?\s*(?:(?:or|{_TO}|plus|minus|times|divided)\b|(?:percent|%)\s+of\b|\?|\(\s*wrong\b|(?:if|when|for)\b.*"
     r"\b(?:if|otherwise|else)\b)"
 )
 """Behind a value: it is not the answer, or not all of it."""
@@ -196,13 +198,17 @@ def _in_sentence(answer: Found, keys: Collection[str]) -> Iterator[str]:
     if not keys.isdisjoint(YES_NO) and (verdict := _verdict(text)):
         yield verdict
         return
-    if not is_phrase:
-        text = _before_reason(_conclusion(text))
+    if is_phrase:
+        text = _without_parts(text)
+    else:
+        text = _before_reason(_without_parts(_conclusion(text)))
         if _ASKS.match(text) and "=" not in text:
             return
     verb = _verb(text, is_phrase)
     statement = text[verb.end() :] if verb else text
     count = _count(statement) if verb else ""
+    if is_denied(statement[len(count) :]):
+        count = ""
     if not re.search(r"\d", text):
         count = count or _only_count(text)
     if count:
@@ -232,11 +238,7 @@ def _in_sentence(answer: Found, keys: Collection[str]) -> Iterator[str]:
         searched = clause
     else:
         searched = text
-    spans = _whole_counts(searched)
-    if not spans and searched is not text:
-        searched = text
-        spans = _whole_counts(text)
-    spans = spans or list(_spans(searched))
+    spans = _without_ordinals(searched)
     for start, end in spans[:1] if is_phrase or searched is not text else spans[-1:]:
         before = re.split(r"[.;:,]\s", searched[:start])[-1]
         after = searched[end:]
@@ -248,11 +250,36 @@ def _in_sentence(answer: Found, keys: Collection[str]) -> Iterator[str]:
         yield from _above(answer, keys)
 
 
+_REASON = re.compile(r",?\s+\(?(?:because|since(?!\s+\d{4}\b))\s")
+_HOLDS = re.compile(r"\s*(?:works|holds|fits|suffices|satisfies\b.*|is (?:the|an?) (?:only |right |correct )?\w+)$")
+_REJECTS = re.compile(r"(?i)\b(?:fail|wrong|reject|exclud|discard|thought|ruled? out|too)")
+
+
 def _before_reason(text: str) -> str:
-    """Return what stands before the reason that a line ends with, if it has a value; else the line."""
-    reason = re.search(r",?\s+\(?(?:because|since)\b", text)
-    if reason and next(_spans(text[: reason.start()]), None):
-        return text[: reason.start()]
+    """Return what stands before the reason that a line ends with, if it states a value; else the line."""
+    reason = _REASON.search(text)
+    if reason is None:
+        return text
+    before = text[: reason.start()]
+    first = next(_spans(before), None)
+    if first is None or _REJECTS.search(before):
+        return text
+    verb = _verb(before, False)
+    has_value_behind = verb is not None and next(_spans(before[verb.end() :]), None) is not None
+    holds = not before[: first[0]].strip() and _HOLDS.match(before[first[1] :])
+    if has_value_behind or holds or _is_value(before):
+        return before
+    return text
+
+
+_PARTS = re.compile(r",\s+\S+\s+of (?:which|whom)\b|,?\s+of (?:which|whom)\b")
+
+
+def _without_parts(text: str) -> str:
+    """Return a text without the parts of its count: "12, of which 4 are red"."""
+    whole = _PARTS.split(text)[0]
+    if next(_spans(whole), None):
+        return whole
     return text
 
 
@@ -345,63 +372,65 @@ def _named(clause: str, keys: Collection[str]) -> str:
     return ""
 
 
-_PART_BEFORE = re.compile(r"(?i)\bof (?:which|whom|them|these|those),?\s*$")
-_PART_BEHIND = re.compile(r"(?i)(?:st|nd|rd|th)\b|\s+of(?: which\b| whom\b|$)")
+def _without_ordinals(text: str) -> list[tuple[int, int]]:
+    """Return the spans of a text that are no ordinal ("7th"); all if there is no other."""
+    spans = list(_spans(text))
+    return [(start, end) for start, end in spans if not re.match(r"(?:st|nd|rd|th)\b", text[end:])] or spans
 
 
-def _whole_counts(text: str) -> list[tuple[int, int]]:
-    """Return the spans of a text that are no ordinal ("7th") and no part of a count ("12, of which 4 are red")."""
-    whole = []
-    for start, end in _spans(text):
-        if not _PART_BEHIND.match(text[end:]) and not _PART_BEFORE.search(text[:start]):
-            whole.append((start, end))
-    return whole
-
-
-_OR_TO = re.compile(r"\s+(?:or|to)\b(?!\s+the\b)")
+_OR_TO = re.compile(rf"\s+(?:or|{_TO})\b")
 """Behind a number that is one of several."""
+_AND_A_PART = re.compile(r"\s+and\s+(?:an?|one)\s+(?:half|third|quarter|fourth)")
+"""Behind a number in words that is not all of it."""
 
 
 def _count(text: str) -> str:
     """Return the number in words that a text begins with; "" if it begins with something else, or with "one of"."""
-    words = re.match(r"(?:exactly |only |a total of )?([A-Za-z]+(?:[- ][A-Za-z]+){0,3})(?![-\w])(?! of\b)", text)
-    if words:
-        pieces = re.split(r"(-| (?!of\b))", words[1])
-    else:
-        pieces = []
+    words = re.match(r"(?:exactly |only |a total of )?([A-Za-z]+(?:[- ][A-Za-z]+){0,7})(?![-\w])(?! of\b)", text)
+    if words is None:
+        return ""
+    pieces = re.split(r"(-| (?!of\b))", words[1])
     for length in range(len(pieces), 0, -2):
         run = "".join(pieces[:length])
         number = run.removesuffix(" of")
         value = read_numeral(number)
         if pieces[length : length + 1] == ["-"] or number.lower() in ("a", "an") or value is None:
             continue
-        if words and _OR_TO.match(text, words.start(1) + len(run)):
+        behind = text[words.start(1) + len(run) :]
+        if _OR_TO.match(behind) or _AND_A_PART.match(behind):
             return ""
         if number == run or value.denominator > 1:  # "one of" begins a part, "two thirds of" does not
             return number
     return ""
 
 
-_DETERMINER = re.compile(r"(?i)\b(?:the|these|those|both|all|any|my|your|his|her|its|our|their)\s+$")
+_ASIDE = re.compile(
+    r"(?i)\b(?:the|these|those|both|all|any|my|your|his|her|its|our|their|root of|multiple of|factor of|by|past"
+    r"|exceeds?|to|in|into|of|for|from|need|consider|reject|exclude|rule out|discard|at|on)\s+$"
+)
+"""Before a number in words that is no answer: it is known, or part of something else."""
 
 
 def _only_count(text: str) -> str:
     """Return the number in words that a text begins with, or else the only one in its first 300 characters.
 
-    "One" and "half" count only at the beginning.
+    "One" and "half" count only at the beginning. A number that is denied or one of several is none.
     """
-    first = _count(text)
-    if first:
-        return first
     counts = []
     end = 0
     for word in re.finditer(r"(?<![-\w])[A-Za-z]+", text[:300]):
-        count = _count(text[word.start() : word.start() + 80])
-        if word.start() < end or not count or count.lower() in ("one", "half", "second"):
+        if word.start() < end:
             continue
+        rest = text[word.start() : word.start() + 120]
+        if read_numeral(word[0]) is not None and re.match(r"[A-Za-z-]+\s+(?:or|to)\s+[A-Za-z]", rest):
+            return ""
+        count = _count(rest)
         before = text[: word.start()]
-        end = word.start() + len(count)
-        if not _DETERMINER.search(before) and not is_denied_before(before, text[end:]):
+        if not count or (before and count.lower() in ("one", "half", "second")):
+            continue
+        end = word.start() + rest.find(count) + len(count)
+        is_denied_here = is_denied(text[end:]) or is_denied_before(before, text[end:])
+        if not is_denied_here and not _GOES_ON.match(text[end:]) and not _ASIDE.search(before):
             counts.append(count)
     if len(counts) == 1:
         return counts[0]

@@ -84,10 +84,12 @@ _COMPARED = "|".join(
 """Words that make a bound of the number behind them, in the same languages and in Turkish."""
 _CHINESE_BOUND = "至[少多]|不(?:超过|少于|到|足)|[超大小多少][过于]|少なくとも|せいぜい|적어도|기껏해야"
 VERB_LAST = (
-    r"\s*\w{0,3}?\s*(?:değil|では?(?:ありません|なく|ない)|じゃ(?:ありません|ない)|[이가]?\s*아[니닙닌]|नहीं)"
-    r"|\s*से\s+(?:अधिक|ज़्यादा|कम)|\s?[个個人円元本匹枚개명원]?\s*(?:以[上下内]|未[満满]|[이미][상하만]|초과)"
+    r"(?:\w{1,3}?\s*+)?(?:değil|では?(?:ありません|なく|ない)|じゃ(?:ありません|ない)|아[니닙닌]|नहीं)"
+    r"|से\s+(?:अधिक|ज़्यादा|कम)|[개명원]?\s*+(?:이[상하]|미만|초과)"
 )
-"""Words that deny the value before them or make a bound of it: tr, ja, ko, hi, zh."""
+"""Words that deny the value before them or make a bound of it: tr, ja, ko, hi."""
+BOUND_BEHIND = r"[个個人円元本匹枚]?(?:以[上下内]|未[満满])"
+"""Words that make a bound of the number right before them: ja, zh."""
 _NEED = r"need|requir|tak|buy|us|brauch|benötig|necesit|requier|besoin|faut|serv|bisogn|occorr|precis|нуж|треб"
 _TO_VALUE = r"\s*\$?$"
 _DENIED_BEFORE = re.compile(
@@ -111,12 +113,12 @@ _FALSE = (
 )
 _AUXILIARY = r"(?:is|are|was|were|seems?|looks?|appears?|can|could|would|must|should|does|do|did|has|have|ist|es|est)"
 _DENIED = re.compile(
-    rf"(?i)[\s)\]}}$*]*(?:{_AUXILIARY}(?:\s+\w+){{0,2}}?\s+{_FALSE}\b|(?:{_AUXILIARY}|ca)n['\u2019]?t\b|cannot\b"
+    rf"(?i){BOUND_BEHIND}|[\s)\]}}$*]*+(?:{_AUXILIARY}(?:\s+\w+){{0,2}}?\s+{_FALSE}\b|(?:{_AUXILIARY}|ca)n['\u2019]?t\b|cannot\b"
     r"|is\s+too\b|would\s+(?:only\s+)?(?:be|hold)\b[^.;]*\bif\b|\s*\u4e0d(?:\u662f|\u5bf9|\u6b63\u786e)|\s*\u662f?\u9519"
     rf"|{VERB_LAST})"
 )
 _OPEN_ENDED = re.compile(
-    rf"(?i)[\s)\]}}$]*(?:-ish\b|\+(?!\s*[\w\\({{])|,?\s*(?:or\s+)?{MAYBE}\b(?=[^.\n]*?(?:\d|\\frac))"
+    rf"(?i)[\s)\]}}$]*+(?:-ish\b|\+(?!\s*[\w\\({{])|,?\s*(?:or\s+)?{MAYBE}\b(?=[^.\n]*?(?:\d|\\frac))"
     rf"|,?\s*(?:and\s+)?(?:upwards|and up)\b"
     r"|,?\s*give or take\b)"
 )

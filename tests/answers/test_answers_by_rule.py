@@ -1,11 +1,14 @@
 """The rules by which an answer is found in a text, each with answers that it must and must not pay."""
 
+from time import process_time
+
 import pytest
 
 from lit_rlvr.answers import check
 from lit_rlvr.answers.arithmetic import same_steps, sides
 from lit_rlvr.answers.comma import has_decimal_comma
 from lit_rlvr.answers.frames import single_backslashes
+from lit_rlvr.answers.retracted import is_denied
 from lit_rlvr.rewards.choice import Choice
 from lit_rlvr.rewards.math import MathAnswer
 from lit_rlvr.types import Completion, Sample
@@ -308,35 +311,69 @@ NUMBER_WORDS = [
     ("Two thirds of the students passed.", "2/3"),
     ("Three fourths of the pizza is left.", "3/4"),
     ("She walks two and a half miles.", "2.5"),
+    ("twenty-two and a half", "22.5"),
+    ("The answer is minus two and a half", "-2.5"),
     ("2 and a half", "2.5"),
     ("Four containers were left on the second day.", "4"),
+]
+NO_NUMBER_WORDS = [
+    ("The ages of the two people are unknown.", "2"),
+    ("It is not zero.", "0"),
+    ("Three or four", "3"),
+    ("The ratio is two to three", "3"),
+    ("twenty-two and a half", "22"),
+    ("one hundred and five and a half", "105"),
+    ("Ten cannot be right.", "10"),
+    ("Answer: ten is wrong", "10"),
+    ("We can rule out five.", "5"),
+    ("Let me try this in three steps.", "3"),
+    ("The square root of nine", "9"),
+    ("x is divisible by six", "6"),
 ]
 
 
 def test_numbers_in_words_are_read_where_there_is_one() -> None:
     assert judged(NUMBER_WORDS) == NUMBER_WORDS
-    assert (
-        judged([("The ages of the two people are unknown.", "2"), ("It is not zero.", "0"), ("Three or four", "3")])
-        == []
-    )
+    assert judged(NO_NUMBER_WORDS) == []
 
 
 OWN_CLAUSES = [
     ("12 ducks, 5 of which are white.", "12"),
-    ("They bought 12, of which 4 were broken.", "12"),
+    ("12, of which 4 are red", "12"),
+    ("She has 12 apples, of which 4 are red.", "12"),
+    ("The total is 12 of which 4 are red.", "12"),
     ("Of the 12 birds, 7 are left, 3 of which are blue.", "7"),
+    ("7 were lost, of which 5 were found, so 2 are missing.", "2"),
     ("$7$ works, since $7+5=12$.", "7"),
+    ("x=7 because 7+5=12", "7"),
     ("$x=-3$ is the only root, since $x=3$ does not satisfy the equation.", "-3"),
-    ("He needs 7 more since he has 5.", "7"),
+    ("The first term 2 is needed because the sum is 12.", "12"),
+    ("We can divide by 2 because the total is 42", "42"),
+    ("It rose 5% since 1990 to 80", "80"),
     ("He gives away 3 books and keeps 12 books.", "12"),
     ("He earns $1250 a year.", "1,250"),
     ("It moves at 10 m/s to the right.", "10 m/s"),
     ("The solution set is $\\{x : 2 \\leq x < 5\\}$.", "[2, 5)"),
     ("\\ce{H2SO4}", "H2SO4"),
+    ("答案是5 以上", "5"),
+]
+OTHERS_CLAUSES = [
+    ("12 ducks, 5 of which are white.", "5"),
+    ("He has 5 because 7 were lost.", "7"),
+    ("Option 3 fails since 4 works", "3"),
+    ("The wrong value is 5 since 3 is right", "5"),
+    ("The answer is 18, no wait, 19.", "18"),
+    ("It is 2 to the power of 5.", "2"),
+    ("The result is 10 to the 6th.", "10"),
 ]
 
 
 def test_a_part_a_reason_and_a_rate_are_not_the_answer() -> None:
     assert judged(OWN_CLAUSES) == OWN_CLAUSES
-    assert judged([("12 ducks, 5 of which are white.", "5"), ("He has 5 because 7 were lost.", "7")]) == []
-    assert judged([("The answer is 18, no wait, 19.", "18")]) == []
+    assert judged(OTHERS_CLAUSES) == []
+
+
+def test_blanks_behind_an_answer_cost_no_time() -> None:
+    began = process_time()
+    assert not is_denied(" " * 20_000 + "x")
+    assert process_time() - began < 2.0, "n * n would take minutes"
