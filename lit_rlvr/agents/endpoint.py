@@ -225,6 +225,9 @@ class Endpoint:
         completion_id = call.body.get("completion_id")
         if completion_id is not None and not self._rewards_turns:
             raise RequestError("completion_id: set rollout.environment: rewards_turns: true to reward messages", 501)
+        for name in ("correct", "detail"):
+            if completion_id is not None and call.body.get(name) is not None:
+                raise RequestError(f"{name}: an episode has one, a message has a reward alone; leave it out")
         with self.lock:
             if completion_id is None:
                 call.player.session.reward = reward

@@ -124,6 +124,15 @@ class Group:
         self._shortest = 0  # of the prompts that begin a sequence
         self._has_forks = False
 
+    @property
+    def state(self) -> tuple[tuple[int, ...] | None, int, bool]:
+        """What the prompts so far share; a request that is refused after all puts it back."""
+        return self.start, self._shortest, self._has_forks
+
+    @state.setter
+    def state(self, state: tuple[tuple[int, ...] | None, int, bool]) -> None:
+        self.start, self._shortest, self._has_forks = state
+
     def room(self, session: Session, prompt: tuple[int, ...], parent: SampledMessage | None) -> int:
         """Return the tokens that an episode's row has left behind a prompt, which then counts as one of the group.
 
@@ -152,7 +161,7 @@ class Group:
                     )
         room = most - session.row_tokens(len(start), parent) - (len(prompt) - len(start))
         if room >= 1:
-            self.start, self._shortest, self._has_forks = start, shortest, has_forks
+            self.state = start, shortest, has_forks
         return room
 
 
@@ -219,6 +228,7 @@ class Session:
             )
         parent, prompt, added = self._prompt(request, is_auxiliary)
         had_children = parent is not None and parent.has_children
+        shared = self._group.state
         begun: list[SampledMessage] = []
         for _ in range(request.count):
             limit = min(request.max_tokens or sampling.max_tokens, sampling.max_tokens)
@@ -226,6 +236,7 @@ class Session:
                 limit = min(limit, self._room(prompt, parent, is_auxiliary))
             except RequestError:
                 self._take_back(begun, had_children)
+                self._group.state = shared
                 raise
             number = self._counts[prompt] = self._counts.get(prompt, -1) + 1
             digest = hashlib.sha256(repr(prompt).encode()).hexdigest()

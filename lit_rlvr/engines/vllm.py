@@ -456,7 +456,7 @@ class VLLMEngine(RolloutEngine):
         groups: list[list[_Row]] = []
         request_ids: list[str] = []
         renderer = Renderer(engine.renderer, self._input)
-        rendered = deque(map(renderer.begin, prompts))
+        rendered: deque[Any] = deque()
 
         def add_request(row: _Row, rendered: Any) -> None:
             name = f"{row.p}-{row.g}-{row.turn}"
@@ -476,6 +476,7 @@ class VLLMEngine(RolloutEngine):
                 add_request(row, shown if begins_with_prompt else renderer.render(row.start))
 
         try:
+            rendered.extend(map(renderer.begin, prompts))
             while rendered or engine.has_unfinished_requests() or turns.waiting:
                 while rendered and (not self._overlaps or rendered[0].done() or not engine.has_unfinished_requests()):
                     add_group(rendered.popleft().result())

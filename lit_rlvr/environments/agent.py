@@ -7,7 +7,6 @@ import os
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NoReturn
 
 from lit_rlvr.environments.base import Environment
@@ -86,7 +85,7 @@ class Agent(Environment):
             raise UserError("Agent.command: it is empty; give the program and its arguments")
         if shutil.which(self.command[0]) is None:
             raise UserError(f"Agent.command: there is no program {self.command[0]!r}")
-        self.code = [_digest(Path(argument)) for argument in self.command if Path(argument).is_file()]
+        self.code = [_digest(argument) for argument in self.command if os.path.isfile(argument)]
         self.env = dict(env or {})
         for name in RESERVED_VARIABLES:
             if name in self.env:
@@ -124,6 +123,14 @@ class Agent(Environment):
         raise UserError("rollout.environment: Agent plays its episodes itself")
 
 
-def _digest(file: Path) -> str:
-    """Return a digest of a program's file, so that an evaluation is not continued with another program."""
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+def _digest(path: str) -> str:
+    """Return a digest of a file of the command, so that an evaluation is not continued with another program.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"Agent.command: {path} cannot be read: {error.strerror}") from error

@@ -298,9 +298,11 @@ def metrics_stay(rewards: Sequence[Reward]) -> Iterator[None]:
     logged = [reward.metrics for reward in rewards]
     for reward in rewards:
         reward.metrics = {}
-    yield
-    for reward, metrics in zip(rewards, logged, strict=True):
-        reward.metrics = metrics
+    try:
+        yield
+    finally:
+        for reward, metrics in zip(rewards, logged, strict=True):
+            reward.metrics = metrics
 
 
 def stop_on_failures(

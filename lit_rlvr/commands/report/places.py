@@ -38,7 +38,7 @@ def place_marks(completions: Sequence[Mapping[str, Any]]) -> list[Mark]:
             continue
         reference = places.get("reference")
         judgement = verdict_text(completion)
-        kind = "right" if judgement == "correct" else "wrong"
+        kind = {"correct": "right", "wrong": "wrong"}.get(judgement, "unknown")
         title = f"completion {completion.get('sample', number)}: {judgement}"
         marks += [_mark(kind, corners, title) for corners in _shapes(places.get("answer"))]
     return marks + [_mark("reference", corners, "reference") for corners in _shapes(reference)]

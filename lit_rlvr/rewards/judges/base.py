@@ -96,9 +96,11 @@ class Judge(CheckedReward):
         """Return the images of a row as the judge is sent them, each as a URL that holds it; () = it sees none."""
         if not sample.images or not self._sees_images_of(sample):
             return ()
-        if self._last_images[0] is not sample:
-            self._last_images = sample, image_urls(sample, self.client.server.max_pixels)
-        return self._last_images[1]
+        kept, urls = self._last_images  # read once: a validation may judge in another thread
+        if kept is not sample:
+            urls = image_urls(sample, self.client.server.max_pixels)
+            self._last_images = sample, urls
+        return urls
 
     @property
     def trial_pair(self) -> Pair:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Collection, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 from lit_rlvr.common.seeds import derive_seed
@@ -36,10 +37,10 @@ class Standing(NamedTuple):
 class GroupJudge(Judge):
     """A judge's score or rank of every completion of a group, in one call for the whole group.
 
-    With scores, the value is score / `highest`. With ranks, it is the share of the others that the completion is ranked
-    above, a tie one half. The judge sees the different answers in an order that a seed shuffles. Equal texts share what
-    it says, and empty ones get 0. It reports no `correct`: give another reward, too. With ranks, a completion that is
-    alone in its group is not judged.
+    With scores, the value is score / `highest`. With ranks, it is the share of the others that ended and that the
+    completion is ranked above, a tie one half. The judge sees the different answers in an order that a seed shuffles.
+    Equal texts share what it says, and empty ones get 0. It reports no `correct`: give another reward, too. With ranks,
+    a completion that is alone in its group or call is not judged.
 
     Args:
         by: scores, from 0 to `highest`, or ranks, from 1, the best; equally good answers share one.
@@ -117,6 +118,10 @@ class GroupJudge(Judge):
                 room = self.max_characters
             parts[-1].append(text)
             room -= len(text)
+        if self.by == "ranks":
+            for before, part in pairwise(parts):
+                if len(part) == 1 and len(before) > 2:
+                    part.append(before.pop())
         self.metrics.setdefault(f"{self.name}/split", []).append(float(len(parts) > 1))
         if len(parts) > 1 and not self._said_split:
             self._said_split = True
@@ -129,6 +134,8 @@ class GroupJudge(Judge):
                 len(parts),
                 sample.source or sample.id,
             )
+        if self.by == "ranks":
+            parts = [part for part in parts if len(part) > 1]  # an answer alone has nothing to be compared with
         for part in parts:
             if chance.random() < self.shown_twice:
                 again = chance.choice(part)
@@ -187,17 +194,19 @@ class GroupJudge(Judge):
         """
         if not text:
             return RewardResult(0.0, None, "parse_fail", NO_ANSWER)
-        own = standings.get(text, Standing(0, 0.0))
+        own = standings.get(text, Standing(-1, 0.0))
         if own.failure:
             return RewardResult(0.0, None, "error", own.failure)
         if self.by == "scores":
             return RewardResult(own.mark / self.highest, detail=f"{own.mark:g} of {self.highest}")
         points = []
         for other in others:
-            standing = standings.get(other, own)
+            standing = standings.get(other)
             if not other:
                 points.append(1.0)
-            elif standing.call == own.call:
+            elif other == text:
+                points.append(0.5)
+            elif standing is not None and standing.call == own.call:
                 points.append((own.mark > standing.mark) + 0.5 * (own.mark == standing.mark))
         if not points:
             return RewardResult(0.0, None, "unjudged", "there is nothing to compare it with")
