@@ -115,9 +115,20 @@ ELSEWHERE = (
     "train/teacher_kl",
     "train/teacher_divergence",
     "val/accuracy_before_warm_start",
+    "reward/instruction_following/instruction_strict",
+    "reward/group_judge/place_bias",
+    "reward/group_judge/split",
+    "rollout/agent/sequences",
+    "rollout/agent/forked_tokens",
+    "rollout/agent/auxiliary",
+    "rollout/agent/lost",
+    "rollout/agent/refused",
+    "rollout/agent/timeout",
+    "rollout/agent/crashed",
+    "rollout/agent/silent",
 )
 """Metrics of data with categories, of functions that return a dict, of FSDP2, of servers that keep their cache, of
-teachers, and of warm starts."""
+teachers, of warm starts, of instructions, of a `GroupJudge`, and of agents."""
 
 
 @pytest.mark.slow
