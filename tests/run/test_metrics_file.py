@@ -116,6 +116,7 @@ ELSEWHERE = (
     "train/teacher_divergence",
     "val/accuracy_before_warm_start",
     "reward/instruction_following/instruction_strict",
+    "reward/instruction_following/prompt_strict",
     "reward/group_judge/place_bias",
     "reward/group_judge/split",
     "rollout/agent/sequences",
