@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lit_rlvr.common.columns import parse_text
+from lit_rlvr.common.pictures import Size, fit
 from lit_rlvr.datamodules.reading.cells import BadRow, is_empty
 from lit_rlvr.datamodules.reading.conversations import NO_AUDIO, Messages, without_nulls
 from lit_rlvr.datamodules.reading.videos import check_packages, choose_frames, inspect_video, read_frames
@@ -287,7 +288,6 @@ _VIDEO = re.compile(r"\S+\.(mp4|webm|mkv|mov|avi|gif)", re.IGNORECASE)
 _FILE_OR_URL = re.compile(rf"{_FRAME.pattern}|\S+\.gif|[A-Za-z]+://\S+", re.IGNORECASE)
 
 Source = bytes | str | Image.Image
-Size = tuple[int, int]
 
 
 @option_group("data.images")
@@ -555,18 +555,6 @@ def film_strip(image: Any, frames: int = 8) -> Image.Image:
         image.frames[i] for i in np.linspace(0, len(image.frames) - 1, min(frames, len(image.frames))).astype(int)
     ]
     return Image.fromarray(np.hstack([np.asarray(frame) for frame in stills]))
-
-
-def fit(size: Size, min_pixels: int | None, max_pixels: int | None) -> Size:
-    """Return (width, height) with the same aspect ratio and between `min_pixels` and `max_pixels` pixels."""
-    pixels = size[0] * size[1]
-    if max_pixels is not None and pixels > max_pixels:
-        factor = math.sqrt(max_pixels / pixels)
-        return max(1, int(size[0] * factor)), max(1, int(size[1] * factor))
-    if min_pixels is not None and pixels < min_pixels:
-        factor = math.sqrt(min_pixels / pixels)
-        return math.ceil(size[0] * factor), math.ceil(size[1] * factor)
-    return size
 
 
 def _padded(width: int, height: int) -> Size:

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from transformers import AutoTokenizer
 
+from lit_rlvr.common.pictures import fit
 from lit_rlvr.datamodules import PromptDataModule
 from lit_rlvr.datamodules.reading.cells import BadRow, is_blank
 from lit_rlvr.datamodules.reading.chat import Chat
@@ -23,7 +24,6 @@ from lit_rlvr.datamodules.reading.images import (
     as_images,
     as_parts,
     decode,
-    fit,
     open_images,
     place_images,
     resize,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterable, Mapping
 from functools import cache, lru_cache
 from io import BytesIO
@@ -14,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from lit_rlvr.commands.report.places import place_marks
 from lit_rlvr.commands.report.prompts import TrackedPrompt, image_keys, verdict_text
 from lit_rlvr.common.files import write_atomically
+from lit_rlvr.common.pictures import data_url
 from lit_rlvr.common.run_files import thumbnail_path
 from lit_rlvr.common.terminal import printable
 from lit_rlvr.errors import UserError
@@ -65,7 +65,7 @@ def image_uris(run: Path, record: Mapping[str, Any]) -> list[str]:
         record: a line of completions.jsonl or a saved group; `images` has the thumbnails' keys.
     """
     paths = [thumbnail_path(run, key) for key in image_keys(record)]
-    return [_data_uri("png", path.read_bytes()) for path in paths if path.is_file()]
+    return [data_url("png", path.read_bytes()) for path in paths if path.is_file()]
 
 
 def small_uris(run: Path, prompts: Iterable[TrackedPrompt]) -> dict[str, str]:
@@ -96,11 +96,7 @@ def _small_uri(path: Path) -> str:
         Image.alpha_composite(white, whole).convert("RGB").save(content, "WEBP", quality=ROW_QUALITY)
     except (OSError, ValueError, SyntaxError):  # the last of a broken PNG
         return ""
-    return _data_uri("webp", content.getvalue())
-
-
-def _data_uri(kind: str, content: bytes) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    return data_url("webp", content.getvalue())
 
 
 @cache

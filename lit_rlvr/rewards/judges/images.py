@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-from lit_rlvr.common.pictures import png_url
+from lit_rlvr.common.pictures import Size, fit, png_url
 from lit_rlvr.types import Coordinates, Sample, kinds_of
 
 
@@ -24,25 +23,21 @@ def image_urls(sample: Sample, max_pixels: int | None) -> tuple[str, ...]:
     seen = sample.coordinates or (None,) * len(sample.images)
     urls = []
     for number, coordinates in enumerate(seen):
-        urls.append(png_url(_reduced(_as_seen(sample.images[number], coordinates), max_pixels)))
+        image = _as_seen(sample.images[number], coordinates)
+        urls.append(png_url(_resized(image, fit(image.size, None, max_pixels))))
     return tuple(urls)
 
 
 def _as_seen(image: Any, coordinates: Coordinates | None) -> Any:
     """Return an image in the size in which the model's image processor takes it."""
+    if coordinates is None or coordinates.seen is None:
+        return image
+    return _resized(image, coordinates.seen)
+
+
+def _resized(image: Any, size: Size) -> Any:
     from PIL import Image
 
-    if coordinates is None or coordinates.seen in (None, image.size):
+    if size == image.size:
         return image
-    return image.resize(coordinates.seen, Image.Resampling.BICUBIC)
-
-
-def _reduced(image: Any, max_pixels: int | None) -> Any:
-    from PIL import Image
-
-    pixels = image.width * image.height
-    if max_pixels is None or pixels <= max_pixels:
-        return image
-    scale = math.sqrt(max_pixels / pixels)
-    size = [max(1, math.floor(side * scale)) for side in image.size]
     return image.resize(size, Image.Resampling.BICUBIC)
