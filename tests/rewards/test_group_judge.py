@@ -104,6 +104,15 @@ def test_a_group_that_is_too_long_is_split_and_that_is_said(caplog: pytest.LogCa
     assert "unjudged" in {result.status for result in results}
 
 
+@pytest.mark.parametrize("long", [7, 10, 30])
+def test_an_answer_is_moved_to_one_that_is_alone_only_where_both_fit(long: int) -> None:
+    server = {"base_url": "http://127.0.0.1:9/v1", "model": "asked nothing"}
+    judge = GroupJudge(by="ranks", server=server, max_characters=12, shown_twice=0)
+    for letter in "efghijklmnop":
+        parts = judge.calls(SAMPLE, {"a", "b" * 3, "c" * 4, letter * long})
+        assert parts and all(sum(map(len, part)) <= 12 and len(part) > 1 for part in parts)
+
+
 def test_what_places_do_is_measured_on_equal_answers() -> None:
     with StubJudge(by_place) as stub:
         judge = GroupJudge(server=stub.server(), shown_twice=1)

@@ -118,12 +118,15 @@ class GroupJudge(Judge):
                 room = self.max_characters
             parts[-1].append(text)
             room -= len(text)
+        is_split = len(parts) > 1
+        self.metrics.setdefault(f"{self.name}/split", []).append(float(is_split))
         if self.by == "ranks":
             for before, part in pairwise(parts):
-                if len(part) == 1 and len(before) > 2:
+                fits = len(before[-1]) + len(part[0]) <= self.max_characters
+                if len(part) == 1 and len(before) > 2 and fits:
                     part.append(before.pop())
-        self.metrics.setdefault(f"{self.name}/split", []).append(float(len(parts) > 1))
-        if len(parts) > 1 and not self._said_split:
+            parts = [part for part in parts if len(part) > 1]  # an answer alone has nothing to be compared with
+        if is_split and not self._said_split:
             self._said_split = True
             log.warning(
                 "reward %s: the answers of a group have %d characters, more than max_characters=%d, so they are judged "
@@ -134,8 +137,6 @@ class GroupJudge(Judge):
                 len(parts),
                 sample.source or sample.id,
             )
-        if self.by == "ranks":
-            parts = [part for part in parts if len(part) > 1]  # an answer alone has nothing to be compared with
         for part in parts:
             if chance.random() < self.shown_twice:
                 again = chance.choice(part)
