@@ -65,7 +65,6 @@ from lit_rlvr.datamodules.reading.stream import (
     fingerprint,
     prompt_hashes,
 )
-from lit_rlvr.environments.agent import Agent
 from lit_rlvr.environments.base import Environment
 from lit_rlvr.errors import (
     ChecksArguments,
@@ -395,7 +394,7 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         """
         chat = self.chat.for_row(sample)
         if self.environment is not None:
-            if chat is not self.chat and not isinstance(self.environment, Agent):
+            if chat is not self.chat and not self.environment.takes_row_templates:
                 raise UserError(
                     f"{sample.source}: chat_template_kwargs: with an environment all rows have the same, those of "
                     "data.init_args.chat; leave the column out"

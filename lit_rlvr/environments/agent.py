@@ -56,6 +56,8 @@ class Agent(Environment):
         UserError: the command does not exist, or an option is invalid.
     """
 
+    takes_row_templates = True
+
     def __init__(
         self,
         command: str | list[str],

@@ -63,6 +63,7 @@ class Environment(ABC):
         tools: JSON schemas of the tools that the prompt offers.
         needs_turns: True if an episode makes no sense with a single turn.
         rewards_turns: True if `step` gives rewards to turns.
+        takes_row_templates: True if rows may have `chat_template_kwargs` of their own.
         role: the chat role of its observations; `tool` for results of tool calls.
         source_classes: further classes whose code is part of its behaviour.
         reward_functions: functions by name that judge the episode at its end; `rewards_with` fills them in.
@@ -71,6 +72,7 @@ class Environment(ABC):
     tools: Sequence[dict[str, Any]] = ()
     needs_turns: bool = False
     rewards_turns: bool = False
+    takes_row_templates: bool = False
     role: Literal["user", "tool"] = "user"
 
     limits = Isolation()
