@@ -15,6 +15,7 @@ from lit_rlvr.advantages import (
     AGRAE,
     REGISTRY,
     AAPOAdvantage,
+    Advantage,
     DrGRPOAdvantage,
     GPGAdvantage,
     GroupBatch,
@@ -162,31 +163,63 @@ def test_completions_without_a_reward_are_left_out(name: str, options: dict[str,
     assert (found[~known] == 0).all()
 
 
-def test_a_missing_reward_is_left_out_of_every_statistic() -> None:
-    nan = math.nan
-    r = torch.tensor([[1.0, 0.0, nan, nan], [0.52, 0.48, 0.52, 0.48], [nan] * 4]).double()
-    group = GroupBatch(
-        impute(r, r.isnan()), impute(r, r.isnan()).round(), has_reward=~r.isnan(), has_correct=~r.isnan()
-    )
-    assert GRPOAdvantage(eps=0)(group)[0].tolist() == pytest.approx([1.0, -1.0, 0, 0])
-    assert RLOOAdvantage()(group)[0].tolist() == pytest.approx([1.0, -1.0, 0, 0])
-    sd = math.sqrt((2 * 0.5**2 + 4 * 0.02**2) / 6)
-    batch = GRPOAdvantage(eps=0, scale="batch")(group)
-    assert batch[1].tolist() == pytest.approx([0.02 / sd, -0.02 / sd] * 2) and (batch[2] == 0).all()
-    assert GPGAdvantage()(group)[0].tolist() == pytest.approx([0.75, -0.75, 0, 0])  # alpha = 3 / 2
-    assert ReinforceAdvantage()(group)[2].tolist() == [0.0] * 4
+nan = math.nan
+REWARDS = torch.tensor([[1.0, 0.0, nan, nan], [0.52, 0.48, 0.52, 0.48], [nan] * 4]).double()
+"""Of three groups: two completions were judged, all were, none was."""
+SPREAD = math.sqrt((2 * 0.5**2 + 4 * 0.02**2) / 6)
+"""Standard deviation of the six rewards that exist."""
+
+
+@pytest.fixture
+def partly_judged() -> GroupBatch:
+    missing = REWARDS.isnan()
+    rewards = impute(REWARDS, missing)
+    return GroupBatch(rewards, rewards.round(), has_reward=~missing, has_correct=~missing)
+
+
+@pytest.mark.parametrize(
+    ("advantage", "first"),
+    [
+        (GRPOAdvantage(eps=0), [1.0, -1.0, 0, 0]),
+        (RLOOAdvantage(), [1.0, -1.0, 0, 0]),
+        (GPGAdvantage(), [0.75, -0.75, 0, 0]),  # alpha = 3 / 2
+    ],
+)
+def test_a_missing_reward_is_left_out_of_its_group(
+    advantage: Advantage, first: list[float], partly_judged: GroupBatch
+) -> None:
+    assert advantage(partly_judged)[0].tolist() == pytest.approx(first)
+
+
+def test_a_group_without_rewards_has_no_advantages(partly_judged: GroupBatch) -> None:
+    assert ReinforceAdvantage()(partly_judged)[2].tolist() == [0.0] * 4
+    assert GRPO().estimate(partly_judged)[1]["zero_advantage"] == 0.0
+
+
+def test_a_missing_reward_is_left_out_of_the_statistics_of_a_batch(partly_judged: GroupBatch) -> None:
+    found = GRPOAdvantage(eps=0, scale="batch")(partly_judged)
+    assert found[1].tolist() == pytest.approx([0.02 / SPREAD, -0.02 / SPREAD] * 2)
+    assert (found[2] == 0).all()
+    mean, std = reward_statistics(partly_judged, "reward", "batch")
+    assert float(mean[0]) == pytest.approx(0.5)
+    assert float(std[0]) == pytest.approx(SPREAD)
+
+
+def test_agraes_average_is_over_the_rewards_that_exist(partly_judged: GroupBatch) -> None:
     agrae = AGRAE(omega_from="reward")
-    agrae(group)
+    agrae(partly_judged)
     assert agrae.metrics == pytest.approx({"omega": 3 / 6})
-    agrae(replace(group, has_reward=group.has_reward & False))
-    assert agrae.metrics == pytest.approx({"omega": 3 / 6})  # nothing new
-    mean, std = reward_statistics(group, "reward", "batch")
-    assert (float(mean[0]), float(std[0])) == pytest.approx((0.5, sd))
-    group.reference_rewards = torch.tensor([[0.5, nan, 1, 1], [nan] * 4, [0.0] * 4]).double()
-    margins = AAPOAdvantage(base="dr_grpo", clip=False)
-    assert margins(group)[0].tolist() == pytest.approx([0.5 + 0.5, -0.5, 0, 0]) and (margins(group)[2] == 0).all()
-    assert margins.metrics["margin"] == 0.5
-    assert GRPO().estimate(group)[1]["zero_advantage"] == 0.0
+    agrae(replace(partly_judged, has_reward=partly_judged.has_reward & False))
+    assert agrae.metrics == pytest.approx({"omega": 3 / 6}), "nothing new"
+
+
+def test_a_reference_s_missing_reward_gives_no_margin(partly_judged: GroupBatch) -> None:
+    partly_judged.reference_rewards = torch.tensor([[0.5, nan, 1, 1], [nan] * 4, [0.0] * 4]).double()
+    aapo = AAPOAdvantage(base="dr_grpo", clip=False)
+    found = aapo(partly_judged)
+    assert found[0].tolist() == pytest.approx([0.5 + 0.5, -0.5, 0, 0])
+    assert (found[2] == 0).all()
+    assert aapo.metrics["margin"] == 0.5
 
 
 # ---- by hand ---------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -116,213 +117,196 @@ def apmpo(
     return terms
 
 
-# name: (class, options, advantage, loss)
-LOSSES: dict[str, tuple[type[RLVRModule], dict[str, Any], str, Losses]] = {
-    "GRPO": (GRPO, {}, "grpo", lambda c, a: [clipped_terms(c, a, "sequence_mean", 0.2, 0.2)]),
-    "GRPO with KL": (
+@dataclass(frozen=True)
+class Setting:
+    """An algorithm with its options, and its loss by slow loops."""
+
+    algorithm: type[RLVRModule]
+    loss: Losses
+    options: dict[str, Any] = field(default_factory=dict)
+    advantage: str = "grpo"
+
+    def module(self) -> RLVRModule:
+        return self.algorithm(**self.options)
+
+
+LOSSES = {
+    "GRPO": Setting(GRPO, lambda c, a: [clipped_terms(c, a, "sequence_mean", 0.2, 0.2)]),
+    "GRPO with KL": Setting(
         GRPO,
-        dict(kl={"coef": 0.04}, clip_low=0.1, clip_high=0.3),
-        "grpo",
         lambda c, a: [clipped_terms(c, a, "sequence_mean", 0.1, 0.3), kl_terms(c, "sequence_mean", 0.04)],
+        dict(kl={"coef": 0.04}, clip_low=0.1, clip_high=0.3),
     ),
-    "GRPO with dual clip": (
+    "GRPO with dual clip": Setting(
         GRPO,
-        dict(dual_clip=3.0, advantage="agrae"),
-        "agrae",
         lambda c, a: [clipped_terms(c, a, "sequence_mean", 0.2, 0.2, 3.0)],
+        dict(dual_clip=3.0, advantage="agrae"),
+        advantage="agrae",
     ),
-    "DAPO": (DAPO, {}, "grpo", lambda c, a: [clipped_terms(c, a, "token_mean", 0.2, 0.28)]),
-    "DAPO with KL": (
+    "DAPO": Setting(DAPO, lambda c, a: [clipped_terms(c, a, "token_mean", 0.2, 0.28)]),
+    "DAPO with KL": Setting(
         DAPO,
-        dict(kl={"coef": 0.1}, advantage="hard_focused"),
-        "hard_focused",
         lambda c, a: [clipped_terms(c, a, "token_mean", 0.2, 0.28), kl_terms(c, "token_mean", 0.1)],
+        dict(kl={"coef": 0.1}, advantage="hard_focused"),
+        advantage="hard_focused",
     ),
-    "DrGRPO": (DrGRPO, {}, "dr_grpo", lambda c, a: [clipped_terms(c, a, "constant", 0.2, 0.2)]),
-    "DrGRPO with KL": (
+    "DrGRPO": Setting(DrGRPO, lambda c, a: [clipped_terms(c, a, "constant", 0.2, 0.2)], advantage="dr_grpo"),
+    "DrGRPO with KL": Setting(
         DrGRPO,
-        dict(kl={"coef": 0.1}),
-        "dr_grpo",
         lambda c, a: [clipped_terms(c, a, "constant", 0.2, 0.2), kl_terms(c, "constant", 0.1)],
-    ),
-    "GPG": (GPG, {}, "gpg", lambda c, a: [plain_terms(c, a, "token_mean")]),
-    "AAPO": (AAPO, {}, "aapo", lambda c, a: [plain_terms(c, a, "group_token_mean")]),
-    "AAPO with KL": (
-        AAPO,
         dict(kl={"coef": 0.1}),
-        "aapo",
+        advantage="dr_grpo",
+    ),
+    "GPG": Setting(GPG, lambda c, a: [plain_terms(c, a, "token_mean")], advantage="gpg"),
+    "AAPO": Setting(AAPO, lambda c, a: [plain_terms(c, a, "group_token_mean")], advantage="aapo"),
+    "AAPO with KL": Setting(
+        AAPO,
         lambda c, a: [plain_terms(c, a, "group_token_mean"), kl_terms(c, "group_token_mean", 0.1)],
+        dict(kl={"coef": 0.1}),
+        advantage="aapo",
     ),
-    "Reinforce": (Reinforce, {}, "reinforce", lambda c, a: [plain_terms(c, a, "token_mean")]),
-    "Reinforce by RLOO": (Reinforce, dict(advantage="rloo"), "rloo", lambda c, a: [plain_terms(c, a, "token_mean")]),
-    "GRPOLead": (GRPOLead, {}, "grpo_lead", lambda c, a: [clipped_terms(c, a, "sequence_mean", 0.2, 0.2)]),
-    "GMPO": (GMPO, {}, "grpo", lambda c, a: [gmpo_terms(c, a, 0.4, 0.4)]),
-    "GMPO with KL and dual clip": (
+    "Reinforce": Setting(Reinforce, lambda c, a: [plain_terms(c, a, "token_mean")], advantage="reinforce"),
+    "Reinforce by RLOO": Setting(
+        Reinforce, lambda c, a: [plain_terms(c, a, "token_mean")], dict(advantage="rloo"), advantage="rloo"
+    ),
+    "GRPOLead": Setting(GRPOLead, lambda c, a: [clipped_terms(c, a, "sequence_mean", 0.2, 0.2)], advantage="grpo_lead"),
+    "GMPO": Setting(GMPO, lambda c, a: [gmpo_terms(c, a, 0.4, 0.4)]),
+    "GMPO with KL and dual clip": Setting(
         GMPO,
-        dict(kl={"coef": 0.1}, dual_clip=3.0, clip_low=0.2, clip_high=0.5),
-        "grpo",
         lambda c, a: [gmpo_terms(c, a, 0.2, 0.5, 3.0), kl_terms(c, "sequence_mean", 0.1)],
+        dict(kl={"coef": 0.1}, dual_clip=3.0, clip_low=0.2, clip_high=0.5),
     ),
-    "GSPO": (GSPO, {}, "grpo", lambda c, a: [gspo_terms(c, a, 3e-4, 4e-4)]),
-    "GSPO wide": (
+    "GSPO": Setting(GSPO, lambda c, a: [gspo_terms(c, a, 3e-4, 4e-4)]),
+    "GSPO wide": Setting(
         GSPO,
-        dict(clip_low=0.2, clip_high=0.3, dual_clip=3.0, kl={"coef": 0.1}),
-        "grpo",
         lambda c, a: [gspo_terms(c, a, 0.2, 0.3, 3.0), kl_terms(c, "sequence_mean", 0.1)],
+        dict(clip_low=0.2, clip_high=0.3, dual_clip=3.0, kl={"coef": 0.1}),
     ),
-    "GSPOToken": (GSPOToken, {}, "grpo", lambda c, a: [gspo_token_terms(c, a, "sequence_mean", 3e-4, 4e-4)]),
-    "GSPOToken wide": (
+    "GSPOToken": Setting(GSPOToken, lambda c, a: [gspo_token_terms(c, a, "sequence_mean", 3e-4, 4e-4)]),
+    "GSPOToken wide": Setting(
         GSPOToken,
-        dict(clip_low=0.2, clip_high=0.3, dual_clip=3.0, kl={"coef": 0.1}, loss={"aggregation": "token_mean"}),
-        "grpo",
         lambda c, a: [gspo_token_terms(c, a, "token_mean", 0.2, 0.3, 3.0), kl_terms(c, "token_mean", 0.1)],
+        dict(clip_low=0.2, clip_high=0.3, dual_clip=3.0, kl={"coef": 0.1}, loss={"aggregation": "token_mean"}),
     ),
-    "CISPO": (CISPO, {}, "grpo", lambda c, a: [cispo_terms(c, a, "token_mean", 5.0)]),
-    "CISPO capped": (
-        CISPO,
-        dict(ratio_cap=1.2, dual_clip=1.1),
-        "grpo",
-        lambda c, a: [cispo_terms(c, a, "token_mean", 1.2, 1.1)],
+    "CISPO": Setting(CISPO, lambda c, a: [cispo_terms(c, a, "token_mean", 5.0)]),
+    "CISPO capped": Setting(
+        CISPO, lambda c, a: [cispo_terms(c, a, "token_mean", 1.2, 1.1)], dict(ratio_cap=1.2, dual_clip=1.1)
     ),
-    "CISPO with a floor": (
+    "CISPO with a floor": Setting(
         CISPO,
-        dict(ratio_cap=1.3, ratio_floor=0.8),
-        "grpo",
         lambda c, a: [cispo_terms(c, a, "token_mean", 1.3, ratio_floor=0.8)],
+        dict(ratio_cap=1.3, ratio_floor=0.8),
     ),
-    "SAPO": (SAPO, {}, "grpo", lambda c, a: [sapo_terms(c, a, "sequence_mean", 1.0, 1.05)]),
-    "SAPO gentle": (
+    "SAPO": Setting(SAPO, lambda c, a: [sapo_terms(c, a, "sequence_mean", 1.0, 1.05)]),
+    "SAPO gentle": Setting(
         SAPO,
-        dict(tau_pos=0.8, tau_neg=0.5, loss={"aggregation": "token_mean"}),
-        "grpo",
         lambda c, a: [sapo_terms(c, a, "token_mean", 0.8, 0.5)],
+        dict(tau_pos=0.8, tau_neg=0.5, loss={"aggregation": "token_mean"}),
     ),
-    "LUSPO": (LUSPO, {}, "grpo", lambda c, a: [luspo_terms(c, a, 2e-3, 2.5e-3)]),
-    "LUSPO wide": (
+    "LUSPO": Setting(LUSPO, lambda c, a: [luspo_terms(c, a, 2e-3, 2.5e-3)]),
+    "LUSPO wide": Setting(
         LUSPO,
-        dict(clip_low=0.2, clip_high=0.3, kl={"coef": 0.1}),
-        "grpo",
         lambda c, a: [luspo_terms(c, a, 0.2, 0.3), kl_terms(c, "sequence_mean", 0.1)],
+        dict(clip_low=0.2, clip_high=0.3, kl={"coef": 0.1}),
     ),
-    "VESPO": (VESPO, {}, "grpo", lambda c, a: [vespo_terms(c, a, 2, 3, 3, 2)]),
-    "VESPO flat": (
+    "VESPO": Setting(VESPO, lambda c, a: [vespo_terms(c, a, 2, 3, 3, 2)]),
+    "VESPO flat": Setting(
         VESPO,
-        dict(k_pos=0.5, lambda_pos=0.1, k_neg=0.0, lambda_neg=0.4),
-        "grpo",
         lambda c, a: [vespo_terms(c, a, 0.5, 0.1, 0, 0.4)],
+        dict(k_pos=0.5, lambda_pos=0.1, k_neg=0.0, lambda_neg=0.4),
     ),
-    "DPPO": (DPPO, {}, "grpo", lambda c, a: [dppo_terms(c, a, "tv", 0.2, 0.2)]),
-    "DPPO by KL": (DPPO, dict(divergence="kl"), "grpo", lambda c, a: [dppo_terms(c, a, "kl", 0.05, 0.05)]),
-    "DPPO of prime-rl": (
+    "DPPO": Setting(DPPO, lambda c, a: [dppo_terms(c, a, "tv", 0.2, 0.2)]),
+    "DPPO by KL": Setting(DPPO, lambda c, a: [dppo_terms(c, a, "kl", 0.05, 0.05)], dict(divergence="kl")),
+    "DPPO of prime-rl": Setting(
         DPPO,
-        dict(delta_low=0.1, delta_high=0.3, drift_coef=1e-3),
-        "grpo",
         lambda c, a: [dppo_terms(c, a, "tv", 0.1, 0.3, 1e-3)],
+        dict(delta_low=0.1, delta_high=0.3, drift_coef=1e-3),
     ),
-    "ClipCov": (ClipCov, {}, "grpo", lambda c, a: [clip_cov_terms(c, a, 0.2, 0.2, 2e-4, 1, 5)]),
-    "ClipCov of many": (
+    "ClipCov": Setting(ClipCov, lambda c, a: [clip_cov_terms(c, a, 0.2, 0.2, 2e-4, 1, 5)]),
+    "ClipCov of many": Setting(
         ClipCov,
-        dict(clip_share=0.1, covariance_low=-0.5, covariance_high=2.0, clip_high=0.28),
-        "grpo",
         lambda c, a: [clip_cov_terms(c, a, 0.2, 0.28, 0.1, -0.5, 2)],
+        dict(clip_share=0.1, covariance_low=-0.5, covariance_high=2.0, clip_high=0.28),
     ),
-    "KLCov": (KLCov, {}, "grpo", lambda c, a: [kl_cov_terms(c, a, 2e-4, 1.0)]),
-    "KLCov of many": (
-        KLCov,
-        dict(penalty_share=0.2, penalty_coef=0.5),
-        "grpo",
-        lambda c, a: [kl_cov_terms(c, a, 0.2, 0.5)],
+    "KLCov": Setting(KLCov, lambda c, a: [kl_cov_terms(c, a, 2e-4, 1.0)]),
+    "KLCov of many": Setting(
+        KLCov, lambda c, a: [kl_cov_terms(c, a, 0.2, 0.5)], dict(penalty_share=0.2, penalty_coef=0.5)
     ),
-    "M2PO": (M2PO, {}, "grpo", lambda c, a: [m2po_terms(c, a, 0.04)]),
-    "M2PO strict": (M2PO, dict(threshold=1e-3), "grpo", lambda c, a: [m2po_terms(c, a, 1e-3)]),
-    "FIPO": (FIPO, {}, "grpo", lambda c, a: [fipo_terms(c, a)]),
-    "FIPO both ways": (
+    "M2PO": Setting(M2PO, lambda c, a: [m2po_terms(c, a, 0.04)]),
+    "M2PO strict": Setting(M2PO, lambda c, a: [m2po_terms(c, a, 1e-3)], dict(threshold=1e-3)),
+    "FIPO": Setting(FIPO, lambda c, a: [fipo_terms(c, a)]),
+    "FIPO both ways": Setting(
         FIPO,
-        dict(influence_low=0.5, influence_high=1.5, half_life=2.0, safe_ratio=1.1, dual_clip=1.3),
-        "grpo",
         lambda c, a: [fipo_terms(c, a, 0.5, 1.5, 2, 1.1, 1.3)],
+        dict(influence_low=0.5, influence_high=1.5, half_life=2.0, safe_ratio=1.1, dual_clip=1.3),
     ),
-    "FIPO without a dual clip": (
+    "FIPO without a dual clip": Setting(
         FIPO,
-        dict(dual_clip=None, influence_low=0.0, loss={"aggregation": "token_mean"}),
-        "grpo",
         lambda c, a: [fipo_terms(c, a, low=0.0, dual=None)],
+        dict(dual_clip=None, influence_low=0.0, loss={"aggregation": "token_mean"}),
     ),
-    "TOPR": (TOPR, {}, "dr_grpo", lambda c, a: [topr_terms(c, a)]),
-    "TOPR by rewards": (
+    "TOPR": Setting(TOPR, lambda c, a: [topr_terms(c, a)], advantage="dr_grpo"),
+    "TOPR by rewards": Setting(
         TOPR,
-        dict(advantage="reinforce", loss={"aggregation": "token_mean"}),
-        "reinforce",
         lambda c, a: [topr_terms(c, a, "token_mean")],
+        dict(advantage="reinforce", loss={"aggregation": "token_mean"}),
+        advantage="reinforce",
     ),
-    "DRO": (DRO, {}, "dr_grpo", lambda c, a: [dro_terms(c, a, 0.05)]),
-    "DRO without a penalty": (
+    "DRO": Setting(DRO, lambda c, a: [dro_terms(c, a, 0.05)], advantage="dr_grpo"),
+    "DRO without a penalty": Setting(
         DRO,
-        dict(beta=0.0, kl={"coef": 0.1}),
-        "dr_grpo",
         lambda c, a: [dro_terms(c, a, 0.0), kl_terms(c, "token_sum", 0.1)],
+        dict(beta=0.0, kl={"coef": 0.1}),
+        advantage="dr_grpo",
     ),
-    "GRPO on uncertain tokens": (
+    "GRPO on uncertain tokens": Setting(
         GRPO,
-        dict(loss={"top_entropy_quantile": 0.2}, kl={"coef": 0.1}),
-        "grpo",
         lambda c, a: [top_entropy_terms(c, a, "sequence_mean", 0.2), kl_terms(c, "sequence_mean", 0.1)],
+        dict(loss={"top_entropy_quantile": 0.2}, kl={"coef": 0.1}),
     ),
-    "APMPO": (APMPO, {}, "grpo", apmpo()),
-    "APMPO per group": (APMPO, dict(schedule={"statistics": "group"}), "grpo", apmpo("group")),
-    "APMPO from correct": (APMPO, dict(schedule={"statistics_from": "correct"}), "grpo", apmpo(source="correct")),
-    "APMPO linear": (
-        APMPO,
-        dict(schedule={"power_schedule": "linear"}, gamma=0.6),
-        "grpo",
-        apmpo(schedule="linear", gamma=0.6),
+    "APMPO": Setting(APMPO, apmpo()),
+    "APMPO per group": Setting(APMPO, apmpo("group"), dict(schedule={"statistics": "group"})),
+    "APMPO from correct": Setting(APMPO, apmpo(source="correct"), dict(schedule={"statistics_from": "correct"})),
+    "APMPO linear": Setting(
+        APMPO, apmpo(schedule="linear", gamma=0.6), dict(schedule={"power_schedule": "linear"}, gamma=0.6)
     ),
-    "APMPO without tanh": (
+    "APMPO without tanh": Setting(
         APMPO,
-        dict(schedule={"squash": "none", "statistics": "group"}, eps_min=0.1, eps_max=0.3),
-        "grpo",
         apmpo("group", squash="none", eps_min=0.1, eps_max=0.3),
+        dict(schedule={"squash": "none", "statistics": "group"}, eps_min=0.1, eps_max=0.3),
     ),
-    "APMPO by mean": (APMPO, dict(schedule={"fss": "mean"}), "grpo", apmpo(fss="mean")),
-    "APMPO by deviation": (
-        APMPO,
-        dict(schedule={"fss": "inverse_std", "statistics": "group"}),
-        "grpo",
-        apmpo("group", fss="inverse_std"),
+    "APMPO by mean": Setting(APMPO, apmpo(fss="mean"), dict(schedule={"fss": "mean"})),
+    "APMPO by deviation": Setting(
+        APMPO, apmpo("group", fss="inverse_std"), dict(schedule={"fss": "inverse_std", "statistics": "group"})
     ),
-    "APMPO adaptive lower": (APMPO, dict(adaptive_lower=True), "grpo", apmpo(adaptive_lower=True)),
-    "APMPO small power": (APMPO, dict(schedule={"power": 1e-4}, kl={"coef": 0.0}), "grpo", apmpo(power=1e-4, kl=0)),
-    "APMPO tiny power": (APMPO, dict(schedule={"power": 1e-9}), "grpo", apmpo(power=1e-9)),
-    "APMPO power 2": (APMPO, dict(schedule={"power": 2.0}), "grpo", apmpo(power=2.0)),
-    "APMPO dual clip": (APMPO, dict(dual_clip=3.0), "grpo", apmpo(dual=3.0)),
+    "APMPO adaptive lower": Setting(APMPO, apmpo(adaptive_lower=True), dict(adaptive_lower=True)),
+    "APMPO small power": Setting(APMPO, apmpo(power=1e-4, kl=0), dict(schedule={"power": 1e-4}, kl={"coef": 0.0})),
+    "APMPO tiny power": Setting(APMPO, apmpo(power=1e-9), dict(schedule={"power": 1e-9})),
+    "APMPO power 2": Setting(APMPO, apmpo(power=2.0), dict(schedule={"power": 2.0})),
+    "APMPO dual clip": Setting(APMPO, apmpo(dual=3.0), dict(dual_clip=3.0)),
 }
 LOSSES |= {
-    f"GRPO by {aggregation}": (
+    f"GRPO by {aggregation}": Setting(
         GRPO,
-        dict(loss={"aggregation": aggregation}, kl={"coef": 0.02}),
-        "grpo",
         lambda c, a, how=aggregation: [clipped_terms(c, a, how, 0.2, 0.2), kl_terms(c, how, 0.02)],
+        dict(loss={"aggregation": aggregation}, kl={"coef": 0.02}),
     )
     for aggregation in AGGREGATIONS
 }
 LOSSES |= {
-    f"GRPO with {estimator}": (
+    f"GRPO with {estimator}": Setting(
         GRPO,
-        dict(kl={"coef": 0.1, "estimator": estimator}),
-        "grpo",
         lambda c, a, which=estimator: [
             clipped_terms(c, a, "sequence_mean", 0.2, 0.2),
             kl_terms(c, "sequence_mean", 0.1, which),
         ],
+        dict(kl={"coef": 0.1, "estimator": estimator}),
     )
     for estimator in ("k1", "k2")
 }
 LOSSES |= {
-    f"CISPO by {aggregation}": (
-        CISPO,
-        dict(loss={"aggregation": aggregation}),
-        "grpo",
-        lambda c, a, how=aggregation: [cispo_terms(c, a, how, 5.0)],
+    f"CISPO by {aggregation}": Setting(
+        CISPO, lambda c, a, how=aggregation: [cispo_terms(c, a, how, 5.0)], dict(loss={"aggregation": aggregation})
     )
     for aggregation in AGGREGATIONS
 }
@@ -330,12 +314,12 @@ LOSSES |= {
 
 def errors(name: str, case: Case) -> dict[str, float]:
     """Worst relative difference from the slow loops of loss, advantages and gradient."""
-    cls, options, advantage, terms = LOSSES[name]
-    ours = replay(case.arrays, {"x": cls(**options)})
+    setting = LOSSES[name]
+    ours = replay(case.arrays, {"x": setting.module()})
     lists = {k: case.arrays[v].tolist() for k, v in dict(r="rewards", c="correct", s="reference_rewards").items()}
     lengths = case.arrays["mask"].sum(1).reshape(case.arrays["rewards"].shape).tolist()
-    a = np.array(SLOW[advantage](lengths=lengths, **lists))
-    loss, gradient = loss_and_gradient(case, terms(case, [mpf(float(v)) for v in a.flatten()]))
+    a = np.array(SLOW[setting.advantage](lengths=lengths, **lists))
+    loss, gradient = loss_and_gradient(case, setting.loss(case, [mpf(float(v)) for v in a.flatten()]))
     assert all(v.dtype == np.float64 for v in ours.values())
     scale = float(np.abs(gradient).max()) * 1e-30
     return {
@@ -418,7 +402,7 @@ def test_gspo_token_is_gspo_with_one_advantage_for_each_completion(kind: str) ->
 
 
 @pytest.mark.parametrize("kind", SAMPLED_ELSEWHERE)
-@pytest.mark.parametrize("name", [name for name, (cls, *_) in LOSSES.items() if cls.uses_rollout])
+@pytest.mark.parametrize("name", [name for name, setting in LOSSES.items() if setting.algorithm.uses_rollout])
 def test_a_ratio_to_the_sampler_is_that_of_the_slow_loops(name: str, kind: str) -> None:
     found = errors(name, random_case(**SAMPLED_ELSEWHERE[kind]))
     assert max(found.values()) < 1e-6, found
@@ -459,8 +443,7 @@ def part(x: LossInputs, rows: torch.Tensor) -> LossInputs:
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_the_loss_is_the_sum_of_its_pieces_in_any_order(name: str) -> None:
-    cls, options, _, _ = LOSSES[name]
-    module = cls(**options)
+    module = LOSSES[name].module()
     x = inputs_of(module, random_case(4, shaped=True))
     loss, stats = module.loss(x)
     loss.backward()
@@ -480,12 +463,11 @@ def test_the_loss_is_the_sum_of_its_pieces_in_any_order(name: str) -> None:
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_numbers_in_masked_places_never_count(name: str) -> None:
-    cls, options, _, _ = LOSSES[name]
     case = random_case(6, shaped=True)
     dirty = dict(case.arrays)
     for key, junk in (("logp", np.nan), ("old_logp", -np.inf), ("ref_logp", np.inf)):
         dirty[key] = np.where(case.arrays["mask"], case.arrays[key], junk)
-    clean, found = (replay(arrays, {"x": cls(**options)}) for arrays in (case.arrays, dirty))
+    clean, found = (replay(arrays, {"x": LOSSES[name].module()}) for arrays in (case.arrays, dirty))
     for key in clean:
         np.testing.assert_array_equal(clean[key], found[key])
     assert (found["x/dlogp"][~case.arrays["mask"]] == 0).all()
@@ -494,8 +476,8 @@ def test_numbers_in_masked_places_never_count(name: str) -> None:
 def test_an_all_masked_batch_has_no_loss_and_no_gradient() -> None:
     case = random_case(8)
     arrays = case.arrays | {"mask": np.zeros_like(case.arrays["mask"])}
-    for name, (cls, options, _, _) in LOSSES.items():
-        found = replay(arrays, {"x": cls(**options)})
+    for name, setting in LOSSES.items():
+        found = replay(arrays, {"x": setting.module()})
         assert float(found["x/loss"]) == 0, name
         assert (found["x/dlogp"] == 0).all(), name
 
