@@ -76,8 +76,8 @@ class Loose(Own):
 class OwnAdvantage(Advantage):
     scale: float = 1.0
 
-    def __call__(self, group: GroupBatch) -> torch.Tensor:
-        return group.rewards * self.scale
+    def __call__(self, groups: GroupBatch) -> torch.Tensor:
+        return groups.rewards * self.scale
 
 
 MISTAKES: list[tuple[Callable[[], Any], str]] = [

@@ -151,7 +151,7 @@ def test_the_files_on_the_way_to_the_loop_exist() -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "fields"), [("`group` has these fields", GroupBatch), ("`x` is the input", LossInputs)]
+    ("before", "fields"), [("`groups` has these fields", GroupBatch), ("`x` is the input", LossInputs)]
 )
 def test_the_tables_of_fields_are_those_of_the_code(before: str, fields: type) -> None:
     text = (ROOT / "docs/extend.md").read_text().partition(before)[2].partition("\n\n")[2].partition("\n\n")[0]

@@ -49,22 +49,22 @@ class AAPOAdvantage(Composed):
             raise UserError(f"advantage aapo: delta_low {self.delta_low} is above delta_high {self.delta_high}")
         self._metrics: dict[str, float] = {}
 
-    def __call__(self, group: GroupBatch) -> Tensor:
-        if group.reference_rewards is None:
+    def __call__(self, groups: GroupBatch) -> Tensor:
+        if groups.reference_rewards is None:
             raise UserError("advantage aapo: needs the rewards of reference completions, and this batch has none")
-        s = group.reference_rewards.to(group.rewards.dtype)
+        s = groups.reference_rewards.to(groups.rewards.dtype)
         known = ~s.isnan()
         if self.margin == "group_mean":
             s = impute(s, ~known).mean(1, keepdim=True)
             known = known.any(1, keepdim=True)
-        known = known & group.has_reward  # (P, G)
-        margin = group.rewards - s
+        known = known & groups.has_reward  # (P, G)
+        margin = groups.rewards - s
         if self.clip:
             margin = margin.clamp(self.delta_low, self.delta_high)
-        base = self.base_advantages(group)
+        base = self.base_advantages(groups)
         self._metrics = {
             "margin": float(margin[known].mean()),
-            "zero_advantage_base": float((base == 0)[group.has_reward].double().mean()),
+            "zero_advantage_base": float((base == 0)[groups.has_reward].double().mean()),
         }
         return base + torch.where(known, margin, 0.0)
 

@@ -63,11 +63,11 @@ class AGRAE(Composed):
         self._omega: float | None = None  # the last omega; with `ema` the average so far
         self._warned = False
 
-    def __call__(self, group: GroupBatch) -> Tensor:
-        advantages = self.base_advantages(group)
-        values, known = group.values(self.p_from)
+    def __call__(self, groups: GroupBatch) -> Tensor:
+        advantages = self.base_advantages(groups)
+        values, known = groups.values(self.p_from)
         p = self._rates(impute(values, ~known), "p_from")
-        omega = self._update(group)
+        omega = self._update(groups)
         if self.sample_level:
             factor = omega / 2 * inverse_sqrt(p) + (1 - omega) / 2 * inverse_sqrt(1 - p)
             advantages = rescaled(advantages, factor, p)
@@ -82,9 +82,9 @@ class AGRAE(Composed):
             advantages = torch.where(positive, advantages * min(1.0, omega / self.alpha), advantages)
         return advantages
 
-    def _update(self, group: GroupBatch) -> float:
+    def _update(self, groups: GroupBatch) -> float:
         """Record a rollout and return the omega to use."""
-        values, known = group.values(self.omega_from)
+        values, known = groups.values(self.omega_from)
         if not known.any():
             return max(self._omega or 0.0, self.omega_floor)
         whole = impute(values.reshape(1, -1), ~known.reshape(1, -1)).view_as(values)

@@ -122,7 +122,7 @@ class Advantage(ChecksArguments, ABC):
     min_valid_fraction: float | None = None
 
     @abstractmethod
-    def __call__(self, group: GroupBatch) -> Tensor:
+    def __call__(self, groups: GroupBatch) -> Tensor:
         """Return the advantages (P, G) of the groups, in the dtype of the rewards.
 
         With `needs_tokens`, (B, T) gives each token its own.
@@ -179,8 +179,8 @@ class FunctionAdvantage(Advantage):
     def __post_init__(self) -> None:
         update_wrapper(self, self.function)  # messages name the function
 
-    def __call__(self, group: GroupBatch) -> Tensor:
-        return self.function(group)
+    def __call__(self, groups: GroupBatch) -> Tensor:
+        return self.function(groups)
 
 
 def resolve_advantage(advantage: AdvantageFunction | str) -> Advantage:
@@ -245,15 +245,15 @@ def is_mixed(rewards: Tensor, known: Tensor) -> Tensor:
     return ~(highest - lowest <= EQUAL_SPREAD)  # NaN differs
 
 
-def require_lengths(group: GroupBatch, advantage: str) -> Tensor:
+def require_lengths(groups: GroupBatch, advantage: str) -> Tensor:
     """Return the completions' lengths (P, G), in the dtype of the rewards.
 
     Raises:
         UserError: the batch has no lengths; the message names the advantage.
     """
-    if group.lengths is None:
+    if groups.lengths is None:
         raise UserError(f"advantage {advantage}: needs the completions' lengths")
-    return group.lengths.to(group.rewards.dtype)
+    return groups.lengths.to(groups.rewards.dtype)
 
 
 def centered(rewards: Tensor, known: Tensor, weights: Tensor | None = None) -> Tensor:

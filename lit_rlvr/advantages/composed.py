@@ -34,9 +34,9 @@ class Composed(Advantage):
             )
         self.min_valid_fraction = self._base.min_valid_fraction
 
-    def base_advantages(self, group: GroupBatch) -> Tensor:
+    def base_advantages(self, groups: GroupBatch) -> Tensor:
         """Return the checked advantages (P, G) of the base estimator, which may change its copy of the groups."""
-        return require_advantages(self._base, self._base(deepcopy(group)), group.rewards)
+        return require_advantages(self._base, self._base(deepcopy(groups)), groups.rewards)
 
     @property
     def min_group(self) -> int:  # type: ignore[override]
@@ -89,8 +89,8 @@ class Dominant(Composed):
     def scale(self, advantages: Tensor) -> Tensor:
         """Return the new size of positive advantages."""
 
-    def __call__(self, group: GroupBatch) -> Tensor:
-        advantages = self.base_advantages(group)
+    def __call__(self, groups: GroupBatch) -> Tensor:
+        advantages = self.base_advantages(groups)
         return torch.where(advantages > 0, self.scale(advantages), advantages)
 
 
@@ -154,9 +154,9 @@ class Focused(Composed):
     def rate(self, p: Tensor) -> Tensor:
         """Return the rate (P, 1) whose inverse square root weights a group with success rate p."""
 
-    def __call__(self, group: GroupBatch) -> Tensor:
-        factor = self.gamma * inverse_sqrt(self.rate(group.success))
-        return rescaled(self.base_advantages(group), factor, group.success)
+    def __call__(self, groups: GroupBatch) -> Tensor:
+        factor = self.gamma * inverse_sqrt(self.rate(groups.success))
+        return rescaled(self.base_advantages(groups), factor, groups.success)
 
 
 @register("hard_focused")

@@ -52,8 +52,8 @@ class GRPOAdvantage(GroupRelative):
     def __post_init__(self) -> None:
         check_within("[0, inf)", "advantage grpo", eps=self.eps)
 
-    def __call__(self, group: GroupBatch) -> Tensor:
-        return standardised(group.rewards, group.has_reward, self.eps, self.unbiased_std, self.scale)
+    def __call__(self, groups: GroupBatch) -> Tensor:
+        return standardised(groups.rewards, groups.has_reward, self.eps, self.unbiased_std, self.scale)
 
 
 @register("gdpo")
@@ -85,10 +85,10 @@ class GDPOAdvantage(Advantage):
     def __post_init__(self) -> None:
         check_within("[0, inf)", "advantage gdpo", eps=self.eps)
 
-    def __call__(self, group: GroupBatch) -> Tensor:
-        centered(group.rewards, group.has_reward)  # refuses groups of one
-        parts = group.parts or {"reward": group.rewards.where(group.has_reward, torch.nan)}
-        weights = group.weights or dict.fromkeys(parts, 1.0)
+    def __call__(self, groups: GroupBatch) -> Tensor:
+        centered(groups.rewards, groups.has_reward)  # refuses groups of one
+        parts = groups.parts or {"reward": groups.rewards.where(groups.has_reward, torch.nan)}
+        weights = groups.weights or dict.fromkeys(parts, 1.0)
         known = torch.stack([~part.isnan() for part in parts.values()]).any(0)  # (P, G)
         terms = [weights[name] * self._standardised(part, 1).nan_to_num() for name, part in parts.items()]
         total = torch.stack(terms).sum(0)  # (P, G)
@@ -122,8 +122,8 @@ class DrGRPOAdvantage(GroupRelative):
 
     of_rewards = True
 
-    def __call__(self, group: GroupBatch) -> Tensor:
-        return centered(group.rewards, group.has_reward)
+    def __call__(self, groups: GroupBatch) -> Tensor:
+        return centered(groups.rewards, groups.has_reward)
 
 
 @register("gpg")
@@ -160,9 +160,9 @@ class GPGAdvantage(GroupRelative):
         check_within("[0, inf)", "advantage gpg", eps=self.eps)
         check_within("(0, 1]", "advantage gpg", min_valid_fraction=self.min_valid_fraction)
 
-    def __call__(self, group: GroupBatch) -> Tensor:
-        r = group.rewards
-        known = group.has_reward
+    def __call__(self, groups: GroupBatch) -> Tensor:
+        r = groups.rewards
+        known = groups.has_reward
         if self.f_norm == "one":
             advantages = centered(r, known)
         else:
@@ -190,10 +190,10 @@ class RLOOAdvantage(GroupRelative):
 
     of_rewards = True
 
-    def __call__(self, group: GroupBatch) -> Tensor:
-        size = group.rewards.shape[1]
-        n = group.has_reward.sum(1, keepdim=True).to(group.rewards.dtype)  # (P, 1)
-        advantages = centered(group.rewards, group.has_reward) * size / (size - 1)
+    def __call__(self, groups: GroupBatch) -> Tensor:
+        size = groups.rewards.shape[1]
+        n = groups.has_reward.sum(1, keepdim=True).to(groups.rewards.dtype)  # (P, 1)
+        advantages = centered(groups.rewards, groups.has_reward) * size / (size - 1)
         return advantages * (n * (size - 1) / ((n - 1).clamp(min=1) * size))  # a factor of 1 if all have a reward
 
 
@@ -216,9 +216,9 @@ class MaxRLAdvantage(GroupRelative):
 
     of_rewards = True
 
-    def __call__(self, group: GroupBatch) -> Tensor:
-        mean = impute(group.rewards, ~group.has_reward).mean(1, keepdim=True)  # (P, 1)
-        return torch.where(mean > 0, centered(group.rewards, group.has_reward) / mean, 0.0)
+    def __call__(self, groups: GroupBatch) -> Tensor:
+        mean = impute(groups.rewards, ~groups.has_reward).mean(1, keepdim=True)  # (P, 1)
+        return torch.where(mean > 0, centered(groups.rewards, groups.has_reward) / mean, 0.0)
 
 
 @register("opo")
@@ -239,8 +239,8 @@ class OPOAdvantage(GroupRelative):
 
     of_rewards = True
 
-    def __call__(self, group: GroupBatch) -> Tensor:
-        return centered(group.rewards, group.has_reward, require_lengths(group, "opo"))
+    def __call__(self, groups: GroupBatch) -> Tensor:
+        return centered(groups.rewards, groups.has_reward, require_lengths(groups, "opo"))
 
 
 @register("none")
@@ -256,8 +256,8 @@ class NoAdvantage(Advantage):
         ```
     """
 
-    def __call__(self, group: GroupBatch) -> Tensor:
-        return torch.zeros_like(group.rewards)
+    def __call__(self, groups: GroupBatch) -> Tensor:
+        return torch.zeros_like(groups.rewards)
 
 
 @register("reinforce")
@@ -288,10 +288,10 @@ class ReinforceAdvantage(Advantage):
         weights = {"positive_weight": self.positive_weight, "negative_weight": self.negative_weight}
         check_within("[0, inf)", "advantage reinforce", **weights)
 
-    def __call__(self, group: GroupBatch) -> Tensor:
-        correct = group.correct.to(group.rewards.dtype)
+    def __call__(self, groups: GroupBatch) -> Tensor:
+        correct = groups.correct.to(groups.rewards.dtype)
         advantages = correct * self.positive_weight - (1 - correct) * self.negative_weight
-        return torch.where(group.has_correct, advantages, 0.0)
+        return torch.where(groups.has_correct, advantages, 0.0)
 
 
 @register("grpo_lead")
@@ -335,15 +335,15 @@ class GRPOLeadAdvantage(GroupRelative):
         if self.weight_min > self.weight_max:
             raise UserError(f"advantage grpo_lead: weight_min {self.weight_min} is above weight_max {self.weight_max}")
 
-    def __call__(self, group: GroupBatch) -> Tensor:
-        c = group.correct.to(group.rewards.dtype) * group.has_correct
-        lengths = require_lengths(group, "grpo_lead")
+    def __call__(self, groups: GroupBatch) -> Tensor:
+        c = groups.correct.to(groups.rewards.dtype) * groups.has_correct
+        lengths = require_lengths(groups, "grpo_lead")
         count = c.sum(1, keepdim=True).clamp(min=1)  # (P, 1)
         mean = (lengths * c).sum(1, keepdim=True) / count
         std = ((lengths - mean).square() * c).sum(1, keepdim=True).div(count).sqrt()
         shaped = torch.where(c > 0, torch.exp(-self.alpha * (lengths - mean) / (std + 1e-6)), -1.0)
-        advantages = GRPOAdvantage()(replace(group, rewards=shaped, has_reward=group.has_correct))
-        p = group.success
+        advantages = GRPOAdvantage()(replace(groups, rewards=shaped, has_reward=groups.has_correct))
+        p = groups.success
         return advantages * torch.where(advantages > 0, self._weight(p), self._weight(1 - p))
 
     def _weight(self, x: Tensor) -> Tensor:

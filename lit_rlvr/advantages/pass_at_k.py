@@ -40,9 +40,9 @@ class PassAtKAdvantage(Advantage):
         check_within("[1, inf)", "advantage pass_at_k", k=self.k)
         self.min_group = self.k + 1
 
-    def __call__(self, group: GroupBatch) -> Tensor:
-        c = group.correct.to(group.rewards.dtype)
-        known = group.has_correct
+    def __call__(self, groups: GroupBatch) -> Tensor:
+        c = groups.correct.to(groups.rewards.dtype)
+        known = groups.has_correct
         n = known.sum(1, keepdim=True).to(c.dtype)  # (P, 1)
         misses = (known & (c == 0)).sum(1, keepdim=True).to(c.dtype)
         fail = torch.ones_like(n)  # F
@@ -75,9 +75,9 @@ class GRPOPassKAdvantage(GroupRelative):
     of_rewards = True
     scale: Literal["group", "none"] = "none"
 
-    def __call__(self, group: GroupBatch) -> Tensor:
-        r = group.rewards
-        known = group.has_reward
+    def __call__(self, groups: GroupBatch) -> Tensor:
+        r = groups.rewards
+        known = groups.has_reward
         above = centered(r, known)  # refuses groups of one; 0 where not known
         best, second = torch.where(known, above, -torch.inf).topk(2, dim=1).values.split(1, dim=1)  # (P, 1) each
         size = best - second

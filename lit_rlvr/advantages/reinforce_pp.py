@@ -37,13 +37,13 @@ class ReinforcePPAdvantage(Advantage):
     def __post_init__(self) -> None:
         self.min_group = 2 if self.group_baseline else 1
 
-    def __call__(self, group: GroupBatch) -> Tensor:
-        known = group.has_reward
+    def __call__(self, groups: GroupBatch) -> Tensor:
+        known = groups.has_reward
         if self.group_baseline:
-            r = centered(group.rewards, known)
+            r = centered(groups.rewards, known)
         else:
-            r = group.rewards
-        tokens = require_lengths(group, "reinforce_pp") * known  # (P, G)
+            r = groups.rewards
+        tokens = require_lengths(groups, "reinforce_pp") * known  # (P, G)
         mean = (tokens * r).sum() / tokens.sum().clamp(min=1)
         is_flat = ~is_mixed(r.reshape(1, -1), known.reshape(1, -1))  # (1, 1)
         spread = torch.where(known & ~is_flat, r - mean, 0.0)

@@ -34,24 +34,24 @@ class TurnTable:
     states: Tensor | None
 
 
-def turn_table(group: GroupBatch, discount: float) -> TurnTable:
+def turn_table(groups: GroupBatch, discount: float) -> TurnTable:
     """Return the turns of the completions, with their discounted returns."""
-    rewards = group.rewards.double().reshape(-1, 1)  # (B, 1)
-    has_reward = group.has_reward.reshape(-1, 1)  # (B, 1)
-    turns = group.turns
+    rewards = groups.rewards.double().reshape(-1, 1)  # (B, 1)
+    has_reward = groups.has_reward.reshape(-1, 1)  # (B, 1)
+    turns = groups.turns
     if turns is None:
         everything = torch.ones_like(has_reward)
-        lengths = None if group.lengths is None else group.lengths.double().reshape(-1, 1)
+        lengths = None if groups.lengths is None else groups.lengths.double().reshape(-1, 1)
         return TurnTable(everything, has_reward, rewards, lengths, torch.zeros_like(everything).long())
     count = max(int(turns.max()) + 1, 1)  # K
     counts = torch.stack([(turns == k).sum(1) for k in range(count)], 1).double()
     exists = counts > 0
-    if group.turn_rewards is None:
+    if groups.turn_rewards is None:
         is_last = torch.arange(count, device=turns.device) == turns.amax(1, keepdim=True)
         own = torch.where(is_last, rewards, 0.0)
     else:
-        own = of_turns(group.turn_rewards.double(), turns, count)
-    states = None if group.states is None else of_turns(group.states, turns, count)
+        own = of_turns(groups.turn_rewards.double(), turns, count)
+    states = None if groups.states is None else of_turns(groups.states, turns, count)
     return TurnTable(exists, has_reward & exists, discounted_sum(own, discount), counts, states)
 
 
@@ -65,12 +65,12 @@ def of_turns(values: Tensor, turns: Tensor, count: int) -> Tensor:
     return torch.stack(columns, 1)
 
 
-def spread(values: Tensor, group: GroupBatch) -> Tensor:
+def spread(values: Tensor, groups: GroupBatch) -> Tensor:
     """Return values (B, K) of turns for the tokens of each turn (B, T), 0 elsewhere; (P, G) without tokens."""
-    values = values.to(group.rewards.dtype)
-    if group.turns is None:
-        return values.reshape(group.rewards.shape)
-    return torch.where(group.turns >= 0, values.gather(1, group.turns.clamp(min=0)), 0.0)
+    values = values.to(groups.rewards.dtype)
+    if groups.turns is None:
+        return values.reshape(groups.rewards.shape)
+    return torch.where(groups.turns >= 0, values.gather(1, groups.turns.clamp(min=0)), 0.0)
 
 
 def members(keys: Tensor, width: int) -> tuple[Tensor, Tensor]:
@@ -128,12 +128,12 @@ class StepReturns(Composed):
                 f"take the returns of turns; use one of {known}, or a class with of_rewards = True"
             )
 
-    def __call__(self, group: GroupBatch) -> Tensor:
-        table = turn_table(group, self.discount)
+    def __call__(self, groups: GroupBatch) -> Tensor:
+        table = turn_table(groups, self.discount)
         row, turn = table.exists.nonzero(as_tuple=True)  # (N,)
         if not len(row):
-            return torch.zeros_like(group.rewards)
-        size = group.rewards.shape[1]
+            return torch.zeros_like(groups.rewards)
+        size = groups.rewards.shape[1]
         index, is_entry = members(row // size * table.exists.shape[1] + turn, size)
         known = table.known[row, turn][index] & is_entry
         steps = GroupBatch(
@@ -147,7 +147,7 @@ class StepReturns(Composed):
         values = torch.zeros_like(table.returns)
         at = index[is_entry]
         values[row[at], turn[at]] = advantages[is_entry]
-        return spread(values, group)
+        return spread(values, groups)
 
 
 @register("gigpo")
@@ -189,22 +189,22 @@ class GiGPOAdvantage(Advantage):
         check_within("[0, inf)", "advantage gigpo", step_weight=self.step_weight, eps=self.eps)
         check_within("[0, 1]", "advantage gigpo", discount=self.discount)
 
-    def __call__(self, group: GroupBatch) -> Tensor:
-        table = turn_table(group, self.discount)
+    def __call__(self, groups: GroupBatch) -> Tensor:
+        table = turn_table(groups, self.discount)
         if table.states is None:
             raise UserError("advantage gigpo: needs the states before turns, and this batch has none; add `states`")
-        episodes = self._compared(group.rewards, group.has_reward).reshape(-1, 1)  # (B, 1)
+        episodes = self._compared(groups.rewards, groups.has_reward).reshape(-1, 1)  # (B, 1)
         row, turn = table.exists.nonzero(as_tuple=True)  # (N,)
         if not len(row):
-            return torch.zeros_like(group.rewards)
-        size = group.rewards.shape[1]
+            return torch.zeros_like(groups.rewards)
+        size = groups.rewards.shape[1]
         index, is_entry = members(row // size * (int(table.states.max()) + 1) + table.states[row, turn], size)
         known = table.known[row, turn][index] & is_entry
         steps = self._compared(table.returns[row, turn][index], known)
         values = torch.zeros_like(table.returns)
         at = index[is_entry]
         values[row[at], turn[at]] = steps[is_entry]
-        return spread(torch.where(table.exists, episodes + self.step_weight * values, 0.0), group)
+        return spread(torch.where(table.exists, episodes + self.step_weight * values, 0.0), groups)
 
     def _compared(self, rewards: Tensor, known: Tensor) -> Tensor:
         return standardised(rewards, known, self.eps, self.unbiased_std, self.scale)

@@ -72,8 +72,8 @@ class APMPO(RLVRModule):
         self.dual_clip = dual_clip
         (self.schedule,) = with_class_defaults(type(self), schedule=schedule).values()
 
-    def observe(self, group: GroupBatch) -> dict[str, float]:
-        mu, sigma = paper.reward_statistics(group, self.schedule.statistics_from, self.schedule.statistics)
+    def observe(self, groups: GroupBatch) -> dict[str, float]:
+        mu, sigma = paper.reward_statistics(groups, self.schedule.statistics_from, self.schedule.statistics)
         fss = paper.feedback_stability(mu, sigma, self.schedule.delta, self.schedule.fss)
         self._p = paper.adaptive_power(mu, self.gamma, self.schedule.power_schedule, self.schedule.power)  # (P,)
         self._eps = paper.adaptive_clip(fss, self.eps_min, self.eps_max, self.schedule.squash)  # (P,)

@@ -45,7 +45,7 @@ class PowerSchedule:
 
 
 def reward_statistics(
-    group: GroupBatch, source: Literal["reward", "correct"], scope: Literal["batch", "group"]
+    groups: GroupBatch, source: Literal["reward", "correct"], scope: Literal["batch", "group"]
 ) -> tuple[Tensor, Tensor]:
     """Return the mean and population standard deviation (P,) of the rewards, over the batch or each prompt's group.
 
@@ -56,7 +56,7 @@ def reward_statistics(
     Raises:
         UserError: a mean is negative, so the rewards are not in [0, 1].
     """
-    values, known = group.values(source)  # (P, G) each
+    values, known = groups.values(source)  # (P, G) each
     shape = (1, -1) if scope == "batch" else values.shape
     mean, std = (
         part.flatten().expand(len(values))

@@ -168,7 +168,7 @@ class LossModule(ABC):
             the tokens that were run.
         """
 
-    def observe(self, group: GroupBatch) -> dict[str, float]:
+    def observe(self, groups: GroupBatch) -> dict[str, float]:
         """Take note of a rollout's rewards before its updates.
 
         Args:
@@ -280,7 +280,7 @@ class LossModule(ABC):
             stats[term.metric] = cost.double().sum()
         return total, stats
 
-    def estimate(self, group: GroupBatch) -> tuple[Tensor, dict[str, float]]:
+    def estimate(self, groups: GroupBatch) -> tuple[Tensor, dict[str, float]]:
         """Return advantages of the whole rollout (all ranks), and metrics to log as `train/...`.
 
         Returns:
@@ -290,21 +290,21 @@ class LossModule(ABC):
             UserError: the estimator returns no tensor, the wrong shape, or values that are not finite; or advantages of
                 tokens, which this loss does not take.
         """
-        observed = self._call_on_copy("model", self.observe, group)
+        observed = self._call_on_copy("model", self.observe, groups)
         require_metrics(f"model: {defined_at(self.observe)}", observed)
         advantages = require_advantages(
             self.advantage,
-            self._call_on_copy("model.advantage", self.advantage, group),
-            group.rewards,
-            group.mask if self.advantage.needs_tokens else None,
+            self._call_on_copy("model.advantage", self.advantage, groups),
+            groups.rewards,
+            groups.mask if self.advantage.needs_tokens else None,
         )
-        if self.sequence_level and advantages.shape != group.rewards.shape:
+        if self.sequence_level and advantages.shape != groups.rewards.shape:
             raise UserError(
                 f"model.advantage: {defined_at(self.advantage)} gives each token an advantage, and "
                 f"{type(self).__name__} weighs whole sequences; use a loss on tokens, such as GRPO or GSPOToken"
             )
         require_metrics(f"model.advantage: {type(self.advantage).__name__}.metrics", self.advantage.metrics)
-        rewarded = self.completion_means(advantages, group)[group.has_reward]
+        rewarded = self.completion_means(advantages, groups)[groups.has_reward]
         return advantages, observed | self.advantage.metrics | {
             "advantage": float(rewarded.mean()),
             "zero_advantage": float((rewarded == 0).double().mean()),
@@ -312,11 +312,11 @@ class LossModule(ABC):
             "advantage_negative_mass": float(-rewarded.clamp(max=0).mean()),
         }
 
-    def _call_on_copy(self, option: str, function: Callable[[GroupBatch], Any], group: GroupBatch) -> Any:
+    def _call_on_copy(self, option: str, function: Callable[[GroupBatch], Any], groups: GroupBatch) -> Any:
         """Call a function on a copy of the groups, whose tensors the run records; warn once if it changes the copy."""
-        copied = deepcopy(group)
+        copied = deepcopy(groups)
         value = function(copied)
-        changed = changed_fields(group, copied)
+        changed = changed_fields(groups, copied)
         if changed and not self._warned_of_change:
             self._warned_of_change = True
             log.warning(
@@ -329,12 +329,12 @@ class LossModule(ABC):
         return value
 
     @staticmethod
-    def completion_means(advantages: Tensor, group: GroupBatch) -> Tensor:
+    def completion_means(advantages: Tensor, groups: GroupBatch) -> Tensor:
         """Return the advantages if they are (P, G), else the mean (P, G) of each completion's (B, T) in the loss."""
-        if advantages.shape == group.rewards.shape:
+        if advantages.shape == groups.rewards.shape:
             return advantages
-        assert group.mask is not None
-        return masked_mean(advantages, group.mask).view(group.rewards.shape)
+        assert groups.mask is not None
+        return masked_mean(advantages, groups.mask).view(groups.rewards.shape)
 
     def loss(self, x: LossInputs) -> tuple[Tensor, Stats]:
         """Return the objective plus the terms in the loss, for some rows of one optimizer step.

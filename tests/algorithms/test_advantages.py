@@ -94,12 +94,12 @@ def group_batch(seed: int, shaped: bool, dtype: torch.dtype = torch.float64) -> 
     return GroupBatch(*(torch.tensor(arrays[n], dtype=dtype) for n in names), torch.tensor(lengths, dtype=dtype))
 
 
-def slow(name: str, group: GroupBatch, **options: Any) -> np.ndarray:
+def slow(name: str, groups: GroupBatch, **options: Any) -> np.ndarray:
     fields: dict[str, Any] = {
-        "r": group.rewards,
-        "c": group.correct,
-        "s": group.reference_rewards,
-        "lengths": group.lengths,
+        "r": groups.rewards,
+        "c": groups.correct,
+        "s": groups.reference_rewards,
+        "lengths": groups.lengths,
     }
     return np.array(SLOW[name](**{k: v.double().tolist() for k, v in fields.items()}, **options))
 
@@ -282,8 +282,8 @@ def test_grpo_lead_prefers_the_shorter_correct_answer_and_weighs_by_difficulty()
 # ---- names, nesting, state -------------------------------------------------------------------------------------
 
 
-def double(group: GroupBatch) -> torch.Tensor:
-    return 2 * group.rewards
+def double(groups: GroupBatch) -> torch.Tensor:
+    return 2 * groups.rewards
 
 
 def test_a_base_is_a_name_a_dotted_path_a_class_or_a_function() -> None:

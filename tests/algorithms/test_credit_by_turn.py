@@ -39,7 +39,7 @@ class Played:
         end[1] = 1.0
         self.r = [[math.fsum([*own, end[p, g]]) for g, own in enumerate(group)] for p, group in enumerate(self.rewards)]
 
-    def group(self, dtype: torch.dtype = torch.float64) -> GroupBatch:
+    def groups(self, dtype: torch.dtype = torch.float64) -> GroupBatch:
         rows: list[list[tuple[int, float, int]]] = []
         for p, group in enumerate(self.lengths):
             for g, of_turns in enumerate(group):
@@ -61,14 +61,14 @@ class Played:
         )
 
     def of_tokens(self, found: Episodes) -> np.ndarray:
-        """The values of turns as `Played.group` lays out their tokens."""
-        group = self.group()
-        assert group.turns is not None
+        """The values of turns as `Played.groups` lays out their tokens."""
+        groups = self.groups()
+        assert groups.turns is not None
         size = len(self.r[0])
         return np.array(
             [
                 [0.0 if k < 0 else found[b // size][b % size][k] for k in row]
-                for b, row in enumerate(group.turns.tolist())
+                for b, row in enumerate(groups.turns.tolist())
             ]
         )
 
@@ -79,7 +79,7 @@ class Played:
 def test_gigpo_is_the_slow_loop(options: dict[str, Any]) -> None:
     for seed in range(4):
         played = Played(seed)
-        found = GiGPOAdvantage(**options)(played.group())
+        found = GiGPOAdvantage(**options)(played.groups())
         expected = played.of_tokens(slow_gigpo_turns(played.r, played.rewards, played.states, **options))
         np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
         assert found[8:].round(decimals=6).unique().numel() > 8
@@ -93,7 +93,7 @@ BASES = sorted(name for name, cls in REGISTRY.items() if cls.of_rewards)
 def test_returns_of_steps_are_compared_as_in_the_slow_loop(base: str, discount: float) -> None:
     for seed in range(3):
         played = Played(seed)
-        found = StepReturns(base, discount)(played.group())
+        found = StepReturns(base, discount)(played.groups())
         slow = slow_step_returns_turns(played.r, played.rewards, played.lengths, base, discount)
         np.testing.assert_allclose(found, played.of_tokens(slow), rtol=1e-9, atol=1e-12)
 
@@ -112,9 +112,9 @@ def test_estimators_of_turns_have_no_other_on_top_and_losses_on_sequences_refuse
                 cls(base)
     played = Played(0)
     with pytest.raises(UserError, match=r"GiGPOAdvantage.* and GSPO weighs whole sequences; .* GSPOToken"):
-        GSPO(advantage="gigpo").estimate(played.group())
+        GSPO(advantage="gigpo").estimate(played.groups())
     for loss in (GRPO, GSPOToken):
-        assert loss(advantage="gigpo").estimate(played.group())[0].shape == played.group().turns.shape  # type: ignore[union-attr]
+        assert loss(advantage="gigpo").estimate(played.groups())[0].shape == played.groups().turns.shape  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -123,7 +123,7 @@ def test_turns_whose_returns_are_equal_have_no_advantage_also_by_rounding(dtype:
     turns = torch.tensor([[0, 0, -1, 1, -1, 2]] * 4)
     own = torch.tensor([[0.1, 0.2, 0.7], [0.3, 0.2, 0.7], [0.6, 0.2, 0.7], [0.0, 0.2, 0.7]], dtype=dtype)
     rewards = own.gather(1, turns.clamp(min=0))
-    group = GroupBatch(
+    groups = GroupBatch(
         own.sum(1)[None],
         torch.ones(1, 4),
         mask=turns >= 0,
@@ -131,11 +131,11 @@ def test_turns_whose_returns_are_equal_have_no_advantage_also_by_rounding(dtype:
         turn_rewards=rewards,
         states=turns.clamp(min=0),
     )
-    found = StepReturns()(group)
+    found = StepReturns()(groups)
     assert found.dtype == dtype
     assert not found[:, 3:].any()
     assert (found[:, 0] != 0).all()
-    steps = GiGPOAdvantage(discount=1.0)(group) - GiGPOAdvantage(step_weight=0.0)(group)
+    steps = GiGPOAdvantage(discount=1.0)(groups) - GiGPOAdvantage(step_weight=0.0)(groups)
     assert not steps[:, 3:].any()
     assert (steps[:, 0] != 0).all()
 
@@ -143,14 +143,14 @@ def test_turns_whose_returns_are_equal_have_no_advantage_also_by_rounding(dtype:
 @pytest.mark.parametrize("estimator", [StepReturns(discount=0.9), GiGPOAdvantage()])
 def test_completions_without_a_reward_are_left_out(estimator: Advantage) -> None:
     played = Played(1, prompts=3)
-    whole = played.group()
+    whole = played.groups()
     whole.has_reward[:, 3] = False
     assert whole.turns is not None and whole.turn_rewards is not None
     found = estimator(whole)
     assert not (found.reshape(3, 4, -1)[:, 3] * (estimator.registered_name == "step_returns")).any()
     for name in ("r", "rewards", "states", "lengths"):
         setattr(played, name, [group[:3] for group in getattr(played, name)])
-    alone = estimator(played.group())
+    alone = estimator(played.groups())
     width = alone.shape[1]
     torch.testing.assert_close(found.reshape(3, 4, -1)[:, :3, :width].reshape(9, width), alone)
 
@@ -158,8 +158,8 @@ def test_completions_without_a_reward_are_left_out(estimator: Advantage) -> None
 def test_without_rewards_of_turns_the_last_turn_has_the_completions() -> None:
     played = Played(2)
     played.rewards = [[[0.0] * len(own) for own in group] for group in played.rewards]
-    given = played.group()
-    without = played.group()
+    given = played.groups()
+    without = played.groups()
     without.turn_rewards = None
     for estimator in (StepReturns(discount=0.5), GiGPOAdvantage()):
         assert torch.equal(estimator(given), estimator(without))
@@ -169,19 +169,19 @@ def test_a_completion_of_one_turn_is_as_without_turns() -> None:
     played = Played(3)
     for name in ("rewards", "states", "lengths"):
         setattr(played, name, [[own[:1] for own in group] for group in getattr(played, name)])
-    group = played.group()
-    assert group.turns is not None
-    plain = resolve_advantage("grpo")(group).reshape(-1, 1)
-    is_token = group.turns >= 0
-    torch.testing.assert_close(StepReturns(discount=0.1)(group), plain * is_token)
-    torch.testing.assert_close(GiGPOAdvantage(step_weight=0.5)(group), 1.5 * plain * is_token)
+    groups = played.groups()
+    assert groups.turns is not None
+    plain = resolve_advantage("grpo")(groups).reshape(-1, 1)
+    is_token = groups.turns >= 0
+    torch.testing.assert_close(StepReturns(discount=0.1)(groups), plain * is_token)
+    torch.testing.assert_close(GiGPOAdvantage(step_weight=0.5)(groups), 1.5 * plain * is_token)
 
 
 def test_gigpo_says_that_it_lacks_the_states() -> None:
-    group = Played(0).group()
-    group.states = None
+    groups = Played(0).groups()
+    groups.states = None
     with pytest.raises(UserError, match=r"^advantage gigpo: needs the states before turns, .*; add `states`$"):
-        GiGPOAdvantage()(group)
+        GiGPOAdvantage()(groups)
 
 
 @pytest.mark.parametrize(
@@ -199,14 +199,14 @@ def test_options_outside_their_range_are_refused(name: str, options: dict[str, f
 
 
 def test_the_order_of_completions_does_not_matter() -> None:
-    group = Played(4).group()
+    groups = Played(4).groups()
     flipped = {
         name: value.flip(1)
         if name in ("rewards", "correct", "has_reward", "has_correct")
         else value.reshape(5, 4, -1).flip(1).reshape(20, -1)
-        for name, value in vars(group).items()
+        for name, value in vars(groups).items()
         if isinstance(value, Tensor)
     }
     for estimator in (StepReturns(discount=0.9), GiGPOAdvantage()):
         found = estimator(GroupBatch(**flipped)).reshape(5, 4, -1).flip(1).reshape(20, -1)
-        torch.testing.assert_close(found, estimator(group), rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(found, estimator(groups), rtol=1e-9, atol=1e-12)

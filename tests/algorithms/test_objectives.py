@@ -382,7 +382,7 @@ def test_gspo_token_takes_advantages_of_tokens_as_the_slow_loop_does(kind: dict[
     class OfTokens(GRPOAdvantage):
         needs_tokens = True
 
-        def __call__(self, group: GroupBatch) -> torch.Tensor:
+        def __call__(self, groups: GroupBatch) -> torch.Tensor:
             return torch.from_numpy(values)
 
     module = GSPOToken(advantage=OfTokens(), clip_low=0.2, clip_high=0.3, loss=Loss(aggregation))
@@ -433,7 +433,7 @@ def test_equal_values_at_a_threshold_are_chosen_as_by_the_slow_loops(name: str, 
 
 def inputs_of(module: RLVRModule, case: Case) -> LossInputs:
     batch = read_batch(case.arrays)
-    return frozen_inputs(batch, module, batch.logp.clone().requires_grad_(True), module.estimate(batch.group)[0])
+    return frozen_inputs(batch, module, batch.logp.clone().requires_grad_(True), module.estimate(batch.groups)[0])
 
 
 def part(x: LossInputs, rows: torch.Tensor) -> LossInputs:

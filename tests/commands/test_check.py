@@ -182,36 +182,36 @@ def test_a_broken_algorithm_lacks_what_it_breaks(algorithm: type[RLVRModule], br
     assert failed(findings) == broken, "\n".join(map(str, findings))
 
 
-def to_the_first(group: GroupBatch) -> Tensor:
-    return group.rewards - group.rewards[:1]
+def to_the_first(groups: GroupBatch) -> Tensor:
+    return groups.rewards - groups.rewards[:1]
 
 
-def by_place(group: GroupBatch) -> Tensor:
-    return group.rewards * torch.arange(group.rewards.shape[1])
+def by_place(groups: GroupBatch) -> Tensor:
+    return groups.rewards * torch.arange(groups.rewards.shape[1])
 
 
-def unguarded(group: GroupBatch) -> Tensor:
-    return (group.rewards - group.rewards.mean(1, keepdim=True)) / group.rewards.std(1, keepdim=True)
+def unguarded(groups: GroupBatch) -> Tensor:
+    return (groups.rewards - groups.rewards.mean(1, keepdim=True)) / groups.rewards.std(1, keepdim=True)
 
 
-def always_one(group: GroupBatch) -> Tensor:
-    return torch.ones_like(group.rewards)
+def always_one(groups: GroupBatch) -> Tensor:
+    return torch.ones_like(groups.rewards)
 
 
-def of_a_prompt(group: GroupBatch) -> Tensor:
-    return group.rewards.mean(1)
+def of_a_prompt(groups: GroupBatch) -> Tensor:
+    return groups.rewards.mean(1)
 
 
-def nothing(group: GroupBatch) -> None:
+def nothing(groups: GroupBatch) -> None:
     return None
 
 
-def short_where_equal(group: GroupBatch) -> Tensor:
-    return group.rewards[:, :1] if (group.rewards == group.rewards[:, :1]).all() else group.rewards
+def short_where_equal(groups: GroupBatch) -> Tensor:
+    return groups.rewards[:, :1] if (groups.rewards == groups.rewards[:, :1]).all() else groups.rewards
 
 
-def signed(group: GroupBatch) -> Tensor:
-    return torch.sign(group.rewards - group.rewards.mean(1, keepdim=True))
+def signed(groups: GroupBatch) -> Tensor:
+    return torch.sign(groups.rewards - groups.rewards.mean(1, keepdim=True))
 
 
 @pytest.mark.parametrize("advantage", [of_a_prompt, nothing, short_where_equal])
@@ -288,14 +288,14 @@ class Taught(Term):
     needs = ("teacher_logp",)
     def cost(self, x):
         return x.logp - x.teacher_logp
-def centred(group):
-    return group.rewards - group.rewards.mean(1, keepdim=True)
-def flat(group):
-    return group.rewards.mean(1)
+def centred(groups):
+    return groups.rewards - groups.rewards.mean(1, keepdim=True)
+def flat(groups):
+    return groups.rewards.mean(1)
 class Neither: ...
 class Callable:
-    def __call__(self, group):
-        return group.rewards
+    def __call__(self, groups):
+        return groups.rewards
 number = 3
 """
 
@@ -338,8 +338,8 @@ def test_arguments_without_types_are_options(own: Path, lit_rlvr: CLI) -> None:
     (own / "untyped.py").write_text(
         "from lit_rlvr.advantages import Advantage\nfrom lit_rlvr.algorithms import GRPO\n"
         "class Scaled(Advantage):\n    def __init__(self, scale, more=0):\n        self.scale = scale + more\n"
-        "    def __call__(self, group):\n"
-        "        return self.scale * (group.rewards - group.rewards.mean(1, keepdim=True))\n"
+        "    def __call__(self, groups):\n"
+        "        return self.scale * (groups.rewards - groups.rewards.mean(1, keepdim=True))\n"
         "class Plain(GRPO):\n    def __init__(self, scale, **kwargs):\n        super().__init__(**kwargs)\n"
     )
     for name in ("untyped.Scaled", "untyped.Plain"):

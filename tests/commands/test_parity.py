@@ -248,9 +248,9 @@ class OfTurns(Advantage):
     def needs_tokens(self) -> bool:
         return True
 
-    def __call__(self, group: GroupBatch) -> Tensor:
-        assert group.turns is not None
-        return GRPOAdvantage()(group).reshape(-1, 1) * (group.turns.clamp(max=1) + 1)
+    def __call__(self, groups: GroupBatch) -> Tensor:
+        assert groups.turns is not None
+        return GRPOAdvantage()(groups).reshape(-1, 1) * (groups.turns.clamp(max=1) + 1)
 
 
 def test_advantages_of_tokens_are_replayed() -> None:

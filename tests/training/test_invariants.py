@@ -402,11 +402,11 @@ class Fading(Advantage):
     def needs_tokens(self) -> bool:
         return True
 
-    def __call__(self, group: GroupBatch) -> Tensor:
-        assert group.mask is not None and group.turns is not None
-        assert bool(((group.turns >= 0) | ~group.mask).all())
-        rows = standardised(group.rewards, group.has_reward, 1e-6).reshape(-1, 1)  # (B, 1)
-        fading = 1 / torch.arange(1, group.mask.shape[1] + 1, dtype=rows.dtype)
+    def __call__(self, groups: GroupBatch) -> Tensor:
+        assert groups.mask is not None and groups.turns is not None
+        assert bool(((groups.turns >= 0) | ~groups.mask).all())
+        rows = standardised(groups.rewards, groups.has_reward, 1e-6).reshape(-1, 1)  # (B, 1)
+        fading = 1 / torch.arange(1, groups.mask.shape[1] + 1, dtype=rows.dtype)
         return rows * (torch.ones_like(fading) if self.constant else fading)
 
 

@@ -116,7 +116,7 @@ def test_an_estimator_that_does_not_fit_is_refused() -> None:
     class OfTokens(GRPOAdvantage):
         needs_tokens = True
 
-        def __call__(self, group: GroupBatch) -> Tensor:
+        def __call__(self, groups: GroupBatch) -> Tensor:
             return torch.ones(6, 4)
 
     with pytest.raises(UserError, match=r"model.advantage: .*OfTokens.* gives each token .* GSPO weighs whole seq"):

@@ -39,18 +39,18 @@ def check_algorithm(algorithm: RLVRModule, expect: str | None = None) -> list[Fi
         return algorithm_step(FrozenBatch(**vars(batch)), deepcopy(algorithm), batch.advantages)
 
     def estimate(batch: FrozenBatch) -> Tensor:
-        return deepcopy(algorithm).estimate(batch.group)[0]
+        return deepcopy(algorithm).estimate(batch.groups)[0]
 
     flat = batches.equal_rewards(batch)
     observer = deepcopy(algorithm)
-    observer.observe(flat.group)
+    observer.observe(flat.groups)
     return [
         *([has_published_values(prepare, expect, name) for name in batches.BATCHES] if expect else []),
         *properties.loss_findings(prepare, batch, algorithm.stops_gradient),
         properties.rewards_what_is_right(estimate, batch),
         Finding("zero advantages", _zero_advantages(algorithm, batch), 0, "gradient where the advantage is 0"),
         properties.flat_finding(
-            properties.replay_step(algorithm_step(flat, observer, observer.advantage(flat.group)), flat)
+            properties.replay_step(algorithm_step(flat, observer, observer.advantage(flat.groups)), flat)
         ),
         Finding("ratio", _ratio(algorithm, batch), 0, "1 if has_ratio and the loss disagree on a ratio to older logp"),
     ]
@@ -66,19 +66,19 @@ def check_advantage(advantage: AdvantageFunction | str) -> list[Finding]:
     batch = made_batch()
 
     def estimate(batch: FrozenBatch) -> Tensor:
-        group = deepcopy(batch.group)
+        groups = deepcopy(batch.groups)
         mask = None
         if estimator.needs_tokens:
-            assert group.mask is not None and group.turns is not None, "the made batch has tokens"
-            mask = group.mask
-            group.states = group.turns.clamp(min=0)  # as if the number of the turn were all that is shown
-        value: Any = deepcopy(estimator)(group)
+            assert groups.mask is not None and groups.turns is not None, "the made batch has tokens"
+            mask = groups.mask
+            groups.states = groups.turns.clamp(min=0)  # as if the number of the turn were all that is shown
+        value: Any = deepcopy(estimator)(groups)
         finite = value.nan_to_num() if isinstance(value, Tensor) else value  # the properties count the others
-        require_advantages(estimator, finite, group.rewards, mask)
-        if mask is None or value.shape == group.rewards.shape:
+        require_advantages(estimator, finite, groups.rewards, mask)
+        if mask is None or value.shape == groups.rewards.shape:
             return value
         means = (value * mask).sum(1) / mask.sum(1).clamp(min=1)  # (B,): the properties are of completions
-        return means.reshape(group.rewards.shape)
+        return means.reshape(groups.rewards.shape)
 
     return [*properties.estimator_findings(estimate, batch), properties.leaves_no_residue(estimate, batch)]
 
@@ -117,7 +117,7 @@ def _zero_advantages(algorithm: RLVRModule, batch: FrozenBatch) -> float:
 def _ratio(algorithm: RLVRModule, batch: FrozenBatch) -> float:
     """Return 0 if the gradient depends on the log-probabilities at rollout time just if `has_ratio` says so, else 1."""
     without_terms = _without_terms(algorithm)
-    advantages, _ = without_terms.estimate(batch.group)
+    advantages, _ = without_terms.estimate(batch.groups)
     logp = batch.logp.clone().requires_grad_(True)
     x = frozen_inputs(batch, without_terms, logp, advantages)
     gradients = [

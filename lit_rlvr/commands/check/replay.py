@@ -78,12 +78,12 @@ def algorithm_step(batch: FrozenBatch, algorithm: RLVRModule, advantages: Tensor
     algorithm = copy(algorithm)
     algorithm.terms = [term for term in algorithm.terms if not {*OF_A_MODEL} & {*term.needs}]
     if advantages is None:
-        group = batch.group
+        groups = batch.groups
         scores = InitialLogprobs(batch.mask, batch.old_logp, batch.entropy, batch.ref_logp)
-        taken, _ = algorithm.reward_costs(scores, group.rewards)
-        advantages, _ = algorithm.estimate(replace(group, rewards=group.rewards - taken))
+        taken, _ = algorithm.reward_costs(scores, groups.rewards)
+        advantages, _ = algorithm.estimate(replace(groups, rewards=groups.rewards - taken))
         for term, cost in term_costs(algorithm.terms, "advantages", scores):
-            if advantages.shape == group.rewards.shape:
+            if advantages.shape == groups.rewards.shape:
                 rows = advantages.reshape(-1, 1)
             else:
                 rows = advantages
@@ -197,7 +197,7 @@ class FrozenBatch(Batch):
     has_correct: Tensor | None = None
 
     @property
-    def group(self) -> GroupBatch:
+    def groups(self) -> GroupBatch:
         """The input of an estimator."""
         return GroupBatch(
             self.rewards,
