@@ -80,17 +80,7 @@ def filter_prompts(
         "environment": environment_fingerprint(rollout.environment),
     }
     records = Records(out.with_suffix(".samples"), settings)
-    missing = records.missing(split, prompts)
-    if missing:
-        sampler = open_sampler(module, data, rollout, dtype, missing, sampling.max_tokens, split)
-        with progress_bar(f"{split} prompts", len(missing), done=len(prompts) - len(missing)) as one_more:
-
-            def judged(*group: Any) -> None:
-                records.add(split, *group)
-                one_more()
-
-            sampler.run(missing, sampling, samples, rollout.rewards, split, data, judged, rollout.environment)
-        sampler.close()
+    _sample_missing(records, module, data, rollout, dtype, prompts, samples, split)
     groups = records.groups(split, prompts)
     rates = [pass_rate(group) for group in groups]
     kept = [
@@ -100,24 +90,75 @@ def filter_prompts(
     ]
     log.info("%s", rate_histogram(rates, len(kept), lowest, highest))
     if not kept:
-        if completions:
-            raise UserError(
-                f"--completions {completions}: no prompt between --lowest and --highest has a right completion that "
-                "ended; raise --samples, or widen the range"
-            )
-        raise UserError(f"--lowest {lowest} --highest {highest}: no prompt of {len(prompts)} is left; widen the range")
+        raise _nothing_left(len(prompts), lowest, highest, completions)
+    rows = _rows_of(kept, data, out.parent, samples, completions)
+    write_atomically(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return out
+
+
+def _sample_missing(
+    records: Records,
+    module: RLVRModule,
+    data: PromptDataModule,
+    rollout: RolloutCallback,
+    dtype: torch.dtype,
+    prompts: list[Prompt],
+    samples: int,
+    split: Split,
+) -> None:
+    """Sample and judge the completions that the records lack; the arguments are as for `filter_prompts`."""
+    missing = records.missing(split, prompts)
+    if not missing:
+        return
+    sampling = rollout.sampling
+    sampler = open_sampler(module, data, rollout, dtype, missing, sampling.max_tokens, split)
+    with progress_bar(f"{split} prompts", len(missing), done=len(prompts) - len(missing)) as one_more:
+
+        def judged(*group: Any) -> None:
+            records.add(split, *group)
+            one_more()
+
+        sampler.run(missing, sampling, samples, rollout.rewards, split, data, judged, rollout.environment)
+    sampler.close()
+
+
+def _nothing_left(prompts: int, lowest: float, highest: float, completions: int) -> UserError:
+    """Return the error of a filter that keeps none of so many prompts."""
+    if completions:
+        return UserError(
+            f"--completions {completions}: no prompt between --lowest and --highest has a right completion that "
+            "ended; raise --samples, or widen the range"
+        )
+    return UserError(f"--lowest {lowest} --highest {highest}: no prompt of {prompts} is left; widen the range")
+
+
+def _rows_of(
+    kept: list[tuple[Prompt, float, list[RecordRow]]],
+    data: PromptDataModule,
+    folder: Path,
+    samples: int,
+    completions: int,
+) -> list[dict[str, Any]]:
+    """Return the rows to write: one for each prompt, or for each of its first right completions.
+
+    Args:
+        kept: prompts with their pass rates and completions.
+        data: the prompts' data.
+        folder: paths of images are relative to it.
+        samples: completions per prompt.
+        completions: most rows of a prompt; 0 = its own row once.
+    """
     from_file = data.locations["train"] is not None
     id_column = (data.columns or {}).get("id", "id")
     rows = []
     for p, rate, group in kept:
-        row = as_row(p.sample, from_file, out.parent) | {"pass_rate": rate, "samples": samples}
+        row = as_row(p.sample, from_file, folder) | {"pass_rate": rate, "samples": samples}
         if not completions:
             rows.append(row)
             continue
         for k, text in enumerate(right_completions(group, completions)):
             rows.append(row | {"completion": text, id_column: f"{p.sample.id}#{k}"})
-    write_atomically(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    return out
+    return rows
 
 
 def prompts_to_sample(

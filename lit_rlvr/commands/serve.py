@@ -43,6 +43,26 @@ class ServeParser(argparse.ArgumentParser):
 
 def run(command: str, arguments: list[str]) -> None:
     """Run the command line of `serve`; this process becomes the server."""
+    options, others = make_parser(command).parse_known_args([_hyphenated(word) for word in arguments])
+    names = {word.partition("=")[0] for word in others}
+    require("vllm", "serve", vllm_package())
+    _check_options(options, names)
+    quantization = [f"--quantization={FP8}"] if options.quantize else []
+    vllm_options = [
+        *quantization,
+        *_address(options, names),
+        *vllm_sequence_options(options.max_num_seqs, names),
+        *others,
+    ]
+    line = server_line(options.model, options.dtype, options.nccl, vllm_options, options.config_overrides)
+    _set_environment(options, names)
+    raise_descriptor_limit()  # a request holds a socket
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, *line])
+
+
+def make_parser(command: str) -> ServeParser:
+    """Return the parser of our options; vLLM's own stay unknown to it."""
     parser = ServeParser(
         prog=f"lit-rlvr {command}",
         description=__doc__,
@@ -76,44 +96,55 @@ def run(command: str, arguments: list[str]) -> None:
     )
     parser.add_argument("--host", help=f"address to listen on; {HOST} by default, 0.0.0.0 for all of them")
     parser.add_argument("--port", type=int, help=f"port to listen on; {PORT} by default")
-    options, others = parser.parse_known_args([_hyphenated(word) for word in arguments])
-    require("vllm", "serve", vllm_package())
+    return parser
+
+
+def _check_options(options: argparse.Namespace, names: set[str]) -> None:
+    """Refuse options that cannot work here, or contradict each other.
+
+    Args:
+        options: our options.
+        names: the names of vLLM's options that are given.
+    """
     if options.deterministic and not torch.cuda.is_available():
         raise UserError("--deterministic: vLLM has batch-invariant kernels for GPUs only; leave it out")
     if options.quantize and not torch.cuda.is_available():
         raise UserError("--quantize fp8: it needs a GPU; leave it out")
     if options.quantize and options.dtype == "float32":
         raise UserError("--quantize fp8: its layers give 16-bit results; use --dtype bfloat16")
-    names = {word.partition("=")[0] for word in others}
     if "--quantization" in names:
         raise UserError("--quantization: use --quantize fp8")
-    if options.host is None and not names & {*ADDRESS_OPTIONS}:
-        options.host = HOST
-    if options.port is not None or not names & {*ADDRESS_OPTIONS}:
-        open_socket(options.host or "", PORT if options.port is None else options.port).close()  # vLLM would load first
-    address = []
-    for name, value in (("host", options.host), ("port", options.port)):
-        if value is not None:
-            address.append(f"--{name}={value}")
-    if options.quantize:
-        quantized = [f"--quantization={FP8}"]
-    else:
-        quantized = []
-    vllm_options = [*quantized, *address, *vllm_sequence_options(options.max_num_seqs, names), *others]
-    line = server_line(options.model, options.dtype, options.nccl, vllm_options, options.config_overrides)
+
+
+def _address(options: argparse.Namespace, names: set[str]) -> list[str]:
+    """Return vLLM's options for the address to listen on, if it is free; the arguments are as for `_check_options`."""
+    host = options.host
+    is_ours = not names & {*ADDRESS_OPTIONS}
+    if host is None and is_ours:
+        host = HOST
+    if options.port is not None or is_ours:
+        open_socket(host or "", PORT if options.port is None else options.port).close()  # vLLM would load first
+    given = []
+    if host is not None:
+        given.append(f"--host={host}")
+    if options.port is not None:
+        given.append(f"--port={options.port}")
+    return given
+
+
+def _set_environment(options: argparse.Namespace, names: set[str]) -> None:
+    """Set the variables that vLLM reads; the arguments are as for `_check_options`."""
     os.environ["VLLM_SERVER_DEV_MODE"] = "1"  # lets us replace its weights
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ["PYTORCH_CUDA_ALLOC_CONF"] = ""  # GPUs cannot share memory that the trainer's setting allocates
     if "--enable-lora" in names:
         os.environ["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    if not torch.cuda.is_available() and (missing := missing_compiler()) is not None:
-        log.info("%s, so nothing is compiled and generation is slower", missing)
-        os.environ["TORCHDYNAMO_DISABLE"] = "1"
     if options.deterministic:
         os.environ["VLLM_BATCH_INVARIANT"] = "1"
-    os.environ["PYTORCH_CUDA_ALLOC_CONF"] = ""  # GPUs cannot share memory that the trainer's setting allocates
-    raise_descriptor_limit()  # a request holds a socket
-    sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, *line])
+    missing = None if torch.cuda.is_available() else missing_compiler()
+    if missing is not None:
+        log.info("%s, so nothing is compiled and generation is slower", missing)
+        os.environ["TORCHDYNAMO_DISABLE"] = "1"
 
 
 def _hyphenated(word: str) -> str:

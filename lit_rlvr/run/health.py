@@ -385,6 +385,32 @@ class Falls:
         return RunFall(RunFinding(f"The accuracy {where} fell", evidence, remedy), metric, before)
 
 
+@dataclass(frozen=True)
+class _AroundFall:
+    """Metrics of the rollouts before and since a fall.
+
+    Args:
+        metrics: step -> metrics.
+        old: the last steps whose rollouts were sampled before it.
+        new: the last steps since.
+    """
+
+    metrics: Metrics
+    old: list[int]
+    new: list[int]
+
+    def means(self, name: str) -> tuple[float, float]:
+        """Return a metric's means before and since the fall; NaN without a value."""
+        return self._mean(name, self.old), self._mean(name, self.new)
+
+    def _mean(self, name: str, steps: list[int]) -> float:
+        values = [self.metrics[step][name] for step in steps if name in self.metrics[step]]
+        return fmean(values or [math.nan])
+
+    def change(self, name: str) -> str:
+        return " -> ".join(map(number_text, self.means(name)))
+
+
 def _likely_cause(metrics: Metrics, good: int, last: int, held_out: bool) -> tuple[str, str]:
     """Return the likely cause of a fall, and its case in the table of advice.
 
@@ -396,93 +422,74 @@ def _likely_cause(metrics: Metrics, good: int, last: int, held_out: bool) -> tup
     """
     steps = [step for step in course(metrics, "rollout/accuracy").steps if step <= last]
     known = sum(step <= good for step in steps) + 1  # the rollout after the last good step was sampled by its weights
-    old = steps[:known][-STRETCH:]
-    new = steps[known:][-RECENT:]
-
-    def mean(name: str, steps: list[int]) -> float:
-        values = [metrics[step][name] for step in steps if name in metrics[step]]
-        return fmean(values or [math.nan])
-
-    def means(name: str) -> tuple[float, float]:
-        """Return a metric's means before and since the fall; NaN without a value."""
-        return mean(name, old), mean(name, new)
-
-    def change(name: str) -> str:
-        return " -> ".join(map(number_text, means(name)))
-
-    reward, accuracy, cut, entropy, length, apart = map(
-        means,
-        (
-            "rollout/reward",
-            "rollout/accuracy",
-            "rollout/truncated",
-            "rollout/entropy",
-            "rollout/length",
-            "train/engine_difference",
-        ),
-    )
-    age = means("train/staleness/mean")[1]
-    ess = means("train/staleness/ess")[1]
-    moved = {step: metrics[step].get("train/kl_step", 0.0) for step in steps if step > good}
-    large = next((step for step, nats in moved.items() if nats > LARGE_STEP), 0)
-    is_sudden = not any(moved.values()) and bool(new) and metrics[new[0]]["rollout/accuracy"] < accuracy[0] / 2
-    by_length = not 1 / LONGER < length[1] / max(length[0], 1.0) < LONGER
-    if by_length:
-        how = f" by length ({change('rollout/length')} tokens)"
+    around = _AroundFall(metrics, steps[:known][-STRETCH:], steps[known:][-RECENT:])
+    accuracy_before, accuracy_since = around.means("rollout/accuracy")
+    reward_before, reward_since = around.means("rollout/reward")
+    if held_out and accuracy_since >= accuracy_before:
+        change = around.change("rollout/accuracy")
+        cause = f"the prompts are learnt by heart, the rollouts' accuracy did not fall ({change})", "learnt by heart"
+    elif reward_since > reward_before and accuracy_since < accuracy_before:
+        change = around.change("rollout/reward")
+        cause = f"the reward is gamed{_by_length(around)}, it rose meanwhile ({change})", "the reward is gamed"
     else:
-        how = ""
-    causes = (
-        (
-            held_out and accuracy[1] >= accuracy[0],
-            f"the prompts are learnt by heart, the rollouts' accuracy did not fall ({change('rollout/accuracy')})",
-            "learnt by heart",
-        ),
-        (
-            reward[1] > reward[0] and accuracy[1] < accuracy[0],
-            f"the reward is gamed{how}, it rose meanwhile ({change('rollout/reward')})",
-            "the reward is gamed",
-        ),
-        (
-            large,
-            f"the step was too large, {number_text(moved.get(large, 0.0))} nats per token at step {large} "
-            "(train/kl_step; 0.01 is usual)",
-            "steps too large",
-        ),
-        (
-            is_sudden,
-            f"the step was too large, the accuracy fell by half at once, at step {(new or [0])[0]}",
-            "steps too large",
-        ),
-        (
-            ess < FEW_SAMPLES,
-            f"the tokens are too old, {age:.3g} versions with an effective sample size of {ess:.0%}",
-            "old tokens",
-        ),
-        (
-            apart[1] > max(2 * apart[0], APART),
-            f"the engine's log-probabilities left the trainer's ({change('train/engine_difference')})",
-            "the engine drifts",
-        ),
-        (
-            entropy[1] < COLLAPSED * entropy[0],
-            f"the entropy is gone ({change('rollout/entropy')} nats per token)",
-            "the entropy is gone",
-        ),
-        (
-            entropy[1] > EXPLODED * entropy[0],
-            f"the steps are too large, the entropy exploded ({change('rollout/entropy')} nats per token)",
-            "steps too large",
-        ),
-        (
-            cut[1] > cut[0] + WORSE,
-            f"completions are cut off ({change('rollout/truncated')} of them)",
-            "cut off",
-        ),
-    )
-    return next(
-        ((f"likely cause: {cause}", case) for shows, cause, case in causes if shows),
-        ("no other metric shows a cause", "no cause is seen"),
-    )
+        cause = _large_step(around, [step for step in steps if step > good]) or _drift(around)
+    if cause is None:
+        return "no other metric shows a cause", "no cause is seen"
+    return f"likely cause: {cause[0]}", cause[1]
+
+
+def _by_length(around: _AroundFall) -> str:
+    """Return the words for a reward that is gamed by the length of the completions; "" if it is not."""
+    before, since = around.means("rollout/length")
+    if 1 / LONGER < since / max(before, 1.0) < LONGER:
+        return ""
+    return f" by length ({around.change('rollout/length')} tokens)"
+
+
+def _large_step(around: _AroundFall, since: list[int]) -> tuple[str, str] | None:
+    """Return a step that was too large as the cause; None if none was.
+
+    Args:
+        around: the metrics.
+        since: all steps since the last good one.
+    """
+    moved = {step: around.metrics[step].get("train/kl_step", 0.0) for step in since}
+    for step, nats in moved.items():
+        if nats > LARGE_STEP:
+            return (
+                f"the step was too large, {number_text(nats)} nats per token at step {step} "
+                "(train/kl_step; 0.01 is usual)",
+                "steps too large",
+            )
+    if any(moved.values()) or not around.new:
+        return None
+    first = around.new[0]
+    before, _ = around.means("rollout/accuracy")
+    if around.metrics[first]["rollout/accuracy"] < before / 2:
+        return f"the step was too large, the accuracy fell by half at once, at step {first}", "steps too large"
+    return None
+
+
+def _drift(around: _AroundFall) -> tuple[str, str] | None:
+    """Return what went wrong little by little as the cause; None if nothing did."""
+    _, ess = around.means("train/staleness/ess")
+    if ess < FEW_SAMPLES:
+        _, age = around.means("train/staleness/mean")
+        return f"the tokens are too old, {age:.3g} versions with an effective sample size of {ess:.0%}", "old tokens"
+    before, since = around.means("train/engine_difference")
+    if since > max(2 * before, APART):
+        change = around.change("train/engine_difference")
+        return f"the engine's log-probabilities left the trainer's ({change})", "the engine drifts"
+    before, since = around.means("rollout/entropy")
+    change = around.change("rollout/entropy")
+    if since < COLLAPSED * before:
+        return f"the entropy is gone ({change} nats per token)", "the entropy is gone"
+    if since > EXPLODED * before:
+        return f"the steps are too large, the entropy exploded ({change} nats per token)", "steps too large"
+    before, since = around.means("rollout/truncated")
+    if since > before + WORSE:
+        return f"completions are cut off ({around.change('rollout/truncated')} of them)", "cut off"
+    return None
 
 
 def fallen(metrics: Metrics, history: RunHistory = NOTHING_TRIED) -> Iterator[RunFinding]:
