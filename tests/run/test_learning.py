@@ -60,7 +60,7 @@ def test_a_model_of_pictures_looks(tmp_path: Path, lit_rlvr: CLI, monkeypatch: p
 
 
 def test_a_model_learns_to_use_its_tool(tmp_path: Path, lit_rlvr: CLI) -> None:
-    """In 36 of the recipe's 100 steps, from XX to YY % of 1,024 samples on held-out pairs (standard error 1.5 %).
+    """In 36 of the recipe's 100 steps, from 16 to 31 % of 1,024 samples on held-out pairs (standard error 1.5 %).
 
     The warm start ends where greedy answers have just become right, and how far samples are then depends on the last
     digits of sums, so on the processor.
@@ -78,6 +78,6 @@ def test_a_model_learns_to_use_its_tool(tmp_path: Path, lit_rlvr: CLI) -> None:
         status=0,
     )
     found = summary(tmp_path / "run")
-    assert found["accuracy_after"] - found["accuracy_before"] > 0.1, found
+    assert found["accuracy_after"] - found["accuracy_before"] > 0.07, found
     calls = [float(row["rollout/tool_calls"]) for row in metrics(tmp_path / "run") if row["rollout/tool_calls"]]
     assert calls[-1] > 0.9, "it calls the calculator"
