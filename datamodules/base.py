@@ -18,6 +18,7 @@ from lightning.pytorch import LightningDataModule
 from lit_rlvr.common.columns import as_object, parse_text
 from lit_rlvr.common.init_arguments import init_arguments, snake_case, with_class_defaults
 from lit_rlvr.common.seeds import run_seed
+from lit_rlvr.datamodules.reading.ahead import PreparesAhead
 from lit_rlvr.datamodules.reading.assistant_turns import Part, TrainedTurns, split_turns
 from lit_rlvr.datamodules.reading.cells import BadRow, as_answers, as_reward_weights
 from lit_rlvr.datamodules.reading.chat import Chat, break_up, special_tokens
@@ -237,6 +238,7 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         self.bad_rows: dict[str, list[BadRow]] = {}
         self.too_long: dict[str, list[str]] = {}
         self._stream: PromptStream | None = None
+        self._ahead = PreparesAhead(self.prepare)
         self._fingerprint: dict[str, str] | None = None
         self._restored: dict[str, str] | None = None
         self.environment: Environment | None = None
@@ -701,9 +703,21 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
             lambda: self.cursor,
             *self._ranks(),
             self.name,
-            self.prepare,
+            self._ahead,
             self.demonstrates,
         )
+
+    def prepare_ahead(self, cursor: Cursor) -> None:
+        """Begin to prepare the images of the batch that is expected at a cursor, in a thread, while training computes.
+
+        The batch does not depend on it: if the curriculum then chooses others, those are prepared when they are taken.
+        """
+        prompts, _ = self.train_dataloader().prompts_at(cursor)
+        self._ahead.begin(prompts)
+
+    def stop_preparing(self) -> None:
+        """Prepare no further images ahead."""
+        self._ahead.drop()
 
     def val_dataloader(self) -> list[EvalLoader]:
         return [loader for data in self.validated for loader in data.eval_loader("validation", self._ranks())]

@@ -179,10 +179,14 @@ class TrainLoader:
 
     def take(self, cursor: Cursor) -> PromptBatch:
         """Return this rank's slice of the global batch that begins at `cursor`."""
+        prompts, after = self.prompts_at(cursor)
+        return PromptBatch([self.prepare(prompt) for prompt in prompts], cursor=after, name=self.name)
+
+    def prompts_at(self, cursor: Cursor) -> tuple[list[Prompt], Cursor]:
+        """Return this rank's prompts of the global batch that begins at `cursor`, and the cursor after the batch."""
         share = self.prompts_per_rollout // self.world
         prompts, after = self.stream.take(self.prompts_per_rollout, cursor)
-        batch = [self.prepare(prompt) for prompt in prompts[self.rank * share :][:share]]
-        return PromptBatch(batch, cursor=after, name=self.name)
+        return prompts[self.rank * share :][:share], after
 
 
 class EvalLoader:

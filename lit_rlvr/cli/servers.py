@@ -10,12 +10,13 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
 from lit_rlvr.common.launch import launched_rank
-from lit_rlvr.engines.client import ENDED
+from lit_rlvr.engines.client import ENDED_VARIABLE, VLLMServer, note_end, wait_for
 from lit_rlvr.engines.server import ROUTES_OPTION
 from lit_rlvr.errors import UserError, log
 from lit_rlvr.evaluation.processes import start_command, stop_commands
@@ -31,6 +32,8 @@ URLS_VARIABLE = "LIT_RLVR_SERVERS"
 OUTPUT = "servers.log"
 """File in the run folder with what the servers print."""
 RESTART_SECONDS = 10
+MAX_FAILED_STARTS = 3
+"""How often a server may end with the same status, without having answered, before it is not started again."""
 LAST_LINES = 3
 """How many of a server's last lines are repeated when it ends."""
 MOST_CHARACTERS = 300
@@ -68,6 +71,9 @@ def servers_beside(count: str, config: Any, build: Callable[[Any], Any], dry: bo
     output = folder.absolute() / OUTPUT
     built = build(config.clone())
     sequences = built.rollout.sequences_per_server(built.model, built.data, number)
+    before = dict(os.environ)
+    notes = TemporaryDirectory(prefix="lit-rlvr-servers-")
+    os.environ[ENDED_VARIABLE] = notes.name
     servers = []
     for k, port in enumerate(ports):
         environment = dict(os.environ)  # before this process gives up GPUs below
@@ -75,7 +81,6 @@ def servers_beside(count: str, config: Any, build: Callable[[Any], Any], dry: bo
             environment["CUDA_VISIBLE_DEVICES"] = serving[k]
         command = _serve_command(config, port, sequences, on_gpu=bool(gpus))
         servers.append(LocalServer(urls[k], command, environment, output))
-    before = dict(os.environ)
     os.environ[URLS_VARIABLE] = json.dumps(urls)
     if gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[: len(gpus) - number])
@@ -87,9 +92,8 @@ def servers_beside(count: str, config: Any, build: Callable[[Any], Any], dry: bo
         for server in servers:
             server.is_wanted = False
         stop_commands([server.process for server in servers])
-        for url in urls:
-            ENDED.pop(url, None)
-        for name in (URLS_VARIABLE, "CUDA_VISIBLE_DEVICES"):
+        notes.cleanup()
+        for name in (URLS_VARIABLE, ENDED_VARIABLE, "CUDA_VISIBLE_DEVICES"):
             os.environ.pop(name, None)
             if name in before:
                 os.environ[name] = before[name]
@@ -176,6 +180,7 @@ class LocalServer:
 
     Attributes:
         process: the server's process.
+        has_answered: whether this process has ever answered.
         is_wanted: whether to start it again.
     """
 
@@ -185,6 +190,7 @@ class LocalServer:
         self.environment = environment
         self.output = output
         self.is_wanted = True
+        self.has_answered = False
         self.process = self._start()
         threading.Thread(target=self._watch, name="server", daemon=True).start()
 
@@ -200,16 +206,39 @@ class LocalServer:
             lines = [line.strip() for line in file if line.strip()]
         return " | ".join(line[-MOST_CHARACTERS:] for line in lines[-LAST_LINES:])
 
+    def _wait(self) -> int:
+        """Return the status with which the process ends; note whether it has answered before."""
+        self.has_answered = False
+        asked = [VLLMServer(self.url, None, RESTART_SECONDS)]
+        while True:
+            try:
+                return self.process.wait(RESTART_SECONDS)
+            except subprocess.TimeoutExpired:
+                self.has_answered = self.has_answered or bool(wait_for(asked, least=0))
+
+    def _end(self, reason: str) -> None:
+        """Leave the server ended."""
+        message = f"{reason}: {self._last_lines()}"
+        log.warning("%s: %s", self.url, message)
+        note_end(self.url, message)
+
     def _watch(self) -> None:
         """Start the server again when it has crashed; the engine does without it meanwhile."""
         wakes = threading.Event()
+        failed: list[int] = []  # statuses of the last processes that have never answered
         while True:
-            status = self.process.wait()
+            status = self._wait()
             if not self.is_wanted:
                 return
             if status == REFUSED:
-                ENDED[self.url] = f"the server refuses its options: {self._last_lines()}"
-                log.warning("%s: %s", self.url, ENDED[self.url])
+                self._end("the server refuses its options")
+                return
+            if self.has_answered:
+                failed.clear()
+            else:
+                failed.append(status)
+            if failed[-MAX_FAILED_STARTS:] == [status] * MAX_FAILED_STARTS:
+                self._end(f"the server has ended with status {status} {MAX_FAILED_STARTS} times before it answered")
                 return
             log.warning(
                 "%s: the server has ended with status %d and is started again: %s (%s)",

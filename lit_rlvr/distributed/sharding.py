@@ -7,10 +7,12 @@ torch's `fully_shard` ("FSDP2").
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import wraps
 from typing import Any
+from weakref import WeakSet
 
 import torch
 import torch.distributed as dist
@@ -30,6 +32,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lit_rlvr.distributed.collectives import rank
 
+_GATHERED: WeakSet[nn.Module] = WeakSet()
+"""Modules inside `gathered`, which stay whole whatever runs."""
+
 
 def shard(
     root: nn.Module,
@@ -41,8 +46,9 @@ def shard(
     """Shard a module's parameters over the ranks of a mesh, in place, with the values of the first rank.
 
     Each layer (of the language model and of a vision tower) is gathered only for its own forward and backward pass;
-    parameters outside the layers, such as the embeddings, are gathered while `root` itself runs. So call `root`, never
-    a part of it, and call it once before doing anything else with it.
+    parameters outside the layers, such as the embeddings, are gathered while `root` itself runs, and stay whole until
+    the backward pass has ended, which begins with them. So call `root`, never a part of it, and call it once before
+    doing anything else with it; a pass with gradients needs its backward pass.
 
     Args:
         root: complete on the first rank; on the others its tensors may be on the meta device.
@@ -58,8 +64,27 @@ def shard(
     for module in (*reversed(layers), root):
         _fill(module, torch.device(mesh.device_type))
         fully_shard(module, mesh=mesh, reshard_after_forward=True, mp_policy=policy, offload_policy=offloaded)
+    root.register_forward_pre_hook(lambda module, _: _keep_for_backward(module))
     for name in also_called:
         register_fsdp_forward_method(root, name)
+        setattr(root, name, _keeping_for_backward(root, getattr(root, name)))
+
+
+def _keep_for_backward(root: nn.Module) -> None:
+    """Let the parameters outside the layers stay whole after a forward pass if a backward pass follows."""
+    if root not in _GATHERED:
+        root.set_reshard_after_forward(not torch.is_grad_enabled(), recurse=False)  # type: ignore[operator]
+
+
+def _keeping_for_backward(root: nn.Module, method: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a method that runs a model as `forward` does."""
+
+    @wraps(method)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        _keep_for_backward(root)
+        return method(*args, **kwargs)
+
+    return run
 
 
 def _fill(module: nn.Module, device: torch.device) -> None:
@@ -96,12 +121,14 @@ def gathered(root: nn.Module) -> Iterator[None]:
     Collective; enter it on every rank.
     """
     modules = [module for module in root.modules() if isinstance(module, FSDPModule)]
+    _GATHERED.update(modules)
     for module in modules:
         module.set_reshard_after_forward(False, recurse=False)
         module.unshard()
     try:
         yield
     finally:
+        _GATHERED.difference_update(modules)
         for module in modules:
             module.set_reshard_after_forward(True, recurse=False)
             module.reshard()

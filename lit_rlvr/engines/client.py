@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote
 
+from lit_rlvr.common.files import write_atomically
 from lit_rlvr.errors import UserError, first_line, log
 from lit_rlvr.policy.sources import ADAPTER_CONFIG
 
@@ -313,8 +315,24 @@ def _reason(error: Exception) -> str:
     return first_line(error)
 
 
-ENDED: dict[str, str] = {}
-"""URL -> why the server there will never answer; `fit --servers` writes it for those that it started."""
+ENDED_VARIABLE = "LIT_RLVR_ENDED_SERVERS"
+"""Environment variable with the folder in which `fit --servers` notes for all processes which servers have ended."""
+
+
+def note_end(url: str, reason: str) -> None:
+    """Note for all processes of this run why the server at a URL will never answer."""
+    write_atomically(Path(os.environ[ENDED_VARIABLE]) / quote(url, safe=""), reason)
+
+
+def why_ended(url: str) -> str | None:
+    """Return why the server at a URL will never answer; None = it may."""
+    folder = os.environ.get(ENDED_VARIABLE)
+    if folder is None:
+        return None
+    note = Path(folder) / quote(url, safe="")
+    if note.exists():
+        return note.read_text()
+    return None
 
 
 def wait_for(servers: Sequence[VLLMServer], least: int) -> list[VLLMServer]:
@@ -329,9 +347,9 @@ def wait_for(servers: Sequence[VLLMServer], least: int) -> list[VLLMServer]:
         reasons = run_coroutine(_reasons(servers))
         if len(servers) - len(reasons) >= least:
             return [server for server in servers if server not in reasons]
-        ended = [server for server in servers if server.url in ENDED]
+        ended = [f"{server.url}: {why_ended(server.url)}" for server in servers if why_ended(server.url) is not None]
         if len(servers) - len(ended) < least:
-            raise UserError(f"{ended[0].url}: {ENDED[ended[0].url]}")
+            raise UserError(ended[0])
         silent, reason = next(iter(reasons.items()))
         if time.monotonic() > deadline:
             raise UserError(

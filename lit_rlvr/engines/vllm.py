@@ -578,7 +578,7 @@ class VLLMEngine(RolloutEngine):
 
 
 class Renderer:
-    """Prepares prompts for vLLM: their images in a thread of its own, in order; text at once.
+    """Prepares prompts for vLLM: their images in a thread of its own, one prompt at a time; text at once.
 
     Args:
         renderer: vLLM's renderer, which computes one prompt at a time.
@@ -589,22 +589,37 @@ class Renderer:
         self._renderer = renderer
         self._as_input = as_input
         self._thread = ThreadPoolExecutor(1, "lit-rlvr-images")
+        self._waiting: deque[tuple[Prompt, Future[Any]]] = deque()
 
     def begin(self, prompt: Prompt) -> Future[Any]:
-        """Return what a prompt will be."""
-        if prompt.pixels is not None:
-            return self._thread.submit(self._compute, prompt)
-        ready: Future[Any] = Future()
-        ready.set_result(self._compute(prompt))
-        return ready
+        """Return what a prompt will be, after those that were begun before."""
+        future: Future[Any] = Future()
+        if prompt.pixels is None:
+            future.set_result(self._compute(prompt))
+        else:
+            self._waiting.append((prompt, future))
+            self._thread.submit(self._compute_next)
+        return future
 
     def render(self, prompt: Prompt) -> Any:
-        """Return a prompt for vLLM."""
-        return self.begin(prompt).result()
+        """Return a prompt for vLLM, before those that wait: the engine takes no step meanwhile."""
+        if prompt.pixels is None:
+            return self._compute(prompt)
+        future: Future[Any] = Future()
+        self._waiting.appendleft((prompt, future))
+        self._thread.submit(self._compute_next)
+        return future.result()
 
     def close(self) -> None:
         """Drop what has not begun, and wait for what has."""
         self._thread.shutdown(cancel_futures=True)
+
+    def _compute_next(self) -> None:
+        prompt, future = self._waiting.popleft()
+        try:
+            future.set_result(self._compute(prompt))
+        except BaseException as error:  # raised again in the thread that waits for the prompt
+            future.set_exception(error)
 
     def _compute(self, prompt: Prompt) -> Any:
         return self._renderer.render_cmpl([self._as_input(prompt)])[0]

@@ -12,6 +12,7 @@ and log-sum-exp); Milakov and Gimelshein 2018 for merging parts of a softmax.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from itertools import accumulate
 from typing import Any
 
@@ -38,6 +39,10 @@ FLASH_CAPABILITY = (8, 0)
 """Compute capability of the first GPUs with these kernels (Ampere)."""
 MAX_HEAD = 256
 """Largest size of a head that they take."""
+FLASH_3_MAJOR = 9
+"""Compute capability, before the point, of the GPUs with FlashAttention 3 (Hopper)."""
+FLASH_3_MODULE = "flash_attn_interface"
+"""Module of the package from which torch takes FlashAttention 3."""
 
 
 @dataclass
@@ -129,6 +134,13 @@ def available(device: torch.device, dtype: torch.dtype) -> bool:
         if operator is None or [a.name for a in operator.default._schema.arguments][: len(wanted)] != [*wanted]:
             return False
     return True
+
+
+def has_flash_attention_3(device: torch.device) -> bool:
+    """Return whether FlashAttention 3 is installed and is for a device."""
+    if device.type != "cuda" or find_spec(FLASH_3_MODULE) is None:
+        return False
+    return torch.cuda.get_device_capability(device)[0] == FLASH_3_MAJOR
 
 
 def takes_heads(key: int, value: int) -> bool:

@@ -10,15 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
+from torch.nn.attention import (
+    activate_flash_attention_impl,
+    current_flash_attention_impl,
+    restore_flash_attention_impl,
+)
 
+from lit_rlvr.distributed.collectives import all_max
 from lit_rlvr.distributed.sharding import full_tensor
-from lit_rlvr.errors import UserError, log
+from lit_rlvr.errors import UserError, first_line, log
 from lit_rlvr.policy import attention
 from lit_rlvr.policy.architecture import has_recurrent_layers
 from lit_rlvr.policy.layout import Group, Rows, build_rows
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import is_half, training_autocast
-from lit_rlvr.policy.spans import available, lay_out_spans
+from lit_rlvr.policy.spans import available, has_flash_attention_3, lay_out_spans
 from lit_rlvr.policy.speed import compile_layers, decoder_layers
 from lit_rlvr.types import Pixels, Prompt, Sample, Sampling
 
@@ -73,17 +79,17 @@ def compile_and_verify(policy: Policy, dtype: torch.dtype) -> None:
     if not policy.shared_prefix:
         log.warning("model.compute.torch_compile: only layers that share prompts are compiled; %s's are not", name)
         return
-    logp, gradient = _trained_once(policy, dtype)
+    plain = _trained_once(policy, dtype)
     compile_layers(policy.model)
     try:
-        compiled_logp, compiled_gradient = _trained_once(policy, dtype)
+        compiled = _trained_once(policy, dtype)
     except TorchDynamoException as error:
         reason = shorten(str(error).partition("\n\n")[0], 200, placeholder="...")  # advice follows
         raise UserError(
             f"model.compute.torch_compile: torch cannot compile {name}'s layers ({reason}); leave it off, or install "
             "the compiler: a C++ compiler for a CPU, Triton for a GPU"
         ) from error
-    if not (_excess((compiled_logp - logp).abs(), dtype) <= 1 and _apart(compiled_gradient, gradient, dtype) <= 1):
+    if _differs(compiled, plain, dtype):
         raise UserError(f"model.compute.torch_compile: {name}'s compiled layers compute something else; leave it off")
 
 
@@ -103,16 +109,53 @@ def check_spans(policy: Policy, dtype: torch.dtype) -> None:
     """
     if not policy.shared_prefix or policy.attention_method is not None or not available(policy.device, dtype):
         return
-    padded, wanted = _trained_once(policy, dtype, attention.lay_out_padded)
-    spans, gradient = _trained_once(policy, dtype, lay_out_spans)
-    excess = _excess((spans - padded).abs(), dtype)
-    apart = _apart(gradient, wanted, dtype)
-    if not (excess <= 1 and apart <= 1):
+    padded = _trained_once(policy, dtype, attention.lay_out_padded)
+    if _differs(_trained_once(policy, dtype, lay_out_spans), padded, dtype):
         raise UserError(
             f"model: {type(policy.model).__name__}'s attention by spans (policy/spans.py) computes something else on "
             f"{policy.device} than padded attention; use model.compute.shared_prefix: false, and report the "
             "versions of torch and of the driver"
         )
+
+
+def try_flash_attention_3(policy: Policy, dtype: torch.dtype) -> None:
+    """Have torch compute attention by FlashAttention 3 if every rank has it and it computes the same.
+
+    Both methods of attention are compared, because torch uses it for both.
+
+    Collective: call it on every rank, after `check_spans`.
+
+    Args:
+        policy: the policy.
+        dtype: what the model computes in when it is trained.
+    """
+    device = policy.device
+    usable = policy.shared_prefix and policy.attention_method is None and available(device, dtype)
+    chosen = current_flash_attention_impl() is not None  # by the user
+    if all_max(int(chosen or not usable or not has_flash_attention_3(device)), device):
+        return
+    reference = _trained_once(policy, dtype, attention.lay_out_padded)
+    problem = ""
+    try:
+        activate_flash_attention_impl("FA3")
+        for method in (attention.lay_out_padded, lay_out_spans):
+            if _differs(_trained_once(policy, dtype, method), reference, dtype):
+                problem = "it computes something else"
+    except (ImportError, RuntimeError) as error:
+        problem = first_line(error)
+    if not all_max(int(bool(problem)), device):
+        log.info("attention is computed by FlashAttention 3")
+        return
+    restore_flash_attention_impl(_raise_warn=False)
+    policy.zero_grad()
+    log.warning("FlashAttention 3 is installed and not used: %s", problem or "it fails on another process")
+
+
+def _differs(computed: tuple[Tensor, Tensor], wanted: tuple[Tensor, Tensor], dtype: torch.dtype) -> bool:
+    """Return whether log-probabilities or gradients of `_trained_once` differ by more than rounding."""
+    logp, gradient = computed
+    wanted_logp, wanted_gradient = wanted
+    return not (_excess((logp - wanted_logp).abs(), dtype) <= 1 and _apart(gradient, wanted_gradient, dtype) <= 1)
 
 
 def _apart(gradient: Tensor, wanted: Tensor, dtype: torch.dtype) -> float:

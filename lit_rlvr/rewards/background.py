@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Hashable, Sequence
 from concurrent.futures import Future
+from contextvars import copy_context
+from functools import partial
 from itertools import chain
 from queue import SimpleQueue
 from types import TracebackType
@@ -18,7 +20,8 @@ class BackgroundScoring:
     """A separate thread that scores groups as they are added, in batches if several are waiting.
 
     Rewards with worker processes only send and receive here; others run in this thread, not in the main one. It is a
-    daemon: a reward that hangs in this process does not keep an interrupted run from ending.
+    daemon: a reward that hangs in this process does not keep an interrupted run from ending. What rewards log there is
+    forgotten if this object is made within `unlogged`.
 
     Args:
         rewards: the rewards that score a completion.
@@ -30,7 +33,8 @@ class BackgroundScoring:
         self._found: dict[Hashable, Future[Judgements]] = {}
         self._waiting: SimpleQueue[Hashable | None] = SimpleQueue()  # None: no more groups
         self._dropped = False
-        self.thread = threading.Thread(target=self._run, name="lit-rlvr-scoring", daemon=True)
+        run = partial(copy_context().run, self._run)
+        self.thread = threading.Thread(target=run, name="lit-rlvr-scoring", daemon=True)
         self.thread.start()
 
     def __enter__(self) -> BackgroundScoring:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -20,6 +22,20 @@ from lit_rlvr.workers.process import Function, Isolation, Outcome, pickle_for_wo
 
 if TYPE_CHECKING:
     import torch
+
+
+_IS_LOGGED = ContextVar("is_logged", default=True)
+"""Whether rewards may log metrics in this context, to which the threads that it starts for scoring belong."""
+
+
+@contextmanager
+def unlogged() -> Iterator[None]:
+    """Forget what rewards log in this context; training, which may judge at the same time, still logs."""
+    token = _IS_LOGGED.set(False)
+    try:
+        yield
+    finally:
+        _IS_LOGGED.reset(token)
 
 
 class ProcessPlace(NamedTuple):
@@ -106,7 +122,19 @@ class Reward(ChecksArguments, ABC):
         else:
             self.isolation = isolate
         self.truncated_is_wrong = truncated_is_wrong
-        self.metrics: dict[str, list[float]] = {}
+        self._metrics: dict[str, list[float]] = {}
+
+    @property
+    def metrics(self) -> dict[str, list[float]]:
+        """The numbers to log; of a validation a dictionary that nobody reads."""
+        if _IS_LOGGED.get():
+            return self._metrics
+        return {}
+
+    @metrics.setter
+    def metrics(self, metrics: dict[str, list[float]]) -> None:
+        if _IS_LOGGED.get():
+            self._metrics = metrics
 
     def place(self, place: ProcessPlace) -> None:
         """Take note of this process's place in the run; called before `begin_run` and `connect`.

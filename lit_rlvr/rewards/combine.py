@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -290,19 +289,6 @@ def logged_metrics(rewards: Sequence[Reward]) -> dict[str, float]:
         values = [value for metrics in ranks for value in metrics.get(name, [])]
         means[name] = sum(values) / len(values) if values else math.nan
     return means
-
-
-@contextmanager
-def metrics_stay(rewards: Sequence[Reward]) -> Iterator[None]:
-    """Leave what rewards have logged as it is; what they log in the block is forgotten."""
-    logged = [reward.metrics for reward in rewards]
-    for reward in rewards:
-        reward.metrics = {}
-    try:
-        yield
-    finally:
-        for reward, metrics in zip(rewards, logged, strict=True):
-            reward.metrics = metrics
 
 
 def stop_on_failures(

@@ -18,8 +18,8 @@ from lit_rlvr.errors import UserError, check_all, log
 from lit_rlvr.plan import RunPlan
 from lit_rlvr.policy.precision import use_deterministic_kernels
 from lit_rlvr.rewards import shared_pool
-from lit_rlvr.rewards.base import ProcessPlace
-from lit_rlvr.rewards.combine import logged_metrics, metrics_stay
+from lit_rlvr.rewards.base import ProcessPlace, unlogged
+from lit_rlvr.rewards.combine import logged_metrics
 from lit_rlvr.rollout.agreement import agreement_metrics
 from lit_rlvr.rollout.engine_context import engine_context
 from lit_rlvr.rollout.episodes import begins, turn_metrics
@@ -169,7 +169,7 @@ class RolloutCallback(RolloutSettings, Callback):
             return Rollout.unscored([], [], sampling, samples)
         data = next((other for other in module.data.validated if other.name == batch.name), module.data)
         seeds = completion_seeds(batch.prompts, [0] * len(batch), samples, "validation", batch.name)
-        with metrics_stay(self.rewards):
+        with unlogged():
             rollout, _ = self.sampler.sample(batch.prompts, seeds, sampling, data)
         return rollout
 

@@ -512,6 +512,7 @@ class QueueSource(SyncSource):
 
     def close(self) -> None:
         """Wait for what runs in this process, and score no more."""
+        super().close()
         self.wait()
         self._scoring.close()
 

@@ -130,6 +130,7 @@ class SyncSource(RolloutSource):
         self.extra_completions = []
         self.seconds = defaultdict(float)
         rollout = collect(self, batch)
+        self.data.prepare_ahead(batch.cursor)
         self.metrics |= {f"time/{stage}": seconds for stage, seconds in self.seconds.items()}
         return rollout
 
@@ -278,6 +279,9 @@ class SyncSource(RolloutSource):
         progress.begin(STAGE_TEXTS[stage])
         yield
         self.seconds[stage] += time.perf_counter() - started
+
+    def close(self) -> None:
+        self.data.stop_preparing()
 
     def state_dict(self) -> dict[str, Any]:
         return {"reference": self.reference_rewards.state_dict()}

@@ -22,7 +22,7 @@ from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import dither
 from lit_rlvr.policy.sources import weights_version
 from lit_rlvr.policy.speed import compile_layers, compiling_pays, uncompile_layers, use_liger
-from lit_rlvr.policy.verify import check_spans, compile_and_verify, verify_or_fall_back
+from lit_rlvr.policy.verify import check_spans, compile_and_verify, try_flash_attention_3, verify_or_fall_back
 from lit_rlvr.training.reference import Reference
 from lit_rlvr.training.teachers import Teachers, teacher_folder
 
@@ -248,6 +248,7 @@ class Models:
                 broadcast_first(p for n, p in policy.named_parameters() if p.requires_grad or ".lora_" in n)
         if plan.device.type != "cpu":
             check_spans(policy, plan.dtype)
+            try_flash_attention_3(policy, plan.dtype)
         if self.compute.liger:  # the weights are on the GPU now
             use_liger(policy.model)
             verify_or_fall_back(policy, plan.dtype)

@@ -4,8 +4,10 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,7 +17,7 @@ from tiny_runs import CLI, child_environment, launch
 from lit_rlvr.cli import servers
 from lit_rlvr.cli.lightning_cli import ConfigCheck
 from lit_rlvr.cli.servers import URLS_VARIABLE, LocalServer, servers_beside
-from lit_rlvr.engines.client import VLLMServer, wait_for
+from lit_rlvr.engines.client import ENDED_VARIABLE, VLLMServer, wait_for, why_ended
 from lit_rlvr.engines.vllm import GPU_SEQUENCES
 from lit_rlvr.errors import UserError
 
@@ -41,7 +43,11 @@ def four_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[lis
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     monkeypatch.setattr(servers, "LocalServer", RecordedServer)
     monkeypatch.setattr(RecordedServer, "started", [])
-    for name in (URLS_VARIABLE, "CUDA_VISIBLE_DEVICES"):  # set here, so that they are restored afterwards
+    for name in (
+        URLS_VARIABLE,
+        ENDED_VARIABLE,
+        "CUDA_VISIBLE_DEVICES",
+    ):  # set here, so that they are restored afterwards
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     return RecordedServer.started
@@ -80,7 +86,7 @@ def test_the_last_gpus_serve_and_the_others_train(
         )
         with servers_beside("2", settings(), build) as options_of_second:
             assert options_of_second == options and len(four_gpus) == 2, "only the first process starts servers"
-    assert not {URLS_VARIABLE, "CUDA_VISIBLE_DEVICES"} & {*os.environ}, "as they were before"
+    assert not {URLS_VARIABLE, ENDED_VARIABLE, "CUDA_VISIBLE_DEVICES"} & {*os.environ}, "as they were before"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,4,5,6")
     with servers_beside("1", settings(), build):
         assert four_gpus[-1][1] == "6" and os.environ["CUDA_VISIBLE_DEVICES"] == "7,4,5"
@@ -143,33 +149,76 @@ def test_under_a_launcher_it_is_refused(
         pass
 
 
-@pytest.mark.parametrize(("status", "says"), [(2, "refuses its options"), (1, "with status 1 and is started again")])
+@pytest.mark.parametrize(
+    ("statuses", "answered", "says", "ends"),
+    [
+        ([2], [False], "refuses its options", 1),
+        ([1, 1, 1], [False] * 3, "has ended with status 1 3 times before it answered", 3),
+        ([1, 1, 7, 7, 7], [False] * 5, "status 7 3 times", 5),
+        ([1, 1, 1, 1, 1, 1], [False, False, True, False, False, False], "status 1 3 times", 6),
+    ],
+)
 def test_a_server_that_ends_is_said_with_its_last_lines(
-    status: int, says: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    statuses: list[int],
+    answered: list[bool],
+    says: str,
+    ends: int,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Without this, the run waits for the engine's timeout of half an hour."""
+    """Without this, the run waits for the engine's timeout of half an hour. Each process of the run knows why."""
+    started: list[int] = []
 
     def end_at_once(command: list[str], log: IO[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(["bash", "-c", f"echo an old option; echo --bad; exit {status}"], stdout=log)
+        started.append(statuses[len(started)])
+        return subprocess.Popen(["bash", "-c", f"echo an old option; echo --bad; exit {started[-1]}"], stdout=log)
+
+    def wait(self: LocalServer) -> int:
+        self.has_answered = answered[len(started) - 1]
+        return self.process.wait()
 
     monkeypatch.setattr(servers, "start_command", end_at_once)
+    monkeypatch.setattr(servers, "RESTART_SECONDS", 0)
+    monkeypatch.setattr(LocalServer, "_wait", wait)
+    monkeypatch.setenv(ENDED_VARIABLE, str(tmp_path))
     monkeypatch.setattr("lit_rlvr.errors.log.propagate", True)
     output, url = tmp_path / "servers.log", "http://127.0.0.1:1"
     output.write_text("of another server\n")
-    monkeypatch.setattr(servers, "ENDED", ended := {})
-    monkeypatch.setattr("lit_rlvr.engines.client.ENDED", ended)
     server = LocalServer(url, ["serve"], {}, output)
     deadline = time.monotonic() + 60
-    while says not in caplog.text and time.monotonic() < deadline:
+    while why_ended(url) is None and time.monotonic() < deadline:
         time.sleep(0.01)
     server.is_wanted = False
-    assert f"{url}: the server" in caplog.text and "an old option | --bad" in caplog.text
+    assert len(started) == ends and says in caplog.text
+    assert caplog.text.count("and is started again: an old option | --bad") == ends - 1
     assert "of another server" not in caplog.text
-    if status == 2:
-        with pytest.raises(UserError, match=r"refuses its options: an old option \| --bad"):
-            wait_for([VLLMServer(url, None, 1800.0)], least=1)
-    else:
-        assert not ended
+    with pytest.raises(UserError, match=rf"{says}.*: an old option \| --bad"):
+        wait_for([VLLMServer(url, None, 1800.0)], least=1)
+    (note,) = tmp_path.glob("http*")
+    assert says in note.read_text(), "other processes of the run read it"
+
+
+def test_a_server_that_lives_is_asked_whether_it_answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class Health(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            process.kill()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    process = subprocess.Popen(["sleep", "60"])
+    monkeypatch.setattr(servers, "start_command", lambda *_: process)
+    monkeypatch.setattr(servers, "RESTART_SECONDS", 0.1)
+    monkeypatch.setattr(LocalServer, "_watch", lambda self: None)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Health) as http:
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        server = LocalServer(f"http://127.0.0.1:{http.server_port}", ["serve"], {}, tmp_path / "servers.log")
+        assert server._wait() == -9 and server.has_answered
+        http.shutdown()
+    assert server._wait() == -9 and not server.has_answered, "of each process anew"
 
 
 def test_without_a_number_it_is_one_line(run_folder: Path) -> None:

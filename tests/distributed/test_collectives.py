@@ -1,5 +1,6 @@
 """Sums and gathers on a GPU-only backend: it never gets a tensor that NCCL would refuse."""
 
+import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+from transformers.modeling_layers import GradientCheckpointingLayer
 from two_ranks import in_two_ranks
 
 from lit_rlvr.distributed import collectives
@@ -23,7 +26,7 @@ from lit_rlvr.distributed.collectives import (
     gather_rows,
     leave_out_of_buckets,
 )
-from lit_rlvr.distributed.sharding import full_tensor, reduce_over_copies, shard
+from lit_rlvr.distributed.sharding import full_tensor, gathered, reduce_over_copies, shard
 
 
 @pytest.fixture
@@ -79,6 +82,65 @@ def _rank_averages_without_buckets(rank: int) -> None:
 
 def test_gradients_have_no_second_copy_in_ddps_buckets(tmp_path: Path) -> None:
     in_two_ranks(tmp_path, _rank_averages_without_buckets)
+
+
+class Layer(GradientCheckpointingLayer):
+    """A layer that has shards of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, values: Tensor) -> Tensor:
+        return torch.tanh(self.linear(values))
+
+
+class Network(nn.Module):
+    """A layer, and parameters outside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = Layer()
+        self.head = nn.Linear(4, 1)
+
+    def forward(self, values: Tensor) -> Tensor:
+        return self.head(self.layer(values))
+
+    def score(self, values: Tensor) -> Tensor:
+        return self.head(self.layer(values))
+
+
+def _rank_keeps_parameters_for_the_backward_pass(rank: int) -> None:
+    torch.manual_seed(0)
+    alone = Network()
+    model = copy.deepcopy(alone)
+    shard(model, DeviceMesh("cpu", torch.arange(2)), ["score"])
+
+    def whole() -> list[str]:
+        return [name for name, parameter in model.named_parameters() if not isinstance(parameter, DTensor)]
+
+    batches = [torch.arange(4.0).view(1, 4) + k for k in range(2)]
+    with torch.no_grad():
+        wanted = alone(batches[rank])
+        for run in (model, model.score):
+            torch.testing.assert_close(run(batches[rank]), wanted)
+            assert whole() == [], "nothing else would free them"
+        with gathered(model):
+            model(batches[rank])
+            assert len(whole()) == 4
+        assert whole() == []
+    for _ in range(2):
+        loss = model(batches[rank]).square().sum()
+        assert whole() == ["head.weight", "head.bias"]
+        loss.backward()
+        assert whole() == []
+    torch.stack([alone(batch).square().sum() for batch in batches]).mean().backward()
+    for parameter, expected in zip(model.parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(full_tensor(parameter.grad), 2 * expected.grad)  # type: ignore[arg-type, operator]
+
+
+def test_parameters_outside_layers_are_gathered_once_for_both_passes(tmp_path: Path) -> None:
+    in_two_ranks(tmp_path, _rank_keeps_parameters_for_the_backward_pass)
 
 
 def _rank_checks_copies(rank: int) -> None:

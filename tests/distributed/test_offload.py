@@ -111,7 +111,8 @@ def test_a_reference_stays_where_its_shards_are(sharded: bool, wanted: str, monk
     module = GRPO()
     plan = RunPlan(device=torch.device("meta"), strategy=FSDP2() if sharded else None)
     monkeypatch.setattr(RLVRModule, "plan", plan)
-    monkeypatch.setattr("lit_rlvr.training.models.check_spans", lambda *_: None)  # it needs a policy
+    for check in ("check_spans", "try_flash_attention_3"):  # they need a policy
+        monkeypatch.setattr(f"lit_rlvr.training.models.{check}", lambda *_: None)
     module.reference.policy = nn.Linear(2, 2)
     module.on_fit_start()
     assert module.reference.policy.weight.device.type == wanted

@@ -7,6 +7,8 @@ import itertools
 import json
 import string
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +40,7 @@ from lit_rlvr.engines.base import EngineContext, RolloutEngine
 from lit_rlvr.engines.hf import HFEngine
 from lit_rlvr.engines.server import VLLMServerEngine
 from lit_rlvr.engines.transfer import FileTransfer
-from lit_rlvr.engines.vllm import VLLMEngine
+from lit_rlvr.engines.vllm import Renderer, VLLMEngine
 from lit_rlvr.errors import UserError
 from lit_rlvr.options import Lora
 from lit_rlvr.policy.adapters import add_adapters
@@ -337,6 +339,39 @@ def generates_while_it_renders(engine: VLLMEngine, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(VLLMEngine, "_overlaps", True)
     monkeypatch.setattr(engine, "_step", first_step)
     monkeypatch.setattr(renderer, "render_cmpl", later)
+
+
+def test_a_later_turn_goes_before_the_images_of_prompts_that_wait() -> None:
+    order: list[str] = []
+    has_begun = threading.Event()
+    may_end = threading.Event()
+
+    class Slow:
+        def render_cmpl(self, prompts: list[str]) -> list[str]:
+            order.extend(prompts)
+            has_begun.set()
+            assert may_end.wait(60)
+            if prompts == ["broken"]:
+                raise ValueError("no image")
+            return prompts
+
+    def shown(name: str) -> Prompt:
+        return Prompt(Sample(name, "", ""), [1], Pixels((), (), ()))
+
+    renderer = Renderer(Slow(), lambda prompt: prompt.sample.id)
+    first = [renderer.begin(shown(name)) for name in ("a", "b", "broken")]
+    assert has_begun.wait(60)
+    with ThreadPoolExecutor(1) as engine:
+        turn = engine.submit(renderer.render, shown("turn"))
+        while len(renderer._waiting) < 3:
+            time.sleep(0.001)
+        may_end.set()
+        assert turn.result(60) == "turn"
+    assert [future.result(60) for future in first[:2]] == ["a", "b"]
+    with pytest.raises(ValueError, match="no image"):
+        first[2].result(60)
+    assert order == ["a", "turn", "b", "broken"]
+    renderer.close()
 
 
 # The last tests: when their engines end, so does the process group of every vLLM in this process.

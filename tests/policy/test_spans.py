@@ -1,18 +1,21 @@
 """Attention by spans against one completion per row, in numbers and through a model."""
 
+import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tiny import make_prompt, tiny_llama
 from torch import Tensor
+from torch.nn.attention import _registry, current_flash_attention_impl, restore_flash_attention_impl
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy import attention, spans
 from lit_rlvr.policy.attention import lay_out_padded
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.spans import attend, lay_out_spans
-from lit_rlvr.policy.verify import check_spans
+from lit_rlvr.policy.verify import check_spans, try_flash_attention_3
 from lit_rlvr.types import Completion, Rollout, Sampling
 
 GROUPS = {
@@ -98,6 +101,87 @@ def test_both_methods_are_compared_where_a_policy_trains(device: torch.device, m
             broken.setattr(f"lit_rlvr.policy.spans.{name}", wrong)
             with pytest.raises(UserError, match="computes something else on"):
                 check_spans(policy, torch.bfloat16)
+
+
+class Kernels:
+    """A made-up FlashAttention 3, which torch registers and removes as the real one."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, wrong: str) -> None:
+        self.wrong = wrong
+        self.calls = 0
+        self.patch = monkeypatch
+        self.kernel = spans._kernel
+
+    def register(self) -> "Kernels":
+        if self.wrong == "import":
+            raise ImportError("libcudart.so.13: cannot open shared object file\nmore")
+        self.patch.setattr(spans, "_kernel", self.compute)
+        return self
+
+    def compute(self, *arguments: Any) -> tuple[Tensor, Tensor]:
+        self.calls += 1
+        if self.wrong == "run":
+            raise RuntimeError("FA3 flash_attention forward unsupported: inputs must share device")
+        out, lse = self.kernel(*arguments)
+        return out * (0.5 if self.wrong == "numbers" else 1.0), lse
+
+    def remove(self) -> None:
+        self.patch.setattr(spans, "_kernel", self.kernel)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "line"),
+    [
+        ("", "attention is computed by FlashAttention 3"),
+        ("numbers", "FlashAttention 3 is installed and not used: it computes something else"),
+        ("run", "not used: RuntimeError: FA3 flash_attention forward unsupported"),
+        ("import", "not used: ImportError: libcudart.so.13: cannot open shared object file"),
+    ],
+)
+def test_flash_attention_3_is_used_if_it_computes_the_same(
+    wrong: str, line: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    policy = Policy(tiny_llama(), (2,))
+    kernels = Kernels(monkeypatch, wrong)
+    monkeypatch.setitem(_registry._FLASH_ATTENTION_IMPLS, "FA3", kernels.register)
+    try_flash_attention_3(policy, torch.bfloat16)
+    assert current_flash_attention_impl() is None, "there is no such GPU"
+    monkeypatch.setattr("lit_rlvr.policy.verify.has_flash_attention_3", lambda device: True)
+    with caplog.at_level(logging.INFO):
+        try_flash_attention_3(policy, torch.bfloat16)
+    assert current_flash_attention_impl() == (None if wrong else "FA3")
+    assert [line in record.getMessage() for record in caplog.records] == [True]
+    assert all(parameter.grad is None for parameter in policy.parameters())
+    kernels.calls = 0
+    if wrong:
+        check_spans(policy, torch.bfloat16)
+        assert kernels.calls == 0, "torch's own kernels compute again"
+    restore_flash_attention_impl(_raise_warn=False)
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "installed", "has"),
+    [
+        ("cuda", (9, 0), True, True),
+        ("cuda", (9, 0), False, False),
+        ("cuda", (8, 0), True, False),
+        ("cuda", (10, 0), True, False),
+        ("cpu", (9, 0), True, False),
+    ],
+)
+def test_flash_attention_3_is_for_hopper(
+    device: str,
+    capability: tuple[int, int],
+    installed: bool,
+    has: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    if installed:
+        (tmp_path / "flash_attn_interface.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert spans.has_flash_attention_3(torch.device(device)) is has
 
 
 def test_no_block_of_queries_is_said_to_have_one_at_most() -> None:

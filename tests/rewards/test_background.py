@@ -12,7 +12,8 @@ from tiny_rewards import first_token
 
 from lit_rlvr.rewards import MathAnswer, Reward, shared_pool
 from lit_rlvr.rewards.background import BackgroundScoring
-from lit_rlvr.rewards.combine import score_rollout
+from lit_rlvr.rewards.base import unlogged
+from lit_rlvr.rewards.combine import logged_metrics, score_rollout
 from lit_rlvr.types import Completion, Pair, RewardResult, Sample
 
 GROUPS = [[Completion(f"\\boxed{{{n}}}", (n,), "stop") for n in group] for group in ([1, 2], [3, 3], [4, 6])]
@@ -37,6 +38,32 @@ class Held(Reward):
         self.begun.set()
         assert self.let_go.wait(60)
         return super().score(pairs)
+
+
+class Logs(Held):
+    """Logs the length of each batch."""
+
+    def score(self, pairs: Sequence[Pair]) -> list[RewardResult]:
+        results = super().score(pairs)
+        self.metrics.setdefault("size", []).append(float(len(pairs)))
+        self.metrics |= {"last": [float(len(pairs))]}
+        return results
+
+
+def test_a_validation_does_not_take_what_training_logs_meanwhile() -> None:
+    """Groups of training are judged during a validation if the engine is a server."""
+    logs = Logs()
+    with BackgroundScoring([logs]) as training:
+        training.add(0, GROUPS[0][:1], SAMPLES[0])
+        assert logs.begun.wait(60)
+        with unlogged():
+            with BackgroundScoring([logs]) as validation:
+                validation.add(1, GROUPS[1], SAMPLES[1])
+                logs.let_go.set()
+                validation.scores([1], 2)
+            training.result(0)
+            logs.score([(GROUPS[0][0], SAMPLES[0])] * 3)
+    assert logged_metrics([logs]) == {"reward/size": 1.0, "reward/last": 1.0}
 
 
 @pytest.mark.slow

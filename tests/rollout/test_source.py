@@ -35,8 +35,16 @@ def sampled(folder: Path, root: Path, answers: list[str], **options: Any) -> tup
     ],
 )
 def test_rounds_are_sampled_until_the_groups_are_there(
-    tiny_model_folder: Path, tmp_path: Path, answers: list[str], limit: int, rounds: int, kept: dict[int, int]
+    tiny_model_folder: Path,
+    tmp_path: Path,
+    answers: list[str],
+    limit: int,
+    rounds: int,
+    kept: dict[int, int],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    prepared: list[dict[str, int]] = []
+    monkeypatch.setattr(PromptDataModule, "prepare_ahead", lambda self, cursor: prepared.append(cursor))
     source, seen = sampled(tiny_model_folder, tmp_path, answers, max_sampling_rounds=limit)
     (rollout,), (metrics,) = seen.rollouts, seen.metrics
     assert [p.sample.id for p in rollout.prompts] == [f"p{k % len(answers)}" for k in range(2 * rounds)]
@@ -46,6 +54,7 @@ def test_rounds_are_sampled_until_the_groups_are_there(
     assert rollout.kept == kept and seen.minibatches == [[*kept]]
     assert rollout.repeats == [k // len(answers) for k in range(2 * rounds)]
     assert source.data.cursor == source.data.stream.take(2 * rounds, {"epoch": 0, "position": 0})[1]
+    assert prepared == [source.data.cursor], "images of the next batch, not of one that dynamic sampling has taken"
 
 
 def _rank_counts_repeats(rank: int, source: SyncSource) -> None:
