@@ -74,7 +74,8 @@ _COMPLEX = re.compile(r"(-?\s*(?:\d+(?:\.\d+)?\s*[-+]\s*)(?:\d+(?:\.\d+)?)?)\s*j
 
 def read_formula(text: str) -> list[Reading]:
     """Read a formula: a constant, an expression with variables or a matrix."""
-    if engineers := _COMPLEX.fullmatch(text):
+    engineers = _COMPLEX.fullmatch(text)
+    if engineers:
         text = f"{engineers[1]}i"
     if is_code(text):
         return []

@@ -46,7 +46,7 @@ _NUMERAL = re.compile(
 )
 
 
-_SHARE = re.compile(r"(\d+)\s+(?:out\s+of|in)\s+(?:every\s+)?(\d+)")
+_SHARE = re.compile(r"(\d++)\s++(?:out\s++of|in)\s++(?:every\s++)?(\d++)")
 """A count and what it is counted among: "2 out of 3", "1 in 4"."""
 SPOKEN_TIME = re.compile(
     r"(?i)(?:\ban?\s+)?\b(?:(?P<past>half|quarter|\d{1,2}|[a-z]+(?:-[a-z]+)?)(?:\s+minutes)?\s+past|(?P<to>quarter)\s+to)"
@@ -61,15 +61,18 @@ def read_spoken_time(text: str) -> Parts | None:
     match = SPOKEN_TIME.fullmatch(text)
     if match is None:
         return None
-    hour = read_numeral_or_digits(match["hour"])
+    hour = _whole_number(match["hour"])
     minutes = {"half": 30, "quarter": 15}.get((match["past"] or "").lower())
     if minutes is None and match["past"]:
-        minutes = read_numeral_or_digits(match["past"])
+        minutes = _whole_number(match["past"])
     if match["to"]:
         minutes = 45
-        hour = hour and (hour - 1 or 12)
     if hour is None or minutes is None or not 1 <= hour <= 12 or minutes > 59:
         return None
+    if match["to"] and hour == 1:
+        hour = 12
+    elif match["to"]:
+        hour = hour - 1
     half = (match["half"] or "").lower()
     if match["day"]:
         half = {"morning": "a"}.get(match["day"].lower(), "p")
@@ -78,7 +81,7 @@ def read_spoken_time(text: str) -> Parts | None:
     return Parts("time", (hour, minutes, 0, half))
 
 
-def read_numeral_or_digits(text: str) -> int | None:
+def _whole_number(text: str) -> int | None:
     """Read a whole number in digits or words."""
     if text.isdigit():
         return int(text)

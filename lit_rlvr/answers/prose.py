@@ -32,7 +32,7 @@ _DATE = (
     rf"|th)?(?:\s+of)?\s+{MONTH}(?:,?\s+\d{{4}})?(?!\d)"
 )
 _SIGN = r"[-+*/^=<>!|_:\u00b1\u00d7\u00f7]"
-_TOKEN = rf"(?:{_DATE}|\d+\s+out\s+of\s+\d+|{_NUMBER}|{_LATEX}|{_LETTER}|{_SIGN}|[()\[\]{{}},])"
+_TOKEN = rf"(?:{_DATE}|\d++\s++out\s++of\s++\d++|{_NUMBER}|{_LATEX}|{_LETTER}|{_SIGN}|[()\[\]{{}},])"
 _SPAN = re.compile(rf"{_TOKEN}(?:\s*{_TOKEN})*")
 _DELIMITED = re.compile(r"\$\$?([^$]+)\$\$?(?!\d)|\\\((.+?)\\\)|\\\[(.+?)\\\]")
 _CLAUSE = re.compile(
@@ -49,7 +49,8 @@ _VERB = re.compile(
 _TO = r"to(?!\s+the\s+(?!power\b|first\b|second\b|third\b|(?:four|fif|six|seven|eigh|nin|ten|n)th\b)[a-z])"
 """Between the ends of a range, a base and its power, the terms of a ratio; not before a place."""
 _GOES_ON = re.compile(
-    rf"(?i)\$?\s*(?:(?:or|{_TO}|plus|minus|times|divided)\b|(?:percent|%)\s+of\b|\?|can\s+be\s+(?:written|expressed)\b|\(\s*wrong\b|(?:if|when|for)\b.*"
+    rf"(?i)\$?\s*(?:(?:or|{_TO}|plus|minus|times|divided)\b|(?:percent|%)\s+of\b|\?|\(\s*wrong\b"
+    r"|can\s+be\s+(?:written|expressed)\b|(?:if|when|for)\b.*"
     r"\b(?:if|otherwise|else)\b)"
 )
 """Behind a value: it is not the answer, or not all of it."""
