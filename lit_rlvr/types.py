@@ -487,6 +487,21 @@ class RewardResult:
             object.__setattr__(self, "correct", _truth(self.correct))
 
 
+def recorded_places(results: Mapping[str, RewardResult]) -> dict[str, Any]:
+    """Return the places of a completion and of its row under the key of files, if a reward compared some.
+
+    Args:
+        results: what each reward says of the completion.
+    """
+    places = [result.places for result in results.values() if result.places is not None]
+    if not places:
+        return {}
+    shapes = {}
+    for name, given in vars(places[0]).items():
+        shapes[name] = [[round(number, 4) for number in place] for place in given]
+    return {"places": shapes}
+
+
 class ExecutionFailed(Exception):
     """The failure of a program or a query, which leaves nothing to judge.
 
@@ -771,6 +786,9 @@ class Rollout:
             digits: decimals of the numbers; None = all.
         """
         has_reward = bool(self.has_reward[p, g])
+        places = {}
+        if self.details:
+            places = recorded_places(self.details[p][g])
         return {
             "reward": _rounded(self.rewards[p, g], digits) if has_reward else None,
             "correct": bool(self.correct[p, g]) if self.has_correct[p, g] else None,
@@ -778,20 +796,8 @@ class Rollout:
             "advantage": _rounded(self.advantages[p, g], digits)
             if has_reward and self.advantages is not None
             else None,
-            **self._recorded_places(p, g),
+            **places,
         }
-
-    def _recorded_places(self, p: int, g: int) -> dict[str, Any]:
-        """Return the places of a completion and of its row under the key of files, if a reward compared some."""
-        if not self.details:
-            return {}
-        places = [result.places for result in self.details[p][g].values() if result.places is not None]
-        if not places:
-            return {}
-        shapes = {}
-        for name, given in vars(places[0]).items():
-            shapes[name] = [[round(number, 4) for number in place] for place in given]
-        return {"places": shapes}
 
     @property
     def lengths(self) -> Tensor:

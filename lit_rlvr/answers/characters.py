@@ -34,6 +34,11 @@ _PLAIN = {
 _TABLE = str.maketrans(
     dict.fromkeys(_DASHES, "-") | {c: f"\\{name} " for c, name in (_COMMANDS | _GREEK).items()} | _PLAIN
 )
+_GREEK_WORD = re.compile(
+    "([\u0370-\u03ff\u1f00-\u1fff]*[\u0386-\u0390\u03aa-\u03b0\u03c2\u03ca-\u03ce\u1f00-\u1fff]"
+    "[\u0370-\u03ff\u1f00-\u1fff]*|[\u0370-\u03ff\u1f00-\u1fff]{4,})"
+)
+"""A word of Greek, whose letters are no symbols: one with an accent or a final sigma, or with at least four letters."""
 _CONNECTIVES = (
     (re.compile(r"(?:(?<!\s)\s+)?\u6216\u8005?\s*"), " or "),
     (re.compile(r"(?:(?<!\s)\s+)?(?:[\u548c\u4e0e\u53ca\u4e14]|\u5e76\u4e14)\s*"), " and "),
@@ -67,7 +72,7 @@ def plain_characters(text: str) -> str:
     text = _VULGAR.sub(_fraction, text)
     text = _CIRCLED.sub(lambda match: f"({ord(match[0][0]) - 0x245F}), ", text)
     text = _POWER.sub(lambda match: f"^{{{_ascii(match[0])}}}", text)
-    text = _LOWERED.sub(lambda match: f"_{{{_ascii(match[0])}}}", text).translate(_TABLE)
+    text = _translated(_LOWERED.sub(lambda match: f"_{{{_ascii(match[0])}}}", text))
     text = _ROOT.sub(lambda match: f"\\sqrt{_ORDER[match[1]]}{_braced(match[2])}", text)
     text = _ascii(text)
     for pattern, meaning in _CONNECTIVES:
@@ -89,12 +94,19 @@ def _with_caret(match: re.Match[str]) -> str:
 
 def _ascii(text: str) -> str:
     """Return NFKC of the text with ASCII digits, dashes and spaces, without characters that have no width."""
-    text = unicodedata.normalize("NFKC", text).translate(_TABLE)
+    text = _translated(unicodedata.normalize("NFKC", text))
     return "".join(
         str(unicodedata.decimal(c)) if unicodedata.category(c) == "Nd" else " " if c == "\u2028" else c
         for c in text
         if unicodedata.category(c) != "Cf"
     )
+
+
+def _translated(text: str) -> str:
+    """Return the text with the characters of the table replaced, except in words of Greek."""
+    pieces = _GREEK_WORD.split(text)
+    pieces[::2] = [piece.translate(_TABLE) for piece in pieces[::2]]
+    return "".join(pieces)
 
 
 def _fraction(match: re.Match[str]) -> str:

@@ -32,7 +32,7 @@ _SCRIPTS = re.compile(rf"(?<={_CJK})(?=[A-Za-z(])|(?<=[A-Za-z)])(?={_CJK})")
 _BRACKETS = str.maketrans("\u3010\u3011\u3016\u3017\u300a\u300b\u300e\u300f", "()()()()")
 
 _ANSWER = (
-    "answer|option|choice|answers|r\u00e9ponse|antwort|respuesta|risposta|resposta|\u043e\u0442\u0432\u0435\u0442|"
+    "answer|option|choice|answers|r\u00e9ponse|antwort|l\u00f6sung|respuesta|risposta|resposta|\u043e\u0442\u0432\u0435\u0442|"
     "\u7b54\u6848|\u7b54\u3048|\u6b63\u89e3|\u6545\u9009|\u9009\u9879|\uc815?\ub2f5"
 )
 _MARKER = re.compile(
@@ -51,13 +51,13 @@ _FILLER = (
 _FILLERS = rf"(?i:(?:[\s:,=\"'(\[|-]|(?<![^\W_])(?:{_FILLER})(?![^\W_]))*)"
 _CAUSE = r"because|since|as|for|due|given|considering|\u56e0\u4e3a|\u7531\u4e8e"
 _REASON = re.compile(
-    rf"(?i)(?<![^\W_])(?:{_CAUSE}|while|whereas|although|though|but|which|where|explanation|reason|"
+    rf"(?i)(?<![^\W_])(?:{_CAUSE}|while|whereas|although|though|but|which(?! leaves\b)|where|explanation|reason|"
     r"\u7406\u7531|\u89e3\u91ca)(?![^\W_])"
 )
 _REASON_CLAUSE = re.compile(rf"{_REASON.pattern}[^,.;\n]*")
 _VERDICT = (
     r"(?:(?:is|was|would be|must be|should be|seems|looks|appears|fits|matches)(?: \w+){0,2} "
-    r"(?:correct|right|best|answer|choice|option|true|one)|best|remains|is left)(?![^\W_])"
+    r"(?:correct|right|best|answer|choice|option|true|one)|best|remains|is left|it is)(?![^\W_])"
     r"|\u662f?\u6b63\u786e|\u9009?\u9879"
 )
 _SPOKEN = (
@@ -74,6 +74,18 @@ _NOT = (
     r"\u4e0d\u662f|\u4e0d\u9009|\u800c\u975e)"
     r"(?:\s+(?:be|have|been|the|an?|option|choice|answer|letter|for|\u9009\u9879))*(?:\s+(?:[:(\"']\s*)?|[:(\"']\s*)"
 )
+_SEVERAL = r"\(?[A-Z]\)?(?:\s*,\s*\(?[A-Z]\)?)*,?\s+(?:and|or|und|et|y)\s+\(?[A-Z]\)?(?![^\W_])"
+_EXCLUDED = r"(?:wrong|incorrect|false|impossible|excluded|eliminated|rejected|discarded|(?:ruled )?out)(?![^\W_])"
+_OTHERS = re.compile(
+    rf"(?<![^\W_]){_SEVERAL}\s+(?:(?:can|could|must|may|should) be|are) {_EXCLUDED}"
+    rf"|(?i:\b(?:rul\w+ out|eliminat\w+|exclud\w+|reject\w+|discard\w+))\s+{_SEVERAL}"
+)
+"""Several options that a text excludes together: "A, B and D are wrong", "ruling out A and C"."""
+_WRONG_ANSWER = re.compile(
+    r"(?i)(?<![^\W_])(?:wrong|incorrect|false|falsche|mauvaise|fausse|incorrecta"
+    rf"|\u043d\u0435\u043f\u0440\u0430\u0432\u0438\u043b\u044c\u043d\w+)\s+(?:{_ANSWER})[^.;\n]*"
+)
+"""An answer that a text calls wrong: "Wrong answer: D"."""
 _WRONG = (
     r"\)?\s+(?:(?:is|was|are|can|could|would|must|should|does|do|did|has)\s*n[o']t|(?:is|was|are|seems|looks)"
     r"(?: \w+)? (?:wrong|incorrect|false|excluded|eliminated|impossible|unlikely)|\u4e0d\u6b63\u786e|\u9519)(?![^\W_])"
@@ -115,6 +127,7 @@ def _named_in(region: str, reader: _Reader) -> frozenset[int]:
     exact = reader.exact(region)
     if exact:
         return exact
+    region = _WRONG_ANSWER.sub(" ", region)
     for stated in reversed(_MARKER.split(region)[1:]):
         line, _, below = stated.strip().partition("\n")
         named = reader.named(line)
@@ -204,7 +217,8 @@ class _Reader:
         upper = f"[{letters}]" if letters else "(?!)"
         self._list = re.compile(rf"(?<![^\W_])(?P<letter>{upper})(?:\)|[.:](?=\s+\S))")
         stated = r"(?<![^\W_])"
-        stated += r"(?i:option|choice|letter|answer|is|be|choose|pick|select|with|\u9009|\u9009\u9879|\u662f|\u4e3a)"
+        stated += r"(?i:option|choice|letter|answer|is|be|choose|pick|select|with|so|leaves?|leaving"
+        stated += r"|\u9009|\u9009\u9879|\u662f|\u4e3a)"
         upper_letter = letter.replace(any_letter, upper)
         self._stated = re.compile(
             rf"{stated}\s*:?\s*\(?(?:{text}|{upper_letter}(?={end}|\s*[/&]))"
@@ -251,7 +265,7 @@ class _Reader:
             return exact
         if self.is_yes_no and (stated := self._yes_or_no(phrase)):
             return stated
-        asserted, negated = self._negated.subn(" ", phrase)
+        asserted, negated = self._negated.subn(" ", _OTHERS.sub(" ", phrase))
         corrected = self.corrected(asserted)
         if corrected:
             return corrected

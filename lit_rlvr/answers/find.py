@@ -189,8 +189,28 @@ def _with_surroundings(text: str, boxes: _Boxes) -> str:
 
 def _last_line(tail: str) -> Found:
     """Return the last line that is not empty, with the lines above it."""
+    listed = _listed_values(tail)
+    if listed:
+        return Found(listed, "line")
     lines = [bare for line in tail.splitlines() if (bare := _bare(line))] or [""]
     return Found(lines[-1], "line", above=tuple(lines[-4:-1]))
+
+
+_BULLET = re.compile(r"\s*(?:[-*+]|\u2022)\s+\$?([^\sA-Za-z=]+?)\$?\.?\s*")
+"""A line of a list whose item is a value without words or steps."""
+
+
+def _listed_values(tail: str) -> str:
+    """Return the values of the list that a text ends with, at least two, with commas between; "" without one."""
+    values: list[str] = []
+    for line in reversed(tail.rstrip().splitlines()):
+        bullet = _BULLET.fullmatch(line)
+        if bullet is None:
+            break
+        values.insert(0, bullet[1])
+    if len(values) > 1:
+        return ", ".join(values)
+    return ""
 
 
 def _without_heading(text: str, line: str) -> Found | None:

@@ -68,8 +68,15 @@ def is_code(text: str) -> bool:
     return _CODE.fullmatch(text) is not None and len(re.sub(r"_(?:\{[^{}]*\}|\w)", "", text)) > 1
 
 
+_COMPLEX = re.compile(r"(-?\s*(?:\d+(?:\.\d+)?\s*[-+]\s*)(?:\d+(?:\.\d+)?)?)\s*j")
+"""A complex number as engineers and Python write it: "3 + 4j"."""
+
+
 def read_formula(text: str) -> list[Reading]:
     """Read a formula: a constant, an expression with variables or a matrix."""
+    engineers = _COMPLEX.fullmatch(text)
+    if engineers:
+        text = f"{engineers[1]}i"
     if is_code(text):
         return []
     is_spelt = re.fullmatch(r"[a-z]{2,}", text) is not None

@@ -46,8 +46,60 @@ _NUMERAL = re.compile(
 )
 
 
+_SHARE = re.compile(r"(\d++)\s++(?:out\s++of|in)\s++(?:every\s++)?(\d++)")
+"""A count and what it is counted among: "2 out of 3", "1 in 4"."""
+SPOKEN_TIME = re.compile(
+    r"(?i)(?:\ban?\s+)?\b(?:(?P<past>half|quarter|\d{1,2}|[a-z]+(?:-[a-z]+)?)(?:\s+minutes)?\s+past|(?P<to>quarter)\s+to)"
+    r"\s+(?P<hour>\d{1,2}|[a-z]+)(?!\w)(?:\s+(?:in\s+the\s+(?P<day>morning|afternoon|evening)|at\s+(?P<night>night))"
+    r"|\s*(?P<half>[ap])\.?m\b\.?)?"
+)
+"""A time of day in words: "half past seven in the evening", "a quarter to 4"."""
+
+
+def read_spoken_time(text: str) -> Parts | None:
+    """Read a time of day in words."""
+    match = SPOKEN_TIME.fullmatch(text)
+    if match is None:
+        return None
+    hour = _whole_number(match["hour"])
+    minutes = {"half": 30, "quarter": 15}.get((match["past"] or "").lower())
+    if minutes is None and match["past"]:
+        minutes = _whole_number(match["past"])
+    if match["to"]:
+        minutes = 45
+    if hour is None or minutes is None or not 1 <= hour <= 12 or minutes > 59:
+        return None
+    if match["to"] and hour == 1:
+        hour = 12
+    elif match["to"]:
+        hour = hour - 1
+    half = (match["half"] or "").lower()
+    if match["day"]:
+        half = {"morning": "a"}.get(match["day"].lower(), "p")
+    elif match["night"]:
+        half = "p"
+    return Parts("time", (hour, minutes, 0, half))
+
+
+def _whole_number(text: str) -> int | None:
+    """Read a whole number in digits or words."""
+    if text.isdigit():
+        return int(text)
+    number = read_numeral(text)
+    if number is None or number.denominator > 1:
+        return None
+    return int(number)
+
+
 def read_parts(text: str) -> list[Reading]:
     """Read a text with several numbers, such as a time, a date or a ratio; return its readings."""
+    spoken = read_spoken_time(text)
+    if spoken:
+        return [spoken]
+    match = _SHARE.fullmatch(text)
+    if match and 0 < int(match[2]) >= int(match[1]):
+        count = sympy.Integer(match[1])
+        return [Number(count / sympy.Integer(match[2])), Number(count)]
     match = _TIME.fullmatch(text)
     if match:
         hour = int(match[1] or match[5])
@@ -210,6 +262,8 @@ _CAPITALS = re.compile(
     rf"(?:[A-Z]{{2,}}s|[A-Z]{{3,}}|[A-Z]-[a-z]{{3,}}|[a-z][A-Z][a-z]{{2,}})(?:\s+[{ALPHABET}]+){{0,3}}"
 )
 """Abbreviations of things that are counted: CDs, DVD, T-shirts, VIP tickets, iPads."""
+_CONTENT = re.compile(rf"\s+of(?:\s+[{ALPHABET}]+){{1,2}}$")
+"""What an amount is of: "liters of water"."""
 _UNIT_FRACTION = re.compile(r"\\frac\s*\{\s*(\w+)\s*\}\s*\{\s*(\w+(?:\^\{?\d\}?)?)\s*\}")
 _PIECE = re.compile(
     r"(?P<number>\d+(?:\.\d+)?(?:\s+\d+/\d+|/\d+)?)\s*(?P<unit>[A-Za-z]+\.?|'{1,2}|\"|\u5c0f\u65f6|\u5206\u949f?|\u79d2)"
@@ -275,7 +329,7 @@ def _read_amount(text: str) -> list[Reading]:
         if not is_apart and re.fullmatch("[A-Za-z]", tail):
             unit = None
         else:
-            unit = read_unit(tail)
+            unit = read_unit(_CONTENT.sub("", tail))
         is_named = _LABEL.fullmatch(tail) or (is_apart and _CAPITALS.fullmatch(tail))
         if unit is None and (not is_named or _NO_LABEL.search(tail)):
             continue

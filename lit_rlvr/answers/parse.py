@@ -14,6 +14,7 @@ from typing import Any
 import sympy
 
 from lit_rlvr.answers.characters import plain_characters
+from lit_rlvr.answers.countries import without_country
 from lit_rlvr.answers.find import normalise
 from lit_rlvr.answers.formulas import is_code, read_formula, to_sympy
 from lit_rlvr.answers.frames import single_backslashes
@@ -60,6 +61,9 @@ def parse(text: str) -> tuple[Reading, ...]:
         readings_of_text.append(Text(spelt))
     if re.fullmatch(r"-?[\d.,]+ [a-z]+", key):
         readings_of_text.append(Text(key.replace(" ", "")))
+    place = without_country(text)
+    if place:
+        readings_of_text.append(Text(normalise(place)))
     article = re.match(r"(?:the|an?) (?=[a-z]{3})", key)
     if article:
         readings_of_text.append(Text(key[article.end() :]))
@@ -123,14 +127,36 @@ def _read(text: str, depth: int) -> list[Reading]:
     if word:
         return [Text(word)]
     first, second = (_plus_minus, _bracketed) if text[0] == "(" else (_bracketed, _plus_minus)
-    for read in (_list, _set_operations, _relation, first, second):
+    for read in (_bound, _list, _set_operations, _relation, first, second):
         values = read(text, depth)
         if values:
             return values
     return read_formula(text)
 
 
+_SIGNS_IN_WORDS = {
+    "at most": "\\le", "less than or equal to": "\\le", "less than": "<",
+    "at least": "\\ge", "greater than or equal to": "\\ge", "greater than": ">",
+}  # fmt: skip
+_BOUND_IN_WORDS = re.compile(
+    r"(?:(?:\\mathbb\{R\}|(?:all|any|the)?\s*(?:numbers?|values?(?:\s+of\s+[a-z])?)|[a-z])\s+)"
+    r"(?:(?:that\s+|which\s+)?(?:is|are|must\s+be)\s+)?"
+    rf"({'|'.join(_SIGNS_IN_WORDS)})\s+(-?[\d.]+|-?\\[a-z]+\S*)",
+    re.IGNORECASE,
+)
+"""A bound of an unknown: "x is at most 4", "all real numbers less than 3"."""
+
+
 # ---- lists, brackets, sets --------------------------------------------------------------------------------
+
+
+def _bound(text: str, depth: int) -> list[Reading]:
+    """Read a bound in words."""
+    match = _BOUND_IN_WORDS.fullmatch(text)
+    if match is None:
+        return []
+    return _relation(f"x {_SIGNS_IN_WORDS[match[1].lower()]} {match[2]}", depth)
+
 
 _OR = re.compile(r"\bor\b|\\or(?![A-Za-z])|\\lor(?![A-Za-z])|\\cup|\|\|")
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from lit_rlvr.answers.characters import ALPHABET, plain_characters
 from lit_rlvr.answers.find import Found
 from lit_rlvr.answers.latex import clean
-from lit_rlvr.answers.numbers import MONTH
+from lit_rlvr.answers.numbers import MONTH, SPOKEN_TIME, read_spoken_time
 from lit_rlvr.answers.parse import LONGEST, parse
 from lit_rlvr.answers.retracted import (
     begins_with_denial,
@@ -22,7 +22,7 @@ from lit_rlvr.answers.retracted import (
     without_denied,
 )
 from lit_rlvr.answers.units import read_numeral, read_unit
-from lit_rlvr.answers.values import Labelled, Number, Reading, Series, Text, text_keys
+from lit_rlvr.answers.values import Expression, Labelled, Number, Reading, Series, Text, text_keys
 
 _NUMBER = r"(?:[$\u20ac\u00a3\u00a5\u20b9]\s?)?\d[\d,]*(?:\.\d+)?(?:[eE][-+]?\d+)?%?|\.\d+"
 _LATEX = r"\\[A-Za-z]+(?:\s*[\[{](?:[^{}\[\]]|\{(?:[^{}]|\{[^{}]*\})*\})*[\]}])*|\\[%$,;! {}]"
@@ -32,7 +32,7 @@ _DATE = (
     rf"|th)?(?:\s+of)?\s+{MONTH}(?:,?\s+\d{{4}})?(?!\d)"
 )
 _SIGN = r"[-+*/^=<>!|_:\u00b1\u00d7\u00f7]"
-_TOKEN = rf"(?:{_DATE}|{_NUMBER}|{_LATEX}|{_LETTER}|{_SIGN}|[()\[\]{{}},])"
+_TOKEN = rf"(?:{_DATE}|\d++\s++out\s++of\s++\d++|{_NUMBER}|{_LATEX}|{_LETTER}|{_SIGN}|[()\[\]{{}},])"
 _SPAN = re.compile(rf"{_TOKEN}(?:\s*{_TOKEN})*")
 _DELIMITED = re.compile(r"\$\$?([^$]+)\$\$?(?!\d)|\\\((.+?)\\\)|\\\[(.+?)\\\]")
 _CLAUSE = re.compile(
@@ -49,7 +49,8 @@ _VERB = re.compile(
 _TO = r"to(?!\s+the\s+(?!power\b|first\b|second\b|third\b|(?:four|fif|six|seven|eigh|nin|ten|n)th\b)[a-z])"
 """Between the ends of a range, a base and its power, the terms of a ratio; not before a place."""
 _GOES_ON = re.compile(
-    rf"(?i)\$?\s*(?:(?:or|{_TO}|plus|minus|times|divided)\b|(?:percent|%)\s+of\b|\?|\(\s*wrong\b|(?:if|when|for)\b.*"
+    rf"(?i)\$?\s*(?:(?:or|{_TO}|plus|minus|times|divided)\b|(?:percent|%)\s+of\b|\?|\(\s*wrong\b"
+    r"|can\s+be\s+(?:written|expressed)\b|(?:if|when|for)\b.*"
     r"\b(?:if|otherwise|else)\b)"
 )
 """Behind a value: it is not the answer, or not all of it."""
@@ -177,6 +178,8 @@ def _in_sentence(answer: Found, keys: Collection[str]) -> Iterator[str]:
         yield last
         return
     text = without_denied(plain_characters(_PROSE_DASH.sub(", ", answer.text)).strip())
+    if _EXCLAIMED.search(text):
+        text = text.removesuffix("!")
     is_phrase = answer.where != "line"
     corrected = _corrected(text, answer.behind)
     if corrected:
@@ -204,6 +207,9 @@ def _in_sentence(answer: Found, keys: Collection[str]) -> Iterator[str]:
         text = _before_reason(_without_parts(_conclusion(text)))
         if _ASKS.match(text) and "=" not in text:
             return
+    time = SPOKEN_TIME.search(text)
+    if time and read_spoken_time(time[0]) and not is_denied_before(text[: time.start()], text[time.end() :]):
+        yield time[0]
     verb = _verb(text, is_phrase)
     statement = text[verb.end() :] if verb else text
     count = _count(statement) if verb else ""
@@ -225,7 +231,7 @@ def _in_sentence(answer: Found, keys: Collection[str]) -> Iterator[str]:
         if chain:
             yield chain[1]
         return
-    for phrase in dict.fromkeys((text, clause)):
+    for phrase in dict.fromkeys((text, clause, _NOTE.sub("", text))):
         if not keys.isdisjoint(text_keys(parse(phrase))):
             yield phrase
     named = _named(clause, keys)
@@ -252,6 +258,8 @@ def _in_sentence(answer: Found, keys: Collection[str]) -> Iterator[str]:
 
 _REASON = re.compile(r",?\s+\(?(?:because|since(?!\s+\d{4}\b))\s")
 _HOLDS = re.compile(r"\s*(?:works|holds|fits|suffices|satisfies\b.*|is (?:the|an?) (?:only |right |correct )?\w+)$")
+_STATES = re.compile(r"=|\b(?:is|are|was|were|equals?)\b")
+"""In a reason that may state the answer itself: "because the sum is 12"."""
 _REJECTS = re.compile(r"(?i)\b(?:fail|wrong|reject|exclud|discard|thought|ruled? out|too)")
 
 
@@ -267,11 +275,16 @@ def _before_reason(text: str) -> str:
     verb = _verb(before, False)
     has_value_behind = verb is not None and next(_spans(before[verb.end() :]), None) is not None
     holds = not before[: first[0]].strip() and _HOLDS.match(before[first[1] :])
-    if has_value_behind or holds or _is_value(before):
+    is_only = len(_without_ordinals(before)) == 1 and not _STATES.search(text, reason.end())
+    if has_value_behind or holds or is_only or _is_value(before):
         return before
     return text
 
 
+_EXCLAIMED = re.compile(r"(?<=[a-z]{3}\s)[$\\]*\d[\d.,]*\$?!$")
+"""A number at the end of a sentence with an exclamation mark, which is no factorial: "That makes 24!"."""
+_NOTE = re.compile(r"(?<=\w)\s+\((?!\s*(?:not?|wrong|false)\b)[^()]*\)\.?$")
+"""A note in brackets at the end of a line: "Marie Curie (1867-1934)"."""
 _PARTS = re.compile(r",\s+\S+\s+of (?:which|whom)\b|,?\s+of (?:which|whom)\b")
 
 
@@ -315,7 +328,7 @@ def _corrected(text: str, behind: str) -> str:
 
 def _verdict(text: str) -> str:
     """Return yes or no, in any language, if a sentence begins with it or ends with nothing else behind a comma."""
-    match = _FIRST_WORD.match(text) or re.search(rf"(?i)[,:]\s*({_VERDICT_WORD})\W*$", text)
+    match = _FIRST_WORD.match(text) or re.search(rf"(?i)[,:]\s*(?:so\s+)?({_VERDICT_WORD})\W*$", text)
     if match:
         return match[1]
     return ""
@@ -550,10 +563,14 @@ def _with_unit(text: str, start: int, end: int) -> str:
     for count in range(len(pieces), 0, -1):
         if pieces[count - 1].strip() in ("a", "an"):  # "$5 a day"
             continue
+        if pieces[count - 1].strip() == "in" and (count < len(pieces) or span[:1] == "$" or span[:2] == "\\$"):
+            continue  # "$5 in total", no inches
         longer = span + "".join(pieces[:count]).rstrip(".")
         values = parse(longer)
         is_counted = any(isinstance(value, Number) and value.noun for value in values)
         new_values = [value for value in values if not isinstance(value, Text)]
+        if any(isinstance(value, Expression) for value in new_values):  # "56 de bile" is no product
+            continue
         if _is_value(longer) and (is_counted or new_values != [v for v in plain if not isinstance(v, Text)]):
             return longer
     return span

@@ -197,6 +197,18 @@ _PARTS = {
     "eighths": 8,
     "ninths": 9,
     "tenths": 10,
+    "elevenths": 11,
+    "twelfths": 12,
+    "thirteenths": 13,
+    "fourteenths": 14,
+    "fifteenths": 15,
+    "sixteenths": 16,
+    "seventeenths": 17,
+    "eighteenths": 18,
+    "nineteenths": 19,
+    "twentieths": 20,
+    "hundredths": 100,
+    "thousandths": 1000,
 }
 BASES = {word: i for word, i in _WORDS.items() if 2 <= i <= 16}
 
@@ -220,6 +232,8 @@ def read_numeral(text: str) -> Fraction | None:
         words[0] = "one"
     if words == ["half"]:
         return Fraction(sign, 2)
+    if len(words) == 2 and words[0] == "one" and f"{words[1]}s" in _PARTS:  # "one twelfth"; "a twelfth" may be another
+        return Fraction(sign, _PARTS[f"{words[1]}s"])
     if len(words) == 2 and words[1] in _PARTS and words[0] in ("a", "one", *_ONES):
         return Fraction(sign * _WORDS.get(words[0], 1), _PARTS[words[1]])
     total = 0

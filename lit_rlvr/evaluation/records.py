@@ -13,7 +13,7 @@ from lit_rlvr.common.files import write_atomically
 from lit_rlvr.common.run_files import read_json
 from lit_rlvr.configs import changes
 from lit_rlvr.errors import UserError
-from lit_rlvr.types import Completion, Prompt, RewardResult, Sample
+from lit_rlvr.types import Completion, Prompt, RewardResult, Sample, recorded_places
 
 if TYPE_CHECKING:
     from lit_rlvr.rewards.combine import Scores
@@ -226,6 +226,7 @@ def group_rows(part: str, prompt: Prompt, completions: list[Completion], scores:
         row["finish_reason"] = completion.finish_reason
         row["tokens"] = completion.length
         row |= _criteria_of(scores.details[p][g])
+        row |= recorded_places(scores.details[p][g])
         row["reward"] = None
         if scores.has_reward[p, g]:
             row["reward"] = round(float(scores.rewards[p, g]), 6)

@@ -377,3 +377,57 @@ def test_blanks_behind_an_answer_cost_no_time() -> None:
     began = process_time()
     assert not is_denied(" " * 20_000 + "x")
     assert process_time() - began < 2.0, "n * n would take minutes"
+
+
+@pytest.mark.parametrize(
+    ("text", "right", "wrong"),
+    [
+        ("She hit 7 out of 12.", "7/12", "12"),
+        ("The chance is 7 in 12.", "7/12", "12"),
+        ("She hit 18 out of 20.", "18", "20"),
+        ("seven twelfths", "7/12", "7"),
+        ("The train leaves at half past seven in the evening.", "7:30 PM", "7:30 AM"),
+        ("a quarter to 4", "3:45", "4"),
+        ("ten past four", "4:10", "10"),
+        ("3 + 4j", "3+4i", "3-4i"),
+        ("That makes 24!", "24", "25"),
+        ("There are $4!$ orders.", "24", "4"),
+        ("- 2\n- 3\n- 7", "2, 3, 7", "7"),
+        ("- 3 + 4 = 7\n- 7 + 1 = 8", "8", "7, 8"),
+        ("x is at most 4", "(-\\infty, 4]", "4"),
+        ("All real numbers greater than 2.", "(2, \\infty)", "2"),
+        ("0.25 liters of water", "250 mL", "250 L"),
+        ("He pays \\$4.50 in total.", "4.5", "450"),
+        ("Totalul este 56 de bile.", "56", "5"),
+        ("Συνολικά έχει 56 βόλους.", "56", "5"),
+        ("She picked 7 flowers because her mother likes 5 of them.", "7", "5"),
+        ("3/4 can be written as 0.7500.", "0.75", "4"),
+        ("It is Rome, Italy.", "Rome", "Italy"),
+        ("Marie Curie (1867-1934)", "Marie Curie", "1867"),
+        ("It is not prime, so no.", "No", "Yes"),
+    ],
+)  # fmt: skip
+def test_shares_times_lists_and_bounds_in_words(text: str, right: str, wrong: str) -> None:
+    assert judged([(text, right), (text, wrong)]) == [(text, right)]
+
+
+def test_names_of_two_places_and_neither_of_two_numbers_are_no_answer() -> None:
+    cases = [("Paris, Lyon", "Paris"), ("France, Italy", "France"), ("Not Rome, Italy.", "Rome")]
+    cases += [("The answer is neither 36 nor 37.", "36")]
+    assert judged(cases) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "right", "wrong"),
+    [
+        ("B, C and D can be excluded, which leaves A.", "A", "B"),
+        ("A, B and D are wrong, so C.", "C", "A"),
+        ("We can rule out A, C and D. That leaves B.", "B", "C"),
+        ("C it is.", "C", "D"),
+        ("Lösung: D", "D", "C"),
+        ("The wrong answers are B and C. The correct answer is A.", "A", "B"),
+    ],
+)
+def test_the_option_that_is_left_over_is_named(text: str, right: str, wrong: str) -> None:
+    assert judged([(text, right), (text, wrong)]) == [(text, right)]
+    assert judged([("Wrong answer: D", "D"), ("Неправильный ответ: D", "D"), ("A and B are wrong.", "A")]) == []

@@ -13,7 +13,7 @@ from lit_rlvr.errors import UserError
 from lit_rlvr.evaluation.records import Records, read_completions
 from lit_rlvr.rewards.combine import Scores
 from lit_rlvr.run.folder import lock_folder
-from lit_rlvr.types import Completion, RewardResult
+from lit_rlvr.types import Completion, Places, RewardResult
 
 PROMPTS = [make_prompt([1], name) for name in ("a", "b")]
 COMPLETIONS = [Completion("4", (7,), "stop"), Completion("5\u2028", (7, 8), "length")]
@@ -46,6 +46,17 @@ def test_groups_are_found_again(tmp_path: Path) -> None:
     assert (first["correct"], first["extracted"], first["tokens"], first["finish_reason"]) == (True, "4", 1, "stop")
     assert (second["correct"], second["status"], second["completion"]) == (None, "error", "5\u2028")
     assert (first["reward"], second["reward"]) == (1.0, None)
+
+
+def test_places_in_an_image_are_recorded(tmp_path: Path) -> None:
+    judged = scores()
+    places = Places(((0.0, 0.25, 1 / 3, 1.0),), ((0.5, 0.5),))
+    judged.details[0][0]["boxes"] = RewardResult(0.0, places=places)
+    records = Records(tmp_path, {})
+    records.add("x", PROMPTS[0], COMPLETIONS, judged)
+    first, second = Records(tmp_path, {}).groups("x", PROMPTS[:1])[0]
+    assert first["places"] == {"reference": [[0.0, 0.25, 0.3333, 1.0]], "answer": [[0.5, 0.5]]}
+    assert "places" not in second
 
 
 def test_a_record_can_be_judged_again(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from lit_rlvr.datamodules.reading.images import ImageOptions, open_images
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.families.base import ImageProcessor
 from lit_rlvr.policy.loading import load_image_processor
-from lit_rlvr.rewards import PairwiseJudge, PointwiseJudge, RewardModel, RewardModelServer, RubricJudge
+from lit_rlvr.rewards import GroupJudge, PairwiseJudge, PointwiseJudge, RewardModel, RewardModelServer, RubricJudge
 from lit_rlvr.types import Completion, Sample, Video
 
 ROW = Sample("a", "<image>\nWhat is this?", "a square", source="set.jsonl:3")
@@ -75,6 +75,21 @@ def test_a_picture_has_at_most_so_many_pixels(processor: ImageProcessor) -> None
         PointwiseJudge(server=stub.server()).score(judged(replace(ROW, images=()), "a square"))
         assert isinstance(stub.bodies[2]["messages"][1]["content"], str)
         assert "images" not in stub.bodies[2]["messages"][0]["content"]
+
+
+def test_a_judge_is_sent_what_an_environment_showed(processor: ImageProcessor) -> None:
+    row = row_with(processor, gradient(56, 56))
+    shown = processor.pixels([gradient(84, 56), gradient(56, 84)])
+    pair = replace(Completion("a square", (1,), "stop"), pixels=shown), row
+    with StubJudge(says_something) as stub:
+        PointwiseJudge(server=stub.server()).score([pair])
+        pictures = [*processor.pixels(row.images).images, *shown.images]
+        assert [picture.tobytes() for picture in pictures_in(stub.bodies[0])] == [one.tobytes() for one in pictures]
+        assert "The last 2 of them were not in the question" in stub.bodies[0]["messages"][0]["content"]
+        GroupJudge(server=stub.server()).score([pair])
+        assert len(pictures_in(stub.bodies[1])) == 1, "those of the row, which all answers share"
+        PointwiseJudge(server=stub.server(max_pixels=0)).score([pair])
+        assert isinstance(stub.bodies[2]["messages"][1]["content"], str)
 
 
 def test_the_question_at_the_start_has_the_images_of_the_row_with_the_most(processor: ImageProcessor) -> None:

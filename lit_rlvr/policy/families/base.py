@@ -106,8 +106,13 @@ class ImageProcessor(ABC):
         """Return the model's inputs for RGB images that `resize` returned, and videos with such frames."""
 
     def resized_size(self, width: int, height: int) -> tuple[int, int]:
-        """Return the size (width, height) in which `resize` returns an image; by default unchanged."""
-        return width, height
+        """Return the size (width, height) in which `resize` returns an image; by default by trying it."""
+        if type(self).resize is ImageProcessor.resize:
+            return width, height
+        from PIL import Image
+
+        resized: tuple[int, int] = self.resize(Image.new("RGB", (width, height))).size
+        return resized
 
     def coordinates_of(self, images: Any) -> tuple[Coordinates, ...]:
         """Return how the model writes places in each of a sample's opened images; () if one is a video."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from lit_rlvr.errors import log
 from lit_rlvr.rewards.base import CheckedReward, ProcessPlace
-from lit_rlvr.rewards.judges.images import has_videos, image_urls
+from lit_rlvr.rewards.judges.images import as_urls, has_videos, image_urls
 from lit_rlvr.rewards.judges.prompts import Question, Reply, ask_about
 from lit_rlvr.rewards.judges.server import Answer, Client, JudgeServer, Read
 from lit_rlvr.types import Completion, Pair, Sample
@@ -101,6 +101,13 @@ class Judge(CheckedReward):
             urls = image_urls(sample, self.client.server.max_pixels)
             self._last_images = sample, urls
         return urls
+
+    def images_shown(self, completion: Completion) -> tuple[str, ...]:
+        """Return the images that an environment showed in an episode, as the judge is sent them; () = it sees none."""
+        max_pixels = self.client.server.max_pixels
+        if completion.pixels is None or not self.sends_images or max_pixels == 0:
+            return ()
+        return as_urls(completion.pixels.images, max_pixels)
 
     @property
     def trial_pair(self) -> Pair:

@@ -1,7 +1,8 @@
-"""The images of a row as a judge is sent them."""
+"""The images of a row, and those that an environment showed, as a judge is sent them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from lit_rlvr.common.pictures import Size, fit, png_url
@@ -21,11 +22,13 @@ def image_urls(sample: Sample, max_pixels: int | None) -> tuple[str, ...]:
         max_pixels: larger images are reduced to this many pixels; None = none is.
     """
     seen = sample.coordinates or (None,) * len(sample.images)
-    urls = []
-    for number, coordinates in enumerate(seen):
-        image = _as_seen(sample.images[number], coordinates)
-        urls.append(png_url(_resized(image, fit(image.size, None, max_pixels))))
-    return tuple(urls)
+    images = [_as_seen(sample.images[number], coordinates) for number, coordinates in enumerate(seen)]
+    return as_urls(images, max_pixels)
+
+
+def as_urls(images: Sequence[Any], max_pixels: int | None) -> tuple[str, ...]:
+    """Return PIL images as URLs that hold PNGs of at most so many pixels."""
+    return tuple(png_url(_resized(image, fit(image.size, None, max_pixels))) for image in images)
 
 
 def _as_seen(image: Any, coordinates: Coordinates | None) -> Any:

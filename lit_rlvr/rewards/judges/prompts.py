@@ -22,6 +22,11 @@ IMAGES = (
     "judge, like the text."
 )
 """What the rules of a question with images add."""
+SHOWN = (
+    "The last {count} of them were not in the question: the writer of the answer saw them in this order while working "
+    "on it."
+)
+"""What they add if an environment showed images."""
 TOKEN = re.compile(
     r"<(?=[|\uff5c]\w)"
     r"|<(?=/?\w+[|\uff5c]>)"
@@ -90,7 +95,12 @@ class Question:
 
 
 def ask_about(
-    task: str, material: Mapping[str, str], fields: Mapping[str, Values], has_reason: bool, images: Sequence[str] = ()
+    task: str,
+    material: Mapping[str, str],
+    fields: Mapping[str, Values],
+    has_reason: bool,
+    images: Sequence[str] = (),
+    shown: Sequence[str] = (),
 ) -> Question:
     """Return a question about material that the model or the data wrote.
 
@@ -102,7 +112,8 @@ def ask_about(
         material: title -> text.
         fields: field of the reply -> the values that it may have.
         has_reason: whether the judge gives a reason first.
-        images: the images that the judge sees, as `Judge.images_of` returns them.
+        images: the images of the row, as `Judge.images_of` returns them.
+        shown: the images that an environment showed, as `Judge.images_shown` returns them.
     """
     material = {title: without_surrogates(text) for title, text in material.items()}
     mark = hashlib.sha256(json.dumps([*material.items()]).encode()).hexdigest()[:16]
@@ -114,6 +125,8 @@ def ask_about(
     values = "; ".join(f"{name} is one of {', '.join(map(str, possible))}" for name, possible in fields.items())
     form = f"Reply with one JSON object and nothing behind it: {wanted}, where {values}."
     rules = RULES.format(task=task, mark=mark, form=form)
-    if images:
+    if images or shown:
         rules = f"{rules}\n\n{IMAGES}"
-    return Question(rules, "\n\n".join([*parts, form]), tuple(fields.items()), has_reason, tuple(images))
+    if shown:
+        rules = f"{rules} {SHOWN.format(count=len(shown))}"
+    return Question(rules, "\n\n".join([*parts, form]), tuple(fields.items()), has_reason, (*images, *shown))

@@ -113,7 +113,7 @@ class RubricJudge(Judge):
 
     def questions(self, pair: Pair) -> list[Question]:
         """Return the questions about a completion: one for all criteria, or one for each."""
-        sample = pair[1]
+        completion, sample = pair
         if self.with_reference:
             reference = " or ".join(map(str, filter(None, sample.references)))
         else:
@@ -130,11 +130,12 @@ class RubricJudge(Judge):
             parts = [named]
         scores = tuple(range(self.highest + 1))
         images = self.images_of(sample)
+        shown = self.images_shown(completion)
         questions = []
         for part in parts:
             listed = [f"{name}: {criterion}" for name, criterion in part.items()]
             task = "\n".join([self.task, *listed])
-            questions.append(ask_about(task, material, dict.fromkeys(part, scores), self.has_reason, images))
+            questions.append(ask_about(task, material, dict.fromkeys(part, scores), self.has_reason, images, shown))
         return questions
 
     def result(self, rubric: Rubric, replies: Sequence[Reply]) -> RewardResult:

@@ -14,9 +14,10 @@ from PIL import Image
 from tiny_vlms import save_gemma3, save_internvl3_5, save_qwen2_5_vl, save_qwen2_vl, save_qwen3_vl
 
 from lit_rlvr.datamodules import PromptDataModule, ShapeBox
-from lit_rlvr.datamodules.reading.images import ImageOptions
+from lit_rlvr.datamodules.reading.images import ImageOptions, open_images
 from lit_rlvr.datamodules.reading.split import ReadingOptions
 from lit_rlvr.errors import UserError
+from lit_rlvr.policy.families.base import ImageProcessor
 from lit_rlvr.policy.loading import load_image_processor
 from lit_rlvr.rewards import Boxes, Points
 from lit_rlvr.rewards.places.geometry import box_overlaps, distance_to, match
@@ -276,6 +277,24 @@ def test_each_family_writes_places_its_own_way(save: Any, corner: Any, y_first: 
     if y_first:
         expected = [expected[1], expected[0], expected[3], expected[2]]
     assert json.loads(gold) == [[round(number) for number in expected]]
+
+
+def test_a_family_with_a_resize_of_its_own_writes_pixels_of_that_size(tmp_path: Path) -> None:
+    processor = load_image_processor(str(save_qwen2_5_vl(tmp_path)))
+
+    class Halved(ImageProcessor):
+        def placeholders(self, width: int, height: int) -> tuple[int, ...]:
+            return (1,)
+
+        def cut(self, resized: Any) -> Any:
+            raise NotImplementedError
+
+        def resize(self, image: Any) -> Any:
+            return image.resize((image.width // 2, image.height // 2))
+
+    own = Halved(processor.family, processor.folder, processor.processor, processor.tokenizer)
+    images = open_images([Image.new("RGB", (200, 100))], Path(), ImageOptions())
+    assert own.coordinates_of(images) == (Coordinates((200, 100), (100, 50), seen=(100, 50)),)
 
 
 def test_the_drawn_box_is_that_of_the_shape(tmp_path: Path) -> None:
