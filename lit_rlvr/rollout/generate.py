@@ -97,6 +97,8 @@ class GroupSampler:
                 context.max_tokens,
                 self.synced_engine.engine.takes_stop,
             )
+            for other in data.validated:
+                self.agents.conversations_of(other)
         elif self.environment is not None:
             self._between = {d.name: between_turns(d, policy.eos_token_ids, self.environment) for d in data.validated}
             self._max_tokens = context.max_tokens
@@ -198,10 +200,15 @@ class GroupSampler:
             seeds: P lists of G.
             sampling: how completions are sampled.
             data: the prompts' DataModule.
-            opened: called with the prompts once they have what the environment says first.
+            opened: called with the prompts once they have what the environment says first; with agents, whenever the
+                tokens with which a group begins are known.
             started: called when a group's first completion starts.
             done: called when a group is complete.
         """
+        if self.agents is not None:
+            engine = self.synced_engine.engine
+            self.agents.play_stream(prompts, sampling, seeds, opened, started, done, data, engine)
+            return
         episodes = None
         if self.environment is not None:
             between = self._between[data.name]

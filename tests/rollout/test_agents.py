@@ -1,5 +1,6 @@
 """Agents: programs that call the run's endpoint. Their rows hold the tokens that were sampled."""
 
+import itertools
 import json
 import random
 import socket
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +19,7 @@ import pytest
 import torch
 from slow_loops import slow_gigpo_turns, slow_step_returns_turns
 from tiny import END, ENDS, byte_tokenizer, plain_logprobs, tiny_llama
-from tiny_engines import hf_engine
+from tiny_engines import Streaming, hf_engine
 from tiny_fit import assert_same, fit, naive_gradients
 from tiny_runs import CLI, FIT, STRATEGIES, completions, in_two_processes, metrics, to
 
@@ -300,6 +302,78 @@ def test_recorded_episodes_of_several_sequences_are_trained_again_exactly(
     assert all(torch.equal(gradient, second.gradients[0][name]) for name, gradient in first.gradients[0].items())
 
 
+class Noting(Streaming):
+    """Remembers the weights that sampled each message; the last one of an episode waits for newer weights.
+
+    Args:
+        concurrent: takes weights while episodes are played.
+    """
+
+    def __init__(self, concurrent: bool) -> None:
+        super().__init__()
+        self.concurrent = concurrent
+        self.notes: dict[tuple[tuple[int, ...], tuple[int, ...]], tuple[int, torch.nn.Module]] = {}
+        self.waits = True
+
+    def generate(self, prompts: Any, sampling: Any, seeds: Any, done: Any = None, turns: Any = None) -> Any:
+        with self._turn:
+            groups = super().generate(prompts, sampling, seeds, done, turns)
+            model = deepcopy(self.copy.model)
+            for prompt, (turn, *_) in zip(prompts, groups, strict=True):
+                self.notes[tuple(prompt.token_ids), turn.token_ids] = self._syncs - 1, model
+            return groups
+
+    def generate_stream(self, prompts: Any, *others: Any) -> None:
+        is_first = "why?" in byte_tokenizer().decode(prompts[0].token_ids) and self.waits
+        if is_first:
+            self.waits = False
+            wait_until(lambda: self._syncs > 1)
+        super().generate_stream(prompts, *others)
+
+
+@torch.no_grad()
+@pytest.mark.first_case_fast
+@pytest.mark.parametrize("concurrent", [True, False])
+def test_episodes_under_staleness_have_the_version_of_the_weights_that_sampled_each_message(
+    concurrent: bool, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    """On servers weights may change in the middle of an episode; its tokens are then those of several versions."""
+    engine = Noting(concurrent)
+    _, seen = fit(
+        tiny_model_folder,
+        tmp_path,
+        steps=3,
+        engine=engine,
+        environment=Agent([sys.executable, str(SCRIPT), "turns", "worker"], workers=3),
+        sampling=SAMPLING,
+        rewards=None,
+        prompts_per_rollout=2,
+        group_size=2,
+        staleness=1,
+        max_failure_rate=0.0,
+    )
+    ages = set()
+    mixed = 0
+    for step, rollout in enumerate(seen.rollouts):
+        rows = [(prompt, row) for prompt, g in zip(rollout.prompts, rollout.completions, strict=True) for row in g]
+        for number, (prompt, row) in enumerate(rows):
+            begins = [0, *itertools.accumulate(row.sequence_lengths)]
+            versions = set()
+            for turn in row.turns:
+                first, end = turn.span
+                begin = max(begin for begin in begins if begin <= first)
+                before = (*prompt.token_ids, *row.token_ids[begin:first])
+                version, model = engine.notes[before, row.token_ids[first:end]]
+                assert rollout.versions[number, first:end].tolist() == [version] * (end - first)
+                expected, _ = plain_logprobs(model, before, row.token_ids[first:end], SAMPLING)
+                torch.testing.assert_close(torch.tensor(row.logprobs[first:end]), expected, atol=1e-4, rtol=0)
+                ages.add(step - version)
+                versions.add(version)
+            mixed += len(versions) > 1
+        assert seen.metrics[step]["rollout/agent/sequences"] >= 1
+    assert ages == {0, 1} and (mixed > 0) == concurrent
+
+
 def test_what_cannot_be_trained_is_refused_and_a_retry_is_answered_from_memory(play: Any) -> None:
     played = play("refusals")
     assert_exact_with_auxiliary(played)
@@ -463,8 +537,8 @@ def test_the_clients_of_openai_and_anthropic_call_tools(client: str, play: Any) 
 
 def test_settings_that_do_not_go_with_an_agent_are_refused(tiny_model_folder: Path, tmp_path: Path) -> None:
     agent = Agent([sys.executable, str(SCRIPT), "turns"])
-    with pytest.raises(UserError, match=r"rollout\.staleness: an agent plays"):
-        fit(tiny_model_folder, tmp_path, environment=agent, staleness=1, rewards=None)
+    with pytest.raises(UserError, match=r"rollout\.replay_routes: an agent's completions"):
+        fit(tiny_model_folder, tmp_path, environment=agent, replay_routes=True, rewards=None)
     with pytest.raises(UserError, match="no program 'no-such-program'"):
         Agent("no-such-program --fast")
     with pytest.raises(UserError, match="the run sets OPENAI_API_KEY itself"):
