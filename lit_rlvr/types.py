@@ -536,6 +536,20 @@ class Pixels:
         )
         return before if before.inputs else None, after if after.inputs else None
 
+    def spans(self, token_ids: Sequence[int]) -> list[range]:
+        """Return where the placeholders of the images stand in a text, up to the first image that is not in it."""
+        spans: list[range] = []
+        start = 0
+        for placeholder in self.placeholders:
+            length = len(placeholder)
+            while start + length <= len(token_ids) and tuple(token_ids[start : start + length]) != tuple(placeholder):
+                start += 1
+            if start + length > len(token_ids):
+                break
+            spans.append(range(start, start + length))
+            start += length
+        return spans
+
     @classmethod
     def joined(cls, parts: Sequence[Pixels | None]) -> Pixels | None:
         """Concatenate the images of several parts; return None without images."""

@@ -18,6 +18,7 @@ from lit_rlvr.agents.processes import FILES_OF_PROGRAM, Worker, play_episode
 from lit_rlvr.agents.requests import SamplingRules
 from lit_rlvr.agents.session import CAUSES, Group, Limits, Session, completion_of, sequences_of, shared_start
 from lit_rlvr.common.packages import require
+from lit_rlvr.common.pictures import png_url
 from lit_rlvr.distributed.collectives import gather_objects, rank, world_size
 from lit_rlvr.engines.base import OnGroupStarted, RolloutEngine
 from lit_rlvr.engines.dispatch import free_descriptors
@@ -25,7 +26,7 @@ from lit_rlvr.engines.turns import Continuation, OnGroupDone, Turns
 from lit_rlvr.environments.agent import Agent
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards.forms import as_messages
-from lit_rlvr.types import Completion, Prompt, Sampling
+from lit_rlvr.types import Completion, Prompt, Sampling, kinds_of
 
 if TYPE_CHECKING:
     from lit_rlvr.agents.endpoint import Job
@@ -61,6 +62,7 @@ class AgentEpisodes:
         folder: the folder of the model, whose name agents see.
         context: the longest sequence; 0 = no limit.
         takes_stop: whether the engine ends completions at texts.
+        takes_images: whether the policy is a vision model.
 
     Attributes:
         counts: of the episodes of training that ended since `take_counts`, by name.
@@ -68,7 +70,13 @@ class AgentEpisodes:
     """
 
     def __init__(
-        self, agent: Agent, eos_token_ids: tuple[int, ...], folder: str, context: int, takes_stop: bool
+        self,
+        agent: Agent,
+        eos_token_ids: tuple[int, ...],
+        folder: str,
+        context: int,
+        takes_stop: bool,
+        takes_images: bool = False,
     ) -> None:
         require("starlette", "rollout.environment: Agent", "starlette", "uvicorn")
         from lit_rlvr.agents.endpoint import Endpoint  # it imports an optional package
@@ -77,6 +85,7 @@ class AgentEpisodes:
         self._eos_token_ids = eos_token_ids
         self._context = context
         self._takes_stop = takes_stop
+        self._takes_images = takes_images
         most = free_descriptors() // FILES_OF_PROGRAM
         if agent.parallel > most:
             option = "workers" if agent.workers else "parallel"
@@ -126,7 +135,7 @@ class AgentEpisodes:
                 if done is not None:
                     done(p, groups.completions[p])
 
-        with self._running(groups.every, sampling if is_training else None):
+        with self._running(groups.every, self._rules(sampling if is_training else None, data)):
             while (jobs := self._take_jobs(groups.every, self._agent.batch_seconds, together=True)) is not None:
                 self._sample(jobs, groups.every, sampling, generate, together=True)
                 report()
@@ -171,7 +180,7 @@ class AgentEpisodes:
                 opened(groups.prompts)
                 done(p, groups.completions[p])
 
-        with self._running(groups.every, sampling):
+        with self._running(groups.every, self._rules(sampling, data)):
             seconds = 0.0 if engine.concurrent else self._agent.batch_seconds
             while (jobs := self._take_jobs(groups.every, seconds, together=False)) is not None:
                 for job in jobs:
@@ -193,14 +202,13 @@ class AgentEpisodes:
             self._endpoint.end(session)
 
     @contextmanager
-    def _running(self, sessions: list[Session], sampling: Sampling | None) -> Iterator[None]:
+    def _running(self, sessions: list[Session], rules: SamplingRules) -> Iterator[None]:
         """Run the programs of some episodes, and end those that are left.
 
         Args:
             sessions: the episodes.
-            sampling: the settings that their requests may repeat; None = requests may give any.
+            rules: the parameters that their requests may give.
         """
-        rules = SamplingRules(sampling, frozenset(self._agent.ignore), self._takes_stop)
         self._endpoint.open(sessions, rules)
         stopped: list[bool] = []
         running = [self._threads.submit(self._play_one, session, lambda: bool(stopped)) for session in sessions]
@@ -218,10 +226,25 @@ class AgentEpisodes:
             if not future.cancelled():
                 future.result()
 
+    def _rules(self, sampling: Sampling | None, data: PromptDataModule) -> SamplingRules:
+        """Return the parameters that requests may give.
+
+        Args:
+            sampling: the settings that they may repeat; None = they may give any.
+            data: says in which size the model sees images.
+        """
+        images = None
+        if self._takes_images:
+            images = data.images
+        return SamplingRules(sampling, frozenset(self._agent.ignore), self._takes_stop, images)
+
     def conversations_of(self, data: PromptDataModule) -> Conversations:
         """Return what renders conversations of a data set."""
         if data.name not in self._conversations:
-            self._conversations[data.name] = Conversations(data.chat, data.tokenizer, self._eos_token_ids)
+            processor = None
+            if self._takes_images:
+                processor = partial(getattr, data, "image_processor")
+            self._conversations[data.name] = Conversations(data.chat, data.tokenizer, self._eos_token_ids, processor)
         return self._conversations[data.name]
 
     def _open_sessions(
@@ -230,17 +253,18 @@ class AgentEpisodes:
         """Return a session for each seed.
 
         Raises:
-            UserError: rows have images, or answers begin with a prefill.
+            UserError: a row has a video, or answers begin with a prefill.
         """
         for prompt in prompts:
-            if prompt.sample.images:
+            if "video" in kinds_of(prompt.sample.images):
                 source = prompt.sample.source or prompt.sample.id
-                raise UserError(f"{source}: agents get no images, and this row has some")
+                raise UserError(f"{source}: agents get no videos, and this row has one; leave it out")
         if data.chat.prefill:
             raise UserError("data.chat.prefill: answers to an agent begin as they are sampled; leave it out")
-        limits = Limits(sampling, data.reading.max_prompt_tokens, self._context)
         sessions = []
         for prompt, row in zip(prompts, seeds, strict=True):
+            images = len(prompt.sample.images) + sampling.max_turns
+            limits = Limits(sampling, data.reading.max_prompt_tokens, self._context, images)
             with self._endpoint.lock:  # whose thread renders, too
                 conversations = self.conversations_of(data).for_row(prompt.sample)
             group = Group(limits)
@@ -411,9 +435,11 @@ class _Groups:
         for p, sessions in enumerate(self.sessions):
             if self.completions[p] or p in self.dropped or not all(session.is_finished for session in sessions):
                 continue
-            start = shared_start(sessions)
+            start, pixels = shared_start(sessions)
             if start:
-                self.prompts[p] = replace(self.prompts[p], token_ids=list(start), prefill="", score_prefill=False)
+                self.prompts[p] = replace(
+                    self.prompts[p], token_ids=list(start), pixels=pixels, prefill="", score_prefill=False
+                )
             self.completions[p] = [completion_of(session, len(start)) for session in sessions]
             finished.append(p)
         return finished
@@ -423,7 +449,7 @@ def _call_of(
     jobs: Sequence[Job], sampling: Sampling, stop: tuple[str, ...]
 ) -> tuple[list[Prompt], Sampling, list[list[int]], LimitedTurns]:
     """Return the arguments with which an engine samples the messages of jobs that end at the same texts."""
-    prompts = [Prompt(job.session.sample, list(job.message.prompt)) for job in jobs]
+    prompts = [Prompt(job.session.sample, list(job.message.prompt), job.message.pixels) for job in jobs]
     settings = replace(sampling, stop=tuple(dict.fromkeys((*sampling.stop, *stop))))
     seeds = [[job.message.seed] for job in jobs]
     return prompts, settings, seeds, LimitedTurns([job.message.limit for job in jobs])
@@ -454,12 +480,27 @@ def task_of(session: Session) -> dict[str, Any]:
     sample = session.sample
     return {
         "id": sample.id,
-        "messages": as_messages(sample.told),
+        "messages": _with_urls(as_messages(sample.told), sample.images),
         "prompt": sample.prompt,
         "answer": sample.answer,
         "row": dict(sample.row),
         "seed": session.seed,
     }
+
+
+def _with_urls(messages: list[dict[str, Any]], images: Sequence[Any]) -> list[dict[str, Any]]:
+    """Return messages in OpenAI's form, with a row's images as URLs that hold them."""
+    left = iter(images)
+    shown = []
+    for message in messages:
+        content = message["content"]
+        if not isinstance(content, str):
+            content = [
+                {"type": "image_url", "image_url": {"url": png_url(next(left))}} if part["type"] == "image" else part
+                for part in content
+            ]
+        shown.append({**message, "content": content})
+    return shown
 
 
 def agent_metrics(counts: Counter[str]) -> dict[str, float]:

@@ -203,6 +203,7 @@ class Sampler:
                     self._folder,
                     self._max_tokens,
                     self.engine.engine.takes_stop,
+                    self.policy.family is not None,
                 )
             return self._agents[id(environment)]
         between = between_turns(data, self.policy.eos_token_ids, environment)

@@ -96,6 +96,7 @@ class GroupSampler:
                 context.folder,
                 context.max_tokens,
                 self.synced_engine.engine.takes_stop,
+                policy.family is not None,
             )
             for other in data.validated:
                 self.agents.conversations_of(other)

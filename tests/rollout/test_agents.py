@@ -18,10 +18,11 @@ from typing import Any
 import pytest
 import torch
 from slow_loops import slow_gigpo_turns, slow_step_returns_turns
-from tiny import END, ENDS, byte_tokenizer, plain_logprobs, tiny_llama
+from tiny import END, ENDS, byte_tokenizer, plain_logprobs, start_engine, tiny_llama
 from tiny_engines import Streaming, hf_engine
 from tiny_fit import assert_same, fit, naive_gradients
 from tiny_runs import CLI, FIT, STRATEGIES, completions, in_two_processes, metrics, to
+from tiny_vlms import save_qwen2_5_vl, slow
 
 from lit_rlvr.advantages import GiGPOAdvantage
 from lit_rlvr.agents.conversation import Conversations, fingerprint
@@ -32,8 +33,12 @@ from lit_rlvr.agents.requests import ChatRequest, RequestError, SamplingRules, r
 from lit_rlvr.agents.session import Group, Limits, Session, completion_of, shared_start
 from lit_rlvr.commands.report.explain import call_rows
 from lit_rlvr.datamodules.reading.chat import Chat
+from lit_rlvr.datamodules.reading.images import ImageOptions
+from lit_rlvr.engines.hf import HFEngine
+from lit_rlvr.engines.synced import trainer_logprobs
 from lit_rlvr.environments import Agent, EnvironmentReward, SingleTurn, TurnRewards, as_environment
 from lit_rlvr.errors import UserError
+from lit_rlvr.policy.loading import load_image_processor, load_policy, load_tokenizer
 from lit_rlvr.rewards.combine import score_rollout
 from lit_rlvr.rollout.assemble import assemble
 from lit_rlvr.rollout.record import Replay
@@ -302,6 +307,59 @@ def test_recorded_episodes_of_several_sequences_are_trained_again_exactly(
     assert all(torch.equal(gradient, second.gradients[0][name]) for name, gradient in first.gradients[0].items())
 
 
+@pytest.fixture(scope="module")
+def sharp_vlm(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A tiny Qwen2.5-VL whose log-probabilities differ by nats between images, with the data of a run."""
+    folder = save_qwen2_5_vl(tmp_path_factory.mktemp("vlm"))
+    data = SimpleNamespace(
+        name="vlm",
+        chat=Chat(),
+        tokenizer=load_tokenizer(str(folder)),
+        reading=SimpleNamespace(max_prompt_tokens=512),
+        images=ImageOptions(),
+        image_processor=load_image_processor(str(folder)),
+    )
+    return SimpleNamespace(policy=load_policy(str(folder)), data=data)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shared", [True, False])
+def test_images_in_requests_are_those_that_training_computes_on(shared: bool, sharp_vlm: Any) -> None:
+    """The sequences of the first prompt's episodes begin with the same picture, those of the second with others."""
+    policy = sharp_vlm.policy
+    policy.shared_prefix = shared
+    seen: list[tuple[Prompt, Completion]] = []
+    engine = HFEngine()
+    start_engine(engine, policy)
+
+    def generate(prompts: list[Prompt], *others: Any) -> Any:
+        groups = engine.generate(prompts, *others)
+        seen.extend((prompt, group[0]) for prompt, group in zip(prompts, groups, strict=True))
+        return groups
+
+    sampling = replace(SAMPLING, max_tokens=9, max_episode_tokens=400).with_banned(policy.placeholder_ids)
+    agent = Agent([sys.executable, str(SCRIPT), "pictures"])
+    episodes = AgentEpisodes(agent, policy.eos_token_ids, "tiny", 0, True, takes_images=True)
+    try:
+        prompts, groups = episodes.play(PROMPTS, sampling, [[4, 5], [6, 8]], None, sharp_vlm.data, generate, True)
+    finally:
+        episodes.close()
+    rows = [row for group in groups for row in group]
+    assert all(row.outcome is not None and row.outcome.status == "ok" for row in rows), rows[0].outcome
+    assert all(len(row.turns) == 4 and len(row.sequences) in (3, 4) for row in rows)
+    sampled = {(*prompt.token_ids, *turn.token_ids): (prompt, turn) for prompt, turn in seen}
+    assert len(sampled) == 16 and {len(prompt.pixels.images) for prompt, _ in seen} == {1, 2}
+    for prompt, turn in seen:
+        expected = slow(policy, prompt, turn.token_ids, policy.placeholder_ids)
+        torch.testing.assert_close(torch.tensor(turn.logprobs), expected, atol=1e-4, rtol=0)
+    computed = trainer_logprobs(policy, prompts, groups, sampling)
+    for row, logprobs in zip(rows, computed, strict=True):
+        own = torch.tensor(row.sampled)
+        torch.testing.assert_close(logprobs[own], torch.tensor(row.logprobs)[own], atol=1e-4, rtol=0)
+    assert prompts[0].pixels is not None and len(prompts[0].pixels.images) == 1, "all its sequences begin with it"
+    assert prompts[1].pixels is None and prompts[1].token_ids, "its sequences begin with three pictures"
+
+
 class Noting(Streaming):
     """Remembers the weights that sampled each message; the last one of an episode waits for newer weights.
 
@@ -485,7 +543,7 @@ def test_a_row_never_has_more_tokens_than_an_episode_may_have() -> None:
                 ids = tuple(rng.choices(range(97, 110), k=message.limit - 1))
                 text = byte_tokenizer().decode(ids)
                 session.finish(message, Completion(text, (*ids, END), "stop", (0.0,) * message.limit))
-        start = len(shared_start(group.sessions))
+        start = len(shared_start(group.sessions)[0])
         lengths = [len(completion_of(session, start).token_ids) for session in group.sessions]
         assert max(lengths) <= 150, (case, lengths)
         longest = max(longest, *lengths)
@@ -499,10 +557,10 @@ def test_arguments_of_the_chat_template_in_a_row_reach_its_conversations() -> No
     sample = Sample("own", "?", "", row={"chat_template_kwargs": '{"mood": "wild"}'})
     of_row = conversations.for_row(sample)
     asked = [{"role": "user", "content": "?"}]
-    assert tokenizer.decode(of_row.prompt(asked, ())).startswith("wild|")
+    assert tokenizer.decode(of_row.prompt(asked, ())[0]).startswith("wild|")
     assert conversations.for_row(sample) is of_row
     other = conversations.for_row(PROMPTS[0].sample)
-    assert tokenizer.decode(other.prompt(asked, ())).startswith("calm|")
+    assert tokenizer.decode(other.prompt(asked, ())[0]).startswith("calm|")
 
 
 class Scripted(Spy):
