@@ -19,7 +19,7 @@ from lit_rlvr.agents.requests import SamplingRules
 from lit_rlvr.agents.session import CAUSES, Group, Limits, Session, completion_of, sequences_of, shared_start
 from lit_rlvr.common.packages import require
 from lit_rlvr.common.pictures import png_url
-from lit_rlvr.distributed.collectives import gather_objects, rank, world_size
+from lit_rlvr.distributed.collectives import gather_objects, world_size
 from lit_rlvr.engines.base import OnGroupStarted, RolloutEngine
 from lit_rlvr.engines.dispatch import free_descriptors
 from lit_rlvr.engines.turns import Continuation, OnGroupDone, Turns
@@ -63,6 +63,7 @@ class AgentEpisodes:
         context: the longest sequence; 0 = no limit.
         takes_stop: whether the engine ends completions at texts.
         takes_images: whether the policy is a vision model.
+        process: the number of this process, by which a given port is counted up.
 
     Attributes:
         counts: of the episodes of training that ended since `take_counts`, by name.
@@ -77,6 +78,7 @@ class AgentEpisodes:
         context: int,
         takes_stop: bool,
         takes_images: bool = False,
+        process: int = 0,
     ) -> None:
         require("starlette", "rollout.environment: Agent", "starlette", "uvicorn")
         from lit_rlvr.agents.endpoint import Endpoint  # it imports an optional package
@@ -95,7 +97,7 @@ class AgentEpisodes:
             )
         port = agent.port
         if port:
-            port += rank()
+            port += process
         self._endpoint = Endpoint(agent.host, port, Path(folder).name, agent.rewards_turns)
         self._conversations: dict[str, Conversations] = {}  # by the name of the data set
         self._threads = ThreadPoolExecutor(agent.parallel, "agent")  # a program dies with the thread that starts it

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from lit_rlvr.agents.conversation import Conversations, Text, fingerprint, with_marks
 from lit_rlvr.agents.replies import Reply, read_reply
@@ -19,7 +19,7 @@ from lit_rlvr.agents.requests import ChatRequest, RequestError
 from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.errors import UserError
 from lit_rlvr.speech.prompts import content_text
-from lit_rlvr.types import Completion, Pixels, RewardResult, Sample, Sampling, Status, Turn
+from lit_rlvr.types import Completion, Pixels, RewardResult, Sample, Sampling, Status, Turn, UntrainedMessage
 
 CAUSES = ("timeout", "crashed", "silent")
 """Why an episode fails: it did not end in time; its program failed without a reward; it never called the model."""
@@ -476,7 +476,22 @@ def completion_of(session: Session, start: int) -> Completion:
         stale_cache=tuple(stale for message in own for stale in message.sampled.stale_cache),
         raw=last.raw,
         sequences=lengths if len(lengths) > 1 else (),
+        untrained=_untrained(session),
     )
+
+
+def _untrained(session: Session) -> tuple[UntrainedMessage, ...]:
+    """Return the sampled messages of an episode that are not trained, in the order of their requests."""
+    trained = set(map(id, session.trained))
+    untrained = []
+    for message in session.messages:
+        if message.turn is None or id(message) in trained:
+            continue
+        reason: Literal["auxiliary", "lost"] = "lost"
+        if message.is_auxiliary:
+            reason = "auxiliary"
+        untrained.append(UntrainedMessage(reason, message.turn.length))
+    return tuple(untrained)
 
 
 def _images_after(leaf: SampledMessage, start: int) -> Pixels | None:

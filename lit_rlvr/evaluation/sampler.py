@@ -14,6 +14,7 @@ from lit_rlvr.engines.base import EngineContext, most_images
 from lit_rlvr.engines.synced import SyncedEngine
 from lit_rlvr.environments import Agent, Environment
 from lit_rlvr.errors import UserError
+from lit_rlvr.evaluation.processes import Share
 from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.rewards import Reward, shared_pool
 from lit_rlvr.rewards.base import check_prefills
@@ -196,6 +197,10 @@ class Sampler:
         if environment is None:
             return None
         if isinstance(environment, Agent):
+            share = Share.of_this_process()
+            process = 0
+            if share is not None:
+                process = share.number
             if id(environment) not in self._agents:
                 self._agents[id(environment)] = AgentEpisodes(
                     environment,
@@ -204,6 +209,7 @@ class Sampler:
                     self._max_tokens,
                     self.engine.engine.takes_stop,
                     self.policy.family is not None,
+                    process,
                 )
             return self._agents[id(environment)]
         between = between_turns(data, self.policy.eos_token_ids, environment)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from lit_rlvr.agents.play import AgentEpisodes
 from lit_rlvr.common.seeds import derive_seed, run_seed
 from lit_rlvr.common.terminal import progress
+from lit_rlvr.distributed.collectives import rank
 from lit_rlvr.engines.base import EngineContext, OnGroupStarted
 from lit_rlvr.engines.synced import SyncedEngine
 from lit_rlvr.engines.turns import OnGroupDone
@@ -97,6 +98,7 @@ class GroupSampler:
                 context.max_tokens,
                 self.synced_engine.engine.takes_stop,
                 policy.family is not None,
+                rank(),
             )
             for other in data.validated:
                 self.agents.conversations_of(other)

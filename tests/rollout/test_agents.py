@@ -438,6 +438,9 @@ def test_what_cannot_be_trained_is_refused_and_a_retry_is_answered_from_memory(p
     for row in rows_of(played):
         assert row.outcome is not None and (row.outcome.status, row.outcome.value) == ("ok", 0.5), row.outcome
         assert len(row.turns) == 1
+        rows = call_rows({3: calls_of(row)})
+        assert [cells[:3] for cells in rows] == [("3", "0", "0"), ("3", "auxiliary", "not trained")]
+        assert int(rows[1][3]) > 0
     assert played.counts["auxiliary"] == 6 and played.counts["refused"] > 6 * 15
 
 
