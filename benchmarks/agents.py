@@ -30,8 +30,8 @@ from common import make_parser, print_result, print_table, say
 
 TOKENS = 8
 """Tokens of a completion."""
-LONGEST = 8192
-"""Tokens of a sequence."""
+LONGEST = 65_536
+"""Tokens of an episode."""
 START_SECONDS = 600
 
 
