@@ -336,6 +336,19 @@ class ToolResult:
 
 
 @dataclass(frozen=True)
+class UntrainedMessage:
+    """A message that the model sampled for an agent, and that is not trained.
+
+    Args:
+        reason: `auxiliary`, as the agent marked it, or `lost`, because the agent did not wait for it.
+        tokens: number of its tokens.
+    """
+
+    reason: Literal["auxiliary", "lost"]
+    tokens: int
+
+
+@dataclass(frozen=True)
 class Completion:
     """One sampled answer, or with an environment one whole episode: all its turns and observations in one row.
 
@@ -363,6 +376,7 @@ class Completion:
         raw: `text` with its special tokens, but the one that ends the turn; "" = it has none, or they are unknown.
         sequences: the lengths of the sequences in `token_ids`, each of which follows the prompt alone, because an agent
             began a conversation anew; () = there is one.
+        untrained: the messages of an agent's episode that are not in `token_ids`.
     """
 
     text: str
@@ -380,6 +394,7 @@ class Completion:
     routes: Tensor | None = field(default=None, repr=False, compare=False)
     raw: str = field(default="", repr=False, compare=False)
     sequences: tuple[int, ...] = ()
+    untrained: tuple[UntrainedMessage, ...] = ()
 
     @property
     def full_text(self) -> str:
@@ -550,6 +565,20 @@ class Pixels:
             for part in (slice(count), slice(count, None))
         )
         return before if before.inputs else None, after if after.inputs else None
+
+    def spans(self, token_ids: Sequence[int]) -> list[range]:
+        """Return where the placeholders of the images stand in a text, up to the first image that is not in it."""
+        spans: list[range] = []
+        start = 0
+        for placeholder in self.placeholders:
+            length = len(placeholder)
+            while start + length <= len(token_ids) and tuple(token_ids[start : start + length]) != tuple(placeholder):
+                start += 1
+            if start + length > len(token_ids):
+                break
+            spans.append(range(start, start + length))
+            start += length
+        return spans
 
     @classmethod
     def joined(cls, parts: Sequence[Pixels | None]) -> Pixels | None:

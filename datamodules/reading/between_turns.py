@@ -15,6 +15,7 @@ from typing import Any
 from lit_rlvr.datamodules.reading.chat import MODEL_TURN, Chat, break_up, find_tokens, shared_length
 from lit_rlvr.errors import UserError, log
 from lit_rlvr.policy.families.base import ImageProcessor
+from lit_rlvr.speech.prompts import content_text
 from lit_rlvr.speech.thoughts import ends_in_thoughts
 from lit_rlvr.types import Pixels, ToolResult
 
@@ -138,7 +139,8 @@ class BetweenTurns:
         It breaks up special tokens in their texts.
 
         Args:
-            messages: the messages, with texts as contents; none is the model's.
+            messages: the messages, none of which is the model's; contents are texts, or parts: texts and images, each
+                of which becomes the one placeholder that the template gives it.
             last: the last token of the model's turn.
         """
         shown = []
@@ -146,17 +148,17 @@ class BetweenTurns:
             role = message["role"]
             if role == "tool":
                 role = self._role
-            shown.append({**message, "role": role, "content": self._as_text(message["content"])})
+            shown.append({**message, "role": role, "content": self._as_plain(message["content"])})
         try:
             if not self._tokenizer.chat_template:
-                end, after = "", "".join(f"\n{message['content']}" for message in shown) + "\n"
+                end, after = "", "".join(f"\n{content_text(message['content'])}" for message in shown) + "\n"
             elif shown[0]["role"] == "tool":
                 end, after = self._after_call(shown)
             else:
                 end, after = self._after_text(shown)
         except UserError:  # the template takes no such conversation
             return None
-        if not all(message["content"].strip() in after for message in shown):
+        if not all(text.strip() in after for message in shown for text in _texts(message["content"])):
             return None
         text = self._join_ends(end, after + self._chat.prefill, last)
         return tuple(self._tokenizer(text, add_special_tokens=False).input_ids)
@@ -257,6 +259,12 @@ class BetweenTurns:
         """Return the text without special tokens: each has a zero-width space in it."""
         return str(break_up(text.replace(MODEL_TURN, ""), self._added_tokens))
 
+    def _as_plain(self, content: str | list[dict[str, Any]]) -> str | list[dict[str, Any]]:
+        """Return a content without special tokens in its texts."""
+        if isinstance(content, str):
+            return self._as_text(content)
+        return [part | {"text": self._as_text(part["text"])} if "text" in part else part for part in content]
+
     @cached_property
     def min_tokens(self) -> int:
         """Number of tokens that the template puts around an observation without text."""
@@ -340,6 +348,13 @@ class BetweenTurns:
             return self._render_after_turn([ToolResult("tool", _PROBE, images)])[1]
         except UserError:
             return ""
+
+
+def _texts(content: str | list[dict[str, Any]]) -> list[str]:
+    """Return the texts of a content."""
+    if isinstance(content, str):
+        return [content]
+    return [part["text"] for part in content if "text" in part]
 
 
 def _call(name: str, arguments: dict[str, Any]) -> dict[str, Any]:

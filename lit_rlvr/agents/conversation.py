@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy, deepcopy
 from typing import Any
 
 from lit_rlvr.datamodules.reading.between_turns import BetweenTurns
 from lit_rlvr.datamodules.reading.chat import Chat, break_up, find_tokens
-from lit_rlvr.types import Sample
+from lit_rlvr.errors import UserError
+from lit_rlvr.policy.families.base import ImageProcessor
+from lit_rlvr.types import Pixels, Sample
 
 Message = dict[str, Any]
+Text = tuple[tuple[int, ...], Pixels | None]
+"""Tokens, and the images of the placeholders among them."""
 
 
 class Conversations:
@@ -22,9 +26,17 @@ class Conversations:
         chat: the format of the data's prompts. Its system prompt and template are in the task that the agent gets.
         tokenizer: the model's.
         eos_token_ids: tokens that end a turn.
+        processor: returns the model's image processor; called only if there is an image.
     """
 
-    def __init__(self, chat: Chat, tokenizer: Any, eos_token_ids: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        chat: Chat,
+        tokenizer: Any,
+        eos_token_ids: tuple[int, ...],
+        processor: Callable[[], ImageProcessor] | None = None,
+    ) -> None:
+        self._processor = processor
         self._tokenizer = deepcopy(tokenizer)  # threads must not share one
         self._eos_token_ids = eos_token_ids
         self._added_tokens = find_tokens(self._tokenizer.get_added_vocab())
@@ -52,26 +64,81 @@ class Conversations:
         """The beginning of a turn's text that stands in the prompt, if it opens thoughts; else ""."""
         return self._between.opening
 
-    def prompt(self, messages: Sequence[Message], tools: tuple[Any, ...]) -> tuple[int, ...]:
-        """Return the tokens of a whole prompt; special tokens in its texts are broken up.
+    def prompt(self, messages: Sequence[Message], tools: tuple[Any, ...]) -> Text:
+        """Return a whole prompt; special tokens in its texts are broken up.
 
         Raises:
             UserError: the chat template refuses the conversation, or does not show all of it.
         """
         chat = self._chat.with_tools(break_up(list(tools), self._added_tokens))
-        plain = break_up(with_tool_names(messages), self._added_tokens)
+        images = images_of(messages)
+        plain = break_up(without_images(with_tool_names(messages)), self._added_tokens)
         text = chat.text(plain, self._tokenizer, "messages")
-        return tuple(self._tokenizer(text, add_special_tokens=False).input_ids)
+        return self._with_images(self._tokenizer(text, add_special_tokens=False).input_ids, images)
 
-    def after_turn(self, messages: Sequence[Message], added: int, last: int) -> tuple[int, ...] | None:
-        """Return the tokens of the last messages, which follow a turn of the model; None if the template hides one.
+    def _with_images(self, token_ids: Sequence[int], images: Sequence[Any]) -> Text:
+        """Put the placeholders of images in place of the one of each.
+
+        Raises:
+            UserError: the chat template does not show each image once.
+        """
+        if not images or self._processor is None:
+            return tuple(token_ids), None
+        pixels = self._processor().pixels(images)
+        return tuple(self._processor().expand(token_ids, pixels.placeholders)), pixels
+
+    def after_turn(self, messages: Sequence[Message], added: int, last: int) -> Text | None:
+        """Return the last messages, which follow a turn of the model; None if the template hides one.
 
         Args:
             messages: the whole conversation.
             added: how many messages follow the turn.
             last: the last token of the turn.
         """
-        return self._between.message_tokens(with_tool_names(messages)[-added:], last)
+        plain = without_images(with_tool_names(messages))[-added:]
+        token_ids = self._between.message_tokens(plain, last)
+        if token_ids is None:
+            return None
+        try:
+            return self._with_images(token_ids, images_of(messages[-added:]))
+        except UserError:  # the template shows no images there
+            return None
+
+
+def images_of(messages: Sequence[Message]) -> list[Any]:
+    """Return the images of messages, in their order."""
+    parts = [part for message in messages if not isinstance(message["content"], str) for part in message["content"]]
+    return [part["image"] for part in parts if part["type"] == "image"]
+
+
+def without_images(messages: Sequence[Message]) -> list[Message]:
+    """Return messages as chat templates take them: if there are images, all contents are parts, and images have no
+    data."""
+    if not images_of(messages):
+        return list(messages)
+    plain = []
+    for message in messages:
+        parts: Any = message["content"]
+        if isinstance(parts, str):
+            parts = [{"type": "text", "text": parts}]
+        shown = [{name: value for name, value in part.items() if name in ("type", "text")} for part in parts]
+        plain.append({**message, "content": shown})
+    return plain
+
+
+def with_marks(token_ids: Sequence[int], pixels: Pixels | None) -> tuple[int, ...]:
+    """Return a prompt's tokens with a number below 0, which names the image, in place of each of its placeholders.
+
+    Prompts that begin alike have the same of these, and so the same images.
+    """
+    if pixels is None:
+        return tuple(token_ids)
+    marked = list(token_ids)
+    for number, (span, image) in enumerate(zip(pixels.spans(token_ids), pixels.images, strict=True)):
+        digest = hashlib.sha256(f"{number} {image.size}".encode() + image.tobytes())
+        name = -1 - int.from_bytes(digest.digest()[:7], "big")
+        marked[span.start : span.stop] = [name] * len(span)
+    return tuple(marked)
 
 
 def with_tool_names(messages: Sequence[Message]) -> list[Message]:
@@ -89,12 +156,19 @@ def with_tool_names(messages: Sequence[Message]) -> list[Message]:
 
 
 def fingerprint(messages: Sequence[Message], tools: tuple[Any, ...]) -> str:
-    """Return a digest of a conversation's content: roles, texts without blanks around them, calls, and tools.
+    """Return a digest of a conversation's content: roles, texts without blanks around them, images, calls, and tools.
 
     The ids of tool calls are not part of it, because some clients change them.
     """
     content = []
     for message in messages:
         calls = [call["function"] for call in message.get("tool_calls", ())]
-        content.append([message["role"], message["content"].strip(), calls])
+        content.append([message["role"], _compared(message["content"]), calls])
     return hashlib.sha256(json.dumps([content, list(tools)], sort_keys=True).encode()).hexdigest()
+
+
+def _compared(content: str | list[Message]) -> str | list[str]:
+    """Return what of a content makes a difference: texts without blanks around them, and digests of images."""
+    if isinstance(content, str):
+        return content.strip()
+    return [part.get("digest") or part["text"].strip() for part in content]

@@ -10,7 +10,7 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Collection, Coroutine, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -46,19 +46,22 @@ class Job:
         message: the message.
         answer: gets its reply; it belongs to the endpoint's loop.
         since: when it was asked for, in seconds of `time.monotonic`.
+        drop: ends its sampling; None = it cannot be ended, or has not begun.
     """
 
     session: Session
     message: SampledMessage
     answer: asyncio.Future[Reply]
     since: float
+    drop: Callable[[], object] | None = None
 
 
 @dataclass
 class _Player:
-    """A session, and the answers to its requests by the digest of their bodies, for retries."""
+    """A session, the parameters that its requests may give, and the answers to them by the digest of their bodies."""
 
     session: Session
+    rules: SamplingRules
     answers: dict[str, asyncio.Task[list[SampledMessage]]] = field(default_factory=dict)
 
 
@@ -95,7 +98,6 @@ class Endpoint:
 
     def __init__(self, host: str, port: int, model: str, rewards_turns: bool = False) -> None:
         self.lock = threading.Condition()
-        self.rules = SamplingRules()
         self._model = model
         self._rewards_turns = rewards_turns
         self._host = host
@@ -144,18 +146,22 @@ class Endpoint:
         self._thread.join(START_SECONDS)
 
     def open(self, sessions: list[Session], rules: SamplingRules) -> None:
-        """Answer the calls of some sessions, and of no others.
+        """Answer the calls of some sessions from now on.
 
         Args:
             sessions: the episodes.
             rules: the parameters that their requests may give.
         """
         with self.lock:
-            self._past.update(self._players)
-            self._players = {session.key: _Player(session) for session in sessions}
-            self._jobs = []
-            self._taken = []
-            self.rules = rules
+            for session in sessions:
+                self._players[session.key] = _Player(session, rules)
+
+    def forget(self, sessions: list[Session]) -> None:
+        """Keep only the keys of some sessions, which are over."""
+        with self.lock:
+            for session in sessions:
+                del self._players[session.key]
+                self._past.add(session.key)
 
     def end(self, session: Session) -> None:
         """Answer no further call of a session; those that wait are refused."""
@@ -167,25 +173,33 @@ class Endpoint:
             self.lock.notify_all()
         for job in waiting:
             self._loop.call_soon_threadsafe(_settle, job.answer, RequestError(OVER, 410))
+            if job.drop is not None:
+                job.drop()
 
-    def take(self, is_ready: Callable[[list[Job]], float]) -> list[Job]:
-        """Return the messages to sample, once that is due.
+    def take(self, sessions: Collection[Session], seconds_to_wait: Callable[[list[Job]], float]) -> list[Job]:
+        """Return the messages to sample for some sessions, once that is due.
 
         Args:
-            is_ready: returns the seconds to wait for more jobs than these; 0 = take them.
+            sessions: the episodes.
+            seconds_to_wait: returns how long to wait for more jobs than these; 0 = take them.
         """
         with self.lock:
-            while (seconds := is_ready(self._jobs)) > 0:
+            while True:
+                jobs = [job for job in self._jobs if job.session in sessions]
+                seconds = seconds_to_wait(jobs)
+                if seconds <= 0:
+                    break
                 self.lock.wait(seconds)
-            jobs = self._jobs
+            self._jobs = [job for job in self._jobs if job.session not in sessions]
             self._taken += jobs
-            self._jobs = []
             return jobs
 
     def deliver(self, job: Job, turn: Completion) -> None:
-        """Answer a request with the tokens that were sampled."""
+        """Answer a request with the tokens that were sampled, once."""
         result: Reply | RequestError = RequestError(OVER, 410)
         with self.lock:
+            if job.message.turn is not None:
+                return
             if not job.session.is_over:
                 result = job.session.finish(job.message, turn)
                 self._taken.remove(job)
@@ -210,7 +224,7 @@ class Endpoint:
 
     async def _complete(self, call: Call) -> Response:
         read, body, events = FORMS[call.request.url.path]
-        asked = read(call.body, self.rules)
+        asked = read(call.body, call.player.rules)
         replies = await self._sample(call, asked)
         if asked.stream:
             return StreamingResponse(events(replies, asked), media_type="text/event-stream")

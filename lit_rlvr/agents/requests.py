@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from lit_rlvr.datamodules.reading.images import ImageOptions, decode, locate, resize
 from lit_rlvr.speech.prompts import content_text
 from lit_rlvr.types import Sampling
 
 Body = dict[str, Any]
 
+IMAGE_PARTS = ("image", "image_url")
+"""The types of images in contents, Anthropic's and OpenAI's."""
 MAX_SAMPLES = 16
 """Most completions of one request."""
 NO_EFFECT = {
@@ -49,7 +54,8 @@ class ChatRequest:
     """A request for completions of a conversation.
 
     Args:
-        messages: chat messages as chat templates take them, with texts as contents.
+        messages: chat messages as chat templates take them; contents are texts, or parts if there are images:
+            `{"type": "text", "text"}` and `{"type": "image", "image", "digest"}`.
         tools: JSON schemas of the tools that are offered.
         max_tokens: the longest completion; None = as long as the run allows.
         stop: texts that end the completion and are not in its message.
@@ -77,11 +83,13 @@ class SamplingRules:
         sampling: the run's settings, which requests may repeat; None = any, because nothing is trained on.
         ignore: names of parameters that are ignored.
         takes_stop: whether the engine ends completions at texts.
+        images: in which size the model sees images; None = it is a model of text.
     """
 
     sampling: Sampling | None = None
     ignore: frozenset[str] = field(default_factory=frozenset)
     takes_stop: bool = True
+    images: ImageOptions | None = None
 
     def check(self, body: Body, known: set[str]) -> None:
         """Refuse parameters that training could not score, and unknown ones.
@@ -133,7 +141,7 @@ def read_openai(body: Body, rules: SamplingRules) -> ChatRequest:
         stop = [stop]
     options = body.get("stream_options") or {}
     return ChatRequest(
-        messages=[_openai_message(message) for message in _messages(body)],
+        messages=[_openai_message(message, rules) for message in _messages(body)],
         tools=_offered(tools, body.get("tool_choice"), rules),
         max_tokens=_whole(body, "max_completion_tokens") or _whole(body, "max_tokens"),
         stop=_texts(stop, "stop"),
@@ -155,7 +163,7 @@ def read_anthropic(body: Body, rules: SamplingRules) -> ChatRequest:
     if body.get("system"):
         messages.append({"role": "system", "content": _text(body["system"])})
     for message in _messages(body):
-        messages += _anthropic_messages(message)
+        messages += _anthropic_messages(message, rules)
     tools = []
     for tool in _items(body, "tools"):
         if not isinstance(tool.get("name"), str) or "input_schema" not in tool:
@@ -224,8 +232,8 @@ def _text(content: Any) -> str:
     if isinstance(content, list):
         for part in content:
             kind = part.get("type") if isinstance(part, dict) else None
-            if kind in ("image", "image_url", "input_image"):
-                raise RequestError("messages: images are not supported; send texts")
+            if kind in IMAGE_PARTS:
+                raise RequestError("messages: images are supported in messages of the user and of tools only")
             if kind not in ("text", "input_text") or not isinstance(part.get("text"), str):
                 raise RequestError(f"messages: a content of type {kind!r} is not supported; send texts")
     elif content is not None and not isinstance(content, str):
@@ -233,14 +241,66 @@ def _text(content: Any) -> str:
     return content_text(content).encode("utf-8", "replace").decode()  # without lone surrogates
 
 
-def _openai_message(message: Body) -> Body:
+def _content(content: Any, rules: SamplingRules) -> str | list[Body]:
+    """Return a content of a user or of a tool: its text, or its parts if there are images.
+
+    Raises:
+        RequestError: a part is neither a text nor an image that can be read.
+    """
+    if not isinstance(content, list):
+        return _text(content)
+    parts = []
+    for part in content:
+        if isinstance(part, dict) and part.get("type") in IMAGE_PARTS:
+            parts.append(_image(part, rules))
+        else:
+            parts.append({"type": "text", "text": _text([part])})
+    if any(part["type"] == "image" for part in parts):
+        return parts
+    return content_text(parts)
+
+
+def _image(part: Body, rules: SamplingRules) -> Body:
+    """Return an image as the model sees it, with a digest of it.
+
+    Raises:
+        RequestError: the model takes none, or it is not in the request.
+    """
+    if rules.images is None:
+        raise RequestError("messages: the policy is a model of text, which takes no images; send texts")
+    source = part.get("image_url") or part.get("source")
+    if isinstance(source, dict) and source.get("type") == "base64":
+        url = f"data:{source.get('media_type')};base64,{source.get('data')}"
+    elif isinstance(source, dict):
+        url = str(source.get("url", ""))
+    else:
+        url = str(source)
+    if not url.startswith("data:"):
+        raise RequestError(
+            "messages: an image must be in the request, as a data URL or in base64; URLs are not fetched"
+        )
+    try:
+        image = resize(decode(locate(url, Path())), rules.images.min_pixels, rules.images.max_pixels)
+    except Exception as error:  # broken files can raise anything
+        reason = getattr(error, "reason", str(error))
+        raise RequestError(f"messages: an image cannot be read: {reason}") from error
+    digest = hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
+    return {"type": "image", "image": image, "digest": digest}
+
+
+def _openai_message(message: Body, rules: SamplingRules) -> Body:
     """Return a message as chat templates take it."""
     role = message.get("role")
     if role == "developer":
         role = "system"
     if role not in ("system", "user", "assistant", "tool"):
         raise RequestError(f"messages: the role {role!r} is not supported")
-    read: Body = {"role": role, "content": _text(message.get("content"))}
+    content: Any = message.get("content")
+    if role in ("user", "tool"):
+        content = _content(content, rules)
+    else:
+        content = _text(content)
+    read: Body = {"role": role, "content": content}
     calls = message.get("tool_calls")
     if calls:
         if role != "assistant" or not isinstance(calls, list):
@@ -270,7 +330,7 @@ def _named_call(name: str, arguments: Any, call_id: Any) -> Body:
     return {"id": str(call_id or ""), "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
-def _anthropic_messages(message: Body) -> list[Body]:
+def _anthropic_messages(message: Body, rules: SamplingRules) -> list[Body]:
     """Return the messages that one of Anthropic's stands for: results of tools are messages of their own."""
     role = message.get("role")
     if role not in ("user", "assistant"):
@@ -286,13 +346,13 @@ def _anthropic_messages(message: Body) -> list[Body]:
         if kind == "tool_use" and role == "assistant" and isinstance(block.get("name"), str):
             calls.append(_named_call(block["name"], block.get("input") or {}, block.get("id")))
         elif kind == "tool_result" and role == "user":
-            text = _text(block.get("content"))
+            given = _content(block.get("content"), rules)
             results.append(
-                {"role": "tool", "content": text, "tool_call_id": str(block.get("tool_use_id", "")), "name": ""}
+                {"role": "tool", "content": given, "tool_call_id": str(block.get("tool_use_id", "")), "name": ""}
             )
         elif kind not in ("thinking", "redacted_thinking"):  # the path has the thoughts
             texts.append(block)
-    own: Body = {"role": role, "content": _text(texts)}
+    own: Body = {"role": role, "content": _content(texts, rules) if role == "user" else _text(texts)}
     if calls:
         own["tool_calls"] = calls
     if role == "assistant" or texts or not results:

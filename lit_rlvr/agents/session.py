@@ -11,26 +11,29 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
-from lit_rlvr.agents.conversation import Conversations, fingerprint
+from lit_rlvr.agents.conversation import Conversations, Text, fingerprint, with_marks
 from lit_rlvr.agents.replies import Reply, read_reply
 from lit_rlvr.agents.requests import ChatRequest, RequestError
 from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.errors import UserError
-from lit_rlvr.types import Completion, RewardResult, Sample, Sampling, Status, Turn
+from lit_rlvr.speech.prompts import content_text
+from lit_rlvr.types import Completion, Pixels, RewardResult, Sample, Sampling, Status, Turn, UntrainedMessage
 
 CAUSES = ("timeout", "crashed", "silent")
 """Why an episode fails: it did not end in time; its program failed without a reward; it never called the model."""
 
 
-@dataclass
+@dataclass(eq=False)
 class SampledMessage:
     """A message that the model sampled, with everything before it.
 
     Args:
         parent: the sampled message that its prompt extends; None = its prompt was rendered anew.
         prompt: all tokens before its own.
+        pixels: the images of the placeholders in the prompt.
+        marked: the prompt with names of the images in place of their placeholders (`with_marks`).
         added: the text that the agent added after the parent.
         request: the request that it answers.
         seed: the seed of its tokens.
@@ -45,6 +48,8 @@ class SampledMessage:
 
     parent: SampledMessage | None
     prompt: tuple[int, ...]
+    pixels: Pixels | None
+    marked: tuple[int, ...]
     added: str
     request: ChatRequest
     seed: int
@@ -66,6 +71,11 @@ class SampledMessage:
     def tokens(self) -> tuple[int, ...]:
         """Its prompt and its own tokens."""
         return self.prompt + self.sampled.token_ids
+
+    @property
+    def marked_tokens(self) -> tuple[int, ...]:
+        """Its marked prompt and its own tokens."""
+        return self.marked + self.sampled.token_ids
 
     @property
     def most_tokens(self) -> int:
@@ -91,11 +101,13 @@ class Limits:
         sampling: the run's settings: `max_turns` sampled messages, `max_tokens` each, `max_episode_tokens` in all.
         prompt: the most tokens of the first prompt.
         context: the longest sequence; 0 = no limit.
+        images: the most images of a prompt.
     """
 
     sampling: Sampling
     prompt: int
     context: int
+    images: int = 0
 
 
 def common_length(tokens: Sequence[int], other: Sequence[int]) -> int:
@@ -226,22 +238,28 @@ class Session:
                 "left",
                 code="episode_limit",
             )
-        parent, prompt, added = self._prompt(request, is_auxiliary)
+        parent, (prompt, pixels), added = self._prompt(request, is_auxiliary)
+        marked = with_marks(prompt, pixels)
+        if pixels is not None and len(pixels.images) > self._limits.images:
+            raise RequestError(
+                f"messages: {len(pixels.images)} images are too many; a prompt may have {self._limits.images}: those "
+                "of the row, and one for each of rollout.sampling.max_turns"
+            )
         had_children = parent is not None and parent.has_children
         shared = self._group.state
         begun: list[SampledMessage] = []
         for _ in range(request.count):
             limit = min(request.max_tokens or sampling.max_tokens, sampling.max_tokens)
             try:
-                limit = min(limit, self._room(prompt, parent, is_auxiliary))
+                limit = min(limit, self._room(marked, parent, is_auxiliary))
             except RequestError:
                 self._take_back(begun, had_children)
                 self._group.state = shared
                 raise
-            number = self._counts[prompt] = self._counts.get(prompt, -1) + 1
-            digest = hashlib.sha256(repr(prompt).encode()).hexdigest()
+            number = self._counts[marked] = self._counts.get(marked, -1) + 1
+            digest = hashlib.sha256(repr(marked).encode()).hexdigest()
             seed = derive_seed(self.seed, "agent", digest, number)
-            message = SampledMessage(parent, prompt, added, request, seed, limit, is_auxiliary)
+            message = SampledMessage(parent, prompt, pixels, marked, added, request, seed, limit, is_auxiliary)
             if parent is not None:
                 parent.has_children = True
             self.messages.append(message)
@@ -257,11 +275,11 @@ class Session:
         """
         for message in begun:
             self.messages.remove(message)
-            self._counts[message.prompt] -= 1
+            self._counts[message.marked] -= 1
             if message.parent is not None:
                 message.parent.has_children = had_children
 
-    def _prompt(self, request: ChatRequest, is_auxiliary: bool) -> tuple[SampledMessage | None, tuple[int, ...], str]:
+    def _prompt(self, request: ChatRequest, is_auxiliary: bool) -> tuple[SampledMessage | None, Text, str]:
         """Return the sampled message that a request extends, if there is one, its prompt, and the text after it."""
         messages = request.messages
         own = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
@@ -270,10 +288,11 @@ class Session:
             added = len(messages) - own[-1] - 1
             if parent is not None and added:
                 last = parent.tokens[-1]
-                token_ids = self._conversations.after_turn(messages, added, last)
-                if token_ids is not None:
-                    text = "\n".join(message["content"] for message in messages[-added:])
-                    return parent, parent.tokens + token_ids, text
+                following = self._conversations.after_turn(messages, added, last)
+                if following is not None:
+                    token_ids, pixels = following
+                    text = "\n".join(content_text(message["content"]) for message in messages[-added:])
+                    return parent, (parent.tokens + token_ids, Pixels.joined([parent.pixels, pixels])), text
         try:
             return None, self._conversations.prompt(messages, request.tools), ""
         except UserError as error:
@@ -401,8 +420,8 @@ def sequences_of(session: Session) -> list[EpisodeSequence]:
     return sequences
 
 
-def shared_start(sessions: Sequence[Session]) -> tuple[int, ...]:
-    """Return the tokens with which all sequences of some episodes begin, within their prompts.
+def shared_start(sessions: Sequence[Session]) -> Text:
+    """Return the tokens with which all sequences of some episodes begin, within their prompts, and their images.
 
     If an episode has several sequences, each keeps at least one token of its prompt, which separates it from the one
     before it.
@@ -412,18 +431,22 @@ def shared_start(sessions: Sequence[Session]) -> tuple[int, ...]:
     """
     sequences = [sequence for session in sessions for sequence in sequences_of(session)]
     if not sequences:
-        return ()
+        return (), None
     length = min(len(first.prompt) for session in sessions for first in session.trained if first.parent is None)
     length -= len(sequences) > sum(bool(session.trained) for session in sessions)
-    start = sequences[0].leaf.tokens[:length]
+    first = sequences[0].leaf
+    start = first.marked_tokens[:length]
     for sequence in sequences:
-        start = start[: common_length(start, sequence.leaf.tokens)]
+        start = start[: common_length(start, sequence.leaf.marked_tokens)]
     if not start:
         raise UserError(
             f"rollout.environment: Agent: two prompts of {sessions[0].sample.id} begin with different tokens; begin "
             "all with the same text, such as a system message"
         )
-    return start
+    pixels = None
+    if first.pixels is not None:
+        pixels = first.pixels.split(len(first.pixels.spans(first.tokens[: len(start)])))[0]
+    return first.tokens[: len(start)], pixels
 
 
 def completion_of(session: Session, start: int) -> Completion:
@@ -447,12 +470,40 @@ def completion_of(session: Session, start: int) -> Completion:
         logprobs=tuple(value for sequence in sequences for value in sequence.logprobs()[start:]),
         sampled=tuple(flag for sequence in sequences for flag in sequence.is_sampled()[start:]),
         turns=_turns(session, sequences, start),
+        pixels=Pixels.joined([_images_after(sequence.leaf, start) for sequence in sequences]),
         outcome=outcome_of(session),
         labels=tuple(label for message in own for label in message.sampled.labels),
         stale_cache=tuple(stale for message in own for stale in message.sampled.stale_cache),
         raw=last.raw,
         sequences=lengths if len(lengths) > 1 else (),
+        untrained=_untrained(session),
     )
+
+
+def _untrained(session: Session) -> tuple[UntrainedMessage, ...]:
+    """Return the sampled messages of an episode that are not trained, in the order of their requests."""
+    trained = set(map(id, session.trained))
+    untrained = []
+    for message in session.messages:
+        if message.turn is None or id(message) in trained:
+            continue
+        reason: Literal["auxiliary", "lost"] = "lost"
+        if message.is_auxiliary:
+            reason = "auxiliary"
+        untrained.append(UntrainedMessage(reason, message.turn.length))
+    return tuple(untrained)
+
+
+def _images_after(leaf: SampledMessage, start: int) -> Pixels | None:
+    """Return the images of a sequence behind its first tokens.
+
+    Args:
+        leaf: its last message.
+        start: the number of these tokens.
+    """
+    if leaf.pixels is None:
+        return None
+    return leaf.pixels.split(len(leaf.pixels.spans(leaf.tokens[:start])))[1]
 
 
 def _turns(session: Session, sequences: Sequence[EpisodeSequence], start: int) -> tuple[Turn, ...]:
@@ -469,8 +520,8 @@ def _turns(session: Session, sequences: Sequence[EpisodeSequence], start: int) -
         offset = offsets[id(message)]
         begin = offset + len(message.prompt)
         seen = (begin, begin)
-        if message.parent is not None and message.prompt not in observed:
-            observed.add(message.prompt)  # several messages may answer the same
+        if message.parent is not None and message.marked not in observed:
+            observed.add(message.marked)  # several messages may answer the same
             seen = (offset + len(message.parent.tokens), begin)
         turns.append(replace(_turn(message, session), span=(begin, offset + len(message.tokens)), observed=seen))
     return tuple(turns)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from lit_rlvr.commands.filter import filter_prompts
 from lit_rlvr.commands.plan import show_plan
-from lit_rlvr.commands.preview import describe_prompts, print_prompts
+from lit_rlvr.commands.preview import describe_prompts, play_episodes, print_episodes, print_prompts
 from lit_rlvr.commands.split import write_split
 from lit_rlvr.commands.tune import Tuner
 from lit_rlvr.common.files import write_atomically
@@ -37,17 +37,22 @@ class RLVRTrainer(Trainer):
         prompts: int = 3,
         split: Split = "train",
         out: str | None = None,
+        episodes: int = 0,
     ) -> None:
-        """Show prompts exactly as the model sees them.
+        """Show prompts exactly as the model sees them, and episodes of the environment or agent if they are asked for.
 
         Args:
-            model: the model; the command loads its tokenizer and image processor, not its weights.
+            model: the model; without `episodes` the command loads its tokenizer and image processor, not its weights.
             datamodule: the data.
             prompts: number of prompts to show, from the start of the set.
             split: which set.
             out: folder for the prompts' images, as PNG files in the size that the model sees; default: save none.
+            episodes: number of prompts, from the start of the set, of which the model plays an episode each, with the
+                sampling and the engine of training; shown are its tokens in and not in the loss, the calls of an agent,
+                and its reward.
         """
         check_within("[1, inf)", "preview", prompts=prompts)
+        check_within("[0, inf)", "preview", episodes=episodes)
         rollout = rollout_of(self)
         datamodule.use_model(model)
         datamodule.setup("test" if split == "test" else "fit")
@@ -55,7 +60,15 @@ class RLVRTrainer(Trainer):
         description = describe_prompts(datamodule, split, prompts, None if out is None else Path(out), model, rollout)
         check_references(rollout.rewards, scored_samples(rollout, datamodule))
         warn_of_answers(rollout, datamodule)
-        show_result(description, lambda: print_prompts(description))
+        if episodes:
+            dtype = compute_dtype(str(self.precision))
+            description["episodes"] = play_episodes(datamodule, split, episodes, model, rollout, dtype)
+
+        def show() -> None:
+            print_prompts(description)
+            print_episodes(description.get("episodes", ()))
+
+        show_result(description, show)
         if out is None and any(prompt["images"] for prompt in description["prompts"]):
             log.info("To look at the images as the model sees them, add --out FOLDER")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -13,13 +14,19 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from rich.rule import Rule
 
-from lit_rlvr.common.terminal import Terminal
+from lit_rlvr.commands.filter import open_sampler, prompts_to_sample
+from lit_rlvr.commands.report.explain import CALL_COLUMNS, call_rows
+from lit_rlvr.common.terminal import Terminal, table_of
 from lit_rlvr.datamodules.reading.images import film_strip
 from lit_rlvr.errors import UserError
+from lit_rlvr.rewards.combine import score_rollout
 from lit_rlvr.rollout.preflight.data import check_demonstrations
-from lit_rlvr.types import Completion, Prompt, Video
+from lit_rlvr.training.trace import calls_of
+from lit_rlvr.types import Completion, Prompt, RewardResult, Video
 
 if TYPE_CHECKING:
+    import torch
+
     from lit_rlvr.algorithms import RLVRModule
     from lit_rlvr.datamodules import PromptDataModule
     from lit_rlvr.datamodules.base import Split
@@ -105,6 +112,93 @@ def describe_completion(completion: Completion, tokenizer: Any) -> list[dict[str
     return parts
 
 
+def play_episodes(
+    data: PromptDataModule,
+    split: Split,
+    count: int,
+    module: RLVRModule,
+    rollout: RolloutCallback,
+    dtype: torch.dtype,
+) -> list[dict[str, Any]]:
+    """Play an episode of each of the first prompts with the model; return what of it is in the loss, and its reward.
+
+    Args:
+        data: the data.
+        split: the set.
+        count: number of prompts.
+        module: the algorithm with the model.
+        rollout: the engine, the environment and the rewards.
+        dtype: the engine's data type.
+
+    Raises:
+        UserError: there is no environment.
+    """
+    environment = rollout.environment
+    if environment is None:
+        raise UserError("--episodes: there is no rollout.environment to play with; leave it out")
+    prompts = prompts_to_sample(module, data, rollout, split)[:count]
+    sampler = open_sampler(module, data, rollout, dtype, prompts, rollout.sampling.max_tokens, split)
+    try:
+        starts, rows = sampler.play(prompts, rollout.sampling, "preview", data, environment)
+        judged = [start.for_rewards(group) for start, group in zip(starts, rows, strict=True)]
+        scores = score_rollout(rollout.rewards, judged, [prompt.sample for prompt in prompts])
+    finally:
+        sampler.close()
+    episodes = []
+    for p, (start, (row,)) in enumerate(zip(starts, rows, strict=True)):
+        (results,) = scores.details[p]
+        verdicts = {name: _describe_result(result) for name, result in results.items()}
+        calls = call_rows({0: calls_of(row) | {"turn_rewards": [turn.reward for turn in row.turns]}})
+        episodes.append(
+            {
+                "id": start.sample.id,
+                "prompt": {"tokens": len(start.token_ids), "text": data.tokenizer.decode(start.token_ids)},
+                "completion": describe_completion(row, data.tokenizer),
+                "calls": [dict(zip(CALL_COLUMNS[1:], call[1:], strict=True)) for call in calls],
+                "reward": float(scores.rewards[p, 0]),
+                "rewards": verdicts,
+            }
+        )
+    return episodes
+
+
+def _describe_result(result: RewardResult) -> dict[str, Any]:
+    return {"value": result.value, "correct": result.correct, "status": result.status, "detail": result.detail}
+
+
+def print_episodes(episodes: Sequence[dict[str, Any]]) -> None:
+    """Print the result of `play_episodes`."""
+    console = Terminal()
+    for episode in episodes:
+        prompt = episode["prompt"]
+        console.print(
+            Rule(f"an episode of {episode['id']}: {prompt['tokens']} tokens of prompt", align="left", characters="-")
+        )
+        console.print(prompt["text"], soft_wrap=True, style="dim")
+        print_completion(episode["completion"], console)
+        if episode["calls"]:
+            rows = [tuple(call.values()) for call in episode["calls"]]
+            console.print_table(table_of(CALL_COLUMNS[1:], rows, title="\nCalls of the agent, in their order"))
+        for name, result in episode["rewards"].items():
+            console.print(f"{name}: {result['value']:g}, {result['status']} {result['detail']}", soft_wrap=True)
+        console.print(f"reward {episode['reward']:g}")
+
+
+def print_completion(parts: Sequence[dict[str, Any]], console: Terminal) -> None:
+    """Print the result of `describe_completion`: what is in the loss in green, and the rest dimmed."""
+    for part in parts:
+        place = "not in the loss"
+        style = "dim"
+        if part["in_loss"]:
+            place = "in the loss"
+            style = "green"
+        sequence = ""
+        if "sequence" in part:
+            sequence = f" (sequence {part['sequence']})"
+        console.print(Rule(f"{part['tokens']} tokens {place}{sequence}", align="left", characters="-"))
+        console.print(part["text"], soft_wrap=True, style=style)
+
+
 def print_prompts(preview: dict[str, Any]) -> None:
     """Print the result of `describe_prompts`."""
     console = Terminal()
@@ -132,17 +226,7 @@ def print_prompts(preview: dict[str, Any]) -> None:
             size = f"{frames}{image['width']} x {image['height']} pixels"
             facts.append(f"{'video' if frames else 'image'} {k}: {image['tokens']} tokens, {size}{place}")
         console.print("; ".join(facts), soft_wrap=True)
-        for part in prompt.get("completion", ()):
-            if part["in_loss"]:
-                place = "in the loss"
-            else:
-                place = "not in the loss"
-            if "sequence" in part:
-                sequence = f" (sequence {part['sequence']})"
-            else:
-                sequence = ""
-            console.print(Rule(f"{part['tokens']} tokens {place}{sequence}", align="left", characters="-"))
-            console.print(part["text"], soft_wrap=True, style="green" if part["in_loss"] else "dim")
+        print_completion(prompt.get("completion", ()), console)
         teacher = prompt.get("teacher")
         if teacher:
             console.print(Rule(f"the teacher sees {teacher['tokens']} tokens", align="left", characters="-"))

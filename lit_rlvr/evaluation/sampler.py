@@ -14,6 +14,7 @@ from lit_rlvr.engines.base import EngineContext, most_images
 from lit_rlvr.engines.synced import SyncedEngine
 from lit_rlvr.environments import Agent, Environment
 from lit_rlvr.errors import UserError
+from lit_rlvr.evaluation.processes import Share
 from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.rewards import Reward, shared_pool
 from lit_rlvr.rewards.base import check_prefills
@@ -168,11 +169,38 @@ class Sampler:
                 )
             self._run(batch, sampling, seeds, rewards, on_scored, episodes, data)
 
+    def play(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        use: str,
+        data: PromptDataModule,
+        environment: Environment,
+    ) -> tuple[list[Prompt], list[list[Completion]]]:
+        """Play an episode of each prompt as in training; return the prompts with which the rows begin, and the rows.
+
+        The arguments are those of `run`.
+        """
+        sampling = sampling.with_banned(self.policy.placeholder_ids)
+        prepared = [data.prepare(prompt) for prompt in prompts]
+        seeds = [[derive_seed(run_seed(), use, prompt.sample.id, 0)] for prompt in prompts]
+        episodes = self._episodes_for(environment, data)
+        if isinstance(episodes, AgentEpisodes):
+            return episodes.play(prepared, sampling, seeds, None, data, self.engine.generate, True)
+        assert episodes is not None, "there is an environment"
+        again = lambda sample: data.prepare(data.encode(sample))  # noqa: E731
+        opened = episodes.open(prepared, seeds, again, data.reading.max_prompt_tokens)
+        return opened, self.engine.generate(opened, sampling, seeds, None, episodes)
+
     def _episodes_for(self, environment: Environment | None, data: PromptDataModule) -> Episodes | AgentEpisodes | None:
         """Return what plays the episodes of an environment for the data's model."""
         if environment is None:
             return None
         if isinstance(environment, Agent):
+            share = Share.of_this_process()
+            process = 0
+            if share is not None:
+                process = share.number
             if id(environment) not in self._agents:
                 self._agents[id(environment)] = AgentEpisodes(
                     environment,
@@ -180,6 +208,8 @@ class Sampler:
                     self._folder,
                     self._max_tokens,
                     self.engine.engine.takes_stop,
+                    self.policy.family is not None,
+                    process,
                 )
             return self._agents[id(environment)]
         between = between_turns(data, self.policy.eos_token_ids, environment)

@@ -365,26 +365,29 @@ class Policy(nn.Module):
         for p, members in groupby(pairs, key=lambda pair: pair[0]):
             prompt = rollout.prompts[p]
             completions = [c for _, c in members]
-            ids = []
-            scored = []
+            ids: list[Any] = []
+            scored: list[Any] = []
+            images: list[Pixels | None] = []  # of each sequence
             for completion in completions:
                 is_scored = completion.from_model
                 if self.scores_observations and torch.is_grad_enabled():
                     is_scored = tuple(map(or_, is_scored, rollout.observed_in(completion)))
-                ids += cut_sequences(completion.token_ids, completion.sequence_lengths)
+                parts = cut_sequences(completion.token_ids, completion.sequence_lengths)
+                ids += parts
+                images += images_of_sequences(completion.pixels, parts)
                 scored += cut_sequences(is_scored, completion.sequence_lengths)
             position_ids = self.position_ids(prompt)
-            tails = [tail for c in completions for tail in [self._tail(prompt, c)] * len(c.sequence_lengths)]
+            tails = [self._tail(prompt, part, own) for part, own in zip(ids, images, strict=True)]
             if self.replays_routes:
                 routes = [_routes(prompt, c) for c in completions]
             else:
                 routes = None
             groups.append(Group(prompt.token_ids, ids, position_ids, scored, tails, routes))
-            for g, completion in enumerate(completions):
-                if prompt.pixels is not None and not (g and self.shared_prefix):
+            for number, own in enumerate(images):
+                if prompt.pixels is not None and not (number and self.shared_prefix):
                     leading.append(prompt.pixels)
-                if completion.pixels is not None:
-                    (trailing if self.shared_prefix else leading).append(completion.pixels)
+                if own is not None:
+                    (trailing if self.shared_prefix else leading).append(own)
         pixels = leading + trailing
         if world_size() > 1 and not pixels and self.family is not None:
             blank, image = self._blank(self.family)
@@ -393,14 +396,12 @@ class Policy(nn.Module):
         built = build_rows(groups, self.shared_prefix, self.device, self.attention_method)
         return _join_sequences(built, [c.sequence_lengths for _, c in pairs]), pixels
 
-    def _tail(self, prompt: Prompt, completion: Completion) -> Tensor | None:
-        """Return the positions (D, n) of a completion that holds images; None for one of text."""
-        if completion.pixels is None:
+    def _tail(self, prompt: Prompt, token_ids: Sequence[int], pixels: Pixels | None) -> Tensor | None:
+        """Return the positions (D, n) of a sequence behind its prompt that holds images; None for one of text."""
+        if pixels is None:
             return None
-        whole = [*prompt.token_ids, *completion.token_ids]
-        position_ids = self.position_ids(
-            Prompt(prompt.sample, whole, Pixels.joined([prompt.pixels, completion.pixels]))
-        )
+        whole = [*prompt.token_ids, *token_ids]
+        position_ids = self.position_ids(Prompt(prompt.sample, whole, Pixels.joined([prompt.pixels, pixels])))
         return position_ids[:, len(prompt.token_ids) :]
 
     def _blank(self, family: VisionFamily) -> tuple[Group, Pixels]:
@@ -412,6 +413,20 @@ class Policy(nn.Module):
         image = family.blank()
         (ids,) = image.placeholders
         return Group(ids, [[]], family.position_ids(self.model, ids, image)), image
+
+
+def images_of_sequences(pixels: Pixels | None, sequences: Sequence[Sequence[int]]) -> list[Pixels | None]:
+    """Return the images of each of several sequences of tokens, given those of all, in their order."""
+    if len(sequences) == 1:
+        return [pixels]
+    images = []
+    for token_ids in sequences:
+        own = None
+        if pixels is not None:
+            own, pixels = pixels.split(len(pixels.spans(token_ids)))
+        images.append(own)
+    assert pixels is None, "each image stands in a sequence"
+    return images
 
 
 def _join_sequences(rows: Rows, lengths: Sequence[Sequence[int]]) -> Rows:

@@ -103,7 +103,7 @@ class RolloutCallback(RolloutSettings, Callback):
         if self.sampler.episodes is not None or self.sampler.agents is not None:
             module.log_dict(turn_metrics(rollout))
         if self.sampler.agents is not None:
-            module.log_dict(agent_metrics(self.sampler.agents.counts))
+            module.log_dict(agent_metrics(self.sampler.agents.take_counts()))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PromptBatch, batch_idx: int

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from lit_rlvr.agents.play import AgentEpisodes
 from lit_rlvr.common.seeds import derive_seed, run_seed
 from lit_rlvr.common.terminal import progress
+from lit_rlvr.distributed.collectives import rank
 from lit_rlvr.engines.base import EngineContext, OnGroupStarted
 from lit_rlvr.engines.synced import SyncedEngine
 from lit_rlvr.engines.turns import OnGroupDone
@@ -96,7 +97,11 @@ class GroupSampler:
                 context.folder,
                 context.max_tokens,
                 self.synced_engine.engine.takes_stop,
+                policy.family is not None,
+                rank(),
             )
+            for other in data.validated:
+                self.agents.conversations_of(other)
         elif self.environment is not None:
             self._between = {d.name: between_turns(d, policy.eos_token_ids, self.environment) for d in data.validated}
             self._max_tokens = context.max_tokens
@@ -198,10 +203,15 @@ class GroupSampler:
             seeds: P lists of G.
             sampling: how completions are sampled.
             data: the prompts' DataModule.
-            opened: called with the prompts once they have what the environment says first.
+            opened: called with the prompts once they have what the environment says first; with agents, whenever the
+                tokens with which a group begins are known.
             started: called when a group's first completion starts.
             done: called when a group is complete.
         """
+        if self.agents is not None:
+            engine = self.synced_engine.engine
+            self.agents.play_stream(prompts, sampling, seeds, opened, started, done, data, engine)
+            return
         episodes = None
         if self.environment is not None:
             between = self._between[data.name]

@@ -552,6 +552,6 @@ def with_sampled(values: Tensor, groups: list[QueuedGroup], values_of: Callable[
 
 def saved(completions: list[Completion] | None) -> list[dict[str, Any]] | None:
     """Return finished completions as a checkpoint stores them; None = generate them again, as episodes always are."""
-    if completions is None or any(completion.turns for completion in completions):
+    if completions is None or any(completion.turns or completion.outcome for completion in completions):
         return None
     return [vars(completion) for completion in completions]

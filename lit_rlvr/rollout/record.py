@@ -132,7 +132,7 @@ class Record:
         if any(gather_objects(self._left < 0)):
             self._end(iteration, "its disk space is used up (rollout.replay.record)")
         elif any(gather_objects(_has_observed_images(rollout))):
-            self._end(iteration, "images that an environment shows are not recorded")
+            self._end(iteration, "images that an environment or agent shows are not recorded")
         else:
             try:
                 write_atomically(path, content.getvalue())
@@ -337,10 +337,13 @@ def _padded(flat: Tensor, inside: Tensor) -> Tensor:
 
 
 def _has_observed_images(rollout: Rollout) -> bool:
-    """Return whether an environment has added images to prompts or completions."""
+    """Return whether an environment has added images to prompts or completions, or an agent may have changed them."""
+    rows = [completion for group in rollout.completions for completion in group]
+    if any(turn.observed for row in rows for turn in row.turns):  # an agent's
+        return any(prompt.pixels or prompt.sample.images for prompt in rollout.prompts) or any(r.pixels for r in rows)
     pairs = [(p.pixels, p.sample.images) for p in rollout.prompts]
     in_prompts = any(pixels is not None and len(pixels.placeholders) > len(images) for pixels, images in pairs)
-    return in_prompts or any(completion.pixels is not None for group in rollout.completions for completion in group)
+    return in_prompts or any(row.pixels is not None for row in rows)
 
 
 class ReplaySource(RolloutSource):

@@ -237,8 +237,6 @@ class RolloutSettings(ChecksArguments):
 
     def _agent_problems(self, agent: Agent) -> Iterator[str]:
         """Yield what does not go together with an agent, a line each."""
-        if self.staleness:
-            yield "rollout.staleness: an agent plays while the run waits for it; use 0"
         if self.replay_routes:
             yield "rollout.replay_routes: an agent's completions are sampled turn by turn; leave it out"
         for name in agent.reward_functions:

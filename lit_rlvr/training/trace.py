@@ -107,15 +107,17 @@ def _turn_rewards(completion: Completion) -> dict[str, list[float | None]]:
 
 
 def calls_of(completion: Completion) -> dict[str, list[dict[str, Any]]]:
-    """Return the calls of an agent: each turn's sequence in the row, its tokens, and those that the agent added."""
-    if not any(turn.observed for turn in completion.turns):
+    """Return the calls of an agent: each turn's sequence in the row, its tokens, and those that the agent added; behind
+    them the calls that are not trained, with the reason."""
+    if not completion.untrained and not any(turn.observed for turn in completion.turns):
         return {}
     ends = list(accumulate(completion.sequence_lengths))
-    calls = []
+    calls: list[dict[str, Any]] = []
     for turn in completion.turns:
         start, end = turn.span
         added = turn.observed[1] - turn.observed[0]
         calls.append({"sequence": bisect_right(ends, start), "tokens": end - start, "added": added})
+    calls += [{"untrained": message.reason, "tokens": message.tokens} for message in completion.untrained]
     return {"calls": calls}
 
 

@@ -1,6 +1,7 @@
 """`lit-rlvr preview` shows what the model sees, and loads no weights."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,26 @@ def test_what_is_trained_on_is_shown(run_folder: Path, lit_rlvr: CLI) -> None:
     (prompt,) = json.loads(taught.out)["prompts"]
     assert "user\n2+2? Two and two.<|im_end|>" in prompt["teacher"]["text"] and "completion" not in prompt
     assert prompt["teacher"]["tokens"] == prompt["tokens"] + len(" Two and two.")
+
+
+def test_an_agent_plays_an_episode(run_folder: Path, lit_rlvr: CLI) -> None:
+    """Its calls, what of it is in the loss, and its reward; it plays as in training."""
+    script = Path(__file__).parents[1] / "helpers" / "tiny_agent.py"
+    agent = json.dumps({"class_path": "Agent", "init_args": {"command": [sys.executable, str(script), "branches"]}})
+    turns = ("--rollout.sampling.max_turns", 4, "--rollout.sampling.max_episode_tokens", 300)
+    command = ("preview", "--config", "tiny.yaml", *turns, "--rollout.environment", agent, "--prompts", 1)
+    shown = json.loads(lit_rlvr(*command, "--episodes", 1, "--json", status=0).out)
+    (episode,) = shown["episodes"]
+    assert episode["id"] == shown["prompts"][0]["id"] and episode["prompt"]["text"].startswith("<|im_start|>system\n")
+    parts = episode["completion"]
+    calls = episode["calls"]
+    assert len(calls) == 4 and sum(int(call["tokens"]) for call in calls) == sum(
+        part["tokens"] for part in parts if part["in_loss"]
+    )
+    assert any("how?" in part["text"] and not part["in_loss"] for part in parts)
+    assert episode["rewards"]["environment"]["status"] == "ok"
+    assert episode["reward"] == pytest.approx(sum(result["value"] for result in episode["rewards"].values()))
+    lit_rlvr("preview", "--config", "tiny.yaml", "--episodes", 1, status=2, says="--episodes: there is no rollout.envi")
 
 
 def test_images_are_saved_and_named(run_folder: Path, lit_rlvr: CLI, vlm_folder: Path) -> None:

@@ -1,10 +1,13 @@
 """An agent in plain Python, which asks the model in the way that its first argument names."""
 
+import base64
 import http.client
 import json
 import os
+import struct
 import sys
 import time
+import zlib
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -82,6 +85,48 @@ def paid() -> str:
             post("/reward", {"completion_id": completion_id, "reward": 9.0})  # the last one counts
             assert post("/reward", {"completion_id": completion_id, "reward": reward})[0] == 200
     return text
+
+
+def png(shade: int) -> str:
+    """Return a small picture in base64."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    size = 56 + 28 * (shade > 150)
+    lines = [b"\0" + bytes((shade + 7 * x + 3 * y) % 256 for x in range(size) for _ in "RGB") for y in range(size)]
+    head = struct.pack(">IIBBBBB", size, size, 8, 2, 0, 0, 0)
+    body = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"".join(lines))) + chunk(b"IEND", b"")
+    return base64.b64encode(b"\x89PNG\r\n\x1a\n" + body).decode()
+
+
+def shown(shade: int, text: str) -> dict[str, Any]:
+    """Return a message with a picture."""
+    picture = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{png(shade)}"}}
+    return {"role": "user", "content": [picture, {"type": "text", "text": text}]}
+
+
+def pictures() -> str:
+    """Two turns with a picture each, another second turn, and a conversation of its own by Anthropic's API.
+
+    The first picture is that of the seed, halved; the other conversation begins with the same one for seeds up to 5.
+    """
+    for url in ("https://example.org/cat.png", "/etc/passwd", "data:image/png;base64,AAAA"):
+        part = {"type": "image_url", "image_url": {"url": url}}
+        status, answer = post("/chat/completions", {"messages": [{"role": "user", "content": [part]}]})
+        assert status == 400 and "messages: an image " in answer["error"]["message"], answer
+    begun = [shown(TASK["seed"] // 2, "One?")]
+    said = [ask(begun)]
+    for shade in (100, 200):
+        said.append(ask([*begun, shown(shade, "Two?")]))
+    source = {"type": "base64", "media_type": "image/png", "data": png(TASK["seed"] // 2 + 50 * (TASK["seed"] > 5))}
+    content = [{"type": "image", "source": source}, {"type": "text", "text": "One?"}]
+    body = {"messages": [{"role": "user", "content": content}], "max_tokens": 9}
+    status, answer = post("/messages", body)
+    assert status == 200, answer
+    source["type"] = "url"
+    assert post("/messages", body)[0] == 400
+    return "".join(said)
 
 
 def silent() -> str:

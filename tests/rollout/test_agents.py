@@ -1,5 +1,6 @@
 """Agents: programs that call the run's endpoint. Their rows hold the tokens that were sampled."""
 
+import itertools
 import json
 import random
 import socket
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,10 +18,11 @@ from typing import Any
 import pytest
 import torch
 from slow_loops import slow_gigpo_turns, slow_step_returns_turns
-from tiny import END, ENDS, byte_tokenizer, plain_logprobs, tiny_llama
-from tiny_engines import hf_engine
+from tiny import END, ENDS, byte_tokenizer, plain_logprobs, start_engine, tiny_llama
+from tiny_engines import Streaming, hf_engine
 from tiny_fit import assert_same, fit, naive_gradients
 from tiny_runs import CLI, FIT, STRATEGIES, completions, in_two_processes, metrics, to
+from tiny_vlms import save_qwen2_5_vl, slow
 
 from lit_rlvr.advantages import GiGPOAdvantage
 from lit_rlvr.agents.conversation import Conversations, fingerprint
@@ -30,8 +33,12 @@ from lit_rlvr.agents.requests import ChatRequest, RequestError, SamplingRules, r
 from lit_rlvr.agents.session import Group, Limits, Session, completion_of, shared_start
 from lit_rlvr.commands.report.explain import call_rows
 from lit_rlvr.datamodules.reading.chat import Chat
+from lit_rlvr.datamodules.reading.images import ImageOptions
+from lit_rlvr.engines.hf import HFEngine
+from lit_rlvr.engines.synced import trainer_logprobs
 from lit_rlvr.environments import Agent, EnvironmentReward, SingleTurn, TurnRewards, as_environment
 from lit_rlvr.errors import UserError
+from lit_rlvr.policy.loading import load_image_processor, load_policy, load_tokenizer
 from lit_rlvr.rewards.combine import score_rollout
 from lit_rlvr.rollout.assemble import assemble
 from lit_rlvr.rollout.record import Replay
@@ -300,12 +307,140 @@ def test_recorded_episodes_of_several_sequences_are_trained_again_exactly(
     assert all(torch.equal(gradient, second.gradients[0][name]) for name, gradient in first.gradients[0].items())
 
 
+@pytest.fixture(scope="module")
+def sharp_vlm(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A tiny Qwen2.5-VL whose log-probabilities differ by nats between images, with the data of a run."""
+    folder = save_qwen2_5_vl(tmp_path_factory.mktemp("vlm"))
+    data = SimpleNamespace(
+        name="vlm",
+        chat=Chat(),
+        tokenizer=load_tokenizer(str(folder)),
+        reading=SimpleNamespace(max_prompt_tokens=512),
+        images=ImageOptions(),
+        image_processor=load_image_processor(str(folder)),
+    )
+    return SimpleNamespace(policy=load_policy(str(folder)), data=data)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shared", [True, False])
+def test_images_in_requests_are_those_that_training_computes_on(shared: bool, sharp_vlm: Any) -> None:
+    """The sequences of the first prompt's episodes begin with the same picture, those of the second with others."""
+    policy = sharp_vlm.policy
+    policy.shared_prefix = shared
+    seen: list[tuple[Prompt, Completion]] = []
+    engine = HFEngine()
+    start_engine(engine, policy)
+
+    def generate(prompts: list[Prompt], *others: Any) -> Any:
+        groups = engine.generate(prompts, *others)
+        seen.extend((prompt, group[0]) for prompt, group in zip(prompts, groups, strict=True))
+        return groups
+
+    sampling = replace(SAMPLING, max_tokens=9, max_episode_tokens=400).with_banned(policy.placeholder_ids)
+    agent = Agent([sys.executable, str(SCRIPT), "pictures"])
+    episodes = AgentEpisodes(agent, policy.eos_token_ids, "tiny", 0, True, takes_images=True)
+    try:
+        prompts, groups = episodes.play(PROMPTS, sampling, [[4, 5], [6, 8]], None, sharp_vlm.data, generate, True)
+    finally:
+        episodes.close()
+    rows = [row for group in groups for row in group]
+    assert all(row.outcome is not None and row.outcome.status == "ok" for row in rows), rows[0].outcome
+    assert all(len(row.turns) == 4 and len(row.sequences) in (3, 4) for row in rows)
+    sampled = {(*prompt.token_ids, *turn.token_ids): (prompt, turn) for prompt, turn in seen}
+    assert len(sampled) == 16 and {len(prompt.pixels.images) for prompt, _ in seen} == {1, 2}
+    for prompt, turn in seen:
+        expected = slow(policy, prompt, turn.token_ids, policy.placeholder_ids)
+        torch.testing.assert_close(torch.tensor(turn.logprobs), expected, atol=1e-4, rtol=0)
+    computed = trainer_logprobs(policy, prompts, groups, sampling)
+    for row, logprobs in zip(rows, computed, strict=True):
+        own = torch.tensor(row.sampled)
+        torch.testing.assert_close(logprobs[own], torch.tensor(row.logprobs)[own], atol=1e-4, rtol=0)
+    assert prompts[0].pixels is not None and len(prompts[0].pixels.images) == 1, "all its sequences begin with it"
+    assert prompts[1].pixels is None and prompts[1].token_ids, "its sequences begin with three pictures"
+
+
+class Noting(Streaming):
+    """Remembers the weights that sampled each message; the last one of an episode waits for newer weights.
+
+    Args:
+        concurrent: takes weights while episodes are played.
+    """
+
+    def __init__(self, concurrent: bool) -> None:
+        super().__init__()
+        self.concurrent = concurrent
+        self.notes: dict[tuple[tuple[int, ...], tuple[int, ...]], tuple[int, torch.nn.Module]] = {}
+        self.waits = True
+
+    def generate(self, prompts: Any, sampling: Any, seeds: Any, done: Any = None, turns: Any = None) -> Any:
+        with self._turn:
+            groups = super().generate(prompts, sampling, seeds, done, turns)
+            model = deepcopy(self.copy.model)
+            for prompt, (turn, *_) in zip(prompts, groups, strict=True):
+                self.notes[tuple(prompt.token_ids), turn.token_ids] = self._syncs - 1, model
+            return groups
+
+    def generate_stream(self, prompts: Any, *others: Any) -> None:
+        is_first = "why?" in byte_tokenizer().decode(prompts[0].token_ids) and self.waits
+        if is_first:
+            self.waits = False
+            wait_until(lambda: self._syncs > 1)
+        super().generate_stream(prompts, *others)
+
+
+@torch.no_grad()
+@pytest.mark.first_case_fast
+@pytest.mark.parametrize("concurrent", [True, False])
+def test_episodes_under_staleness_have_the_version_of_the_weights_that_sampled_each_message(
+    concurrent: bool, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    """On servers weights may change in the middle of an episode; its tokens are then those of several versions."""
+    engine = Noting(concurrent)
+    _, seen = fit(
+        tiny_model_folder,
+        tmp_path,
+        steps=3,
+        engine=engine,
+        environment=Agent([sys.executable, str(SCRIPT), "turns", "worker"], workers=3),
+        sampling=SAMPLING,
+        rewards=None,
+        prompts_per_rollout=2,
+        group_size=2,
+        staleness=1,
+        max_failure_rate=0.0,
+    )
+    ages = set()
+    mixed = 0
+    for step, rollout in enumerate(seen.rollouts):
+        rows = [(prompt, row) for prompt, g in zip(rollout.prompts, rollout.completions, strict=True) for row in g]
+        for number, (prompt, row) in enumerate(rows):
+            begins = [0, *itertools.accumulate(row.sequence_lengths)]
+            versions = set()
+            for turn in row.turns:
+                first, end = turn.span
+                begin = max(begin for begin in begins if begin <= first)
+                before = (*prompt.token_ids, *row.token_ids[begin:first])
+                version, model = engine.notes[before, row.token_ids[first:end]]
+                assert rollout.versions[number, first:end].tolist() == [version] * (end - first)
+                expected, _ = plain_logprobs(model, before, row.token_ids[first:end], SAMPLING)
+                torch.testing.assert_close(torch.tensor(row.logprobs[first:end]), expected, atol=1e-4, rtol=0)
+                ages.add(step - version)
+                versions.add(version)
+            mixed += len(versions) > 1
+        assert seen.metrics[step]["rollout/agent/sequences"] >= 1
+    assert ages == {0, 1} and (mixed > 0) == concurrent
+
+
 def test_what_cannot_be_trained_is_refused_and_a_retry_is_answered_from_memory(play: Any) -> None:
     played = play("refusals")
     assert_exact_with_auxiliary(played)
     for row in rows_of(played):
         assert row.outcome is not None and (row.outcome.status, row.outcome.value) == ("ok", 0.5), row.outcome
         assert len(row.turns) == 1
+        rows = call_rows({3: calls_of(row)})
+        assert [cells[:3] for cells in rows] == [("3", "0", "0"), ("3", "auxiliary", "not trained")]
+        assert int(rows[1][3]) > 0
     assert played.counts["auxiliary"] == 6 and played.counts["refused"] > 6 * 15
 
 
@@ -411,7 +546,7 @@ def test_a_row_never_has_more_tokens_than_an_episode_may_have() -> None:
                 ids = tuple(rng.choices(range(97, 110), k=message.limit - 1))
                 text = byte_tokenizer().decode(ids)
                 session.finish(message, Completion(text, (*ids, END), "stop", (0.0,) * message.limit))
-        start = len(shared_start(group.sessions))
+        start = len(shared_start(group.sessions)[0])
         lengths = [len(completion_of(session, start).token_ids) for session in group.sessions]
         assert max(lengths) <= 150, (case, lengths)
         longest = max(longest, *lengths)
@@ -425,10 +560,10 @@ def test_arguments_of_the_chat_template_in_a_row_reach_its_conversations() -> No
     sample = Sample("own", "?", "", row={"chat_template_kwargs": '{"mood": "wild"}'})
     of_row = conversations.for_row(sample)
     asked = [{"role": "user", "content": "?"}]
-    assert tokenizer.decode(of_row.prompt(asked, ())).startswith("wild|")
+    assert tokenizer.decode(of_row.prompt(asked, ())[0]).startswith("wild|")
     assert conversations.for_row(sample) is of_row
     other = conversations.for_row(PROMPTS[0].sample)
-    assert tokenizer.decode(other.prompt(asked, ())).startswith("calm|")
+    assert tokenizer.decode(other.prompt(asked, ())[0]).startswith("calm|")
 
 
 class Scripted(Spy):
@@ -463,8 +598,8 @@ def test_the_clients_of_openai_and_anthropic_call_tools(client: str, play: Any) 
 
 def test_settings_that_do_not_go_with_an_agent_are_refused(tiny_model_folder: Path, tmp_path: Path) -> None:
     agent = Agent([sys.executable, str(SCRIPT), "turns"])
-    with pytest.raises(UserError, match=r"rollout\.staleness: an agent plays"):
-        fit(tiny_model_folder, tmp_path, environment=agent, staleness=1, rewards=None)
+    with pytest.raises(UserError, match=r"rollout\.replay_routes: an agent's completions"):
+        fit(tiny_model_folder, tmp_path, environment=agent, replay_routes=True, rewards=None)
     with pytest.raises(UserError, match="no program 'no-such-program'"):
         Agent("no-such-program --fast")
     with pytest.raises(UserError, match="the run sets OPENAI_API_KEY itself"):

@@ -218,6 +218,6 @@ def test_images_that_an_environment_shows_end_the_record(tmp_path: Path, caplog:
         with caplog.at_level(logging.WARNING, "lit_rlvr"):
             record.add(2, changed, CURSOR, 1)
             record.add(3, rollout, CURSOR, 2)
-        assert "ends before iteration 2: images that an environment shows are not recorded" in caplog.text
+        assert "ends before iteration 2: images that an environment or agent shows are not recorded" in caplog.text
         assert len(record) == 1
         caplog.clear()

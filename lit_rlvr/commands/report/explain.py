@@ -154,11 +154,14 @@ def turn_reward_rows(completions: Sequence[dict[str, Any]]) -> list[tuple[str, .
 
 
 def call_rows(completions: Mapping[int, dict[str, Any]]) -> list[tuple[str, ...]]:
-    """Return a row for each call of an agent that is trained, of completions by number; none if no agent played."""
+    """Return a row for each call of an agent, of completions by number, and behind these those that are not trained."""
     rows: list[tuple[str, ...]] = []
     for g, completion in completions.items():
         rewards = completion.get("turn_rewards", [])
         for k, call in enumerate(completion.get("calls", [])):
+            if "untrained" in call:
+                rows.append((str(g), call["untrained"], "not trained", str(call["tokens"]), "", ""))
+                continue
             reward = rewards[k] if rewards else None
             paid = "" if reward is None else f"{reward:g}"
             rows.append((str(g), str(k), str(call["sequence"]), str(call["tokens"]), str(call["added"]), paid))
