@@ -117,7 +117,8 @@ def measure_run(model: Path, policy: Any, engine: Any, options: Any) -> tuple[fl
     from lit_rlvr.datamodules.reading.chat import Chat
     from lit_rlvr.environments import Agent
     from lit_rlvr.policy.loading import load_tokenizer
-    from lit_rlvr.types import Prompt, Sample, Sampling
+    from lit_rlvr.sampling import Sampling
+    from lit_rlvr.types import Prompt, Sample
 
     reading = SimpleNamespace(max_prompt_tokens=LONGEST)
     data: Any = SimpleNamespace(name="tiny", chat=Chat(), tokenizer=load_tokenizer(str(model)), reading=reading)

@@ -77,9 +77,10 @@ from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import training_autocast, use_deterministic_kernels
 from lit_rlvr.policy.speed import enable_checkpointing, uncompile_layers
 from lit_rlvr.policy.tiny import CHAT_TEMPLATE, byte_tokenizer
+from lit_rlvr.sampling import Sampling
 from lit_rlvr.sizing.memory import Strategy, largest_microbatch, shape_of, training_memory
 from lit_rlvr.training.step import logprobs_in_microbatches
-from lit_rlvr.types import Prompt, Rollout, Sample, Sampling
+from lit_rlvr.types import Prompt, Rollout, Sample
 
 TEXT = {
     "hidden_size": 1536,

@@ -135,7 +135,7 @@ def measure_divergence(name: str, tokens: int) -> None:
     from lit_rlvr.objectives import vocabulary_divergence
     from lit_rlvr.policy.architecture import LogitTransform
     from lit_rlvr.policy.logprobs import TeacherHead, score_tokens
-    from lit_rlvr.types import Sampling
+    from lit_rlvr.sampling import Sampling
 
     torch.manual_seed(0)
     (hidden, weight), (other, head) = (

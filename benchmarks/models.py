@@ -28,8 +28,9 @@ from lit_rlvr.policy.adapters import add_adapters
 from lit_rlvr.policy.loading import load_model_config, load_policy
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.verify import verify_or_fall_back
+from lit_rlvr.sampling import Sampling
 from lit_rlvr.sizing.memory import shape_of
-from lit_rlvr.types import Prompt, Sampling
+from lit_rlvr.types import Prompt
 
 sys.path[:0] = [str(Path(__file__).parents[1] / "tests" / name) for name in ("helpers", "policy")]
 import test_models  # noqa: E402

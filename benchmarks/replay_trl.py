@@ -38,7 +38,8 @@ from lit_rlvr.policy.sources import resolve_model
 from lit_rlvr.rewards import FunctionReward
 from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.run.trainer import Trainer
-from lit_rlvr.types import Completion, Prompt, Sampling
+from lit_rlvr.sampling import Sampling
+from lit_rlvr.types import Completion, Prompt
 
 DATA = {"high": 99, "held_out": 0, "question": "{a}+{b}=", "chat": Chat(system_prompt=None)}
 TRL_ADVANTAGE = {"eps": 1e-4, "unbiased_std": True}

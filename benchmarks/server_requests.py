@@ -58,7 +58,8 @@ def measure(model: Path, urls: list[str], completions: int, group_size: int, des
     from lit_rlvr.engines.server import VLLMServerEngine
     from lit_rlvr.engines.transfer import FileTransfer
     from lit_rlvr.policy.loading import load_policy, load_tokenizer
-    from lit_rlvr.types import Prompt, Sample, Sampling
+    from lit_rlvr.sampling import Sampling
+    from lit_rlvr.types import Prompt, Sample
 
     policy = load_policy(str(model))
     resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))

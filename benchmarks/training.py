@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 from workload import wait_for_gpu
 
 from lit_rlvr.algorithms import GRPO
+from lit_rlvr.media import Pixels
 from lit_rlvr.policy import loading
 from lit_rlvr.policy import logprobs as scoring
 from lit_rlvr.policy.families.qwen_vl import VLM_SPECIALS, save_tiny_vlm
@@ -31,7 +32,8 @@ from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.sources import resolve_model
 from lit_rlvr.run.rank_zero import EXPECTED_WARNINGS
-from lit_rlvr.types import Completion, Pixels, Prompt, PromptBatch, Rollout, Sample, Sampling, pad_completions
+from lit_rlvr.sampling import Sampling
+from lit_rlvr.types import Completion, Prompt, PromptBatch, Rollout, Sample, pad_completions
 
 Shape = dict[str, int]
 

@@ -61,7 +61,8 @@ def main() -> None:
     from lit_rlvr.policy.loading import load_policy
     from lit_rlvr.policy.sources import resolve_model
     from lit_rlvr.rollout.generate import completion_seeds
-    from lit_rlvr.types import Sampling, pad_completions
+    from lit_rlvr.sampling import Sampling
+    from lit_rlvr.types import pad_completions
 
     folder = resolve_model(options.model)
     policy, tokenizer = load_policy(folder), AutoTokenizer.from_pretrained(folder)

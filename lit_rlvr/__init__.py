@@ -56,8 +56,9 @@ _MODULES = {
     "rollout.settings": "Evaluation",
     "run.trackers": "MLflow Trackio Wandb",
     "run.trainer": "Trainer",
+    "sampling": "EvalSampling Sampling",
     "training.terms": "Term",
-    "types": "Completion EvalSampling RewardResult Sample Sampling ToolResult",
+    "types": "Completion RewardResult Sample ToolResult",
     "workers.process": "Isolation",
 }
 _NAMES = {name: f"lit_rlvr.{module}" for module, names in _MODULES.items() for name in names.split()}

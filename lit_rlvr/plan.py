@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lit_rlvr.distributed.fsdp2 import FSDP2
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.precision import PRECISIONS, compute_dtype
-from lit_rlvr.types import Sampling
+from lit_rlvr.sampling import Sampling
 
 CPU = torch.device("cpu")
 

@@ -7,14 +7,14 @@ T completion positions, V vocabulary. Masks are bool, True = in the loss.
 from __future__ import annotations
 
 import math
-from abc import ABCMeta
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
-from lit_rlvr.errors import UserError, checks_arguments, refuse_all
+from lit_rlvr.media import Coordinates, Pixels
+from lit_rlvr.sampling import Sampling
 from lit_rlvr.speech.calls import as_dicts, find_calls
 from lit_rlvr.speech.thoughts import thoughts_in, without_thoughts
 
@@ -22,63 +22,10 @@ if TYPE_CHECKING:  # reward workers import this module; torch is too slow for th
     from torch import Tensor
 
 FinishReason = Literal["stop", "length"]
-AtBudget = Literal["close", "end"]
 Status = Literal["ok", "parse_fail", "timeout", "error", "unjudged"]
 STATUSES: tuple[Status, ...] = get_args(Status)
 TURN_REWARDS = "turns"
 """The name of the reward that sums the rewards of a completion's turns."""
-
-
-@dataclass(frozen=True)
-class Video:
-    """A video among the images of a sample.
-
-    Args:
-        frames: a file's path or bytes, or a list of frames, each in a form that images have; once the video is
-            decoded, the RGB images that the model sees.
-        indices: the numbers of the frames that the model sees; () = they are not chosen yet.
-        fps: frames per second of the whole video.
-        total: number of frames of the whole video.
-    """
-
-    frames: Any
-    indices: tuple[int, ...] = ()
-    fps: float = 0.0
-    total: int = 0
-
-    @property
-    def metadata(self) -> dict[str, Any]:
-        """The facts about a video that transformers and vLLM need once its frames are chosen."""
-        return {"fps": self.fps, "frames_indices": list(self.indices), "total_num_frames": self.total}
-
-    @property
-    def array(self) -> Any:
-        """The frames of a decoded video as one array (T, height, width, 3) of bytes."""
-        import numpy as np
-
-        return np.stack([np.asarray(frame) for frame in self.frames])
-
-
-def kinds_of(images: Sequence[Any]) -> list[str]:
-    """Return `image` or `video` for each of a sample's images and videos; decode none."""
-    return ["video" if isinstance(source, Video) else "image" for source in getattr(images, "sources", images)]
-
-
-@dataclass(frozen=True)
-class Coordinates:
-    """The way in which a model writes places in an image.
-
-    Args:
-        file: (width, height) of the image in its file, in pixels.
-        corner: (x, y) that the model writes for the bottom right corner.
-        y_first: the model writes y before x.
-        seen: (width, height) in which the model's image processor takes the image, in pixels; None = unknown.
-    """
-
-    file: tuple[int, int]
-    corner: tuple[float, float]
-    y_first: bool = False
-    seen: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -137,150 +84,6 @@ class Sample:
     def references(self) -> tuple[str, ...]:
         """The reference answers: one of them suffices."""
         return (self.answer, *self.aliases)
-
-
-@checks_arguments("sampling")
-@dataclass(frozen=True)
-class Sampling:
-    """The settings of sampling, with which the engine samples and the trainer scores.
-
-    Args:
-        temperature: divisor of the logits; 0 is greedy decoding (evaluation only).
-        top_p: nucleus sampling; 1.0 is off. Ratio-based losses refuse anything else.
-        top_k: sample among the k likeliest tokens; 0 is off. Ratio-based losses refuse anything else.
-        max_tokens: longest completion in tokens, EOS included; with an environment, the longest turn.
-        banned_token_ids: tokens that neither the engine samples nor the trainer's softmax counts (image placeholders).
-        stop: texts that, like the EOS token, end a completion or a turn, which keeps the token that completes the text.
-        max_turns: most turns of an episode; above 1 only with an environment.
-        max_observation_tokens: longest observation in tokens, with the chat template around it; a longer one loses its
-            middle and says so.
-        max_episode_tokens: longest episode in tokens, observations included; null: room for `max_turns` turns and the
-            observations between them.
-        max_thought_tokens: most tokens of a turn's thoughts; 0 is off.
-        at_budget: what happens to thoughts of `max_thought_tokens`. close: the mark that ends them is written, is not
-            in the loss, and the answer follows. end: the completion ends there, truncated and without an answer.
-    """
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    max_tokens: int = 256
-    banned_token_ids: tuple[int, ...] = ()
-    stop: tuple[str, ...] = ()
-    max_turns: int = 1
-    max_observation_tokens: int = 256
-    max_episode_tokens: int | None = None
-    max_thought_tokens: int = 0
-    at_budget: AtBudget = "close"
-
-    def __post_init__(self) -> None:
-        checks = (
-            ("temperature", self.temperature < 0, ">= 0"),
-            ("top_p", not 0 < self.top_p <= 1, "in (0, 1]"),
-            ("top_k", self.top_k < 0, ">= 0 (0 is off)"),
-            ("max_tokens", self.max_tokens < 1, ">= 1"),
-            ("banned_token_ids", min(self.banned_token_ids, default=0) < 0, ">= 0 each"),
-            ("stop", not all(self.stop), "texts of at least one character"),
-            ("max_turns", self.max_turns < 1, ">= 1"),
-            ("max_observation_tokens", self.max_observation_tokens < 1, ">= 1"),
-            (
-                "max_episode_tokens",
-                self.max_episode_tokens is not None and self.max_episode_tokens < self.max_tokens,
-                f">= max_tokens={self.max_tokens}",
-            ),
-            (
-                "max_thought_tokens",
-                not 0 <= self.max_thought_tokens < self.max_tokens,
-                f">= 0 (0 is off) and below max_tokens={self.max_tokens}",
-            ),
-            (
-                "at_budget",
-                self.at_budget != "close" and not self.max_thought_tokens,
-                "left out, because max_thought_tokens=0 sets no budget",
-            ),
-        )
-        refuse_all(
-            f"sampling.{name}: {getattr(self, name)} must be {wanted}"
-            for name, is_invalid, wanted in checks
-            if is_invalid
-        )
-
-    @property
-    def truncates_distribution(self) -> bool:
-        """True if the sampled distribution differs from the model's (top-p or top-k)."""
-        return self.top_p < 1 or self.top_k > 0
-
-    @property
-    def max_completion_tokens(self) -> int:
-        """The longest possible completion in tokens, observations included."""
-        longest = self.max_turns * self.max_tokens + (self.max_turns - 1) * self.max_observation_tokens
-        if self.max_episode_tokens is None:
-            return longest
-        return min(longest, self.max_episode_tokens)
-
-    @property
-    def max_sampled_tokens(self) -> int:
-        """T_max: the most tokens that the engine can sample for one completion."""
-        return min(self.max_turns * self.max_tokens, self.max_completion_tokens)
-
-    def with_max_tokens(self, max_tokens: int) -> Sampling:
-        """Return the same sampling with another longest completion, and no budget of thoughts that is as long."""
-        sampling = self
-        if self.max_thought_tokens >= max_tokens:
-            sampling = self.without_thought_budget()
-        return replace(sampling, max_tokens=max_tokens)
-
-    def without_thought_budget(self) -> Sampling:
-        """Return the same sampling without a budget of thoughts."""
-        return replace(self, max_thought_tokens=0, at_budget="close")
-
-    def with_banned(self, token_ids: Sequence[int]) -> Sampling:
-        """Return the same sampling with more tokens banned."""
-        return replace(self, banned_token_ids=tuple(sorted({*self.banned_token_ids, *token_ids})))
-
-
-@checks_arguments("rollout.evaluation.sampling")
-@dataclass(frozen=True)
-class EvalSampling(metaclass=ABCMeta):  # noqa: B024  # for `register`
-    """The settings of sampling in validation; training's settings fill in the others.
-
-    Args:
-        temperature: divisor of the logits; 0 is greedy decoding.
-        top_p: nucleus sampling; 1.0 is off.
-        top_k: sample among the k likeliest tokens; 0 is off.
-        max_tokens: longest completion in tokens, EOS included; null: as in training, so that accuracies are comparable.
-        banned_token_ids: tokens that the engine never samples (image placeholders).
-        stop: texts that end a completion or a turn; null: as in training.
-        max_turns: most turns of an episode; null: as in training.
-        max_observation_tokens: longest observation in tokens; null: as in training.
-        max_episode_tokens: longest episode in tokens, observations included; null: as in training.
-        max_thought_tokens: most tokens of a turn's thoughts; null: as in training.
-        at_budget: what happens to thoughts of that length (close, end); null: as in training.
-    """
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    max_tokens: int | None = None
-    banned_token_ids: tuple[int, ...] = ()
-    stop: tuple[str, ...] | None = None
-    max_turns: int | None = None
-    max_observation_tokens: int | None = None
-    max_episode_tokens: int | None = None
-    max_thought_tokens: int | None = None
-    at_budget: AtBudget | None = None
-
-    def filled_from(self, training: Sampling) -> Sampling:
-        """Return the complete settings, with those of training filled in."""
-        if self.max_thought_tokens == 0:
-            training = training.without_thought_budget()
-        try:
-            return replace(training, **{name: value for name, value in vars(self).items() if value is not None})
-        except UserError as error:
-            raise UserError(f"rollout.evaluation.{error}") from error
-
-
-EvalSampling.register(Sampling)  # complete settings, with nothing of training to fill in
 
 
 @dataclass(frozen=True)
@@ -542,55 +345,6 @@ def _truth(value: Any) -> bool:
         if value in (0, 1):
             return bool(value)
     raise ValueError(f"RewardResult.correct must be True, False or None, got {value!r}")
-
-
-@dataclass(frozen=True)
-class Pixels:
-    """The n images and videos of a prompt, or of a completion's observations.
-
-    Args:
-        inputs: for each image, the model's inputs by name; only the model's `VisionFamily` reads them.
-        placeholders: for each image, the tokens that stand for it.
-        images: the n resized RGB images, or a `Video` of such, for engines that make the model's inputs themselves.
-    """
-
-    inputs: tuple[Mapping[str, Tensor], ...]
-    placeholders: tuple[tuple[int, ...], ...]
-    images: tuple[Any, ...]
-
-    def split(self, count: int) -> tuple[Pixels | None, Pixels | None]:
-        """Return the first `count` images and the others; None for none."""
-        before, after = (
-            Pixels(self.inputs[part], self.placeholders[part], self.images[part])
-            for part in (slice(count), slice(count, None))
-        )
-        return before if before.inputs else None, after if after.inputs else None
-
-    def spans(self, token_ids: Sequence[int]) -> list[range]:
-        """Return where the placeholders of the images stand in a text, up to the first image that is not in it."""
-        spans: list[range] = []
-        start = 0
-        for placeholder in self.placeholders:
-            length = len(placeholder)
-            while start + length <= len(token_ids) and tuple(token_ids[start : start + length]) != tuple(placeholder):
-                start += 1
-            if start + length > len(token_ids):
-                break
-            spans.append(range(start, start + length))
-            start += length
-        return spans
-
-    @classmethod
-    def joined(cls, parts: Sequence[Pixels | None]) -> Pixels | None:
-        """Concatenate the images of several parts; return None without images."""
-        present = [part for part in parts if part is not None]
-        if len(present) < 2:
-            if present:
-                return present[0]
-            return None
-        inputs = tuple(image for part in present for image in part.inputs)
-        placeholders = tuple(tokens for part in present for tokens in part.placeholders)
-        return cls(inputs, placeholders, tuple(image for part in present for image in part.images))
 
 
 @dataclass

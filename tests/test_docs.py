@@ -36,7 +36,8 @@ from lit_rlvr.common.run_files import read_metrics
 from lit_rlvr.configs import config_folder
 from lit_rlvr.engines.synced import trainer_logprobs
 from lit_rlvr.objectives import LossInputs
-from lit_rlvr.types import Completion, Sample, Sampling
+from lit_rlvr.sampling import Sampling
+from lit_rlvr.types import Completion, Sample
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent

@@ -11,7 +11,7 @@ ROOT = TESTS.parent
 LAYERS = [
     {""},
     {"errors", "speech"},
-    {"answers"},
+    {"answers", "media", "sampling"},
     {"configs", "objectives", "types"},
     {"common", "options"},
     {"advantages", "conformance", "distributed", "workers"},

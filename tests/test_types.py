@@ -7,7 +7,8 @@ import torch
 from tiny import make_rollout
 
 from lit_rlvr.errors import UserError
-from lit_rlvr.types import Completion, Sampling, pad_completions
+from lit_rlvr.sampling import Sampling
+from lit_rlvr.types import Completion, pad_completions
 
 
 def test_completions_are_padded_on_the_right() -> None:

@@ -14,10 +14,11 @@ from typing import Any
 
 from lit_rlvr.datamodules.reading.chat import MODEL_TURN, Chat, break_up, find_tokens, shared_length
 from lit_rlvr.errors import UserError, log
+from lit_rlvr.media import Pixels
 from lit_rlvr.policy.families.base import ImageProcessor
 from lit_rlvr.speech.prompts import content_text
 from lit_rlvr.speech.thoughts import ends_in_thoughts
-from lit_rlvr.types import Pixels, ToolResult
+from lit_rlvr.types import ToolResult
 
 _PROBE = "An observation."
 _TRUNCATED = "\n[... cut ...]\n"

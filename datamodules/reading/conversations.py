@@ -14,7 +14,7 @@ from typing import Any
 
 from lit_rlvr.common.columns import as_python, parse_text
 from lit_rlvr.datamodules.reading.cells import BadRow, is_blank, is_empty
-from lit_rlvr.types import Video
+from lit_rlvr.media import Video
 
 Messages = list[dict[str, Any]]
 

@@ -23,7 +23,8 @@ from lit_rlvr.datamodules.reading.cells import BadRow, is_empty
 from lit_rlvr.datamodules.reading.conversations import NO_AUDIO, Messages, without_nulls
 from lit_rlvr.datamodules.reading.videos import check_packages, choose_frames, inspect_video, read_frames
 from lit_rlvr.errors import UserError, check_within, option_group
-from lit_rlvr.types import Sample, Video, kinds_of
+from lit_rlvr.media import Video, kinds_of
+from lit_rlvr.types import Sample
 
 PLACEHOLDER = "<image>"
 _PLACEHOLDERS = re.compile(r"(?:<\|vision_start\|>)?<(image|video)>(?:</\1>|<\|vision_end\|>)?")

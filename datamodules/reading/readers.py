@@ -26,7 +26,8 @@ from PIL import Image
 from lit_rlvr.common.files import write_atomically
 from lit_rlvr.datamodules.reading.cells import BadRow
 from lit_rlvr.errors import UserError, type_text, why_not_a_file
-from lit_rlvr.types import Sample, Video
+from lit_rlvr.media import Video
+from lit_rlvr.types import Sample
 
 HUB_NAME = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(@(?P<config>[\w.-]+))?(:(?P<split>.+))?")
 """`name` or `org/name`, `@config`, `:split`."""

@@ -22,7 +22,8 @@ from lit_rlvr.datamodules.reading.conversations import (
 )
 from lit_rlvr.datamodules.reading.images import ImageOptions, as_images, as_videos, check_media, with_images
 from lit_rlvr.errors import UserError, log
-from lit_rlvr.types import Sample, Video
+from lit_rlvr.media import Video
+from lit_rlvr.types import Sample
 
 MAX_NAMED = 3
 """Most bad rows or dropped prompts that a message names."""

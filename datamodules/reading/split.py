@@ -15,7 +15,8 @@ from lit_rlvr.datamodules.reading.cells import Answers
 from lit_rlvr.datamodules.reading.readers import cell_to_json
 from lit_rlvr.datamodules.reading.rows import abbreviate, rank_zero_warn
 from lit_rlvr.errors import UserError, check_within, option_group
-from lit_rlvr.types import Prompt, Sample, kinds_of
+from lit_rlvr.media import kinds_of
+from lit_rlvr.types import Prompt, Sample
 
 _T = TypeVar("_T")
 

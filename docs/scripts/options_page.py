@@ -49,8 +49,8 @@ from lit_rlvr.run.progress import Budget
 from lit_rlvr.run.trackers import MLflow, Tracker, Trackio, Wandb
 from lit_rlvr.run.trackers.feed import TRACKER_NAMES
 from lit_rlvr.run.warm_start import WarmStart
+from lit_rlvr.sampling import EvalSampling, Sampling
 from lit_rlvr.training.teachers import Demonstration
-from lit_rlvr.types import EvalSampling, Sampling
 
 REWARDS = (
     "MathAnswer", "Choice", "OpenAnswer", "PointwiseJudge", "RubricJudge", "PairwiseJudge", "GroupJudge",

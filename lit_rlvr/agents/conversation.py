@@ -11,8 +11,9 @@ from typing import Any
 from lit_rlvr.datamodules.reading.between_turns import BetweenTurns
 from lit_rlvr.datamodules.reading.chat import Chat, break_up, find_tokens
 from lit_rlvr.errors import UserError
+from lit_rlvr.media import Pixels
 from lit_rlvr.policy.families.base import ImageProcessor
-from lit_rlvr.types import Pixels, Sample
+from lit_rlvr.types import Sample
 
 Message = dict[str, Any]
 Text = tuple[tuple[int, ...], Pixels | None]

@@ -25,8 +25,10 @@ from lit_rlvr.engines.dispatch import free_descriptors
 from lit_rlvr.engines.turns import Continuation, OnGroupDone, Turns
 from lit_rlvr.environments.agent import Agent
 from lit_rlvr.errors import UserError
+from lit_rlvr.media import kinds_of
 from lit_rlvr.rewards.forms import as_messages
-from lit_rlvr.types import Completion, Prompt, Sampling, kinds_of
+from lit_rlvr.sampling import Sampling
+from lit_rlvr.types import Completion, Prompt
 
 if TYPE_CHECKING:
     from lit_rlvr.agents.endpoint import Job

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from lit_rlvr.datamodules.reading.images import ImageOptions, decode, locate, resize
+from lit_rlvr.sampling import Sampling
 from lit_rlvr.speech.prompts import content_text
-from lit_rlvr.types import Sampling
 
 Body = dict[str, Any]
 

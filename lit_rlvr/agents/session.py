@@ -18,8 +18,10 @@ from lit_rlvr.agents.replies import Reply, read_reply
 from lit_rlvr.agents.requests import ChatRequest, RequestError
 from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.errors import UserError
+from lit_rlvr.media import Pixels
+from lit_rlvr.sampling import Sampling
 from lit_rlvr.speech.prompts import content_text
-from lit_rlvr.types import Completion, Pixels, RewardResult, Sample, Sampling, Status, Turn, UntrainedMessage
+from lit_rlvr.types import Completion, RewardResult, Sample, Status, Turn, UntrainedMessage
 
 CAUSES = ("timeout", "crashed", "silent")
 """Why an episode fails: it did not end in time; its program failed without a reward; it never called the model."""

@@ -43,7 +43,8 @@ from lit_rlvr.rollout.episodes import begins, check_turns
 from lit_rlvr.rollout.preflight.lengths import LengthRequirement
 from lit_rlvr.run.folder import lock_folder
 from lit_rlvr.run.saved_model import resolve_run_model
-from lit_rlvr.types import Prompt, Sampling
+from lit_rlvr.sampling import Sampling
+from lit_rlvr.types import Prompt
 
 QUESTIONS_PER_BATCH = 32
 """Number of questions whose completions one call judges."""

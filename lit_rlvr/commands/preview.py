@@ -19,10 +19,11 @@ from lit_rlvr.commands.report.explain import CALL_COLUMNS, call_rows
 from lit_rlvr.common.terminal import Terminal, table_of
 from lit_rlvr.datamodules.reading.images import film_strip
 from lit_rlvr.errors import UserError
+from lit_rlvr.media import Video
 from lit_rlvr.rewards.combine import score_rollout
 from lit_rlvr.rollout.preflight.data import check_demonstrations
 from lit_rlvr.training.trace import calls_of
-from lit_rlvr.types import Completion, Prompt, RewardResult, Video
+from lit_rlvr.types import Completion, Prompt, RewardResult
 
 if TYPE_CHECKING:
     import torch

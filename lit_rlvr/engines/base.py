@@ -12,8 +12,10 @@ import torch
 
 from lit_rlvr.engines.turns import OnGroupDone, Turns, within_budget
 from lit_rlvr.errors import ChecksArguments
+from lit_rlvr.media import kinds_of
 from lit_rlvr.plan import RunPlan
-from lit_rlvr.types import Completion, Prompt, Sampling, kinds_of
+from lit_rlvr.sampling import Sampling
+from lit_rlvr.types import Completion, Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

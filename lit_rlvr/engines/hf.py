@@ -32,7 +32,8 @@ from lit_rlvr.plan import RunPlan
 from lit_rlvr.policy.logprobs import shape_logits
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.routes import routing
-from lit_rlvr.types import Completion, Prompt, Sampling
+from lit_rlvr.sampling import Sampling
+from lit_rlvr.types import Completion, Prompt
 
 Routes = Sequence[Tensor | None]
 

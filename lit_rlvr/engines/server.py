@@ -51,7 +51,8 @@ from lit_rlvr.plan import RunPlan
 from lit_rlvr.policy.adapters import changing_weights
 from lit_rlvr.policy.loading import load_model_config
 from lit_rlvr.policy.policy import Policy
-from lit_rlvr.types import Completion, Prompt, Sampling
+from lit_rlvr.sampling import Sampling
+from lit_rlvr.types import Completion, Prompt
 
 SIZE_ENDINGS = ("_size", "_layers", "_heads", "_dim", "experts")
 """Ends of the names under which configs have the sizes of a model's weights."""

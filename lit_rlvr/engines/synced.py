@@ -21,7 +21,8 @@ from lit_rlvr.errors import ResumableError, UserError, check_within, comes_from_
 from lit_rlvr.policy.architecture import has_experts, layer_configs
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import training_autocast
-from lit_rlvr.types import Completion, Prompt, Rollout, Sampling
+from lit_rlvr.sampling import Sampling
+from lit_rlvr.types import Completion, Prompt, Rollout
 
 PROBE_TOKENS = 16
 """Tokens of a probe's completion."""

@@ -8,8 +8,10 @@ from typing import Any, TypeVar
 
 from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.errors import UserError
+from lit_rlvr.media import Pixels
+from lit_rlvr.sampling import Sampling
 from lit_rlvr.speech.thoughts import raw_text, read_text, split_thoughts
-from lit_rlvr.types import Completion, Pixels, Prompt, Sampling
+from lit_rlvr.types import Completion, Prompt
 
 
 @dataclass(frozen=True)

@@ -36,12 +36,14 @@ from lit_rlvr.engines.turns import (
     within_budget,
 )
 from lit_rlvr.errors import ResumableError, UserError, first_line, log, refuse_all
+from lit_rlvr.media import kinds_of
 from lit_rlvr.plan import RunPlan
 from lit_rlvr.policy.adapters import changing_weights
 from lit_rlvr.policy.architecture import head_sizes, layer_configs
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.routes import routers, small
-from lit_rlvr.types import Completion, Prompt, Sampling, kinds_of
+from lit_rlvr.sampling import Sampling
+from lit_rlvr.types import Completion, Prompt
 
 _RESERVE_BYTES = 6 << 30
 """Bytes of GPU memory left free for CUDA contexts, communication, activations and fragmentation."""

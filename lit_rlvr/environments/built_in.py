@@ -13,9 +13,10 @@ from typing import Any
 
 from lit_rlvr.environments.tools import Tools
 from lit_rlvr.errors import UserError, check_within
+from lit_rlvr.media import kinds_of
 from lit_rlvr.rewards.sql import databases_of
 from lit_rlvr.rewards.sql_query import QueryLimits, run_query
-from lit_rlvr.types import Sample, kinds_of
+from lit_rlvr.types import Sample
 from lit_rlvr.workers.process import Isolation
 from lit_rlvr.workers.sandbox import ProgramLimits, is_supported, run
 

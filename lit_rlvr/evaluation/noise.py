@@ -16,9 +16,10 @@ from lit_rlvr.common.files import available_memory
 from lit_rlvr.policy.loading import load_model_config
 from lit_rlvr.rewards.combine import Scores
 from lit_rlvr.rollout.assemble import assemble, join
+from lit_rlvr.sampling import Sampling
 from lit_rlvr.sizing.memory import shape_of
 from lit_rlvr.training.failures import TokenBudget
-from lit_rlvr.types import Completion, Prompt, Sampling
+from lit_rlvr.types import Completion, Prompt
 
 if TYPE_CHECKING:
     from lit_rlvr.algorithms import RLVRModule

@@ -17,7 +17,7 @@ from lit_rlvr.errors import MAX_SIZE, UserError, check_within, checks_arguments
 from lit_rlvr.policy.loading import load_model_config
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.run.saved_model import run_config
-from lit_rlvr.types import AtBudget, Sampling
+from lit_rlvr.sampling import AtBudget, Sampling
 
 MAX_TOKENS = 2048
 """Default completion length for models without a run."""

@@ -22,7 +22,8 @@ from lit_rlvr.rewards.combine import Scores, score_rollout
 from lit_rlvr.rewards.gold_answers import check_references
 from lit_rlvr.rollout.episodes import Episodes, between_turns
 from lit_rlvr.rollout.preflight.lengths import LengthRequirement, within_context
-from lit_rlvr.types import Completion, Prompt, Sampling
+from lit_rlvr.sampling import Sampling
+from lit_rlvr.types import Completion, Prompt
 
 if TYPE_CHECKING:
     from lit_rlvr.datamodules import PromptDataModule

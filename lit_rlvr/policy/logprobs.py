@@ -16,7 +16,7 @@ from lit_rlvr.distributed.collectives import index_tensor
 from lit_rlvr.objectives import vocabulary_divergence
 from lit_rlvr.policy.architecture import LogitTransform
 from lit_rlvr.policy.precision import autocast_dtype
-from lit_rlvr.types import Sampling
+from lit_rlvr.sampling import Sampling
 
 CHUNK_LOGITS = 1 << 25  # logits computed at once
 BLOCK_LOGITS = 1 << 21  # logits that a CPU normalises at once, so that they stay in its cache

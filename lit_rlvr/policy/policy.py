@@ -16,6 +16,7 @@ from torch.distributed.fsdp import FSDPModule
 from lit_rlvr.distributed.collectives import index_tensor, world_size
 from lit_rlvr.distributed.sharding import device_of, full_tensor, gathered
 from lit_rlvr.errors import UserError
+from lit_rlvr.media import Pixels
 from lit_rlvr.policy import attention
 from lit_rlvr.policy.adapters import (
     ADAPTER,
@@ -34,7 +35,8 @@ from lit_rlvr.policy.precision import forbid_tf32, round_residual_stream
 from lit_rlvr.policy.routes import routing, watch_routers
 from lit_rlvr.policy.spans import takes_heads
 from lit_rlvr.policy.speed import checkpointing
-from lit_rlvr.types import Completion, Pixels, Prompt, Rollout, Sampling, cut_sequences
+from lit_rlvr.sampling import Sampling
+from lit_rlvr.types import Completion, Prompt, Rollout, cut_sequences
 
 PROBE_VALUE = 0.01
 """What the matrices B of untrained adapters are set to so that a probe can see them."""

@@ -19,6 +19,7 @@ from torch.nn.attention import (
 from lit_rlvr.distributed.collectives import all_max
 from lit_rlvr.distributed.sharding import full_tensor
 from lit_rlvr.errors import UserError, first_line, log
+from lit_rlvr.media import Pixels
 from lit_rlvr.policy import attention
 from lit_rlvr.policy.architecture import has_recurrent_layers
 from lit_rlvr.policy.layout import Group, Rows, build_rows
@@ -26,7 +27,8 @@ from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import is_half, training_autocast
 from lit_rlvr.policy.spans import available, has_flash_attention_3, lay_out_spans
 from lit_rlvr.policy.speed import compile_layers, decoder_layers
-from lit_rlvr.types import Pixels, Prompt, Sample, Sampling
+from lit_rlvr.sampling import Sampling
+from lit_rlvr.types import Prompt, Sample
 
 
 def verify_or_fall_back(policy: Policy, dtype: torch.dtype | None = None) -> None:

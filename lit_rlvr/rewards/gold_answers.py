@@ -14,7 +14,8 @@ from lit_rlvr.common.columns import as_object
 from lit_rlvr.errors import UserError, log, refuse_all
 from lit_rlvr.rewards.base import REWARD_COLUMNS, Reward, named_rewards, names_in, own_weights, row_weights
 from lit_rlvr.rewards.combine import score_rollout
-from lit_rlvr.types import Completion, Prompt, Sample, Sampling
+from lit_rlvr.sampling import Sampling
+from lit_rlvr.types import Completion, Prompt, Sample
 
 GOLD_SAMPLES = 32
 """Most samples whose references are judged as answers."""

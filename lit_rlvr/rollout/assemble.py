@@ -11,7 +11,8 @@ from torch.nn.functional import pad
 
 from lit_rlvr.advantages.base import impute
 from lit_rlvr.rewards.combine import Scores
-from lit_rlvr.types import Completion, Prompt, Rollout, Sampling, Status, pad_completions
+from lit_rlvr.sampling import Sampling
+from lit_rlvr.types import Completion, Prompt, Rollout, Status, pad_completions
 
 LIST_FIELDS = ("prompts", "completions", "statuses", "details", "repeats")
 TOKEN_FIELDS = ("token_ids", "mask", "rollout_logprobs", "versions", "stale_cache")

@@ -8,9 +8,10 @@ from functools import reduce
 from typing import Any
 
 from lit_rlvr.distributed.collectives import gather_objects, rank, world_size
+from lit_rlvr.media import Pixels
 from lit_rlvr.rollout.assemble import join, take_group
 from lit_rlvr.rollout.summaries import Summaries
-from lit_rlvr.types import Pixels, Rollout
+from lit_rlvr.types import Rollout
 
 GroupPlace = tuple[int, int]
 """A process and the index of a group on it."""

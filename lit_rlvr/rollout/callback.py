@@ -31,9 +31,10 @@ from lit_rlvr.rollout.queue import QueueSource
 from lit_rlvr.rollout.record import Record, ReplaySource, replay_settings
 from lit_rlvr.rollout.settings import RolloutSettings
 from lit_rlvr.rollout.source import RolloutSource, SyncSource
+from lit_rlvr.sampling import Sampling
 from lit_rlvr.training.module import RLVRModule
 from lit_rlvr.training.optimizer import updates_per_iteration
-from lit_rlvr.types import PromptBatch, Rollout, Sampling
+from lit_rlvr.types import PromptBatch, Rollout
 
 if TYPE_CHECKING:
     from lit_rlvr.datamodules import PromptDataModule

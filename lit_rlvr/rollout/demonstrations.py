@@ -24,9 +24,10 @@ from lit_rlvr.rollout.balance import balance
 from lit_rlvr.rollout.episodes import Episodes, between_turns
 from lit_rlvr.rollout.source import RolloutSource
 from lit_rlvr.rollout.summaries import gather_summaries, trainable_groups
+from lit_rlvr.sampling import Sampling
 from lit_rlvr.speech.thoughts import closes_thoughts, ends_in_thoughts, read_text
 from lit_rlvr.training.module import RLVRModule
-from lit_rlvr.types import Completion, Prompt, PromptBatch, Rollout, Sample, Sampling
+from lit_rlvr.types import Completion, Prompt, PromptBatch, Rollout, Sample
 
 if TYPE_CHECKING:
     from lit_rlvr.datamodules import PromptDataModule

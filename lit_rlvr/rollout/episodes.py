@@ -17,9 +17,11 @@ from lit_rlvr.environments.agent import Agent
 from lit_rlvr.environments.base import Environment, Opening
 from lit_rlvr.environments.episode import EpisodeReply, EpisodeWorkers
 from lit_rlvr.errors import UserError
+from lit_rlvr.media import Pixels
 from lit_rlvr.rewards.forms import as_messages
+from lit_rlvr.sampling import Sampling
 from lit_rlvr.speech.calls import find_calls
-from lit_rlvr.types import Completion, Pixels, Prompt, RewardResult, Rollout, Sample, Sampling, Turn
+from lit_rlvr.types import Completion, Prompt, RewardResult, Rollout, Sample, Turn
 from lit_rlvr.workers.process import Outcome
 
 if TYPE_CHECKING:

@@ -21,7 +21,8 @@ from lit_rlvr.rewards.background import BackgroundScoring
 from lit_rlvr.rewards.combine import Scores, score_rollout, stop_on_failures
 from lit_rlvr.rollout.assemble import assemble
 from lit_rlvr.rollout.episodes import Episodes, between_turns
-from lit_rlvr.types import Completion, Prompt, Rollout, Sampling
+from lit_rlvr.sampling import Sampling
+from lit_rlvr.types import Completion, Prompt, Rollout
 
 if TYPE_CHECKING:
     from lit_rlvr.datamodules import PromptDataModule

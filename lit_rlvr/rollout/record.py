@@ -25,8 +25,9 @@ from lit_rlvr.engines.turns import read_completion
 from lit_rlvr.errors import UserError, check_within, first_line, log, option_group, shown
 from lit_rlvr.rollout.assemble import GROUP_FIELDS, TOKEN_FIELDS, tokens_in_loss
 from lit_rlvr.rollout.source import RolloutSource
+from lit_rlvr.sampling import Sampling
 from lit_rlvr.training.module import RLVRModule
-from lit_rlvr.types import Prompt, PromptBatch, Rollout, Sampling, Turn
+from lit_rlvr.types import Prompt, PromptBatch, Rollout, Turn
 
 if TYPE_CHECKING:
     from lit_rlvr.datamodules import PromptDataModule

@@ -22,9 +22,9 @@ from lit_rlvr.rewards.base import NoReward
 from lit_rlvr.rewards.gold_answers import LongAnswers, find_long_answers
 from lit_rlvr.rollout.episodes import check_turns
 from lit_rlvr.rollout.record import Replay
+from lit_rlvr.sampling import EvalSampling, Sampling
 from lit_rlvr.training.module import RLVRModule
 from lit_rlvr.training.optimizer import updates_per_iteration
-from lit_rlvr.types import EvalSampling, Sampling
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer

@@ -26,9 +26,10 @@ from lit_rlvr.rollout.summaries import (
     number_mixed,
     trainable_groups,
 )
+from lit_rlvr.sampling import Sampling
 from lit_rlvr.training.loop import collect
 from lit_rlvr.training.module import RLVRModule
-from lit_rlvr.types import Completion, Prompt, PromptBatch, Rollout, Sampling
+from lit_rlvr.types import Completion, Prompt, PromptBatch, Rollout
 
 if TYPE_CHECKING:
     from lit_rlvr.datamodules import PromptDataModule

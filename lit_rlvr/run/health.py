@@ -425,6 +425,7 @@ def _likely_cause(metrics: Metrics, good: int, last: int, held_out: bool) -> tup
     around = _AroundFall(metrics, steps[:known][-STRETCH:], steps[known:][-RECENT:])
     accuracy_before, accuracy_since = around.means("rollout/accuracy")
     reward_before, reward_since = around.means("rollout/reward")
+    cause: tuple[str, str] | None
     if held_out and accuracy_since >= accuracy_before:
         change = around.change("rollout/accuracy")
         cause = f"the prompts are learnt by heart, the rollouts' accuracy did not fall ({change})", "learnt by heart"

@@ -22,13 +22,14 @@ from lit_rlvr.common.terminal import Terminal, one_line, table_of
 from lit_rlvr.datamodules.reading.images import Images, film_strip, open_images
 from lit_rlvr.distributed.sharding import weights_sha256
 from lit_rlvr.errors import ChecksArguments, RunStopped, UserError, check_within, log, shown
+from lit_rlvr.media import Video
 from lit_rlvr.rollout.callback import rollout_of
 from lit_rlvr.run.advice import RunHistory
 from lit_rlvr.run.health import CERTAIN, Validated, best_validation, fallen, progress
 from lit_rlvr.run.loggers import metric_rows, metrics_file, run_root
 from lit_rlvr.run.monitor import why_stopped
 from lit_rlvr.training.trace import Trace, drop_traces_after, write_trace
-from lit_rlvr.types import Rollout, Video
+from lit_rlvr.types import Rollout
 
 
 def validate_now(trainer: Trainer) -> None:

@@ -36,8 +36,9 @@ from lit_rlvr.rewards.gold_answers import LongAnswers, completion_lengths
 from lit_rlvr.rewards.judges.base import Judge
 from lit_rlvr.rollout.demonstrations import Demonstrations, DemonstrationSource, Pair
 from lit_rlvr.rollout.episodes import Episodes
+from lit_rlvr.sampling import Sampling
 from lit_rlvr.training.validation_metrics import constant_guess
-from lit_rlvr.types import Completion, Prompt, Sampling
+from lit_rlvr.types import Completion, Prompt
 
 if TYPE_CHECKING:
     from lit_rlvr.algorithms import RLVRModule

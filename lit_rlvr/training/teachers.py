@@ -18,10 +18,11 @@ from lit_rlvr.options import Teacher, TeacherPrompt, is_url
 from lit_rlvr.policy.logprobs import TeacherHead
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.sources import resolve_model, weights_version
+from lit_rlvr.sampling import Sampling
 from lit_rlvr.speech.thoughts import MARK
 from lit_rlvr.training.reference import Reference
 from lit_rlvr.training.terms import Term
-from lit_rlvr.types import Prompt, Rollout, Sample, Sampling, cut_sequences
+from lit_rlvr.types import Prompt, Rollout, Sample, cut_sequences
 
 AT_ONCE = 64
 """Sequences that a rank lets a server score at the same time."""

@@ -14,7 +14,7 @@ from tiny_runs import CLI, fit, to
 
 from lit_rlvr.commands.evaluate import suite_fingerprint
 from lit_rlvr.evaluation.protocols import find_dtype, find_max_tokens
-from lit_rlvr.types import Sampling
+from lit_rlvr.sampling import Sampling
 
 SUITE = {
     "data": {"class_path": "TextMath", "init_args": {"test": "data.jsonl"}},

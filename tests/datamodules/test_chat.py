@@ -14,7 +14,8 @@ from lit_rlvr.environments import Environment
 from lit_rlvr.errors import UserError
 from lit_rlvr.rollout.demonstrations import Demonstrations
 from lit_rlvr.rollout.episodes import with_opening
-from lit_rlvr.types import Completion, Sample, Sampling, Turn
+from lit_rlvr.sampling import Sampling
+from lit_rlvr.types import Completion, Sample, Turn
 
 QUESTION = Sample("q", "What is 1 + 2?", "3", source="toy.jsonl:7")
 

@@ -16,8 +16,9 @@ from lit_rlvr.datamodules import PromptDataModule
 from lit_rlvr.datamodules.reading.images import ImageOptions, as_videos, open_images
 from lit_rlvr.datamodules.reading.readers import as_row
 from lit_rlvr.errors import UserError
+from lit_rlvr.media import Video
 from lit_rlvr.policy.loading import load_image_processor
-from lit_rlvr.types import Prompt, Video
+from lit_rlvr.types import Prompt
 
 V, I = "<|vision_start|><|video_pad|><|vision_end|>", "<|vision_start|><|image_pad|><|vision_end|>"  # noqa: E741
 

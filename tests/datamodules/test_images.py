@@ -31,8 +31,9 @@ from lit_rlvr.datamodules.reading.images import (
 from lit_rlvr.datamodules.reading.rows import map_columns
 from lit_rlvr.datamodules.reading.stream import fingerprint
 from lit_rlvr.errors import UserError
+from lit_rlvr.media import kinds_of
 from lit_rlvr.policy.loading import load_image_processor
-from lit_rlvr.types import Sample, kinds_of
+from lit_rlvr.types import Sample
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 

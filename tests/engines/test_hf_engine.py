@@ -25,7 +25,8 @@ from lit_rlvr.engines.synced import probe_sampling
 from lit_rlvr.engines.turns import check_room_for_answer
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.policy import Policy
-from lit_rlvr.types import Completion, EvalSampling, Sampling
+from lit_rlvr.sampling import EvalSampling, Sampling
+from lit_rlvr.types import Completion
 
 SAMPLING = Sampling(temperature=0.8, max_tokens=12, banned_token_ids=(3, 50))
 PROMPTS = [make_prompt(random_ids(n, n), f"p{n}") for n in (7, 2, 30, 1)]

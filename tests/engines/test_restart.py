@@ -20,7 +20,8 @@ from lit_rlvr.engines.synced import Safeguards, SyncedEngine
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.policy.policy import Policy
-from lit_rlvr.types import Completion, Sampling
+from lit_rlvr.sampling import Sampling
+from lit_rlvr.types import Completion
 
 STEP = ["sync", "6"]  # six prompts; the first step's sync is probed with three
 

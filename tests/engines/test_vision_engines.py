@@ -42,12 +42,14 @@ from lit_rlvr.engines.server import VLLMServerEngine
 from lit_rlvr.engines.transfer import FileTransfer
 from lit_rlvr.engines.vllm import Renderer, VLLMEngine
 from lit_rlvr.errors import UserError
+from lit_rlvr.media import Pixels, Video, kinds_of
 from lit_rlvr.options import Lora
 from lit_rlvr.policy.adapters import add_adapters
 from lit_rlvr.policy.loading import load_image_processor, load_policy, save_model
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rollout.episodes import Episodes
-from lit_rlvr.types import Completion, Pixels, Prompt, Rollout, Sample, Sampling, ToolResult, Video, kinds_of
+from lit_rlvr.sampling import Sampling
+from lit_rlvr.types import Completion, Prompt, Rollout, Sample, ToolResult
 
 SEEDS = [[100 * p + g for g in range(3)] for p in range(3)]
 

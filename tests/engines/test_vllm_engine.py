@@ -29,7 +29,7 @@ from lit_rlvr.options import Lora
 from lit_rlvr.policy.adapters import add_adapters, changing_weights
 from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.policy.policy import Policy
-from lit_rlvr.types import Sampling
+from lit_rlvr.sampling import Sampling
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 

@@ -48,7 +48,8 @@ from lit_rlvr.options import Lora, Teacher
 from lit_rlvr.policy.adapters import add_adapters, changing_weights
 from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.policy.policy import Policy
-from lit_rlvr.types import Completion, Prompt, Sampling
+from lit_rlvr.sampling import Sampling
+from lit_rlvr.types import Completion, Prompt
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 

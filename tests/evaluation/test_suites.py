@@ -13,7 +13,7 @@ from lit_rlvr.configs import config_folder
 from lit_rlvr.errors import UserError
 from lit_rlvr.evaluation.protocols import make_protocol, read_protocol
 from lit_rlvr.evaluation.suites import Suite, find_suites
-from lit_rlvr.types import Sampling
+from lit_rlvr.sampling import Sampling
 
 NAMES = sorted(path.stem for path in (config_folder() / "suites").glob("*.yaml"))
 OPTIONS = {"evaluation": {"limit": 5}}

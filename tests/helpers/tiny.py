@@ -23,7 +23,8 @@ from transformers import (
 from lit_rlvr.engines.base import EngineContext, RolloutEngine
 from lit_rlvr.policy import tiny as tiny_vlm
 from lit_rlvr.policy.policy import Policy
-from lit_rlvr.types import Completion, Prompt, Rollout, Sample, Sampling, pad_completions
+from lit_rlvr.sampling import Sampling
+from lit_rlvr.types import Completion, Prompt, Rollout, Sample, pad_completions
 
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|image_pad|>"]
 END = SPECIALS.index("<|im_end|>")

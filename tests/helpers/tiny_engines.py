@@ -27,7 +27,8 @@ from lit_rlvr.options import Lora
 from lit_rlvr.policy.adapters import add_adapters
 from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.policy.policy import Policy
-from lit_rlvr.types import Completion, Prompt, Sampling
+from lit_rlvr.sampling import Sampling
+from lit_rlvr.types import Completion, Prompt
 
 
 def is_probe(seeds: Sequence[Sequence[int]]) -> bool:

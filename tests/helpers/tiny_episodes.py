@@ -12,7 +12,8 @@ from lit_rlvr.datamodules.reading.chat import Chat
 from lit_rlvr.engines.base import RolloutEngine
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rollout.episodes import Episodes
-from lit_rlvr.types import Completion, Prompt, Sample, Sampling
+from lit_rlvr.sampling import Sampling
+from lit_rlvr.types import Completion, Prompt, Sample
 
 
 def between(role: str = "user", ends: tuple[int, ...] = ENDS) -> BetweenTurns:

@@ -19,9 +19,10 @@ from lit_rlvr.engines.synced import Safeguards
 from lit_rlvr.rewards import FunctionReward
 from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.rollout.record import Replay
+from lit_rlvr.sampling import Sampling
 from lit_rlvr.training.module import RLVRModule
 from lit_rlvr.training.step import StepPlan
-from lit_rlvr.types import Completion, Rollout, Sampling, cut_sequences
+from lit_rlvr.types import Completion, Rollout, cut_sequences
 
 Gradients = dict[str, Tensor]
 T_MAX = 9

@@ -38,7 +38,8 @@ from lit_rlvr.policy.families.smolvlm import SPECIALS, save_smolvlm, save_tiny_s
 from lit_rlvr.policy.loading import load_image_processor
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.tiny import CHAT_TEMPLATE, LLM_SPECIALS, byte_tokenizer, save_random, tiny_sizes
-from lit_rlvr.types import Completion, Prompt, Sample, Sampling
+from lit_rlvr.sampling import Sampling
+from lit_rlvr.types import Completion, Prompt, Sample
 
 if TYPE_CHECKING:
     from PIL import Image

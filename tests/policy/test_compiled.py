@@ -25,8 +25,9 @@ from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.speed import compile_layers, decoder_layers, enable_checkpointing
 from lit_rlvr.policy.verify import compile_and_verify
+from lit_rlvr.sampling import Sampling
 from lit_rlvr.training import models
-from lit_rlvr.types import Completion, Rollout, Sampling
+from lit_rlvr.types import Completion, Rollout
 
 Layer = Callable[..., Any]
 ALIKE = make_rollout([random_ids(9, 1)], [[random_ids(12, 2), random_ids(14, 3)]])

@@ -10,7 +10,7 @@ from torch import Tensor
 from lit_rlvr.policy import logprobs as scoring
 from lit_rlvr.policy.architecture import LogitTransform
 from lit_rlvr.policy.logprobs import TeacherHead, score_tokens
-from lit_rlvr.types import Sampling
+from lit_rlvr.sampling import Sampling
 
 N, H, V = 7, 5, 23
 SAMPLINGS = pytest.mark.parametrize(

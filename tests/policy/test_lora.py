@@ -33,9 +33,9 @@ from lit_rlvr.policy.loading import frozen_dtype, load_policy
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import training_autocast
 from lit_rlvr.policy.speed import enable_checkpointing
+from lit_rlvr.sampling import Sampling
 from lit_rlvr.sizing.memory import Strategy, shape_of, state_memory
 from lit_rlvr.training import models
-from lit_rlvr.types import Sampling
 
 ROLLOUT = make_rollout([random_ids(9, 1), random_ids(4, 2)], [[random_ids(5, 3), random_ids(2, 4)]] * 2)
 

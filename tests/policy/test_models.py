@@ -40,8 +40,9 @@ from lit_rlvr.options import Lora
 from lit_rlvr.policy.adapters import adapted_layers, adapted_modules, add_adapters
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.verify import verify_or_fall_back
+from lit_rlvr.sampling import Sampling
 from lit_rlvr.sizing.memory import Strategy, kv_bytes_per_token, shape_of, state_memory
-from lit_rlvr.types import Rollout, Sampling
+from lit_rlvr.types import Rollout
 
 DOCS = Path(__file__).parents[2] / "docs" / "models.md"
 

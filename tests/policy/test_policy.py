@@ -15,7 +15,8 @@ from lit_rlvr.policy.loading import eos_token_ids, load_policy
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.sources import resolve_model
 from lit_rlvr.policy.verify import verify_or_fall_back
-from lit_rlvr.types import Rollout, Sampling
+from lit_rlvr.sampling import Sampling
+from lit_rlvr.types import Rollout
 
 MODELS = pytest.mark.parametrize("build", [tiny_llama, tiny_qwen2], ids=["llama", "qwen2"])
 SHARED = pytest.mark.parametrize("shared", [True, False], ids=["shared", "separate"])

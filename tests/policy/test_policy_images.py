@@ -8,12 +8,14 @@ import torch
 from tiny_vlms import ALONE, make_prompt, mixed_prompts, picture, slow
 from torch import Tensor
 
+from lit_rlvr.media import Pixels
 from lit_rlvr.options import Lora
 from lit_rlvr.policy.adapters import add_adapters
 from lit_rlvr.policy.families import vision_modules
 from lit_rlvr.policy.loading import load_image_processor, load_policy
 from lit_rlvr.policy.policy import Policy
-from lit_rlvr.types import Completion, Pixels, Prompt, Rollout, Sampling, pad_completions
+from lit_rlvr.sampling import Sampling
+from lit_rlvr.types import Completion, Prompt, Rollout, pad_completions
 
 
 @pytest.fixture(scope="session")

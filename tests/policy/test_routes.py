@@ -36,8 +36,9 @@ from lit_rlvr.policy.speed import enable_checkpointing
 from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.rollout.episodes import Episodes
 from lit_rlvr.rollout.preflight.sizes import check_settings
+from lit_rlvr.sampling import Sampling
 from lit_rlvr.training.teachers import Demonstration
-from lit_rlvr.types import Completion, Rollout, Sampling
+from lit_rlvr.types import Completion, Rollout
 
 Weigh = Callable[[Any, Tensor], Tensor]
 

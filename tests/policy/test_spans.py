@@ -16,7 +16,8 @@ from lit_rlvr.policy.attention import lay_out_padded
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.spans import attend, lay_out_spans
 from lit_rlvr.policy.verify import check_spans, try_flash_attention_3
-from lit_rlvr.types import Completion, Rollout, Sampling
+from lit_rlvr.sampling import Sampling
+from lit_rlvr.types import Completion, Rollout
 
 GROUPS = {
     "mixed": [(5, [3, 1, 9]), (30, [4]), (7, [11, 2])],

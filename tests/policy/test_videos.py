@@ -12,10 +12,12 @@ from transformers.video_utils import VideoMetadata
 
 from lit_rlvr.datamodules.reading.images import ImageOptions, open_images
 from lit_rlvr.errors import UserError
+from lit_rlvr.media import Video
 from lit_rlvr.policy.families import vision_modules
 from lit_rlvr.policy.loading import load_image_processor, load_policy
 from lit_rlvr.policy.policy import Policy
-from lit_rlvr.types import Completion, Prompt, Rollout, Sample, Sampling, Video
+from lit_rlvr.sampling import Sampling
+from lit_rlvr.types import Completion, Prompt, Rollout, Sample
 
 TEXT = "a<|vision_start|><|video_pad|><|vision_end|>b<|vision_start|><|image_pad|><|vision_end|>c"
 COMPLETIONS = [Completion("", ids, "stop") for ids in ((40, 41, 42), (50,))]

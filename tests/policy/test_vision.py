@@ -11,10 +11,10 @@ from tiny_vlms import AUDIO, KINDS, PAD, START, STOP, make_prompt, picture
 from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, LlavaConfig, LlavaForConditionalGeneration
 
 from lit_rlvr.errors import UserError
+from lit_rlvr.media import Pixels
 from lit_rlvr.policy.families import family_of
 from lit_rlvr.policy.families.qwen_vl import QwenImageProcessor
 from lit_rlvr.policy.loading import load_image_processor, load_policy
-from lit_rlvr.types import Pixels
 
 
 @pytest.fixture(scope="session")

@@ -18,8 +18,9 @@ from lit_rlvr.rewards.combine import score_rollout
 from lit_rlvr.rewards.gold_answers import check_references
 from lit_rlvr.rollout.assemble import assemble
 from lit_rlvr.rollout.metrics import rollout_metrics
+from lit_rlvr.sampling import Sampling
 from lit_rlvr.training.gather import gather_groups
-from lit_rlvr.types import Completion, Prompt, RewardResult, Sample, Sampling
+from lit_rlvr.types import Completion, Prompt, RewardResult, Sample
 
 
 class Table(Reward):

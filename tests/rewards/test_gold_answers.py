@@ -18,7 +18,8 @@ from lit_rlvr.rewards import MathAnswer, Reward
 from lit_rlvr.rewards.gold_answers import GOLD_SAMPLES, check_references, find_long_answers, warn_of_gold_answers
 from lit_rlvr.rollout.callback import RolloutCallback
 from lit_rlvr.rollout.preflight.data import check_data
-from lit_rlvr.types import Completion, Pair, Prompt, RewardResult, Sample, Sampling
+from lit_rlvr.sampling import Sampling
+from lit_rlvr.types import Completion, Pair, Prompt, RewardResult, Sample
 
 
 class Spelt(Reward):

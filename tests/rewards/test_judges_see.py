@@ -14,10 +14,11 @@ from tiny_vlms import save_tiny_gemma3
 
 from lit_rlvr.datamodules.reading.images import ImageOptions, open_images
 from lit_rlvr.errors import UserError
+from lit_rlvr.media import Video
 from lit_rlvr.policy.families.base import ImageProcessor
 from lit_rlvr.policy.loading import load_image_processor
 from lit_rlvr.rewards import GroupJudge, PairwiseJudge, PointwiseJudge, RewardModel, RewardModelServer, RubricJudge
-from lit_rlvr.types import Completion, Sample, Video
+from lit_rlvr.types import Completion, Sample
 
 ROW = Sample("a", "<image>\nWhat is this?", "a square", source="set.jsonl:3")
 

@@ -42,9 +42,10 @@ from lit_rlvr.policy.loading import load_image_processor, load_policy, load_toke
 from lit_rlvr.rewards.combine import score_rollout
 from lit_rlvr.rollout.assemble import assemble
 from lit_rlvr.rollout.record import Replay
+from lit_rlvr.sampling import Sampling
 from lit_rlvr.training.gather import gather_groups
 from lit_rlvr.training.trace import calls_of
-from lit_rlvr.types import Completion, Prompt, Sample, Sampling
+from lit_rlvr.types import Completion, Prompt, Sample
 
 SCRIPT = Path(__file__).parents[1] / "helpers" / "tiny_agent.py"
 DATA: Any = SimpleNamespace(

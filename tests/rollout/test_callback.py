@@ -26,7 +26,8 @@ from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.rollout.metrics import reward_spread, rollout_metrics
 from lit_rlvr.rollout.settings import Evaluation
-from lit_rlvr.types import Completion, EvalSampling, Prompt, Sampling
+from lit_rlvr.sampling import EvalSampling, Sampling
+from lit_rlvr.types import Completion, Prompt
 
 
 class CountingEngine(HFEngine):

@@ -21,7 +21,8 @@ from lit_rlvr.engines.turns import Continuation, Row
 from lit_rlvr.environments.base import Environment
 from lit_rlvr.errors import UserError
 from lit_rlvr.rollout.episodes import Episodes, with_opening
-from lit_rlvr.types import Completion, Sample, Sampling
+from lit_rlvr.sampling import Sampling
+from lit_rlvr.types import Completion, Sample
 from lit_rlvr.workers.process import Isolation
 
 

@@ -16,7 +16,8 @@ from lit_rlvr.engines.base import EngineContext
 from lit_rlvr.engines.turns import OnGroupDone
 from lit_rlvr.errors import UserError
 from lit_rlvr.rollout.preflight.lengths import LengthRequirement, check_lengths, context_length
-from lit_rlvr.types import Completion, Prompt, Sampling
+from lit_rlvr.sampling import Sampling
+from lit_rlvr.types import Completion, Prompt
 
 CLI = Callable[..., Any]
 LONG = ("--data.init_args.chat.system_prompt", "x" * 1100, "--data.init_args.reading.max_prompt_tokens", 4000)

@@ -16,9 +16,11 @@ from two_ranks import in_two_ranks
 
 from lit_rlvr.advantages import ReferenceCompletions
 from lit_rlvr.errors import UserError
+from lit_rlvr.media import Pixels
 from lit_rlvr.plan import RunPlan
 from lit_rlvr.rollout.record import Record, ReplaySource, first_weights, unpack_rollout
-from lit_rlvr.types import Pixels, Prompt, PromptBatch, Rollout, Sampling
+from lit_rlvr.sampling import Sampling
+from lit_rlvr.types import Prompt, PromptBatch, Rollout
 
 CURSOR = {"epoch": 1, "position": 3}
 

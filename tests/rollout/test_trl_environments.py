@@ -21,7 +21,8 @@ from lit_rlvr.datamodules.reading.split import ReadingOptions
 from lit_rlvr.environments import as_environment
 from lit_rlvr.environments.tools import WrappedTools
 from lit_rlvr.errors import UserError
-from lit_rlvr.types import Rollout, Sample, Sampling, Turn
+from lit_rlvr.sampling import Sampling
+from lit_rlvr.types import Rollout, Sample, Turn
 
 __all__ = ["suffix"]
 THINKING = {"enable_thinking": False}

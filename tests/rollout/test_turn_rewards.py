@@ -30,8 +30,9 @@ from lit_rlvr.rewards.combine import score_rollout
 from lit_rlvr.rollout.assemble import assemble
 from lit_rlvr.rollout.episodes import Episodes
 from lit_rlvr.rollout.record import pack_rollout, unpack_rollout
+from lit_rlvr.sampling import Sampling
 from lit_rlvr.training.gather import gather_groups, rewards_of_turns
-from lit_rlvr.types import Completion, Rollout, Sampling, Turn
+from lit_rlvr.types import Completion, Rollout, Turn
 
 PROMPTS = [make_prompt(random_ids(n, n), f"p{n}") for n in (7, 2, 30)]
 SEEDS = [[100 * p + g for g in range(4)] for p in range(3)]

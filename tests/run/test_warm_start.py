@@ -19,7 +19,8 @@ from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rollout.demonstrations import DemonstrationSource
 from lit_rlvr.run.warm_start import WarmStart, exact_match
-from lit_rlvr.types import Completion, Prompt, PromptBatch, Rollout, Sample, Sampling
+from lit_rlvr.sampling import Sampling
+from lit_rlvr.types import Completion, Prompt, PromptBatch, Rollout, Sample
 
 
 @pytest.fixture

@@ -24,10 +24,11 @@ from lit_rlvr.options import Lora
 from lit_rlvr.policy import attention, verify, vision_attention
 from lit_rlvr.policy.logprobs import PolicyOutput
 from lit_rlvr.policy.precision import is_half
+from lit_rlvr.sampling import Sampling
 from lit_rlvr.training.module import RLVRModule
 from lit_rlvr.training.step import PreparedRollout, StepLimits, StepPlan
 from lit_rlvr.training.update import Updater
-from lit_rlvr.types import Completion, Prompt, Sampling
+from lit_rlvr.types import Completion, Prompt
 
 register()
 

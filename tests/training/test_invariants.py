@@ -22,7 +22,8 @@ from lit_rlvr.algorithms import DPPO, GRPO, M2PO, ClipCov, KLCov, RLVRModule
 from lit_rlvr.datamodules.reading.stream import Cursor, PromptStream
 from lit_rlvr.engines.hf import HFEngine
 from lit_rlvr.engines.turns import OnGroupDone
-from lit_rlvr.types import Completion, Prompt, Rollout, Sampling
+from lit_rlvr.sampling import Sampling
+from lit_rlvr.types import Completion, Prompt, Rollout
 
 AGGREGATIONS = pytest.mark.parametrize(
     "aggregation", ["sequence_mean", "token_mean", "group_token_mean", "constant", "token_sum"]

@@ -12,7 +12,8 @@ from tiny_fit import assert_same, fit
 from lit_rlvr.algorithms import GRPO, GSPO, SFT, RLVRModule
 from lit_rlvr.errors import UserError
 from lit_rlvr.options import Loss, Teacher
-from lit_rlvr.types import Rollout, Sampling
+from lit_rlvr.sampling import Sampling
+from lit_rlvr.types import Rollout
 
 SAMPLING = Sampling(max_tokens=9, max_turns=3, max_observation_tokens=40)
 

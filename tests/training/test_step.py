@@ -15,6 +15,7 @@ from two_ranks import in_two_ranks
 from lit_rlvr.algorithms import GRPO
 from lit_rlvr.options import Importance
 from lit_rlvr.policy.logprobs import PolicyOutput
+from lit_rlvr.sampling import Sampling
 from lit_rlvr.training.step import (
     PreparedRollout,
     StepLimits,
@@ -24,7 +25,6 @@ from lit_rlvr.training.step import (
     loss_inputs,
     plan_step,
 )
-from lit_rlvr.types import Sampling
 
 LIVE = [0, 1, 3, 4]
 PLAIN = torch.tensor([[1 / 6, 1 / 6, 1 / 6], [1 / 2, 0, 0]])

@@ -22,9 +22,10 @@ from lit_rlvr.errors import UserError
 from lit_rlvr.options import Lora, Teacher
 from lit_rlvr.policy.sources import weights_version
 from lit_rlvr.rollout.record import Replay
+from lit_rlvr.sampling import Sampling
 from lit_rlvr.sizing.memory import Strategy
 from lit_rlvr.training.teachers import Demonstration
-from lit_rlvr.types import Completion, Prompt, Sample, Sampling
+from lit_rlvr.types import Completion, Prompt, Sample
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lit_rlvr.distributed.collectives import to_device
 from lit_rlvr.errors import UserError
-from lit_rlvr.types import Coordinates, Pixels, Video
+from lit_rlvr.media import Coordinates, Pixels, Video
 
 PROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
 

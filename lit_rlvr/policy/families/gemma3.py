@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from lit_rlvr.errors import UserError
+from lit_rlvr.media import Pixels
 from lit_rlvr.policy.families.base import ImageProcessor, VisionFamily, made_up_pixels
 from lit_rlvr.policy.tiny import LLM_SPECIALS, TINY_TOWER, byte_tokenizer, chat_template, save_random, tiny_sizes
-from lit_rlvr.types import Pixels
 
 MOST_NEWLINES = 31
 """The most newlines for which Gemma's tokenizer has one token."""

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from lit_rlvr.errors import UserError
+from lit_rlvr.media import Pixels
 from lit_rlvr.policy.families.base import ImageProcessor, VisionFamily
 from lit_rlvr.policy.tiny import LLM_SPECIALS, TINY_TOWER, byte_tokenizer, chat_template, save_random, tiny_sizes
-from lit_rlvr.types import Pixels
 
 
 class PooledProcessor(ImageProcessor):

@@ -20,10 +20,10 @@ from lit_rlvr.common.files import reading
 from lit_rlvr.common.packages import require
 from lit_rlvr.distributed.collectives import to_device
 from lit_rlvr.errors import UserError
+from lit_rlvr.media import Pixels, Video
 from lit_rlvr.policy.families.base import ImageProcessor, Layers, VisionFamily
 from lit_rlvr.policy.tiny import CHAT_TEMPLATE, LLM_SPECIALS, byte_tokenizer, save_random, tiny_sizes
 from lit_rlvr.policy.vision_attention import VISION_ATTENTION
-from lit_rlvr.types import Pixels, Video
 
 
 class QwenImageProcessor(ImageProcessor):

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from lit_rlvr.common.packages import require
 from lit_rlvr.errors import UserError
+from lit_rlvr.media import Pixels
 from lit_rlvr.policy.families.base import ImageProcessor, VisionFamily, made_up_pixels
 from lit_rlvr.policy.tiny import LLM_SPECIALS, TINY_TOWER, byte_tokenizer, chat_template, save_random, tiny_sizes
-from lit_rlvr.types import Pixels
 
 
 class TileProcessor(ImageProcessor):

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from lit_rlvr.common.pictures import Size, fit, png_url
-from lit_rlvr.types import Coordinates, Sample, kinds_of
+from lit_rlvr.media import Coordinates, kinds_of
+from lit_rlvr.types import Sample
 
 
 def has_videos(sample: Sample) -> bool:

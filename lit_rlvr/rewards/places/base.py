@@ -11,8 +11,9 @@ import numpy as np
 from lit_rlvr.common.columns import as_object, lookup
 from lit_rlvr.common.packages import require
 from lit_rlvr.errors import UserError
+from lit_rlvr.media import Coordinates
 from lit_rlvr.rewards.base import Reward
-from lit_rlvr.types import Coordinates, Places, Sample
+from lit_rlvr.types import Places, Sample
 
 Units = Literal["pixels", "fractions", "thousandths"]
 BOX_KEYS = ("bbox_2d", "bbox", "box_2d", "box", "point_2d", "point")

@@ -13,11 +13,12 @@ from tiny import make_rollout
 from lit_rlvr.commands.report.explain import group_page
 from lit_rlvr.commands.report.page import write_report
 from lit_rlvr.commands.report.places import Mark, place_marks
+from lit_rlvr.media import Coordinates
 from lit_rlvr.rewards import Boxes, Points
 from lit_rlvr.rewards.combine import score_rollout
 from lit_rlvr.run.outputs import sample_rows
 from lit_rlvr.training.trace import Trace
-from lit_rlvr.types import Completion, Coordinates, Rollout, Sample
+from lit_rlvr.types import Completion, Rollout, Sample
 
 GEMMA = Coordinates((200, 100), (1024, 1024), y_first=True)
 ROW = Sample("p0", "?", "[20, 20, 60, 40]", answer_object=[20, 20, 60, 40], coordinates=(GEMMA,))

@@ -17,12 +17,13 @@ from lit_rlvr.datamodules import PromptDataModule, ShapeBox
 from lit_rlvr.datamodules.reading.images import ImageOptions, open_images
 from lit_rlvr.datamodules.reading.split import ReadingOptions
 from lit_rlvr.errors import UserError
+from lit_rlvr.media import Coordinates
 from lit_rlvr.policy.families.base import ImageProcessor
 from lit_rlvr.policy.loading import load_image_processor
 from lit_rlvr.rewards import Boxes, Points
 from lit_rlvr.rewards.places.geometry import box_overlaps, distance_to, match
 from lit_rlvr.rewards.places.text import MOST_PLACES, find_boxes, find_points
-from lit_rlvr.types import Completion, Coordinates, RewardResult, Sample
+from lit_rlvr.types import Completion, RewardResult, Sample
 
 SEEN = Coordinates((200, 100), (1000, 1000))
 GEMMA = Coordinates((200, 100), (1024, 1024), y_first=True)
