@@ -288,6 +288,13 @@ def test_a_server_that_is_back_takes_no_requests_before_it_has_its_weights(
     assert alive.failure is None and back.failure is None
 
 
+def test_caches_are_kept_unless_the_option_says_otherwise() -> None:
+    for options, empties in (({}, False), ({"recompute_cache": True}, True)):
+        engine = VLLMServerEngine(["http://127.0.0.1:1"], FileTransfer(), **options)
+        assert [server.recompute_cache for server in engine.servers] == [empties]
+        assert ("cache_salt" in engine._weight_fields()) is not empties, "else other weights' blocks would be used"
+
+
 def test_copies_that_differ_are_named() -> None:
     same, other = {"tp0:norm": {"a"}, "tp0:head": {"b"}}, {"tp0:norm": {"a"}, "tp0:head": {"c"}}
     assert differing_copies({"http://a": same, "http://b": dict(same)}) == ""
