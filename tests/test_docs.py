@@ -1,5 +1,6 @@
 """The documents say what the code does: their code runs, their configs parse, the reference is current."""
 
+import ast
 import dataclasses
 import functools
 import importlib
@@ -41,6 +42,7 @@ from lit_rlvr.types import Completion, Sample
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
+DEFINITIONS = (ast.FunctionDef, ast.ClassDef)
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(ROOT / "docs/scripts")
     from advice_page import advice_page
@@ -146,9 +148,18 @@ def test_commits_that_are_cited_exist() -> None:
     assert not unknown or git("rev-parse", "--is-shallow-repository") == "true"
 
 
-def test_the_files_on_the_way_to_the_loop_exist() -> None:
-    files = re.findall(r"(?<=  )\w+/\w+\.py", (ROOT / "docs/concepts.md").read_text())
-    assert len(files) > 5 and all((ROOT / "lit_rlvr" / file).is_file() for file in files)
+def test_the_way_to_the_loop_is_that_of_the_code() -> None:
+    """Each line names a function, a class, or a method of a class, and its file."""
+    lines = re.findall(r"(?m)^ *([\w.]+)  +(\w+/\w+\.py) ", (ROOT / "docs/concepts.md").read_text())
+    assert len(lines) > 10
+    for name, file in lines:
+        path = ROOT / "lit_rlvr" / file
+        assert path.is_file(), file
+        scope: ast.AST = ast.parse(path.read_text())
+        for part in name.split("."):
+            defined = {node.name: node for node in ast.iter_child_nodes(scope) if isinstance(node, DEFINITIONS)}
+            assert part in defined, f"{name} in {file}"
+            scope = defined[part]
 
 
 @pytest.mark.parametrize(

@@ -192,7 +192,7 @@ def resolve_advantage(advantage: AdvantageFunction | str) -> Advantage:
     if isinstance(advantage, Advantage):
         return advantage
     if not isinstance(advantage, str):
-        check_takes(advantage, "group")
+        check_takes(advantage, "groups")
         return FunctionAdvantage(advantage)
     if advantage in REGISTRY:
         return REGISTRY[advantage]()

@@ -113,7 +113,7 @@ class LossModule(ABC):
     ) -> None:
         super().__init__()
         check_takes(self.objective, "x")
-        check_takes(self.observe, "group")
+        check_takes(self.observe, "groups")
         check_takes(self.select, "step")
         self.advantage = resolve_advantage(advantage)
         self.loss_options = loss
@@ -172,7 +172,7 @@ class LossModule(ABC):
         """Take note of a rollout's rewards before its updates.
 
         Args:
-            group: the groups of all ranks, a copy.
+            groups: those of all ranks, a copy.
 
         Returns:
             Metrics to log as `train/...`.

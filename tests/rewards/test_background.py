@@ -40,7 +40,7 @@ class Held(Reward):
         return super().score(pairs)
 
 
-class Logs(Held):
+class Counting(Held):
     """Logs the length of each batch."""
 
     def score(self, pairs: Sequence[Pair]) -> list[RewardResult]:
@@ -52,7 +52,7 @@ class Logs(Held):
 
 def test_a_validation_does_not_take_what_training_logs_meanwhile() -> None:
     """Groups of training are judged during a validation if the engine is a server."""
-    logs = Logs()
+    logs = Counting()
     with BackgroundScoring([logs]) as training:
         training.add(0, GROUPS[0][:1], SAMPLES[0])
         assert logs.begun.wait(60)
