@@ -110,7 +110,7 @@ def test_what_an_estimator_gives_is_checked(wrong: Any) -> None:
 
 
 def test_an_estimator_that_does_not_fit_is_refused() -> None:
-    with pytest.raises(UserError, match=r"must take \(group\)"):
+    with pytest.raises(UserError, match=r"must take \(groups\)"):
         GRPO(advantage=lambda: 1)  # type: ignore[arg-type, misc]
 
     class OfTokens(GRPOAdvantage):
