@@ -4,6 +4,7 @@ import json
 from importlib import import_module
 from math import sqrt
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 from tiny_runs import CLI, metrics, summary
@@ -80,4 +81,4 @@ def test_a_model_learns_to_use_its_tool(tmp_path: Path, lit_rlvr: CLI) -> None:
     found = summary(tmp_path / "run")
     assert found["accuracy_after"] - found["accuracy_before"] > 0.07, found
     calls = [float(row["rollout/tool_calls"]) for row in metrics(tmp_path / "run") if row["rollout/tool_calls"]]
-    assert calls[-1] > 0.9, "it calls the calculator"
+    assert fmean(calls[-5:]) > 0.8, "it calls the calculator"
