@@ -396,7 +396,7 @@ def is_left_out(command: str) -> bool:
 def test_commands_run_after_make_install(tmp_path: Path) -> None:
     """The commands of README and the tutorials, in one shell, without the extras of `make develop`."""
     pages = [ROOT / "README.md", *sorted((ROOT / "docs/tutorials").glob("*.md"))]
-    script = ["cd lit-rlvr"]
+    script = ["PS4='+ $SECONDS s '", "cd lit-rlvr"]
     for page in pages:
         script += [OTHERWISE.get(command, command) for command in shown_commands(page) if not is_left_out(command)]
         script.append(f"cd {tmp_path}")
