@@ -120,7 +120,7 @@ def test_finish_reasons_and_limits(episodes: Any) -> None:
 @pytest.mark.slow
 def test_a_fault_is_that_completions_alone(episodes: Any) -> None:
     """Whatever happens in one completion's environment, the others' tokens stay the same."""
-    limits = Isolation(cpu_seconds=1.0, wall_seconds=2.0)
+    limits = Isolation(cpu_seconds=1.0, wall_seconds=6.0)
     decoder = hf_engine()
     good = [c for group in generate(decoder, episodes(Faulty(limits=limits))) for c in group]
     assert all(c.outcome is not None and c.outcome.status == "ok" for c in good)
