@@ -1,4 +1,4 @@
-"""Measures what a call of an agent costs the run, with `--vllm` beside vLLM's own OpenAI server.
+"""Measures what the run spends on a call of an agent; with `--vllm`, what vLLM's own OpenAI server spends on it, too.
 
 `--agents` programs make `--calls` calls each, one after the other in a conversation that grows, all at once.
 
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--agents", type=int, default=32)
     parser.add_argument("--calls", type=int, default=20, help="of each agent")
     parser.add_argument("--vllm", action="store_true", help="also measure vLLM in the run, and its server")
-    parser.add_argument("--play", type=int, help="be an agent with so many calls")
+    parser.add_argument("--play", type=int, help="act as an agent that makes this many calls")
     options = parser.parse_args()
     if options.play:
         play(options.play)

@@ -263,7 +263,7 @@ _CAPITALS = re.compile(
 )
 """Abbreviations of things that are counted: CDs, DVD, T-shirts, VIP tickets, iPads."""
 _CONTENT = re.compile(rf"\s+of(?:\s+[{ALPHABET}]+){{1,2}}$")
-"""What an amount is of: "liters of water"."""
+"""The words behind a unit that name what is measured: "of water" in "liters of water"."""
 _UNIT_FRACTION = re.compile(r"\\frac\s*\{\s*(\w+)\s*\}\s*\{\s*(\w+(?:\^\{?\d\}?)?)\s*\}")
 _PIECE = re.compile(
     r"(?P<number>\d+(?:\.\d+)?(?:\s+\d+/\d+|/\d+)?)\s*(?P<unit>[A-Za-z]+\.?|'{1,2}|\"|\u5c0f\u65f6|\u5206\u949f?|\u79d2)"

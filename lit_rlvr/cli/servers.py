@@ -33,7 +33,7 @@ OUTPUT = "servers.log"
 """File in the run folder with what the servers print."""
 RESTART_SECONDS = 10
 MAX_FAILED_STARTS = 3
-"""How often a server may end with the same status, without having answered, before it is not started again."""
+"""A server that has ended so often with the same status, and never answered, is not started again."""
 LAST_LINES = 3
 """How many of a server's last lines are repeated when it ends."""
 MOST_CHARACTERS = 300

@@ -123,7 +123,7 @@ def _sample_missing(
 
 
 def _nothing_left(prompts: int, lowest: float, highest: float, completions: int) -> UserError:
-    """Return the error of a filter that keeps none of so many prompts."""
+    """Return the error for a filter that keeps none of `prompts` prompts."""
     if completions:
         return UserError(
             f"--completions {completions}: no prompt between --lowest and --highest has a right completion that "

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 _IS_LOGGED = ContextVar("is_logged", default=True)
-"""Whether rewards may log metrics in this context, to which the threads that it starts for scoring belong."""
+"""Whether rewards may log metrics. The thread that scores has the context in which it was started."""
 
 
 @contextmanager

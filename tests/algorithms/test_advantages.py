@@ -165,7 +165,7 @@ def test_completions_without_a_reward_are_left_out(name: str, options: dict[str,
 
 nan = math.nan
 REWARDS = torch.tensor([[1.0, 0.0, nan, nan], [0.52, 0.48, 0.52, 0.48], [nan] * 4]).double()
-"""Of three groups: two completions were judged, all were, none was."""
+"""Three groups of four completions, of which two, four and none were judged."""
 SPREAD = math.sqrt((2 * 0.5**2 + 4 * 0.02**2) / 6)
 """Standard deviation of the six rewards that exist."""
 

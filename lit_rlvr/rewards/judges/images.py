@@ -28,7 +28,7 @@ def image_urls(sample: Sample, max_pixels: int | None) -> tuple[str, ...]:
 
 
 def as_urls(images: Sequence[Any], max_pixels: int | None) -> tuple[str, ...]:
-    """Return PIL images as URLs that hold PNGs of at most so many pixels."""
+    """Return PIL images as data URLs of PNGs, each with at most `max_pixels` pixels."""
     return tuple(png_url(_resized(image, fit(image.size, None, max_pixels))) for image in images)
 
 

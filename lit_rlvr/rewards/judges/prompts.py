@@ -26,7 +26,7 @@ SHOWN = (
     "The last {count} of them were not in the question: the writer of the answer saw them in this order while working "
     "on it."
 )
-"""What they add if an environment showed images."""
+"""What the rules add to `IMAGES` if an environment showed images."""
 TOKEN = re.compile(
     r"<(?=[|\uff5c]\w)"
     r"|<(?=/?\w+[|\uff5c]>)"
