@@ -18,7 +18,6 @@ from lightning.pytorch import LightningDataModule
 from lit_rlvr.common.columns import as_object, parse_text
 from lit_rlvr.common.init_arguments import init_arguments, snake_case, with_class_defaults
 from lit_rlvr.common.seeds import run_seed
-from lit_rlvr.datamodules.reading.ahead import PreparesAhead
 from lit_rlvr.datamodules.reading.assistant_turns import Part, TrainedTurns, split_turns
 from lit_rlvr.datamodules.reading.cells import BadRow, as_answers, as_reward_weights
 from lit_rlvr.datamodules.reading.chat import Chat, break_up, special_tokens
@@ -59,6 +58,7 @@ from lit_rlvr.datamodules.reading.stream import (
     START_CURSOR,
     Cursor,
     EvalLoader,
+    PreparesAhead,
     PromptStream,
     TrainLoader,
     check_fingerprint,

@@ -84,6 +84,10 @@ class Pixels:
         )
         return before if before.inputs else None, after if after.inputs else None
 
+    def split_at(self, token_ids: Sequence[int]) -> tuple[Pixels | None, Pixels | None]:
+        """Return the images whose placeholders stand in a text, and those of the text behind it; None for none."""
+        return self.split(len(self.spans(token_ids)))
+
     def spans(self, token_ids: Sequence[int]) -> list[range]:
         """Return where the placeholders of the images stand in a text, up to the first image that is not in it."""
         spans: list[range] = []

@@ -446,7 +446,7 @@ def _examine(source: Source | Video, options: ImageOptions) -> tuple[Source | Vi
     """
     if not isinstance(source, Video):
         picture = decode(source)
-        return source, picture, _hash(f"{picture.size}".encode() + picture.tobytes())
+        return source, picture, picture_hash(picture)
     check_packages()
     if isinstance(source.frames, tuple):
         pictures = [decode(frame) for frame in source.frames]
@@ -463,6 +463,11 @@ def _examine(source: Source | Video, options: ImageOptions) -> tuple[Source | Vi
         wanted = options.video_fps
     indices = source.indices or choose_frames(total, fps, wanted, options.max_frames)
     return replace(source, indices=indices, fps=fps, total=total), pictures[0], _hash(f"{indices}".encode() + content)
+
+
+def picture_hash(picture: Image.Image) -> str:
+    """Return a hash of a picture's size and pixels."""
+    return _hash(f"{picture.size}".encode() + picture.tobytes())
 
 
 def _hash(content: bytes) -> str:

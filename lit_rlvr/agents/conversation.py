@@ -85,8 +85,9 @@ class Conversations:
         """
         if not images or self._processor is None:
             return tuple(token_ids), None
-        pixels = self._processor().pixels(images)
-        return tuple(self._processor().expand(token_ids, pixels.placeholders)), pixels
+        processor = self._processor()
+        pixels = processor.pixels(images)
+        return tuple(processor.expand(token_ids, pixels.placeholders)), pixels
 
     def after_turn(self, messages: Sequence[Message], added: int, last: int) -> Text | None:
         """Return the last messages, which follow a turn of the model; None if the template hides one.

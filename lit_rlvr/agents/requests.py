@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -10,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lit_rlvr.datamodules.reading.images import ImageOptions, decode, locate, resize
+from lit_rlvr.datamodules.reading.images import ImageOptions, decode, locate, picture_hash, resize
 from lit_rlvr.sampling import Sampling
 from lit_rlvr.speech.prompts import content_text
 
@@ -284,8 +283,7 @@ def _image(part: Body, rules: SamplingRules) -> Body:
     except Exception as error:  # broken files can raise anything
         reason = getattr(error, "reason", str(error))
         raise RequestError(f"messages: an image cannot be read: {reason}") from error
-    digest = hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
-    return {"type": "image", "image": image, "digest": digest}
+    return {"type": "image", "image": image, "digest": picture_hash(image)}
 
 
 def _openai_message(message: Body, rules: SamplingRules) -> Body:

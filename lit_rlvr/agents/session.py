@@ -447,7 +447,7 @@ def shared_start(sessions: Sequence[Session]) -> Text:
         )
     pixels = None
     if first.pixels is not None:
-        pixels = first.pixels.split(len(first.pixels.spans(first.tokens[: len(start)])))[0]
+        pixels = first.pixels.split_at(first.tokens[: len(start)])[0]
     return first.tokens[: len(start)], pixels
 
 
@@ -505,7 +505,7 @@ def _images_after(leaf: SampledMessage, start: int) -> Pixels | None:
     """
     if leaf.pixels is None:
         return None
-    return leaf.pixels.split(len(leaf.pixels.spans(leaf.tokens[:start])))[1]
+    return leaf.pixels.split_at(leaf.tokens[:start])[1]
 
 
 def _turns(session: Session, sequences: Sequence[EpisodeSequence], start: int) -> tuple[Turn, ...]:

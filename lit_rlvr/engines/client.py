@@ -347,9 +347,9 @@ def wait_for(servers: Sequence[VLLMServer], least: int) -> list[VLLMServer]:
         reasons = run_coroutine(_reasons(servers))
         if len(servers) - len(reasons) >= least:
             return [server for server in servers if server not in reasons]
-        ended = [f"{server.url}: {why_ended(server.url)}" for server in servers if why_ended(server.url) is not None]
+        ended = [(server.url, why) for server in servers if (why := why_ended(server.url)) is not None]
         if len(servers) - len(ended) < least:
-            raise UserError(ended[0])
+            raise UserError(": ".join(ended[0]))
         silent, reason = next(iter(reasons.items()))
         if time.monotonic() > deadline:
             raise UserError(

@@ -160,14 +160,7 @@ class Sampler:
         batch_size = max(1, SEQUENCES // samples)
         episodes = self._episodes_for(environment, data)
         for start in range(0, len(prompts), batch_size):
-            batch = [data.prepare(p) for p in prompts[start : start + batch_size]]
-            seeds = []
-            for prompt in batch:
-                seeds.append([derive_seed(run_seed(), use, prompt.sample.id, g) for g in range(samples)])
-            if isinstance(episodes, Episodes):
-                batch = episodes.open(
-                    batch, seeds, lambda s: data.prepare(data.encode(s)), data.reading.max_prompt_tokens
-                )
+            batch, seeds = self._prepared(prompts[start : start + batch_size], samples, use, data, episodes)
             self._run(batch, sampling, seeds, rewards, on_scored, episodes, data)
 
     def play(
@@ -183,15 +176,28 @@ class Sampler:
         The arguments are those of `run`.
         """
         sampling = sampling.with_banned(self.policy.placeholder_ids)
-        prepared = [data.prepare(prompt) for prompt in prompts]
-        seeds = [[derive_seed(run_seed(), use, prompt.sample.id, 0)] for prompt in prompts]
         episodes = self._episodes_for(environment, data)
+        batch, seeds = self._prepared(prompts, 1, use, data, episodes)
         if isinstance(episodes, AgentEpisodes):
-            return episodes.play(prepared, sampling, seeds, None, data, self.engine.generate, True)
-        assert episodes is not None, "there is an environment"
-        again = lambda sample: data.prepare(data.encode(sample))  # noqa: E731
-        opened = episodes.open(prepared, seeds, again, data.reading.max_prompt_tokens)
-        return opened, self.engine.generate(opened, sampling, seeds, None, episodes)
+            return episodes.play(batch, sampling, seeds, None, data, self.engine.generate, True)
+        return batch, self.engine.generate(batch, sampling, seeds, None, episodes)
+
+    def _prepared(
+        self,
+        prompts: Sequence[Prompt],
+        samples: int,
+        use: str,
+        data: PromptDataModule,
+        episodes: Episodes | AgentEpisodes | None,
+    ) -> tuple[list[Prompt], list[list[int]]]:
+        """Return prompts with which completions begin, and the seeds of these; the arguments are those of `run`."""
+        batch = [data.prepare(prompt) for prompt in prompts]
+        seeds = []
+        for prompt in batch:
+            seeds.append([derive_seed(run_seed(), use, prompt.sample.id, g) for g in range(samples)])
+        if isinstance(episodes, Episodes):
+            batch = episodes.open(batch, seeds, lambda s: data.prepare(data.encode(s)), data.reading.max_prompt_tokens)
+        return batch, seeds
 
     def _episodes_for(self, environment: Environment | None, data: PromptDataModule) -> Episodes | AgentEpisodes | None:
         """Return what plays the episodes of an environment for the data's model."""

@@ -425,7 +425,7 @@ def images_of_sequences(pixels: Pixels | None, sequences: Sequence[Sequence[int]
     for token_ids in sequences:
         own = None
         if pixels is not None:
-            own, pixels = pixels.split(len(pixels.spans(token_ids)))
+            own, pixels = pixels.split_at(token_ids)
         images.append(own)
     assert pixels is None, "each image stands in a sequence"
     return images

@@ -9,8 +9,7 @@ from tiny_vlms import picture
 from transformers import AutoTokenizer
 
 from lit_rlvr.datamodules import PromptDataModule
-from lit_rlvr.datamodules.reading.ahead import PreparesAhead
-from lit_rlvr.datamodules.reading.stream import START_CURSOR
+from lit_rlvr.datamodules.reading.stream import START_CURSOR, PreparesAhead
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.loading import load_image_processor
 from lit_rlvr.types import Prompt, Sample
