@@ -7,7 +7,6 @@ right answer. use: tool calls per episode. reward: its mean.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import os
@@ -19,13 +18,16 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+from common import make_parser
+
 PARAMETERS = {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}}
 TIMES: Any = {"type": "function", "function": {"name": "times", "description": "", "parameters": PARAMETERS}}
 TURNS = 2
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = make_parser(__doc__)
     parser.add_argument("--client", choices=["openai", "anthropic"], default="openai")
     parser.add_argument("--steps", type=int, default=30, help="steps of GRPO")
     parser.add_argument("--sft-steps", type=int, default=640, help="steps of supervised training")
