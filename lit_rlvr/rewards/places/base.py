@@ -116,8 +116,8 @@ class PlacesReward(Reward):
         if len(sample.coordinates) != 1:
             raise UserError(
                 f"{sample.source or sample.id}: rewards.{type(self).__name__}: the row has {len(sample.coordinates)} "
-                "images whose size is known, not one; give one image and a vision model, or references in fractions or "
-                "thousandths and `written: thousandths`"
+                "images whose size is known, not one; give one image and a vision model (to `check`, a config with "
+                "both as --data), or references in fractions or thousandths and `written: thousandths`"
             )
         return sample.coordinates[0]
 
