@@ -112,7 +112,7 @@ SMALL_VLM = Qwen2_5_VLConfig(
         (SMALL, (64, 256, 4), Strategy(True, False), 2),
         (SMALL_VLM, (258, 512, 8, 16384, 256), Strategy(False, False), 1),
         *(
-            pytest.param(*case, marks=pytest.mark.slow)
+            pytest.param(*case, marks=pytest.mark.exhaustive)
             for case in (
                 (SMALL, (64, 256, 4), Strategy(False, True, lora=True), 1),
                 (PUBLISHED["Qwen/Qwen2.5-VL-3B-Instruct"], (2048, 2048, 5, 16384, 1936), Strategy(False, True), 1),

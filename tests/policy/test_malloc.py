@@ -31,7 +31,7 @@ print(mapped, heap[-1] - heap[20], min(after - before for before, after in zip(h
 """
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
 def test_large_tensors_are_not_mapped_anew_and_memory_does_not_grow() -> None:
     found = {}

@@ -227,7 +227,7 @@ def test_an_adapter_is_merged_again_if_its_base_changes(tmp_path: Path) -> None:
     assert resolve_model(str(tmp_path / "adapter"), adapter="merge") == second and not torch.equal(*norms)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is an extra")
 def test_vllm_reads_an_adapter_alone(run_folder: Path, lit_rlvr: CLI, tiny_model_folder: Path) -> None:
     fit(lit_rlvr, "--model.init_args.lora", "{rank: 4, rslora: true, init: pissa}", *to("run"))

@@ -60,6 +60,7 @@ def test_a_model_of_pictures_looks(tmp_path: Path, lit_rlvr: CLI, monkeypatch: p
     assert json.loads(blind.out)["val/accuracy"] <= 0.3, blind.out
 
 
+@pytest.mark.exhaustive
 def test_a_model_learns_to_use_its_tool(tmp_path: Path, lit_rlvr: CLI) -> None:
     """In 36 of the recipe's 100 steps, from 16 to 31 % of 1,024 samples on held-out pairs (standard error 1.5 %).
 
