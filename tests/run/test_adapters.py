@@ -59,7 +59,7 @@ def test_in_4_bits_resume_is_exact_and_the_export_is_plain(run_folder: Path, lit
     )
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is an extra")
 def test_with_adapters_in_vllm_resume_is_exact(run_folder: Path, lit_rlvr: CLI) -> None:
     """Each iteration of AAPO generates with the adapters, and without them for its reference."""

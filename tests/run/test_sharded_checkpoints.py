@@ -147,7 +147,7 @@ def test_a_torn_checkpoint_is_one_line(run_folder: Path, lit_rlvr: CLI) -> None:
     fit(lit_rlvr, *to("run"), *LAST, status=2, says="is not a readable checkpoint")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_killed_at_any_moment_a_run_goes_on_exactly(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While a checkpoint is written in the background, before and after it gets its name, and anywhere."""
     run = [*FIT, *FSDP2, "--checkpoint.every", "1", "--trainer.max_steps", "20"]

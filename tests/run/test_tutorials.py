@@ -113,7 +113,7 @@ def test_grpo_trainer_and_fit_both_learn_in_the_notebook(tmp_path: Path, monkeyp
     assert "did you mean 'lr'?" in outputs(notebook) and "data: missing" in outputs(notebook)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "pass@8" in outputs(run_notebook(NOTEBOOK, tmp_path, monkeypatch))
     assert (tmp_path / "runs/first/exported/model.safetensors").is_file()

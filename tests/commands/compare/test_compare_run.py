@@ -191,7 +191,7 @@ def test_cells_are_jobs_of_a_cluster(
         lit_rlvr("compare", path, "--out", out, "--cluster", options, status=2, says=said)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_killed_in_a_cell_a_study_goes_on_exactly(run_folder: Path, lit_rlvr: CLI, importable: None) -> None:
     """The cell saves and ends with its parent, and the next comparison waits for that."""
     changes = {"checkpoint": {"every": 0}, "rollout": {"rewards": [judged_as_is("held")]}}
