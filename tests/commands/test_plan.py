@@ -31,7 +31,7 @@ from lit_rlvr.sizing.memory import (
     shape_of,
     training_memory,
 )
-from lit_rlvr.sizing.models import PUBLISHED
+from lit_rlvr.sizing.published import PUBLISHED
 from lit_rlvr.sizing.strategies import (
     ENOUGH_SEQUENCES,
     FEWEST_TOKENS,

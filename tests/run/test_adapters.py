@@ -21,8 +21,7 @@ from lit_rlvr.errors import UserError
 from lit_rlvr.options import Lora
 from lit_rlvr.policy.adapters import add_adapters
 from lit_rlvr.policy.loading import load_model_config, load_policy
-from lit_rlvr.policy.model_source import ModelSource
-from lit_rlvr.policy.sources import resolve_model
+from lit_rlvr.policy.sources import ModelSource, resolve_model
 from lit_rlvr.run.saved_model import export_run
 from lit_rlvr.sizing.memory import shape_of
 
