@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart install develop test test-slow check types resolve docs format clean
+.PHONY: quickstart install develop test test-slow test-exhaustive check types resolve docs format clean
 
 quickstart: install  ## train SmolLM2-135M-Instruct by GRPO in a few minutes
 	$(BIN)/lit-rlvr fit --config configs/quickstart.yaml --overwrite true
@@ -32,7 +32,10 @@ test: develop  ## the tests that people wait for: one case of each kind
 	$(PYTEST)
 
 test-slow: develop  ## what takes longer: kills, learning runs, servers, more cases of each kind
-	$(PYTEST) -m slow
+	$(PYTEST) -m "slow and not exhaustive"
+
+test-exhaustive: develop  ## before a release: more cases of what slow tests show
+	$(PYTEST) -m exhaustive
 
 check: docs types  ## formatting, lint, types, documentation
 	$(BIN)/ruff format --check .

@@ -95,7 +95,7 @@ def assert_without_collisions(policy: Policy, rollout: Rollout) -> None:
     assert {"index_select", "index_add"} <= {name.strip("_") for name in mode.seen}, "the mode sees the backward pass"
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_runs_on_a_busy_machine_end_in_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Several at once with two threads each, more than there are cores; a single thread could not differ."""
     monkeypatch.setenv("LIT_RLVR_CACHE", str(tmp_path / "cache"))

@@ -12,7 +12,7 @@ from itertools import product
 from lit_rlvr.options import Lora
 from lit_rlvr.sizing.gpus import GIB, GPUs
 from lit_rlvr.sizing.memory import Shape, shape_of
-from lit_rlvr.sizing.models import PUBLISHED
+from lit_rlvr.sizing.published import PUBLISHED
 from lit_rlvr.sizing.strategies import FREE, JobSizes
 
 MODELS = {

@@ -36,7 +36,7 @@ from lit_rlvr.evaluation.records import CompletionsById, Records, match, read_co
 from lit_rlvr.evaluation.results import markdown, suite_results
 from lit_rlvr.evaluation.sampler import load_prompts, start_sampler
 from lit_rlvr.evaluation.suites import Suite, example, find_suites
-from lit_rlvr.policy.model_source import ModelSource
+from lit_rlvr.policy.sources import ModelSource
 from lit_rlvr.rewards import shared_pool
 from lit_rlvr.rewards.combine import score_rollout
 from lit_rlvr.rollout.episodes import begins, check_turns

@@ -33,7 +33,7 @@ from lit_rlvr.sizing.memory import (
     teaching_memory,
     training_memory,
 )
-from lit_rlvr.sizing.models import PUBLISHED
+from lit_rlvr.sizing.published import PUBLISHED
 from lit_rlvr.training.teachers import teacher_folder
 
 if TYPE_CHECKING:

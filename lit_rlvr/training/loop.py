@@ -132,7 +132,8 @@ def accumulate(
     with updater.dropout(number):
         for k in range(len(plan.microbatches)):
             output = updater.forward(plan, k)  # (rows, T) log-probabilities and entropies
-            inputs, stats = loss_inputs(plan, k, output)
+            old_logp = plan.old_logprobs(k, output.logp)  # at the iteration's beginning; in its first step, as now
+            inputs, stats = loss_inputs(plan, k, output, old_logp)
             stats |= updater.watch(plan, k, inputs)
             loss, loss_stats = updater.algorithm.loss(inputs)  # the objective and the terms
             updater.backward(plan, k, loss)

@@ -17,10 +17,9 @@ from lit_rlvr.policy.adapters import add_adapters, round_frozen
 from lit_rlvr.policy.architecture import has_experts, layer_configs
 from lit_rlvr.policy.families import family_of, freeze_vision_tower, vision_modules
 from lit_rlvr.policy.loading import differing_tokens, frozen_dtype, load_model_config, load_policy
-from lit_rlvr.policy.model_source import ModelSource
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import dither
-from lit_rlvr.policy.sources import weights_version
+from lit_rlvr.policy.sources import ModelSource, weights_version
 from lit_rlvr.policy.speed import compile_layers, compiling_pays, uncompile_layers, use_liger
 from lit_rlvr.policy.verify import check_spans, compile_and_verify, try_flash_attention_3, verify_or_fall_back
 from lit_rlvr.training.reference import Reference

@@ -24,8 +24,8 @@ from lit_rlvr.options import KL, AutoLR, Compute, Importance, Lora, Loss, Optim,
 from lit_rlvr.plan import RunPlan, plan_of
 from lit_rlvr.policy.adapters import is_saved
 from lit_rlvr.policy.families.base import ImageProcessor
-from lit_rlvr.policy.model_source import ModelSource
 from lit_rlvr.policy.policy import Policy
+from lit_rlvr.policy.sources import ModelSource
 from lit_rlvr.policy.speed import return_freed_memory
 from lit_rlvr.training.adaptive_lr import AdaptiveLR
 from lit_rlvr.training.contradictions import contradictions

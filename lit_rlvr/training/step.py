@@ -53,9 +53,8 @@ class PreparedRollout:
         trace: records what the updates do with its tokens; None = nothing does.
         metrics: of the rollout as a whole, logged with its first step.
         logs_weights: whether to log the weights of the importance correction: some token is old.
-        old_logp: (B, T) log-probabilities at the beginning of the iteration. The first step runs on these weights, so
-            `keep_old_logprobs` takes its rows from there. None = the current ones in the first step, then
-            `loglinear_old`.
+        old_logp: (B, T) log-probabilities at the beginning of the iteration, for the steps after the first, which
+            fills in its own rows. None = there is no later step, or these are estimated (`loglinear_old`).
         steps_taken: optimizer steps taken on it so far.
         ref_logp: (B, T) log-probabilities under the reference policy; None unless the loss or a term in it needs it.
         entropy: (B, T) of the policy at the beginning of the iteration; None unless tokens are chosen by it, or a term
@@ -79,35 +78,6 @@ class PreparedRollout:
     def is_first_step(self) -> bool:
         """True if no step was taken or skipped yet, so that the weights are those of the iteration's beginning."""
         return self.steps_taken == 0
-
-    def keep_old_logprobs(self, index: Tensor, logp: Tensor) -> None:
-        """Keep the log-probabilities of some rows in the first step, whose weights are the iteration's first.
-
-        Args:
-            index: (rows,) the rows as a tensor on the device.
-            logp: (rows, T) under the current policy, detached.
-        """
-        if self.is_first_step and self.old_logp is not None:
-            self.old_logp[index] = logp.to(self.old_logp.dtype)
-
-    def old_logprobs(self, rows: list[int], index: Tensor, logp: Tensor, rollout_logp: Tensor) -> Tensor:
-        """Return the log-probabilities (rows, T) of some rows under the policy at the beginning of the iteration.
-
-        - In the first step: the current ones, because the weights are still the same.
-        - In later steps: the table `old_logp`, if there is one.
-        - Else, with `prox_logp_method: loglinear`: between the current ones and those at sampling time.
-
-        Args:
-            rows: the rows.
-            index: (rows,) the rows as a tensor on the device.
-            logp: (rows, T) under the current policy, detached.
-            rollout_logp: (rows, T) at sampling time.
-        """
-        if self.is_first_step:
-            return logp
-        if self.old_logp is not None:
-            return self.old_logp[index]
-        return loglinear_old(logp, rollout_logp, to_device(self.age[rows], logp.device), self.steps_taken)
 
 
 @dataclass(frozen=True)
@@ -178,6 +148,30 @@ class StepPlan:
     def is_counted(self, k: int) -> bool:
         """Return whether micro-batch k counts."""
         return k < self.num_counted
+
+    def old_logprobs(self, k: int, logp: Tensor) -> Tensor:
+        """Return the log-probabilities (rows, T) of micro-batch k under the policy at the iteration's beginning.
+
+        - In the first step: the current ones, because the weights are still the same. They are kept for later steps.
+        - In later steps: those that were kept, or computed before the first step.
+        - Else, with `prox_logp_method: loglinear`: between the current ones and those at sampling time.
+
+        Args:
+            k: number of the micro-batch.
+            logp: (rows, T) under the current policy.
+        """
+        prepared = self.prepared
+        rows = self.microbatches[k]
+        index = index_tensor(rows, self.mask.device)
+        logp = logp.detach()
+        if prepared.is_first_step:
+            if prepared.old_logp is not None:
+                prepared.old_logp[index] = logp.to(prepared.old_logp.dtype)
+            return logp
+        if prepared.old_logp is not None:
+            return prepared.old_logp[index]
+        age = to_device(prepared.age[rows], logp.device)
+        return loglinear_old(logp, self.rollout_logp[index], age, prepared.steps_taken)
 
 
 def plan_step(
@@ -356,13 +350,14 @@ def chances(rollout: Rollout) -> Tensor:
     return (torch.tensor(first, dtype=torch.float64)[:, None] + GOLDEN_RATIO * positions).frac()
 
 
-def loss_inputs(plan: StepPlan, k: int, output: PolicyOutput) -> tuple[LossInputs, Stats]:
+def loss_inputs(plan: StepPlan, k: int, output: PolicyOutput, old_logp: Tensor) -> tuple[LossInputs, Stats]:
     """Return the objective's inputs for micro-batch k, and sums over its tokens.
 
     Args:
         plan: the step.
         k: number of the micro-batch.
         output: (rows, T) each, the forward pass of the micro-batch, with entropies.
+        old_logp: (rows, T) what `StepPlan.old_logprobs` returned.
     """
     logp, entropy, divergence, expert_imbalance = output
     assert entropy is not None
@@ -377,15 +372,14 @@ def loss_inputs(plan: StepPlan, k: int, output: PolicyOutput) -> tuple[LossInput
         observation_logp = torch.where(observed, logp, 0.0)
         observation_weight = plan.observed.weight[index] * is_counted
         logp = torch.where(observed, 0.0, logp)
+        old_logp = torch.where(observed, 0.0, old_logp)
         entropy = torch.where(observed, 0.0, entropy)
     rollout_logp = plan.rollout_logp[index]
-    prepared.keep_old_logprobs(index, logp.detach())
-    old = prepared.old_logprobs(rows, index, logp.detach(), rollout_logp)
     if prepared.rollout.is_demonstration:
-        rollout_logp = old
+        rollout_logp = old_logp
     advantages = prepared.advantages[index]
     token_correction, row_correction = correction_weights(
-        logp, old, rollout_logp, mask, advantages, prepared.importance
+        logp, old_logp, rollout_logp, mask, advantages, prepared.importance
     )
     plain_weight = plan.plain_weight[index] * is_counted
     token_weight = plain_weight * token_correction
@@ -394,7 +388,7 @@ def loss_inputs(plan: StepPlan, k: int, output: PolicyOutput) -> tuple[LossInput
     row = index + rank() * len(plan.mask)
     inputs = LossInputs(
         logp=logp,
-        old_logp=old,
+        old_logp=old_logp,
         mask=mask,
         advantages=advantages,
         token_weight=token_weight,

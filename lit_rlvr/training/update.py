@@ -316,7 +316,8 @@ class Updater:
     def microbatch_gradients(self, plan: StepPlan, k: int) -> MicrobatchGradients:
         """Return the loss and gradients of micro-batch k by itself, and its terms that are not finite."""
         self.optimizer.zero_grad()
-        inputs, _ = loss_inputs(plan, k, self.forward(plan, k))
+        output = self.forward(plan, k)
+        inputs, _ = loss_inputs(plan, k, output, plan.old_logprobs(k, output.logp))
         terms = broken_terms(self.algorithm.terms, inputs)
         loss, _ = self.algorithm.loss(inputs)
         if self.sharded:

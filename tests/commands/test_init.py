@@ -14,8 +14,8 @@ from lit_rlvr.commands.init.command import KINDS, init
 ROOT = Path(__file__).parents[2]
 
 
-FEW = ("--model.init_args.model", "tiny-llama", "--trainer.max_steps", 2, "--warm_start.steps", 1,
-       "--warm_start.checked", 8, "--data.init_args.prompts_per_rollout", 2,
+FEW = ("--model.init_args.model", "tiny-llama", "--rollout.engine", "hf", "--trainer.max_steps", 2,
+       "--warm_start.steps", 1, "--warm_start.checked", 8, "--data.init_args.prompts_per_rollout", 2,
        "--data.init_args.evaluation.limit", 4)  # fmt: skip
 BREAKS = {
     "task": ("correct=text == expected", "correct=right > 0"),

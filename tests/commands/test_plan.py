@@ -31,7 +31,7 @@ from lit_rlvr.sizing.memory import (
     shape_of,
     training_memory,
 )
-from lit_rlvr.sizing.models import PUBLISHED
+from lit_rlvr.sizing.published import PUBLISHED
 from lit_rlvr.sizing.strategies import (
     ENOUGH_SEQUENCES,
     FEWEST_TOKENS,
@@ -112,7 +112,7 @@ SMALL_VLM = Qwen2_5_VLConfig(
         (SMALL, (64, 256, 4), Strategy(True, False), 2),
         (SMALL_VLM, (258, 512, 8, 16384, 256), Strategy(False, False), 1),
         *(
-            pytest.param(*case, marks=pytest.mark.slow)
+            pytest.param(*case, marks=pytest.mark.exhaustive)
             for case in (
                 (SMALL, (64, 256, 4), Strategy(False, True, lora=True), 1),
                 (PUBLISHED["Qwen/Qwen2.5-VL-3B-Instruct"], (2048, 2048, 5, 16384, 1936), Strategy(False, True), 1),

@@ -5,12 +5,26 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tiny_vlms import NOT_IN_VLLM
+from tiny_vlms import FAST, NOT_IN_VLLM
 from transformers import AutoTokenizer
 
 from lit_rlvr.engines.base import EngineContext
 from lit_rlvr.engines.vllm import VLLMEngine
 from lit_rlvr.policy.loading import load_policy
+
+SLOW = ("gemma4", "qwen3-vl")
+"""Kinds that `make test-slow` starts engines for, beside the fast ones. `make test-exhaustive` starts the others."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Make the cases of other kinds exhaustive."""
+    for item in items:
+        here = isinstance(item, pytest.Function) and item.path.parent == Path(__file__).parent
+        if here and hasattr(item, "callspec"):
+            kind = item.callspec.params.get("any_vlm_folder", FAST[0])
+            if kind not in (*FAST, *SLOW):
+                item.add_marker("exhaustive")
 
 
 @pytest.fixture(scope="session")

@@ -406,7 +406,7 @@ def test_vllm_loads_an_exported_folder(
         engine.close()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_vllm_takes_the_text_of_a_model_whose_images_it_computes_differently(tmp_path: Path) -> None:
     folder = KINDS["gemma4-vision"](tmp_path)
     policy, processor = load_policy(str(folder)), load_image_processor(str(folder))

@@ -347,7 +347,7 @@ class OnGPU:
 ALL_CALLS: list[str] = []
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_adapters_are_added_by_vllm_itself(tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The weights are loaded once, then adapters alone; each of them is used at once, also for cached prefixes."""
     policy = adapted(tiny_model_folder, Lora(rank=3, rslora=True, init="pissa"))

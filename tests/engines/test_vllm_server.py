@@ -203,7 +203,7 @@ def test_what_runs_goes_on_with_new_weights_and_each_token_names_its_own(
     engine.close()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_what_runs_may_keep_its_cache_and_new_requests_do_not_use_it(
     make_engine: Callable[..., VLLMServerEngine], policy: Policy
 ) -> None:
@@ -466,7 +466,7 @@ def from_yaml(served: Served, folder: Path | None = None) -> list[str]:
     return ["--rollout.engine", "VLLMServerEngine", *options, *folder_of, "--rollout.safeguards.probe_every", "1"]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_run_that_keeps_its_cache_is_replayed_with_what_was_logged(
     served: Served, run_folder: Path, lit_rlvr: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -514,7 +514,7 @@ def test_one_and_two_processes_train_on_a_server(
     assert sampled == wanted
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_weights_reach_all_parts_of_a_model_that_is_split_over_two_workers(
     tiny_model_folder: Path, policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -202,7 +202,7 @@ def test_gradients_are_the_same_and_other_lengths_are_not_compiled_again() -> No
         torch.testing.assert_close(*(policy.logprobs(RAGGED, [0, 3])[0] for policy in policies), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("never_eager")
 def test_gradients_with_images_are_the_same(vlm_folder: Path) -> None:
     plain, fast = (load_policy(str(vlm_folder)) for _ in range(2))
@@ -218,7 +218,7 @@ def test_gradients_with_images_are_the_same(vlm_folder: Path) -> None:
     assert compiled_calls(fast.logprobs(rollout, [0])[0]) > 0
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_layers_of_two_processes_are_compiled_too(run_folder: Path, tiny_model_folder: Path) -> None:
     """By torch's own backend, which writes no C++; the tests above have that of users."""
     config = tiny_config(tiny_model_folder)

@@ -31,7 +31,7 @@ print(mapped, heap[-1] - heap[20], min(after - before for before, after in zip(h
 """
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
 def test_large_tensors_are_not_mapped_anew_and_memory_does_not_grow() -> None:
     found = {}
@@ -65,7 +65,7 @@ print(full, enough, held())
 """
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
 def test_freed_memory_is_returned_when_the_system_has_less() -> None:
     done = subprocess.run([sys.executable, "-c", SHORT], capture_output=True, text=True, check=True)

@@ -218,7 +218,7 @@ def test_a_step_of_training(name: str, adapters: bool, tmp_path: Path) -> None:
     assert not (adapters and MODELS[name].unused) or changed & {"experts", "base_layer"}
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_two_processes_train_a_mixture_of_experts_alike_and_go_on_exactly(run_folder: Path) -> None:
     """Sharded by FSDP2; the engine's experts are replayed."""
     from tiny_runs import assert_same_run, assert_same_training, fit_in_shards  # as above

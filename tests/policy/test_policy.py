@@ -110,7 +110,7 @@ def test_a_model_that_scales_its_logits_is_refused(shared: bool, monkeypatch: py
         verify_or_fall_back(Policy(model, (END,), shared))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_rounding_of_a_real_model_passes_in_bfloat16_and_scaled_logits_do_not(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

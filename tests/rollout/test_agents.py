@@ -581,8 +581,15 @@ class Scripted(Spy):
         return groups
 
 
-@pytest.mark.first_case_fast
-@pytest.mark.parametrize("client", ["openai", "openai_stream", "anthropic", "anthropic_stream"])
+@pytest.mark.parametrize(
+    "client",
+    [
+        "openai",
+        pytest.param("openai_stream", marks=pytest.mark.exhaustive),
+        pytest.param("anthropic", marks=pytest.mark.exhaustive),
+        pytest.param("anthropic_stream", marks=pytest.mark.slow),
+    ],
+)
 def test_the_clients_of_openai_and_anthropic_call_tools(client: str, play: Any) -> None:
     pytest.importorskip(client.partition("_")[0])
     spy = Scripted()
@@ -700,8 +707,9 @@ def test_replies_have_content_calls_and_thoughts_apart(
     assert anthropic_body([reply], request)["stop_reason"] == reason
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize(
+    "strategy", [pytest.param("ddp", marks=pytest.mark.exhaustive), pytest.param("fsdp2", marks=pytest.mark.slow)]
+)
 def test_two_processes_play_as_one_does(strategy: str, run_folder: Path, lit_rlvr: CLI) -> None:
     """Episodes of different lengths, so that one process asks its engine when the other has nothing to ask."""
     agent = {"class_path": "Agent", "init_args": {"command": [sys.executable, str(SCRIPT), "uneven"]}}

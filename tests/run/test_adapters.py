@@ -21,8 +21,7 @@ from lit_rlvr.errors import UserError
 from lit_rlvr.options import Lora
 from lit_rlvr.policy.adapters import add_adapters
 from lit_rlvr.policy.loading import load_model_config, load_policy
-from lit_rlvr.policy.model_source import ModelSource
-from lit_rlvr.policy.sources import resolve_model
+from lit_rlvr.policy.sources import ModelSource, resolve_model
 from lit_rlvr.run.saved_model import export_run
 from lit_rlvr.sizing.memory import shape_of
 
@@ -59,7 +58,7 @@ def test_in_4_bits_resume_is_exact_and_the_export_is_plain(run_folder: Path, lit
     )
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is an extra")
 def test_with_adapters_in_vllm_resume_is_exact(run_folder: Path, lit_rlvr: CLI) -> None:
     """Each iteration of AAPO generates with the adapters, and without them for its reference."""
@@ -227,7 +226,7 @@ def test_an_adapter_is_merged_again_if_its_base_changes(tmp_path: Path) -> None:
     assert resolve_model(str(tmp_path / "adapter"), adapter="merge") == second and not torch.equal(*norms)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is an extra")
 def test_vllm_reads_an_adapter_alone(run_folder: Path, lit_rlvr: CLI, tiny_model_folder: Path) -> None:
     fit(lit_rlvr, "--model.init_args.lora", "{rank: 4, rslora: true, init: pissa}", *to("run"))

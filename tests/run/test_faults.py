@@ -52,7 +52,7 @@ def test_a_run_with_a_fault_goes_on_exactly_after_a_stop(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "where", "strategy"),
-    [("nan", 1, DDP), ("nan", 1, SHARDED), ("memory", 1, DDP)],
+    [("nan", 1, SHARDED), ("memory", 1, DDP), pytest.param("nan", 1, DDP, marks=pytest.mark.exhaustive)],
 )
 def test_two_processes_agree_on_a_fault_of_one(
     run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch, kind: str, where: int, strategy: tuple[str, ...]

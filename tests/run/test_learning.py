@@ -41,6 +41,7 @@ def test_accuracy_rises_clearly(run_folder: Path, lit_rlvr: CLI) -> None:
     assert after - before > 5 * error, (before, after, error)
 
 
+@pytest.mark.exhaustive
 def test_a_model_of_pictures_looks(tmp_path: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch) -> None:
     """In 64 of the tutorial's 240 steps accuracy rises by a seventh or more (by 0.23 where it was measured; its
     standard error is 0.05), and with other prompts' images it is at most 0.3: the most frequent answer has 0.27."""
@@ -60,6 +61,7 @@ def test_a_model_of_pictures_looks(tmp_path: Path, lit_rlvr: CLI, monkeypatch: p
     assert json.loads(blind.out)["val/accuracy"] <= 0.3, blind.out
 
 
+@pytest.mark.exhaustive
 def test_a_model_learns_to_use_its_tool(tmp_path: Path, lit_rlvr: CLI) -> None:
     """In 36 of the recipe's 100 steps, from 16 to 31 % of 1,024 samples on held-out pairs (standard error 1.5 %).
 

@@ -68,7 +68,7 @@ def assert_same_end(run: Path, whole: Path) -> None:
     assert summary(run)["resumed_from_step"] == 3
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_run_goes_on_with_another_strategy_and_with_fewer_processes(run_folder: Path, lit_rlvr: CLI) -> None:
     gentle = ("--model.init_args.lr", "1e-4")  # so that rounding stays rounding
     begin = (*gentle, "--trainer.max_steps", "3")
@@ -91,11 +91,12 @@ def test_a_run_goes_on_with_another_strategy_and_with_fewer_processes(run_folder
     assert [name for name in names if is_sharded(last_checkpoint(run_folder / name))] == ["file-to-shards", "fewer"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
-    [PISSA, (*OFFLOAD, *AVERAGE)],
-    ids=["pissa", "averaged teacher with offload"],
+    [
+        pytest.param((*OFFLOAD, *AVERAGE), id="averaged teacher with offload", marks=pytest.mark.slow),
+        pytest.param(PISSA, id="pissa", marks=pytest.mark.exhaustive),
+    ],
 )
 def test_a_run_goes_on_exactly(run_folder: Path, options: tuple[str, ...]) -> None:
     run = [*FIT, *FSDP2, *options]
@@ -111,7 +112,7 @@ def test_a_run_goes_on_exactly(run_folder: Path, options: tuple[str, ...]) -> No
         assert all(".lora_" in name for name in weights(run_folder / "parts"))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_renewed_reference_is_saved_in_shards(
     run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,7 +147,7 @@ def test_a_torn_checkpoint_is_one_line(run_folder: Path, lit_rlvr: CLI) -> None:
     fit(lit_rlvr, *to("run"), *LAST, status=2, says="is not a readable checkpoint")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_killed_at_any_moment_a_run_goes_on_exactly(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While a checkpoint is written in the background, before and after it gets its name, and anywhere."""
     run = [*FIT, *FSDP2, "--checkpoint.every", "1", "--trainer.max_steps", "20"]

@@ -104,7 +104,7 @@ def run_notebook(path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> A
     return NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(folder)}}).execute()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_grpo_trainer_and_fit_both_learn_in_the_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     notebook = run_notebook(FROM_TRL, tmp_path, monkeypatch)
     found = [(float(a), float(b)) for a, b in re.findall(r"mean reward ([\d.]+) -> ([\d.]+)", outputs(notebook))]
@@ -113,7 +113,7 @@ def test_grpo_trainer_and_fit_both_learn_in_the_notebook(tmp_path: Path, monkeyp
     assert "did you mean 'lr'?" in outputs(notebook) and "data: missing" in outputs(notebook)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "pass@8" in outputs(run_notebook(NOTEBOOK, tmp_path, monkeypatch))
     assert (tmp_path / "runs/first/exported/model.safetensors").is_file()

@@ -34,11 +34,12 @@ HSDP = (*STRATEGIES["fsdp2"], "--trainer.strategy.init_args.replicas", "2")
 OFFLOAD = (*STRATEGIES["fsdp2"], "--trainer.strategy", "{class_path: tiny_strategies.OffloadedHere}")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "strategies",
-    [STRATEGIES, pytest.param({"hsdp": HSDP, "offload": OFFLOAD}, marks=pytest.mark.slow)],
-    ids=["plain", "special"],
+    [
+        pytest.param(STRATEGIES, id="plain", marks=pytest.mark.slow),
+        pytest.param({"hsdp": HSDP, "offload": OFFLOAD}, id="special", marks=pytest.mark.exhaustive),
+    ],
 )
 def test_two_processes_end_where_one_does(
     run_folder: Path, lit_rlvr: CLI, strategies: dict[str, tuple[str, ...]]
@@ -73,7 +74,7 @@ def sometimes(completion_ids, trainer_state, **_):
 """
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_rollouts_without_a_reward_are_skipped_by_both(run_folder: Path, lit_rlvr: CLI) -> None:
     (run_folder / "own_sometimes.py").write_text(SOMETIMES)
     rewards = ("--rollout.rewards", "[own_sometimes.sometimes]", "--trainer.limit_val_batches", "0")
@@ -98,7 +99,7 @@ def test_episodes_are_the_same_in_two_processes(run_folder: Path, lit_rlvr: CLI)
     assert_same_training(run_folder / "two", run_folder / "one")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_groups_that_change_places_change_nothing(run_folder: Path, lit_rlvr: CLI) -> None:
     shared = (
         "--data.init_args.prompts_per_rollout", "16", "--model.init_args.updates_per_rollout", "2",
@@ -113,7 +114,7 @@ def test_groups_that_change_places_change_nothing(run_folder: Path, lit_rlvr: CL
         assert sum(map(int, (run_folder / name / "moved-0").read_text().split())) > 0
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_shards_in_bf16_give_the_numbers_of_whole_weights(run_folder: Path) -> None:
     """FSDP2 gathers and computes in bfloat16 what autocast and the residual stream's hooks do with whole weights.
     Master weights stay in float32."""
@@ -180,10 +181,20 @@ SHARDED = {name: ACROSS[name] for name in ("KLCov", "divergence", "an adapted ra
     "an adapter": init(kl__coef=0.1, model="adapter", lora="{adapter: continue}")
 }
 """Those that see shards of weights, or whose statistics could."""
+PAIRS = [*(("ddp", name) for name in ACROSS), *(("fsdp2", name) for name in SHARDED)]
+SLOW = [("ddp", "AAPO pool"), ("ddp", "KL in the reward"), ("fsdp2", "KLCov"), ("fsdp2", "divergence")]
 
 
-@pytest.mark.slow
-def test_algorithms_train_alike_in_two_processes(run_folder: Path, tiny_model_folder: Path, lit_rlvr: CLI) -> None:
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        pytest.param(SLOW, id="some", marks=pytest.mark.slow),
+        pytest.param([pair for pair in PAIRS if pair not in SLOW], id="others", marks=pytest.mark.exhaustive),
+    ],
+)
+def test_algorithms_train_alike_in_two_processes(
+    run_folder: Path, tiny_model_folder: Path, lit_rlvr: CLI, pairs: list[tuple[str, str]]
+) -> None:
     """With two minibatches a rollout, so that ratios, clips and the adaptive statistics play their part."""
     save_model(tiny_llama(1), run_folder / "teacher")
     save_adapter(tiny_model_folder, run_folder / "adapter", r=4)
@@ -193,9 +204,8 @@ def test_algorithms_train_alike_in_two_processes(run_folder: Path, tiny_model_fo
         rest = ("--rollout.rewards", json.dumps([judged_as_is("rare")]), "--trainer.limit_val_batches", "0")
         return [*FIT, *STRATEGIES.get(root, ()), *options, *rest, *to(f"{root}/{name}")]
 
-    pairs = [*(("ddp", name) for name in ACROSS), *(("fsdp2", name) for name in SHARDED)]
     in_two_processes(run_folder, *(command(*pair) for pair in pairs))
-    for name in ACROSS | SHARDED:
+    for name in {name for _, name in pairs}:
         lit_rlvr(*command("one", name), status=0)
     for strategy, name in pairs:
         # The ratio to the sampler has the rounding of the engine's batches, which AdamW scales up.

@@ -26,6 +26,7 @@ CALLS = [
     "Updater.begin_step",
     "Updater.dropout",
     "Updater.forward",
+    "StepPlan.old_logprobs",
     "loss_inputs",
     "Updater.watch",
     "LossModule.loss",

@@ -57,7 +57,7 @@ def a_plan(
 def inputs_of(plan: StepPlan, k: int = 0, logp: float = -1.0) -> tuple[Any, dict[str, Tensor]]:
     """Return the inputs of micro-batch k, all of whose tokens have one log-probability and entropy 0."""
     rows = torch.full((len(plan.microbatches[k]), 3), logp)
-    return loss_inputs(plan, k, PolicyOutput(rows, torch.zeros_like(rows), None))
+    return loss_inputs(plan, k, PolicyOutput(rows, torch.zeros_like(rows), None), plan.old_logprobs(k, rows))
 
 
 # ---- the plan -------------------------------------------------------------------------------------------------

@@ -111,7 +111,7 @@ def test_a_study_from_beginning_to_end(run_folder: Path, lit_rlvr: CLI, forks: N
     assert_same_run(out / "runs/sums/wrong/seed-1", run_folder / "alone", resumed=0)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_when_a_cell_is_done_its_model_is_evaluated(
     run_folder: Path, lit_rlvr: CLI, forks: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,7 +160,7 @@ def test_when_a_cell_is_done_its_model_is_evaluated(
     assert not [*(run_folder / "cache/exported").glob("[!.]*")], "weights are not kept twice"
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_cells_are_jobs_of_a_cluster(
     run_folder: Path, lit_rlvr: CLI, importable: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,7 +191,7 @@ def test_cells_are_jobs_of_a_cluster(
         lit_rlvr("compare", path, "--out", out, "--cluster", options, status=2, says=said)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_killed_in_a_cell_a_study_goes_on_exactly(run_folder: Path, lit_rlvr: CLI, importable: None) -> None:
     """The cell saves and ends with its parent, and the next comparison waits for that."""
     changes = {"checkpoint": {"every": 0}, "rollout": {"rewards": [judged_as_is("held")]}}
@@ -229,7 +229,7 @@ def test_killed_in_a_cell_a_study_goes_on_exactly(run_folder: Path, lit_rlvr: CL
     assert_same_run(run, run_folder / "whole", resumed=resumed)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_ctrl_c_stops_the_cells_too(run_folder: Path, lit_rlvr: CLI, importable: None) -> None:
     path = study(run_folder, cells={"grpo": {}}, seeds=[0], budget={"steps": 5000})
     out, run = run_folder / "out", run_folder / "out/runs/sums/grpo/seed-0"

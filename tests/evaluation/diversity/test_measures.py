@@ -47,7 +47,7 @@ def _rank_measures(rank: int, parts: list[list[list[list[str]]]], folder: Path) 
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_two_ranks_measure_what_one_does(tmp_path: Path) -> None:
     """Unequal parts, a rank without any prompt to measure, and no prompt at all."""
     sets = [(GROUPS[:1], GROUPS[1:]), (GROUPS, [["alone"]]), ([], [])]
