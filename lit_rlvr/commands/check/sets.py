@@ -15,7 +15,7 @@ from lit_rlvr.datamodules.base import Split
 from lit_rlvr.datamodules.reading.readers import FORMATS
 from lit_rlvr.errors import UserError, check_within
 from lit_rlvr.evaluation.suites import read_suite, suite_from_columns
-from lit_rlvr.policy.model_source import ModelSource
+from lit_rlvr.policy.sources import ModelSource
 from lit_rlvr.types import Sample
 
 import_classes(datamodules)
