@@ -12,7 +12,7 @@ from string import ascii_uppercase
 
 from lit_rlvr.answers.characters import ALPHABET, plain_characters
 from lit_rlvr.answers.find import answer_region, find_answer, last_boxed, normalise
-from lit_rlvr.answers.retracted import CORRECTION, MAYBE, NOT, PREFERRED
+from lit_rlvr.answers.retracted import CORRECTION, IF_IT_WERE, MAYBE, NOT, PREFERRED
 
 YES_NO = ("yes", "no")
 LETTERS = ascii_uppercase[:10]
@@ -89,6 +89,7 @@ _WRONG_ANSWER = re.compile(
 _WRONG = (
     r"\)?\s+(?:(?:is|was|are|can|could|would|must|should|does|do|did|has)\s*n[o']t|(?:is|was|are|seems|looks)"
     r"(?: \w+)? (?:wrong|incorrect|false|excluded|eliminated|impossible|unlikely)|\u4e0d\u6b63\u786e|\u9519)(?![^\W_])"
+    rf"|\)?\s+would\s+(?:be|have\s+been|hold)\b[^.;,\n]*?\b{IF_IT_WERE}"
 )
 
 

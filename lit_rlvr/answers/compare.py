@@ -450,11 +450,11 @@ def _same_parts(reference: Parts, answer: Parts, rules: Rules) -> bool:
 
 
 def _hours(time: tuple[Any, ...]) -> tuple[Any, ...] | None:
-    """Return a time in 24 hours; None without am or pm below 13."""
+    """Return a time in 24 hours; None without am or pm from 1 to 12."""
     hour, minute, second, half = time
     if half:
         return ((hour % 12) + 12 * (half == "p"), minute, second)
-    if hour > 12:
+    if hour > 12 or hour == 0:
         return (hour, minute, second)
     return None
 

@@ -14,7 +14,6 @@ from typing import Any
 import sympy
 
 from lit_rlvr.answers.characters import plain_characters
-from lit_rlvr.answers.countries import without_country
 from lit_rlvr.answers.find import normalise
 from lit_rlvr.answers.formulas import is_code, read_formula, to_sympy
 from lit_rlvr.answers.frames import single_backslashes
@@ -27,6 +26,7 @@ from lit_rlvr.answers.latex import (
     split_outside,
     trim,
 )
+from lit_rlvr.answers.names import YES_NO, other_names
 from lit_rlvr.answers.numbers import read_constant, read_number, read_parts, read_quantity
 from lit_rlvr.answers.values import (
     Chain,
@@ -61,9 +61,9 @@ def parse(text: str) -> tuple[Reading, ...]:
         readings_of_text.append(Text(spelt))
     if re.fullmatch(r"-?[\d.,]+ [a-z]+", key):
         readings_of_text.append(Text(key.replace(" ", "")))
-    place = without_country(text)
-    if place:
-        readings_of_text.append(Text(normalise(place)))
+    readings_of_text += [Text(normalise(name)) for name in other_names(text)]
+    if key in YES_NO:
+        readings_of_text.append(Text(YES_NO[key]))
     article = re.match(r"(?:the|an?) (?=[a-z]{3})", key)
     if article:
         readings_of_text.append(Text(key[article.end() :]))

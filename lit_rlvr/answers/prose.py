@@ -10,6 +10,7 @@ from dataclasses import replace
 from lit_rlvr.answers.characters import ALPHABET, plain_characters
 from lit_rlvr.answers.find import Found
 from lit_rlvr.answers.latex import clean
+from lit_rlvr.answers.names import YES_NO
 from lit_rlvr.answers.numbers import MONTH, SPOKEN_TIME, read_spoken_time
 from lit_rlvr.answers.parse import LONGEST, parse
 from lit_rlvr.answers.retracted import (
@@ -17,6 +18,7 @@ from lit_rlvr.answers.retracted import (
     contrast,
     correction,
     has_denial,
+    is_counterfactual,
     is_denied,
     is_denied_before,
     without_denied,
@@ -88,31 +90,6 @@ def _closed(text: str) -> str:
     return text
 
 
-YES_NO = frozenset(
-    [
-        "yes",
-        "no",
-        "true",
-        "false",
-        "sí",
-        "si",
-        "oui",
-        "non",
-        "ja",
-        "nein",
-        "sim",
-        "não",
-        "да",
-        "нет",
-        "是",
-        "否",
-        "对",
-        "错",
-        "正确",
-        "错误",
-    ]
-)
-"""Answers that are a verdict, in several languages."""
 _VERDICT_WORD = "|".join(sorted(YES_NO, key=len, reverse=True))
 _FIRST_WORD = re.compile(
     rf"(?i)(?:[{ALPHABET}]+[,:]\s+|so\s+)?({_VERDICT_WORD})(?![{ALPHABET}])(?=\s*(?:[,.;:!\uff0c\u3002-]|$))"
@@ -177,6 +154,10 @@ def _in_sentence(answer: Found, keys: Collection[str]) -> Iterator[str]:
     if re.match(r"&|.*\\(?:begin\{a|Rightarrow|implies|therefore)", answer.text) and (last := last_step(answer.text)):
         yield last
         return
+    # In a sentence, the mark may be an exclamation.
+    if answer.where == "line" and re.fullmatch(r"\d+!", answer.text.strip(" *")):
+        yield answer.text.strip(" *")
+        return
     text = without_denied(plain_characters(_PROSE_DASH.sub(", ", answer.text)).strip())
     if _EXCLAIMED.search(text):
         text = text.removesuffix("!")
@@ -198,7 +179,7 @@ def _in_sentence(answer: Found, keys: Collection[str]) -> Iterator[str]:
     if listed:  # a list literal
         yield re.sub(r"(?:^|(?<=,))\s*['\"]|['\"]\s*(?=,|$)", " ", listed[1]).strip()
         return
-    if not keys.isdisjoint(YES_NO) and (verdict := _verdict(text)):
+    if not keys.isdisjoint(YES_NO.keys()) and (verdict := _verdict(text)):
         yield verdict
         return
     if is_phrase:
@@ -226,12 +207,13 @@ def _in_sentence(answer: Found, keys: Collection[str]) -> Iterator[str]:
     else:
         clause = statement
     rest = statement[len(clause) :]
-    if _GOES_ON.match(rest) or is_denied(rest) or _is_unread_chain(clause):
+    if _GOES_ON.match(rest) or is_denied(rest) or is_counterfactual(text, rest, is_phrase) or _is_unread_chain(clause):
         chain = _END_OF_CHAIN.search(text)
         if chain:
             yield chain[1]
         return
-    for phrase in dict.fromkeys((text, clause, _NOTE.sub("", text))):
+    with_article = f"the {clause}" if verb and verb[0].endswith("the ") else clause
+    for phrase in dict.fromkeys((text, clause, with_article, _NOTE.sub("", text))):
         if not keys.isdisjoint(text_keys(parse(phrase))):
             yield phrase
     named = _named(clause, keys)
@@ -248,7 +230,8 @@ def _in_sentence(answer: Found, keys: Collection[str]) -> Iterator[str]:
     for start, end in spans[:1] if is_phrase or searched is not text else spans[-1:]:
         before = re.split(r"[.;:,]\s", searched[:start])[-1]
         after = searched[end:]
-        if not is_denied_before(before, after) and not _GOES_ON.match(after) and not is_denied(after):
+        is_taken_back = is_denied_before(before, after) or is_denied(after)
+        if not (is_taken_back or _GOES_ON.match(after) or is_counterfactual(searched[:start], after, is_phrase)):
             yield _with_unit(searched, start, end)
     if not spans:
         if len(text) < 200:
@@ -258,6 +241,7 @@ def _in_sentence(answer: Found, keys: Collection[str]) -> Iterator[str]:
 
 _REASON = re.compile(r",?\s+\(?(?:because|since(?!\s+\d{4}\b))\s")
 _HOLDS = re.compile(r"\s*(?:works|holds|fits|suffices|satisfies\b.*|is (?:the|an?) (?:only |right |correct )?\w+)$")
+_THEREFORE = re.compile(r"(?i)^\s*(?:(?:therefore|thus|hence|so)\b,?\s*)?$")
 _STATES = re.compile(r"=|\b(?:is|are|was|were|equals?)\b")
 """In a reason that may state the answer itself: "because the sum is 12"."""
 _REJECTS = re.compile(r"(?i)\b(?:fail|wrong|reject|exclud|discard|thought|ruled? out|too)")
@@ -274,7 +258,7 @@ def _before_reason(text: str) -> str:
         return text
     verb = _verb(before, False)
     has_value_behind = verb is not None and next(_spans(before[verb.end() :]), None) is not None
-    holds = not before[: first[0]].strip() and _HOLDS.match(before[first[1] :])
+    holds = not _THEREFORE.sub("", before[: first[0]]) and _HOLDS.match(before[first[1] :])
     is_only = len(_without_ordinals(before)) == 1 and not _STATES.search(text, reason.end())
     if has_value_behind or holds or is_only or _is_value(before):
         return before
@@ -367,6 +351,10 @@ def _cut(text: str) -> int | None:
     return None
 
 
+_PLACED = re.compile(r"[a-z]s?\s+(?:on|in|at)\s+(?:(?:an?|the)\s+)?([A-Z]\w+(?:\s+[A-Z]\w+)*)\W*$")
+"""The name that a sentence ends with: "The 1st falls on a Monday."."""
+
+
 def _named(clause: str, keys: Collection[str]) -> str:
     """Return what a clause says of its subject behind a participle or preposition: "facing East", "in Paris"."""
     match = re.match(
@@ -374,7 +362,10 @@ def _named(clause: str, keys: Collection[str]) -> str:
         r"|an?|towards?)\s+)*(.+)",
         clause,
     )
-    if match:
+    placed = _PLACED.search(clause)
+    if placed and not has_denial(clause):
+        words = placed[1]
+    elif match:
         words = re.sub(r"^\u662f|\u7684$", "", match[1].strip(" .!*"))
     else:
         words = ""
@@ -412,7 +403,8 @@ def _count(text: str) -> str:
         behind = text[words.start(1) + len(run) :]
         if _OR_TO.match(behind) or _AND_A_PART.match(behind):
             return ""
-        if number == run or value.denominator > 1:  # "one of" begins a part, "two thirds of" does not
+        # "one of" begins a part, "two thirds of" and "zero of them." do not
+        if number == run or value.denominator > 1 or re.fullmatch(r" (?:them|these|those)\W*", behind):
             return number
     return ""
 

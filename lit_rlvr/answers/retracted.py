@@ -117,6 +117,10 @@ _DENIED = re.compile(
     r"|is\s+too\b|would\s+(?:only\s+)?(?:be|hold)\b[^.;]*\bif\b|\s*\u4e0d(?:\u662f|\u5bf9|\u6b63\u786e)|\s*\u662f?\u9519"
     rf"|{VERB_LAST})"
 )
+_WOULD = re.compile(r"(?i)\bwould\s+(?:only\s+)?(?:be|have\s+been|hold)\b")
+IF_IT_WERE = r"if\b[^.;,\n]*?\b(?:were|had|was)(?:n['\u2019]t)?\b"
+"""A condition that does not hold."""
+_IF_IT_WERE = re.compile(rf"(?i)[\s)\]}}$]*{IF_IT_WERE}")
 _OPEN_ENDED = re.compile(
     rf"(?i)[\s)\]}}$]*+(?:-ish\b|\+(?!\s*[\w\\({{])|,?\s*(?:or\s+)?{MAYBE}\b(?=[^.\n]*?(?:\d|\\frac))"
     rf"|,?\s*(?:and\s+)?(?:upwards|and up)\b"
@@ -147,6 +151,17 @@ _NOT_YET = re.compile(
 def is_denied(after: str) -> bool:
     """Return True if the text behind an answer says that it is wrong or open-ended: "is wrong", "can't be", "+"."""
     return _DENIED.match(after) is not None or _OPEN_ENDED.match(after) is not None
+
+
+def is_counterfactual(text: str, after: str, is_phrase: bool) -> bool:
+    """Return True if a value holds under a condition that its text denies: "it would be 7 if all were red".
+
+    Args:
+        text: what stands before the value.
+        after: what stands behind it.
+        is_phrase: the words before the value are not known, as behind "the answer would be".
+    """
+    return (is_phrase or _WOULD.search(text) is not None) and _IF_IT_WERE.match(after) is not None
 
 
 def begins_with_denial(text: str) -> bool:

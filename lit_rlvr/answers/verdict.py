@@ -23,6 +23,7 @@ from lit_rlvr.answers.find import Found, answer_region, find_answer, last_boxed
 from lit_rlvr.answers.latex import clean
 from lit_rlvr.answers.parse import parse
 from lit_rlvr.answers.prose import candidates, has_value, in_prose, last_step
+from lit_rlvr.answers.roots import with_roots
 from lit_rlvr.answers.values import Parts, Reading, Series, Text, describe, text_keys
 
 _UNEVALUATED = re.compile(
@@ -61,6 +62,7 @@ def check(
         open_thoughts: see `find_answer`.
     """
     references = (answer,) if isinstance(answer, str) else tuple(answer)
+    text = with_roots(text)
     found = find_answer(text, boxed_only, open_thoughts)
     rules = Rules(decimals, reference_precision)
     verdicts = []

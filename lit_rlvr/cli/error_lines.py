@@ -233,7 +233,7 @@ def _hint(groups: Mapping[str, str], names: KnownNames) -> str:
     if "member" in groups:
         return _nearest(groups["member"], vars(import_module(groups["module"])))
     if "abstract" in groups:
-        return _lacking(groups["abstract"])
+        return _lacking(groups["abstract"], groups["where"])
     if "field" in groups:
         return _nearest(f"{groups['group']}.{groups['field']}", names.arguments(groups["name"]))
     if "own" in groups:
@@ -251,12 +251,15 @@ def _hint(groups: Mapping[str, str], names: KnownNames) -> str:
     return ""
 
 
-def _lacking(class_text: str) -> str:
-    """Say what an abstract class lacks.
+def _lacking(class_text: str, option: str) -> str:
+    """Say what an abstract class lacks, or that no class is given at all.
 
     Args:
-        class_text: its path or short name, alone or in the text of a mapping.
+        class_text: its path or short name, alone or in the text of a mapping; else an option of an unknown class.
+        option: the option that takes the class.
     """
+    if class_text.startswith("NestedArg("):
+        return f"its options come before its class; give --{option} CLASS first"
     match = re.search(r"'class_path': '([^']+)'", class_text)
     path = match[1] if match else class_text
     module, _, name = path.rpartition(".")

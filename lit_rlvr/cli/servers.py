@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,7 +34,9 @@ OUTPUT = "servers.log"
 """File in the run folder with what the servers print."""
 RESTART_SECONDS = 10
 MAX_FAILED_STARTS = 3
-"""A server that has ended so often with the same status, and never answered, is not started again."""
+"""A server that has ended so often in a row with the same status, each time early, is not started again."""
+STEADY_SECONDS = 600
+"""A server that ends sooner than this after its first answer, or has none, ends early."""
 LAST_LINES = 3
 """How many of a server's last lines are repeated when it ends."""
 MOST_CHARACTERS = 300
@@ -180,7 +183,7 @@ class LocalServer:
 
     Attributes:
         process: the server's process.
-        has_answered: whether this process has ever answered.
+        answered_at: when this process was first seen to answer, in seconds of the monotonic clock; None = never.
         is_wanted: whether to start it again.
     """
 
@@ -190,7 +193,7 @@ class LocalServer:
         self.environment = environment
         self.output = output
         self.is_wanted = True
-        self.has_answered = False
+        self.answered_at: float | None = None
         self.process = self._start()
         threading.Thread(target=self._watch, name="server", daemon=True).start()
 
@@ -207,14 +210,19 @@ class LocalServer:
         return " | ".join(line[-MOST_CHARACTERS:] for line in lines[-LAST_LINES:])
 
     def _wait(self) -> int:
-        """Return the status with which the process ends; note whether it has answered before."""
-        self.has_answered = False
+        """Return the status with which the process ends; note when it has answered first."""
+        self.answered_at = None
         asked = [VLLMServer(self.url, None, RESTART_SECONDS)]
         while True:
             try:
                 return self.process.wait(RESTART_SECONDS)
             except subprocess.TimeoutExpired:
-                self.has_answered = self.has_answered or bool(wait_for(asked, least=0))
+                if self.answered_at is None and wait_for(asked, least=0):
+                    self.answered_at = time.monotonic()
+
+    def _ended_early(self) -> bool:
+        """Return whether the process that has just ended was of little use."""
+        return self.answered_at is None or time.monotonic() - self.answered_at < STEADY_SECONDS
 
     def _end(self, reason: str) -> None:
         """Leave the server ended."""
@@ -225,7 +233,7 @@ class LocalServer:
     def _watch(self) -> None:
         """Start the server again when it has crashed; the engine does without it meanwhile."""
         wakes = threading.Event()
-        failed: list[int] = []  # statuses of the last processes that have never answered
+        failed: list[int] = []  # statuses of the last processes, which have all ended early
         while True:
             status = self._wait()
             if not self.is_wanted:
@@ -233,12 +241,15 @@ class LocalServer:
             if status == REFUSED:
                 self._end("the server refuses its options")
                 return
-            if self.has_answered:
-                failed.clear()
-            else:
+            if self._ended_early():
                 failed.append(status)
+            else:
+                failed.clear()
             if failed[-MAX_FAILED_STARTS:] == [status] * MAX_FAILED_STARTS:
-                self._end(f"the server has ended with status {status} {MAX_FAILED_STARTS} times before it answered")
+                self._end(
+                    f"the server has ended with status {status} {MAX_FAILED_STARTS} times in a row, each time before "
+                    f"it had answered for {STEADY_SECONDS / 60:g} minutes"
+                )
                 return
             log.warning(
                 "%s: the server has ended with status %d and is started again: %s (%s)",

@@ -19,6 +19,7 @@ from lit_rlvr.common.packages import missing_compiler, require, vllm_package
 from lit_rlvr.common.sockets import open_socket
 from lit_rlvr.engines.dispatch import raise_descriptor_limit
 from lit_rlvr.engines.vllm import FP8, GPU_SEQUENCES, graph_options
+from lit_rlvr.engines.vllm_cache import use_writable_folders
 from lit_rlvr.errors import UserError, log
 from lit_rlvr.policy.families import family_of
 from lit_rlvr.policy.loading import load_image_processor, load_model, load_model_config, load_tokenizer
@@ -134,6 +135,7 @@ def _address(options: argparse.Namespace, names: set[str]) -> list[str]:
 
 def _set_environment(options: argparse.Namespace, names: set[str]) -> None:
     """Set the variables that vLLM reads; the arguments are as for `_check_options`."""
+    use_writable_folders()
     os.environ["VLLM_SERVER_DEV_MODE"] = "1"  # lets us replace its weights
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ["PYTORCH_CUDA_ALLOC_CONF"] = ""  # GPUs cannot share memory that the trainer's setting allocates

@@ -35,6 +35,7 @@ from lit_rlvr.engines.turns import (
     read_completion,
     within_budget,
 )
+from lit_rlvr.engines.vllm_cache import use_writable_folders
 from lit_rlvr.errors import ResumableError, UserError, first_line, log, refuse_all
 from lit_rlvr.media import kinds_of
 from lit_rlvr.plan import RunPlan
@@ -187,6 +188,7 @@ class VLLMEngine(RolloutEngine):
         on_gpu = torch.cuda.is_available()
         device = torch.cuda.current_device() if on_gpu else 0
         refuse_all(self.hardware_problems("cuda" if on_gpu else "cpu", context.dtype))
+        use_writable_folders()
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         if context.deterministic and on_gpu:

@@ -153,6 +153,7 @@ class QueueSource(SyncSource):
         self._dropped = 0  # groups, since the last step
         self._groups: list[QueuedGroup] = []  # this rank's, from admission to training
         self._admitted = 0  # groups, over all ranks
+        self._ready: dict[str, Prompt] = {}  # sample id -> prompt of the loader's batch, prepared
         self._running: list[tuple[Future[None], list[QueuedGroup]]] = []
         self._changed = threading.Event()  # a group has finished
         self._lengths: list[int] = []  # of completions that finished since the last step
@@ -188,7 +189,8 @@ class QueueSource(SyncSource):
 
     def _queued(self, number: int, prompt: Prompt) -> QueuedGroup:
         seeds = completion_seeds([prompt], [0], self.group_size, "queue", number)
-        group = QueuedGroup(number, self.data.prepare(prompt), seeds[0])
+        ready = self._ready.get(prompt.sample.id) or self.data.prepare(prompt)
+        group = QueuedGroup(number, ready, seeds[0])
         self._groups.append(group)
         return group
 
@@ -287,6 +289,7 @@ class QueueSource(SyncSource):
         late = 0.0
         began = time.perf_counter()
         cursor = dict(self.data.cursor)
+        self._ready = {prompt.sample.id: prompt for prompt in batch.prompts}
         progress.begin(STAGE_TEXTS["wait"])
         self._take_up_saved()
         chosen = None

@@ -431,3 +431,67 @@ def test_names_of_two_places_and_neither_of_two_numbers_are_no_answer() -> None:
 def test_the_option_that_is_left_over_is_named(text: str, right: str, wrong: str) -> None:
     assert judged([(text, right), (text, wrong)]) == [(text, right)]
     assert judged([("Wrong answer: D", "D"), ("Неправильный ответ: D", "D"), ("A and B are wrong.", "A")]) == []
+
+
+NAMED = [
+    ("It is the city of Rome.", "Rome", "It is the mayor of Rome."),
+    ("The answer is the Republic of Kenya.", "Kenya", "The answer is the president of Kenya."),
+    ("That is the river Nile.", "Nile", "That is near Nile."),
+    ("The 1st falls on a Monday.", "Monday", "The 1st does not fall on a Monday."),
+    ("The answer is Curie, Marie.", "Marie Curie", "The answer is Curie, Pierre."),
+    ("Newton, Isaac", "Isaac Newton", "Newton, Humphrey"),
+    ("The product is sulfuric acid, H2SO4.", "sulfuric acid", "The product is nitric acid, HNO3."),
+    ("The salt is sodium chloride, NaCl.", "NaCl", "The salt is potassium chloride, KCl."),
+    ("Ja, denn 12 ist durch 3 teilbar.", "Yes", "Nein, denn 13 ist es nicht."),
+    ("Нет, это неверно.", "No", "Да, это верно."),
+    ("\\boxed{いいえ}", "no", "\\boxed{はい}"),
+]
+
+
+@pytest.mark.parametrize(("text", "reference", "wrong"), NAMED)
+def test_names_and_verdicts_in_other_forms(text: str, reference: str, wrong: str) -> None:
+    assert judged([(text, reference), (wrong, reference)]) == [(text, reference)]
+
+
+ROOTS = [
+    ("So the side is 2 root 3.", "2\\sqrt{3}", "So the side is 2 root 5."),
+    ("The diagonal is 5 times the square root of 2.", "5\\sqrt{2}", "It is the square root of 5 times 2."),
+    ("It equals the cube root of 5.", "\\sqrt[3]{5}", "It equals the square root of 5."),
+    ("The square root of 16 is 4.", "4", "It is the square root of 4."),
+    ("Root 1 is 3 and root 2 is 5.", "5", "It is root 5."),
+]
+
+
+@pytest.mark.parametrize(("text", "reference", "wrong"), ROOTS)
+def test_roots_in_words(text: str, reference: str, wrong: str) -> None:
+    assert judged([(text, reference), (wrong, reference)]) == [(text, reference)]
+
+
+def test_what_would_be_true_under_a_condition_that_does_not_hold_is_no_answer() -> None:
+    texts = [
+        "The answer would be 7 if all were red.",
+        "It would be 7 if she had two.",
+        "It would have been 7 if it was.",
+    ]
+    assert judged([(text, "7") for text in texts]) == []
+    assert judged([("It would be 7 if all were red. They are not, so it is 6.", "6")])
+    letters = ["C would be right if the ends were fixed.", "C would be right if they were fixed. They are not, so A."]
+    assert judged([(text, "C") for text in letters]) == []
+    kept = [(letters[1], "A"), ("It would be 7 if rounded.", "7"), ("The total is 7 if she had 3.", "7")]
+    assert judged(kept) == kept
+
+
+def test_midnight_counts_in_words_reasons_and_a_factorial_alone() -> None:
+    right = [
+        ("It ended at 00:30.", "12:30 AM"),
+        ("No such number exists, so there are zero of them.", "0"),
+        ("Therefore $n = 3$ is the only solution, since $2$ is even.", "3"),
+        ("12!", "479001600"),
+        ("That makes 24!", "24"),
+    ]
+    wrong = [
+        ("It ended at 00:30.", "12:30 PM"),
+        ("Therefore $n = 3$ is the only solution, since $2$ is even.", "2"),
+        ("12!", "12"),
+    ]
+    assert judged(right) == right and judged(wrong) == []

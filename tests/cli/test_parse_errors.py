@@ -252,6 +252,8 @@ def test_what_is_wrong_is_said_in_one_line(fit: ConfigCheck, case: str) -> None:
          "rollout.rewards: own_parts.Half has no option 'wight'; did you mean 'weight'?"),
         (["fit", *CLASSES, "--rollout.environment", "{class_path: Calculator, init_args: {offr: 1}}"],
          "rollout.environment: lit_rlvr.environments.Calculator has no option 'offr'; did you mean 'offer'?"),
+        (["fit", "--data", "Arithmetic", "--model.init_args.model", "tiny-llama", "--model", "GRPO"],
+         "model: its options come before its class; give --model CLASS first"),
         (["fit", *CLASSES, "base.yaml"], "what is 'base.yaml' for? Give a config as --config base.yaml"),
         (["fit", *CLASSES, "--rollout.rewards", "[{class_path: own_parts.Hallf}]"],
          "rollout.rewards: module 'own_parts' has no attribute 'Hallf'; did you mean 'Half'?"),

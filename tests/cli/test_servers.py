@@ -152,15 +152,16 @@ def test_under_a_launcher_it_is_refused(
 @pytest.mark.parametrize(
     ("statuses", "answered", "says", "ends"),
     [
-        ([2], [False], "refuses its options", 1),
-        ([1, 1, 1], [False] * 3, "has ended with status 1 3 times before it answered", 3),
-        ([1, 1, 7, 7, 7], [False] * 5, "status 7 3 times", 5),
-        ([1, 1, 1, 1, 1, 1], [False, False, True, False, False, False], "status 1 3 times", 6),
+        ([2], [None], "refuses its options", 1),
+        ([1, 1, 1], [None] * 3, "status 1 3 times in a row, each time before it had answered for 10 minutes", 3),
+        ([1, 1, 7, 7, 7], [None] * 5, "status 7 3 times", 5),
+        ([1, 1, 1, 1, 1, 1], [None, 5.0, 601.0, 5.0, None, 590.0], "status 1 3 times", 6),
+        ([9] * 3, [30.0] * 3, "status 9 3 times", 3),
     ],
 )
 def test_a_server_that_ends_is_said_with_its_last_lines(
     statuses: list[int],
-    answered: list[bool],
+    answered: list[float | None],
     says: str,
     ends: int,
     monkeypatch: pytest.MonkeyPatch,
@@ -175,7 +176,10 @@ def test_a_server_that_ends_is_said_with_its_last_lines(
         return subprocess.Popen(["bash", "-c", f"echo an old option; echo --bad; exit {started[-1]}"], stdout=log)
 
     def wait(self: LocalServer) -> int:
-        self.has_answered = answered[len(started) - 1]
+        seconds = answered[len(started) - 1]
+        self.answered_at = None
+        if seconds is not None:
+            self.answered_at = time.monotonic() - seconds
         return self.process.wait()
 
     monkeypatch.setattr(servers, "start_command", end_at_once)
@@ -216,9 +220,9 @@ def test_a_server_that_lives_is_asked_whether_it_answers(monkeypatch: pytest.Mon
     with ThreadingHTTPServer(("127.0.0.1", 0), Health) as http:
         threading.Thread(target=http.serve_forever, daemon=True).start()
         server = LocalServer(f"http://127.0.0.1:{http.server_port}", ["serve"], {}, tmp_path / "servers.log")
-        assert server._wait() == -9 and server.has_answered
+        assert server._wait() == -9 and server.answered_at is not None
         http.shutdown()
-    assert server._wait() == -9 and not server.has_answered, "of each process anew"
+    assert server._wait() == -9 and server.answered_at is None, "of each process anew"
 
 
 def test_without_a_number_it_is_one_line(run_folder: Path) -> None:

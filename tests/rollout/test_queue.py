@@ -16,9 +16,10 @@ from tiny import make_rollout, random_ids
 from tiny_engines import Streaming
 from tiny_fit import Recorder, fit
 
+from lit_rlvr.datamodules import PromptDataModule
 from lit_rlvr.rollout.callback import rollout_of
 from lit_rlvr.rollout.queue import GroupState, QueuedGroup, choose, in_time, versions_of, with_sampled
-from lit_rlvr.types import Completion
+from lit_rlvr.types import Completion, Prompt
 
 WAITS = float("inf")
 
@@ -208,8 +209,19 @@ class Slow(Recorder):
         time.sleep(0.11)
 
 
-def test_generation_waits_when_the_queue_is_full(tiny_model_folder: Path, tmp_path: Path) -> None:
+def test_generation_waits_when_the_queue_is_full(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each prompt is prepared once, for the batch or for the queue."""
     engine, steps, staleness, prompts = Streaming(), 4, 2, 4
+    prepare = PromptDataModule.prepare
+    prepared: list[str] = []
+
+    def count(self: PromptDataModule, prompt: Prompt) -> Prompt:
+        prepared.append(prompt.sample.id)
+        return prepare(self, prompt)
+
+    monkeypatch.setattr(PromptDataModule, "prepare", count)
     module, seen = fit(
         tiny_model_folder,
         tmp_path,
@@ -221,6 +233,7 @@ def test_generation_waits_when_the_queue_is_full(tiny_model_folder: Path, tmp_pa
     )
     source: Any = rollout_of(module.trainer).source
     assert source._admitted == len(engine.begun) == (staleness + steps) * prompts
+    assert sorted(prepared) == sorted(name for _, name in engine.begun)
     assert [metrics["rollout/queue/finished"] for metrics in seen.metrics[1:]] == [staleness * prompts] * (steps - 1)
     assert all(metrics["time/engine_idle"] > 0.1 for metrics in seen.metrics[2:])
 

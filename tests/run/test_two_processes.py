@@ -117,7 +117,9 @@ def test_groups_that_change_places_change_nothing(run_folder: Path, lit_rlvr: CL
 @pytest.mark.exhaustive
 def test_shards_in_bf16_give_the_numbers_of_whole_weights(run_folder: Path) -> None:
     """FSDP2 gathers and computes in bfloat16 what autocast and the residual stream's hooks do with whole weights.
-    Master weights stay in float32."""
+    Master weights stay in float32. From weights published in bfloat16, shards subtract the rounding from the
+    divergence of a step, which whole weights measure in float32."""
+    save_model(tiny_llama().bfloat16(), run_folder / "published")
     short = (
         "--trainer.precision",
         "bf16-mixed",
@@ -125,11 +127,13 @@ def test_shards_in_bf16_give_the_numbers_of_whole_weights(run_folder: Path) -> N
         "1",
         "--rollout.rewards",
         json.dumps([judged_as_is("rare")]),
+        *init(model="published", lr="{start: 1.0e-2}"),
     )
     in_two_processes(run_folder, *([*FIT, *STRATEGIES[name], *short, *to(name)] for name in STRATEGIES))
     sharded, plain = ({k: float(v) for k, v in metrics(run_folder / name)[1].items() if v} for name in ("fsdp2", "ddp"))
     for key in ("train/grad_norm", "train/entropy", "rollout/entropy"):
         assert sharded[key] == pytest.approx(plain[key], rel=1e-3), key
+    assert sharded["train/kl_step"] == pytest.approx(plain["train/kl_step"], rel=0.3)
     assert {weight.dtype for weight in weights(run_folder / "fsdp2").values()} == {torch.float32}
 
 
