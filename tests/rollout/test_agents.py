@@ -181,6 +181,18 @@ def test_workers_play_one_episode_after_another(play: Any) -> None:
     assert play("crash", "worker", workers=2).counts["crashed"] == 6
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_end_of_an_episode_is_noticed_when_it_happens(
+    workers: int, play: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without looking at the program from time to time."""
+    monkeypatch.setattr("lit_rlvr.agents.processes.IDLE_SECONDS", 600.0)
+    arguments = ["turns", "worker"][: 1 + workers]
+    began = time.monotonic()
+    played = play(*arguments, workers=workers, seeds=[[0]], timeout=100.0)
+    assert played.counts["ended"] == 1 and time.monotonic() - began < 60, played.counts
+
+
 def observation_cost(rollout: Any) -> tuple[float, dict[str, torch.Tensor]]:
     """Return the mean cross-entropy of "how?" and "why?", which follow the first turn if that is not cut off, and its
     gradients."""
