@@ -531,15 +531,32 @@ def _turns(session: Session, sequences: Sequence[EpisodeSequence], start: int) -
 
 def _turn(message: SampledMessage, session: Session) -> Turn:
     assert message.reply is not None, "it is sampled"
-    following = [other.added for other in session.messages if other.parent is message and not other.is_auxiliary]
-    observation = following[0] if following else None
+    following = [other for other in session.messages if other.parent is message and not other.is_auxiliary]
+    observation = None
+    images = 0
+    if following:
+        observation = following[0].added
+        images = _count_images(following[0]) - _count_images(message)
     raw = session.opening + (message.sampled.raw or message.sampled.text)
     asked = message.request.messages
     own = [number for number, other in enumerate(asked) if other["role"] == "assistant"]
     state = fingerprint(asked[max(own, default=-1) + 1 :], ())[:16]  # what was added, or the whole first prompt
     return Turn(
-        message.sampled.text, observation, len(message.reply.calls), raw=raw, reward=message.reward, state=state
+        message.sampled.text,
+        observation,
+        len(message.reply.calls),
+        images=images,
+        raw=raw,
+        reward=message.reward,
+        state=state,
     )
+
+
+def _count_images(message: SampledMessage) -> int:
+    """Return the number of images in a message's prompt."""
+    if message.pixels is None:
+        return 0
+    return len(message.pixels.images)
 
 
 def outcome_of(session: Session) -> RewardResult | None:

@@ -366,6 +366,8 @@ def test_images_in_requests_are_those_that_training_computes_on(shared: bool, sh
     rows = [row for group in groups for row in group]
     assert all(row.outcome is not None and row.outcome.status == "ok" for row in rows), rows[0].outcome
     assert all(len(row.turns) == 4 and len(row.sequences) in (3, 4) for row in rows)
+    for row in rows:  # a first turn that was cut has no other behind it
+        assert row.turns[0].images == (len(row.sequences) == 3) and not any(turn.images for turn in row.turns[1:])
     sampled = {(*prompt.token_ids, *turn.token_ids): (prompt, turn) for prompt, turn in seen}
     assert len(sampled) == 16 and {len(prompt.pixels.images) for prompt, _ in seen} == {1, 2}
     for prompt, turn in seen:
