@@ -617,6 +617,19 @@ def test_the_clients_of_openai_and_anthropic_call_tools(client: str, play: Any) 
         assert sampled == [token for _, turn in spy.said[:1] + spy.said[-1:] for token in turn.token_ids]
 
 
+@pytest.mark.parametrize(
+    ("most", "said"), [(12, "12 tokens.*max_episode_tokens"), (None, "18 tokens.*observation"), (99, "18.*observation")]
+)
+def test_an_episode_that_is_too_long_names_the_option_that_limits_it(most: int | None, said: str) -> None:
+    sampling = Sampling(max_tokens=4, max_turns=2, max_observation_tokens=10, max_episode_tokens=most)
+    conversations = Conversations(Chat(), byte_tokenizer(), ENDS)
+    session = Session("", Sample("row", "?", ""), 0, Group(Limits(sampling, 512, 0)), conversations)
+    session._group.sessions.append(session)
+    session.begin(ChatRequest([{"role": "user", "content": "?"}]), False)
+    with pytest.raises(RequestError, match=f"the maximum is {said}"):
+        session.begin(ChatRequest([{"role": "user", "content": "why? " * 20}]), False)
+
+
 def test_every_command_has_room_for_the_images_that_an_agent_sends(monkeypatch: pytest.MonkeyPatch) -> None:
     """As many as its requests may have: those of the row, and one for each turn."""
     monkeypatch.setattr(filter_command, "start_sampler", lambda *arguments: arguments[4])
