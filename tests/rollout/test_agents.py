@@ -640,7 +640,8 @@ def test_every_command_has_room_for_the_images_that_an_agent_sends(monkeypatch: 
     rollout: Any = SimpleNamespace(environment=agent, sampling=SAMPLING, eval_sampling=Sampling(), synced_engine=None)
     module: Any = SimpleNamespace(model_folder="", tokenizer=None)
     read: Any = SimpleNamespace(**vars(DATA), prepare=None)
-    (filtered,) = filter_command.open_sampler(module, read, rollout, torch.float32, prompts, 12)  # type: ignore[misc]
+    opened: Any = filter_command.open_sampler(module, read, rollout, torch.float32, prompts, 12)
+    (filtered,) = opened
     data: Any = SimpleNamespace(validated=[SimpleNamespace(**vars(DATA), prompts={"train": prompts})])
     (trained,) = length_requirements(rollout, data)
     for requirement in (evaluated, filtered, trained):
