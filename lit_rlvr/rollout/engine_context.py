@@ -36,5 +36,6 @@ def engine_context(rollout: RolloutSettings, trainer: Trainer, module: RLVRModul
         tokens=rollout.most_sampled_tokens(trainer, module, data),
         run=Path(trainer.default_root_dir),
         streams=rollout.staleness > 0,
-        **images,
+        max_images=images["max_images"],
+        max_videos=images["max_videos"],
     )

@@ -210,6 +210,9 @@ def view(
     numbers = range(len(completions)) if indices is None else indices
     weights = chain(*(completion.get("weight", []) for completion in completions))
     largest = max(map(abs, weights), default=0.0) or 1.0
+    uris: list[list[str]] = [[] for _ in completions]
+    if run is not None:
+        uris = [added_uris(run, completion) for completion in completions]
     return {
         "id": group["id"],
         "prompt": group["prompt"],
@@ -221,9 +224,7 @@ def view(
         "calls": call_rows({g: completions[g] for g in numbers}),
         "observed": any("sampled" in completion for completion in completions),
         "completions": [
-            _completion_view(group["prompt"], g, completions[g], largest, limit)
-            | {"uris": [] if run is None else added_uris(run, completions[g])}
-            for g in numbers
+            _completion_view(group["prompt"], g, completions[g], largest, limit) | {"uris": uris[g]} for g in numbers
         ],
     }
 

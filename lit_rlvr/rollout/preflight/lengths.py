@@ -61,9 +61,11 @@ def length_requirements(rollout: RolloutSettings, data: PromptDataModule) -> lis
         if begins(rollout.environment):
             min_prompt_tokens = other.reading.max_prompt_tokens
         for split, prompts in other.prompts.items():
-            sampling, options = rollout.eval_sampling, "rollout.evaluation.sampling"
+            sampling = rollout.eval_sampling
+            options = "rollout.evaluation.sampling"
             if split == "train":
-                sampling, options = rollout.sampling, "rollout.sampling"
+                sampling = rollout.sampling
+                options = "rollout.sampling"
             if prompts:
                 requirement = LengthRequirement(
                     f"{other.name} {split}",
