@@ -7,7 +7,8 @@
 - vLLM's server: the same calls to vLLM's own `/v1/chat/completions`, with the same model.
 
 cpu: milliseconds of processor time for each call, of the processes that serve it. wall: milliseconds of the whole
-divided by the number of calls.
+divided by the number of calls. Both are medians of `--rounds`, which take turns, so that other work on the machine
+hinders all alike.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from statistics import median
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
@@ -33,12 +36,15 @@ TOKENS = 8
 LONGEST = 65_536
 """Tokens of an episode."""
 START_SECONDS = 600
+Round = Callable[[int], tuple[float, float]]
+"""Plays the round of a number; returns the seconds (cpu, wall) that it took."""
 
 
 def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--agents", type=int, default=32)
     parser.add_argument("--calls", type=int, default=20, help="of each agent")
+    parser.add_argument("--rounds", type=int, default=5, help="how often each is measured, in turn")
     parser.add_argument("--vllm", action="store_true", help="also measure vLLM in the run, and its server")
     parser.add_argument("--play", type=int, help="act as an agent that makes this many calls")
     options = parser.parse_args()
@@ -48,14 +54,27 @@ def main() -> None:
     from lit_rlvr.policy.loading import load_policy
     from lit_rlvr.policy.tiny import save_tiny_llm
 
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as opened:
         model = save_tiny_llm(Path(folder) / "model")
         policy = load_policy(str(model))
-        rows = {"door": measure_run(model, policy, Silent(), options)}
+        contestants: dict[str, Round] = {"door": opened.enter_context(in_run(model, policy, Silent(), options))}
         if options.vllm:
-            rows["vLLM in the run"] = measure_run(model, policy, vllm_engine(model, policy, options.agents), options)
-            rows["vLLM's server"] = measure_server(model, options)
-    print_table(("", "cpu, ms a call", "wall, ms a call"), [(name, *row) for name, row in rows.items()])
+            engine = vllm_engine(model, policy, options.agents)
+            contestants["vLLM in the run"] = opened.enter_context(in_run(model, policy, engine, options))
+            contestants["vLLM's server"] = opened.enter_context(on_server(model, options))
+        measured: dict[str, list[tuple[float, float]]] = {name: [] for name in contestants}
+        for number in range(options.rounds + 1):
+            for name, play_round in contestants.items():
+                spent = play_round(number)
+                if number > 0:  # the first starts the programs
+                    measured[name].append(milliseconds(spent, options.agents * options.calls))
+                    say(f"{name}: {measured[name][-1]} ms")
+    rows = {}
+    for name, rounds in measured.items():
+        cpu, wall = zip(*rounds, strict=True)
+        rows[name] = (median(cpu), median(wall), min(wall), max(wall))
+    headings = ("", "cpu, ms a call", "wall, ms a call", "least wall", "most wall")
+    print_table(headings, [(name, *row) for name, row in rows.items()])
     print_result(agents=options.agents, calls=options.calls, milliseconds={n: list(row) for n, row in rows.items()})
 
 
@@ -111,8 +130,9 @@ def vllm_engine(model: Path, policy: Any, sequences: int) -> Any:
     return engine
 
 
-def measure_run(model: Path, policy: Any, engine: Any, options: Any) -> tuple[float, float]:
-    """Return the milliseconds (cpu, wall) of a call that the endpoint of a run answers."""
+@contextmanager
+def in_run(model: Path, policy: Any, engine: Any, options: Any) -> Iterator[Round]:
+    """Yield what plays a round of calls that the endpoint of a run answers."""
     from lit_rlvr.agents.play import AgentEpisodes
     from lit_rlvr.datamodules.reading.chat import Chat
     from lit_rlvr.environments import Agent
@@ -126,21 +146,26 @@ def measure_run(model: Path, policy: Any, engine: Any, options: Any) -> tuple[fl
     agent = Agent(agent_line(options.calls), workers=options.agents, timeout=START_SECONDS)
     episodes = AgentEpisodes(agent, policy.eos_token_ids, str(model), 0, engine.takes_stop)
     prompts = [Prompt(Sample("row", "?", ""), [1])]
-    spent = []
-    for number in range(2):  # the first starts the programs
+
+    def play_round(number: int) -> tuple[float, float]:
         seeds = [[100 * number + agent_number for agent_number in range(options.agents)]]
         began, used = time.perf_counter(), time.process_time()
         _, groups = episodes.play(prompts, sampling, seeds, None, data, engine.generate, True)
-        spent.append((time.process_time() - used, time.perf_counter() - began))
+        spent = time.process_time() - used, time.perf_counter() - began
         calls = sum(len(row.turns) for row in groups[0])
         assert calls == options.agents * options.calls, f"{calls} calls were answered: {groups[0][0].outcome}"
-    episodes.close()
-    engine.close()
-    return milliseconds(spent[-1], calls)
+        return spent
+
+    try:
+        yield play_round
+    finally:
+        episodes.close()
+        engine.close()
 
 
-def measure_server(model: Path, options: Any) -> tuple[float, float]:
-    """Return the milliseconds (cpu, wall) of a call that vLLM's own server answers."""
+@contextmanager
+def on_server(model: Path, options: Any) -> Iterator[Round]:
+    """Yield what plays a round of calls that vLLM's own server answers."""
     import psutil
 
     from lit_rlvr.common.sockets import open_socket
@@ -152,19 +177,20 @@ def measure_server(model: Path, options: Any) -> tuple[float, float]:
     line += ["--served-model-name", "model", "--max-model-len", "2048", "--enforce-eager", "--dtype", "float32"]
     variables = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1"}
     server = subprocess.Popen(line, env=variables, stdout=sys.stderr)
+    agents: list[subprocess.Popen[str]] = []
     try:
         wait_for(port, server)
         root = psutil.Process(server.pid)
+        agents += [
+            subprocess.Popen(agent_line(options.calls), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            for _ in range(options.agents)
+        ]
 
         def seconds_used() -> float:
             times = [process.cpu_times() for process in (root, *root.children(recursive=True))]
             return sum(spent.user + spent.system for spent in times)
 
-        agents = [
-            subprocess.Popen(agent_line(options.calls), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            for _ in range(options.agents)
-        ]
-        for number in range(2):  # the first starts the programs
+        def play_round(number: int) -> tuple[float, float]:
             began, used = time.perf_counter(), seconds_used()
             for seed, agent in enumerate(agents, 100 * number):
                 task = {"base_url": f"http://127.0.0.1:{port}/v1", "api_key": "none", "seed": seed}
@@ -172,13 +198,14 @@ def measure_server(model: Path, options: Any) -> tuple[float, float]:
                 agent.stdin.flush()  # type: ignore[union-attr]
             for agent in agents:
                 agent.stdout.readline()  # type: ignore[union-attr]
-            spent = seconds_used() - used, time.perf_counter() - began
+            return seconds_used() - used, time.perf_counter() - began
+
+        yield play_round
+    finally:
         for agent in agents:
             agent.kill()
-    finally:
         server.terminate()
         server.wait()
-    return milliseconds(spent, options.agents * options.calls)
 
 
 def wait_for(port: int, server: subprocess.Popen[bytes]) -> None:

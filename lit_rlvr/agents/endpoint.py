@@ -114,8 +114,10 @@ class Endpoint:
         }
         routes = [Route(path, partial(self._answer, handler), methods=["POST"]) for path, handler in handlers.items()]
         routes.append(Route("/v1/models", partial(self._answer, self._models)))
+        routes.append(Route("/v1/models/{name:path}", partial(self._answer, self._one_model)))
+        application = Starlette(routes=routes, exception_handlers={404: _unknown, 405: _unknown})
         config = uvicorn.Config(
-            Starlette(routes=routes), log_level="critical", access_log=False, lifespan="off", timeout_keep_alive=600
+            application, log_level="critical", access_log=False, lifespan="off", timeout_keep_alive=600
         )
         self._server = uvicorn.Server(config)
         self._loop = asyncio.new_event_loop()
@@ -231,8 +233,13 @@ class Endpoint:
         return JSONResponse(body(replies, asked))
 
     async def _models(self, call: Call) -> Response:
-        model = {"id": self._model, "object": "model", "created": 0, "owned_by": "lit-rlvr"}
-        return JSONResponse({"object": "list", "data": [model]})
+        return JSONResponse({"object": "list", "data": [self._model_body(self._model)]})
+
+    async def _one_model(self, call: Call) -> Response:
+        return JSONResponse(self._model_body(call.request.path_params["name"]))
+
+    def _model_body(self, name: str) -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": 0, "owned_by": "lit-rlvr"}
 
     async def _reward(self, call: Call) -> Response:
         reward = read_reward(call.body)
@@ -339,6 +346,13 @@ def _parse(raw: bytes) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise RequestError("the request must be a JSON object")
     return body
+
+
+async def _unknown(request: Request, error: Exception) -> Response:
+    """Answer a call of a path or method that the endpoint does not have."""
+    status = getattr(error, "status_code", 404)
+    calls = ", ".join(f"POST {path}" for path in FORMS)
+    return _error(request, RequestError(f"there is no {request.method} {request.url.path} here; use {calls}", status))
 
 
 def _error(request: Request, error: RequestError) -> Response:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -23,9 +24,11 @@ OUTPUT_BYTES = 1 << 16
 GRACE_SECONDS = 5.0
 """Seconds that a program has to exit after it has ended its episode."""
 SHORTEST_POLL, LONGEST_POLL = 0.001, 0.05
-"""Seconds between two looks at a program, which grow with the time that it runs."""
-FILES_OF_PROGRAM = 6
-"""Files that a program keeps open in the run: its pipes or outputs, and its connections."""
+"""Seconds between two looks at a program where the system does not report that it exits; they grow with its time."""
+IDLE_SECONDS = 0.25
+"""Seconds between two looks at a program that neither writes nor exits."""
+FILES_OF_PROGRAM = 7
+"""Files that a program keeps open in the run: its pipes or outputs, what reports its exit, and its connections."""
 LAUNCHER = Path(__file__).with_name("launcher.py")
 
 
@@ -51,14 +54,22 @@ class Program:
             env=variables,
         )
         self.seconds = agent.limits.wall_seconds
+        self._exit = open_exit(self.process.pid)
 
-    def wait(self, session: Session, is_stopped: Callable[[], bool], is_done: Callable[[], bool]) -> bool:
+    def wait(
+        self,
+        session: Session,
+        is_stopped: Callable[[], bool],
+        is_done: Callable[[], bool],
+        events: Callable[[], Mapping[int, int]] = dict,
+    ) -> bool:
         """Wait until an episode or the program ends; return True if neither did in time.
 
         Args:
             session: the episode.
             is_stopped: returns True once the run wants no more episodes.
             is_done: returns True once the program has ended the episode.
+            events: returns the pipes, each with the events of `select.poll` after which `is_done` is asked at once.
         """
         began = time.monotonic()
         deadline = began + self.seconds
@@ -71,13 +82,35 @@ class Program:
                 return False
             if now > deadline:
                 return grace is None
-            time.sleep(min(max((now - began) / 20, SHORTEST_POLL), LONGEST_POLL))
+            seconds = min(IDLE_SECONDS, max(deadline - now, SHORTEST_POLL))
+            if self._exit is None:
+                seconds = min(max((now - began) / 20, SHORTEST_POLL), LONGEST_POLL)
+            self._wait_for(events(), seconds)
         return False
+
+    def _wait_for(self, events: Mapping[int, int], seconds: float) -> None:
+        """Wait until the program exits or a pipe has one of its events, at most some seconds."""
+        poll = select.poll()
+        if self._exit is not None:
+            poll.register(self._exit, select.POLLIN)
+        for file, event in events.items():
+            poll.register(file, event)
+        poll.poll(1000 * seconds)
 
     def close(self) -> None:
         """End the process and everything that it started."""
         end(self.process)
         self.errors.close()
+        if self._exit is not None:
+            os.close(self._exit)
+            self._exit = None
+
+
+def open_exit(pid: int) -> int | None:
+    """Return a file that can be read once a process has exited; None where the system has none."""
+    with suppress(OSError, AttributeError):
+        return os.pidfd_open(pid)
+    return None
 
 
 def play_episode(
@@ -122,6 +155,7 @@ class Worker:
             assert pipe is not None, "it is a pipe"
             os.set_blocking(pipe.fileno(), False)
         self._read = b""
+        self._is_open = True  # whether it may write
 
     def play(self, session: Session, task: dict[str, Any], is_stopped: Callable[[], bool]) -> bool:
         """Play an episode, and note in the session how it ended; return whether the process can play another."""
@@ -134,12 +168,21 @@ class Worker:
         def is_done() -> bool:
             nonlocal unsent
             unsent = _write(stdin, unsent)
-            self._read += _read(stdout)
+            new, self._is_open = _read(stdout)
+            self._read += new
             *whole, self._read = self._read[-OUTPUT_BYTES:].split(b"\n")
             lines.extend(text.decode(errors="replace") for text in whole if text.lstrip().startswith(b"{"))
             return bool(lines)
 
-        is_late = self._program.wait(session, is_stopped, is_done)
+        def events() -> dict[int, int]:
+            awaited = {}
+            if self._is_open:
+                awaited[stdout.fileno()] = select.POLLIN
+            if unsent:
+                awaited[stdin.fileno()] = select.POLLOUT
+            return awaited
+
+        is_late = self._program.wait(session, is_stopped, is_done, events)
         is_usable = is_done() and not unsent and self._program.process.poll() is None
         status = 0
         if not is_usable:
@@ -165,13 +208,16 @@ def _write(pipe: IO[bytes], data: bytes) -> bytes:
     return b""
 
 
-def _read(pipe: IO[bytes]) -> bytes:
-    """Return what stands in a pipe now."""
+def _read(pipe: IO[bytes]) -> tuple[bytes, bool]:
+    """Return what stands in a pipe now, and whether more may come."""
     parts = []
-    with suppress(BlockingIOError):
+    is_open = False
+    try:
         while part := os.read(pipe.fileno(), OUTPUT_BYTES):
             parts.append(part)
-    return b"".join(parts)
+    except BlockingIOError:
+        is_open = True
+    return b"".join(parts), is_open
 
 
 def end(process: subprocess.Popen[bytes]) -> None:

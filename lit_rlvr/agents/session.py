@@ -112,6 +112,15 @@ class Limits:
     images: int = 0
 
 
+def describe_most(sampling: Sampling) -> str:
+    """Return the most tokens of an episode, and the option that limits them."""
+    most = sampling.max_completion_tokens
+    option = "max_episode_tokens"
+    if most != sampling.max_episode_tokens:
+        option = "max_observation_tokens, for each turn but the last"
+    return f"{most} tokens in an episode (rollout.sampling.{option})"
+
+
 def common_length(tokens: Sequence[int], other: Sequence[int]) -> int:
     """Return how many tokens the beginnings of two sequences have in common."""
     for number, (a, b) in enumerate(zip(tokens, other, strict=False)):
@@ -169,8 +178,8 @@ class Group:
                 if other is not session and other.row_tokens(len(start)) > most:
                     raise RequestError(
                         f"prompt is too long: it shares {len(start)} tokens with the prompts of this task's other "
-                        f"episodes, which have no room for what they would not share; the maximum is {most} tokens in "
-                        "an episode (rollout.sampling.max_episode_tokens)",
+                        "episodes, which have no room for what they would not share; the maximum is "
+                        + describe_most(self.limits.sampling),
                         code="context_length_exceeded",
                     )
         room = most - session.row_tokens(len(start), parent) - (len(prompt) - len(start))
@@ -323,7 +332,7 @@ class Session:
             RequestError: there is no room.
         """
         limits = self._limits
-        most = f"{limits.sampling.max_completion_tokens} tokens in an episode (rollout.sampling.max_episode_tokens)"
+        most = describe_most(limits.sampling)
         if not self.messages and len(prompt) > limits.prompt:
             room = 0
             most = f"{limits.prompt} tokens in its first prompt (data.init_args.reading.max_prompt_tokens)"
@@ -531,15 +540,32 @@ def _turns(session: Session, sequences: Sequence[EpisodeSequence], start: int) -
 
 def _turn(message: SampledMessage, session: Session) -> Turn:
     assert message.reply is not None, "it is sampled"
-    following = [other.added for other in session.messages if other.parent is message and not other.is_auxiliary]
-    observation = following[0] if following else None
+    following = [other for other in session.messages if other.parent is message and not other.is_auxiliary]
+    observation = None
+    images = 0
+    if following:
+        observation = following[0].added
+        images = _count_images(following[0]) - _count_images(message)
     raw = session.opening + (message.sampled.raw or message.sampled.text)
     asked = message.request.messages
     own = [number for number, other in enumerate(asked) if other["role"] == "assistant"]
     state = fingerprint(asked[max(own, default=-1) + 1 :], ())[:16]  # what was added, or the whole first prompt
     return Turn(
-        message.sampled.text, observation, len(message.reply.calls), raw=raw, reward=message.reward, state=state
+        message.sampled.text,
+        observation,
+        len(message.reply.calls),
+        images=images,
+        raw=raw,
+        reward=message.reward,
+        state=state,
     )
+
+
+def _count_images(message: SampledMessage) -> int:
+    """Return the number of images in a message's prompt."""
+    if message.pixels is None:
+        return 0
+    return len(message.pixels.images)
 
 
 def outcome_of(session: Session) -> RewardResult | None:

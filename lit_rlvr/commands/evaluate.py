@@ -39,7 +39,7 @@ from lit_rlvr.evaluation.suites import Suite, example, find_suites
 from lit_rlvr.policy.sources import ModelSource
 from lit_rlvr.rewards import shared_pool
 from lit_rlvr.rewards.combine import score_rollout
-from lit_rlvr.rollout.episodes import begins, check_turns
+from lit_rlvr.rollout.episodes import added_images, begins, check_turns
 from lit_rlvr.rollout.preflight.lengths import LengthRequirement
 from lit_rlvr.run.folder import lock_folder
 from lit_rlvr.run.saved_model import resolve_run_model
@@ -252,7 +252,9 @@ def _length_requirement(
     opening = 0
     if begins(suite.environment):
         opening = suite.data.reading.max_prompt_tokens
-    return LengthRequirement(suite.name, prompts, longest, "--max_tokens", "--max_prompt_tokens", opening)
+    turns = max(sampling.max_turns for sampling, _ in plans.values())
+    images = added_images(suite.environment, turns)
+    return LengthRequirement(suite.name, prompts, longest, "--max_tokens", "--max_prompt_tokens", opening, images)
 
 
 def resolve_dtype_and_length(config: Namespace, module: ModelSource) -> int:

@@ -19,7 +19,7 @@ from lit_rlvr.errors import MAX_SIZE, UserError, check_within, log
 from lit_rlvr.evaluation.records import RecordRow, Records
 from lit_rlvr.evaluation.sampler import Sampler, load_prompts, start_sampler
 from lit_rlvr.policy.sources import resolve_model
-from lit_rlvr.rollout.episodes import begins
+from lit_rlvr.rollout.episodes import added_images, begins
 from lit_rlvr.rollout.preflight.lengths import LengthRequirement
 from lit_rlvr.types import Prompt
 
@@ -209,7 +209,12 @@ def open_sampler(
         grown = 0
     longest = replace(rollout.sampling, max_tokens=max_tokens).max_completion_tokens
     lengths = LengthRequirement(
-        f"{data.name} {split}", prompts, longest, "rollout.sampling.max_tokens", min_prompt_tokens=grown
+        f"{data.name} {split}",
+        prompts,
+        longest,
+        "rollout.sampling.max_tokens",
+        min_prompt_tokens=grown,
+        added_images=added_images(rollout.environment, rollout.sampling.max_turns),
     )
     return start_sampler(module.model_folder, rollout.synced_engine, module.tokenizer, dtype, [lengths], data.prepare)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,6 @@ import torch
 
 from lit_rlvr.engines.turns import OnGroupDone, Turns, within_budget
 from lit_rlvr.errors import ChecksArguments
-from lit_rlvr.media import kinds_of
 from lit_rlvr.plan import RunPlan
 from lit_rlvr.sampling import Sampling
 from lit_rlvr.types import Completion, Prompt
@@ -75,14 +74,6 @@ class EngineContext:
     def in_place(cls, policy: Policy, tokenizer: PreTrainedTokenizerBase, sequences: int) -> EngineContext:
         """Return a context for an engine that decodes with the policy itself (`HFEngine`) and so allocates nothing."""
         return cls("", policy, tokenizer, max_tokens=0, max_sequences=sequences, seed=0)
-
-
-def most_images(prompts: Iterable[Prompt]) -> dict[str, int]:
-    """Return the most images and videos in one prompt, as arguments of `EngineContext`."""
-    kinds_by_prompt = [kinds_of(prompt.sample.images) for prompt in prompts]
-    images = max(kinds.count("image") for kinds in kinds_by_prompt)
-    videos = max(kinds.count("video") for kinds in kinds_by_prompt)
-    return {"max_images": images, "max_videos": videos}
 
 
 class RolloutEngine(ChecksArguments, ABC):

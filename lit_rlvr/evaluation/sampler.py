@@ -10,7 +10,7 @@ import torch
 
 from lit_rlvr.agents.play import AgentEpisodes
 from lit_rlvr.common.seeds import derive_seed, run_seed
-from lit_rlvr.engines.base import EngineContext, most_images
+from lit_rlvr.engines.base import EngineContext
 from lit_rlvr.engines.synced import SyncedEngine
 from lit_rlvr.environments import Agent, Environment
 from lit_rlvr.errors import UserError
@@ -21,7 +21,7 @@ from lit_rlvr.rewards.base import check_prefills
 from lit_rlvr.rewards.combine import Scores, score_rollout
 from lit_rlvr.rewards.gold_answers import check_references
 from lit_rlvr.rollout.episodes import Episodes, between_turns
-from lit_rlvr.rollout.preflight.lengths import LengthRequirement, within_context
+from lit_rlvr.rollout.preflight.lengths import LengthRequirement, most_images, within_context
 from lit_rlvr.sampling import Sampling
 from lit_rlvr.types import Completion, Prompt
 
@@ -87,7 +87,7 @@ def start_sampler(
     longest = within_context(folder, requirements)
     prompts = [prompt for requirement in requirements for prompt in requirement.prompts]
     check = prepare(max(prompts, key=lambda prompt: len(prompt.token_ids)))
-    return Sampler(folder, engine, tokenizer, dtype, longest, most_images(prompts), check)
+    return Sampler(folder, engine, tokenizer, dtype, longest, most_images(requirements), check)
 
 
 SEQUENCES = 2048

@@ -7,10 +7,9 @@ from pathlib import Path
 from lightning.pytorch import Trainer
 
 from lit_rlvr.common.seeds import run_seed
-from lit_rlvr.engines.base import EngineContext, most_images
-from lit_rlvr.environments import Agent
+from lit_rlvr.engines.base import EngineContext
 from lit_rlvr.errors import log
-from lit_rlvr.rollout.preflight.lengths import length_requirements
+from lit_rlvr.rollout.preflight.lengths import length_requirements, most_images
 from lit_rlvr.rollout.settings import RolloutSettings
 from lit_rlvr.training.module import RLVRModule
 from lit_rlvr.training.optimizer import unallocated
@@ -20,12 +19,7 @@ def engine_context(rollout: RolloutSettings, trainer: Trainer, module: RLVRModul
     """Return the context that the engine of a run is started with."""
     data = module.data
     requirements = length_requirements(rollout, data)
-    images = most_images(prompt for requirement in requirements for prompt in requirement.prompts)
-    observed = max(rollout.sampling.max_turns, rollout.eval_sampling.max_turns) - 1  # an image may follow each turn
-    if rollout.environment is None:
-        observed = 0
-    elif isinstance(rollout.environment, Agent):
-        observed += 1  # and stand before the first
+    images = most_images(requirements)
     needs_tower = any(images.values()) or rollout.environment is not None
     if not (module.policy.family is None or needs_tower or module.freeze_vision or module.lora):
         log.info("no prompt has an image; model.freeze_vision: true spares the vision tower's memory and syncs")
@@ -37,11 +31,11 @@ def engine_context(rollout: RolloutSettings, trainer: Trainer, module: RLVRModul
         max_sequences=rollout.most_completions(module, data) // trainer.world_size,
         seed=run_seed(),
         dtype=module.plan.dtype,
-        max_images=images["max_images"] + observed,
-        max_videos=images["max_videos"],
         deterministic=rollout.deterministic,
         reserved=sum(unallocated(optimizer, module.policy.device) for optimizer in trainer.optimizers),
         tokens=rollout.most_sampled_tokens(trainer, module, data),
         run=Path(trainer.default_root_dir),
         streams=rollout.staleness > 0,
+        max_images=images["max_images"],
+        max_videos=images["max_videos"],
     )

@@ -350,6 +350,20 @@ def begins(environment: Environment | None) -> bool:
     return environment is not None and environment.begins
 
 
+def added_images(environment: Environment | None, max_turns: int) -> int:
+    """Return the most images that are added to a prompt: one after each turn but the last, and before an agent's first.
+
+    Args:
+        environment: the environment; None = nothing adds any.
+        max_turns: the most turns.
+    """
+    if environment is None:
+        return 0
+    if isinstance(environment, Agent):
+        return max_turns
+    return max_turns - 1
+
+
 def check_turns(option: str, sampling: Sampling, environment: Environment | None) -> None:
     """Refuse several turns without an environment, and an environment that needs more than one.
 

@@ -29,7 +29,7 @@ from lit_rlvr.run.health import CERTAIN, Validated, best_validation, fallen, pro
 from lit_rlvr.run.loggers import metric_rows, metrics_file, run_root
 from lit_rlvr.run.monitor import why_stopped
 from lit_rlvr.training.trace import Trace, drop_traces_after, write_trace
-from lit_rlvr.types import Rollout
+from lit_rlvr.types import Completion, Prompt, Rollout
 
 
 def validate_now(trainer: Trainer) -> None:
@@ -67,6 +67,26 @@ def save_thumbnails(images: Sequence[Any], run: str | Path) -> list[str]:
             picture.save(png, "PNG", optimize=True)
             write_atomically(path, png.getvalue())
     return list(opened.keys)
+
+
+def _images_of_prompt(prompt: Prompt, run: Path) -> dict[str, list[str]]:
+    """Save the thumbnails of a prompt's images, and return their keys as a field of its record.
+
+    They are those of the row, or all that the prompt has if an agent sent more.
+    """
+    images: Sequence[Any] = prompt.sample.images
+    if prompt.pixels is not None and len(prompt.pixels.images) > len(images):
+        images = prompt.pixels.images
+    if not images:
+        return {}
+    return {"images": save_thumbnails(images, run)}
+
+
+def _added_images(completion: Completion, run: Path) -> dict[str, list[str]]:
+    """Save the thumbnails of the images that an environment or agent added behind the prompt; return their keys so."""
+    if completion.pixels is None:
+        return {}
+    return {"added_images": save_thumbnails(completion.pixels.images, run)}
 
 
 PANELS = (
@@ -231,9 +251,9 @@ class RunFolder(ChecksArguments, Callback):
         (trace, rollout), root = self._unsaved_traces.pop(step), run_root(trainer)
         groups = trace.records(rollout, module.tokenizer)
         for p, group in zip(trace.watched, groups, strict=True):
-            images = rollout.prompts[p].sample.images
-            if images:
-                group["images"] = save_thumbnails(images, root)
+            group.update(_images_of_prompt(rollout.prompts[p], root))
+            for record, completion in zip(group["completions"], rollout.completions[p], strict=True):
+                record.update(_added_images(completion, root))
         write_trace(root, step, type(module).__name__, groups)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -411,10 +431,7 @@ def sample_rows(rollout: Rollout, step: int, prompts: int, run: Path) -> list[di
     """
     rows = []
     for p, prompt in enumerate(rollout.prompts[:prompts]):
-        if prompt.sample.images:
-            images = {"images": save_thumbnails(prompt.sample.images, run)}
-        else:
-            images = {}
+        images = _images_of_prompt(prompt, run)
         for g, completion in enumerate(rollout.completions[p]):
             rows.append(
                 {
@@ -429,6 +446,7 @@ def sample_rows(rollout: Rollout, step: int, prompts: int, run: Path) -> list[di
                     "tokens": completion.length,
                     **rollout.record(p, g, digits=6),
                     **images,
+                    **_added_images(completion, run),
                 }
             )
     return rows

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -43,6 +44,7 @@ from lit_rlvr.engines.client import AdapterLimits, ServerError, VLLMServer, wait
 from lit_rlvr.engines.server import VLLMServerEngine, check_model, differing_copies
 from lit_rlvr.engines.synced import SyncedEngine, check_engine, trainer_logprobs
 from lit_rlvr.engines.transfer import FileTransfer, NCCLTransfer, RepeatedWeights, Weights
+from lit_rlvr.environments import Agent
 from lit_rlvr.errors import UserError
 from lit_rlvr.options import Lora, Teacher
 from lit_rlvr.policy.adapters import add_adapters, changing_weights
@@ -249,6 +251,52 @@ def test_other_weights_are_no_samples(
         synced.check_labels(engine.generate(PROMPTS, SAMPLING, SEEDS)[0])
     engine.restore(policy)
     assert_logprobs_are_the_policys(policy, engine.generate(PROMPTS, SAMPLING, SEEDS), PROMPTS, SAMPLING)
+
+
+@pytest.mark.slow
+def test_the_tokens_of_an_agent_name_the_weights_that_sampled_them(
+    make_engine: Callable[..., VLLMServerEngine],
+    tiny_model_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Programs play while weights change; each token's log-probability is that of the weights that it names."""
+    engine = make_engine()
+    held: list[Policy] = []  # by version
+    sync = engine.sync
+
+    def sync_and_hold(policy: Policy) -> None:
+        sync(policy)
+        held.append(copy.deepcopy(policy))
+
+    monkeypatch.setattr(engine, "sync", sync_and_hold)
+    sampling = Sampling(max_tokens=12, max_turns=4, max_observation_tokens=128)
+    script = Path(__file__).parents[1] / "helpers" / "tiny_agent.py"
+    _, seen = fit(
+        tiny_model_folder,
+        tmp_path / "run",
+        steps=2,
+        engine=engine,
+        environment=Agent([sys.executable, str(script), "turns", "worker"], workers=8),
+        sampling=sampling,
+        rewards=None,
+        prompts_per_rollout=2,
+        group_size=2,
+        staleness=1,
+        max_failure_rate=0.0,
+    )
+    ages = set()
+    for step, rollout in enumerate(seen.rollouts):
+        scored = [trainer_logprobs(policy, rollout.prompts, rollout.completions, sampling) for policy in held]
+        assert rollout.versions is not None
+        for row, completion in enumerate(completion for group in rollout.completions for completion in group):
+            assert len(completion.turns) == 3
+            for place, is_sampled in enumerate(completion.from_model):
+                if is_sampled:
+                    version = int(rollout.versions[row, place])
+                    assert abs(completion.logprobs[place] - float(scored[version][row][place])) <= 1e-4
+                    ages.add(step - version)
+    assert ages == {0, 1}
 
 
 def test_the_servers_model_is_compared_by_its_sizes(

@@ -20,7 +20,7 @@ def by_openai(stream: bool = False) -> str:
 
     client = OpenAI()
     tool: Any = {"type": "function", "function": {"name": "add", "description": "Add.", "parameters": ADDS}}
-    assert client.models.list().data[0].id == "tiny"
+    assert client.models.list().data[0].id == "tiny" and client.models.retrieve("m").id == "m"
     messages: list[Any] = [{"role": "user", "content": QUESTION}]
     while True:
         if stream:

@@ -168,6 +168,8 @@ def refusals() -> str:
     assert post("/chat/completions", b"[]")[0] == 400
     assert post("/chat/completions", b" " * 10_000_000)[0] == 413
     assert post("/responses", {})[0] == 501
+    status, answer = post("/embeddings", {})
+    assert status == 404 and "use POST /v1/chat/completions" in answer["error"]["message"], answer
     assert post("/reward", {"reward": "high"})[0] == 400
     status, answer = post("/messages", {"messages": [user("long " * 2000)], "max_tokens": 5})
     assert status == 400 and answer["type"] == "error" and "too long" in answer["error"]["message"]

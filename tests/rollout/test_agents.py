@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from slow_loops import slow_gigpo_turns, slow_step_returns_turns
 from tiny import END, ENDS, byte_tokenizer, plain_logprobs, start_engine, tiny_llama
 from tiny_engines import Streaming, hf_engine
@@ -31,16 +32,21 @@ from lit_rlvr.agents.processes import LAUNCHER
 from lit_rlvr.agents.replies import anthropic_body, openai_body, read_reply
 from lit_rlvr.agents.requests import ChatRequest, RequestError, SamplingRules, read_openai
 from lit_rlvr.agents.session import Group, Limits, Session, completion_of, shared_start
+from lit_rlvr.commands import evaluate
+from lit_rlvr.commands import filter as filter_command
 from lit_rlvr.commands.report.explain import call_rows
 from lit_rlvr.datamodules.reading.chat import Chat
 from lit_rlvr.datamodules.reading.images import ImageOptions
 from lit_rlvr.engines.hf import HFEngine
-from lit_rlvr.engines.synced import trainer_logprobs
+from lit_rlvr.engines.synced import SyncedEngine, trainer_logprobs
 from lit_rlvr.environments import Agent, EnvironmentReward, SingleTurn, TurnRewards, as_environment
 from lit_rlvr.errors import UserError
+from lit_rlvr.evaluation.processes import SHARE_VARIABLE
+from lit_rlvr.evaluation.sampler import Sampler
 from lit_rlvr.policy.loading import load_image_processor, load_policy, load_tokenizer
 from lit_rlvr.rewards.combine import score_rollout
 from lit_rlvr.rollout.assemble import assemble
+from lit_rlvr.rollout.preflight.lengths import length_requirements, most_images
 from lit_rlvr.rollout.record import Replay
 from lit_rlvr.sampling import Sampling
 from lit_rlvr.training.gather import gather_groups
@@ -179,6 +185,18 @@ def test_workers_play_one_episode_after_another(play: Any) -> None:
     others = [row.outcome for row in rows_of(play("turns"))]
     assert [outcome.value for outcome in outcomes] == [outcome.value for outcome in others]
     assert play("crash", "worker", workers=2).counts["crashed"] == 6
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_end_of_an_episode_is_noticed_when_it_happens(
+    workers: int, play: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without looking at the program from time to time."""
+    monkeypatch.setattr("lit_rlvr.agents.processes.IDLE_SECONDS", 600.0)
+    arguments = ["turns", "worker"][: 1 + workers]
+    began = time.monotonic()
+    played = play(*arguments, workers=workers, seeds=[[0]], timeout=100.0)
+    assert played.counts["ended"] == 1 and time.monotonic() - began < 60, played.counts
 
 
 def observation_cost(rollout: Any) -> tuple[float, dict[str, torch.Tensor]]:
@@ -348,6 +366,8 @@ def test_images_in_requests_are_those_that_training_computes_on(shared: bool, sh
     rows = [row for group in groups for row in group]
     assert all(row.outcome is not None and row.outcome.status == "ok" for row in rows), rows[0].outcome
     assert all(len(row.turns) == 4 and len(row.sequences) in (3, 4) for row in rows)
+    for row in rows:  # a first turn that was cut has no other behind it
+        assert row.turns[0].images == (len(row.sequences) == 3) and not any(turn.images for turn in row.turns[1:])
     sampled = {(*prompt.token_ids, *turn.token_ids): (prompt, turn) for prompt, turn in seen}
     assert len(sampled) == 16 and {len(prompt.pixels.images) for prompt, _ in seen} == {1, 2}
     for prompt, turn in seen:
@@ -602,6 +622,53 @@ def test_the_clients_of_openai_and_anthropic_call_tools(client: str, play: Any) 
         assert row.text == "5" and row.turns[0].observation == "5"
         sampled = [token for token, kept in zip(row.token_ids, row.sampled, strict=True) if kept]
         assert sampled == [token for _, turn in spy.said[:1] + spy.said[-1:] for token in turn.token_ids]
+
+
+@pytest.mark.parametrize(
+    ("most", "said"), [(12, "12 tokens.*max_episode_tokens"), (None, "18 tokens.*observation"), (99, "18.*observation")]
+)
+def test_an_episode_that_is_too_long_names_the_option_that_limits_it(most: int | None, said: str) -> None:
+    sampling = Sampling(max_tokens=4, max_turns=2, max_observation_tokens=10, max_episode_tokens=most)
+    conversations = Conversations(Chat(), byte_tokenizer(), ENDS)
+    session = Session("", Sample("row", "?", ""), 0, Group(Limits(sampling, 512, 0)), conversations)
+    session._group.sessions.append(session)
+    session.begin(ChatRequest([{"role": "user", "content": "?"}]), False)
+    with pytest.raises(RequestError, match=f"the maximum is {said}"):
+        session.begin(ChatRequest([{"role": "user", "content": "why? " * 20}]), False)
+
+
+def test_every_command_has_room_for_the_images_that_an_agent_sends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as its requests may have: those of the row, and one for each turn."""
+    monkeypatch.setattr(filter_command, "start_sampler", lambda *arguments: arguments[4])
+    agent = Agent("python")
+    prompts = [Prompt(Sample("row", "?", "", images=(Image.new("RGB", (8, 8)),)), [1])]
+    suite: Any = SimpleNamespace(name="suite", environment=agent, data=DATA)
+    evaluated = evaluate._length_requirement(suite, prompts, {"greedy": (Sampling(), 1), "played": (SAMPLING, 1)})
+    rollout: Any = SimpleNamespace(environment=agent, sampling=SAMPLING, eval_sampling=Sampling(), synced_engine=None)
+    module: Any = SimpleNamespace(model_folder="", tokenizer=None)
+    read: Any = SimpleNamespace(**vars(DATA), prepare=None)
+    opened: Any = filter_command.open_sampler(module, read, rollout, torch.float32, prompts, 12)
+    (filtered,) = opened
+    data: Any = SimpleNamespace(validated=[SimpleNamespace(**vars(DATA), prompts={"train": prompts})])
+    (trained,) = length_requirements(rollout, data)
+    for requirement in (evaluated, filtered, trained):
+        assert most_images([requirement]) == {"max_images": 1 + SAMPLING.max_turns, "max_videos": 0}
+
+
+def test_processes_of_an_evaluation_listen_at_ports_of_their_own(
+    tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one at the port after the one that is given."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1] - 1
+    monkeypatch.setenv(SHARE_VARIABLE, "1/2")
+    prompt = Prompt(Sample("row", "?", ""), [1])
+    sampler = Sampler(str(tiny_model_folder), SyncedEngine(HFEngine()), DATA.tokenizer, torch.float32, 64, {}, prompt)
+    try:
+        episodes: Any = sampler._episodes_for(Agent("python", port=port), DATA)
+        assert episodes._endpoint.url == f"http://127.0.0.1:{port + 1}"
+    finally:
+        sampler.close()
 
 
 def test_settings_that_do_not_go_with_an_agent_are_refused(tiny_model_folder: Path, tmp_path: Path) -> None:

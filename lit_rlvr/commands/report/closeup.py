@@ -14,7 +14,7 @@ from lit_rlvr.commands.report.prompts import (
     list_prompts,
     samples,
 )
-from lit_rlvr.commands.report.render import image_uris, small_uris
+from lit_rlvr.commands.report.render import added_uris, image_uris, small_uris
 from lit_rlvr.commands.report.runs import RunRecord
 from lit_rlvr.common.run_files import list_traces, read_trace
 from lit_rlvr.errors import UserError
@@ -31,9 +31,9 @@ def close_up(group: RunGroup) -> dict[str, Any]:
     Returns:
         `seed`: seed of the run that it shows, the first with completions; `outcomes`: outcome -> number of the run's
         sampled prompts; `prompts`: the first of them, in that order; `thumbnails`: their pictures, by id; `samples`:
-        (visit, completions, images as URIs) of sampled groups: all completions, or those with the highest and lowest
-        rewards; `saved`: number of its saved rollouts; `tokens`: (step, algorithm, `view` of
-        `commands/report/explain.py`) of an early and a late one.
+        (visit, completions, images as URIs, those added to each completion) of sampled groups: all completions, or
+        those with the highest and lowest rewards; `saved`: number of its saved rollouts; `tokens`: (step, algorithm,
+        `view` of `commands/report/explain.py`) of an early and a late one.
     """
     pairs = [(run, index_completions(run)) for run in group.runs]
     if not pairs:
@@ -44,7 +44,8 @@ def close_up(group: RunGroup) -> dict[str, Any]:
         rows = index.read_group(visit)
         if rows:
             numbers = extremes([row["reward"] for row in rows])
-            shown.append((visit, [rows[g] for g in numbers], image_uris(run.path, rows[0])))
+            chosen = [rows[g] for g in numbers]
+            shown.append((visit, chosen, image_uris(run.path, rows[0]), [added_uris(run.path, row) for row in chosen]))
     prompts = list_prompts(index)[:MOST_PROMPTS]
     return dict(
         seed=run.seed,
@@ -96,7 +97,7 @@ def _tokens(run: RunRecord) -> list[tuple[int, str, dict[str, Any]]]:
         if end is not None:
             step, algorithm, group = end
             numbers = extremes([completion["reward"] for completion in group["completions"]])
-            by_step[step] = (step, algorithm, view(group, numbers, MOST_TOKENS))
+            by_step[step] = (step, algorithm, view(group, numbers, MOST_TOKENS, run.path))
     return list(by_step.values())
 
 

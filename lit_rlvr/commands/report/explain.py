@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_rlvr.commands.report.prompts import verdict_text
-from lit_rlvr.commands.report.render import image_uris, render, write_page
+from lit_rlvr.commands.report.render import added_uris, image_uris, render, write_page
 from lit_rlvr.common.run_files import list_traces, read_trace, trace_folder
 from lit_rlvr.common.terminal import Terminal, show_result, table_of
 from lit_rlvr.configs import Parser
@@ -39,7 +39,7 @@ def run(command: str, arguments: list[str]) -> None:
             Terminal().print("Advantages give this group no gradient: all of them, or all weights, are 0.")
         Terminal().print(f"\nPage: {target}", soft_wrap=True)
 
-    write_page(target, group_page(step, algorithm, group, image_uris(folder, group)), "--html")
+    write_page(target, group_page(step, algorithm, group, image_uris(folder, group), folder), "--html")
     show_result({"step": step, "algorithm": algorithm, "group": group, "page": str(target)}, print_text)
 
 
@@ -192,18 +192,27 @@ def _sampled_mask(completion: dict[str, Any]) -> list[bool]:
     return completion.get("sampled") or [True] * len(completion["tokens"])
 
 
-def view(group: dict[str, Any], indices: Sequence[int] | None = None, limit: int | None = None) -> dict[str, Any]:
+def view(
+    group: dict[str, Any],
+    indices: Sequence[int] | None = None,
+    limit: int | None = None,
+    run: Path | None = None,
+) -> dict[str, Any]:
     """Return the data of a group that `templates/weights.html` shows.
 
     Args:
         group: the saved group.
         indices: indices of the completions to show; None = all.
         limit: the most tokens of each; None = all.
+        run: the run folder, which has the thumbnails of images that were added to completions; None = show none.
     """
     completions = group["completions"]
     numbers = range(len(completions)) if indices is None else indices
     weights = chain(*(completion.get("weight", []) for completion in completions))
     largest = max(map(abs, weights), default=0.0) or 1.0
+    uris: list[list[str]] = [[] for _ in completions]
+    if run is not None:
+        uris = [added_uris(run, completion) for completion in completions]
     return {
         "id": group["id"],
         "prompt": group["prompt"],
@@ -214,7 +223,9 @@ def view(group: dict[str, Any], indices: Sequence[int] | None = None, limit: int
         "call_columns": CALL_COLUMNS,
         "calls": call_rows({g: completions[g] for g in numbers}),
         "observed": any("sampled" in completion for completion in completions),
-        "completions": [_completion_view(group["prompt"], g, completions[g], largest, limit) for g in numbers],
+        "completions": [
+            _completion_view(group["prompt"], g, completions[g], largest, limit) | {"uris": uris[g]} for g in numbers
+        ],
     }
 
 
@@ -256,7 +267,9 @@ def _token_view(text: str, weight: float, clipped: bool, numbers: str, scale: fl
     return {"text": text, "kind": kind, "strength": f"{0.75 * abs(weight) / scale:.3g}", "numbers": numbers}
 
 
-def group_page(step: int, algorithm: str, group: dict[str, Any], uris: Sequence[str] = ()) -> str:
+def group_page(
+    step: int, algorithm: str, group: dict[str, Any], uris: Sequence[str] = (), run: Path | None = None
+) -> str:
     """Return the group as one self-contained HTML page, with its prompt's images, given as data URIs.
 
     Args:
@@ -264,11 +277,12 @@ def group_page(step: int, algorithm: str, group: dict[str, Any], uris: Sequence[
         algorithm: name of the algorithm.
         group: the group, as `load_group` returns it.
         uris: the images of its prompt as data URIs.
+        run: the run folder, which has the thumbnails of images that were added to completions; None = show none.
     """
     return render(
         "explain.html",
         title=f"{algorithm}, step {step}, prompt {group['id']}",
-        group=view(group),
+        group=view(group, run=run),
         uris=uris,
         completions=group["completions"],
     )

@@ -68,6 +68,11 @@ def image_uris(run: Path, record: Mapping[str, Any]) -> list[str]:
     return [data_url("png", path.read_bytes()) for path in paths if path.is_file()]
 
 
+def added_uris(run: Path, completion: Mapping[str, Any]) -> list[str]:
+    """Return the thumbnails of the images that an environment or agent added to a completion, as `image_uris` does."""
+    return image_uris(run, {"images": completion.get("added_images")})
+
+
 def small_uris(run: Path, prompts: Iterable[TrackedPrompt]) -> dict[str, str]:
     """Return a picture for a table's row of the first image of each prompt that has one, as a data URI by prompt.
 

@@ -9,7 +9,7 @@ from lit_rlvr.commands.report.closeup import turns_of
 from lit_rlvr.commands.report.explain import view
 from lit_rlvr.commands.report.page import contents
 from lit_rlvr.commands.report.prompts import count_outcomes, list_prompts
-from lit_rlvr.commands.report.render import image_uris, render, small_uris
+from lit_rlvr.commands.report.render import added_uris, image_uris, render, small_uris
 from lit_rlvr.commands.watch.follow import FollowedFolders, FollowedRun
 from lit_rlvr.common.run_files import list_traces, read_trace
 from lit_rlvr.errors import UserError
@@ -104,8 +104,9 @@ def prompt(folders: FollowedFolders, query: Mapping[str, str]) -> str:
         visits=visits,
         left_out=len(tracked.visits) - len(visits),
         uris=image_uris(followed.path, rows[0]),
+        added=[added_uris(followed.path, row) for row in rows],
         traced={*traces},
-        group=group and view(group),
+        group=group and view(group, run=followed.path),
         problem=problem,
         turns_of=turns_of,
         shorten=str,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lit_rlvr.errors import UserError, log
+from lit_rlvr.media import kinds_of
 from lit_rlvr.policy.loading import load_model_config
-from lit_rlvr.rollout.episodes import begins
+from lit_rlvr.rollout.episodes import added_images, begins
 from lit_rlvr.rollout.settings import RolloutSettings
 from lit_rlvr.types import Prompt
 
@@ -27,6 +28,7 @@ class LengthRequirement:
         option: the option that sets `max_tokens`.
         prompt_option: the option that leaves out longer prompts.
         min_prompt_tokens: the least length to assume for a prompt, because an environment may add to it.
+        added_images: the most images that an environment adds to a prompt.
     """
 
     name: str
@@ -35,6 +37,7 @@ class LengthRequirement:
     option: str
     prompt_option: str = "data.init_args.reading.max_prompt_tokens"
     min_prompt_tokens: int = 0
+    added_images: int = 0
 
     @property
     def longest(self) -> Prompt:
@@ -52,19 +55,39 @@ def length_requirements(rollout: RolloutSettings, data: PromptDataModule) -> lis
         limit = "max_tokens"
     else:
         limit = "max_episode_tokens"
-    trained = rollout.sampling.max_completion_tokens, f"rollout.sampling.{limit}"
-    evaluated = rollout.eval_sampling.max_completion_tokens, f"rollout.evaluation.sampling.{limit}"
-    return [
-        LengthRequirement(
-            f"{other.name} {split}",
-            prompts,
-            *(trained if split == "train" else evaluated),
-            min_prompt_tokens=other.reading.max_prompt_tokens if begins(rollout.environment) else 0,
-        )
-        for other in data.validated
-        for split, prompts in other.prompts.items()
-        if prompts
-    ]
+    requirements = []
+    for other in data.validated:
+        min_prompt_tokens = 0
+        if begins(rollout.environment):
+            min_prompt_tokens = other.reading.max_prompt_tokens
+        for split, prompts in other.prompts.items():
+            sampling = rollout.eval_sampling
+            options = "rollout.evaluation.sampling"
+            if split == "train":
+                sampling = rollout.sampling
+                options = "rollout.sampling"
+            if prompts:
+                requirement = LengthRequirement(
+                    f"{other.name} {split}",
+                    prompts,
+                    sampling.max_completion_tokens,
+                    f"{options}.{limit}",
+                    min_prompt_tokens=min_prompt_tokens,
+                    added_images=added_images(rollout.environment, sampling.max_turns),
+                )
+                requirements.append(requirement)
+    return requirements
+
+
+def most_images(requirements: Iterable[LengthRequirement]) -> dict[str, int]:
+    """Return the most images and videos in one prompt of some sets, as arguments of `EngineContext`."""
+    images = videos = 0
+    for requirement in requirements:
+        for prompt in requirement.prompts:
+            kinds = kinds_of(prompt.sample.images)
+            images = max(images, kinds.count("image") + requirement.added_images)
+            videos = max(videos, kinds.count("video"))
+    return {"max_images": images, "max_videos": videos}
 
 
 def check_lengths(model_folder: str, requirements: Sequence[LengthRequirement]) -> None:

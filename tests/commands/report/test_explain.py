@@ -19,9 +19,11 @@ from lit_rlvr.commands.report.closeup import extremes
 from lit_rlvr.commands.report.explain import cells, group_page, load_group
 from lit_rlvr.commands.report.page import write_report
 from lit_rlvr.commands.report.prompts import index_completions, verdict_text
+from lit_rlvr.commands.report.render import added_uris, image_uris
 from lit_rlvr.commands.report.runs import read_run
 from lit_rlvr.common.run_files import THUMBNAILS, list_traces, read_trace
 from lit_rlvr.errors import UserError
+from lit_rlvr.media import Pixels
 from lit_rlvr.objectives import LossInputs
 from lit_rlvr.run.outputs import RunFolder, sample_rows
 from lit_rlvr.training.trace import Trace
@@ -215,6 +217,31 @@ def test_the_page_shows_the_images_of_a_traced_group(tmp_path: Path, lit_rlvr: C
     for name, shown in (("p1", 1), ("p0", 0)):
         assert lit_rlvr("explain", run, "--prompt", name).status == 0
         assert (run / "explain.html").read_text().count(f'<img src="{uri}"') == shown
+
+
+def test_pages_show_the_images_that_an_agent_sent(tmp_path: Path, lit_rlvr: CLI) -> None:
+    """One that all prompts of a group have, which is none of the row, and one in a later message of an episode."""
+    run, folder = make_run(tmp_path / "run", traces={}, rows=[]), RunFolder()
+    rollout = make_rollout([[5]], [[[6], [7]]], [[1.0, 0.0]])
+    red, blue = (Pixels(({},), ((1,),), (Image.new("RGB", (9, 9), color),)) for color in ("red", "blue"))
+    rollout.prompts[0] = replace(rollout.prompts[0], pixels=red)
+    rollout.completions[0][1] = replace(rollout.completions[0][1], pixels=blue)
+    rollout.advantages, trace = torch.tensor([[1.0, -1.0]]), Trace(1)
+    trace.choose(rollout.advantages, [0])
+    folder._unsaved_traces[4] = (trace, rollout)
+    trainer: Any = SimpleNamespace(default_root_dir=run)
+    folder._save_trace(trainer, SimpleNamespace(tokenizer=SimpleNamespace(decode=str)), 4)
+    rows = sample_rows(rollout, 4, 1, run)
+    assert "added_images" not in rows[0]
+    uris = image_uris(run, rows[1]) + added_uris(run, rows[1])
+    assert len({*uris}) == 2
+    (run / "completions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert lit_rlvr("explain", run).status == 0
+    explained = (run / "explain.html").read_text()
+    reported = write_report([run]).read_text()
+    for uri in uris:
+        assert explained.count(f'<img src="{uri}"') == 1 and f'<img src="{uri}"' in reported
+    assert reported.count(f'<img src="{uris[1]}"') == 1, "with its completion"
 
 
 def test_broken_files_are_named(tmp_path: Path) -> None:

@@ -20,12 +20,13 @@ def look(folder: Path) -> RunGroup:
 
 
 def test_images_are_inlined(tmp_path: Path) -> None:
-    (key,) = save_thumbnails((Image.new("RGB", (8, 8), "red"),), tmp_path)
-    rows = [row(2, "a", 0, True, images=[key, "0" * 16, "../config"])]
-    ((_, _, images),) = close_up(look(make_run(tmp_path, rows=rows)))["samples"]
-    head, _, data = images[0].partition(",")
-    assert head == "data:image/png;base64" and len(images) == 1
-    assert base64.b64decode(data) == (tmp_path / f"images/{key}.png").read_bytes()
+    keys = save_thumbnails([Image.new("RGB", (8, 8), color) for color in ("red", "blue")], tmp_path)
+    rows = [row(2, "a", 0, True, images=[keys[0], "0" * 16, "../config"], added_images=[keys[1]])]
+    ((_, _, images, (added,)),) = close_up(look(make_run(tmp_path, rows=rows)))["samples"]
+    for key, (uri,) in zip(keys, (images, added), strict=True):
+        head, _, data = uri.partition(",")
+        assert head == "data:image/png;base64"
+        assert base64.b64decode(data) == (tmp_path / f"images/{key}.png").read_bytes()
 
 
 def test_the_table_of_prompts_has_a_small_picture_of_each_first_image(tmp_path: Path) -> None:
