@@ -52,19 +52,24 @@ def length_requirements(rollout: RolloutSettings, data: PromptDataModule) -> lis
         limit = "max_tokens"
     else:
         limit = "max_episode_tokens"
-    trained = rollout.sampling.max_completion_tokens, f"rollout.sampling.{limit}"
-    evaluated = rollout.eval_sampling.max_completion_tokens, f"rollout.evaluation.sampling.{limit}"
-    return [
-        LengthRequirement(
-            f"{other.name} {split}",
-            prompts,
-            *(trained if split == "train" else evaluated),
-            min_prompt_tokens=other.reading.max_prompt_tokens if begins(rollout.environment) else 0,
-        )
-        for other in data.validated
-        for split, prompts in other.prompts.items()
-        if prompts
-    ]
+    requirements = []
+    for other in data.validated:
+        min_prompt_tokens = 0
+        if begins(rollout.environment):
+            min_prompt_tokens = other.reading.max_prompt_tokens
+        for split, prompts in other.prompts.items():
+            sampling = rollout.eval_sampling
+            option = f"rollout.evaluation.sampling.{limit}"
+            if split == "train":
+                sampling = rollout.sampling
+                option = f"rollout.sampling.{limit}"
+            if prompts:
+                name = f"{other.name} {split}"
+                longest = sampling.max_completion_tokens
+                requirements.append(
+                    LengthRequirement(name, prompts, longest, option, min_prompt_tokens=min_prompt_tokens)
+                )
+    return requirements
 
 
 def check_lengths(model_folder: str, requirements: Sequence[LengthRequirement]) -> None:
