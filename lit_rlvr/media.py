@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # reward workers import this module; torch is too slow for them
@@ -54,12 +54,18 @@ class Coordinates:
         corner: (x, y) that the model writes for the bottom right corner.
         y_first: the model writes y before x.
         seen: (width, height) in which the model's image processor takes the image, in pixels; None = unknown.
+        resize: the family's own function that returns the image in this size; None = the image has it already. It stays
+            in its process, because workers check texts alone.
     """
 
     file: tuple[int, int]
     corner: tuple[float, float]
     y_first: bool = False
     seen: tuple[int, int] | None = None
+    resize: Callable[[Any], Any] | None = field(default=None, repr=False, compare=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Coordinates, (self.file, self.corner, self.y_first, self.seen)
 
 
 @dataclass(frozen=True)

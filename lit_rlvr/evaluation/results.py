@@ -101,16 +101,13 @@ def by_category(samples: Sequence[Sample], scores: Mapping[str, np.ndarray]) -> 
 
 
 def markdown(results: Mapping[str, Mapping[str, Any]], title: str) -> str:
-    """Return one table of all suites and their average, and a table of categories for each suite."""
+    """Return a table of all suites and their average, one of further results, and one of categories for each suite."""
     names = {name for r in results.values() for name in r}
     columns = [*(f"pass@{k}" for k in sampled_ks(names)), *(["greedy"] if "greedy" in names else [])]
-    extra = [
-        "length",
-        "truncated",
-        *sorted(name for name in names if name.count("/") == 1),
-    ]
+    extra = ["length", "truncated"]
+    further = sorted(name for name in names if name.count("/") == 1)
     head = ["suite", "questions", "n", *columns, *extra]
-    means = averages(results.values(), [*columns, *extra])
+    means = averages(results.values(), [*columns, *extra, *further])
     rows = []
     for name, result in results.items():
         scores = [_with_interval(result, column) for column in columns]
@@ -118,6 +115,12 @@ def markdown(results: Mapping[str, Mapping[str, Any]], title: str) -> str:
         rows.append([name, result["questions"], result["n"], *scores, *others])
     rows.append(["**Avg.**", "", "", *(_metric_text(means.get(column)) for column in [*columns, *extra])])
     parts = [f"# {title}", markdown_table(head, rows)]
+    if further:
+        lines = []
+        for name in further:
+            values = [*(result.get(name) for result in results.values()), means.get(name)]
+            lines.append([name, *map(_metric_text, values)])
+        parts.append(markdown_table(["result", *results, "**Avg.**"], lines))
     for name, r in results.items():
         if r["categories"]:
             measures = [c for c in ("pass@1", "greedy") if c in r]

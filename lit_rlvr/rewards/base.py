@@ -260,7 +260,8 @@ class Reward(ChecksArguments, ABC):
         result = as_result(value)
         if not (self.truncated_is_wrong and completion.truncated) or result.status in ("error", "unjudged"):
             return result
-        return RewardResult(min(result.value, 0.0), None if result.correct is None else False, "ok", "cut off")
+        is_correct = None if result.correct is None else False
+        return RewardResult(min(result.value, 0.0), is_correct, "ok", "cut off", places=result.places)
 
     @cached_property
     def for_workers(self) -> Function:

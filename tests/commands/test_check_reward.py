@@ -15,12 +15,13 @@ import pytest
 from stub_judge import StubJudge
 from tiny_runs import CLI
 
-from lit_rlvr.commands.check.checkup import GOLD, Checkup, Rate, check_reward, read_golds, texts_of
+from lit_rlvr.commands.check.checkup import GOLD, Checkup, Rate, check_reward, read_golds, texts_of, written
 from lit_rlvr.commands.check.gold import may_answer, read_gold
 from lit_rlvr.commands.check.rewrites import REWRITES
 from lit_rlvr.commands.check.sets import read_set
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import (
+    Boxes,
     Choice,
     CodeTests,
     MathAnswer,
@@ -306,6 +307,19 @@ def test_gold_completions_of_shipped_rewards_are_paid(reward: type[Reward], data
     golds = read_golds(judge, samples, "")
     results = judge.score([(Completion(gold.text, (), "stop"), gold.sample) for gold in golds])
     assert all(result.correct for result in results)
+
+
+def test_rows_with_images_are_as_the_model_of_the_config_sees_them(vlm_folder: Path, tmp_path: Path) -> None:
+    config = tmp_path / "boxes.yaml"
+    config.write_text(
+        f"model: {{class_path: GRPO, init_args: {{model: {vlm_folder}}}}}\n"
+        "data: {class_path: ShapeBox, init_args: {pictures: 8, held_out: 4}}\n"
+    )
+    samples = read_set(str(config), 3, 0)
+    reward = Boxes()
+    assert all(reward(written(reward.gold_completion(sample)), sample).correct for sample in samples)
+    with pytest.raises(UserError, match=r"\(to `check`, a config with both as --data\)"):
+        reward(written("[1, 2, 3, 4]"), read_set("ShapeBox", 1, 0)[0])
 
 
 def test_a_choice_leaves_open_answers_to_the_other_reward() -> None:

@@ -14,6 +14,7 @@ from stub_judge import StubJudge
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import GroupJudge
 from lit_rlvr.rewards.combine import score_rollout
+from lit_rlvr.rewards.judges.prompts import Seen
 from lit_rlvr.types import Completion, RewardResult, Sample
 
 SAMPLE = Sample("a", "Which organ makes insulin?", "pancreas", source="set.jsonl:3")
@@ -94,7 +95,8 @@ def test_a_group_that_is_too_long_is_split_and_that_is_said(caplog: pytest.LogCa
         judged(judge, "a", "b")
         judged(judge, *texts)
     assert judge.metrics["group_judge/split"] == [1.0, 0.0, 1.0]
-    assert caplog.text.count("have 45 characters, more than max_characters=12, so they are judged in") == 1
+    said = "have 45 characters and 0 images, more than max_characters=12 or max_images=32, so they are judged in"
+    assert caplog.text.count(said) == 1
     for text, result in zip(texts, results, strict=True):
         part = next((one for one in shown if text in one), None)
         if part is None:
@@ -109,8 +111,8 @@ def test_an_answer_is_moved_to_one_that_is_alone_only_where_both_fit(long: int) 
     server = {"base_url": "http://127.0.0.1:9/v1", "model": "asked nothing"}
     judge = GroupJudge(by="ranks", server=server, max_characters=12, shown_twice=0)
     for letter in "efghijklmnop":
-        parts = judge.calls(SAMPLE, {"a", "b" * 3, "c" * 4, letter * long})
-        assert parts and all(sum(map(len, part)) <= 12 and len(part) > 1 for part in parts)
+        parts = judge.calls(SAMPLE, {Seen("a"), Seen("b" * 3), Seen("c" * 4), Seen(letter * long)})
+        assert parts and all(sum(len(answer.text) for answer in part) <= 12 and len(part) > 1 for part in parts)
 
 
 def test_what_places_do_is_measured_on_equal_answers() -> None:

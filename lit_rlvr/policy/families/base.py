@@ -105,9 +105,14 @@ class ImageProcessor(ABC):
     def cut(self, resized: Sequence[Any]) -> Pixels:
         """Return the model's inputs for RGB images that `resize` returned, and videos with such frames."""
 
+    @property
+    def has_resize(self) -> bool:
+        """True if the class resizes images; False = trainer and engine get them as they are opened."""
+        return type(self).resize is not ImageProcessor.resize
+
     def resized_size(self, width: int, height: int) -> tuple[int, int]:
         """Return the size (width, height) in which `resize` returns an image; by default by trying it."""
-        if type(self).resize is ImageProcessor.resize:
+        if not self.has_resize:
             return width, height
         from PIL import Image
 
@@ -119,11 +124,12 @@ class ImageProcessor(ABC):
         if any(isinstance(source, Video) for source in images.sources):
             return ()
         coordinates = []
+        resize = self.resize if self.has_resize else None
         for file, size in zip(images.file_sizes, images.sizes, strict=True):
             scale = self.family.place_scale
             seen = self.resized_size(*size)
             corner = seen if scale is None else (scale, scale)
-            coordinates.append(Coordinates(file, corner, self.family.writes_y_first, seen))
+            coordinates.append(Coordinates(file, corner, self.family.writes_y_first, seen, resize))
         return tuple(coordinates)
 
     def resize(self, image: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 from lit_rlvr.errors import log
 from lit_rlvr.rewards.base import CheckedReward, ProcessPlace
 from lit_rlvr.rewards.judges.images import as_urls, has_videos, image_urls
-from lit_rlvr.rewards.judges.prompts import Question, Reply, ask_about
+from lit_rlvr.rewards.judges.prompts import Question, Reply, Seen, ask_about
 from lit_rlvr.rewards.judges.server import Answer, Client, JudgeServer, Read
 from lit_rlvr.types import Completion, Pair, Sample
 from lit_rlvr.workers.pool import Waiting
@@ -125,8 +125,12 @@ class Judge(CheckedReward):
         return ask_about(self.task, material, {"score": (0, 1)}, self.has_reason, self.images_of(sample))
 
     def text_of(self, pair: Pair) -> str:
-        """Return what the judge sees of a completion."""
+        """Return the text that the judge sees of a completion."""
         return (pair[0].full_text if self.sees_thoughts else pair[0].answer).strip()
+
+    def seen(self, pair: Pair) -> Seen:
+        """Return all that the judge sees of a completion: its text, and the images that an environment showed."""
+        return Seen(self.text_of(pair), self.images_shown(pair[0]))
 
     def questions_about(self, pairs: Sequence[Pair]) -> set[Question]:
         """Return the questions that judging these completions asks; ask none."""

@@ -11,12 +11,12 @@ from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.errors import check_within, log
 from lit_rlvr.rewards.base import groups_of
 from lit_rlvr.rewards.judges.base import Judge
-from lit_rlvr.rewards.judges.prompts import Question, Reply, ask_about
+from lit_rlvr.rewards.judges.prompts import Question, Reply, Seen, ask_about
 from lit_rlvr.rewards.judges.rubric import NO_ANSWER
 from lit_rlvr.speech.prompts import prompt_text
 from lit_rlvr.types import Pair, RewardResult, Sample
 
-Shown = tuple[str, ...]
+Shown = tuple[Seen, ...]
 """The answers that a call shows, in order; one may stand in it twice."""
 
 
@@ -39,14 +39,15 @@ class GroupJudge(Judge):
 
     With scores, the value is score / `highest`. With ranks, it is the share of the others that ended and that the
     completion is ranked above, a tie one half. The judge sees the different answers in an order that a seed shuffles.
-    Equal texts share what it says, and empty ones get 0. It reports no `correct`: give another reward, too. With ranks,
-    a completion that is alone in its group or call is not judged.
+    Equal answers share what it says, and empty ones get 0. It reports no `correct`: give another reward, too. With
+    ranks, a completion that is alone in its group or call is not judged.
 
     Args:
         by: scores, from 0 to `highest`, or ranks, from 1, the best; equally good answers share one.
         highest: the highest score.
         max_characters: most characters of the answers in a call. A longer group is split into several calls, which a
             warning says and the metric `split` counts; ranks then compare the answers of a call.
+        max_images: most images of environments in a call; a group with more is split as well.
         shown_twice: share of the calls that show one answer at two places, of which the metric `place_bias` is what the
             first one gains on the second. Its value is the mean of both.
         kwargs: `server` and the other options of `Judge`; `task` says what a good answer is.
@@ -64,76 +65,77 @@ class GroupJudge(Judge):
         by: Literal["scores", "ranks"] = "scores",
         highest: int = 10,
         max_characters: int = 40_000,
+        max_images: int = 32,
         shown_twice: float = 0.1,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         check_within("[1, 100]", "rewards.GroupJudge", highest=highest)
-        check_within("[1, inf)", "rewards.GroupJudge", max_characters=max_characters)
+        check_within("[1, inf)", "rewards.GroupJudge", max_characters=max_characters, max_images=max_images)
         check_within("[0, 1]", "rewards.GroupJudge", shown_twice=shown_twice)
         self.by = by
         self.highest = highest
         self.max_characters = max_characters
+        self.max_images = max_images
         self.shown_twice = shown_twice
         self._said_split = False
 
     def check(self, pairs: Sequence[Pair]) -> list[RewardResult]:
-        texts = [self.text_of(pair) for pair in pairs]
+        seen = [self.seen(pair) for pair in pairs]
         groups = groups_of(pairs)
         calls_of_groups = []
         questions = []
         for group in groups:
             sample = pairs[group[0]][1]
-            calls = self.calls(sample, {texts[k] for k in group} - {""})
+            calls = self.calls(sample, {seen[k] for k in group if seen[k].text})
             calls_of_groups.append(calls)
             questions += [self.question(sample, shown) for shown in calls]
         replies = iter(self.ask(questions))
         results = [RewardResult(0.0, None, "unjudged")] * len(pairs)
         for group, calls in zip(groups, calls_of_groups, strict=True):
-            standings: dict[str, Standing] = {}
+            standings: dict[Seen, Standing] = {}
             for number, shown in enumerate(calls):
                 standings |= self.standings(number, shown, next(replies))
             for k in group:
-                others = [texts[other] for other in group if other != k]
-                results[k] = self.result(texts[k], others, standings)
+                others = [seen[other] for other in group if other != k]
+                results[k] = self.result(seen[k], others, standings)
         return results
 
-    def calls(self, sample: Sample, texts: Collection[str]) -> list[Shown]:
+    def calls(self, sample: Sample, answers: Collection[Seen]) -> list[Shown]:
         """Return the answers that each call about a group shows.
 
         Args:
             sample: the row.
-            texts: the different answers, none of them empty.
+            answers: the different answers, none of them empty.
         """
-        if self.by == "ranks" and len(texts) == 1:
+        if self.by == "ranks" and len(answers) == 1:
             return []
-        ordered = sorted(texts)
-        chance = random.Random(derive_seed("group judge", prompt_text(sample.told), *ordered))
+        ordered = sorted(answers)
+        texts = [answer.text for answer in ordered]
+        chance = random.Random(derive_seed("group judge", prompt_text(sample.told), *texts))
         chance.shuffle(ordered)
-        parts: list[list[str]] = []
-        room = 0
-        for text in ordered:
-            if not parts or len(text) > room:
+        parts: list[list[Seen]] = []
+        for answer in ordered:
+            if not parts or not self._fits([*parts[-1], answer]):
                 parts.append([])
-                room = self.max_characters
-            parts[-1].append(text)
-            room -= len(text)
+            parts[-1].append(answer)
         is_split = len(parts) > 1
         self.metrics.setdefault(f"{self.name}/split", []).append(float(is_split))
         if self.by == "ranks":
             for before, part in pairwise(parts):
-                fits = len(before[-1]) + len(part[0]) <= self.max_characters
-                if len(part) == 1 and len(before) > 2 and fits:
+                if len(part) == 1 and len(before) > 2 and self._fits([before[-1], part[0]]):
                     part.append(before.pop())
             parts = [part for part in parts if len(part) > 1]  # an answer alone has nothing to be compared with
         if is_split and not self._said_split:
             self._said_split = True
             log.warning(
-                "reward %s: the answers of a group have %d characters, more than max_characters=%d, so they are judged "
-                "in %d calls (first, %s)",
+                "reward %s: the answers of a group have %d characters and %d images, more than max_characters=%d or "
+                "max_images=%d, so they are judged in %d calls (first, %s)",
                 self.name,
                 sum(map(len, texts)),
+                sum(len(answer.images) for answer in ordered),
                 self.max_characters,
+                self.max_images,
                 len(parts),
                 sample.source or sample.id,
             )
@@ -143,14 +145,20 @@ class GroupJudge(Judge):
                 part.insert(chance.randrange(len(part) + 1), again)
         return [tuple(part) for part in parts]
 
+    def _fits(self, answers: Sequence[Seen]) -> bool:
+        """Return whether one call may show these answers."""
+        characters = sum(len(answer.text) for answer in answers)
+        images = sum(len(answer.images) for answer in answers)
+        return characters <= self.max_characters and images <= self.max_images
+
     def trial(self) -> Question:
         completion, sample = self.trial_pair
-        return self.question(sample, (completion.text, "one"))
+        return self.question(sample, (Seen(completion.text), Seen("one")))
 
     def question(self, sample: Sample, shown: Shown) -> Question:
         """Return the question about some answers to a row."""
-        material = {"question": prompt_text(sample.told)}
-        material |= {f"answer {number}": text for number, text in enumerate(shown, 1)}
+        answers = {f"answer {number}": answer for number, answer in enumerate(shown, 1)}
+        material = {"question": prompt_text(sample.told)} | {title: answer.text for title, answer in answers.items()}
         if self.by == "scores":
             name = "score"
             values = tuple(range(self.highest + 1))
@@ -160,9 +168,11 @@ class GroupJudge(Judge):
             values = tuple(range(1, len(shown) + 1))
             form = "Rank the answers from 1, the best. Equally good answers share a rank."
         fields = {f"{name}_{number}": values for number in range(1, len(shown) + 1)}
-        return ask_about(f"{self.task}\n{form}", material, fields, self.has_reason, self.images_of(sample))
+        images = {title: answer.images for title, answer in answers.items()}
+        task = f"{self.task}\n{form}"
+        return ask_about(task, material, fields, self.has_reason, self.images_of(sample), images)
 
-    def standings(self, call: int, shown: Shown, reply: Reply) -> dict[str, Standing]:
+    def standings(self, call: int, shown: Shown, reply: Reply) -> dict[Seen, Standing]:
         """Return what a reply says of each answer; log what the place of one that was shown twice does.
 
         Args:
@@ -171,31 +181,31 @@ class GroupJudge(Judge):
             reply: the fields that the judge filled in, or why there are none.
         """
         if isinstance(reply, str):
-            return {text: Standing(call, 0.0, reply) for text in shown}
-        marks: dict[str, list[float]] = {}
-        for text, said in zip(shown, reply.values(), strict=True):
+            return {answer: Standing(call, 0.0, reply) for answer in shown}
+        marks: dict[Seen, list[float]] = {}
+        for answer, said in zip(shown, reply.values(), strict=True):
             mark = float(said)
             if self.by == "ranks":
                 mark = -mark
-            marks.setdefault(text, []).append(mark)
+            marks.setdefault(answer, []).append(mark)
         highest = self.highest
         if self.by == "ranks":
             highest = len(shown) - 1
         gains = [(found[0] - found[1]) / highest for found in marks.values() if len(found) > 1]
         self.metrics.setdefault(f"{self.name}/place_bias", []).extend(gains)
-        return {text: Standing(call, sum(found) / len(found)) for text, found in marks.items()}
+        return {answer: Standing(call, sum(found) / len(found)) for answer, found in marks.items()}
 
-    def result(self, text: str, others: Sequence[str], standings: Mapping[str, Standing]) -> RewardResult:
+    def result(self, answer: Seen, others: Sequence[Seen], standings: Mapping[Seen, Standing]) -> RewardResult:
         """Return the result of a completion.
 
         Args:
-            text: what the judge sees of it.
+            answer: what the judge sees of it.
             others: the same of the other completions of its group.
             standings: answer -> what the judge says of it; without the only different one of a group that is ranked.
         """
-        if not text:
+        if not answer.text:
             return RewardResult(0.0, None, "parse_fail", NO_ANSWER)
-        own = standings.get(text, Standing(-1, 0.0))
+        own = standings.get(answer, Standing(-1, 0.0))
         if own.failure:
             return RewardResult(0.0, None, "error", own.failure)
         if self.by == "scores":
@@ -203,9 +213,9 @@ class GroupJudge(Judge):
         points = []
         for other in others:
             standing = standings.get(other)
-            if not other:
+            if not other.text:
                 points.append(1.0)
-            elif other == text:
+            elif other == answer:
                 points.append(0.5)
             elif standing is not None and standing.call == own.call:
                 points.append((own.mark > standing.mark) + 0.5 * (own.mark == standing.mark))

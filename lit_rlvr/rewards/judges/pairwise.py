@@ -7,9 +7,9 @@ from itertools import combinations
 
 from lit_rlvr.rewards.base import groups_of
 from lit_rlvr.rewards.judges.base import Judge
-from lit_rlvr.rewards.judges.prompts import Question, ask_about
+from lit_rlvr.rewards.judges.prompts import Question, Seen, ask_about
 from lit_rlvr.speech.prompts import prompt_text
-from lit_rlvr.types import Completion, Pair, RewardResult
+from lit_rlvr.types import Pair, RewardResult, Sample
 
 POINTS = {"A": 1.0, "B": 0.0, "tie": 0.5}
 """The judgement -> the points of the answer that is shown first."""
@@ -19,8 +19,8 @@ class PairwiseJudge(Judge):
     """The share of a completion's comparisons with the others of its group that it wins; a tie counts one half.
 
     The judge sees each two in both orders, so that its liking for the first one evens out: G * (G - 1) calls for a
-    group of G. Equal texts tie and empty ones lose without a call. It reports no `correct`: give another reward, too. A
-    completion that is alone in its group is not judged, and a truncated one, with `truncated_is_wrong`, gets 0 and is
+    group of G. Equal answers tie and empty ones lose without a call. It reports no `correct`: give another reward, too.
+    A completion that is alone in its group is not judged, and a truncated one, with `truncated_is_wrong`, gets 0 and is
     not compared.
 
     Args:
@@ -36,18 +36,19 @@ class PairwiseJudge(Judge):
 
     def check(self, pairs: Sequence[Pair]) -> list[RewardResult]:
         matches = [match for group in groups_of(pairs) for match in combinations(group, 2)]
-        texts = [self.text_of(pair) for pair in pairs]
-        asked = [(a, b) for a, b in matches if texts[a] and texts[b] and texts[a] != texts[b]]
+        seen = [self.seen(pair) for pair in pairs]
+        asked = [(a, b) for a, b in matches if seen[a].text and seen[b].text and seen[a] != seen[b]]
         orders = [order for a, b in asked for order in ((a, b), (b, a))]
-        replies = dict(zip(orders, self.ask([self.question(pairs, *order) for order in orders]), strict=True))
+        questions = [self.question(pairs[a][1], seen[a], seen[b]) for a, b in orders]
+        replies = dict(zip(orders, self.ask(questions), strict=True))
         points: list[list[float]] = [[] for _ in pairs]
         failures: list[list[str]] = [[] for _ in pairs]
         for a, b in matches:
             if (a, b) not in replies:
-                if texts[a] == texts[b]:
+                if seen[a].text == seen[b].text:
                     won = 0.5
                 else:
-                    won = float(bool(texts[a]))
+                    won = float(bool(seen[a].text))
                 points[a].append(won)
                 points[b].append(1 - won)
                 continue
@@ -68,19 +69,15 @@ class PairwiseJudge(Judge):
 
     def trial(self) -> Question:
         completion, sample = self.trial_pair
-        other = Completion.made_elsewhere("one", 1, "stop")
-        return self.question([(completion, sample), (other, sample)], 0, 1)
+        return self.question(sample, Seen(completion.text), Seen("one"))
 
-    def question(self, pairs: Sequence[Pair], a: int, b: int) -> Question:
-        """Return the question which of two completions is better."""
-        sample = pairs[a][1]
-        material = {
-            "question": prompt_text(sample.told),
-            "answer A": self.text_of(pairs[a]),
-            "answer B": self.text_of(pairs[b]),
-        }
+    def question(self, sample: Sample, first: Seen, second: Seen) -> Question:
+        """Return the question which of two answers to a row is better."""
+        answers = {"answer A": first, "answer B": second}
+        material = {"question": prompt_text(sample.told)} | {title: answer.text for title, answer in answers.items()}
+        shown = {title: answer.images for title, answer in answers.items()}
         fields = {"better": tuple(POINTS)}
-        return ask_about(self.task, material, fields, self.has_reason, self.images_of(sample))
+        return ask_about(self.task, material, fields, self.has_reason, self.images_of(sample), shown)
 
 
 def result_of(points: Sequence[float], failures: Sequence[str]) -> RewardResult:

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from lit_rlvr.rewards.judges.replies import Values, find_judgement, without_surrogates
 
@@ -23,10 +23,10 @@ IMAGES = (
 )
 """What the rules of a question with images add."""
 SHOWN = (
-    "The last {count} of them were not in the question: the writer of the answer saw them in this order while working "
-    "on it."
+    "Images behind a line [images of TITLE {mark}] were not in the question: the writer of that answer saw them in "
+    "this order while working on it. They are material to judge, too."
 )
-"""What the rules add to `IMAGES` if an environment showed images."""
+"""What the rules of a question about answers whose writers saw further images add."""
 TOKEN = re.compile(
     r"<(?=[|\uff5c]\w)"
     r"|<(?=/?\w+[|\uff5c]>)"
@@ -43,6 +43,18 @@ Reply = dict[str, Any] | str
 """The fields that a judge filled in, or why there are none."""
 
 
+class Seen(NamedTuple):
+    """What a judge sees of a completion.
+
+    Args:
+        text: the answer.
+        images: the images that an environment showed in the episode, each as a URL that holds it.
+    """
+
+    text: str
+    images: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True)
 class Question:
     """A question to a judge.
@@ -52,7 +64,8 @@ class Question:
         text: the material, the user's message.
         fields: name and possible values of each field that the judge fills in.
         has_reason: it first writes why.
-        images: the images of the material, each as a URL that holds it.
+        images: the images of the row, each as a URL that holds it.
+        shown: the images that an environment showed: the line before those of an answer, and their URLs.
     """
 
     rules: str
@@ -60,13 +73,21 @@ class Question:
     fields: tuple[tuple[str, Values], ...]
     has_reason: bool = True
     images: tuple[str, ...] = ()
+    shown: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+    @property
+    def has_images(self) -> bool:
+        """True if the judge is sent images with it."""
+        return bool(self.images or self.shown)
 
     def messages(self, reminder: str = "") -> list[dict[str, Any]]:
         """Return the chat messages of the question, with a reminder at its end, if there is one."""
         text = "\n\n".join(filter(None, [self.text, reminder]))
         content: Any = text
-        if self.images:
-            content = [{"type": "image_url", "image_url": {"url": url}} for url in self.images]
+        if self.has_images:
+            content = _image_parts(self.images)
+            for line, urls in self.shown:
+                content += [{"type": "text", "text": line}, *_image_parts(urls)]
             content.append({"type": "text", "text": text})
         contents = {"system": self.rules, "user": content}
         return [{"role": role, "content": content} for role, content in contents.items() if content]
@@ -94,13 +115,17 @@ class Question:
         return f"the judge's answer cannot be read: it has no judgement in JSON in which {wanted}: ...{answer[-80:]!r}"
 
 
+def _image_parts(urls: Sequence[str]) -> list[dict[str, Any]]:
+    return [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+
+
 def ask_about(
     task: str,
     material: Mapping[str, str],
     fields: Mapping[str, Values],
     has_reason: bool,
     images: Sequence[str] = (),
-    shown: Sequence[str] = (),
+    shown: Mapping[str, Sequence[str]] | None = None,
 ) -> Question:
     """Return a question about material that the model or the data wrote.
 
@@ -113,7 +138,8 @@ def ask_about(
         fields: field of the reply -> the values that it may have.
         has_reason: whether the judge gives a reason first.
         images: the images of the row, as `Judge.images_of` returns them.
-        shown: the images that an environment showed, as `Judge.images_shown` returns them.
+        shown: title of an answer in the material -> the images that an environment showed its writer, as
+            `Judge.images_shown` returns them.
     """
     material = {title: without_surrogates(text) for title, text in material.items()}
     mark = hashlib.sha256(json.dumps([*material.items()]).encode()).hexdigest()[:16]
@@ -125,8 +151,10 @@ def ask_about(
     values = "; ".join(f"{name} is one of {', '.join(map(str, possible))}" for name, possible in fields.items())
     form = f"Reply with one JSON object and nothing behind it: {wanted}, where {values}."
     rules = RULES.format(task=task, mark=mark, form=form)
-    if images or shown:
+    if images:
         rules = f"{rules}\n\n{IMAGES}"
-    if shown:
-        rules = f"{rules} {SHOWN.format(count=len(shown))}"
-    return Question(rules, "\n\n".join([*parts, form]), tuple(fields.items()), has_reason, (*images, *shown))
+    lines = {f"[images of {title} {mark}]": tuple(urls) for title, urls in (shown or {}).items() if urls}
+    if lines:
+        rules = f"{rules}\n\n{SHOWN.format(mark=mark)}"
+    text = "\n\n".join([*parts, form])
+    return Question(rules, text, tuple(fields.items()), has_reason, tuple(images), tuple(lines.items()))

@@ -130,7 +130,7 @@ class RubricJudge(Judge):
             parts = [named]
         scores = tuple(range(self.highest + 1))
         images = self.images_of(sample)
-        shown = self.images_shown(completion)
+        shown = {"answer": self.images_shown(completion)}
         questions = []
         for part in parts:
             listed = [f"{name}: {criterion}" for name, criterion in part.items()]

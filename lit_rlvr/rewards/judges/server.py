@@ -244,7 +244,7 @@ class Client:
         answer = resolved(self._new_answer(question, read))
         if answer.failed:
             remedy = self._remedy(str(answer.reply))
-            if question.images:
+            if question.has_images:
                 remedy = f"if the judge takes no images, set `server.max_pixels: 0`; else {remedy}"
             raise UserError(f"{answer.reply}; {remedy}")
         if isinstance(answer.reply, str):

@@ -18,6 +18,9 @@ from lit_rlvr.types import Places, Sample
 Units = Literal["pixels", "fractions", "thousandths"]
 BOX_KEYS = ("bbox_2d", "bbox", "box_2d", "box", "point_2d", "point")
 
+MARGIN = 0.001
+"""How far a reference may reach out of its image, as a share of a side: annotations are rounded."""
+
 
 class PlacesReward(Reward):
     """The base of rewards of places in the one image of a row.
@@ -29,6 +32,8 @@ class PlacesReward(Reward):
         written: the units in which the model writes: pixels of the file, or thousandths; auto = those of its family, in
             the size that it sees.
         y_first: the model writes y before x; null = as its family does.
+        layout: the numbers of a box in the references: two corners (x1, y1, x2, y2), or as COCO's a corner, width and
+            height.
         column: the column that has the references; null = the answer.
         kwargs: `weight`, `correct_from`, `name`, `isolate` and `truncated_is_wrong` of every reward.
 
@@ -43,6 +48,7 @@ class PlacesReward(Reward):
         reference: Units = "pixels",
         written: Literal["auto", "pixels", "thousandths"] = "auto",
         y_first: bool | None = None,
+        layout: Literal["corners", "coco"] = "corners",
         column: str | None = None,
         **kwargs: Any,
     ) -> None:
@@ -51,6 +57,7 @@ class PlacesReward(Reward):
         self.reference = reference
         self.written = written
         self.y_first = y_first
+        self.layout = layout
         self.column = column
         self.needs_answer = column is None
 
@@ -85,13 +92,37 @@ class PlacesReward(Reward):
         return places
 
     def as_fractions(self, numbers: Sequence[float], sample: Sample) -> np.ndarray:
-        """Return the points (K, 2) of a reference as fractions of the image's width and height."""
+        """Return the points (K, 2) of a reference as fractions of the image's width and height; four numbers are a box.
+
+        Raises:
+            UserError: it is no box, reaches out of its image, or lies in its first pixel.
+        """
+        where = f"{sample.source or sample.id}: the reference {numbers}"
+        if len(numbers) == 4 and self.layout == "coco":
+            x, y, width, height = numbers
+            numbers = [x, y, x + width, y + height]
+        if len(numbers) == 4 and (numbers[0] >= numbers[2] or numbers[1] >= numbers[3]):
+            raise UserError(
+                f"{where} is no box x1, y1, x2, y2 with x1 < x2 and y1 < y2; for COCO's width and height set "
+                f"rewards.{type(self).__name__}.layout: coco"
+            )
         points = np.array(numbers, float).reshape(-1, 2)
-        if self.reference == "fractions":
-            return points
+        is_whole = bool((points == points.round()).all())
+        if self.reference == "pixels" and points.max() <= 1 and not (is_whole and len(points) == 1):
+            raise UserError(
+                f"{where} lies in the first pixel of its image; for fractions of its sides set "
+                f"rewards.{type(self).__name__}.reference: fractions"
+            )
         if self.reference == "thousandths":
-            return points / 1000
-        return points / np.array(self.coordinates(sample).file, float)
+            points = points / 1000
+        elif self.reference == "pixels":
+            points = points / np.array(self.coordinates(sample).file, float)
+        if points.min() < -MARGIN or points.max() > 1 + MARGIN:
+            raise UserError(
+                f"{where} reaches out of its image; set the units (rewards.{type(self).__name__}.reference) and the "
+                "layout of the references"
+            )
+        return points
 
     def from_model(self, numbers: Sequence[float], sample: Sample) -> np.ndarray:
         """Return the points (K, 2) that a model wrote as fractions of the image's width and height."""
@@ -116,8 +147,8 @@ class PlacesReward(Reward):
         if len(sample.coordinates) != 1:
             raise UserError(
                 f"{sample.source or sample.id}: rewards.{type(self).__name__}: the row has {len(sample.coordinates)} "
-                "images whose size is known, not one; give one image and a vision model, or references in fractions or "
-                "thousandths and `written: thousandths`"
+                "images whose size is known, not one; give one image and a vision model (to `check`, a config with "
+                "both as --data), or references in fractions or thousandths and `written: thousandths`"
             )
         return sample.coordinates[0]
 

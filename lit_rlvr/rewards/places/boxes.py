@@ -24,8 +24,7 @@ class Boxes(PlacesReward):
     Args:
         threshold: the IoU from which on a box is right.
         overlap: iou, or giou, which also tells near from far boxes that do not overlap, and may be negative.
-        layout: the numbers of a reference: two corners (x1, y1, x2, y2), or as COCO's a corner, width and height.
-        kwargs: `reference`, `written`, `y_first` and `column` of all places, and the options of every reward.
+        kwargs: `reference`, `written`, `y_first`, `layout` and `column` of all places, and the options of every reward.
 
     Raises:
         UserError: scipy is not installed, or the threshold is not above 0 and at most 1.
@@ -35,33 +34,22 @@ class Boxes(PlacesReward):
         self,
         threshold: float = 0.5,
         overlap: Literal["iou", "giou"] = "iou",
-        layout: Literal["corners", "coco"] = "corners",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         check_within("(0, 1]", "rewards.Boxes", threshold=threshold)
         self.threshold = threshold
         self.overlap = overlap
-        self.layout = layout
 
     def targets(self, sample: Sample) -> list[np.ndarray]:
         boxes = []
         for numbers in self.numbers(sample):
-            if self.layout == "coco" and len(numbers) == 4:
-                x, y, width, height = numbers
-                numbers = [x, y, x + width, y + height]
-            if len(numbers) != 4 or numbers[0] >= numbers[2] or numbers[1] >= numbers[3]:
+            if len(numbers) != 4:
                 raise UserError(
-                    f"{sample.source or sample.id}: the reference {numbers} is no box x1, y1, x2, y2 with x1 < x2 and "
-                    "y1 < y2; for COCO's width and height set rewards.Boxes.layout: coco"
+                    f"{sample.source or sample.id}: the reference {numbers} is no box of four numbers; rewards.Points "
+                    "reads points and masks"
                 )
-            box = self.as_fractions(numbers, sample)
-            if box.max() > 1.001:
-                raise UserError(
-                    f"{sample.source or sample.id}: the reference {numbers} reaches out of its image; set the units "
-                    "(rewards.Boxes.reference) and the layout of the references"
-                )
-            boxes.append(box)
+            boxes.append(self.as_fractions(numbers, sample))
         return boxes
 
     def gold_completion(self, sample: Sample) -> str | None:

@@ -23,7 +23,7 @@ class Points(PlacesReward):
     Args:
         radius: how far from a reference that is a point a point is still right, as a share of the image's diagonal.
         falloff: how far outside a point still earns something, less the farther it is, as a share of the diagonal.
-        kwargs: `reference`, `written`, `y_first` and `column` of all places, and the options of every reward.
+        kwargs: `reference`, `written`, `y_first`, `layout` and `column` of all places, and the options of every reward.
 
     Raises:
         UserError: scipy is not installed, or a distance is negative.
@@ -42,11 +42,6 @@ class Points(PlacesReward):
                 raise UserError(
                     f"{sample.source or sample.id}: the reference {numbers} is neither a point of two numbers, nor a "
                     "box of four, nor a polygon of pairs"
-                )
-            if len(numbers) == 4 and (numbers[0] >= numbers[2] or numbers[1] >= numbers[3]):
-                raise UserError(
-                    f"{sample.source or sample.id}: the reference {numbers} is no box x1, y1, x2, y2 with x1 < x2 and "
-                    "y1 < y2; mend the row"
                 )
             targets.append(self.as_fractions(numbers, sample))
         return targets

@@ -65,6 +65,12 @@ def test_points_are_dots() -> None:
     assert place_marks(rows) == [Mark("right dot", "200.2,299.8 200.2,299.8", "completion 0: correct"), REFERENCE]
 
 
+def test_a_completion_that_was_cut_off_is_drawn_as_wrong() -> None:
+    (result,) = Points().score([(Completion("(307, 205)", (6,), "length"), ROW)])
+    assert (result.value, result.correct, result.detail) == (0.0, False, "cut off")
+    assert result.places == Points()(Completion("(307, 205)", (6,), "stop"), ROW).places is not None
+
+
 def test_groups_without_places_are_drawn_as_before_and_broken_places_left_out() -> None:
     assert place_marks(group()["completions"]) == []
     completion = group()["completions"][0]

@@ -211,4 +211,4 @@ def test_evaluate_reports_them(tmp_path: Path, lit_rlvr: Any, monkeypatch: pytes
     assert found == pytest.approx(
         {"prompt_strict": 0.5, "instruction_strict": 2 / 3, "prompt_loose": 1.0, "instruction_loose": 1.0}
     )
-    assert "instruction_loose" in Path("out/results.md").read_text()
+    assert "| instruction_following/prompt_loose | 1.000 | 1.000 |" in Path("out/results.md").read_text()

@@ -204,7 +204,12 @@ def test_references_in_every_layout() -> None:
         (Boxes(), row("here"), "no places as lists of numbers in 'here'"),
         (Boxes(), Sample("r", "?", "1", aliases=("2", "3", "4")), "set data.reading.answers: object"),
         (Boxes(), Sample("r", "?", "[1, 2, 3, 4]"), "the row has 0 images whose size is known, not one"),
+        (Boxes(), row([20, 20, 60, 20, 60, 40]), "is no box of four numbers; rewards.Points reads points and masks"),
+        (Boxes(), row([-20, 20, 60, 40]), "reaches out of its image; set the units (rewards.Boxes.reference)"),
+        (Boxes(), row([0.1, 0.2, 0.3, 0.4]), "lies in the first pixel of its image; for fractions of its sides set"),
+        (Points(), row([0.1, 0.2]), "for fractions of its sides set rewards.Points.reference: fractions"),
         (Points(), row([60, 20, 20, 40]), "is no box x1, y1, x2, y2 with x1 < x2"),
+        (Points(), row([20, 20, 300, 40, 20, 40]), "of its image; set the units (rewards.Points.reference)"),
         (Points(), row([1, 2, 3]), "is neither a point of two numbers, nor a box of four"),
     ],
 )
@@ -223,6 +228,8 @@ def test_points_in_boxes_masks_and_near_points() -> None:
     spot = row([100, 50])
     assert judge(Points(radius=0.02), "(520, 500)", spot).correct is True, "4 pixels, and 2 % are 4.5"
     assert judge(Points(radius=0.01), "(520, 500)", spot).correct is False
+    assert judge(Points(layout="coco"), "(200, 500)", row([20, 40, 60, 20])).correct is True
+    assert judge(Points(), "(0, 0)", row([0, 0])).correct is True
     two = row([[0, 0, 50, 50], [100, 50, 150, 100]])
     assert judge(Points(), "(600, 800) (100, 100)", two).correct is True
     assert judge(Points(), "(600, 800)", two).value == 0.5
