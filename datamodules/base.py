@@ -728,9 +728,18 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         return [self, *(self.evaluation.also_validate or ())]
 
     @property
+    def loaded_prompts(self) -> list[Prompt]:
+        """The prompts of all loaded sets, those of `evaluation.also_validate` too."""
+        loaded: list[Prompt] = []
+        for data in self.validated:
+            for prompts in data.prompts.values():
+                loaded += prompts
+        return loaded
+
+    @property
     def loaded(self) -> list[Sample]:
-        """The samples of all loaded sets, those of `evaluation.also_validate` too."""
-        return [prompt.sample for data in self.validated for prompts in data.prompts.values() for prompt in prompts]
+        """The samples of these prompts."""
+        return [prompt.sample for prompt in self.loaded_prompts]
 
     def validation_hashes(self) -> dict[str, dict[str, str]]:
         """Return name -> hashes of the prompts of each validation set; a resumed run compares them."""

@@ -478,7 +478,9 @@ def check_within(interval: str, where: str, **options: float | None) -> None:
     Raises:
         UserError: a number is outside; a message names each option, its value and the interval.
     """
-    low, high = (float(bound) for bound in interval[1:-1].split(","))
+    first, second = interval[1:-1].split(",")
+    low = float(first)
+    high = float(second)
 
     def within(value: float) -> bool:
         above = low <= value if interval[0] == "[" else low < value

@@ -84,10 +84,8 @@ class Pixels:
 
     def split(self, count: int) -> tuple[Pixels | None, Pixels | None]:
         """Return the first `count` images and the others; None for none."""
-        before, after = (
-            Pixels(self.inputs[part], self.placeholders[part], self.images[part])
-            for part in (slice(count), slice(count, None))
-        )
+        before = Pixels(self.inputs[:count], self.placeholders[:count], self.images[:count])
+        after = Pixels(self.inputs[count:], self.placeholders[count:], self.images[count:])
         return before if before.inputs else None, after if after.inputs else None
 
     def split_at(self, token_ids: Sequence[int]) -> tuple[Pixels | None, Pixels | None]:

@@ -233,7 +233,8 @@ def trust_region_divergence(
         mask: (B, T) bool.
         kind: `tv` (total variation) or `kl` (`KL(mu || pi)`).
     """
-    logp, rollout_logp = (torch.where(mask, values, 0.0) for values in (logp, rollout_logp))
+    logp = torch.where(mask, logp, 0.0)
+    rollout_logp = torch.where(mask, rollout_logp, 0.0)
     pi = logp.exp()
     mu = rollout_logp.exp()
     if kind == "tv":
@@ -266,21 +267,25 @@ def vocabulary_divergence(student: Tensor, teacher: Tensor, beta: float, top_k: 
             most the divergence over all; None = of every token.
     """
     size = min(student.shape[-1], teacher.shape[-1])
-    s, t = (
-        z[:, :size].nan_to_num(math.nan, math.inf, LOG_ZERO).log_softmax(-1) for z in (student, teacher)
-    )  # 0 times a finite number is 0
+    # LOG_ZERO in place of -inf, because 0 times a finite number is 0
+    s = student[:, :size].nan_to_num(math.nan, math.inf, LOG_ZERO).log_softmax(-1)
+    t = teacher[:, :size].nan_to_num(math.nan, math.inf, LOG_ZERO).log_softmax(-1)
     if top_k is not None and top_k < size:
         likeliest = s.topk(top_k).indices
-        s, t = (
-            torch.cat([x.gather(1, likeliest), x.scatter(1, likeliest, LOG_ZERO).logsumexp(1, keepdim=True)], 1)
-            for x in (s, t)
-        )
+        s = _of_tokens_and_the_rest(s, likeliest)
+        t = _of_tokens_and_the_rest(t, likeliest)
     if beta in (0, 1):
         if beta:
             return _kl(s, t)
         return _kl(t, s)
     middle = torch.logaddexp(s + math.log1p(-beta), t + math.log(beta))
     return beta * _kl(t, middle) + (1 - beta) * _kl(s, middle)
+
+
+def _of_tokens_and_the_rest(logp: Tensor, tokens: Tensor) -> Tensor:
+    """Return the log-probabilities (N, k + 1) of some tokens (N, k), and of all others together, out of (N, V)."""
+    rest = logp.scatter(1, tokens, LOG_ZERO).logsumexp(1, keepdim=True)
+    return torch.cat([logp.gather(1, tokens), rest], 1)
 
 
 def _kl(logp: Tensor, logq: Tensor) -> Tensor:

@@ -341,6 +341,10 @@ FEW = "--model.init_args.model tiny-llama --rollout.engine hf --rollout.sampling
 SMALL = (
     r"sed -i -E 's/\b(steps|max_steps|validate_every_rollouts|held_out|prompts_per_rollout|group_size): [0-9]+/\1: 2/g'"
 )
+VISION_TEST = (
+    "lit-rlvr evaluate --model runs/vision --suite vision_test.yaml,vision_shuffled.yaml -n 8 --temperature 1 --top_p 1"
+    " --out results"
+)
 OTHERWISE = {
     "make quickstart": f"{SMALL} configs/quickstart.yaml && make quickstart",
     "lit-rlvr fit --config my.yaml": f"lit-rlvr fit --config my.yaml --trainer.max_steps 1 {FEW}",
@@ -353,12 +357,13 @@ OTHERWISE = {
     "python own_algorithm.py": (
         f"{SMALL} ../lit-rlvr/configs/smoke/sums.yaml"
         """ && sed -i -E 's/"(240|15|4)"/"2"/' own_algorithm.py"""
-        " && python own_algorithm.py && python own_algorithm.py"  # the page says: break it and run it again
+        " && python own_algorithm.py"
     ),
     "python own_task.py": (
         f"sed -i 's/:128/:8/; s/128:/-16:/' own_task.py && {SMALL} own_task.yaml && python own_task.py"
     ),
     "python3 install.py vision": "python3 lit-rlvr/install.py vision",
+    VISION_TEST: f"{VISION_TEST} --engine hf",
     "python vision.py": f"sed -i 's/128)/8)/g; s/1024)/160)/' vision.py && {SMALL} vision.yaml && python vision.py",
 }
 """Command of a document -> another form: with few steps and rows, or from another folder."""

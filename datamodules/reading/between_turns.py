@@ -129,7 +129,8 @@ class BetweenTurns:
                 kept[k] = kept[k][: keep // 2] + kept[k][len(kept[k]) - keep // 2 :]
             else:
                 kept[k] = []
-            head, tail = (self._tokenizer.decode(part) for part in (kept[k][: keep // 2], kept[k][keep // 2 :]))
+            head = self._tokenizer.decode(kept[k][: keep // 2])
+            tail = self._tokenizer.decode(kept[k][keep // 2 :])
             truncated[k] = replace(truncated[k], text=self._as_text(f"{head}{_TRUNCATED}{tail}"))
             ids = self._encode(truncated, last, pixels)
         return RenderedObservation("\n".join(result.text for result in truncated), tuple(ids), pixels)
@@ -223,7 +224,8 @@ class BetweenTurns:
         """
         name = messages[0]["name"] or "tool"
         call = _call(name, {})
-        question, before = (self._render(talk, prompt=False) for talk in ([_QUESTION], [_QUESTION, call]))
+        question = self._render([_QUESTION], prompt=False)
+        before = self._render([_QUESTION, call], prompt=False)
         whole = self._render([_QUESTION, call, *messages])
         start = shared_length(question, before)
         ends = [(before.rfind(text, start), text) for text in self._ends.values() if text in before[start:]]
@@ -306,8 +308,11 @@ class BetweenTurns:
         name = self._chat.tools[0]["function"]["name"]
         arguments = {_ARGUMENT: "some text"}
         text = self._render([_QUESTION, _call(name, arguments)], prompt=False)
-        starts = (self._render([_QUESTION], prompt=prompt) for prompt in (True, False))
-        text = text.removeprefix(next((start for start in starts if text.startswith(start)), ""))
+        for prompt in (True, False):
+            start = self._render([_QUESTION], prompt=prompt)
+            if text.startswith(start):
+                text = text.removeprefix(start)
+                break
         if find(text) != [(name, arguments)]:
             raise UserError(
                 f"rollout.environment: {self._of_template} writes tool calls in a form that cannot be read "

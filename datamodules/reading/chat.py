@@ -360,7 +360,8 @@ class Chat:
         question = {"role": "user", "content": "?"}
         turn = {"role": "assistant", "content": MODEL_TURN}
         try:
-            before, prompt = (self.apply([question], tokenizer, prompt=start, offer=False) for start in (False, True))
+            before = self.apply([question], tokenizer, prompt=False, offer=False)
+            prompt = self.apply([question], tokenizer, prompt=True, offer=False)
             talk = self.apply([question, turn, question], tokenizer, prompt=False, offer=False)
         except UserError:  # it takes no such conversation, so nothing shows where the header ends
             return self.prefill

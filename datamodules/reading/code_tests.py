@@ -31,7 +31,8 @@ def as_tests(cell: Any, starter_code: str = "") -> tuple[str, str]:
     """
     value = parse_text(as_python(cell))
     if isinstance(value, Mapping):
-        inputs, outputs = (as_python(value.get(f"{key}s", value.get(key))) for key in ("input", "output"))
+        inputs = as_python(value.get("inputs", value.get("input")))
+        outputs = as_python(value.get("outputs", value.get("output")))
         if not isinstance(inputs, list | tuple) or not isinstance(outputs, list | tuple):
             raise BadRow(f"a dict without lists of inputs and outputs; the known forms are {KNOWN_TESTS}", "tests")
         if len(inputs) != len(outputs):

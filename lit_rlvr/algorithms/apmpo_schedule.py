@@ -58,13 +58,10 @@ def reward_statistics(
     """
     values, known = groups.values(source)  # (P, G) each
     shape = (1, -1) if scope == "batch" else values.shape
-    mean, std = (
-        part.flatten().expand(len(values))
-        for part in (
-            impute(values.reshape(shape), ~known.reshape(shape)).mean(1),
-            group_std(values.reshape(shape), known.reshape(shape)),
-        )
-    )
+    by_group = values.reshape(shape)
+    known_by_group = known.reshape(shape)
+    mean = impute(by_group, ~known_by_group).mean(1).flatten().expand(len(values))
+    std = group_std(by_group, known_by_group).flatten().expand(len(values))
     if bool((mean < 0).any()):
         raise UserError(
             f"APMPO: the mean reward is {float(mean.min()):.4g}, but p and eps_ada need rewards in [0, 1]; "

@@ -385,7 +385,8 @@ def known_classes() -> dict[str, list[type]]:
 def class_arguments(cls: type) -> set[str]:
     """Return the arguments of a class and of its bases, and the fields of those that are groups, such as `kl.coef`."""
     kinds, _ = init_parameters(cls)
-    groups = {name: kind for name, kind in kinds.items() if dataclasses.is_dataclass(kind)}
-    return {*kinds} | {
-        f"{name}.{option.name}" for name, kind in groups.items() for option in dataclasses.fields(kind) if option.init
-    }
+    names = {*kinds}
+    for name, kind in kinds.items():
+        if dataclasses.is_dataclass(kind):
+            names |= {f"{name}.{option.name}" for option in dataclasses.fields(kind) if option.init}
+    return names

@@ -111,6 +111,11 @@ def _config_of(checkpoint: str) -> Path:
     return Path(checkpoint).parent.parent / "config.yaml"
 
 
+def _settings_with_our_paths(text: str) -> Any:
+    """Read settings; a class path in them may begin with `datamodules`, the folder at the top of the repository."""
+    return yaml.safe_load(text.replace(": datamodules.", ": lit_rlvr.datamodules."))
+
+
 def log_changed_settings(run: Run, max_steps: int) -> None:
     """Log whether a resumed run has steps left, and which settings differ from the original run's."""
     step = checkpoint_step(str(run.checkpoint))
@@ -118,10 +123,8 @@ def log_changed_settings(run: Run, max_steps: int) -> None:
         log.warning("ckpt_path: the run is at step %d, trainer.max_steps is reached: nothing to train", step)
     before = _config_of(str(run.checkpoint))
     if before.is_file():
-        saved, current = (  # a class path may begin with `datamodules`, the folder at the top of the repository
-            yaml.safe_load(text.replace(": datamodules.", ": lit_rlvr.datamodules."))
-            for text in (before.read_text(), run.settings)
-        )
+        saved = _settings_with_our_paths(before.read_text())
+        current = _settings_with_our_paths(run.settings)
         for key, old, new in changes(saved, current):
             log.warning("resumed with a different %s: %s -> %s", key, old, new)
 

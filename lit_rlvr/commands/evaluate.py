@@ -206,11 +206,10 @@ def sample_suites(
         name: suite_prompts[share.number :: share.count] if share else suite_prompts
         for name, suite_prompts in prompts.items()
     }
-    parts = [
-        (suite, part, records.missing(f"{suite.name}/{part}", questions[suite.name]))
-        for suite in suites
-        for part in plans[suite.name]
-    ]
+    parts = []
+    for suite in suites:
+        for part in plans[suite.name]:
+            parts.append((suite, part, records.missing(f"{suite.name}/{part}", questions[suite.name])))
     missing = sum(len(missing_prompts) for *_, missing_prompts in parts)
     total = sum(len(parts) * len(questions[name]) for name, parts in plans.items())
     if missing and config.devices > 1 and not share:
@@ -282,7 +281,8 @@ def suite_summary(
         measures: measures of the completions' diversity.
     """
     samples = [prompt.sample for prompt in prompts]
-    sampled, greedy = (records.groups(f"{suite.name}/{part}", prompts) for part in ("sampled", "greedy"))
+    sampled = records.groups(f"{suite.name}/sampled", prompts)
+    greedy = records.groups(f"{suite.name}/greedy", prompts)
     results = suite_results(samples, sampled, greedy)
     judged = [row.get("criteria", {}) for group in sampled or greedy for row in group]
     for reward in suite.rewards:

@@ -31,7 +31,8 @@ def available_memory(group: Path = Path("/sys/fs/cgroup")) -> int:
     with suppress(OSError, ValueError):  # no such file, or no limit ("max")
         lines = Path("/proc/meminfo").read_text().splitlines()
         amounts += [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")]
-        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+        limit = int((group / "memory.max").read_text())
+        used = int((group / "memory.current").read_text())
         counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
         amounts.append(limit - used + int(counts["inactive_file"]))  # the kernel drops this cache of files when it must
     return min(amounts, default=0)

@@ -469,10 +469,9 @@ def leaves_no_residue(estimate: Estimate, batch: Batch) -> Finding:
     prompts, size = batch.rewards.shape
     # Rows stay as they are; the groups are as many as they were large, because a sum of four equal numbers is exact.
     wide = map_batch(to_float32(batch), groups=lambda x: x.reshape(size, prompts))
-    rounded, exact = (
-        estimate(replace(wide, rewards=torch.full_like(wide.rewards, reward), correct=torch.ones_like(wide.correct)))
-        for reward in (0.3, 0.5)
-    )
+    right = torch.ones_like(wide.correct)
+    rounded = estimate(replace(wide, rewards=torch.full_like(wide.rewards, 0.3), correct=right))
+    exact = estimate(replace(wide, rewards=torch.full_like(wide.rewards, 0.5), correct=right))
     return Finding(
         "rounding",
         float(torch.where(exact == 0, rounded, 0.0).abs().max()),

@@ -204,12 +204,14 @@ class FSDP2(ModelParallelStrategy):
     def _live_storages(self) -> set[int]:
         """Return the memory of the weights, the optimizer's state, the reference and the teachers on this rank."""
         module: Any = self.lightning_module
-        policies = [module.reference.policy, *module.teachers.policies]
-        frozen = [parameter for policy in policies if policy is not None for parameter in policy.parameters()]
-        moments = [
-            value for optimizer in self.optimizers for state in optimizer.state.values() for value in state.values()
-        ]
-        return storages([*module.parameters(), *moments, *frozen])
+        tensors = [*module.parameters()]
+        for optimizer in self.optimizers:
+            for state in optimizer.state.values():
+                tensors += state.values()
+        for policy in (module.reference.policy, *module.teachers.policies):
+            if policy is not None:
+                tensors += policy.parameters()
+        return storages(tensors)
 
     def _has_memory_for_copy(self, tensors: dict[str, Any]) -> bool:
         """Return whether every machine has memory for a copy of its ranks' shards; print once if not.

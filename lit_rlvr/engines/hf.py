@@ -187,8 +187,8 @@ class HFEngine(InPlaceEngine):
         if any(len(rows) != 1 for rows in starts):
             cache.reorder_cache(index_tensor(owner, device))
         position = index_tensor([int(known[k].max()) + 1 for k in owner], device)
-        logits, attend = (x[index_tensor(owner, device)] for x in (logits, attend))
-        return logits, attend, position[None, :, None].expand(len(position_ids), -1, -1), cache, routes
+        owners = index_tensor(owner, device)
+        return logits[owners], attend[owners], position[None, :, None].expand(len(position_ids), -1, -1), cache, routes
 
     @staticmethod
     def _forward(

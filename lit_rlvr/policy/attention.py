@@ -157,7 +157,11 @@ def shared_prefix_attention(
         raise CannotShare(", ".join(refused))
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if isinstance(segments, Spans):
-        q, k, v = (x[0].transpose(0, 1).to(kernel_dtype(value)) for x in (query, key, value))  # (T, heads, D)
+        dtype = kernel_dtype(value)
+        # (T, heads, D)
+        q = query[0].transpose(0, 1).to(dtype)
+        k = key[0].transpose(0, 1).to(dtype)
+        v = value[0].transpose(0, 1).to(dtype)
         return attend(q, k, v, segments, scaling).to(value.dtype)[None], None
     repeats = query.shape[1] // key.shape[1]
     # (heads, T, D)

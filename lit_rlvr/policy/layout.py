@@ -128,12 +128,14 @@ def _routes(groups: Sequence[Group], shared_prefix: bool) -> Tensor | None:
 
 def _scored(groups: Sequence[Group]) -> list[bool]:
     """Return whether each token of all completions is scored."""
-    return [
-        is_scored
-        for group in groups
-        for g, completion in enumerate(group.completions)
-        for is_scored in ([True] * len(completion) if group.scored is None else group.scored[g])
-    ]
+    scored: list[bool] = []
+    for group in groups:
+        for g, completion in enumerate(group.completions):
+            if group.scored is None:
+                scored += [True] * len(completion)
+            else:
+                scored += group.scored[g]
+    return scored
 
 
 Layout = tuple[Tensor, Tensor, Tensor | None, Segments | None, list[int], list[int]]

@@ -268,10 +268,16 @@ class Policy(nn.Module):
         Those of the output layer stay whole after sharded weights are released.
         """
         head: Any = self.model.get_output_embeddings()  # type: ignore[operator]
-        layer = (None if x is None else x.detach() for x in (head.weight, head.bias))
+        hidden = self._hidden(rows, pixels)  # first: it gathers sharded weights
+        weight = head.weight.detach()
+        bias = None
+        if head.bias is not None:
+            bias = head.bias.detach()
         if isinstance(self, FSDPModule):
-            layer = (None if x is None else x.clone() for x in layer)
-        return self._hidden(rows, pixels), *layer, logit_transform(self.model.config)  # type: ignore[return-value]
+            weight = weight.clone()
+            if bias is not None:
+                bias = bias.clone()
+        return hidden, weight, bias, logit_transform(self.model.config)
 
     def _hidden(self, rows: Rows, pixels: Sequence[Pixels]) -> Tensor:
         """Return the hidden states (N, H) of the targets before the output layer."""

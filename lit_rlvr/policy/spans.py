@@ -64,9 +64,8 @@ class Blocks:
 
     @classmethod
     def of(cls, queries: list[int], keys: list[int]) -> Blocks:
-        query_ends, key_ends = (
-            torch.tensor([0, *accumulate(lengths)], dtype=torch.int32) for lengths in (queries, keys)
-        )
+        query_ends = torch.tensor([0, *accumulate(queries)], dtype=torch.int32)
+        key_ends = torch.tensor([0, *accumulate(keys)], dtype=torch.int32)
         return cls(query_ends, key_ends, (max(2, *queries), max(keys)), queries, keys)
 
     def to(self, device: torch.device) -> Blocks:

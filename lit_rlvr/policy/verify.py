@@ -188,11 +188,11 @@ def _sample(
     pixels: list[Pixels] = []
     for start, cuts in ((11, (12, 16, 21)), (47, (15, 16, 22, 25))):
         ids = [i % vocabulary for i in range(start, start + cuts[-1])]
+        image: list[Pixels] = []
+        placeholders: list[int] = []
         if start == 47 and policy.family is not None:
             image = [policy.family.blank()]
-        else:
-            image = []
-        placeholders = [token for pixels in image for tokens in pixels.placeholders for token in tokens]
+            placeholders = [*image[0].placeholders[0]]
         prompt = [*ids[:6], *placeholders, *ids[6 : cuts[0]]]
         position_ids = policy.position_ids(Prompt(Sample("check", "", ""), prompt, image[0] if image else None))
         completions = [ids[begin:end] for begin, end in pairwise(cuts)]

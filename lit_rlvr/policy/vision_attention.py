@@ -45,10 +45,13 @@ def vision_attention(
         (1, T, heads, D), and None for the scores.
     """
     dtype = kernel_dtype(value)
-    q, k, v = (x[0].to(dtype) for x in (query, key, value))  # (heads, T, D)
+    # (heads, T, D)
+    q = query[0].to(dtype)
+    k = key[0].to(dtype)
+    v = value[0].to(dtype)
     if q.is_cuda and available(q.device, dtype) and takes_heads(q.shape[-1], v.shape[-1]):
-        q, k, v = (x.transpose(0, 1) for x in (q, k, v))
-        out = attend(q, k, v, Spans.alone(cu_seq_lens_q, max_length_q), scaling)
+        spans = Spans.alone(cu_seq_lens_q, max_length_q)
+        out = attend(q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1), spans, scaling)
     else:
         out = _by_length(q, k, v, (cu_seq_lens_q[1:] - cu_seq_lens_q[:-1]).tolist(), scaling)
     return out.to(value.dtype)[None], None

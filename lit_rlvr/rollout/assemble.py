@@ -84,11 +84,10 @@ def tokens_in_loss(
         has_teacher: as for `assemble`.
     """
     without_reward = ("error",) if has_teacher else ("error", "unjudged")
-    masked_out = [
-        status in without_reward or (mask_truncated and completion.truncated)
-        for group, statuses_of_group in zip(completions, statuses, strict=True)
-        for completion, status in zip(group, statuses_of_group, strict=True)
-    ]
+    masked_out = []
+    for group, statuses_of_group in zip(completions, statuses, strict=True):
+        for completion, status in zip(group, statuses_of_group, strict=True):
+            masked_out.append(status in without_reward or (mask_truncated and completion.truncated))
     return sampled & ~torch.tensor(masked_out, dtype=torch.bool)[:, None]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from itertools import chain
 from statistics import fmean
 from typing import Any
 
@@ -46,63 +47,91 @@ def rollout_metrics(
         reference_completions: further completions generated for it, which count in `rollout/samples` and
             `rollout/tokens` too.
     """
-    size = float(rollout.rewards.numel())
-    generated = [completion for group in [*rollout.completions, *reference_completions] for completion in group]
+    generated = [*rollout.completions, *reference_completions]
+    total = sum_over_ranks(completion_sums(rollout, tokenizer) | generated_sums(generated))
+    size = total["size"]
+    tokens = total["rollout/length"]
+    metrics = {"rollout/length": tokens / size, "rollout/truncated": total["rollout/truncated"] / size}
+    for status in STATUSES:
+        if status != "ok":
+            metrics[f"reward/status/{status}"] = total[f"reward/status/{status}"] / size
+    if total["thinking"]:
+        for name in ("thought_tokens", "unclosed_thoughts", "closed_thoughts"):
+            metrics[f"rollout/{name}"] = total[f"rollout/{name}"] / size
+        metrics["rollout/answer_tokens"] = (tokens - total["rollout/thought_tokens"]) / size
+    metrics["rollout/reward"] = _mean(total["rewards"], total["rewarded"])
+    metrics["rollout/accuracy"] = _mean(total["rollout/correct_count"], total["counted"])
+    for name in rollout.parts:
+        given = total[f"given/{name}"]
+        metrics[f"reward/{name}"] = _mean(total[f"sum/{name}"], given)
+        if name in rollout.unreadable:
+            metrics[f"reward/{name}/parse_fail"] = _mean(total[f"sum/{name}/parse_fail"], given)
+    prompts = total["rollout/judged_prompts"]
+    if prompts > 1:
+        deviations = max(total["squares"] - total["shares"] ** 2 / prompts, 0.0)
+        metrics["rollout/accuracy_error"] = math.sqrt(deviations / (prompts - 1) / prompts)
+    for name in ("correct_count", "unsolved_prompts", "judged_prompts", "samples", "tokens"):
+        metrics[f"rollout/{name}"] = total[f"rollout/{name}"]
+    metrics["rollout/entropy"] = total["nats"] / max(tokens, 1.0)
+    if seconds:
+        metrics["rollout/tokens_per_second"] = tokens / seconds
+    return metrics | reward_spread(rollout)
+
+
+def completion_sums(rollout: Rollout, tokenizer: Any) -> dict[str, Tensor]:
+    """Return numbers and sums over this rank's completions, from which `rollout_metrics` makes means."""
     counted = rollout.in_accuracy  # (P, G)
     rewarded = rollout.has_reward  # (P, G)
     shares = rollout.known_correct.sum(1).double() / counted.sum(1).clamp(min=1)  # (P,)
     unsolved = (rollout.correct.sum(1) == 0) & counted.any(1)  # (P,)
-    statuses = Counter(status for group in rollout.statuses for status in group)
     sums = {
+        "size": torch.tensor(float(rollout.rewards.numel())),
         "rollout/length": rollout.lengths.sum(),
         "rollout/truncated": rollout.truncated.sum(),
-        **{f"reward/status/{s}": torch.tensor(float(statuses[s])) for s in STATUSES if s != "ok"},
-        **thought_counts(rollout, tokenizer),
-        "size": torch.tensor(size),
         "rollout/correct_count": rollout.known_correct.sum(),
         "rollout/unsolved_prompts": unsolved.sum(),
-        "rollout/samples": torch.tensor(float(len(generated))),
-        "rollout/tokens": torch.tensor(float(sum(c.length for c in generated)), dtype=torch.float64),
+        "rollout/judged_prompts": counted.any(1).sum(),
         "nats": -rollout.rollout_logprobs.sum(),
         "counted": counted.sum(),
-        "rollout/judged_prompts": counted.any(1).sum(),
         "shares": shares.sum(),
         "squares": (shares**2).sum(),
         "rewarded": rewarded.sum(),
         "rewards": (rollout.rewards * rewarded).sum(),
-        **{f"sum/{name}": part.nansum() for name, part in rollout.parts.items()},
-        **{f"sum/{name}/parse_fail": part.sum() for name, part in rollout.unreadable.items()},
-        **{f"given/{name}": (~part.isnan()).sum() for name, part in rollout.parts.items()},
     }
-    total = dict(zip(sums, all_sum(torch.stack([v.double() for v in sums.values()])).tolist(), strict=True))
-    count = total.pop("size")
-    nats = total.pop("nats")
-    tokens = total["rollout/length"]
-    names = ("correct_count", "unsolved_prompts", "judged_prompts", "samples", "tokens")
-    counts = {f"rollout/{name}": total.pop(f"rollout/{name}") for name in names}
-    means = {"rollout/reward": (total.pop("rewards"), total.pop("rewarded"))}
-    means["rollout/accuracy"] = (counts["rollout/correct_count"], total.pop("counted"))
-    for name in rollout.parts:
-        given = total.pop(f"given/{name}")
-        keys = (name, f"{name}/parse_fail")
-        means |= {f"reward/{key}": (total.pop(f"sum/{key}"), given) for key in keys if f"sum/{key}" in total}
-    known = {name: value / number if number else math.nan for name, (value, number) in means.items()}
-    if total.pop("thinking"):
-        total["rollout/answer_tokens"] = tokens - total["rollout/thought_tokens"]
-    else:
-        for name in ("thought_tokens", "unclosed_thoughts", "closed_thoughts"):
-            del total[f"rollout/{name}"]
-    prompts = counts["rollout/judged_prompts"]
-    shares_sum = total.pop("shares")
-    squares = total.pop("squares")
-    if prompts > 1:
-        deviations = max(squares - shares_sum**2 / prompts, 0.0)
-        known["rollout/accuracy_error"] = math.sqrt(deviations / (prompts - 1) / prompts)
-    rates = {"rollout/entropy": nats / max(tokens, 1.0)}
-    if seconds:
-        rates["rollout/tokens_per_second"] = tokens / seconds
-    rates |= reward_spread(rollout)
-    return {name: value / count for name, value in total.items()} | known | counts | rates
+    statuses = Counter(chain.from_iterable(rollout.statuses))
+    for status in STATUSES:
+        sums[f"reward/status/{status}"] = torch.tensor(float(statuses[status]))
+    for name, part in rollout.parts.items():
+        sums[f"sum/{name}"] = part.nansum()
+        sums[f"given/{name}"] = (~part.isnan()).sum()
+    for name, part in rollout.unreadable.items():
+        sums[f"sum/{name}/parse_fail"] = part.sum()
+    return sums | thought_counts(rollout, tokenizer)
+
+
+def generated_sums(groups: Sequence[list[Completion]]) -> dict[str, Tensor]:
+    """Return the number of generated completions, and of their tokens."""
+    lengths = [completion.length for group in groups for completion in group]
+    return {
+        "rollout/samples": torch.tensor(float(len(lengths))),
+        "rollout/tokens": torch.tensor(float(sum(lengths)), dtype=torch.float64),
+    }
+
+
+def sum_over_ranks(sums: dict[str, Tensor]) -> dict[str, float]:
+    """Return the sums of all ranks, which have the same names in the same order.
+
+    Collective: call it on every rank.
+    """
+    values = all_sum(torch.stack([value.double() for value in sums.values()]))
+    return dict(zip(sums, values.tolist(), strict=True))
+
+
+def _mean(total: float, count: float) -> float:
+    """Return a mean, NaN of nothing."""
+    if count:
+        return total / count
+    return math.nan
 
 
 def reward_spread(rollout: Rollout) -> dict[str, float]:
@@ -113,17 +142,23 @@ def reward_spread(rollout: Rollout) -> dict[str, float]:
     Args:
         rollout: this rank's groups.
     """
-    groups = [values[known] for values, known in zip(rollout.rewards, rollout.has_reward, strict=True) if known.any()]
-    ranges = [(float(values.min()), float(values.max())) for values in groups]
-    everywhere = [pair for pairs in gather_objects(ranges) for pair in pairs]
-    names = ("lowest_reward", "highest_reward", "prompts_at_lowest", "prompts_at_highest")
-    if not everywhere:
-        return {f"rollout/{name}": math.nan for name in names}
-    lowest = min(low for low, _ in everywhere)
-    highest = max(high for _, high in everywhere)
-    at_lowest = fmean(high == lowest for _, high in everywhere)
-    at_highest = fmean(low == highest for low, _ in everywhere)
-    return {f"rollout/{name}": v for name, v in zip(names, (lowest, highest, at_lowest, at_highest), strict=True)}
+    ranges = []
+    for rewards, known in zip(rollout.rewards, rollout.has_reward, strict=True):
+        if known.any():
+            ranges.append((float(rewards[known].min()), float(rewards[known].max())))
+    everywhere = list(chain.from_iterable(gather_objects(ranges)))
+    lowest = highest = at_lowest = at_highest = math.nan
+    if everywhere:
+        lowest = min(low for low, _ in everywhere)
+        highest = max(high for _, high in everywhere)
+        at_lowest = fmean(high == lowest for _, high in everywhere)
+        at_highest = fmean(low == highest for low, _ in everywhere)
+    return {
+        "rollout/lowest_reward": lowest,
+        "rollout/highest_reward": highest,
+        "rollout/prompts_at_lowest": at_lowest,
+        "rollout/prompts_at_highest": at_highest,
+    }
 
 
 def set_metrics(rollout: Rollout, names: Sequence[str]) -> dict[str, float]:

@@ -190,7 +190,8 @@ def progress(metrics: Metrics, history: RunHistory = NOTHING_TRIED, num_prompts:
     if math.isnan(visible):
         return None
     read = Course(cut.steps, [1 - _unread(metrics[step]) for step in cut.steps])
-    judged, unsolved = (sum(course(metrics, f"rollout/{kind}_prompts").values) for kind in ("judged", "unsolved"))
+    judged = sum(course(metrics, "rollout/judged_prompts").values)
+    unsolved = sum(course(metrics, "rollout/unsolved_prompts").values)
     evidence = (
         f"validation {first.opening}{first.accuracy:.3f} -> {last.described}; of the rollouts' answers "
         f"{_arrow(accuracy)} are right, {_arrow(read)} are read, {_arrow(cut)} are cut off; {judged - unsolved:.0f} of "
@@ -555,11 +556,16 @@ class RewardSpread:
     @classmethod
     def of_metrics(cls, metrics: Metrics) -> RewardSpread | None:
         """Return the spread over the last `RECENT` rollouts; None if it was not logged."""
-        names = ("lowest_reward", "highest_reward", "prompts_at_lowest", "prompts_at_highest")
-        lowest, highest, *shares = (course(metrics, f"rollout/{name}") for name in names)
-        if not lowest.values:
+        lowest = course(metrics, "rollout/lowest_reward").values[-RECENT:]
+        highest = course(metrics, "rollout/highest_reward").values[-RECENT:]
+        if not lowest:
             return None
-        return cls(min(lowest.values[-RECENT:]), max(highest.values[-RECENT:]), *(share.last for share in shares))
+        return cls(
+            lowest=min(lowest),
+            highest=max(highest),
+            at_lowest=course(metrics, "rollout/prompts_at_lowest").last,
+            at_highest=course(metrics, "rollout/prompts_at_highest").last,
+        )
 
     def __str__(self) -> str:
         """Say the shares in words."""
@@ -616,7 +622,9 @@ def _learns(metrics: Metrics) -> bool:
 
     Its entropy then falls because it becomes sure of right answers.
     """
-    accuracy, reward, signal = (course(metrics, m) for m in ("rollout/accuracy", "rollout/reward", "train/no_signal"))
+    accuracy = course(metrics, "rollout/accuracy")
+    reward = course(metrics, "rollout/reward")
+    signal = course(metrics, "train/no_signal")
     if accuracy.is_long and 1 - accuracy.last < 0.8 * (1 - accuracy.first):
         return accuracy.last > HIGH_SHARE or (bool(signal.values) and signal.last < HIGH_SHARE)
     steady = not accuracy.is_long or accuracy.last >= accuracy.first
@@ -683,7 +691,8 @@ def _engine(metrics: Metrics, history: RunHistory) -> Iterator[RunFinding]:
 
 
 def _failed_checks(metrics: Metrics, history: RunHistory) -> Iterator[RunFinding]:
-    failed, stopped = (course(metrics, f"reward/status/{status}") for status in ("error", "timeout"))
+    failed = course(metrics, "reward/status/error")
+    stopped = course(metrics, "reward/status/timeout")
     if failed.values and failed.last > NOT_JUDGED:
         yield RunFinding(
             "Rewards fail",

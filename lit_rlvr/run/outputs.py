@@ -361,10 +361,13 @@ class RunFolder(ChecksArguments, Callback):
         step, after = self._last
         if not any(dataset.prompts.get("validation") for dataset in data.validated):
             return "No accuracies: there is no validation set; set data.validation or data.validation_split"
-        first, last = ("not measured" if value is None else f"{value:.3f}" for value in (self.accuracy_before, after))
-        if after is None:
-            steps = trainer.global_step
-        else:
+        first = "not measured"
+        last = "not measured"
+        steps = trainer.global_step
+        if self.accuracy_before is not None:
+            first = f"{self.accuracy_before:.3f}"
+        if after is not None:
+            last = f"{after:.3f}"
             steps = step
         start = f"{first} before"
         if self.before_warm_start is not None:

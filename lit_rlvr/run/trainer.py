@@ -193,12 +193,11 @@ class Trainer(ChecksArguments, lightning.pytorch.Trainer):
 
     def _settings(self, model: Any, datamodule: Any) -> str:
         """Return the settings as a config of `lit-rlvr fit`, without loggers and the user's own callbacks."""
-        groups = {
-            key: settings_of(arguments_of(callback))
-            for key, kind in CONFIGURABLE.items()
-            for callback in self.callbacks
-            if isinstance(callback, kind)
-        }
+        groups = {}
+        for key, kind in CONFIGURABLE.items():
+            for callback in self.callbacks:
+                if isinstance(callback, kind):
+                    groups[key] = settings_of(arguments_of(callback))
         options = {name: settings_of(value) for name, value in self._options.items() if value is not None}
         settings = {
             "seed_everything": run_seed(),

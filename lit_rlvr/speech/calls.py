@@ -139,7 +139,8 @@ def _bare_calls(text: str) -> tuple[str, list[Call]]:
     for match in islice(_JSON_LINE.finditer(text), MAX_ENDINGS):
         calls, end = _json_calls(text, match.end())
         before = text[: match.end()]
-        with_calls, without = (without_thoughts(before + call_text + text[end:], True) for call_text in ("calls", ""))
+        with_calls = without_thoughts(before + "calls" + text[end:], True)
+        without = without_thoughts(before + text[end:], True)
         if calls and with_calls != without:  # else they are thoughts
             return _WRAPPER.sub("", without_thoughts(before)).strip(), calls
     answer = without_thoughts(text)

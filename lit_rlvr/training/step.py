@@ -478,7 +478,8 @@ def logprobs_in_microbatches(
         in_lockstep: as in `StepLimits`.
         entropy: False = the entropies are all 0.
     """
-    logp, entropies = (torch.zeros(rollout.mask.shape, device=policy.device) for _ in range(2))
+    logp = torch.zeros(rollout.mask.shape, device=policy.device)
+    entropies = torch.zeros_like(logp)
     microbatches = cut_rows(rollout, rows, budget, policy.shared_prefix)
     if in_lockstep:
         idle = all_max(len(microbatches), policy.device) - len(microbatches)

@@ -360,11 +360,10 @@ def server_logprobs(server: VLLMServer, rollout: Rollout, rows: list[int]) -> Te
     size = rollout.group_size
     logp = torch.zeros(rollout.mask.shape)
     pairs = [(rollout.prompts[i // size], rollout.completions[i // size][i % size]) for i in rows]
-    sequences = [
-        [*prompt.token_ids, *part]
-        for prompt, completion in pairs
-        for part in cut_sequences(completion.token_ids, completion.sequence_lengths)
-    ]
+    sequences = []
+    for prompt, completion in pairs:
+        for part in cut_sequences(completion.token_ids, completion.sequence_lengths):
+            sequences.append([*prompt.token_ids, *part])
     scores = iter(run_coroutine(server.score(sequences, AT_ONCE)))
     for i, (prompt, completion) in zip(rows, pairs, strict=True):
         parts = islice(scores, len(completion.sequence_lengths))

@@ -79,6 +79,10 @@ class Trace:
     def _completion(self, rollout: Rollout, p: int, g: int, tokenizer: Any) -> dict[str, Any]:
         completion = rollout.completions[p][g]
         numbers = self.tokens.get(p * rollout.group_size + g, {})
+        criteria: dict[str, float] = {}
+        if rollout.details:
+            for result in rollout.details[p][g].values():
+                criteria |= result.criteria
         return {
             "text": completion.text,
             **({"sampled": list(completion.sampled)} if completion.sampled else {}),
@@ -86,11 +90,7 @@ class Trace:
             "finish_reason": completion.finish_reason,
             "parts": {name: None if part[p, g].isnan() else float(part[p, g]) for name, part in rollout.parts.items()},
             **rollout.record(p, g),
-            "criteria": {
-                criterion: score
-                for result in (rollout.details[p][g] if rollout.details else {}).values()
-                for criterion, score in result.criteria.items()
-            },
+            "criteria": criteria,
             **_turn_rewards(completion),
             **calls_of(completion),
             "engine_logp": [round(v, 6) for v in completion.logprobs],

@@ -49,11 +49,10 @@ class Validation:
 
         Collective: call it on every rank.
         """
-        results = {
-            f"{prefix}/{name}/{metric}": value
-            for name, metrics in self._metrics.items()
-            for metric, value in metrics.compute().items()
-        }
+        results = {}
+        for name, metrics in self._metrics.items():
+            for metric, value in metrics.compute().items():
+                results[f"{prefix}/{name}/{metric}"] = value
         accuracies = [value for key, value in results.items() if key.endswith("/accuracy")]
         if accuracies:
             results[f"{prefix}/accuracy"] = sum(accuracies) / len(accuracies)

@@ -67,7 +67,8 @@ class Rate:
         p = self.value
         middle = p + z * z / (2 * n)
         spread = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        low, high = ((middle + sign * spread) / (1 + z * z / n) for sign in (-1, 1))
+        low = (middle - spread) / (1 + z * z / n)
+        high = (middle + spread) / (1 + z * z / n)
         return (0.0 if self.errors == 0 else low), (1.0 if self.errors == n else high)
 
     def add(self, is_error: bool) -> None:

@@ -56,11 +56,10 @@ def draw_figures(study: Study, runs: Sequence[FinishedRun], folder: Path) -> dic
             runs_of_cell = [run for run in runs if run.cell.task == task and run.cell.name == name]
             if runs_of_cell:
                 groups[name] = runs_of_cell
-        curves = CURVES | {
-            f"{metric}_{name}": (f"val/{name}/{metric}", title.format(name))
-            for metric, title in SET_CURVES.items()
-            for name in _sets(groups, metric)
-        }
+        curves = dict(CURVES)
+        for metric, title in SET_CURVES.items():
+            for name in _sets(groups, metric):
+                curves[f"{metric}_{name}"] = (f"val/{name}/{metric}", title.format(name))
         figures = {name: _draw_curve(study, groups, colours, *curves[name]) for name in curves}
         figures["pass_at_k"] = _draw_pass_at_k(groups, colours)
         drawn[task] = []
@@ -73,7 +72,10 @@ def draw_figures(study: Study, runs: Sequence[FinishedRun], folder: Path) -> dic
 
 def _sets(groups: RunsByName, metric: str) -> list[str]:
     """Return the validation sets with a metric."""
-    names = {name for runs in groups.values() for run in runs for row in run.rows.values() for name in row}
+    names: set[str] = set()
+    for runs in groups.values():
+        for run in runs:
+            names.update(*run.rows.values())
     return sorted(m[1] for name in names if (m := re.fullmatch(rf"val/(.+)/{metric}", name)))
 
 

@@ -184,7 +184,9 @@ def read_run(path: Path) -> RunRecord:
 
 def metric_names(runs: Iterable[RunRecord]) -> list[str]:
     """Return every logged metric, with numbers in names sorted by value: pass@2 before pass@16."""
-    names = {name for run in runs for row in run.metrics.values() for name in row}
+    names: set[str] = set()
+    for run in runs:
+        names.update(*run.metrics.values())
     return sorted(names, key=lambda name: [int(p) if p.isdecimal() else p for p in re.split(r"([0-9]+)", name)])
 
 

@@ -47,7 +47,9 @@ def now(folders: FollowedFolders) -> str:
 
 def prompts(folders: FollowedFolders, query: Mapping[str, str]) -> str:
     """Render a table of prompts of the `run` in a query, with its `outcome` and `words` as in `list_prompts`."""
-    run, outcome, words = (query.get(name, "") for name in ("run", "outcome", "words"))
+    run = query.get("run", "")
+    outcome = query.get("outcome", "")
+    words = query.get("words", "")
     followed = _find_run(folders, run)
     index = followed.completions
     listed = list_prompts(index, outcome, words)

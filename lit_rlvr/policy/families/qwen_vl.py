@@ -310,7 +310,8 @@ class QwenVL(VisionFamily):
         size = vision.temporal_patch_size * vision.in_channels * vision.patch_size**2
         values = torch.linspace(-1, 1, 6 * merge**2 * size).sin().view(-1, size)
         inputs = {"pixel_values": values, "image_grid_thw": torch.tensor([[1, 2 * merge, 3 * merge]])}
-        before, after = (getattr(self.config, name) for name in self.markers)
+        before = getattr(self.config, self.markers[0])
+        after = getattr(self.config, self.markers[1])
         return Pixels((inputs,), ((before, *[self.image_token_id] * 6, after),), ())
 
     def prepare(self, model: Any) -> None:

@@ -42,7 +42,7 @@ def check_data(rollout: RolloutSettings, module: RLVRModule, data: PromptDataMod
         ),
         lambda: check_selection(rollout, module, data),
         lambda: check_unrewarded(rollout, module, data),
-        lambda: check_prefills(rollout.rewards, (p for d in data.validated for s in d.prompts.values() for p in s)),
+        lambda: check_prefills(rollout.rewards, data.loaded_prompts),
         lambda: check_whole_rollouts(rollout, module, data),
         lambda: check_references(rollout.rewards, scored_samples(rollout, data)),
         lambda: check_demonstrations(rollout, module, data),
@@ -67,13 +67,12 @@ def scored_samples(rollout: RolloutSettings, data: PromptDataModule) -> list[Sam
     """Return the samples whose completions rewards judge."""
     if not data.demonstrates:
         return data.loaded
-    return [
-        prompt.sample
-        for other in data.validated
-        for split, prompts in other.prompts.items()
-        if split != "train" and rollout.samples_of(other.name)
-        for prompt in prompts
-    ]
+    samples = []
+    for other in data.validated:
+        for split, prompts in other.prompts.items():
+            if split != "train" and rollout.samples_of(other.name):
+                samples += [prompt.sample for prompt in prompts]
+    return samples
 
 
 def check_demonstrations(rollout: RolloutSettings, module: RLVRModule, data: PromptDataModule) -> None:
