@@ -371,7 +371,13 @@ def row_sum(values: Tensor, x: LossInputs) -> Tensor:
 
 
 def aggregation_weights(
-    mask: Tensor, group_size: int, aggregation: Aggregation, sequences: float, tokens: float, max_tokens: int
+    mask: Tensor,
+    group_size: int,
+    aggregation: Aggregation,
+    sequences: float,
+    tokens: float,
+    max_tokens: int,
+    places: Tensor | None = None,
 ) -> Tensor:
     """Return each token's share of the loss (B, T) float64; 0 where masked.
 
@@ -383,6 +389,8 @@ def aggregation_weights(
         sequences: B over all ranks and micro-batches of this optimizer step.
         tokens: N over all ranks and micro-batches of this optimizer step.
         max_tokens: T_max, the configured longest completion.
+        places: (B, T) int64 which sequence of its row a token belongs to, if each sequence counts as one; B is then the
+            number of sequences, and n_i the tokens of the token's own. None = each row is one.
     """
     m = mask.double()
     if aggregation == "token_mean":
@@ -392,6 +400,8 @@ def aggregation_weights(
     if aggregation == "token_sum":
         return m / sequences
     lengths = m.sum(1, keepdim=True)  # (B, 1)
+    if places is not None:
+        lengths = torch.zeros_like(m).scatter_add(1, places, m).gather(1, places)  # (B, T)
     if aggregation == "sequence_mean":
         return m / (sequences * lengths.clamp(min=1))
     per_group = lengths.view(-1, group_size).sum(1).repeat_interleave(group_size)[:, None]  # (B, 1)

@@ -83,6 +83,8 @@ class Loss:
         aggregation: what token losses are divided by: their sequence's tokens (`sequence_mean`), all tokens of the step
             (`token_mean`), their group's tokens (`group_token_mean`), the longest possible completion (`constant`), or
             nothing (`token_sum`); all but `token_mean` also by the number of sequences or groups.
+        normalise_by: what counts as a sequence where an agent's episode became several: the whole `episode`, or each
+            `sequence` with the tokens that it has in the loss. Advantages are of episodes either way.
         count_empty_rows: count completions without a token in the loss as sequences; verl does not.
         entropy_coef: weight of an entropy bonus, computed from the policy's exact entropy; 0 = off.
         top_entropy_quantile: share of an optimizer step's tokens whose objective counts, those of the highest entropy
@@ -97,6 +99,7 @@ class Loss:
     """
 
     aggregation: Aggregation = "sequence_mean"
+    normalise_by: Literal["episode", "sequence"] = "episode"
     count_empty_rows: bool = True
     entropy_coef: float = 0.0
     top_entropy_quantile: float = 1.0
@@ -111,6 +114,8 @@ class Loss:
         check_within("(0, 1]", "model.loss", top_entropy_quantile=self.top_entropy_quantile)
         if self.aggregation == "group_token_mean" and not self.count_empty_rows:
             raise UserError("model.loss.count_empty_rows: group_token_mean averages over groups; leave it at true")
+        if self.normalise_by == "sequence" and self.aggregation in ("token_mean", "group_token_mean"):
+            raise UserError(f"model.loss.normalise_by: {self.aggregation} counts no sequences; leave it at episode")
 
 
 @option_group("model.kl")

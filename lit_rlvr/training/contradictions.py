@@ -40,6 +40,8 @@ def contradictions(module: Any) -> Iterator[str]:
         yield f"model.loss.aggregation: {name} is defined with {default}, not {loss.aggregation}; leave it out"
     if module.sequence_level and loss.top_entropy_quantile < 1:
         yield f"model.loss.top_entropy_quantile: {name} weighs whole sequences; leave it at 1"
+    if module.sequence_level and loss.normalise_by == "sequence":
+        yield f"model.loss.normalise_by: {name} weighs whole episodes; leave it at episode"
     if module.sequence_level and any(term.place == "advantages" for term in module.terms):
         yield (
             f"model.teacher: it gives each token an advantage, and {name} weighs whole sequences; "

@@ -194,7 +194,10 @@ def plan_step(
     options = algorithm.loss_options
     device = limits.device
     rows = [p * rollout.group_size + g for p in groups for g in range(rollout.group_size)]
-    sequences, tokens = count_sequences_and_tokens(rollout, rows, options.count_empty_rows)
+    places = None
+    if options.normalise_by == "sequence":
+        places = places_in_rows(rollout, rows)
+    sequences, tokens = count_sequences_and_tokens(rollout, rows, options.count_empty_rows, places)
     mask = to_device(rollout.mask, device)
     index = index_tensor(rows, device)
     plain_weight = torch.zeros(mask.shape, device=device)
@@ -205,6 +208,7 @@ def plan_step(
         sequences,
         tokens,
         rollout.sampling.max_sampled_tokens,
+        None if places is None else to_device(places, device),
     ).to(plain_weight.dtype)
     rollout_logp = to_device(rollout.rollout_logprobs, device)
     in_objective, selected = chosen_tokens(prepared, rows, mask, rollout_logp, algorithm)
@@ -213,7 +217,7 @@ def plan_step(
         correct = to_device(rollout.known_correct.flatten() > 0, device)
     observed = None
     if algorithm.needs("observation_logp"):
-        observed = observed_tokens(rollout, rows, options.aggregation, sequences, device)
+        observed = observed_tokens(rollout, rows, options.aggregation, sequences, device, places)
     live = set(prepared.live)
     microbatches, num_counted = cut_step(rollout, [i for i in rows if i in live], limits)
     return StepPlan(
@@ -232,7 +236,21 @@ def plan_step(
     )
 
 
-def count_sequences_and_tokens(rollout: Rollout, rows: list[int], count_empty_rows: bool) -> tuple[float, float]:
+def places_in_rows(rollout: Rollout, rows: list[int]) -> Tensor:
+    """Return which sequence of its row each token belongs to (rows, T) int64, from 0."""
+    size = rollout.group_size
+    places = torch.zeros(len(rows), rollout.mask.shape[1], dtype=torch.long)
+    for row, i in enumerate(rows):
+        end = 0
+        for place, length in enumerate(rollout.completions[i // size][i % size].sequence_lengths):
+            places[row, end : end + length] = place
+            end += length
+    return places
+
+
+def count_sequences_and_tokens(
+    rollout: Rollout, rows: list[int], count_empty_rows: bool, places: Tensor | None = None
+) -> tuple[float, float]:
     """Return the sequences and the tokens of a step over all ranks, at least 1 of each.
 
     Collective: call it on every rank.
@@ -241,18 +259,26 @@ def count_sequences_and_tokens(rollout: Rollout, rows: list[int], count_empty_ro
         rollout: the rollout of this rank.
         rows: this rank's rows in the step.
         count_empty_rows: `loss.count_empty_rows`.
+        places: (rows, T) which sequence of its row a token belongs to, if those with a token in the loss are counted;
+            None = rows are counted.
     """
-    lengths = rollout.mask[rows].sum(1)  # (rows,)
+    mask = rollout.mask[rows].double()  # (rows, T)
+    if places is None:
+        places = torch.zeros(mask.shape, dtype=torch.long)
+    counted = (torch.zeros_like(mask).scatter_add(1, places, mask) > 0).sum(1)  # (rows,)
     if count_empty_rows:
-        counted_rows = len(rows)
-    else:
-        counted_rows = int((lengths > 0).sum())
-    sequences, tokens = all_sum(torch.tensor([counted_rows, lengths.sum()], dtype=torch.float64)).tolist()
+        counted = counted.clamp(min=1)
+    sequences, tokens = all_sum(torch.stack([counted.sum().double(), mask.sum()])).tolist()
     return max(sequences, 1.0), max(tokens, 1.0)
 
 
 def observed_tokens(
-    rollout: Rollout, rows: list[int], aggregation: Aggregation, sequences: float, device: torch.device
+    rollout: Rollout,
+    rows: list[int],
+    aggregation: Aggregation,
+    sequences: float,
+    device: torch.device,
+    places: Tensor | None = None,
 ) -> ObservedTokens:
     """Return the tokens that an environment answered in a step's live rows, weighted over those of all ranks.
 
@@ -264,6 +290,7 @@ def observed_tokens(
         aggregation: how tokens are averaged.
         sequences: the step's sequences on all ranks.
         device: where the tensors go.
+        places: (rows, T) which sequence of its row a token belongs to, if each is averaged over by itself.
     """
     in_step = torch.zeros(len(rollout.mask), 1, dtype=torch.bool)
     in_step[rows] = True
@@ -273,7 +300,13 @@ def observed_tokens(
     weight = torch.zeros(mask.shape, device=device)
     index = index_tensor(rows, device)
     weight[index] = aggregation_weights(
-        mask[index], rollout.group_size, aggregation, sequences, tokens, rollout.sampling.max_completion_tokens
+        mask[index],
+        rollout.group_size,
+        aggregation,
+        sequences,
+        tokens,
+        rollout.sampling.max_completion_tokens,
+        None if places is None else to_device(places, device),
     ).to(weight.dtype)
     return ObservedTokens(mask, weight)
 

@@ -121,6 +121,14 @@ def test_an_aggregation_that_the_formula_fixes_is_refused(cls: type[RLVRModule])
         cls(loss=Loss("token_mean"))
 
 
+def test_only_a_loss_that_counts_sequences_may_count_those_of_an_episode() -> None:
+    assert GRPO(loss=Loss("constant", "sequence")).loss_options.normalise_by == "sequence"
+    with pytest.raises(UserError, match=r"^model\.loss\.normalise_by: token_mean counts no sequences"):
+        DAPO(loss={"normalise_by": "sequence"})  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"^model\.loss\.normalise_by: GSPO weighs whole episodes"):
+        GSPO(loss={"normalise_by": "sequence"})  # type: ignore[arg-type]
+
+
 def sizes(module: RLVRModule, group_size: int = 4) -> None:
     rollout = RolloutCallback(group_size, engine="hf")
     plan = plan_without_trainer(rollout, module, 4)

@@ -226,6 +226,7 @@ def naive_gradients(
     ref_weights: dict[str, Tensor] | None = None,
     interpolated: Tensor | None = None,
     advantages: Tensor | None = None,
+    by_sequence: bool = False,
 ) -> tuple[float, Gradients]:
     """GRPO's loss on some prompts' groups in 40 lines: one sequence at a time, everything run, no tricks.
 
@@ -233,6 +234,7 @@ def naive_gradients(
         token_factor: (old (n,), engine (n,), logp (n,), advantage) -> importance weights (n,).
         interpolated: (B, T) alpha of AReaL's log-linear old policy, to use it.
         advantages: (B, T), in place of GRPO's.
+        by_sequence: each sequence of an episode counts as one.
     """
     models = []
     for state in (weights, old_weights, ref_weights):
@@ -244,6 +246,11 @@ def naive_gradients(
     masks = rollout.mask.view(len(rollout.prompts), rollout.group_size, -1)
     rows = len(prompts) * rollout.group_size
     tokens = float(masks[list(prompts)].sum())
+    sequences = 0
+    for p in prompts:
+        for g, completion in enumerate(rollout.completions[p]):
+            parts = cut_sequences(masks[p, g, : len(completion.token_ids)], completion.sequence_lengths)
+            sequences += sum(bool(part.any()) for part in parts) or 1
     loss = torch.zeros(())
     for p in prompts:
         rewards = rollout.rewards[p]
@@ -275,6 +282,12 @@ def naive_gradients(
                 "constant": 1 / (rows * T_MAX),
                 "token_sum": 1 / rows,
             }[aggregation]
-            loss = loss + (terms * mask).sum() * share
+            if not by_sequence:
+                loss = loss + (terms * mask).sum() * share
+                continue
+            assert aggregation == "sequence_mean"
+            parts = [cut_sequences(values, completion.sequence_lengths) for values in (terms * mask, mask)]
+            for of_terms, of_mask in zip(*parts, strict=True):
+                loss = loss + of_terms.sum() / (sequences * max(int(of_mask.sum()), 1))
     loss.backward()
     return float(loss.detach()), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}

@@ -244,15 +244,20 @@ def expected_advantages(rollout: Any, slow: Any, *lengths_or_states: str) -> tor
 def test_the_gradient_is_that_of_a_slow_loop_over_sequences(
     shared: bool, tiny_model_folder: Path, tmp_path: Path
 ) -> None:
-    """Each sequence of an episode is scored alone; the loss averages over the tokens of the whole episode.
+    """Each sequence of an episode is scored alone; the loss averages over the tokens of the whole episode, or of each.
 
     With rewards of messages, each has its own advantage, also where several sequences share it.
     """
-    for aggregation, advantage in (("sequence_mean", "grpo"), ("token_mean", "step_returns")):
+    cases = (
+        ("sequence_mean", "grpo", "episode"),
+        ("sequence_mean", "grpo", "sequence"),
+        ("token_mean", "step_returns", "episode"),
+    )
+    for aggregation, advantage, counted in cases:
         is_paid = advantage != "grpo"
         mode = {True: "paid", False: "branches"}[is_paid]
         agent = Agent([sys.executable, str(SCRIPT), mode], rewards_turns=is_paid)
-        terms: Any = {"aggregation": aggregation, "observation_coef": 0.5 * is_paid}
+        terms: Any = {"aggregation": aggregation, "normalise_by": counted, "observation_coef": 0.5 * is_paid}
         _, seen = fit(
             tiny_model_folder,
             tmp_path,
@@ -276,7 +281,7 @@ def test_the_gradient_is_that_of_a_slow_loop_over_sequences(
             loss += 0.5 * cost
             expected = {name: value + 0.5 * observed[name] for name, value in expected.items()}
         else:
-            loss, expected = naive_gradients(rollout, range(3), aggregation)
+            loss, expected = naive_gradients(rollout, range(3), aggregation, by_sequence=counted == "sequence")
         assert_same(seen.gradients[0], expected)
         assert seen.metrics[0]["train/loss"] == pytest.approx(loss, abs=1e-6)
         assert seen.metrics[0]["rollout/agent/sequences"] >= 3 and seen.metrics[0]["rollout/turns"] == 4

@@ -3,6 +3,7 @@
 Three groups of two, with completions of 3, 1 | 2, 2 | 2, 0 tokens.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ def a_plan(
     shared_prefix: bool = True,
     lockstep: bool = False,
     loss: Any = None,
+    sequences: tuple[int, ...] = (),
     **options: Any,
 ) -> StepPlan:
     """Plan a step of GRPO on some groups.
@@ -45,9 +47,11 @@ def a_plan(
     Args:
         budget: the most input tokens in a micro-batch.
         loss: options of the loss. options: fields of the prepared rollout.
+        sequences: lengths of those that the first completion has.
     """
     completions = [[[5, 6, 7], [5]], [[5, 6], [6, 7]], [[7, 8], []]]
     rollout = make_rollout([[1], [2], [3]], completions, sampling=Sampling(max_tokens=5))
+    rollout.completions[0][0] = replace(rollout.completions[0][0], sequences=sequences)
     fields: dict[str, Any] = {"importance": Importance(), "age": torch.zeros_like(rollout.token_ids)}
     prepared = PreparedRollout(rollout, torch.tensor([[1.0], [-1.0]] * 3), live, **fields | options)
     limits = StepLimits(torch.device("cpu"), budget, shared_prefix, lockstep)
@@ -82,6 +86,25 @@ def test_a_token_weighs_its_share_of_the_step(
     of_rows = torch.tensor([*weights[:2], 0.0, 0.0, weights[2], 0.0])  # group 1 is not in this step
     torch.testing.assert_close(plan.plain_weight, of_rows[:, None] * plan.mask)
     assert plan.sequence_share == pytest.approx(1 / 4 if counts_empty else 1 / 3)
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "counts_empty", "weights"),
+    [  # of the first completion's sequences of two tokens and one, and of completions of one and two tokens
+        ("sequence_mean", True, ([1 / 10, 1 / 10, 1 / 5], 1 / 5, 1 / 10)),
+        ("sequence_mean", False, ([1 / 8, 1 / 8, 1 / 4], 1 / 4, 1 / 8)),
+        ("constant", True, ([1 / 25] * 3, 1 / 25, 1 / 25)),
+        ("token_sum", False, ([1 / 4] * 3, 1 / 4, 1 / 4)),
+    ],
+)
+def test_each_sequence_of_an_episode_may_count_as_one(
+    aggregation: str, counts_empty: bool, weights: tuple[list[float], float, float]
+) -> None:
+    options = {"aggregation": aggregation, "count_empty_rows": counts_empty, "normalise_by": "sequence"}
+    plan = a_plan([0, 2], loss=options, sequences=(2, 1))
+    wanted = plan.mask * torch.tensor([0.0, weights[1], 0.0, 0.0, weights[2], 0.0])[:, None]
+    wanted[0] = torch.tensor(weights[0])
+    torch.testing.assert_close(plan.plain_weight, wanted)
 
 
 @pytest.mark.parametrize(
