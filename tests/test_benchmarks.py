@@ -66,7 +66,7 @@ def test_every_benchmark_starts(capfd: pytest.CaptureFixture[str]) -> None:
         assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0, path.name
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_replay_trl(benchmark: Benchmark) -> None:
     found = benchmark("replay_trl", "--rollouts", "1", "--prompts", "2", "--group-size", "4")
     assert len(found["results"]) == 4

@@ -612,7 +612,7 @@ def test_images_on_a_server_are_those_of_the_trainer(
         engine.close()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_server_adds_adapters_itself(
     make_engine: Callable[..., VLLMServerEngine],
     tiny_model_folder: Path,

@@ -67,5 +67,5 @@ def test_the_recipe_learns_its_rubric(run_folder: Path, tiny_model_folder: Path,
     rows = [float(row["reward/rubric_judge"]) for row in metrics(run_folder / "run")]
     assert sum(rows[-5:]) > sum(rows[:5]) + 1, rows
     shown = lit_rlvr("explain", "run").out
-    assert "Scores of the rubric" in shown and "The answer gives one number" in " ".join(shown.split())
+    assert "Scores by criterion" in shown and "The answer gives one number" in " ".join(shown.split())
     assert "The answer repeats the question" in (run_folder / "run/explain.html").read_text()

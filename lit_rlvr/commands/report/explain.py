@@ -93,7 +93,7 @@ def show_group(step: int, algorithm: str, group: dict[str, Any]) -> None:
     numbers = [row[0] for row in rows]
     criteria = criteria_rows(group["completions"])
     if criteria:
-        console.print_table(table_of(("criterion", *numbers), criteria, title="\nScores of the rubric"))
+        console.print_table(table_of(("criterion", *numbers), criteria, title="\nScores by criterion"))
     turn_rewards = turn_reward_rows(group["completions"])
     if turn_rewards:
         console.print_table(table_of(("turn", *numbers), turn_rewards, title="\nRewards of turns"))
@@ -134,11 +134,11 @@ def _number(value: float | None, form: str) -> str:
 
 
 def criteria_rows(completions: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """Return the criteria of the completions' rubric, each with its score of every completion."""
+    """Return the criteria of a rubric, or the measures of places, each with its score of every completion."""
     scores = [completion.get("criteria", {}) for completion in completions]
     rows = []
     for name in dict.fromkeys(chain(*scores)):
-        texts = [f"{given[name]:g}" if name in given else "" for given in scores]
+        texts = [f"{given[name]:.3g}" if name in given else "" for given in scores]
         rows.append((name, *texts))
     return rows
 
