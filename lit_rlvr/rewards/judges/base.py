@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,9 @@ from lit_rlvr.errors import log
 from lit_rlvr.rewards.base import CheckedReward, ProcessPlace
 from lit_rlvr.rewards.judges.images import as_urls, has_videos, image_urls
 from lit_rlvr.rewards.judges.prompts import Question, Reply, Seen, ask_about
+from lit_rlvr.rewards.judges.replies import Values
 from lit_rlvr.rewards.judges.server import Answer, Client, JudgeServer, Read
+from lit_rlvr.speech.prompts import prompt_text
 from lit_rlvr.types import Completion, Pair, Sample
 from lit_rlvr.workers.pool import Waiting
 
@@ -131,6 +133,19 @@ class Judge(CheckedReward):
     def seen(self, pair: Pair) -> Seen:
         """Return all that the judge sees of a completion: its text, and the images that an environment showed."""
         return Seen(self.text_of(pair), self.images_shown(pair[0]))
+
+    def compare(self, task: str, sample: Sample, answers: Mapping[str, Seen], fields: Mapping[str, Values]) -> Question:
+        """Return a question about several answers to a row.
+
+        Args:
+            task: what to judge and how.
+            sample: the row.
+            answers: title -> what the judge sees of the answer.
+            fields: field of the reply -> the values that it may have.
+        """
+        material = {"question": prompt_text(sample.told)} | {title: answer.text for title, answer in answers.items()}
+        shown = {title: answer.images for title, answer in answers.items()}
+        return ask_about(task, material, fields, self.has_reason, self.images_of(sample), shown)
 
     def questions_about(self, pairs: Sequence[Pair]) -> set[Question]:
         """Return the questions that judging these completions asks; ask none."""

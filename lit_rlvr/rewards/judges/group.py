@@ -11,7 +11,7 @@ from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.errors import check_within, log
 from lit_rlvr.rewards.base import groups_of
 from lit_rlvr.rewards.judges.base import Judge
-from lit_rlvr.rewards.judges.prompts import Question, Reply, Seen, ask_about
+from lit_rlvr.rewards.judges.prompts import Question, Reply, Seen
 from lit_rlvr.rewards.judges.rubric import NO_ANSWER
 from lit_rlvr.speech.prompts import prompt_text
 from lit_rlvr.types import Pair, RewardResult, Sample
@@ -158,7 +158,6 @@ class GroupJudge(Judge):
     def question(self, sample: Sample, shown: Shown) -> Question:
         """Return the question about some answers to a row."""
         answers = {f"answer {number}": answer for number, answer in enumerate(shown, 1)}
-        material = {"question": prompt_text(sample.told)} | {title: answer.text for title, answer in answers.items()}
         if self.by == "scores":
             name = "score"
             values = tuple(range(self.highest + 1))
@@ -168,9 +167,7 @@ class GroupJudge(Judge):
             values = tuple(range(1, len(shown) + 1))
             form = "Rank the answers from 1, the best. Equally good answers share a rank."
         fields = {f"{name}_{number}": values for number in range(1, len(shown) + 1)}
-        images = {title: answer.images for title, answer in answers.items()}
-        task = f"{self.task}\n{form}"
-        return ask_about(task, material, fields, self.has_reason, self.images_of(sample), images)
+        return self.compare(f"{self.task}\n{form}", sample, answers, fields)
 
     def standings(self, call: int, shown: Shown, reply: Reply) -> dict[Seen, Standing]:
         """Return what a reply says of each answer; log what the place of one that was shown twice does.

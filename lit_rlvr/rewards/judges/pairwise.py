@@ -7,8 +7,7 @@ from itertools import combinations
 
 from lit_rlvr.rewards.base import groups_of
 from lit_rlvr.rewards.judges.base import Judge
-from lit_rlvr.rewards.judges.prompts import Question, Seen, ask_about
-from lit_rlvr.speech.prompts import prompt_text
+from lit_rlvr.rewards.judges.prompts import Question, Seen
 from lit_rlvr.types import Pair, RewardResult, Sample
 
 POINTS = {"A": 1.0, "B": 0.0, "tie": 0.5}
@@ -74,10 +73,7 @@ class PairwiseJudge(Judge):
     def question(self, sample: Sample, first: Seen, second: Seen) -> Question:
         """Return the question which of two answers to a row is better."""
         answers = {"answer A": first, "answer B": second}
-        material = {"question": prompt_text(sample.told)} | {title: answer.text for title, answer in answers.items()}
-        shown = {title: answer.images for title, answer in answers.items()}
-        fields = {"better": tuple(POINTS)}
-        return ask_about(self.task, material, fields, self.has_reason, self.images_of(sample), shown)
+        return self.compare(self.task, sample, answers, {"better": tuple(POINTS)})
 
 
 def result_of(points: Sequence[float], failures: Sequence[str]) -> RewardResult:
