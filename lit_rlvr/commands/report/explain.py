@@ -210,9 +210,13 @@ def view(
     numbers = range(len(completions)) if indices is None else indices
     weights = chain(*(completion.get("weight", []) for completion in completions))
     largest = max(map(abs, weights), default=0.0) or 1.0
-    uris: list[list[str]] = [[] for _ in completions]
-    if run is not None:
-        uris = [added_uris(run, completion) for completion in completions]
+    shown = []
+    for g in numbers:
+        completion = _completion_view(group["prompt"], g, completions[g], largest, limit)
+        completion["uris"] = []
+        if run is not None:
+            completion["uris"] = added_uris(run, completions[g])
+        shown.append(completion)
     return {
         "id": group["id"],
         "prompt": group["prompt"],
@@ -223,9 +227,7 @@ def view(
         "call_columns": CALL_COLUMNS,
         "calls": call_rows({g: completions[g] for g in numbers}),
         "observed": any("sampled" in completion for completion in completions),
-        "completions": [
-            _completion_view(group["prompt"], g, completions[g], largest, limit) | {"uris": uris[g]} for g in numbers
-        ],
+        "completions": shown,
     }
 
 
