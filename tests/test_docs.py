@@ -357,7 +357,7 @@ OTHERWISE = {
     "python own_algorithm.py": (
         f"{SMALL} ../lit-rlvr/configs/smoke/sums.yaml"
         """ && sed -i -E 's/"(240|15|4)"/"2"/' own_algorithm.py"""
-        " && python own_algorithm.py"
+        " && python own_algorithm.py && python own_algorithm.py"  # the page says: break it and run it again
     ),
     "python own_task.py": (
         f"sed -i 's/:128/:8/; s/128:/-16:/' own_task.py && {SMALL} own_task.yaml && python own_task.py"
