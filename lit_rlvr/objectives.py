@@ -370,6 +370,16 @@ def row_sum(values: Tensor, x: LossInputs) -> Tensor:
     return (torch.where(x.mask.any(1), values, 0.0) * x.row_weight).sum()
 
 
+def count_by_sequence(mask: Tensor, places: Tensor) -> Tensor:
+    """Return the tokens in the loss of each sequence of each row (B, T), 0 beyond the last sequence.
+
+    Args:
+        mask: (B, T) numbers, 1 for the tokens in the loss.
+        places: (B, T) int64 which sequence of its row a token belongs to.
+    """
+    return torch.zeros_like(mask).scatter_add(1, places, mask)
+
+
 def aggregation_weights(
     mask: Tensor,
     group_size: int,
@@ -401,7 +411,7 @@ def aggregation_weights(
         return m / sequences
     lengths = m.sum(1, keepdim=True)  # (B, 1)
     if places is not None:
-        lengths = torch.zeros_like(m).scatter_add(1, places, m).gather(1, places)  # (B, T)
+        lengths = count_by_sequence(m, places).gather(1, places)  # (B, T)
     if aggregation == "sequence_mean":
         return m / (sequences * lengths.clamp(min=1))
     per_group = lengths.view(-1, group_size).sum(1).repeat_interleave(group_size)[:, None]  # (B, 1)

@@ -26,6 +26,7 @@ from lit_rlvr.objectives import (
     Stats,
     StepTokens,
     aggregation_weights,
+    count_by_sequence,
     importance_weights,
     log_ratio,
     loglinear_old,
@@ -129,6 +130,7 @@ class StepPlan:
         microbatches: lists of rows. The first `num_counted` of them count; the others repeat a micro-batch with
             weight 0, so that with sharded weights a rank with less work stays in lockstep with the others, and a rank
             without work has the metrics that all ranks sum.
+        indices: the same rows as tensors on the device.
         num_counted: how many of them count.
     """
 
@@ -143,6 +145,7 @@ class StepPlan:
     observed: ObservedTokens | None
     sequence_share: float
     microbatches: list[list[int]]
+    indices: list[Tensor]
     num_counted: int
 
     def is_counted(self, k: int) -> bool:
@@ -161,8 +164,7 @@ class StepPlan:
             logp: (rows, T) under the current policy.
         """
         prepared = self.prepared
-        rows = self.microbatches[k]
-        index = index_tensor(rows, self.mask.device)
+        index = self.indices[k]
         logp = logp.detach()
         if prepared.is_first_step:
             if prepared.old_logp is not None:
@@ -170,7 +172,7 @@ class StepPlan:
             return logp
         if prepared.old_logp is not None:
             return prepared.old_logp[index]
-        age = to_device(prepared.age[rows], logp.device)
+        age = to_device(prepared.age[self.microbatches[k]], logp.device)
         return loglinear_old(logp, self.rollout_logp[index], age, prepared.steps_taken)
 
 
@@ -198,6 +200,8 @@ def plan_step(
     if options.normalise_by == "sequence":
         places = places_in_rows(rollout, rows)
     sequences, tokens = count_sequences_and_tokens(rollout, rows, options.count_empty_rows, places)
+    if places is not None:
+        places = to_device(places, device)
     mask = to_device(rollout.mask, device)
     index = index_tensor(rows, device)
     plain_weight = torch.zeros(mask.shape, device=device)
@@ -208,7 +212,7 @@ def plan_step(
         sequences,
         tokens,
         rollout.sampling.max_sampled_tokens,
-        None if places is None else to_device(places, device),
+        places,
     ).to(plain_weight.dtype)
     rollout_logp = to_device(rollout.rollout_logprobs, device)
     in_objective, selected = chosen_tokens(prepared, rows, mask, rollout_logp, algorithm)
@@ -232,6 +236,7 @@ def plan_step(
         observed=observed,
         sequence_share=1.0 / sequences,
         microbatches=microbatches,
+        indices=[index_tensor(microbatch, device) for microbatch in microbatches],
         num_counted=num_counted,
     )
 
@@ -262,13 +267,15 @@ def count_sequences_and_tokens(
         places: (rows, T) which sequence of its row a token belongs to, if those with a token in the loss are counted;
             None = rows are counted.
     """
-    mask = rollout.mask[rows].double()  # (rows, T)
+    mask = rollout.mask[rows]  # (rows, T)
+    lengths = mask.sum(1)  # (rows,)
     if places is None:
-        places = torch.zeros(mask.shape, dtype=torch.long)
-    counted = (torch.zeros_like(mask).scatter_add(1, places, mask) > 0).sum(1)  # (rows,)
+        counted = (lengths > 0).long()
+    else:
+        counted = (count_by_sequence(mask.long(), places) > 0).sum(1)
     if count_empty_rows:
         counted = counted.clamp(min=1)
-    sequences, tokens = all_sum(torch.stack([counted.sum().double(), mask.sum()])).tolist()
+    sequences, tokens = all_sum(torch.stack([counted.sum(), lengths.sum()]).double()).tolist()
     return max(sequences, 1.0), max(tokens, 1.0)
 
 
@@ -290,7 +297,8 @@ def observed_tokens(
         aggregation: how tokens are averaged.
         sequences: the step's sequences on all ranks.
         device: where the tensors go.
-        places: (rows, T) which sequence of its row a token belongs to, if each is averaged over by itself.
+        places: (rows, T) which sequence of its row a token belongs to, on the device, if each is averaged over by
+            itself.
     """
     in_step = torch.zeros(len(rollout.mask), 1, dtype=torch.bool)
     in_step[rows] = True
@@ -306,7 +314,7 @@ def observed_tokens(
         sequences,
         tokens,
         rollout.sampling.max_completion_tokens,
-        None if places is None else to_device(places, device),
+        places,
     ).to(weight.dtype)
     return ObservedTokens(mask, weight)
 
@@ -395,9 +403,8 @@ def loss_inputs(plan: StepPlan, k: int, output: PolicyOutput, old_logp: Tensor) 
     logp, entropy, divergence, expert_imbalance = output
     assert entropy is not None
     prepared = plan.prepared
-    rows = plan.microbatches[k]
     is_counted = float(plan.is_counted(k))
-    index = index_tensor(rows, plan.mask.device)
+    index = plan.indices[k]
     mask = plan.mask[index]
     observed = observation_logp = observation_weight = None
     if plan.observed is not None:

@@ -149,7 +149,7 @@ def change(module: Any, recorder: Recorder) -> Gradients:
     return {name: last[name].detach() - first.cpu() for name, first in recorder.weights[0].items()}
 
 
-LAID_OUT = {"policy/layout.py build_rows": 3, "training/step.py old_logprobs": 1, "training/step.py loss_inputs": 1}
+LAID_OUT = {"policy/layout.py build_rows": 3}
 PADDED = LAID_OUT | {"policy/attention.py to": 5}
 SPANS = LAID_OUT | {"policy/spans.py to": 4}
 BY_LENGTH = {"policy/vision_attention.py _by_length": 4}
