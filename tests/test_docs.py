@@ -362,6 +362,7 @@ OTHERWISE = {
     "python own_task.py": (
         f"sed -i 's/:128/:8/; s/128:/-16:/' own_task.py && {SMALL} own_task.yaml && python own_task.py"
     ),
+    "lit-rlvr fit --config own_task.yaml": "lit-rlvr fit --config own_task.yaml --model.init_args.model tiny-llama",
     "python3 install.py vision": "python3 lit-rlvr/install.py vision",
     VISION_TEST: f"{VISION_TEST} --engine hf",
     "python vision.py": f"sed -i 's/128)/8)/g; s/1024)/160)/' vision.py && {SMALL} vision.yaml && python vision.py",

@@ -74,7 +74,7 @@ def test_the_wheel_holds_what_its_commands_need(wheel: Path) -> None:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_an_installed_wheel_works_from_an_empty_folder(shell: Callable[..., str]) -> None:
     where, rows, count = shell("python", "-c", FOUND).split("\n")[:3]
     assert "site-packages" in where

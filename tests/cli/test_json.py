@@ -109,7 +109,7 @@ def test_parity_prints_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lit
 
 @pytest.mark.parametrize(
     "arguments",
-    [("--version",), pytest.param((*FIT, "--json"), marks=pytest.mark.slow)],
+    [("--version",), pytest.param((*FIT, "--json"), marks=pytest.mark.exhaustive)],
     ids=["version", "fit"],
 )
 def test_a_reader_that_has_gone_ends_a_command_without_a_word(run_folder: Path, arguments: tuple[str, ...]) -> None:
@@ -132,7 +132,7 @@ def test_a_reader_that_has_gone_ends_a_command_without_a_word(run_folder: Path, 
 
 
 @pytest.mark.parametrize(
-    "arguments", ["--version", pytest.param("preview --config tiny.yaml --json", marks=pytest.mark.slow)]
+    "arguments", ["--version", pytest.param("preview --config tiny.yaml --json", marks=pytest.mark.exhaustive)]
 )
 def test_an_output_that_cannot_be_written_is_one_line(run_folder: Path, arguments: str) -> None:
     with open("/dev/full", "w") as full:

@@ -548,7 +548,7 @@ def test_a_trainer_killed_in_an_update_goes_on_where_its_checkpoint_is(
     assert len(trained) == len({*trained}) == 6 * 4 * 4
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_one_and_two_processes_train_on_a_server(
     served: Served, run_folder: Path, lit_rlvr: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

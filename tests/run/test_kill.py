@@ -54,7 +54,7 @@ def test_ended_at_random_moments_a_run_goes_on_exactly(run_folder: Path, lit_rlv
     assert_same_run(run, run_folder / "whole", resumed)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_ended_at_random_moments_a_recorded_run_and_its_replay_end_alike(run_folder: Path, lit_rlvr: CLI) -> None:
     options = (*EVERY_STEP, "--trainer.max_steps", "80", "--trainer.limit_val_batches", "0")
     ahead = ("--rollout.staleness", "1", "--rollout.engine", "tiny_engines.Copying")

@@ -28,7 +28,10 @@ def slurm(port: int, machine: int) -> tuple[list[str], dict[str, str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("launcher", "strategy"), [(torchrun, "ddp"), (slurm, "fsdp2")])
+@pytest.mark.parametrize(
+    ("launcher", "strategy"),
+    [pytest.param(torchrun, "ddp", marks=pytest.mark.exhaustive), (slurm, "fsdp2")],
+)
 def test_two_machines_do_what_one_does(run_folder: Path, launcher: Launcher, strategy: str) -> None:
     in_two_processes(run_folder, [*FIT, *STRATEGIES[strategy], *to("one")])
     port, processes = port_for_later(), []

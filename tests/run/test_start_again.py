@@ -14,7 +14,7 @@ from lit_rlvr.common.run_files import read_live
 LOOP = re.compile(r"```bash\n(#!/bin/bash.*?)```", re.DOTALL)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_loop_outlives_memory_that_runs_out_and_a_killed_process(run_folder: Path) -> None:
     """Memory runs out in the first step, before there is a checkpoint; later this test kills the second process."""
     found = LOOP.search((Path(__file__).parents[2] / "docs/faults.md").read_text())
