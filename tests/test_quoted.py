@@ -14,6 +14,7 @@ PAGES = [
 ]
 RESULTS = (".json", ".jsonl", ".csv", ".tsv", ".log")
 QUOTED = {
+    "benchmarks/first_tasks.md": [f"benchmarks/first_tasks/pens_{seed}/summary.json" for seed in (1, 2)],
     "research/learning_rate.md": ["research/results/auto_lr_high.json"],
 }
 """Page -> files of results that it links, whose numbers a test of this file recomputes."""
@@ -88,3 +89,23 @@ def test_the_first_tasks() -> None:
     text = " ".join(page.read_text().split())
     assert "the answers: {}, {} and {} steps".format(*steps) in text
     assert "GRPO adds {}, {} and {} in its 30".format(*gains) in text
+
+
+def test_the_task_of_the_tutorial() -> None:
+    page = ROOT / "benchmarks/first_tasks.md"
+    rows = {row[0]: row for row in rows_of(page, "| seed |")}
+    gains = []
+    for label, row in rows.items():
+        before, after, gain = map(float, row[2:5])
+        assert abs(after - before - gain) <= 0.0011  # each is rounded
+        gains.append(gain)
+        linked = re.search(r"\(first_tasks/(\w+)/summary.json\)", label)
+        if linked is None:
+            continue
+        found = summary(linked[1])
+        names = ("accuracy_before_warm_start", "accuracy_before", "accuracy_after")
+        assert row[1:4] == [f"{found[name]:.3f}" for name in names]
+    assert f"**GRPO adds {sum(gains) / 3:.2f}**" in page.read_text()
+    quoted = [row[3][:4] for row in rows.values()]
+    tutorial = " ".join((ROOT / "docs/tutorials/own_task.md").read_text().split())
+    assert "and {}, {} and {} after the 14 rollouts of three seeds".format(*quoted) in tutorial
