@@ -21,7 +21,7 @@ class RandomStep:
     """Moves each weight as far as the optimizer's last step did, up or down at random, and back.
 
     The divergence of such a step is that of rounding. It has little of the real step's, because its parts cancel in a
-    sum over all weights: 6 % on average in a tiny model (research/learning_rate.md).
+    sum over all weights: 7 % on average in a tiny model (research/learning_rate.md).
 
     It needs no more memory than the gradients, which are free by then. Only for an optimizer other than Adam and AdamW,
     whose moments say how far a step went, it also keeps a copy of the weights from before the step.
