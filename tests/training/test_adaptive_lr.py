@@ -177,6 +177,7 @@ def test_rounding_is_no_divergence_where_bfloat16_measures_it(
     def noted(self: AdaptiveStep, plan: Any, rows: list[int]) -> Any:
         weights = torch.cat([p.detach().flatten() for p in self.policy.parameters() if p.requires_grad])
         seen.append((logprobs(self, plan, rows), weights))
+        assert not RandomStep(self.optimizer).before, "AdamW's moments are enough"
         return seen[-1][0]
 
     monkeypatch.setattr(AdaptiveStep, "measured_logprobs", noted)
