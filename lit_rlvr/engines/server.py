@@ -323,12 +323,19 @@ class VLLMServerEngine(RolloutEngine):
         """Check a server that came back, and give it the last sync's weights.
 
         Raises:
-            UserError: it was started with other options than the run needs.
+            UserError: it was started with other options than the run needs, or has to wait for the next sync.
         """
         with self._weights_change:
             self._check(server, self._context)
-            if self._syncs:
-                self._restore_server(server)
+            if not self._syncs:
+                return
+            trains_meanwhile = self._context.streams and self.transfer.restores_current
+            if trains_meanwhile and server.version() != self.label:
+                raise UserError(
+                    f"{server.url} was restarted and lost its weights, which training is changing: it gets them with "
+                    "the next update"
+                )
+            self._restore_server(server)
 
     def _restore_server(self, server: VLLMServer) -> None:
         """Give a restarted server the last sync's weights, unless an earlier rank does."""

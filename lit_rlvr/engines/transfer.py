@@ -13,7 +13,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from ipaddress import ip_address
 from itertools import accumulate
@@ -61,10 +61,12 @@ class WeightTransfer(ABC):
     Attributes:
         sends_adapters: it can send adapters in place of weights.
         restores_alone: one rank can send the last weights again, without the others.
+        restores_current: what it sends again are the policy's current weights, which training may have changed.
     """
 
     sends_adapters = False
     restores_alone = True
+    restores_current = False
 
     def check_urls(self, urls: Sequence[str]) -> None:  # noqa: B027  # most transfers reach any server
         """Refuse servers that cannot be reached; called before any model loads.
@@ -398,12 +400,15 @@ class NCCLTransfer(WeightTransfer):
             reaches them.
     """
 
+    restores_current = True
+
     @property
     def restores_alone(self) -> bool:  # type: ignore[override]
         return world_size() == 1
 
     def __init__(self, address: str | None = None) -> None:
         self.address = address
+        self._device: int | None = None  # this rank's GPU, from the first `send` on
         self._source = RepeatedWeights()
         self._sender: Any = None
         self._holders: list[VLLMServer] = []  # the sender's group, if all of it took the last version
@@ -418,6 +423,7 @@ class NCCLTransfer(WeightTransfer):
         frozen: bool = False,
         adapter: Settings | None = None,
     ) -> None:
+        self._device = current_gpu()
         self._source.set(weights, dtype)
         self._source.metadata()  # here, because it takes part in the iteration of all ranks on the first call
         if not gather_objects(rank() == 0 and self._is_connected(servers))[0]:
@@ -443,12 +449,13 @@ class NCCLTransfer(WeightTransfer):
                 f"{server.url} was restarted and lost its weights, which no process can send over NCCL alone: it gets "
                 "them with the next update; if no other server is left, resume with --ckpt_path last"
             )
-        self.close()
-        self._connect([server])
-        server.pause()
-        self._send()
-        server.resume(version)
-        self.close()  # the next version goes to all servers again
+        with on_gpu(self._device):  # the thread that restores a server begins on the first one
+            self.close()
+            self._connect([server])
+            server.pause()
+            self._send()
+            server.resume(version)
+            self.close()  # the next version goes to all servers again
 
     def close(self) -> None:
         if self._sender is not None:
@@ -601,14 +608,11 @@ def call_within(client: UpdateClient, action: Callable[[], Any], abort: Callable
         UserError: the action did not end, even when it was aborted.
     """
     result: Future[Any] = Future()
-    if torch.cuda.is_initialized():
-        device = torch.cuda.current_device()
-    else:
-        device = None
+    device = current_gpu()
 
     def work() -> None:
         try:
-            with torch.no_grad(), nullcontext() if device is None else torch.cuda.device(device):
+            with torch.no_grad(), on_gpu(device):
                 result.set_result(action())
         except Exception as error:
             result.set_exception(error)
@@ -641,6 +645,20 @@ def call_within(client: UpdateClient, action: Callable[[], Any], abort: Callable
     if late:
         raise ServerError(f"{urls} did not take the weights within {seconds:g} s")
     return result.result(0)
+
+
+def current_gpu() -> int | None:
+    """Return the GPU of this thread: each thread has its own, and begins with the first; None = CUDA is not used."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.current_device()
+    return None
+
+
+def on_gpu(device: int | None) -> AbstractContextManager[Any]:
+    """Return a context in which a thread uses a GPU; None = none."""
+    if device is None:
+        return nullcontext()
+    return torch.cuda.device(device)
 
 
 def raise_on_all_ranks(action: Callable[[], Any]) -> Any:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lit_rlvr.common.packages import require
 from lit_rlvr.common.seeds import derive_seed, run_seed
-from lit_rlvr.distributed.sharding import own_shard
+from lit_rlvr.distributed.sharding import device_of, own_shard
 from lit_rlvr.errors import UserError, first_line
 from lit_rlvr.options import Lora
 from lit_rlvr.policy.families import language_modules, vision_modules
@@ -503,7 +503,12 @@ def adapter_dropout(model: nn.Module, seed: int) -> Iterator[None]:
     if not layers:
         yield
         return
-    with torch.random.fork_rng():
+    device = device_of(model)
+    if device.type == "cpu":
+        devices = []
+    else:
+        devices = [device]  # by default those of the other ranks, too
+    with torch.random.fork_rng(devices, device_type=device.type):
         torch.manual_seed(seed)
         try:
             for layer in layers:  # its own flag too, which peft asks for DoRA

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from typing import Any
@@ -16,7 +16,6 @@ from torch.overrides import TorchFunctionMode
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, grouped_mm_experts_forward
 
 from lit_rlvr.common.seeds import derive_seed
-from lit_rlvr.distributed.sharding import own_shard
 
 PRECISIONS = ("32-true", "bf16-mixed")
 
@@ -140,25 +139,6 @@ def dither(name: str, weight: Tensor) -> None:
         # Without its sign, the bits of a float are a whole number that grows with it: the offset moves that.
         moved = (rounded.view(torch.int32) + offset[: len(block)]).view(torch.float32)
         block.copy_(torch.where(rounded == 0, block, moved))
-
-
-ROUNDING_BIT = 1 << 15
-"""The highest of the bits of float32 that bfloat16 lacks: it says whether a number is rounded up or down."""
-TURNED = 17
-"""One of so many weights is rounded the other way by `turn_rounding`, about as many as in a step of 1e-5. In SmolLM2
-that is a divergence of 3.3e-3 nats per token, and such a step one of 3.0e-3. Widths of models are no multiples of it,
-so that the weights of all inputs are among them."""
-
-
-@torch.no_grad()
-def turn_rounding(parameters: Iterable[Tensor]) -> None:
-    """Let bfloat16 round some weights of each float32 matrix the other way, in place; twice restores them exactly.
-
-    It changes the rounding of weights and activations as a step does, in random directions.
-    """
-    for weight in map(own_shard, parameters):
-        if weight.dim() >= 2:
-            weight.view(-1)[::TURNED].view(torch.int32).bitwise_xor_(ROUNDING_BIT)
 
 
 def fast_bf16(device: str) -> bool:

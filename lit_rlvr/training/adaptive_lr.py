@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from lit_rlvr.common.seeds import derive_seed
-from lit_rlvr.distributed.collectives import all_sum, gather_objects, index_tensor
+from lit_rlvr.distributed.collectives import all_sum, gather_objects, index_tensor, rank
 from lit_rlvr.distributed.sharding import has_shards, own_shard
 from lit_rlvr.objectives import kl_estimate
 from lit_rlvr.policy.policy import Policy
-from lit_rlvr.policy.precision import more_bits_than_autocast, turn_rounding
+from lit_rlvr.policy.precision import more_bits_than_autocast
 from lit_rlvr.training.failures import TokenBudget, retry_smaller
 from lit_rlvr.training.optimizer import all_parameters, set_lr, updates_per_iteration
+from lit_rlvr.training.random_step import RandomStep
 from lit_rlvr.training.step import StepPlan, logprobs_in_microbatches
 from lit_rlvr.types import Rollout
 
@@ -142,14 +143,14 @@ class AdaptiveStep:
         cosine = step_cosine(self.optimizer, self.sharded)
         rows = measured_rows(plan, one_in=32 if self.measures_in_float32 else 8)
         before = self.measured_logprobs(plan, rows)
+        random_step = RandomStep(self.optimizer) if self.subtracts_rounding else None
         self.optimizer.step()
         self.optimizer.zero_grad()
         after = self.measured_logprobs(plan, rows)
         kl = mean_kl(before, after)
-        if self.subtracts_rounding:
-            turn_rounding(all_parameters(self.optimizer))
-            rounding = mean_kl(after, self.measured_logprobs(plan, rows))
-            turn_rounding(all_parameters(self.optimizer))
+        if random_step is not None:
+            with random_step.taken(derive_seed("random step", self.schedule.last_epoch, rank())):
+                rounding = mean_kl(after, self.measured_logprobs(plan, rows))
             kl = kl if isnan(kl) else max(kl - rounding, 0.0)
         self.adaptive_lr.adapt(kl, cosine, self.optimizer, self.schedule)
         return {k: v for k, v in {"train/kl_step": kl, "train/step_cosine": cosine}.items() if not isnan(v)}

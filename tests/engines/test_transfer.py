@@ -8,7 +8,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -411,6 +412,40 @@ def test_a_transfer_that_cannot_be_aborted_ends_the_run(monkeypatch: pytest.Monk
         UserError, match="500: weight transfer is not configured; a connection that begins cannot be aborted"
     ):
         call_within(client, partial(time.sleep, 2))
+
+
+def test_each_thread_sends_from_the_gpu_of_its_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that is back is restored from a thread of its own."""
+    thread = threading.local()  # its `gpu` is CUDA's current device there
+
+    @contextmanager
+    def on(device: int) -> Iterator[None]:
+        before = getattr(thread, "gpu", 0)
+        thread.gpu = device
+        yield
+        thread.gpu = before
+
+    class Sending(NCCLTransfer):
+        def _is_connected(self, servers: Any) -> bool:
+            return False
+
+        def _make_sender(self, servers: Any) -> Any:
+            return call_within(UpdateClient(servers, [1]), lambda: used.append(torch.cuda.current_device()))
+
+        def _send(self) -> None:
+            call_within(UpdateClient([Server()], [1]), lambda: used.append(torch.cuda.current_device()))
+
+    used: list[int] = []
+    monkeypatch.setattr(RepeatedWeights, "metadata", lambda self: [])
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: getattr(thread, "gpu", 0))
+    monkeypatch.setattr(torch.cuda, "device", on)
+    thread.gpu = 1
+    sending = Sending()
+    sending.send([Server()], lambda everything: (), torch.float32, "1")
+    with ThreadPoolExecutor(1) as other:
+        other.submit(sending.restore, Server(), "1").result()
+    assert used == [1] * 4
 
 
 def test_hosts_may_have_addresses_of_either_kind() -> None:

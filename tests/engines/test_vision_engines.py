@@ -11,12 +11,14 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import byte_tokenizer
 from tiny_engines import adapted, change_adapters
 from tiny_environments import Shows
 from tiny_vlms import (
@@ -341,6 +343,47 @@ def generates_while_it_renders(engine: VLLMEngine, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(VLLMEngine, "_overlaps", True)
     monkeypatch.setattr(engine, "_step", first_step)
     monkeypatch.setattr(renderer, "render_cmpl", later)
+
+
+@pytest.mark.parametrize("on_gpu", [True, False])
+def test_on_a_gpu_vllm_generates_while_images_are_prepared(on_gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU it waits for all images, so that results do not depend on time."""
+    happened: list[str] = []
+    has_stepped = threading.Event()
+    requests: list[str] = []
+
+    def render(inputs: list[str]) -> list[str]:
+        assert not on_gpu or inputs == ["a"] or has_stepped.wait(60), "it waits for all images"
+        happened.extend(inputs)
+        return inputs
+
+    def step() -> list[Any]:
+        happened.append("step")
+        has_stepped.set()
+        sampled = SimpleNamespace(
+            token_ids=[5], logprobs=SimpleNamespace(token_ids=[5], logprobs=[-1.0]), finish_reason="length"
+        )
+        return [SimpleNamespace(request_id=requests.pop(), outputs=[sampled])]
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: on_gpu)
+    engine = VLLMEngine()
+    policy: Any = SimpleNamespace(replays_routes=False)
+    engine._context = EngineContext.in_place(policy, byte_tokenizer(), 3)
+    engine._llm = SimpleNamespace(
+        llm_engine=SimpleNamespace(
+            renderer=SimpleNamespace(render_cmpl=render),
+            add_request=lambda name, *_, **__: requests.append(name) or name,
+            has_unfinished_requests=lambda: bool(requests),
+            engine_core=None,
+        )
+    )
+    monkeypatch.setattr(engine, "_step", step)
+    monkeypatch.setattr(engine, "_input", lambda prompt: prompt.sample.id)
+    monkeypatch.setattr(engine, "_parameters", lambda *_: None)
+    prompts = [Prompt(Sample(name, "", ""), [1], Pixels((), (), ())) for name in "abc"]
+    groups = engine.generate(prompts, Sampling(max_tokens=1), [[0], [1], [2]])
+    assert [completion.token_ids for (completion,) in groups] == [(5,)] * 3
+    assert (happened[:2] == ["a", "step"]) if on_gpu else (happened[:3] == ["a", "b", "c"])
 
 
 def test_a_later_turn_goes_before_the_images_of_prompts_that_wait() -> None:

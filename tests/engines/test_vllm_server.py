@@ -336,6 +336,29 @@ def test_a_server_that_is_back_takes_no_requests_before_it_has_its_weights(
     assert alive.failure is None and back.failure is None
 
 
+def test_a_server_that_is_back_gets_no_weights_that_training_is_changing(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NCCL sends the policy's weights as they are now, under the label of the last sync's."""
+    restored: list[bool] = []
+    for made, streams, waits in ((NCCLTransfer, True, True), (NCCLTransfer, False, False), (FileTransfer, True, False)):
+        engine = VLLMServerEngine(["http://127.0.0.1:1"], made())
+        (server,) = engine.servers
+        engine._context = EngineContext("", policy, byte_tokenizer(), 64, 8, 0, streams=streams)
+        engine._run, engine._syncs = "run", 1
+        monkeypatch.setattr(engine, "_check", lambda *_: None)
+        monkeypatch.setattr(engine, "_restore_server", lambda _: restored.append(True))
+        monkeypatch.setattr(server, "version", lambda: "")
+        restored.clear()
+        if waits:
+            with pytest.raises(UserError, match="lost its weights, which training is changing: it gets them with"):
+                engine._take_back(server)
+            monkeypatch.setattr(server, "version", lambda held=engine.label: held)
+            assert not restored
+        engine._take_back(server)  # it was only out of reach
+        assert restored
+
+
 def test_caches_are_kept_unless_the_option_says_otherwise() -> None:
     for options, empties in (({}, False), ({"recompute_cache": True}, True)):
         engine = VLLMServerEngine(["http://127.0.0.1:1"], FileTransfer(), **options)

@@ -16,6 +16,7 @@ from tiny_vlms import mixed_prompts
 from torch._dynamo.utils import counters
 
 from lit_rlvr.algorithms import GRPO
+from lit_rlvr.distributed.fsdp2 import FSDP2
 from lit_rlvr.errors import UserError
 from lit_rlvr.options import Lora
 from lit_rlvr.plan import RunPlan
@@ -237,12 +238,17 @@ def test_layers_of_two_processes_are_compiled_too(run_folder: Path, tiny_model_f
             assert same or float(row[key]) == pytest.approx(float(wanted[key]), rel=1e-3, abs=1e-5), key
 
 
+@pytest.mark.parametrize("strategy", [None, FSDP2()])
 @pytest.mark.parametrize(
     ("pays", "failures", "compiled"),
     [([True, True], [None, None], True), ([True, False], [None, None], None), ([True, True], [None, "no"], False)],
 )
 def test_all_processes_compile_or_none_does(
-    pays: list[bool], failures: list[str | None], compiled: bool | None, monkeypatch: pytest.MonkeyPatch
+    pays: list[bool],
+    failures: list[str | None],
+    compiled: bool | None,
+    strategy: FSDP2 | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """By what each of them trains on, which is a part of the run's tokens."""
     answers = iter([pays, failures])
@@ -254,6 +260,6 @@ def test_all_processes_compile_or_none_does(
     monkeypatch.setattr(models, "compiling_pays", lambda size, seen, device, dtype: bool(tokens.append(seen)))
     monkeypatch.setattr(models, "compile_and_verify", lambda *_: done.append("compiled"))
     monkeypatch.setattr(models, "uncompile_layers", lambda *_: done.append("undone"))
-    GRPO().models._compile(policy, RunPlan(precision="bf16-mixed", most_tokens=1000))
+    GRPO().models._compile(policy, RunPlan(precision="bf16-mixed", most_tokens=1000, strategy=strategy))
     assert tokens == [500]
     assert done == {True: ["compiled"], False: ["compiled", "undone"], None: []}[compiled]

@@ -177,6 +177,15 @@ def test_dropout_is_on_within_its_context_alone_and_has_its_own_seed(tiny_model_
         assert torch.equal(torch.get_rng_state(), state), "without dropout, nothing is seeded"
 
 
+def test_dropout_leaves_the_gpus_of_other_processes_alone(
+    tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch would ask each GPU of the machine for its random numbers."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    with adapter_dropout(adapted(tiny_model_folder, dropout=0.5).model, 1):
+        assert torch.initial_seed() == 1
+
+
 def logprobs(policy: Policy) -> torch.Tensor:
     return policy.logprobs(ROLLOUT, [0, 1, 2, 3])[0].detach()
 

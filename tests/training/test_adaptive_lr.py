@@ -11,14 +11,19 @@ from tiny_fit import fit
 from tiny_runs import CLI, assert_same_run, metrics, to
 from tiny_runs import fit as fit_command
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 from two_ranks import in_two_ranks
 
 from lit_rlvr.algorithms import GRPO
+from lit_rlvr.distributed.sharding import own_shard
 from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import kl_estimate
 from lit_rlvr.options import AutoLR, Optim
 from lit_rlvr.training.adaptive_lr import AdaptiveLR, AdaptiveStep, mean_kl, measured_rows, step_cosine
 from lit_rlvr.training.optimizer import build_optimizer, build_schedule
+from lit_rlvr.training.random_step import RandomStep
 from lit_rlvr.training.step import logprobs_in_microbatches
 
 UNVALIDATED = ("--trainer.limit_val_batches", 0, "--trainer.num_sanity_val_steps", 0)
@@ -165,27 +170,78 @@ def test_the_divergence_of_a_step_is_that_of_the_policies_around_it(
 def test_rounding_is_no_divergence_where_bfloat16_measures_it(
     tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As of shards and adapters: by weights of which some are rounded the other way, and afterwards what they were."""
+    """As of shards and adapters: by a step of the same size in random directions, which is taken back."""
     seen: list[Any] = []
     logprobs = AdaptiveStep.measured_logprobs
 
     def noted(self: AdaptiveStep, plan: Any, rows: list[int]) -> Any:
         weights = torch.cat([p.detach().flatten() for p in self.policy.parameters() if p.requires_grad])
         seen.append((logprobs(self, plan, rows), weights))
+        assert not RandomStep(self.optimizer).before, "AdamW's moments are enough"
         return seen[-1][0]
 
     monkeypatch.setattr(AdaptiveStep, "measured_logprobs", noted)
     monkeypatch.setattr(AdaptiveStep, "measures_in_float32", False)
     half = {"precision": "bf16-mixed"}
     module, recorder = fit(tiny_model_folder, tmp_path, lr=AutoLR(start=1e-4), trainer_options=half)
-    (before, _), (after, left), (again, flipped) = seen
+    (before, start), (after, left), (again, random) = seen
     rounding = mean_kl(after, again)
     assert rounding > 0
     assert recorder.metrics[0]["train/kl_step"] == pytest.approx(max(mean_kl(before, after) - rounding, 0), rel=1e-5)
     ours = torch.cat([p.detach().flatten() for p in module.policy.parameters() if p.requires_grad])
     assert torch.equal(ours, left)
-    for one, other in ((flipped, left), (flipped.bfloat16(), left.bfloat16())):
-        assert float((one != other).float().mean()) == pytest.approx(1 / 17, rel=0.02)
+    torch.testing.assert_close((random - left).abs(), (left - start).abs(), rtol=0, atol=4e-7)  # of 1e-5
+    step, other = (left - start).double(), (random - left).double()
+    assert abs(float(step @ other / step.norm() / other.norm())) < 0.02
+
+
+def _step(model: nn.Module, optimizer: Any, seed: int) -> None:
+    torch.manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.grad = distribute_like(torch.randn(parameter.shape), parameter)
+    optimizer.step()
+
+
+def distribute_like(values: torch.Tensor, other: Any) -> torch.Tensor:
+    """Shard a tensor as another one is, if it is."""
+    if isinstance(other, DTensor):
+        return distribute_tensor(values, other.device_mesh, other.placements)
+    return values
+
+
+def assert_random_step(model: nn.Module, optimizer: Any) -> None:
+    """Check the random step after the third step of an optimizer: of its size, in other directions, and taken back."""
+    shards = [own_shard(parameter).detach() for parameter in model.parameters()]
+    for seed in range(3):
+        before = [shard.clone() for shard in shards]
+        random_step = RandomStep(optimizer)
+        _step(model, optimizer, seed)
+    after = [shard.clone() for shard in shards]
+    with random_step.taken(0):
+        moved = [shard - value for shard, value in zip(shards, after, strict=True)]
+    for shard, first, last, other in zip(shards, before, after, moved, strict=True):
+        assert torch.equal(shard, last)
+        torch.testing.assert_close(other.abs(), (last - first).abs(), rtol=1e-4, atol=1e-6)
+        kept_signs = (other * (last - first) > 0).float().mean()
+        assert 0.3 < float(kept_signs) < 0.7
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD])
+def test_a_random_step_is_as_long_as_the_last_one(kind: Any) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(20, 30)
+    assert_random_step(model, kind(model.parameters(), 0.01, weight_decay=0.0))
+
+
+def _rank_takes_a_random_step(rank: int) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(20, 30)
+    fully_shard(model, mesh=DeviceMesh("cpu", torch.arange(2)))
+    assert_random_step(model, build_optimizer([*model.parameters()], 0.01, Optim()))
+
+
+def test_each_rank_moves_its_own_shards(tmp_path: Path) -> None:
+    in_two_ranks(tmp_path, _rank_takes_a_random_step)
 
 
 def test_a_measurement_that_runs_out_of_memory_leaves_training_its_micro_batches(
