@@ -137,7 +137,7 @@ def _call(command: str, arguments: Sequence[str], others: Mapping[str, EntryPoin
     from lit_rlvr.run.rank_zero import silence_other_packages
 
     if command in COMMANDS:
-        action = import_module(COMMANDS[command][0]).run
+        action = import_module(COMMANDS[command][0]).run_command
     else:
         action = load_part(others[command])
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:

@@ -53,7 +53,7 @@ OPTIONAL = {
 """Package -> its purpose."""
 
 
-def run(command: str, arguments: list[str]) -> None:
+def run_command(command: str, arguments: list[str]) -> None:
     """Run the command line of `doctor`."""
     Parser(prog=f"lit-rlvr {command}", description=__doc__).parse_args(arguments)
     lines = machine_findings()

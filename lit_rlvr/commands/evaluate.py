@@ -133,7 +133,7 @@ def make_parser(command: str) -> Parser:
     return parser
 
 
-def run(command: str, arguments: list[str]) -> None:
+def run_command(command: str, arguments: list[str]) -> None:
     """Run the command line of `evaluate`."""
     parser = make_parser(command)
     parsed = parser.parse_line(arguments)

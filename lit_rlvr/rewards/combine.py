@@ -296,21 +296,21 @@ def stop_on_failures(
     completions: list[list[Completion]],
     scores: Scores,
     limit: float,
-    run: Path,
+    run_folder: Path,
     together: bool,
 ) -> None:
     """End the run if too many checks failed.
 
     That is more than a share `limit` of checks that failed or were stopped by a limit before they judged, or more than
     half of an iteration's checks that were stopped. Before that, save the completions whose checks failed to
-    `failed_rewards.jsonl` in `run`.
+    `failed_rewards.jsonl` in `run_folder`.
 
     Args:
         prompts: the P prompts.
         completions: P lists of G.
         scores: their scores.
         limit: the largest share of failed checks, in [0, 1].
-        run: the run's folder.
+        run_folder: the run's folder.
         together: an iteration, counted over all ranks; then collective: call it on every rank.
 
     Raises:
@@ -333,7 +333,7 @@ def stop_on_failures(
         return
     if not lost.any():
         raise UserError(f"a reward failed on {failed} of {total} completions, all of them on another rank")
-    path = run / "failed_rewards.jsonl"
+    path = run_folder / "failed_rewards.jsonl"
     rows: list[dict[str, Any]] = []
     for p, g in lost.nonzero().tolist():
         reasons = {n: r.detail for n, r in scores.details[p][g].items() if r.status in ("error", "timeout")}

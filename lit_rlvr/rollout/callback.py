@@ -232,7 +232,7 @@ class RolloutCallback(RolloutSettings, Callback):
             mask_truncated=self.mask_truncated,
             exact=plan.is_exact,
             has_teacher=stage == "fit" and module.teachers.options is not None,
-            run=Path(trainer.default_root_dir),
+            run_folder=Path(trainer.default_root_dir),
         )
         self.source = self._choose_source(trainer, module, data, stage)
 
@@ -254,12 +254,13 @@ class RolloutCallback(RolloutSettings, Callback):
 
     def replay_source(self, trainer: Trainer, module: RLVRModule, data: PromptDataModule) -> ReplaySource:
         """Return a source of the recorded rollouts, if the record fits this run."""
-        run = Path(str(self.replay.rollouts_from)).expanduser().absolute()  # a reward may change the current directory
-        if run.resolve() == Path(trainer.default_root_dir).resolve():
+        # absolute, because a reward may change the current directory
+        run_folder = Path(str(self.replay.rollouts_from)).expanduser().absolute()
+        if run_folder.resolve() == Path(trainer.default_root_dir).resolve():
             raise UserError(
                 "rollout.replay.rollouts_from: it is this run's own folder; set another trainer.default_root_dir"
             )
-        source = ReplaySource(Record(run), module, data, self.sampling, self.mask_truncated)
+        source = ReplaySource(Record(run_folder), module, data, self.sampling, self.mask_truncated)
         source.check(self._replay_settings(trainer, data), begins(self.environment))
         return source
 

@@ -58,7 +58,7 @@ class GroupSampler:
         mask_truncated: leave truncated completions out of the loss.
         exact: whether the engine's log-probabilities equal the trainer's.
         has_teacher: whether a teacher scores the completions that are trained on.
-        run: the run's folder, for the examples of failed checks.
+        run_folder: the run's folder, for the examples of failed checks.
     """
 
     def __init__(
@@ -71,13 +71,13 @@ class GroupSampler:
         mask_truncated: bool,
         exact: bool,
         has_teacher: bool,
-        run: Path,
+        run_folder: Path,
     ) -> None:
         self.synced_engine = synced_engine
         self.rewards = rewards
         self.environment = environment
         self.max_failure_rate = max_failure_rate
-        self.run = run
+        self.run_folder = run_folder
         self.mask_truncated = mask_truncated
         self.exact = exact
         self.has_teacher = has_teacher
@@ -175,7 +175,8 @@ class GroupSampler:
 
         In training, collective: call it on every rank.
         """
-        stop_on_failures(prompts, completions, scores, self.max_failure_rate, self.run, together=version is not None)
+        together = version is not None
+        stop_on_failures(prompts, completions, scores, self.max_failure_rate, self.run_folder, together=together)
         return assemble(
             prompts,
             completions,
@@ -241,7 +242,7 @@ class GroupSampler:
             return completions, None
         groups = [prompt.for_rewards(group) for prompt, group in zip(prompts, completions, strict=True)]
         scores = score_rollout(self.rewards, groups, [prompt.sample for prompt in prompts])
-        stop_on_failures(prompts, completions, scores, self.max_failure_rate, self.run, together=False)
+        stop_on_failures(prompts, completions, scores, self.max_failure_rate, self.run_folder, together=False)
         return completions, scores
 
     def _open_episodes(

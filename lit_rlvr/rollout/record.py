@@ -62,13 +62,13 @@ class Record:
     and rank, in `iteration-NNNNNN-rank-N.npz`.
 
     Args:
-        run: the run's folder.
+        run_folder: the run's folder.
         limit: most bytes to write; the record ends before the iteration that would exceed them.
     """
 
-    def __init__(self, run: Path, limit: int = 0) -> None:
-        self.run = run
-        self.folder = run / "record"
+    def __init__(self, run_folder: Path, limit: int = 0) -> None:
+        self.run_folder = run_folder
+        self.folder = run_folder / "record"
         self._left = limit // world_size()
         self._is_open = True
 
@@ -185,7 +185,8 @@ class Record:
                 shorter = f", or delete these to train on the {after - 1} iteration(s) before it"
             else:
                 shorter = ""
-            raise self.error(f"lacks {missing.relative_to(self.run)}, and has later iterations; restore it{shorter}")
+            lacking = missing.relative_to(self.run_folder)
+            raise self.error(f"lacks {lacking}, and has later iterations; restore it{shorter}")
 
     def _recorded(self) -> dict[str, Any]:
         """Return the settings of the record; none if there is no record or they cannot be read."""
@@ -210,7 +211,7 @@ class Record:
             raise self.error(f"is damaged: {path.name} ({first_line(error)})") from error
 
     def error(self, what: str) -> UserError:
-        return UserError(f"rollout.replay.rollouts_from: {shown(self.run)} {what}")
+        return UserError(f"rollout.replay.rollouts_from: {shown(self.run_folder)} {what}")
 
 
 def first_weights(model: nn.Module) -> dict[str, str]:

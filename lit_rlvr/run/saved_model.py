@@ -36,14 +36,14 @@ from lit_rlvr.policy.sources import (
 PREFIX = "policy.model."
 
 
-def export_run(run: Path, target: Path, dtype: str = "float32", adapter: bool = False) -> Path:
+def export_run(run_folder: Path, target: Path, dtype: str = "float32", adapter: bool = False) -> Path:
     """Write the model of a run's newest checkpoint, with tokenizer and generation settings.
 
     The folder appears only when it is complete.
 
     Args:
-        run: a run folder, or a checkpoint inside its `checkpoints/`; or a folder with adapters, which are merged into
-            their base model.
+        run_folder: a run folder, or a checkpoint inside its `checkpoints/`; or a folder with adapters, which are merged
+            into their base model.
         target: the folder to write.
         dtype: `float32` or `bfloat16`.
         adapter: write only the adapter, as peft does.
@@ -57,15 +57,15 @@ def export_run(run: Path, target: Path, dtype: str = "float32", adapter: bool = 
     if target.exists():
         raise UserError(f"--to: {target} exists; choose another folder")
     check_writable(target.parent, "--to")
-    if (run / ADAPTER_CONFIG).is_file():
+    if (run_folder / ADAPTER_CONFIG).is_file():
         if adapter:
-            raise UserError(f"--adapter: {run} is one already; leave the option out to merge it")
-        base = resolve_model(adapter_base(run / ADAPTER_CONFIG))
-        return merge_into_base(adapter_folder(str(run)), base, target, getattr(torch, dtype))
-    if run.is_file() or is_sharded(run):
-        checkpoint = run
+            raise UserError(f"--adapter: {run_folder} is one already; leave the option out to merge it")
+        base = resolve_model(adapter_base(run_folder / ADAPTER_CONFIG))
+        return merge_into_base(adapter_folder(str(run_folder)), base, target, getattr(torch, dtype))
+    if run_folder.is_file() or is_sharded(run_folder):
+        checkpoint = run_folder
     else:
-        checkpoint = last_checkpoint(run)
+        checkpoint = last_checkpoint(run_folder)
     root = checkpoint.parent.parent
     model, config = load_trained_model(checkpoint, run_config(root)["model"]["init_args"])
     source = model.name_or_path
@@ -87,20 +87,20 @@ def resolve_run_model(name: str) -> str:
     """
     if not is_run(name):
         return name
-    run = Path(name).expanduser()
-    return str(made_once(cached_export(run), lambda to: _export_into(run, to)))
+    run_folder = Path(name).expanduser()
+    return str(made_once(cached_export(run_folder), lambda to: _export_into(run_folder, to)))
 
 
-def cached_export(run: Path) -> Path:
+def cached_export(run_folder: Path) -> Path:
     """Return the path in the cache for a run's newest model."""
-    checkpoint = last_checkpoint(run)
+    checkpoint = last_checkpoint(run_folder)
     key = derive_seed(str(checkpoint.resolve()), checkpoint.stat().st_mtime_ns)
-    return cache_folder() / "exported" / f"{run.resolve().name}-{key:x}"
+    return cache_folder() / "exported" / f"{run_folder.resolve().name}-{key:x}"
 
 
-def _export_into(run: Path, folder: Path) -> None:
+def _export_into(run_folder: Path, folder: Path) -> None:
     folder.rmdir()
-    export_run(run, folder)
+    export_run(run_folder, folder)
 
 
 def run_config(root: Path) -> dict[str, Any]:

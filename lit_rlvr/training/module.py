@@ -324,8 +324,8 @@ class RLVRModule(ChecksArguments, LossModule, LightningModule):
             lr = self.adaptive_lr.lr
         assert not isinstance(lr, AutoLR)
         apply_options(self.optimizers(), self.lr_schedulers(), lr, self._saved_options)
-        run = Path(self.trainer.default_root_dir)
-        self.budget.begin(run, self.policy.device, self.sharded)
+        run_folder = Path(self.trainer.default_root_dir)
+        self.budget.begin(run_folder, self.policy.device, self.sharded)
         self.updater = Updater(
             policy=self.policy,
             reference=self.reference.policy,
@@ -337,7 +337,7 @@ class RLVRModule(ChecksArguments, LossModule, LightningModule):
             optim=self.optim,
             budget=self.budget,
             skipped=self.skipped,
-            run=run,
+            run_folder=run_folder,
             adaptive_lr=self.adaptive_lr,
             noise_scale=self.noise_scale,
         )

@@ -127,14 +127,14 @@ def _traced_numbers(values: Tensor, sampled: Iterable[bool]) -> list[float]:
     return [float(f"{next(numbers):.6g}") if is_sampled else 0.0 for is_sampled in sampled]
 
 
-def write_trace(run: str | Path, step: int, algorithm: str, groups: list[dict[str, Any]]) -> None:
+def write_trace(run_folder: str | Path, step: int, algorithm: str, groups: list[dict[str, Any]]) -> None:
     """Save one step's groups as `rollouts/step-NNNNNN.json`, atomically."""
-    path = trace_folder(run) / f"step-{step:06d}.json"
+    path = trace_folder(run_folder) / f"step-{step:06d}.json"
     write_atomically(path, json.dumps({"step": step, "algorithm": algorithm, "groups": groups}, ensure_ascii=False))
 
 
-def drop_traces_after(run: str | Path, step: int) -> None:
+def drop_traces_after(run_folder: str | Path, step: int) -> None:
     """Delete the files of later steps, which a resumed run writes again."""
-    for later, path in list_traces(run).items():
+    for later, path in list_traces(run_folder).items():
         if later > step:
             path.unlink()

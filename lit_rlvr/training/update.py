@@ -63,7 +63,7 @@ class Updater:
         optim: the options of the optimizer.
         budget: the most input tokens in a micro-batch.
         skipped: counts skipped steps.
-        run: the run's folder, for what a failed step leaves.
+        run_folder: the run's folder, for what a failed step leaves.
         adaptive_lr: changes the learning rate after each step; None = the schedule alone does.
         noise_scale: averages the signal and the noise of the steps' gradients.
 
@@ -84,7 +84,7 @@ class Updater:
     optim: Optim
     budget: TokenBudget
     skipped: SkippedSteps
-    run: Path
+    run_folder: Path
     adaptive_lr: AdaptiveLR | None
     noise_scale: NoiseScale
 
@@ -272,7 +272,7 @@ class Updater:
             self.skipped.add_finite(plan.prepared.rollout.is_unrewarded)
             return True
         with self.dropout(number):
-            saved = save_step(self.run, number, not_finite, plan, self.microbatch_gradients)
+            saved = save_step(self.run_folder, number, not_finite, plan, self.microbatch_gradients)
         self.skipped.add(number, not_finite, saved)
         return False
 

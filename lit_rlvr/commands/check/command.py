@@ -37,7 +37,7 @@ SHIPPED: dict[str, type] = {
 """The shipped algorithms, rewards and advantages by their names."""
 
 
-def run(command: str, arguments: list[str]) -> int:
+def run_command(command: str, arguments: list[str]) -> int:
     """Run the command line of `check`."""
     parser = Parser(prog=f"lit-rlvr {command}", description=__doc__)
     parser.add_argument(

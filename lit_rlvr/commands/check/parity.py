@@ -16,7 +16,7 @@ from lit_rlvr.configs import Parser, find_config, read_config
 from lit_rlvr.errors import UserError, user_error_in
 
 
-def run(command: str, arguments: list[str]) -> None:
+def run_command(command: str, arguments: list[str]) -> None:
     """Run the command line of `parity`."""
     parser = Parser(prog=f"lit-rlvr {command}", description=run_parity.__doc__)
     parser.add_argument("batch", type=str, help="the frozen batch: an .npz file")

@@ -51,7 +51,7 @@ class FailedCells(UserError):
         )
 
 
-def run(command: str, arguments: list[str]) -> None:
+def run_command(command: str, arguments: list[str]) -> None:
     """Run the command line of `compare`."""
     parser = Parser(prog=f"lit-rlvr {command}", description=__doc__)
     parser.add_argument("study", type=str, help="a study: a YAML file, or a shipped one by name (studies/smoke)")

@@ -169,7 +169,7 @@ def describe_cost(name: str) -> str:
     return f"{name}: {len(study.cells)} runs of {count} {unit}"
 
 
-def run(command: str, arguments: Sequence[str]) -> None:
+def run_command(command: str, arguments: Sequence[str]) -> None:
     """Run the command line of `reproduce`."""
     parser = Parser(prog=f"lit-rlvr {command}", description=__doc__)
     parser.add_argument(

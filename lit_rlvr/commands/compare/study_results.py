@@ -71,14 +71,15 @@ class FinishedRun:
 
 def read_cell(cell: Cell, root: Path) -> FinishedRun:
     """Read the metrics and the summary of a cell's run folder."""
-    run = root / cell.folder
-    rows = dict(sorted(read_metrics(run / "metrics.csv").items()))
+    run_folder = root / cell.folder
+    rows = dict(sorted(read_metrics(run_folder / "metrics.csv").items()))
     used = dict.fromkeys(USED, 0.0)
     for row in rows.values():
         for unit in USED:
             used[unit] += row.get(f"rollout/{unit}", 0.0)
             row[f"used/{unit}"] = used[unit]
-    return FinishedRun(cell, rows, json.loads((run / "summary.json").read_text()), read_suites(run / EVALUATION))
+    summary = json.loads((run_folder / "summary.json").read_text())
+    return FinishedRun(cell, rows, summary, read_suites(run_folder / EVALUATION))
 
 
 def smoothed(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -32,7 +32,7 @@ COLOURS = 8
 """Number of colours in the style sheet; further groups get dashed lines."""
 
 
-def run(command: str, arguments: list[str]) -> None:
+def run_command(command: str, arguments: list[str]) -> None:
     """Run the command line of `report`."""
     parser = Parser(prog=f"lit-rlvr {command}", description=write_report.__doc__)
     parser.add_argument("runs", type=str, nargs="+", help="run folders, or folders of studies")
