@@ -138,6 +138,35 @@ def _is_image(value: Any, by_name: bool) -> bool:
     return isinstance(value, bytes | Image.Image)
 
 
+def _check_named_files(content: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse parts of a message whose text names an image by its file or URL."""
+    for part in content:
+        named = _NAMED.search(part.get("text", ""))
+        if named and _FILE_OR_URL.fullmatch(named[1]):
+            raise BadRow(
+                f"{named[0]} is not read; write <image> in its place, and the file into the image column", "prompt"
+            )
+
+
+def _check_counts(parts: Sequence[Mapping[str, Any]], listed: Sequence[Any], own: int) -> None:
+    """Refuse more or fewer images or videos than there are places for them.
+
+    Args:
+        parts: the places of images and videos in a prompt; those with an image of their own take no other.
+        listed: the sample's images and videos for the other places.
+        own: the number of parts with their own.
+    """
+    count = Counter(kinds_of(listed))
+    places = Counter(part["type"] for part in parts if part["type"] not in part)
+    for kind in ("image", "video"):
+        if count[kind] != places[kind]:
+            if own:
+                more = f", next to {own} in the messages' own parts"
+            else:
+                more = ""
+            raise BadRow(f"{places[kind]} <{kind}> placeholders for {count[kind]} {kind}s{more}", kind)
+
+
 def place_images(sample: Sample) -> Sample:
     """Put a sample's images and videos in the order of their places in the prompt.
 
@@ -152,12 +181,8 @@ def place_images(sample: Sample) -> Sample:
     else:
         messages = sample.prompt
     contents = [_parts(message["content"]) for message in messages]
-    for part in (part for content in contents for part in content):
-        named = _NAMED.search(part.get("text", ""))
-        if named and _FILE_OR_URL.fullmatch(named[1]):
-            raise BadRow(
-                f"{named[0]} is not read; write <image> in its place, and the file into the image column", "prompt"
-            )
+    for content in contents:
+        _check_named_files(content)
     parts = _places([{"content": content} for content in contents])
     if not parts:
         if sample.images:
@@ -172,16 +197,8 @@ def place_images(sample: Sample) -> Sample:
         listed = []
     else:
         listed = list(sample.images)
-    count = Counter(kinds_of(listed))
-    places = Counter(part["type"] for part in parts if part["type"] not in part)
-    for kind in ("image", "video"):
-        if count[kind] != places[kind]:
-            if own_parts:
-                more = f", next to {len(own_parts)} in the messages' own parts"
-            else:
-                more = ""
-            raise BadRow(f"{places[kind]} <{kind}> placeholders for {count[kind]} {kind}s{more}", kind)
-    rest: dict[str, list[Any]] = {kind: [] for kind in count}
+    _check_counts(parts, listed, len(own_parts))
+    rest: dict[str, list[Any]] = {"image": [], "video": []}
     for image, kind in zip(listed, kinds_of(listed), strict=True):
         rest[kind].append(image)
     images = []

@@ -37,6 +37,25 @@ IMAGE_SOFTWARE = "lit-rlvr preview"
 """Mark in the pictures of `preview`, which a later preview may replace."""
 
 
+def _add_demonstration(description: dict[str, Any], pairs: Sequence[tuple[Prompt, Completion]], tokenizer: Any) -> None:
+    """Add to the description of a prompt the completion that `SFT` trains on.
+
+    Args:
+        description: of the prompt.
+        pairs: the prompt and its completion, for each sequence of a conversation.
+        tokenizer: the model's.
+    """
+    (start, completion), *others = pairs
+    description["completion"] = describe_completion(completion, tokenizer)
+    # Earlier turns are in the loss, or the prompt ends with empty thoughts.
+    if len(start.token_ids) != description["tokens"]:
+        description |= {"text": tokenizer.decode(start.token_ids), "tokens": len(start.token_ids)}
+    for number, (start, completion) in enumerate(others, 2):
+        read = {"in_loss": False, "tokens": len(start.token_ids), "text": tokenizer.decode(start.token_ids)}
+        parts = [read, *describe_completion(completion, tokenizer)]
+        description["completion"] += [part | {"sequence": number} for part in parts]
+
+
 def describe_prompts(
     data: PromptDataModule, split: Split, count: int, folder: Path | None, module: RLVRModule, rollout: RolloutCallback
 ) -> dict[str, Any]:
@@ -64,19 +83,7 @@ def describe_prompts(
         check_demonstrations(rollout, module, data)
         demonstrations = rollout.demonstrations[data.name]
         for description, prompt in zip(descriptions, prompts, strict=False):
-            (start, completion), *others = demonstrations.pairs([prompt])
-            description["completion"] = describe_completion(completion, data.tokenizer)
-            # Earlier turns are in the loss, or the prompt ends with empty thoughts.
-            if len(start.token_ids) != description["tokens"]:
-                description |= {"text": data.tokenizer.decode(start.token_ids), "tokens": len(start.token_ids)}
-            for number, (start, completion) in enumerate(others, 2):
-                read = {
-                    "in_loss": False,
-                    "tokens": len(start.token_ids),
-                    "text": data.tokenizer.decode(start.token_ids),
-                }
-                parts = [read, *describe_completion(completion, data.tokenizer)]
-                description["completion"] += [part | {"sequence": number} for part in parts]
+            _add_demonstration(description, demonstrations.pairs([prompt]), data.tokenizer)
         demonstrations.close()
     if split == "train" and module.teachers.options is not None and module.teachers.options.prompt is not None:
         for description, p in zip(descriptions, map(module.teachers.asked, prompts), strict=False):

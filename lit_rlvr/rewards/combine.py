@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -122,6 +122,35 @@ def judge(rewards: Sequence[Reward], pairs: Sequence[Pair], whole_rollout: bool 
     return judgements
 
 
+def _settle_correct(
+    rewards: Sequence[Reward], results: Judgements, names: Sequence[tuple[str, ...]], width: int
+) -> tuple[dict[str, list[RewardResult]], list[str]]:
+    """Return the results, in which one reward of each completion says whether it is right, and its name (B of them).
+
+    Args:
+        rewards: the rewards.
+        results: reward's name -> its P * G results, group by group.
+        names: the names of the rewards that judge each of the P samples.
+        width: G, the completions of each sample.
+    """
+    settled = {name: [*column] for name, column in results.items()}
+    judging = [rewards[0].name] * len(names) * width
+    rows_by_rewards: dict[tuple[str, ...], list[int]] = {}  # the rewards of a row -> its completions
+    for b in range(len(judging)):
+        rows_by_rewards.setdefault(names[b // width], []).append(b)
+    rows_by_rewards.pop((), None)  # no reward judges these
+    for own_names, own_rows in rows_by_rewards.items():
+        columns = {}
+        for name in own_names:
+            columns[name] = [settled[name][b] for b in own_rows]
+        source = _correct_source([reward for reward in rewards if reward.name in own_names], columns)
+        counts_ones = _counts_ones(next(reward for reward in rewards if reward.name == source), rewards)
+        for b, result in zip(own_rows, _with_correct(source, columns[source], counts_ones), strict=True):
+            judging[b] = source
+            settled[source][b] = result
+    return settled, judging
+
+
 def combine(rewards: Sequence[Reward], results: Judgements, samples: Sequence[Sample], width: int) -> Scores:
     """Return scores of G = `width` completions of each of P samples from each reward's results for all P * G.
 
@@ -148,22 +177,7 @@ def combine(rewards: Sequence[Reward], results: Judgements, samples: Sequence[Sa
     groups = len(samples)
     weights = own_weights(rewards)
     sample_weights = [row_weights(sample, weights) for sample in samples]  # P
-    results = {name: [*column] for name, column in results.items()}
-    judging = [rewards[0].name] * groups * width  # B, the reward that says whether a completion is right
-    rows_by_rewards: dict[tuple[str, ...], list[int]] = {}  # the rewards of a row -> its completions
-    for b in range(len(judging)):
-        rows_by_rewards.setdefault(tuple(sample_weights[b // width]), []).append(b)
-    rows_by_rewards.pop((), None)  # no reward judges these
-    for names, own_rows in rows_by_rewards.items():
-        columns = {}
-        for name in names:
-            columns[name] = [results[name][b] for b in own_rows]
-        source = _correct_source([reward for reward in rewards if reward.name in names], columns)
-        counts_ones = _counts_ones(next(reward for reward in rewards if reward.name == source), rewards)
-        for b, result in zip(own_rows, _with_correct(source, columns[source], counts_ones), strict=True):
-            judging[b] = source
-            results[source][b] = result
-
+    results, judging = _settle_correct(rewards, results, [tuple(named) for named in sample_weights], width)
     rows = [dict(zip(results, row_results, strict=True)) for row_results in zip(*results.values(), strict=True)]  # B
     worst: list[Status] = []  # B
     for row in rows:
@@ -291,6 +305,15 @@ def logged_metrics(rewards: Sequence[Reward]) -> dict[str, float]:
     return means
 
 
+def _failure_row(sample: Sample, completion: Completion, results: Mapping[str, RewardResult]) -> dict[str, Any]:
+    """Return the row of `failed_rewards.jsonl` about a completion: its text, and each failed reward's reason."""
+    reasons = {}
+    for name, result in results.items():
+        if result.status in ("error", "timeout"):
+            reasons[name] = result.detail
+    return {"id": sample.id, "source": sample.source, "completion": completion.text, "failed": reasons}
+
+
 def stop_on_failures(
     prompts: list[Prompt],
     completions: list[list[Completion]],
@@ -333,12 +356,10 @@ def stop_on_failures(
         return
     if not lost.any():
         raise UserError(f"a reward failed on {failed} of {total} completions, all of them on another rank")
+    rows = [
+        _failure_row(prompts[p].sample, completions[p][g], scores.details[p][g]) for p, g in lost.nonzero().tolist()
+    ]
     path = run_folder / "failed_rewards.jsonl"
-    rows: list[dict[str, Any]] = []
-    for p, g in lost.nonzero().tolist():
-        reasons = {n: r.detail for n, r in scores.details[p][g].items() if r.status in ("error", "timeout")}
-        sample = prompts[p].sample
-        rows.append({"id": sample.id, "source": sample.source, "completion": completions[p][g].text, "failed": reasons})
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     name, reason = next(iter(rows[0]["failed"].items()))

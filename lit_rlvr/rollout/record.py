@@ -27,7 +27,7 @@ from lit_rlvr.rollout.assemble import GROUP_FIELDS, TOKEN_FIELDS, tokens_in_loss
 from lit_rlvr.rollout.source import RolloutSource
 from lit_rlvr.sampling import Sampling
 from lit_rlvr.training.module import RLVRModule
-from lit_rlvr.types import Prompt, PromptBatch, Rollout, Turn
+from lit_rlvr.types import Completion, Prompt, PromptBatch, Rollout, Turn
 
 if TYPE_CHECKING:
     from lit_rlvr.datamodules import PromptDataModule
@@ -275,6 +275,45 @@ def pack_rollout(rollout: Rollout, about: dict[str, Any]) -> dict[str, np.ndarra
     return arrays
 
 
+def _unpack_completions(
+    about: dict[str, Any], arrays: dict[str, Tensor], inputs: Sequence[int], tokenizer: Any
+) -> list[Completion]:
+    """Return the completions of a record, with their texts decoded again.
+
+    Args:
+        about: what the record says of the rollout.
+        arrays: its tensors.
+        inputs: the tokens that the model read of each completion and its prompt, which have routes.
+        tokenizer: the model's.
+    """
+    lengths = about["lengths"]
+    if "routes" in arrays:
+        routes: Sequence[Tensor | None] = arrays["routes"].split(list(inputs))
+    else:
+        routes = [None] * len(lengths)
+    rows = zip(
+        arrays["token_ids"].split(lengths),
+        arrays["rollout_logprobs"].split(lengths),
+        arrays["sampled"].split(lengths),
+        routes,
+        about["finish_reasons"],
+        about.get("turns", [[]] * len(lengths)),
+        about.get("sequences") or [()] * len(lengths),
+        strict=True,
+    )
+    completions = []
+    for token_ids, logprobs, from_model, of_inputs, reason, turns, sequences in rows:
+        completion = read_completion(tokenizer, token_ids.tolist(), logprobs.tolist(), reason == "stop")
+        sampled: tuple[bool, ...] = ()
+        if not from_model.all():
+            sampled = tuple(from_model.tolist())
+        as_turns = tuple(map(_as_turn, turns))
+        completions.append(
+            replace(completion, sampled=sampled, routes=of_inputs, turns=as_turns, sequences=tuple(sequences))
+        )
+    return completions
+
+
 def unpack_rollout(
     about: dict[str, Any], arrays: dict[str, Tensor], prompts: list[Prompt], sampling: Sampling, tokenizer: Any
 ) -> Rollout:
@@ -293,24 +332,7 @@ def unpack_rollout(
                 flat = arrays[name]
             fields[name] = _padded(flat, inside)
     inputs = [len(prompts[row // size].token_ids) + length - 1 for row, length in enumerate(about["lengths"])]
-    rows = zip(
-        *(arrays[name].split(about["lengths"]) for name in ("token_ids", "rollout_logprobs", "sampled")),
-        arrays["routes"].split(inputs) if "routes" in arrays else [None] * len(inputs),
-        about["finish_reasons"],
-        about.get("turns", [[]] * len(inputs)),
-        about.get("sequences") or [()] * len(inputs),
-        strict=True,
-    )
-    completions = [
-        replace(
-            read_completion(tokenizer, token_ids.tolist(), logprobs.tolist(), reason == "stop"),
-            sampled=() if sampled.all() else tuple(sampled.tolist()),
-            routes=routes,
-            turns=tuple(map(_as_turn, turns)),
-            sequences=tuple(sequences),
-        )
-        for token_ids, logprobs, sampled, routes, reason, turns, sequences in rows
-    ]
+    completions = _unpack_completions(about, arrays, inputs, tokenizer)
     return Rollout(
         prompts=prompts,
         completions=[completions[p * size : (p + 1) * size] for p in range(len(prompts))],

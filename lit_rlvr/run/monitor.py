@@ -233,14 +233,14 @@ class LostWork(Callback):
         if selection.only_mixed and not metrics.get("rollout/live_groups", 1.0) and self._unselected <= 0:
             self._unselected = REPEAT
             mixed = 1 - metrics["train/no_signal"]
+            if mixed and selection.by != "reward":
+                remedy = f"the rewards of {mixed:.0%} of the groups do differ: set model.dynamic_sampling: reward"
+            else:
+                case = signal_case(metrics["rollout/accuracy"])
+                remedy = self._history.advise("Most prompts give no signal", case)
             warnings.append(
                 f"dynamic sampling found no group in {metrics['rollout/sampling_rounds']:g} rounds whose completions "
-                f"differ in their {selection.by}, so there was nothing to train on; "
-                + (
-                    f"the rewards of {mixed:.0%} of the groups do differ: set model.dynamic_sampling: reward"
-                    if mixed and selection.by != "reward"
-                    else self._history.advise("Most prompts give no signal", signal_case(metrics["rollout/accuracy"]))
-                )
+                f"differ in their {selection.by}, so there was nothing to train on; {remedy}"
             )
         self._silent -= 1
         share = metrics.get("train/staleness/ess", 1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,36 @@ def run_config(root: Path) -> dict[str, Any]:
     return config
 
 
+def _other_model(
+    checkpoint: Path, settings: dict[str, Any], weights: Iterable[str], trained_on: str, mismatches: Sequence[str]
+) -> UserError:
+    """Return the error about a checkpoint of another model than the config's.
+
+    Args:
+        checkpoint: the checkpoint with the weights.
+        settings: the options of the model in the run's config.
+        weights: the names of its weights.
+        trained_on: the name of the model that it was trained on.
+        mismatches: what does not fit, a text each.
+    """
+    matches = [re.search(r"\blayers\.\d+\.", key) for key in weights]
+    layers = {match[0] for match in matches if match is not None}
+    if any("lora_" in key for key in weights):
+        has = f"adapters of {trained_on}"
+    else:
+        has = f"{trained_on}'s"
+    says = settings["model"]
+    if settings.get("lora"):
+        says += f" with lora {settings['lora']}"
+    if mismatches[1:]:
+        more = f" and {len(mismatches) - 1} more do not fit"
+    else:
+        more = " does not fit"
+    return UserError(
+        f"{checkpoint}: its weights are {has} ({len(layers)} layers), config.yaml says {says}; {mismatches[0]}{more}"
+    )
+
+
 def load_trained_model(checkpoint: Path, settings: dict[str, Any]) -> tuple[Any, Any]:
     """Return the Hugging Face model of a run with a checkpoint's weights, and the peft config of its adapters, if any.
 
@@ -148,20 +179,7 @@ def load_trained_model(checkpoint: Path, settings: dict[str, Any]) -> tuple[Any,
         expected = model.state_dict()
     mismatches = mismatched_weights(weights, expected)
     if mismatches:
-        layers = len({match[0] for key in weights if (match := re.search(r"\blayers\.\d+\.", key))})
-        name = Path(trained_on).name
-        if any("lora_" in key for key in weights):
-            has = f"adapters of {name}"
-        else:
-            has = f"{name}'s"
-        says = settings["model"] + (f" with lora {lora}" if lora else "")
-        if mismatches[1:]:
-            more = f" and {len(mismatches) - 1} more do not fit"
-        else:
-            more = " does not fit"
-        raise UserError(
-            f"{checkpoint}: its weights are {has} ({layers} layers), config.yaml says {says}; {mismatches[0]}{more}"
-        )
+        raise _other_model(checkpoint, settings, weights, Path(trained_on).name, mismatches)
     model.load_state_dict(weights, strict=not lora)
     return model, config
 

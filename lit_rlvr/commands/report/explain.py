@@ -285,7 +285,7 @@ def group_page(
     return render(
         "explain.html",
         title=f"{algorithm}, step {step}, prompt {group['id']}",
-        group=view(group, run=run_folder),
+        group=view(group, run_folder=run_folder),
         uris=uris,
         completions=group["completions"],
     )
