@@ -201,7 +201,10 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         rows_of = {"train": files, "validation": validation, "test": test}
         for split, rows in rows_of.items():
             if rows is None or isinstance(rows, str | os.PathLike):
-                self.locations[split] = None if rows is None else os.fspath(rows)
+                if rows is None:
+                    self.locations[split] = None
+                else:
+                    self.locations[split] = os.fspath(rows)
             else:
                 self.init_args[split] = self.given[split] = GivenRows(rows, split)
                 self.locations[split] = self.given[split].name
@@ -612,10 +615,12 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         """Return the stream of all training prompts, in the order and with the weights of the options."""
         keys: dict[str, float] = {}
         if self.order != "shuffled":
-            keys = {
-                p.sample.id: number if self.order == "given" else self.difficulty(p.sample)
-                for number, p in enumerate(prompts)
-            }
+            keys = {}
+            for number, p in enumerate(prompts):
+                if self.order == "given":
+                    keys[p.sample.id] = number
+                else:
+                    keys[p.sample.id] = self.difficulty(p.sample)
         options = prompts, self.seed, run_seed(), keys, *(() if self.success is None else (self.success.is_retired,))
         if not self.weights:
             return PromptStream(*options)
@@ -643,7 +648,10 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
                 raise UserError("validation_split: there is already a validation set, give only one of the two")
             train = self._read("train")
             held_out = hold_out(len(train), self.validation_split, self.seed)
-            samples = [sample for i, sample in enumerate(train) if (i in held_out) == (split == "validation")]
+            samples = []
+            for i, sample in enumerate(train):
+                if (i in held_out) == (split == "validation"):
+                    samples.append(sample)
         return self._draw_rows(samples, split)
 
     def _draw_rows(self, samples: list[Sample], split: Split) -> list[Sample]:
@@ -689,7 +697,10 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
             return row
         judged = replace(row, rewards=self._rewards if row.rewards is None else row.rewards)
         names = row_weights(judged, own_weights(self.judges_by_answer))
-        needing = [reward.name for reward in self.judges_by_answer if reward.needs_answer and reward.name in names]
+        needing = []
+        for reward in self.judges_by_answer:
+            if reward.needs_answer and reward.name in names:
+                needing.append(reward.name)
         if not needing:
             return row
         return BadRow(f"missing, and the reward {needing[0]} judges by it", "answer", row.source)

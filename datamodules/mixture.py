@@ -147,7 +147,10 @@ class Mixture(PromptDataModule):
     def test_dataloader(self) -> list[EvalLoader]:
         loaders = []
         for part in self.parts:
-            prompts = [prompt for prompt in self.prompts["test"] if self.part_of(prompt.sample) is part]
+            prompts = []
+            for prompt in self.prompts["test"]:
+                if self.part_of(prompt.sample) is part:
+                    prompts.append(prompt)
             if prompts:
                 size = part.evaluation.prompts_per_batch
                 loaders.append(EvalLoader(prompts, size, part.name, *self._ranks(), self.prepare))

@@ -114,7 +114,10 @@ class TextToSQL(PromptDataModule):
 
     def sample(self, row: dict[str, Any], index: int, source: str) -> Sample:
         columns = {field: column for field, column in SQL_COLUMNS if column in row} | (self.columns or {})
-        mapped = {field: column for field, column in columns.items() if field not in ("database", "evidence")}
+        mapped = {}
+        for field, column in columns.items():
+            if field not in ("database", "evidence"):
+                mapped[field] = column
         sample = map_columns(row, mapped, f"{self.name}:{index + 1}", source, answers=self.reading.answers)
         name = as_text(lookup(row, columns.get("database", "database")), "database")
         evidence = lookup(row, columns.get("evidence", "evidence"))

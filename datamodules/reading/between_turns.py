@@ -120,7 +120,9 @@ class BetweenTurns:
             return self._as_text(text)
 
         truncated = [replace(result, text=cut(result.text)) for result in results]
-        kept = [list(self._tokenizer(result.text, add_special_tokens=False).input_ids) for result in truncated]
+        kept = []
+        for result in truncated:
+            kept.append(list(self._tokenizer(result.text, add_special_tokens=False).input_ids))
         ids = self._encode(truncated, last, pixels)
         while len(ids) > max_tokens and any(kept):
             k = max(range(len(kept)), key=lambda i: len(kept[i]))
@@ -228,7 +230,10 @@ class BetweenTurns:
         before = self._render([_QUESTION, call], prompt=False)
         whole = self._render([_QUESTION, call, *messages])
         start = shared_length(question, before)
-        ends = [(before.rfind(text, start), text) for text in self._ends.values() if text in before[start:]]
+        ends = []
+        for text in self._ends.values():
+            if text in before[start:]:
+                ends.append((before.rfind(text, start), text))
         place, end = max(ends, default=(len(before), ""))
         if whole.startswith(before[:place] + end):
             return end, whole[place + len(end) :]

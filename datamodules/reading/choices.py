@@ -183,7 +183,9 @@ def right_letter(answer: Any, options: Options, is_typed: bool = True) -> str:
     if isinstance(answer, str) and find_letter(answer, options.texts) is None:
         answer = parse_text(answer)
     if isinstance(answer, list | tuple) and not is_blank(answer):
-        letters = {right_letter(item, options, is_typed) for item in answer}
+        letters = set()
+        for item in answer:
+            letters.add(right_letter(item, options, is_typed))
         if len(letters) > 1:
             raise BadRow(f"{', '.join(sorted(letters))} are all right, but one option must be", "answer")
         return letters.pop()

@@ -67,7 +67,9 @@ def _cases(inputs: Sequence[Any], outputs: Sequence[Any], function: str, starter
             outputs = [value[0] for value in outputs]
         pairs = [_call(*pair) for pair in zip(inputs, outputs, strict=True)]
     else:
-        pairs = [(_as_lines(given), _as_lines(wanted)) for given, wanted in zip(inputs, outputs, strict=True)]
+        pairs = []
+        for given, wanted in zip(inputs, outputs, strict=True):
+            pairs.append((_as_lines(given), _as_lines(wanted)))
     return json.dumps([{"input": given, "output": wanted} for given, wanted in pairs]), function
 
 

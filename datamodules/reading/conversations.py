@@ -134,7 +134,10 @@ def _tool_calls(calls: Any) -> list[dict[str, Any]]:
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise BadRow("tool_calls: a call without the name of its function", "prompt")
         function = function | {"arguments": parse_text(function.get("arguments", {}))}
-        tool_calls.append(call | {"function": function} if "function" in call else function)
+        if "function" in call:
+            tool_calls.append(call | {"function": function})
+        else:
+            tool_calls.append(function)
     return tool_calls
 
 

@@ -112,7 +112,10 @@ def check_media(row: Mapping[str, Any], read: Container[str], images: bool = Tru
         if column in read:
             continue
         kind = str(column).lower().removesuffix("s")
-        values = [value for value in as_images(cell) if not isinstance(value, bool | int | float)]
+        values = []
+        for value in as_images(cell):
+            if not isinstance(value, bool | int | float):
+                values.append(value)
         if values and kind in ("audio", "video"):
             if kind == "audio":
                 reason = NO_AUDIO
@@ -273,7 +276,10 @@ def _parts(content: Any) -> list[dict[str, Any]]:
             continue
         for i, text in enumerate(_PLACEHOLDERS.split(part["text"])):  # texts and kinds alternate
             if text:
-                parts.append({"type": text} if i % 2 else {"type": "text", "text": text})
+                if i % 2:
+                    parts.append({"type": text})
+                else:
+                    parts.append({"type": "text", "text": text})
     return parts
 
 
@@ -574,9 +580,10 @@ def film_strip(image: Any, frames: int = 8) -> Image.Image:
     """Return an image unchanged, or for a video a row of at most `frames` of its frames, evenly spread."""
     if not isinstance(image, Video):
         return image
-    stills = [
-        image.frames[i] for i in np.linspace(0, len(image.frames) - 1, min(frames, len(image.frames))).astype(int)
-    ]
+    stills = []
+    count = len(image.frames)
+    for i in np.linspace(0, count - 1, min(frames, count)).astype(int):
+        stills.append(image.frames[i])
     return Image.fromarray(np.hstack([np.asarray(frame) for frame in stills]))
 
 

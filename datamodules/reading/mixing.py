@@ -44,7 +44,9 @@ def named_files(train: Any) -> tuple[dict[str, str], dict[str, float]]:
         if len(set(names)) == len(names):
             break
         if len({*map(longer, files)}) == len(files):
-            names = [re.sub(r"[@:]", "_", longer(file)) for file in files]
+            names = []
+            for file in files:
+                names.append(re.sub(r"[@:]", "_", longer(file)))
     refuse_twice(
         names, "data.train", "files are", "rename one, or give data modules with a `name` each (data: Mixture)"
     )

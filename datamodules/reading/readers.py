@@ -422,8 +422,18 @@ def as_row(sample: Sample, from_file: bool, folder: Path) -> dict[str, Any]:
 
 def _with_moved_media(row: dict[str, Any], sample: Sample, folder: Path) -> dict[str, Any]:
     """Return a row whose relative paths of media start from `folder` instead of its file's, without `images.folder`."""
-    sources = [x.frames if isinstance(x, Video) else x for x in getattr(sample.images, "sources", ())]
-    files = [file for source in sources for file in (source if isinstance(source, tuple) else (source,))]
+    sources = []
+    for x in getattr(sample.images, "sources", ()):
+        if isinstance(x, Video):
+            sources.append(x.frames)
+        else:
+            sources.append(x)
+    files: list[Any] = []
+    for source in sources:
+        if isinstance(source, tuple):
+            files += source
+        else:
+            files.append(source)
     paths = [Path(file) for file in files if isinstance(file, str | Path)]
 
     def moved(cell: Any) -> Any:

@@ -172,7 +172,9 @@ def check_held_out(train: Questions, validation: Sequence[Prompt], name: str, wh
     Raises:
         UserError: the training set has all of them.
     """
-    pairs = [(prompt, find_question(prompt, train.get(question(prompt, whole_row), {}))) for prompt in validation]
+    pairs = []
+    for prompt in validation:
+        pairs.append((prompt, find_question(prompt, train.get(question(prompt, whole_row), {}))))
     shared = [(prompt, other) for prompt, other in pairs if other is not None]
     if refuse and shared and len(shared) == len(validation):
         raise UserError(

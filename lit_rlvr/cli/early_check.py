@@ -96,7 +96,10 @@ def check_early(command: str, arguments: Sequence[str]) -> None:
     Raises:
         UserError: as the parser's error.
     """
-    rest = [argument for argument in arguments if not (command == "fit" and argument == "--dry-run")]
+    rest = []
+    for argument in arguments:
+        if not (command == "fit" and argument == "--dry-run"):
+            rest.append(argument)
     if LAUNCHED & {*os.environ} or NOT_PARSED.get(command, set()) & {argument.partition("=")[0] for argument in rest}:
         return
     try:

@@ -216,7 +216,8 @@ def usage(others: Mapping[str, EntryPoint]) -> str:
         others: the commands of installed packages.
     """
     lines = [f"  {name:10} {text}" for name, (_, text) in COMMANDS.items()]
-    lines += [f"  {name:10} of the package {point.dist.name if point.dist else ''}" for name, point in others.items()]
+    for name, point in others.items():
+        lines.append(f"  {name:10} of the package {point.dist.name if point.dist else ''}")
     return "\n".join(
         [
             "lit-rlvr: reinforcement learning with verifiable rewards on Lightning",

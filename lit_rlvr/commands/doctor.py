@@ -103,7 +103,10 @@ def machine_findings() -> list[str]:
         f"model smollm2: {converted}, in {cache_folder()}",
         f"OMP_WAIT_POLICY: {os.environ.get('OMP_WAIT_POLICY', 'not set')}",
     ]
-    misfits = [name for name in ("torchvision", "torchaudio", "torchcodec") if not _loads(name)]
+    misfits = []
+    for name in ("torchvision", "torchaudio", "torchcodec"):
+        if not _loads(name):
+            misfits.append(name)
     if misfits:
         if torch.version.cuda:
             build = f"cu{torch.version.cuda.replace('.', '')}"

@@ -148,7 +148,9 @@ def run_command(command: str, arguments: list[str]) -> None:
     config = parser.instantiate_classes(parsed)
     if (config.model is None) == (config.completions is None):
         raise UserError("--model: give either a model to sample from or --completions to score")
-    given = {name: config[name] for name in ("protocol", *SAMPLING, "system_prompt", "template")}
+    given = {}
+    for name in ("protocol", *SAMPLING, "system_prompt", "template"):
+        given[name] = config[name]
     options = {"evaluation": {"limit": config.limit}, "reading": {"max_prompt_tokens": config.max_prompt_tokens}}
     suites = list(find_suites(config.suite, options, given, as_environment(config.environment)))
     if not suites:
@@ -162,7 +164,9 @@ def run_command(command: str, arguments: list[str]) -> None:
             records, prompts = sample_suites(suites, config, out, arguments)
         if Share.of_this_process():
             return
-        results = {suite.name: suite_summary(records, suite, prompts[suite.name], config.diversity) for suite in suites}
+        results = {}
+        for suite in suites:
+            results[suite.name] = suite_summary(records, suite, prompts[suite.name], config.diversity)
         table = markdown(results, config.model or config.completions)
         write_atomically(out / "results.json", json.dumps(results, indent=2) + "\n")
         write_atomically(out / "results.md", table)
@@ -347,11 +351,11 @@ def score_given(suites: list[Suite], config: Namespace, out: Path) -> tuple[Reco
         questions = {
             sample.id for part in parts for sample in match(completions[f"{suite.name}/{part}"], samples, part)
         }
-        prompts = [
-            Prompt(sample, [], prefill=suite.data.chat.prefill, score_prefill=suite.data.chat.score_prefill)
-            for sample in samples
-            if sample.id in questions
-        ]
+        chat = suite.data.chat
+        prompts = []
+        for sample in samples:
+            if sample.id in questions:
+                prompts.append(Prompt(sample, [], prefill=chat.prefill, score_prefill=chat.score_prefill))
         if len(prompts) < len(samples):
             log.warning("%s: %d of %d questions have completions", suite.name, len(prompts), len(samples))
         for part in parts:
@@ -396,7 +400,10 @@ def suite_fingerprint(
         always = ["temperature", "top_p", "max_tokens"]
         if environment is not None:
             always += TURNS
-        where_set = [name for name in ("stop", "max_thought_tokens") if getattr(sampling, name)]
+        where_set = []
+        for name in ("stop", "max_thought_tokens"):
+            if getattr(sampling, name):
+                where_set.append(name)
         if sampling.at_budget != "close":
             where_set.append("at_budget")
         settings[part] = {"samples": samples} | {name: getattr(sampling, name) for name in [*always, *where_set]}

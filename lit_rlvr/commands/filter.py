@@ -83,11 +83,10 @@ def filter_prompts(
     _sample_missing(records, module, data, rollout, dtype, prompts, samples, split)
     groups = records.groups(split, prompts)
     rates = [pass_rate(group) for group in groups]
-    kept = [
-        (p, rate, group)
-        for p, rate, group in zip(prompts, rates, groups, strict=True)
-        if rate is not None and lowest <= rate <= highest and (not completions or right_completions(group, 1))
-    ]
+    kept = []
+    for p, rate, group in zip(prompts, rates, groups, strict=True):
+        if rate is not None and lowest <= rate <= highest and (not completions or right_completions(group, 1)):
+            kept.append((p, rate, group))
     log.info("%s", rate_histogram(rates, len(kept), lowest, highest))
     if not kept:
         raise _nothing_left(len(prompts), lowest, highest, completions)

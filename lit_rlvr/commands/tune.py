@@ -280,7 +280,10 @@ class Tuner:
             if limit >= LEAST_TOKENS and 2 * len(tries[limit]) * group_seconds > left:
                 break
             limit = min(max(2 * limit, LEAST_TOKENS), max_limit)
-        roomy = [found for found in self.tuned.limits if found[0] >= LEAST_TOKENS or found[2] <= CUT]
+        roomy = []
+        for found in self.tuned.limits:
+            if found[0] >= LEAST_TOKENS or found[2] <= CUT:
+                roomy.append(found)
         best = max(accuracy for _, accuracy, *_ in self.tuned.limits)
         limit = next((tokens for tokens, accuracy, *_ in roomy if accuracy >= best - GAIN), limit)
         groups = tries[limit]
@@ -318,7 +321,10 @@ class Tuner:
         """Return the mean probability that `size` completions of a prompt differ in their rewards."""
         shares = []
         for _, rows in groups:
-            rewards = [row["reward"] for row in rows if row["status"] not in ("error", "unjudged")]
+            rewards = []
+            for row in rows:
+                if row["status"] not in ("error", "unjudged"):
+                    rewards.append(row["reward"])
             shares.append(mixed_share(rewards, size))
         return fmean(shares)
 
@@ -392,9 +398,9 @@ class Tuner:
     def _noise_scale(self, limit: int, size: int, prompts: list[Prompt]) -> float | None:
         """Measure the gradient's noise scale in prompts, in at most a quarter of the time; None = it cannot be."""
         rollout = self.rollout
-        groups = {
-            prompt.sample.id: first_completions(self._scored[limit, prompt.sample.id], size) for prompt in prompts
-        }
+        groups = {}
+        for prompt in prompts:
+            groups[prompt.sample.id] = first_completions(self._scored[limit, prompt.sample.id], size)
         if self.module.selection.only_mixed:
             prompts = [prompt for prompt in prompts if len(groups[prompt.sample.id][1].rewards.unique()) > 1]
         sampling = rollout.sampling.with_max_tokens(limit)

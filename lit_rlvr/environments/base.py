@@ -239,7 +239,10 @@ def rewards_with(environment: Environment | None, rewards: Sequence[Reward | str
         raise UserError("rollout.rewards: TurnRewards needs a rollout.environment with rewards_turns = True")
     built = as_rewards([*rewards, *(kind() for kind in own if kind not in listed)])
     functions = [reward for reward in built if isinstance(reward, FunctionReward)]
-    asking = [reward for reward in functions if "environments" in parameters_of(reward.function)]
+    asking = []
+    for reward in functions:
+        if "environments" in parameters_of(reward.function):
+            asking.append(reward)
     if asking and environment is None:
         raise UserError(
             f"rollout.rewards: {asking[0].dotted_path} gets `environments`, but there is no rollout.environment"

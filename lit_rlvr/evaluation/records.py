@@ -158,7 +158,10 @@ class Records:
             for line in lines:
                 row = json.loads(line)
                 groups[row["part"], row["id"]].append(row)
-            complete = {key: rows for key, rows in groups.items() if len(rows) >= rows[0]["samples"]}
+            complete = {}
+            for key, rows in groups.items():
+                if len(rows) >= rows[0]["samples"]:
+                    complete[key] = rows
             rewrite |= bool(torn) or len(complete) < len(groups)
             self._groups = complete | self._groups
         if rewrite:
@@ -235,7 +238,10 @@ def group_rows(part: str, prompt: Prompt, completions: list[Completion], scores:
 
 
 def _criteria_of(results: Mapping[str, RewardResult]) -> RecordRow:
-    criteria = {name: dict(result.criteria) for name, result in results.items() if result.criteria}
+    criteria = {}
+    for name, result in results.items():
+        if result.criteria:
+            criteria[name] = dict(result.criteria)
     return {"criteria": criteria} if criteria else {}
 
 

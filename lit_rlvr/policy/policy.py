@@ -366,7 +366,9 @@ class Policy(nn.Module):
     def _lay_out(self, rollout: Rollout, rows: list[int]) -> tuple[Rows, list[Pixels]]:
         """Return the model's inputs for some completions, and their images. The order of tokens is always the same."""
         group_size = rollout.group_size
-        pairs = [(i // group_size, rollout.completions[i // group_size][i % group_size]) for i in rows]
+        pairs = []
+        for i in rows:
+            pairs.append((i // group_size, rollout.completions[i // group_size][i % group_size]))
         groups: list[Group] = []
         leading: list[Pixels] = []  # in the order of their placeholders: with shared prompts, all prompts come first
         trailing: list[Pixels] = []
@@ -447,7 +449,10 @@ def _join_sequences(rows: Rows, lengths: Sequence[Sequence[int]]) -> Rows:
     if all(len(of_completion) == 1 for of_completion in lengths):
         return rows
     completion = [k for k, of_completion in enumerate(lengths) for _ in of_completion]
-    start = [end - length for part in lengths for end, length in zip(accumulate(part), part, strict=True)]
+    start = []
+    for part in lengths:
+        for end, length in zip(accumulate(part), part, strict=True):
+            start.append(end - length)
     device = rows.sequence.device
     return replace(
         rows,

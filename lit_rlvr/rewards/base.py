@@ -418,7 +418,10 @@ def check_prefills(rewards: Sequence[Reward], prompts: Iterable[Prompt]) -> None
 
 def report_rewards_in_process(rewards: Sequence[Reward]) -> None:
     """Report which user-defined rewards run in this process, because they can hang or end it."""
-    paths = [r.dotted_path for r in rewards if not (r.isolation or r.dotted_path.startswith("lit_rlvr."))]
+    paths = []
+    for r in rewards:
+        if not (r.isolation or r.dotted_path.startswith("lit_rlvr.")):
+            paths.append(r.dotted_path)
     if paths:
         log.info(
             "%s: runs in this process and can hang or end it; set `isolate: true` on a reward to use worker processes",

@@ -75,7 +75,9 @@ def score_rollout(rewards: Sequence[Reward], completions: list[list[Completion]]
         UserError: see `combine`.
     """
     width = len(completions[0]) if completions else 0
-    pairs = [pair for group, sample in zip(completions, samples, strict=True) for pair in pairs_of(group, sample)]
+    pairs = []
+    for group, sample in zip(completions, samples, strict=True):
+        pairs += pairs_of(group, sample)
     return combine(rewards, judge(rewards, pairs), samples, width)
 
 
@@ -100,19 +102,26 @@ def judge(rewards: Sequence[Reward], pairs: Sequence[Pair], whole_rollout: bool 
         UserError: a reward changed a setting of torch that training reads.
     """
     outcomes = {k: completion.outcome for k, (completion, _) in enumerate(pairs)}
-    failures = {k: outcome for k, outcome in outcomes.items() if outcome and outcome.status in ("timeout", "error")}
+    failures = {}
+    for k, outcome in outcomes.items():
+        if outcome and outcome.status in ("timeout", "error"):
+            failures[k] = outcome
     weights = own_weights(rewards)
     sample_weights = {id(sample): row_weights(sample, weights) for _, sample in pairs}
     judgements: Judgements = {}
     for reward in rewards:
         if whole_rollout not in (None, reward.whole_rollout):
             continue
-        indices = [
-            k for k, (_, sample) in enumerate(pairs) if k not in failures and reward.name in sample_weights[id(sample)]
-        ]
+        indices = []
+        for k, (_, sample) in enumerate(pairs):
+            if k not in failures and reward.name in sample_weights[id(sample)]:
+                indices.append(k)
         before = [get() for get in TORCH_SETTINGS]
         results = dict(zip(indices, reward.score([pairs[k] for k in indices]), strict=True))
-        changed = [get.__name__ for get, value in zip(TORCH_SETTINGS, before, strict=True) if get() != value]
+        changed = []
+        for get, value in zip(TORCH_SETTINGS, before, strict=True):
+            if get() != value:
+                changed.append(get.__name__)
         if changed:
             raise UserError(
                 f"reward {reward.dotted_path} changed torch.{changed[0]}(), which training uses; restore the setting "
@@ -193,7 +202,9 @@ def combine(rewards: Sequence[Reward], results: Judgements, samples: Sequence[Sa
     for name in weights:
         weight_by_prompt = torch.tensor([named.get(name, 0.0) for named in sample_weights])  # (P,)
         total = total + weight_by_prompt.reshape(groups, 1) * parts[name].nan_to_num()
-    correct = [_correct(*judgement) for judgement in zip(rows, judging, worst, strict=True)]  # B
+    correct = []  # B
+    for judgement in zip(rows, judging, worst, strict=True):
+        correct.append(_correct(*judgement))
     return Scores(
         rewards=total,
         correct=table([float(bool(right)) for right in correct]),
@@ -301,7 +312,10 @@ def logged_metrics(rewards: Sequence[Reward]) -> dict[str, float]:
     means = {}
     for name in dict.fromkeys(chain(*ranks)):
         values = [value for metrics in ranks for value in metrics.get(name, [])]
-        means[name] = sum(values) / len(values) if values else math.nan
+        if values:
+            means[name] = sum(values) / len(values)
+        else:
+            means[name] = math.nan
     return means
 
 
@@ -356,9 +370,9 @@ def stop_on_failures(
         return
     if not lost.any():
         raise UserError(f"a reward failed on {failed} of {total} completions, all of them on another rank")
-    rows = [
-        _failure_row(prompts[p].sample, completions[p][g], scores.details[p][g]) for p, g in lost.nonzero().tolist()
-    ]
+    rows = []
+    for p, g in lost.nonzero().tolist():
+        rows.append(_failure_row(prompts[p].sample, completions[p][g], scores.details[p][g]))
     path = run_folder / "failed_rewards.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -155,7 +155,10 @@ class FunctionReward(Reward):
         for value in values:
             self._log_numbers(value)
             try:
-                read.append(value if isinstance(value, BaseException) else read_result(value))
+                if isinstance(value, BaseException):
+                    read.append(value)
+                else:
+                    read.append(read_result(value))
             except (TypeError, ValueError) as error:
                 read.append(error)
         return read
@@ -166,7 +169,10 @@ class FunctionReward(Reward):
 
     def check_reference(self, sample: Sample) -> None:
         given = {*self.form.arguments([(NO_COMPLETION, sample)], self.function), *TRL_HELPERS}
-        missing = [name for name in required(parameters_of(self.function)) if name not in given]
+        missing = []
+        for name in required(parameters_of(self.function)):
+            if name not in given:
+                missing.append(name)
         if self.form is TRL and missing:
             raise UserError(
                 f"reward {self.name!r}: {self.dotted_path} takes {', '.join(missing)}, which is no column of "

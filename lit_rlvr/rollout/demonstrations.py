@@ -190,7 +190,10 @@ class Demonstrations:
                 f"turns when later ones follow, such as dropping their thoughts ({abbreviate(split)}); later turns are "
                 "then trained after the changed ones, in a further sequence"
             )
-        row_ids = [p.sample.source or p.sample.id for p in prompts if p.sample.id in self._with_empty_thoughts]
+        row_ids = []
+        for p in prompts:
+            if p.sample.id in self._with_empty_thoughts:
+                row_ids.append(p.sample.source or p.sample.id)
         if row_ids:
             if self.trains_empty_thoughts:
                 does = "are in the loss"

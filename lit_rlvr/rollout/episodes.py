@@ -118,8 +118,13 @@ class Episodes(Turns):
         for p, prompt in enumerate(prompts):
             row = {g: outcomes[p, g] for g in range(len(seeds[p]))}
             texts = {g: outcome.value.begun for g, outcome in row.items() if outcome.status == "ok"}
-            different = [text for k, text in enumerate([*texts.values()]) if text not in [*texts.values()][:k]]
-            starts = [replace(again(with_opening(prompt.sample, text)), sample=prompt.sample) for text in different]
+            different = []
+            for k, text in enumerate([*texts.values()]):
+                if text not in [*texts.values()][:k]:
+                    different.append(text)
+            starts = []
+            for text in different:
+                starts.append(replace(again(with_opening(prompt.sample, text)), sample=prompt.sample))
             longer = starts[0] if starts else prompt
             for start in starts:
                 if len(start.token_ids) > max_tokens:
@@ -425,7 +430,12 @@ def with_opening(sample: Sample, begun: Opening) -> Sample:
     else:
         blocks = begun
     images = [block["image"] for block in blocks if block["type"] == "image"]
-    placeholders = [{"type": "image"} if block["type"] == "image" else block for block in blocks]
+    placeholders = []
+    for block in blocks:
+        if block["type"] == "image":
+            placeholders.append({"type": "image"})
+        else:
+            placeholders.append(block)
     changed = replace(
         sample, prompt=[*messages[:last], {**messages[last], "content": [*parts, *placeholders]}, *messages[last + 1 :]]
     )

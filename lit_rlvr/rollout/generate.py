@@ -240,7 +240,9 @@ class GroupSampler:
         completions = self.synced_engine.generate(prompts, sampling, seeds, turns=self.episodes)
         if not prompts:
             return completions, None
-        groups = [prompt.for_rewards(group) for prompt, group in zip(prompts, completions, strict=True)]
+        groups = []
+        for prompt, group in zip(prompts, completions, strict=True):
+            groups.append(prompt.for_rewards(group))
         scores = score_rollout(self.rewards, groups, [prompt.sample for prompt in prompts])
         stop_on_failures(prompts, completions, scores, self.max_failure_rate, self.run_folder, together=False)
         return completions, scores

@@ -258,7 +258,12 @@ def pack_rollout(rollout: Rollout, about: dict[str, Any]) -> dict[str, np.ndarra
         "turns": [list(map(vars, completion.turns)) for completion in completions],
     }
     routes = [completion.routes for completion in completions if completion.routes is not None]
-    sampled = [torch.tensor(c.sampled) if c.sampled else torch.ones(c.length, dtype=torch.bool) for c in completions]
+    sampled = []
+    for c in completions:
+        if c.sampled:
+            sampled.append(torch.tensor(c.sampled))
+        else:
+            sampled.append(torch.ones(c.length, dtype=torch.bool))
     inside = _inside(about["lengths"], about["width"])
     tensors = {name: getattr(rollout, name) for name in (*TOKEN_FIELDS, *GROUP_FIELDS)}
     tensors |= {f"part/{name}": part for name, part in rollout.parts.items()} | {"sampled": torch.cat(sampled)}
@@ -331,7 +336,9 @@ def unpack_rollout(
             else:
                 flat = arrays[name]
             fields[name] = _padded(flat, inside)
-    inputs = [len(prompts[row // size].token_ids) + length - 1 for row, length in enumerate(about["lengths"])]
+    inputs = []
+    for row, length in enumerate(about["lengths"]):
+        inputs.append(len(prompts[row // size].token_ids) + length - 1)
     completions = _unpack_completions(about, arrays, inputs, tokenizer)
     return Rollout(
         prompts=prompts,
@@ -432,11 +439,12 @@ class ReplaySource(RolloutSource):
 
     def next(self, batch: PromptBatch) -> Rollout:
         about, arrays = self.record.read(self.module.iteration + 1)
-        ready = {prompt.sample.id: prompt for prompt in batch.prompts}  # the others lack their images
-        prompts = [
-            replace(ready.get(name) or self.data.prepare(self._prompts[name]), token_ids=token_ids)
-            for name, token_ids in zip(about["ids"], about["prompts"], strict=True)
-        ]
+        ready = {}  # the others lack their images
+        for prompt in batch.prompts:
+            ready[prompt.sample.id] = prompt
+        prompts = []
+        for name, token_ids in zip(about["ids"], about["prompts"], strict=True):
+            prompts.append(replace(ready.get(name) or self.data.prepare(self._prompts[name]), token_ids=token_ids))
         sampling = self.sampling.with_banned(self.module.policy.placeholder_ids)
         rollout = unpack_rollout(about, arrays, prompts, sampling, self.module.tokenizer)
         sampled = _padded(arrays["sampled"], _inside(about["lengths"], about["width"]))

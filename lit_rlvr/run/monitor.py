@@ -112,7 +112,9 @@ def validation_falls(path: Path, step: int) -> dict[str, float]:
     courses_by_set: dict[str, dict[int, dict[str, float]]] = {}
     for line in path.read_text().splitlines() if path.is_file() else ():
         row = json.loads(line)
-        shares = {question: right / counted for question, (right, counted) in row["questions"].items()}
+        shares = {}
+        for question, (right, counted) in row["questions"].items():
+            shares[question] = right / counted
         courses_by_set.setdefault(row["set"], {})[row["step"]] = shares
     falls = {}
     for name, courses in courses_by_set.items():
@@ -120,7 +122,10 @@ def validation_falls(path: Path, step: int) -> dict[str, float]:
         if before and courses.get(step):
             best = max(before, key=lambda shares: fmean(shares.values()))
             falls[f"val/{name}/fall_z"] = paired_certainty(best, courses[step])
-            changes = [share - courses[step][question] for question, share in best.items() if question in courses[step]]
+            changes = []
+            for question, share in best.items():
+                if question in courses[step]:
+                    changes.append(share - courses[step][question])
             if len(changes) > 1:
                 falls[f"val/{name}/fall_error"] = math.sqrt(variance(changes) / len(changes))
     return falls

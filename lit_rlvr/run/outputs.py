@@ -130,7 +130,10 @@ def plot_run(rows: Mapping[int, Mapping[str, float]], path: Path, title: str) ->
         if label == "Accuracy":
             draw_noise(axis, rows)
         for metric, name in lines:
-            points = [(step, row[metric]) for step, row in sorted(rows.items()) if metric in row]
+            points = []
+            for step, row in sorted(rows.items()):
+                if metric in row:
+                    points.append((step, row[metric]))
             if points:
                 axis.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1.5, label=name)
         axis.set_title(label)
@@ -146,7 +149,10 @@ def plot_run(rows: Mapping[int, Mapping[str, float]], path: Path, title: str) ->
 
 def draw_noise(axis: Any, rows: Mapping[int, Mapping[str, float]]) -> None:
     """Draw a band of two standard errors around each validation, and the constant guess as a line."""
-    validated = [(step, Validated.of_row(row)) for step, row in sorted(rows.items()) if "val/accuracy" in row]
+    validated = []
+    for step, row in sorted(rows.items()):
+        if "val/accuracy" in row:
+            validated.append((step, Validated.of_row(row)))
     if not validated:
         return
     steps = [step for step, _ in validated]
@@ -415,7 +421,9 @@ def write_metrics(trainer: Trainer) -> None:
 
     Lightning logs them only after the checkpoint, and a run killed in between would resume without them.
     """
-    values = {name: float(value) for name, value in trainer._logger_connector.metrics["log"].items()}
+    values = {}
+    for name, value in trainer._logger_connector.metrics["log"].items():
+        values[name] = float(value)
     step = int(values.pop("step"))
     metrics = metrics_file(trainer)
     if metrics is not None:

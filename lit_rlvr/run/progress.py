@@ -43,7 +43,10 @@ class Budget(ChecksArguments, Callback):
     def iterations(self) -> int | None:
         """The estimated iteration that uses up the budget; None without a limit, or before the first iteration."""
         done = self._iterations
-        limits = [-(-done * limit // self.used[name]) for name, limit in self.limits.items() if self.used[name]]
+        limits = []
+        for name, limit in self.limits.items():
+            if self.used[name]:
+                limits.append(-(-done * limit // self.used[name]))
         if limits:
             return max(min(limits), done)
         return None
@@ -125,15 +128,22 @@ class RunProgress(ProgressBar):
         values = {k: float(v) for k, v in trainer.callback_metrics.items()}
         text = f"loss {values.get('train/loss', nan):.4f}"  # none until a step was finite
         if "rollout/reward" in values:
-            metrics = {name: values.get(f"rollout/{name}", 0.0) for name in ("reward", "accuracy")}
+            metrics = {}
+            for name in ("reward", "accuracy"):
+                metrics[name] = values.get(f"rollout/{name}", 0.0)
             metrics |= {"from teacher": values.get("train/teacher_divergence", values.get("train/teacher_kl", nan))}
             text = "".join(f"{name} {value:.3f}  " for name, value in metrics.items() if not isnan(value)) + (
                 f"truncated {values.get('rollout/truncated', 0):.0%}  no signal {values.get('train/no_signal', 0):.0%}"
             )
         known = {name: value for name, value in values.items() if not isnan(value)}
         text += "".join(f"  {form.format(known[name])}" for name, form in PROGRESS_TEXTS.items() if name in known)
-        matches = [(re.fullmatch("train/([^/]+)/accuracy", name), value) for name, value in values.items()]
-        accuracies = [f"{match[1]} {value:.3f}" for match, value in matches if match and not isnan(value)]
+        matches = []
+        for name, value in values.items():
+            matches.append((re.fullmatch("train/([^/]+)/accuracy", name), value))
+        accuracies = []
+        for match, value in matches:
+            if match and not isnan(value):
+                accuracies.append(f"{match[1]} {value:.3f}")
         if accuracies:
             text += f"  ({', '.join(accuracies)})"
         estimator = callback_of(trainer, ProgressEstimator)
@@ -205,7 +215,10 @@ class ProgressEstimator(Callback):
         """
         step, iteration = self._first_position or _position(trainer)
         updates = updates_per_iteration(trainer.lightning_module)
-        limits = [callback.iterations for callback in callbacks_of(trainer) if isinstance(callback, Budget)]
+        limits = []
+        for callback in callbacks_of(trainer):
+            if isinstance(callback, Budget):
+                limits.append(callback.iterations)
         if trainer.max_steps > 0:
             limits.append(iteration + -(-(trainer.max_steps - step) // updates))
         batches = trainer.num_training_batches

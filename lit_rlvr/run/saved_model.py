@@ -161,7 +161,10 @@ def load_trained_model(checkpoint: Path, settings: dict[str, Any]) -> tuple[Any,
     """
     saved = read_checkpoint(checkpoint)
     config = None
-    weights = {k.removeprefix(PREFIX): v for k, v in saved["state_dict"].items() if k.startswith(PREFIX)}
+    weights = {}
+    for k, v in saved["state_dict"].items():
+        if k.startswith(PREFIX):
+            weights[k.removeprefix(PREFIX)] = v
     trained_on = saved["rlvr"]["model_folder"]
     lora = settings.get("lora")
     if lora:

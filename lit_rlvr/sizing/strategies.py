@@ -269,8 +269,12 @@ class JobSizes:
             plans = [plan for plan in self.plans(gpus) if plan.strategy.lora == self.lora]
         else:  # also one that `plans` would not propose, such as shards on a single GPU
             sharded, offload = placement
-            strategies = [Strategy(sharded, recomputes, self.lora, offload) for recomputes in (False, True)]
-            plans = [self.plan(strategy, gpus, self.budget) for strategy in strategies]
+            strategies = []
+            for recomputes in (False, True):
+                strategies.append(Strategy(sharded, recomputes, self.lora, offload))
+            plans = []
+            for strategy in strategies:
+                plans.append(self.plan(strategy, gpus, self.budget))
         plans = [plan for plan in plans if checkpointing in (None, plan.strategy.checkpointing)]
         enough = min(ENOUGH_SEQUENCES, self.prompts_on_each(gpus) * self.group)
         return min(

@@ -175,7 +175,10 @@ def find_not_finite(loss: Tensor | None, norm: Tensor) -> list[str] | None:
         loss: None = this rank ran no row.
         norm: of the gradient over all ranks, before clipping.
     """
-    causes = [name for name, value in (("loss", loss), ("gradient", norm)) if not _is_finite(value)]
+    causes = []
+    for name, value in (("loss", loss), ("gradient", norm)):
+        if not _is_finite(value):
+            causes.append(name)
     if all_max(len(causes), norm.device):
         return causes
     return None

@@ -41,7 +41,9 @@ def gather_groups(rollout: Rollout, rewards: Tensor, advantage: Advantage) -> Gr
     weights: dict[str, Tensor] = {}
     if advantage.needs_parts:
         failed = torch.tensor([[status == "error" for status in group] for group in rollout.statuses])  # (P, G)
-        sample_weights = [row_weights(prompt.sample, rollout.weights) for prompt in rollout.prompts]  # P
+        sample_weights = []  # P
+        for prompt in rollout.prompts:
+            sample_weights.append(row_weights(prompt.sample, rollout.weights))
         for name, part in rollout.parts.items():
             parts[name] = part.masked_fill(failed, math.nan)
             by_prompt = torch.tensor([named.get(name, 0.0) for named in sample_weights])  # (P,)

@@ -382,11 +382,10 @@ def chosen_tokens(
 def chances(rollout: Rollout) -> Tensor:
     """Return a number in [0, 1) for each token (B, T) float64, which depends on its prompt, completion and position."""
     repeats = rollout.repeats or [0] * len(rollout.prompts)
-    first = [
-        derive_seed("chance", prompt.sample.id, repeat, g) / 2**62
-        for prompt, repeat in zip(rollout.prompts, repeats, strict=True)
-        for g in range(rollout.group_size)
-    ]
+    first = []
+    for prompt, repeat in zip(rollout.prompts, repeats, strict=True):
+        for g in range(rollout.group_size):
+            first.append(derive_seed("chance", prompt.sample.id, repeat, g) / 2**62)
     positions = torch.arange(rollout.mask.shape[1], dtype=torch.float64)
     return (torch.tensor(first, dtype=torch.float64)[:, None] + GOLDEN_RATIO * positions).frac()
 

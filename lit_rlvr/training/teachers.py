@@ -225,7 +225,10 @@ class Teachers:
                 "model.teacher.model: a server scores without images and at temperature 1; give the teacher's folder"
                 + ("" if images else ", or set rollout.sampling.temperature to 1")
             )
-        marks = {token for text, token in data.tokenizer.get_added_vocab().items() if MARK.fullmatch(text)}
+        marks = set()
+        for text, token in data.tokenizer.get_added_vocab().items():
+            if MARK.fullmatch(text):
+                marks.add(token)
         self._prompted = marks | {token for prompt in teacher_prompts for token in prompt.token_ids}
         return teacher_prompts
 
@@ -271,7 +274,9 @@ class Teachers:
         assert self._data is not None, "`check` knows the data"
         wait_for([*self.servers.values()], len(self.servers))
         tokenizer = self._data.tokenizer
-        texts = [tokenizer.decode(prompt.token_ids) for prompt in self._data.prompts["train"][:8]]
+        texts = []
+        for prompt in self._data.prompts["train"][:8]:
+            texts.append(tokenizer.decode(prompt.token_ids))
         for server in self.servers.values():
             check_server_tokens(server, tokenizer, ["".join(tokenizer.all_special_tokens), *texts])
 

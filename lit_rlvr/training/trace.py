@@ -117,7 +117,8 @@ def calls_of(completion: Completion) -> dict[str, list[dict[str, Any]]]:
         start, end = turn.span
         added = turn.observed[1] - turn.observed[0]
         calls.append({"sequence": bisect_right(ends, start), "tokens": end - start, "added": added})
-    calls += [{"untrained": message.reason, "tokens": message.tokens} for message in completion.untrained]
+    for message in completion.untrained:
+        calls.append({"untrained": message.reason, "tokens": message.tokens})
     return {"calls": calls}
 
 

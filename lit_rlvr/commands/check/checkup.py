@@ -305,7 +305,9 @@ def reads_endings(reward: Reward, golds: Sequence[Gold]) -> bool:
     """Return True if a reward pays most of the answers that it pays without the mark around them, too."""
     results = reward.score(ending_pairs(golds))
     groups = zip(results[::3], results[1::3], results[2::3], strict=True)
-    paid = [(is_paid(best, best, floor), is_paid(end, best, floor)) for best, end, floor in groups]
+    paid = []
+    for best, end, floor in groups:
+        paid.append((is_paid(best, best, floor), is_paid(end, best, floor)))
     return 2 * sum(end for best, end in paid if best) > sum(best for best, _ in paid)
 
 
@@ -337,7 +339,8 @@ def texts_of(gold: Gold, frequent: Sequence[str], in_endings: bool = False) -> l
     written = [(rewrite, rewrite.apply(gold)) for rewrite in rewrites]
     tried = [TriedText(rewrite.name, rewrite.keeps, text) for rewrite, text in written if text is not None]
     if in_endings and gold.kind in NUMERIC_KINDS:
-        tried += [TriedText("in an ordinary ending", True, ending.format(gold.answer)) for ending in ENDINGS]
+        for ending in ENDINGS:
+            tried.append(TriedText("in an ordinary ending", True, ending.format(gold.answer)))
         for number, rewrite in enumerate(rewrite for rewrite in rewrites if not rewrite.whole):
             kind = f"{'rewritten' if rewrite.keeps else 'wrong'}, in an ordinary ending"
             text = rewrite.apply(replace(gold, write=ENDINGS[number % len(ENDINGS)].format))

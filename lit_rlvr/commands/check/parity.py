@@ -102,16 +102,13 @@ def algorithm_summary(
 
 def print_table(rows: Mapping[str, Mapping[str, float]]) -> None:
     """Print one line per algorithm of `algorithm_summary`."""
-    cells = [
-        (
-            name,
-            f"{row['loss']:.6g}",
-            f"{row['mean_advantage']:.4g}",
-            f"{row['gradient']:.4g}",
-            f"{row['zero_gradient']:.1%}",
-        )
-        for name, row in rows.items()
-    ]
+    cells = []
+    for name, row in rows.items():
+        loss = f"{row['loss']:.6g}"
+        advantage = f"{row['mean_advantage']:.4g}"
+        gradient = f"{row['gradient']:.4g}"
+        zero_gradient = f"{row['zero_gradient']:.1%}"
+        cells.append((name, loss, advantage, gradient, zero_gradient))
     columns = ("algorithm", "loss", "mean |A|", "sum |dlogp|", "zero gradient")
     caption = "zero gradient: share of the tokens in the loss"
     Terminal().print_table(table_of(columns, cells, title="Replay of one frozen batch", caption=caption))

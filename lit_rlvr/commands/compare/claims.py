@@ -130,7 +130,9 @@ class DecidedClaim:
         """Return the claim and its result for JSON."""
         claim = self.claim
         result = self.result
-        claimed = {name: getattr(claim, name) for name in ("says", "where", "task", "more", "less", "printed")}
+        claimed = {}
+        for name in ("says", "where", "task", "more", "less", "printed"):
+            claimed[name] = getattr(claim, name)
         data: dict[str, Any] = {**claimed, "measure": claim.measure, "verdict": self.verdict, "n": 0}
         if result is not None:
             data |= {
@@ -188,7 +190,10 @@ def decide(claims: Sequence[PrintedClaim], results: Mapping[str, Any]) -> list[D
 
 def lacking_pairs(decided: Sequence[DecidedClaim]) -> list[str]:
     """Return lines about claims that no pair of runs measures, and about too few pairs for a verdict; usually none."""
-    lines = [f"{d.claim.says}: no pair of runs has {d.claim.measure}." for d in decided if d.result is None]
+    lines = []
+    for d in decided:
+        if d.result is None:
+            lines.append(f"{d.claim.says}: no pair of runs has {d.claim.measure}.")
     primary = [d.result for d in decided if d.claim.primary]
     counts = [result.n for result in primary if result is not None]
     if counts and min(counts) < least_pairs(len(primary)):

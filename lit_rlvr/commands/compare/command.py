@@ -124,7 +124,9 @@ def check_cells(study: Study) -> None:
             line = failure_line(error)
             if line is None:
                 raise
-            messages = [f"STUDY: {cell.task}, {cell.name}: {message}" for message in line.splitlines()]
+            messages = []
+            for message in line.splitlines():
+                messages.append(f"STUDY: {cell.task}, {cell.name}: {message}")
             raise UserError(*messages) from error
 
 

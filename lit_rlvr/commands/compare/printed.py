@@ -199,7 +199,9 @@ def with_printed(claim: PrintedClaim, tables: Sequence[PrintedTable]) -> Printed
         if claim.suite == AVERAGE:
             claim = replace(claim, suites=[name for name in t.columns if name != AVERAGE])
         if claim.printed is None and {claim.more, claim.less} <= t.rows.keys():
-            values = [t.rows[str(row)][t.columns.index(str(column))].value for row in (claim.more, claim.less)]
+            values = []
+            for row in (claim.more, claim.less):
+                values.append(t.rows[str(row)][t.columns.index(str(column))].value)
             difference = round(values[0] - values[1], 3) / 100
             if difference > 0:
                 return replace(claim, printed=difference)

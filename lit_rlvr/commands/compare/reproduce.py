@@ -44,7 +44,9 @@ def compared(paper: Paper, results: Mapping[str, Any]) -> Iterator[tuple[Printed
 def comparison_tables(paper: Paper, results: Mapping[str, Any]) -> Iterator[str]:
     """Yield the tables of `compared` as Markdown."""
     for table, rows in compared(paper, results):
-        lines = [[row, _runs(cells.values()), *starmap(_cell, cells.values())] for row, cells in rows.items()]
+        lines = []
+        for row, cells in rows.items():
+            lines.append([row, _runs(cells.values()), *starmap(_cell, cells.values())])
         yield f"## {table.title}\n\n" + markdown_table(["ours (printed; difference)", "n", *table.columns], lines)
 
 

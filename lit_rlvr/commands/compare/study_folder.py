@@ -80,17 +80,18 @@ class StudyFolder:
         return [state for state in self.states.values() if state.status in statuses]
 
     def _write(self) -> None:
-        cells = [
-            {
-                "name": state.cell.name,
-                "task": state.cell.task,
-                "seed": state.cell.seed,
-                "run": str(state.cell.folder),
-                "status": state.status,
-                "error": state.error,
-            }
-            for state in self.states.values()
-        ]
+        cells = []
+        for state in self.states.values():
+            cells.append(
+                {
+                    "name": state.cell.name,
+                    "task": state.cell.task,
+                    "seed": state.cell.seed,
+                    "run": str(state.cell.folder),
+                    "status": state.status,
+                    "error": state.error,
+                }
+            )
         study = {"name": self.study.name, "baseline": self.study.baseline, "cells": cells}
         write_atomically(self.root / "study.json", json.dumps(study, indent=2) + "\n")
 

@@ -265,9 +265,9 @@ def against_baseline(values: Mapping[str, Mapping[int, float]], baseline: str) -
     versus_baseline: dict[str, dict[str, Any]] = {}
     for name, scores in values.items():
         if name != baseline:
-            differences = [
-                scores[seed] - values[baseline][seed] for seed in sorted(scores.keys() & values[baseline].keys())
-            ]
+            differences = []
+            for seed in sorted(scores.keys() & values[baseline].keys()):
+                differences.append(scores[seed] - values[baseline][seed])
             versus_baseline[name] = {
                 "difference": spread(differences),
                 "pairs": len(differences),

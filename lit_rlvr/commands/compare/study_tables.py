@@ -48,7 +48,10 @@ def suite_tables(study_suites: Mapping[str, Any], task: Mapping[str, Any]) -> It
         task: the task's results, as in results.json.
     """
     for group in study_suites:
-        rows = {name: cell["suites"][group] for name, cell in task["cells"].items() if group in cell["suites"]}
+        rows = {}
+        for name, cell in task["cells"].items():
+            if group in cell["suites"]:
+                rows[name] = cell["suites"][group]
         rows = {name: row for name, row in rows.items() if row["suites"]}
         if group in task.get("before_suites", {}):
             rows = {BEFORE: task["before_suites"][group], **rows}
@@ -175,10 +178,12 @@ def _overall(study: Study, results: Mapping[str, Any]) -> list[str]:
     """Return the table of the cells over all tasks, if there are several."""
     if not results["overall"]:
         return []
-    rows = [
-        [name, _interval(cell["iqm"]), _interval(cell.get("improvement")) if name != study.baseline else ""]
-        for name, cell in results["overall"].items()
-    ]
+    rows = []
+    for name, cell in results["overall"].items():
+        improvement = ""
+        if name != study.baseline:
+            improvement = _interval(cell.get("improvement"))
+        rows.append([name, _interval(cell["iqm"]), improvement])
     return [
         "## All tasks",
         markdown_table(["", f"interquartile mean of {study.metric}", f"P(beats {study.baseline})"], rows),
@@ -195,9 +200,15 @@ def _p(value: float | None) -> str:
 
 def _tested(study: Study, task: Mapping[str, Any]) -> str:
     """Return a note on the p-values, and on what so few seeds cannot show."""
-    pairs = {cell["versus_baseline"]["pairs"] for cell in task["cells"].values() if "versus_baseline" in cell}
+    pairs = set()
+    for cell in task["cells"].values():
+        if "versus_baseline" in cell:
+            pairs.add(cell["versus_baseline"]["pairs"])
     comparisons = sum(cell.get("versus_baseline", {}).get("p_t") is not None for cell in task["cells"].values())
-    few = [f"{n} seeds cannot reach {LEVEL:g} by sign flips." for n in sorted(pairs - {0}) if n < least_pairs(1)]
+    few = []
+    for n in sorted(pairs - {0}):
+        if n < least_pairs(1):
+            few.append(f"{n} seeds cannot reach {LEVEL:g} by sign flips.")
     tests = (
         f"Two-sided tests of the differences from `{study.baseline}`, paired by seed: Student's t (assumes that they "
         f"are normal), the sign-flip permutation test, and the same after Holm's correction (comparisons: "

@@ -113,7 +113,10 @@ COMPLETION_COLUMNS = ("reward", "correct", "advantage", "tokens", "mean ratio", 
 def cells(completion: dict[str, Any]) -> list[str]:
     """Return one completion's row of the table."""
     is_sampled = _sampled_mask(completion)
-    ratio = [value for value, sampled in zip(completion.get("ratio", []), is_sampled, strict=False) if sampled]
+    ratio = []
+    for value, sampled in zip(completion.get("ratio", []), is_sampled, strict=False):
+        if sampled:
+            ratio.append(value)
     weight = completion.get("weight", [])
     judgement = verdict_text(completion)
     return [

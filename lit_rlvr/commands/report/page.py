@@ -75,7 +75,9 @@ def report_page(title: str, groups: Sequence[RunGroup]) -> str:
         title: title of the page.
         groups: groups of runs, with groups to compare next to each other.
     """
-    close_ups = [close_up(group) for group in groups]  # first, because it adds notes on unreadable files
+    close_ups = []  # first, because it adds notes on unreadable files
+    for group in groups:
+        close_ups.append(close_up(group))
     return render(
         "report.html", title=title, **contents(groups), close_ups=close_ups, shorten=shorten, turns_of=turns_of
     )
@@ -128,7 +130,10 @@ def contents(groups: Sequence[RunGroup], all_curves: bool = True) -> dict[str, A
 
 def _task(name: str, groups: Sequence[RunGroup], legends: Sequence[dict[str, Any]], all_curves: bool) -> dict[str, Any]:
     """Return the results, curves and validation of the groups that are compared with each other."""
-    chosen = [legend for group, legend in zip(groups, legends, strict=True) if group.task == name]
+    chosen = []
+    for group, legend in zip(groups, legends, strict=True):
+        if group.task == name:
+            chosen.append(legend)
     members = [groups[legend["number"]] for legend in chosen]
     numbers = [legend["number"] for legend in chosen]
     columns, rows = results_table(members)

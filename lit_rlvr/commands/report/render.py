@@ -80,7 +80,10 @@ def small_uris(run_folder: Path, prompts: Iterable[TrackedPrompt]) -> dict[str, 
         run_folder: the run folder.
         prompts: the prompts in the table.
     """
-    firsts = {prompt.id: thumbnail_path(run_folder, prompt.images[0]) for prompt in prompts if prompt.images}
+    firsts = {}
+    for prompt in prompts:
+        if prompt.images:
+            firsts[prompt.id] = thumbnail_path(run_folder, prompt.images[0])
     uris = {name: _small_uri(path) for name, path in firsts.items() if path.is_file()}
     return {name: uri for name, uri in uris.items() if uri}
 

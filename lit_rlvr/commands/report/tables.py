@@ -49,9 +49,10 @@ def _result(group: RunGroup, baseline: RunGroup | None) -> dict[str, Any]:
     ]
     if baseline is not None:
         reference = _known(run.accuracies[1] for run in baseline.runs)
-        cells.append(
-            f"{fmean(after) - fmean(reference):+.3f}" if group is not baseline and after and reference else MISSING
-        )
+        if group is not baseline and after and reference:
+            cells.append(f"{fmean(after) - fmean(reference):+.3f}")
+        else:
+            cells.append(MISSING)
     return {
         "name": group.name,
         "cells": cells,

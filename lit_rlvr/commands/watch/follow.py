@@ -179,7 +179,11 @@ def find_runs(folder: Path) -> list[Path]:
         raise UserError(f"{folder}: there is no such folder; give one that `lit-rlvr fit` or `compare` has begun")
     if _holds_run(folder):
         return [folder]
-    below = [path for pattern in ("*", "*/*") for path in sorted(folder.glob(pattern)) if _holds_run(path)]
+    below = []
+    for pattern in ("*", "*/*"):
+        for path in sorted(folder.glob(pattern)):
+            if _holds_run(path):
+                below.append(path)
     studies = {path for path in below if (path / "study.json").is_file()}
     folders = [path for path in below if not studies & {*path.parents}]
     if not folders:

@@ -237,7 +237,10 @@ class VisionFamily(ABC):
                 collapsed.append(ids[at])
                 at += 1
             video = self.video_token_id
-            collapsed.append(self.prompt_token_id if video is None or video not in placeholders else video)
+            if video is None or video not in placeholders:
+                collapsed.append(self.prompt_token_id)
+            else:
+                collapsed.append(video)
             at += len(placeholders)
         return collapsed + ids[at:]
 

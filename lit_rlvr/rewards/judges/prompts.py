@@ -153,7 +153,10 @@ def ask_about(
     rules = RULES.format(task=task, mark=mark, form=form)
     if images:
         rules = f"{rules}\n\n{IMAGES}"
-    lines = {f"[images of {title} {mark}]": tuple(urls) for title, urls in (shown or {}).items() if urls}
+    lines = {}
+    for title, urls in (shown or {}).items():
+        if urls:
+            lines[f"[images of {title} {mark}]"] = tuple(urls)
     if lines:
         rules = f"{rules}\n\n{SHOWN.format(mark=mark)}"
     text = "\n\n".join([*parts, form])

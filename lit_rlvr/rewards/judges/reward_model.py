@@ -226,7 +226,9 @@ class RewardModelServer(Judge):
 def conversation_of(pair: Pair) -> list[dict[str, Any]]:
     """Return what the model was told and its completion, without thoughts, as chat messages of text."""
     completion, sample = pair
-    told = [message | {"content": content_text(message["content"])} for message in as_messages(sample.told)]
+    told = []
+    for message in as_messages(sample.told):
+        told.append(message | {"content": content_text(message["content"])})
     return [*told, {"role": "assistant", "content": completion.answer}]
 
 

@@ -78,7 +78,10 @@ def scored_samples(rollout: RolloutSettings, data: PromptDataModule) -> list[Sam
 def check_demonstrations(rollout: RolloutSettings, module: RLVRModule, data: PromptDataModule) -> None:
     """Refuse rows without a completion to train on, and settings that only a module with such rows can have."""
     if not module.demonstrates:
-        unmeasured = [other.name for other in data.validated if not rollout.samples_of(other.name)]
+        unmeasured = []
+        for other in data.validated:
+            if not rollout.samples_of(other.name):
+                unmeasured.append(other.name)
         refuse_all(
             f"rollout.evaluation.samples: 0 for {name} measures the loss alone, which only SFT has; give 1 or more"
             for name in unmeasured
@@ -96,7 +99,10 @@ def check_demonstrations(rollout: RolloutSettings, module: RLVRModule, data: Pro
     from lit_rlvr.datamodules.reading.rows import abbreviate
 
     env = rollout.environment
-    unanswered = [sample.source or sample.id for sample in scored_samples(rollout, data) if not sample.answer]
+    unanswered = []
+    for sample in scored_samples(rollout, data):
+        if not sample.answer:
+            unanswered.append(sample.source or sample.id)
     if unanswered and rollout.has_reward and not (env is not None and (env.has_reward or env.reward_functions)):
         raise UserError(
             f"rollout.evaluation.samples: rewards judge validation, and {len(unanswered)} of its rows have no "

@@ -163,5 +163,8 @@ def context_length(config: Any) -> int | None:
         return None
     ropes: dict[str, Any] = getattr(text, "rope_parameters", None) or {}
     kinds = [ropes, *(value for value in ropes.values() if isinstance(value, dict))]  # one, or one per layer type
-    factors = [kind.get("factor") or 1 for kind in kinds if kind.get("rope_type") in ("linear", "dynamic")]
+    factors = []
+    for kind in kinds:
+        if kind.get("rope_type") in ("linear", "dynamic"):
+            factors.append(kind.get("factor") or 1)
     return int(length * (1 if "gemma3" in text.model_type else max(factors, default=1)))
