@@ -662,6 +662,13 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
             samples = exchange_images(samples, self.seed)
         return subsample(samples, self.evaluation.limit, self.seed)
 
+    def _with_set(self, sample: Sample) -> Sample:
+        """Return a sample with the name of its set, and with the set's rewards if it has none of its own."""
+        rewards = sample.rewards
+        if rewards is None:
+            rewards = self._rewards
+        return replace(sample, dataset=sample.dataset or self.name, rewards=rewards)
+
     def _read(self, split: Split) -> list[Sample]:
         """Read all usable rows of a split; later calls return the same list."""
         if split not in self._samples:
@@ -675,10 +682,7 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
                 self.images,
                 not self.demonstrates,
             )
-            good = [
-                replace(s, dataset=s.dataset or self.name, rewards=self._rewards if s.rewards is None else s.rewards)
-                for s in good
-            ]
+            good = [self._with_set(sample) for sample in good]
             names = {sample.dataset for sample in good}
             unused = [file for name, file in self.files.items() if split == "train" and name not in names]
             empty = unused or [location for location in (self.locations[split],) if location and not good]
@@ -731,7 +735,10 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         self._ahead.drop()
 
     def val_dataloader(self) -> list[EvalLoader]:
-        return [loader for data in self.validated for loader in data.eval_loader("validation", self._ranks())]
+        loaders = []
+        for data in self.validated:
+            loaders += data.eval_loader("validation", self._ranks())
+        return loaders
 
     @property
     def validated(self) -> list[PromptDataModule]:

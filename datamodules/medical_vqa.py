@@ -97,7 +97,11 @@ def without_overlap(samples: Sequence[Sample], evaluation: Sequence[Sample], dis
         questions = {question_words(sample) for sample in evaluation}
     else:
         questions = set()
-    return [s for s in samples if images.isdisjoint(image_hashes(s)) and question_words(s) not in questions]
+    unseen = []
+    for s in samples:
+        if images.isdisjoint(image_hashes(s)) and question_words(s) not in questions:
+            unseen.append(s)
+    return unseen
 
 
 def image_hashes(sample: Sample) -> Sequence[str]:

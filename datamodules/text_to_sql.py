@@ -134,7 +134,8 @@ class TextToSQL(PromptDataModule):
         prompt = wrapped_prompt(
             question, "{schema}\n\nQuestion: {prompt}{hint}", schema=self._schema(databases[0]), hint=hint
         )
-        return replace(sample, prompt=prompt, row={**sample.row, "databases": [str(path) for path in databases]})
+        files = [str(path) for path in databases]
+        return replace(sample, prompt=prompt, row={**sample.row, "databases": files})
 
     def _schema(self, path: Path) -> str:
         if path not in self._schemas:

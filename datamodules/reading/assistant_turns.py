@@ -105,7 +105,10 @@ def split_turns(
             so_far = ""
         sequences[-1] += [prompt.removeprefix(so_far) + written[:read], written[read:]]
         so_far = prompt + written
-    return TrainedTurns([_parts(texts, tokenizer, ends) for texts in sequences], empty_thoughts)
+    sequences_of_parts = []
+    for texts in sequences:
+        sequences_of_parts.append(_parts(texts, tokenizer, ends))
+    return TrainedTurns(sequences_of_parts, empty_thoughts)
 
 
 def _empty_thoughts(text: str) -> int:
@@ -178,7 +181,10 @@ def _trained_parts(parts: list[Part], trained: Sequence[bool]) -> list[Part]:
     pieces = [(part.is_written and next(left), part.token_ids) for part in parts]
     results = []
     for is_written, run in groupby(pieces, key=lambda piece: piece[0]):
-        results.append(Part([token for _, ids in run for token in ids], is_written))
+        token_ids = []
+        for _, ids in run:
+            token_ids += ids
+        results.append(Part(token_ids, is_written))
     if results[-1].is_written:
         return results
     return results[:-1]

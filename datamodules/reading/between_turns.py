@@ -107,7 +107,10 @@ class BetweenTurns:
                 return observation
             note = f"error: the image does not fit into {max_tokens} tokens\n"
             seen = [ToolResult(r.name, note + r.text if r.images else r.text) for r in seen]
-        return self._truncate([replace(result, images=()) for result in seen], last, max_tokens, None)
+        without_images = []
+        for result in seen:
+            without_images.append(replace(result, images=()))
+        return self._truncate(without_images, last, max_tokens, None)
 
     def _truncate(
         self, results: Sequence[ToolResult], last: int, max_tokens: int, pixels: Pixels | None
@@ -271,7 +274,13 @@ class BetweenTurns:
         """Return a content without special tokens in its texts."""
         if isinstance(content, str):
             return self._as_text(content)
-        return [part | {"text": self._as_text(part["text"])} if "text" in part else part for part in content]
+        parts = []
+        for part in content:
+            if "text" in part:
+                parts.append(part | {"text": self._as_text(part["text"])})
+            else:
+                parts.append(part)
+        return parts
 
     @cached_property
     def min_tokens(self) -> int:

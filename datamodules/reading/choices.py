@@ -60,7 +60,10 @@ def read_options(value: Any) -> Options:
             labels = next((as_python(value[key]) for key in LABEL_KEYS if not is_blank(value.get(key))), ())
             value = as_python(texts)
         else:
-            value, labels = _ordered([(_column_label(str(name)), text) for name, text in value.items()])
+            labelled = []
+            for name, text in value.items():
+                labelled.append((_column_label(str(name)), text))
+            value, labels = _ordered(labelled)
     elif isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value):
         pairs = [_pair(item) for item in value if item is not None]
         labels = [label for label, _ in pairs]
@@ -153,7 +156,10 @@ def _pair(item: Any) -> tuple[Any, Any]:
 
 def format_options(options: Sequence[str]) -> str:
     """List the options, one per line: "A) first"."""
-    return "\n".join(f"{letter}) {option}" for letter, option in zip(ascii_uppercase, options, strict=False))
+    lines = []
+    for letter, option in zip(ascii_uppercase, options, strict=False):
+        lines.append(f"{letter}) {option}")
+    return "\n".join(lines)
 
 
 def find_letter(answer: str, options: Sequence[str]) -> str | None:

@@ -120,7 +120,10 @@ def _calls(source: str) -> tuple[str, str]:
     names = sorted({name for name, _, _ in calls})
     if len(names) > 1:
         raise BadRow(f"tests of several functions ({', '.join(names)})", "tests")
-    return json.dumps([{"input": given, "output": wanted} for _, given, wanted in calls]), "".join(names)
+    tests = []
+    for _, given, wanted in calls:
+        tests.append({"input": given, "output": wanted})
+    return json.dumps(tests), "".join(names)
 
 
 def _statements(tree: ast.Module) -> Iterator[ast.stmt]:

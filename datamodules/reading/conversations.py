@@ -81,7 +81,11 @@ def text_of(content: str | list[dict[str, Any]]) -> str:
     """Return the text of a content, a line for each text part."""
     if isinstance(content, str):
         return content
-    return "\n".join(p["text"] for p in content if p.get("type") == "text")
+    texts = []
+    for p in content:
+        if p.get("type") == "text":
+            texts.append(p["text"])
+    return "\n".join(texts)
 
 
 def _parsed(text: str) -> Any:

@@ -63,7 +63,14 @@ def as_images(value: Any) -> tuple[Any, ...]:
     else:
         value = parse_text(value)
     values = value if isinstance(value, list | tuple) else (value,)
-    return tuple(Video(image) if _is_video_file(image) else image for image in values if not is_empty(image))
+    given = []
+    for image in values:
+        if not is_empty(image):
+            if _is_video_file(image):
+                given.append(Video(image))
+            else:
+                given.append(image)
+    return tuple(given)
 
 
 def _is_video(value: Any) -> bool:
@@ -88,7 +95,11 @@ def as_videos(value: Any) -> tuple[Any, ...]:
         videos = value
     else:
         videos = [value]
-    return tuple(Video(video) for video in videos if not is_empty(video))
+    given = []
+    for video in videos:
+        if not is_empty(video):
+            given.append(Video(video))
+    return tuple(given)
 
 
 def _is_frame(value: Any) -> bool:
@@ -160,7 +171,11 @@ def _check_counts(parts: Sequence[Mapping[str, Any]], listed: Sequence[Any], own
         own: the number of parts with their own.
     """
     count = Counter(kinds_of(listed))
-    places = Counter(part["type"] for part in parts if part["type"] not in part)
+    kinds = []
+    for part in parts:
+        if part["type"] not in part:
+            kinds.append(part["type"])
+    places = Counter(kinds)
     for kind in ("image", "video"):
         if count[kind] != places[kind]:
             if own:
@@ -213,7 +228,8 @@ def place_images(sample: Sample) -> Sample:
             images.append(rest[kind].pop(0))
     if not own_parts:
         return replace(sample, images=tuple(images))
-    return replace(sample, prompt=[_with_empty_parts(message) for message in messages], images=tuple(images))
+    prompt = [_with_empty_parts(message) for message in messages]
+    return replace(sample, prompt=prompt, images=tuple(images))
 
 
 def _with_empty_parts(message: dict[str, Any]) -> dict[str, Any]:
@@ -247,7 +263,13 @@ def _with_marks_read(prompt: str | Messages) -> str | Messages:
     def read(value: Any) -> Any:
         if isinstance(value, str):
             return _OTHER_MARKS.sub(placeholder, value)
-        return [part | {"text": read(part["text"])} if part.get("type") == "text" else part for part in value]
+        parts = []
+        for part in value:
+            if part.get("type") == "text":
+                parts.append(part | {"text": read(part["text"])})
+            else:
+                parts.append(part)
+        return parts
 
     if isinstance(prompt, str):
         result: str | Messages = read(prompt)
@@ -285,7 +307,12 @@ def _parts(content: Any) -> list[dict[str, Any]]:
 
 def _places(messages: Messages) -> list[dict[str, Any]]:
     """Return the parts that stand for images and videos."""
-    return [part for message in messages for part in message["content"] if part.get("type") in ("image", "video")]
+    places = []
+    for message in messages:
+        for part in message["content"]:
+            if part.get("type") in ("image", "video"):
+                places.append(part)
+    return places
 
 
 BASE64 = re.compile(r"data:(?:image|video)/[\w.+-]+;base64,|iVBORw0KGgo|/9j/|R0lGOD|UklGR|AAAA[\w+/]{2}Z0eX|GkXfo")
@@ -420,7 +447,13 @@ def _with_rates(sample: Sample) -> list[Any]:
     if len(rates) != len(videos) or not all(isinstance(r, int | float) and 0 < r < math.inf for r in rates):
         raise BadRow("expected a number of frames per second, or one for each video", column)
     rate_iterator = iter(rates)
-    return [replace(x, fps=float(next(rate_iterator))) if isinstance(x, Video) else x for x in sample.images]
+    images = []
+    for x in sample.images:
+        if isinstance(x, Video):
+            images.append(replace(x, fps=float(next(rate_iterator))))
+        else:
+            images.append(x)
+    return images
 
 
 def open_images(images: Sequence[Any], folder: Path, options: ImageOptions = ImageOptions()) -> Images:
@@ -458,7 +491,10 @@ def _locate_frames(video: Video, folder: Path) -> Video:
     """Return a video with its file, or the files of its frames, as `locate` returns them."""
     if not isinstance(video.frames, list | tuple):
         return replace(video, frames=locate(video.frames, folder, "video"))
-    return replace(video, frames=tuple(locate(frame, folder, "video") for frame in video.frames))
+    frames = []
+    for frame in video.frames:
+        frames.append(locate(frame, folder, "video"))
+    return replace(video, frames=tuple(frames))
 
 
 def _examine(source: Source | Video, options: ImageOptions) -> tuple[Source | Video, Image.Image, str]:

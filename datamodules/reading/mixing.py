@@ -105,12 +105,14 @@ def check_weights(weights: Mapping[str, float], known: Sequence[str], option: st
         option: the option that the weights come from.
     """
     check_within("[0, inf)", option, **weights)
-    refuse_all(
-        f"{option}: there is no set {name!r} with training prompts; the sets are {', '.join(known)} (each file of a "
-        "list is one)"
-        for name in weights
-        if name not in known
-    )
+    problems = []
+    for name in weights:
+        if name not in known:
+            problems.append(
+                f"{option}: there is no set {name!r} with training prompts; the sets are {', '.join(known)} (each file "
+                "of a list is one)"
+            )
+    refuse_all(problems)
     missing = [name for name in known if name not in weights]
     if missing:
         raise UserError(f"{option}: {', '.join(missing)} has no weight; give one, 0 if it is not to be drawn")

@@ -130,7 +130,10 @@ class GivenRows:
     def write(self) -> None:
         """Write the rows to `file`."""
         rows = (cell_to_json(row.value) for row in self.read())
-        write_atomically(Path(self.file), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        lines = []
+        for row in rows:
+            lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+        write_atomically(Path(self.file), "".join(lines))
 
 
 def read_rows(location: str | GivenRows, split: str = "train") -> Iterator[SourceRow]:
@@ -408,16 +411,28 @@ def as_row(sample: Sample, from_file: bool, folder: Path) -> dict[str, Any]:
     row = {str(name): cell_to_json(cell) for name, cell in sample.row.items()}
     if from_file and row:
         return _with_moved_media(row, sample, folder)
+    images = []
+    for i, x in enumerate(sources):
+        if not isinstance(x, Video):
+            images.append(cell_to_json(sample.images[i]))
+    videos = []
+    for source in sources:
+        if isinstance(source, Video):
+            videos.append(cell_to_json(source.frames))
     fields = {
         "id": sample.id,
         "prompt": sample.prompt,
         "answer": sample.references if sample.aliases else sample.answer,
-        "image": [cell_to_json(sample.images[i]) for i, x in enumerate(sources) if not isinstance(x, Video)],
-        "video": [cell_to_json(source.frames) for source in sources if isinstance(source, Video)],
+        "image": images,
+        "video": videos,
         "category": sample.category,
         "options": sample.options,
     }
-    return _with_moved_media(row | {name: cell for name, cell in fields.items() if cell}, sample, folder)
+    given = {}
+    for name, cell in fields.items():
+        if cell:
+            given[name] = cell
+    return _with_moved_media(row | given, sample, folder)
 
 
 def _with_moved_media(row: dict[str, Any], sample: Sample, folder: Path) -> dict[str, Any]:

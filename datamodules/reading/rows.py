@@ -313,7 +313,13 @@ def with_distinct_ids(samples: Sequence[Sample]) -> list[Sample]:
     names: dict[str, set[str]] = {}
     for sample in samples:
         names.setdefault(sample.id, set()).add(sample.dataset)
-    return [replace(s, id=f"{s.dataset}:{s.id}") if len(names[s.id]) > 1 else s for s in samples]
+    renamed = []
+    for s in samples:
+        if len(names[s.id]) > 1:
+            renamed.append(replace(s, id=f"{s.dataset}:{s.id}"))
+        else:
+            renamed.append(s)
+    return renamed
 
 
 def _file_of(source: str) -> str:

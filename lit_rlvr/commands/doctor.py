@@ -65,7 +65,10 @@ def run_command(command: str, arguments: list[str]) -> None:
         for line in [*(f"{name}: {pip_command(name)}" for name in missing), *lines]:
             console.print(line, soft_wrap=True)
 
-    installed = {"lit-rlvr": __version__} | {name: _installed(name) for name in (*REQUIRED_PACKAGES, *OPTIONAL)}
+    packages = {}
+    for name in (*REQUIRED_PACKAGES, *OPTIONAL):
+        packages[name] = _installed(name)
+    installed = {"lit-rlvr": __version__} | packages
     show_result({"packages": installed, "findings": lines}, print_text)
 
 

@@ -333,7 +333,13 @@ def suite_summary(
         for group in sampled:
             texts.append([row["completion"] for row in group])
         diversity = measure_diversity(texts, measures)
-        results |= {f"diversity/{key}": None if isnan(value) else value for key, value in diversity.items()}
+        shown: dict[str, float | None] = {}
+        for key, value in diversity.items():
+            if isnan(value):
+                shown[f"diversity/{key}"] = None
+            else:
+                shown[f"diversity/{key}"] = value
+        results |= shown
     return results
 
 

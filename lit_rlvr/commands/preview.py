@@ -98,6 +98,9 @@ def describe_prompts(
 
 def _describe_prompt(data: PromptDataModule, prompt: Prompt, folder: Path | None) -> dict[str, Any]:
     sample = prompt.sample
+    images = []
+    for i in range(len(sample.images)):
+        images.append(describe_image(data, prompt, i, folder))
     return {
         "id": sample.id,
         "text": data.render(sample),
@@ -106,7 +109,7 @@ def _describe_prompt(data: PromptDataModule, prompt: Prompt, folder: Path | None
         "aliases": list(sample.aliases),
         "options": list(sample.options),
         "category": sample.category,
-        "images": [describe_image(data, prompt, i, folder) for i in range(len(sample.images))],
+        "images": images,
     }
 
 
@@ -157,12 +160,15 @@ def play_episodes(
         (results,) = scores.details[p]
         verdicts = {name: _describe_result(result) for name, result in results.items()}
         calls = call_rows({0: calls_of(row) | {"turn_rewards": [turn.reward for turn in row.turns]}})
+        named_calls = []
+        for call in calls:
+            named_calls.append(dict(zip(CALL_COLUMNS[1:], call[1:], strict=True)))
         episodes.append(
             {
                 "id": start.sample.id,
                 "prompt": {"tokens": len(start.token_ids), "text": data.tokenizer.decode(start.token_ids)},
                 "completion": describe_completion(row, data.tokenizer),
-                "calls": [dict(zip(CALL_COLUMNS[1:], call[1:], strict=True)) for call in calls],
+                "calls": named_calls,
                 "reward": float(scores.rewards[p, 0]),
                 "rewards": verdicts,
             }

@@ -43,7 +43,10 @@ def write_split(data: PromptDataModule, out: Path) -> list[Path]:
             rows = []
             for sample in samples:
                 rows.append(as_row(sample, from_file, out))
-            write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+            lines = []
+            for row in rows:
+                lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+            write_atomically(path, "".join(lines))
             log.info("%s: %d rows", path, len(rows))
             written.append(path)
     if not written:

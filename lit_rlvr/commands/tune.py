@@ -268,7 +268,11 @@ class Tuner:
             begun = time.perf_counter()
             tries[limit] = self._sample(sampler, self.prompts[:FIRST_PROMPTS], limit)
             group_seconds = (time.perf_counter() - begun) / len(tries[limit])
-            cut = fmean(row["finish_reason"] == "length" for _, rows in tries[limit] for row in rows)
+            cut_off = []
+            for _, rows in tries[limit]:
+                for row in rows:
+                    cut_off.append(row["finish_reason"] == "length")
+            cut = fmean(cut_off)
             self.tuned.limits.append((limit, _accuracy(tries[limit]), cut, self._signal(tries[limit], self.samples)))
             if cut <= CUT or limit == max_limit:
                 break
@@ -345,10 +349,12 @@ class Tuner:
             size = enough[0]
         signal = tuned.sizes[size]
         tuned.choose("The learning rate finds itself.", model__init_args__lr="auto")
+        others = []
+        for other, share in tuned.sizes.items():
+            if other != size:
+                others.append(f"{share:.0%} with {other}")
         tuned.choose(
-            f"group_size {size}: {signal:.0%} of the prompts give a signal ("
-            + ", ".join(f"{share:.0%} with {other}" for other, share in tuned.sizes.items() if other != size)
-            + ").",
+            f"group_size {size}: {signal:.0%} of the prompts give a signal (" + ", ".join(others) + ").",
             rollout__group_size=size,
         )
         self._choose_prompts(limit, size, [prompt for prompt, _ in groups])
@@ -366,9 +372,10 @@ class Tuner:
         self._choose_tokens(limit)
 
     def _choose_tokens(self, limit: int) -> None:
-        tried = "; ".join(
-            f"{tokens}: accuracy {right:.3f}, {cut:.0%} cut off" for tokens, right, cut, _ in self.tuned.limits
-        )
+        limits = []
+        for tokens, right, cut, _ in self.tuned.limits:
+            limits.append(f"{tokens}: accuracy {right:.3f}, {cut:.0%} cut off")
+        tried = "; ".join(limits)
         before = self.rollout.sampling.max_tokens
         self.tuned.choose(
             f"max_tokens {limit}, {'as' if limit == before else f'not {before} as'} before ({tried}).",

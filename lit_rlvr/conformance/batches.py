@@ -135,7 +135,11 @@ def shuffled_groups(batch: Batch) -> list[int]:
 def shuffled_inside(batch: Batch) -> list[int]:
     """Return rows with each group's completions in an order of its own, in which none keeps its place."""
     prompts, size = batch.rewards.shape
-    return [p * size + (g + 1 + p % (size - 1)) % size for p in range(prompts) for g in range(size)]
+    rows = []
+    for p in range(prompts):
+        for g in range(size):
+            rows.append(p * size + (g + 1 + p % (size - 1)) % size)
+    return rows
 
 
 def even_cuts(rows: Sequence[int]) -> list[Cut]:

@@ -360,7 +360,11 @@ def _found(names: list[str], option: str, model: Any) -> list[str]:
 def language_layers(model: Any) -> list[str]:
     """Return the names of the language model's linear layers, except the output embedding."""
     head = model.get_output_embeddings()
-    return [name for name, module in language_modules(model) if isinstance(module, nn.Linear) and module is not head]
+    names = []
+    for name, module in language_modules(model):
+        if isinstance(module, nn.Linear) and module is not head:
+            names.append(name)
+    return names
 
 
 def is_saved(name: str) -> bool:
@@ -370,11 +374,11 @@ def is_saved(name: str) -> bool:
 
 def adapted_modules(model: nn.Module) -> dict[str, Any]:
     """Return peft's layers around others, by the names of the weights in the plain model that they adapt."""
-    return {
-        f"{_plain_name(name)}.{getattr(layer, 'parameter_name', 'weight')}": layer
-        for name, layer in model.named_modules()
-        if hasattr(layer, "base_layer")
-    }
+    layers_by_name = {}
+    for name, layer in model.named_modules():
+        if hasattr(layer, "base_layer"):
+            layers_by_name[f"{_plain_name(name)}.{getattr(layer, 'parameter_name', 'weight')}"] = layer
+    return layers_by_name
 
 
 def used_adapters(layer: Any, view: str | None) -> list[str]:

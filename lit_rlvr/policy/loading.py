@@ -158,15 +158,19 @@ def check_complete(folder: str, report: dict[str, Any]) -> None:
     Raises:
         UserError: names the missing, unknown and misshapen weights.
     """
+    wrong_shapes = []
+    for name, shape, wanted in sorted(report["mismatched_keys"]):
+        wrong_shapes.append(f"{name} {list(shape)} instead of {list(wanted)}")
     misfits = {
         "missing": sorted(report["missing_keys"]),
         "unknown": sorted(report["unexpected_keys"]),
-        "of the wrong shape": [
-            f"{name} {list(shape)} instead of {list(wanted)}"
-            for name, shape, wanted in sorted(report["mismatched_keys"])
-        ],
+        "of the wrong shape": wrong_shapes,
     }
-    misfit = "; ".join(f"{len(names)} {kind}: {_few(names)}" for kind, names in misfits.items() if names)
+    parts = []
+    for kind, names in misfits.items():
+        if names:
+            parts.append(f"{len(names)} {kind}: {_few(names)}")
+    misfit = "; ".join(parts)
     if misfit:
         raise UserError(
             f"model: the weights in {folder} are not those of its config.json ({misfit}); take both from the same model"

@@ -231,10 +231,13 @@ class Reward(ChecksArguments, ABC):
             pickle_for_worker(sample, f"{sample.source or sample.id}: the row", remedy)
         with Waiting(self.dotted_path, [sample.id for _, sample in pairs]) as waiting:
             outcomes = shared_pool().run(self.for_workers, pairs, waiting=waiting, **asdict(limits))
-        return [
-            outcome.value if outcome.status == "ok" else RewardResult(0.0, None, outcome.status, outcome.detail)
-            for outcome in outcomes
-        ]
+        results = []
+        for outcome in outcomes:
+            if outcome.status == "ok":
+                results.append(outcome.value)
+            else:
+                results.append(RewardResult(0.0, None, outcome.status, outcome.detail))
+        return results
 
     def _judge(
         self, completion: Completion, sample: Sample, passed_on: type[BaseException] = KeyboardInterrupt
@@ -372,7 +375,13 @@ def row_weights(sample: Sample, weights: Mapping[str, float]) -> dict[str, float
         in_columns = (named_rewards(sample, column, weights) for column in REWARD_COLUMNS)
         named = dict.fromkeys(next(filter(None, in_columns), list(weights)))
     chosen = {name: named[name] for name in weights if name in named}
-    return {name: weights[name] if weight is None else weight for name, weight in chosen.items()}
+    known_weights = {}
+    for name, weight in chosen.items():
+        if weight is None:
+            known_weights[name] = weights[name]
+        else:
+            known_weights[name] = weight
+    return known_weights
 
 
 def names_in(sample: Sample, column: str) -> list[str]:

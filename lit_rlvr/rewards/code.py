@@ -284,7 +284,11 @@ def _names(program: str) -> tuple[set[str], set[str]]:
 
 
 def _bound(symbols: Iterable[Symbol]) -> set[str]:
-    return {symbol.get_name() for symbol in symbols if symbol.is_assigned() or symbol.is_imported()}
+    names = set()
+    for symbol in symbols:
+        if symbol.is_assigned() or symbol.is_imported():
+            names.add(symbol.get_name())
+    return names
 
 
 def _tables(table: SymbolTable) -> Iterator[SymbolTable]:

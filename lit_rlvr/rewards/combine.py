@@ -152,7 +152,11 @@ def _settle_correct(
         columns = {}
         for name in own_names:
             columns[name] = [settled[name][b] for b in own_rows]
-        source = _correct_source([reward for reward in rewards if reward.name in own_names], columns)
+        own_rewards = []
+        for reward in rewards:
+            if reward.name in own_names:
+                own_rewards.append(reward)
+        source = _correct_source(own_rewards, columns)
         counts_ones = _counts_ones(next(reward for reward in rewards if reward.name == source), rewards)
         for b, result in zip(own_rows, _with_correct(source, columns[source], counts_ones), strict=True):
             judging[b] = source
@@ -311,7 +315,9 @@ def logged_metrics(rewards: Sequence[Reward]) -> dict[str, float]:
     ranks = gather_objects(logged)
     means = {}
     for name in dict.fromkeys(chain(*ranks)):
-        values = [value for metrics in ranks for value in metrics.get(name, [])]
+        values = []
+        for metrics in ranks:
+            values += metrics.get(name, [])
         if values:
             means[name] = sum(values) / len(values)
         else:

@@ -113,7 +113,10 @@ class FunctionReward(Reward):
                 raise
             except BaseException as error:
                 values = [error] * len(pairs)
-        return [self.result_of(value, completion) for value, (completion, _) in zip(values, pairs, strict=True)]
+        results = []
+        for value, (completion, _) in zip(values, pairs, strict=True):
+            results.append(self.result_of(value, completion))
+        return results
 
     def values(self, pairs: Sequence[Pair]) -> list[Any]:
         """Call the function; return a value, or the exception of an asynchronous call, for each completion.
@@ -311,12 +314,14 @@ def with_details(values: list[Any], extra: Mapping[str, Sequence[Any]], reward: 
     Raises:
         UserError: a column does not have one value for each completion.
     """
-    refuse_all(
-        f"reward {reward.name!r}: log_extra({column!r}, ...) must get one value for each of the {len(values)} "
-        f"completions, it got {len(logged)}"
-        for column, logged in extra.items()
-        if len(logged) != len(values)
-    )
+    problems = []
+    for column, logged in extra.items():
+        if len(logged) != len(values):
+            problems.append(
+                f"reward {reward.name!r}: log_extra({column!r}, ...) must get one value for each of the {len(values)} "
+                f"completions, it got {len(logged)}"
+            )
+    refuse_all(problems)
     if not extra:
         return values
     results: list[Any] = []

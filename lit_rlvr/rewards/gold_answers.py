@@ -230,7 +230,10 @@ def find_long_answers(
     samples = [prompt.sample for prompt in chosen]
 
     def measured(forms: Sequence[AnswerForm]) -> list[tuple[AnswerForm, list[int]]]:
-        return [(form, completion_lengths(form, samples, tokenizer, sampling)) for form in forms]
+        lengths_of_forms = []
+        for form in forms:
+            lengths_of_forms.append((form, completion_lengths(form, samples, tokenizer, sampling)))
+        return lengths_of_forms
 
     plain, *framed = (partial(_framed, *frame) for frame in GOLD_FORMS.values())
     plain_pair, *reward_pairs = measured([plain, *(reward.gold_completion for reward in rewards)])

@@ -100,7 +100,11 @@ class RolloutCallback(RolloutSettings, Callback):
         module.log_dict(metrics)
         module.log_dict(logged_metrics(self.rewards))
         agreement = agreement_metrics(rollout)
-        module.log_dict({n: v for n, v in agreement.items() if n in trainer.logged_metrics or not math.isnan(v)})
+        shown = {}
+        for n, v in agreement.items():
+            if n in trainer.logged_metrics or not math.isnan(v):
+                shown[n] = v
+        module.log_dict(shown)
         if self.sampler.episodes is not None or self.sampler.agents is not None:
             module.log_dict(turn_metrics(rollout))
         if self.sampler.agents is not None:
@@ -271,7 +275,11 @@ class RolloutCallback(RolloutSettings, Callback):
     def teacher_versions(self) -> dict[str, str]:
         """The versions of the teachers' weights when the run was started; {} on other processes than the first."""
         weights: dict[str, str] = self._provenance.get("weights", {})
-        return {name: version for name, version in weights.items() if name.startswith("teacher")}
+        versions = {}
+        for name, version in weights.items():
+            if name.startswith("teacher"):
+                versions[name] = version
+        return versions
 
     def _start_engine(self, trainer: Trainer, module: RLVRModule) -> None:
         """Start the engine, unless it runs."""

@@ -209,7 +209,10 @@ class Demonstrations:
         if self.episodes is None:
             return [pair for prompt in prompts for pair in self._pairs(prompt)]
         new = [prompt for prompt in prompts if prompt.sample.id not in self._played]
-        self._played |= {prompt.sample.id: pair for prompt, pair in zip(new, self._play(new), strict=True)}
+        played = {}
+        for prompt, pair in zip(new, self._play(new), strict=True):
+            played[prompt.sample.id] = pair
+        self._played |= played
         return [self._played[prompt.sample.id] for prompt in prompts]
 
     def rollout(self, prompts: Sequence[Prompt], banned: Sequence[int]) -> Rollout:
@@ -221,7 +224,9 @@ class Demonstrations:
         """
         pairs = self.pairs(prompts)
         sampling = replace(self.sampling, temperature=1.0, top_p=1.0, top_k=0).with_banned(banned)
-        unscored = Rollout.unscored([prompt for prompt, _ in pairs], [[given] for _, given in pairs], sampling)
+        starts = [prompt for prompt, _ in pairs]
+        completions = [[completion] for _, completion in pairs]
+        unscored = Rollout.unscored(starts, completions, sampling)
         return replace(unscored, statuses=[["unjudged"] for _ in pairs], is_demonstration=True)
 
     def close(self) -> None:

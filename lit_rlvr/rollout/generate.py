@@ -43,7 +43,10 @@ def completion_seeds(prompts: list[Prompt], repeats: list[int], count: int, *use
     seeds = []
     for prompt, repeat in zip(prompts, repeats, strict=True):
         numbers = range(repeat * count, (repeat + 1) * count)
-        seeds.append([derive_seed(run_seed(), *use, prompt.sample.id, number) for number in numbers])
+        group_seeds = []
+        for number in numbers:
+            group_seeds.append(derive_seed(run_seed(), *use, prompt.sample.id, number))
+        seeds.append(group_seeds)
     return seeds
 
 
@@ -104,7 +107,10 @@ class GroupSampler:
             for other in data.validated:
                 self.agents.conversations_of(other)
         elif self.environment is not None:
-            self._between = {d.name: between_turns(d, policy.eos_token_ids, self.environment) for d in data.validated}
+            between = {}
+            for d in data.validated:
+                between[d.name] = between_turns(d, policy.eos_token_ids, self.environment)
+            self._between = between
             self._max_tokens = context.max_tokens
             self.episodes = Episodes(self.environment, self._between[data.name], context.max_tokens)
 

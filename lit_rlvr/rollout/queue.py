@@ -242,7 +242,11 @@ class QueueSource(SyncSource):
             prompts = [group.prompt for _, groups in over for group in groups]
             self.sampler.synced_engine.restart_if(crashes[0] if crashes else None, prompts, self.sampling)
         for _, groups in over:
-            self._begin([group for group in groups if group.completions is None and group in self._groups])
+            unfinished = []
+            for group in groups:
+                if group.completions is None and group in self._groups:
+                    unfinished.append(group)
+            self._begin(unfinished)
 
     def _drop_endless(self) -> None:
         """Drop groups that have been sampled for too long."""

@@ -174,7 +174,8 @@ class SyncSource(RolloutSource):
         size = self.data.prompts_per_rollout
         prompts, _ = self.data.stream.take(rounds * size, self.data.cursor)
         per_rank = size // world_size()
-        repeats = count_repeats(prompt.sample.id for prompt in prompts)  # of all prompts of the iteration so far
+        sample_ids = [prompt.sample.id for prompt in prompts]
+        repeats = count_repeats(sample_ids)  # of all prompts of the iteration so far
         first = len(repeats) - size + rank() * per_rank  # this rank's first prompt of this round
         return repeats[first : first + per_rank]
 

@@ -236,7 +236,10 @@ class LossModule(ABC):
         metrics = advantage_metrics(own_means, cost_sums, initial.mask) | metrics
         if self.teachers.in_loss:
             metrics["no_signal"] = 0.0
-        return Advantages(advantages, own_means, {f"train/{name}": value for name, value in metrics.items()})
+        named = {}
+        for name, value in metrics.items():
+            named[f"train/{name}"] = value
+        return Advantages(advantages, own_means, named)
 
     def live_rows(self, rollout: Rollout, advantages: Tensor) -> list[int]:
         """Return the rows of a rollout that can have a gradient, by their advantages (B, 1) or (B, T)."""

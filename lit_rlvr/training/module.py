@@ -305,7 +305,8 @@ class RLVRModule(ChecksArguments, LossModule, LightningModule):
             first_lr = AdaptiveLR.of(self).lr
         else:
             first_lr = self.lr
-        return build_optimizer([p for p in self.policy.parameters() if p.requires_grad], first_lr, self.optim)
+        trainable = [p for p in self.policy.parameters() if p.requires_grad]
+        return build_optimizer(trainable, first_lr, self.optim)
 
     def configure_optimizers(self) -> Any:
         """Return the optimizer and the schedule of its learning rate, which `auto` or a checkpoint may set."""
@@ -445,7 +446,11 @@ class RLVRModule(ChecksArguments, LossModule, LightningModule):
         if self.lora is not None:
             weights = checkpoint["state_dict"]
             saved = set(self.saved)
-            checkpoint["state_dict"] = {name: value for name, value in weights.items() if name in saved}
+            saved_weights = {}
+            for name, value in weights.items():
+                if name in saved:
+                    saved_weights[name] = value
+            checkpoint["state_dict"] = saved_weights
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.check_checkpoint(checkpoint)

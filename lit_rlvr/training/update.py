@@ -160,7 +160,11 @@ class Updater:
             entropy=initial.entropy,
         )
         if prepared.trace is not None and rollout.advantages is not None:
-            prepared.trace.choose(rollout.advantages, {p for groups in minibatches for p in groups})
+            chosen_groups = set()
+            for groups in minibatches:
+                for p in groups:
+                    chosen_groups.add(p)
+            prepared.trace.choose(rollout.advantages, chosen_groups)
         recomputes = prepared.importance.prox_logp_method == "recompute"
         if prepared.old_logp is None and len(minibatches) > 1 and recomputes:
             first = set(minibatches[0])

@@ -57,7 +57,10 @@ def load_algorithms(path: Path) -> dict[str, RLVRModule]:
     algorithms = read_config(find_config(str(path)), ("algorithms",)).get("algorithms")
     if not isinstance(algorithms, dict) or not algorithms:
         raise UserError(f"--config: {path} must hold `algorithms: {{NAME: {{class_path: ..., init_args: ...}}}}`")
-    return {str(name): build_object(spec, f"--config: {path}: algorithms.{name}") for name, spec in algorithms.items()}
+    algorithms_by_name = {}
+    for name, spec in algorithms.items():
+        algorithms_by_name[str(name)] = build_object(spec, f"--config: {path}: algorithms.{name}")
+    return algorithms_by_name
 
 
 def build_object(spec: Any, where: str, kind: type = RLVRModule) -> Any:
@@ -89,15 +92,15 @@ def algorithm_summary(
     names: list[str], results: Mapping[str, np.ndarray], mask: np.ndarray
 ) -> dict[str, dict[str, float]]:
     """Return each algorithm's loss, the size of its advantages and gradient, and its share of zero gradients."""
-    return {
-        name: {
+    summaries = {}
+    for name in names:
+        summaries[name] = {
             "loss": float(results[f"{name}/loss"]),
             "mean_advantage": float(np.abs(results[f"{name}/advantages"]).mean()),
             "gradient": float(np.abs(results[f"{name}/dlogp"]).sum()),
             "zero_gradient": float((results[f"{name}/dlogp"][mask] == 0).mean()) if mask.any() else 1.0,
         }
-        for name in names
-    }
+    return summaries
 
 
 def print_table(rows: Mapping[str, Mapping[str, float]]) -> None:

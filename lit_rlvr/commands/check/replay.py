@@ -98,7 +98,11 @@ def algorithm_step(batch: FrozenBatch, algorithm: RLVRModule, advantages: Tensor
 def rows_of(x: LossInputs, rows: Sequence[int]) -> LossInputs:
     """Return some rows of the inputs, as a micro-batch has them."""
     at = torch.tensor(rows, dtype=torch.long)
-    return replace(x, **{name: value[at] for name, value in vars(x).items() if value is not None})
+    given = {}
+    for name, value in vars(x).items():
+        if value is not None:
+            given[name] = value[at]
+    return replace(x, **given)
 
 
 def frozen_inputs(batch: FrozenBatch, algorithm: RLVRModule, logp: Tensor, advantages: Tensor) -> LossInputs:

@@ -65,7 +65,10 @@ class PrintedClaim:
                 return dict.fromkeys(seeds, float(cell))
             if cell == BEFORE:
                 return dict.fromkeys(seeds, self._before(task))
-            return {seed: self._value(run) for seed, run in task["cells"][cell]["by_seed"].items()}
+            by_seed = {}
+            for seed, run in task["cells"][cell]["by_seed"].items():
+                by_seed[seed] = self._value(run)
+            return by_seed
 
         more = values(self.more)
         less = values(self.less)
@@ -79,7 +82,10 @@ class PrintedClaim:
 
     def _value(self, run: Mapping[str, Any]) -> float | None:
         if self.averaged:
-            return complete_mean([run["suites"].get(suite, {}).get(self.metric) for suite in self.averaged])
+            values = []
+            for suite in self.averaged:
+                values.append(run["suites"].get(suite, {}).get(self.metric))
+            return complete_mean(values)
         if self.metric in run["quarters"]:
             value = run["quarters"][self.metric][-1]
         else:

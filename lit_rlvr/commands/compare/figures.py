@@ -200,7 +200,13 @@ def cell_colours(names: Sequence[str]) -> dict[str, Any]:
     import matplotlib
 
     palette = matplotlib.colormaps["tab10" if len(names) <= 11 else "tab20"].colors  # type: ignore[attr-defined]
-    return {name: "black" if i == 0 else palette[(i - 1) % len(palette)] for i, name in enumerate(names)}
+    colours = {}
+    for i, name in enumerate(names):
+        if i == 0:
+            colours[name] = "black"
+        else:
+            colours[name] = palette[(i - 1) % len(palette)]
+    return colours
 
 
 def save_figure(figure: Any, path: Path) -> Path:

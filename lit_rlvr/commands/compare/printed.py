@@ -45,7 +45,11 @@ def _scaled(spread: Mapping[str, Any] | None, factor: float) -> dict[str, Any] |
     """Return a spread in another unit; None without a value."""
     if spread is None or spread["mean"] is None:
         return None
-    return {**spread, **{key: spread[key] * factor for key in ("mean", "std") if spread[key] is not None}}
+    scaled = {}
+    for key in ("mean", "std"):
+        if spread[key] is not None:
+            scaled[key] = spread[key] * factor
+    return {**spread, **scaled}
 
 
 SPREAD_COLUMNS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any] | None]] = {

@@ -52,7 +52,11 @@ def comparison_tables(paper: Paper, results: Mapping[str, Any]) -> Iterator[str]
 
 def _runs(cells: Iterable[tuple[PrintedValue, Mapping[str, Any] | None]]) -> str:
     """Return the number of our runs behind a row of a table; "-" without any."""
-    return " to ".join(map(str, sorted({value["n"] for _, value in cells if value is not None}))) or "-"
+    counts = set()
+    for _, value in cells:
+        if value is not None:
+            counts.add(value["n"])
+    return " to ".join(map(str, sorted(counts))) or "-"
 
 
 def _cell(printed: PrintedValue, value: Mapping[str, Any] | None) -> str:
@@ -144,7 +148,10 @@ def paper_items() -> Iterator[tuple[str, str, str]]:
             f"run: docs/findings.md; {runs}",
         )
         machine = f"the paper's machine: {values['machine']}"
-        for table in sorted(f"{paper}/{path.stem}" for path in (folder / paper).glob("*.yaml")):
+        tables = []
+        for path in (folder / paper).glob("*.yaml"):
+            tables.append(f"{paper}/{path.stem}")
+        for table in sorted(tables):
             printed_table = load_printed(table)
             for claim in printed_table.claims:
                 if claim.primary:

@@ -74,7 +74,12 @@ def suite_tables(study_suites: Mapping[str, Any], task: Mapping[str, Any]) -> It
                 yield _table(f"{suite}: pass@k", [f"pass@{k}" for k in ks], suite_rows)
         for suite in suites:
             yield from _by_category(suite, columns[suite], rows)
-        measures = sorted({k for row in keys.values() for k in row if k.startswith("diversity/") and k.count("/") == 1})
+        measures_of_suites = set()
+        for row in keys.values():
+            for k in row:
+                if k.startswith("diversity/") and k.count("/") == 1:
+                    measures_of_suites.add(k)
+        measures = sorted(measures_of_suites)
         for measure in measures:
             measured = [suite for suite in suites if measure in keys[suite]]
             yield _across(
@@ -87,7 +92,10 @@ def _across(title: str, suites: Sequence[str], keys: Mapping[str, str], rows: Ma
     same = set(keys.values())
     cells = {}
     for name, row in rows.items():
-        cells[name] = {suite: row["suites"].get(suite, {}).get(keys[suite]) for suite in suites}
+        of_suites = {}
+        for suite in suites:
+            of_suites[suite] = row["suites"].get(suite, {}).get(keys[suite])
+        cells[name] = of_suites
         if len(same) == 1:
             cells[name]["Avg."] = row["average"].get(next(iter(same)))
     return _table(title, [*suites, "Avg."], cells)
@@ -131,7 +139,10 @@ def report(study: Study, results: Mapping[str, Any], figures: Mapping[str, list[
         parts += [f"![{path.stem}]({path.as_posix()})" for path in figures[task]]
     parts += _overall(study, results)
     if failed:
-        parts += ["## Failed", markdown_table(["cell", "error"], [(state.cell, state.error) for state in failed])]
+        errors = []
+        for state in failed:
+            errors.append((state.cell, state.error))
+        parts += ["## Failed", markdown_table(["cell", "error"], errors)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

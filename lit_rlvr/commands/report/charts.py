@@ -68,7 +68,10 @@ def scale(value: float, low: float, high: float, start: float, end: float) -> fl
 
 def _chart_line(number: int, curve: Curve, x: Callable[[float], float], y: Callable[[float], float]) -> dict[str, Any]:
     def points(values: list[float]) -> list[str]:
-        return [f"{x(step)},{y(value)}" for step, value in zip(curve.steps, values, strict=True)]
+        points = []
+        for step, value in zip(curve.steps, values, strict=True):
+            points.append(f"{x(step)},{y(value)}")
+        return points
 
     outline = [*points(curve.high), *reversed(points(curve.low))]
     marks = []
@@ -92,7 +95,10 @@ def nice_ticks(low: float, high: float, most: int = 5) -> list[float]:
     step = next(unit * factor for factor in (1, 2, 2.5, 5, 10) if unit * factor * (most - 1) >= span * (1 - 1e-9))
     first = math.floor(low / step + 1e-9)
     last = math.ceil(high / step - 1e-9)
-    return [round(k * step, 12 - math.floor(math.log10(step))) for k in range(first, max(last, first + 1) + 1)]
+    ticks = []
+    for k in range(first, max(last, first + 1) + 1):
+        ticks.append(round(k * step, 12 - math.floor(math.log10(step))))
+    return ticks
 
 
 def tick_text(value: float) -> str:
@@ -195,7 +201,11 @@ def more_panels(groups: Sequence[RunGroup]) -> list[Panel]:
     """Return a chart of every other metric except validation's."""
     seen = {metric for _, metrics in (*BEFORE_SETS, *AFTER_SETS) for metric in metrics} | {"epoch"}
     names = metric_names(run for group in groups for run in group.runs)
-    return _drawn(groups, [(name, (name,)) for name in names if name not in seen and not name.startswith("val/")])
+    others = []
+    for name in names:
+        if name not in seen and not name.startswith("val/"):
+            others.append((name, (name,)))
+    return _drawn(groups, others)
 
 
 def _drawn(groups: Sequence[RunGroup], wanted: ChartMetrics) -> list[Panel]:

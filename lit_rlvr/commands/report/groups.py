@@ -42,7 +42,11 @@ class RunGroup:
     @property
     def problems(self) -> list[str]:
         """All notes on incomplete runs."""
-        return [*self.unreadable, *(f"{run.path}: {run.ending}" for run in self.runs if run.ending), *self.notes]
+        endings = []
+        for run in self.runs:
+            if run.ending:
+                endings.append(f"{run.path}: {run.ending}")
+        return [*self.unreadable, *endings, *self.notes]
 
     @property
     def unreadable(self) -> list[str]:
@@ -100,10 +104,12 @@ def group_runs(runs: Iterable[RunRecord]) -> list[RunGroup]:
         key = tuple(sorted(without_seed(run.settings).items())) if run.settings else run.path
         groups.setdefault(key, []).append(run)
     names = [_name(members) for members in groups.values()]
-    return [
-        RunGroup(name if names.count(name) == 1 else str(members[0].path), runs=members, wanted=len(members))
-        for name, members in zip(names, groups.values(), strict=True)
-    ]
+    run_groups = []
+    for name, members in zip(names, groups.values(), strict=True):
+        run_groups.append(
+            RunGroup(name if names.count(name) == 1 else str(members[0].path), runs=members, wanted=len(members))
+        )
+    return run_groups
 
 
 def _name(runs: list[RunRecord]) -> str:

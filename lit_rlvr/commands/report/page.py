@@ -103,6 +103,9 @@ def contents(groups: Sequence[RunGroup], all_curves: bool = True) -> dict[str, A
     configured = [k for k, group in enumerate(groups) if group.settings]
     settings = [groups[k].settings for k in configured]
     histories = [(run, RunHistory.of_config(run.config)) for group in groups for run in group.runs]
+    charts_of_tasks = []
+    for name in tasks:
+        charts_of_tasks.append(_task(name, groups, legends, all_curves))
     return dict(
         version=__version__,
         groups=groups,
@@ -112,7 +115,7 @@ def contents(groups: Sequence[RunGroup], all_curves: bool = True) -> dict[str, A
         configured=[labels[k] for k in configured],
         main=main_settings(settings),
         differences=differences(settings),
-        tasks=[_task(name, groups, legends, all_curves) for name in tasks],
+        tasks=charts_of_tasks,
         run_columns=RUN_COLUMNS,
         run_rows=run_rows(groups),
         health=[(run, findings(run.metrics, history)) for run, history in histories],

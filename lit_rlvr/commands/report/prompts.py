@@ -136,7 +136,10 @@ class TrackedPrompt:
     def bars(self) -> list[tuple[float, str]]:
         """The visits as bars, each with its height from 0 to 1 and a description; of many visits, several share one."""
         width = -(-len(self.visits) // MOST_BARS)
-        return [_bar(self.visits[start : start + width]) for start in range(0, len(self.visits), width)]
+        bars = []
+        for start in range(0, len(self.visits), width):
+            bars.append(_bar(self.visits[start : start + width]))
+        return bars
 
 
 def _bar(visits: list[Visit]) -> tuple[float, str]:

@@ -105,7 +105,10 @@ def validation_rows(groups: Sequence[RunGroup]) -> list[tuple[str, list[str]]]:
     rows = []
     for name in metric_names(chain(*(group.runs for group in groups))):
         if name.startswith("val/") and name.count("/") > 1:
-            rows.append((name.removeprefix("val/"), [_before_after(group.runs, name) for group in groups]))
+            changes = []
+            for group in groups:
+                changes.append(_before_after(group.runs, name))
+            rows.append((name.removeprefix("val/"), changes))
     return rows
 
 

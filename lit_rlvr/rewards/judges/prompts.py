@@ -99,10 +99,13 @@ class Question:
             kinds: dict[str, Any] = {"reason": {"type": "string"}}
         else:
             kinds = {}
-        kinds |= {
-            name: {"type": "string" if isinstance(values[0], str) else "integer", "enum": list(values)}
-            for name, values in self.fields
-        }
+        kinds_of_fields = {}
+        for name, values in self.fields:
+            kinds_of_fields[name] = {
+                "type": "string" if isinstance(values[0], str) else "integer",
+                "enum": list(values),
+            }
+        kinds |= kinds_of_fields
         schema = {"type": "object", "properties": kinds, "required": [*kinds], "additionalProperties": False}
         return {"type": "json_schema", "json_schema": {"name": "judgement", "strict": True, "schema": schema}}
 
@@ -111,7 +114,10 @@ class Question:
         found = find_judgement(answer, self.fields)
         if found is not None:
             return found
-        wanted = "; ".join(f"{name} is one of {', '.join(map(str, values))}" for name, values in self.fields)
+        choices = []
+        for name, values in self.fields:
+            choices.append(f"{name} is one of {', '.join(map(str, values))}")
+        wanted = "; ".join(choices)
         return f"the judge's answer cannot be read: it has no judgement in JSON in which {wanted}: ...{answer[-80:]!r}"
 
 
@@ -148,7 +154,10 @@ def ask_about(
         for title, text in material.items()
     ]
     wanted = json.dumps(({"reason": "why, in a sentence"} if has_reason else {}) | dict.fromkeys(fields, "..."))
-    values = "; ".join(f"{name} is one of {', '.join(map(str, possible))}" for name, possible in fields.items())
+    choices = []
+    for name, possible in fields.items():
+        choices.append(f"{name} is one of {', '.join(map(str, possible))}")
+    values = "; ".join(choices)
     form = f"Reply with one JSON object and nothing behind it: {wanted}, where {values}."
     rules = RULES.format(task=task, mark=mark, form=form)
     if images:

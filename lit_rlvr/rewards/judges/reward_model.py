@@ -208,13 +208,17 @@ class RewardModelServer(Judge):
         self.reports_correct = threshold is not None
 
     def check(self, pairs: Sequence[Pair]) -> list[RewardResult]:
-        replies = self.ask([Question("", json.dumps(conversation_of(pair)), ()) for pair in pairs])
-        return [
-            RewardResult(0.0, None, "error", reply)
-            if isinstance(reply, str)
-            else scored(reply["score"], self.threshold)
-            for reply in replies
-        ]
+        questions = []
+        for pair in pairs:
+            questions.append(Question("", json.dumps(conversation_of(pair)), ()))
+        replies = self.ask(questions)
+        results = []
+        for reply in replies:
+            if isinstance(reply, str):
+                results.append(RewardResult(0.0, None, "error", reply))
+            else:
+                results.append(scored(reply["score"], self.threshold))
+        return results
 
     def trial(self) -> Question:
         return Question("", json.dumps(conversation_of(TRIAL)), ())

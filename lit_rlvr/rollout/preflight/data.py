@@ -50,7 +50,11 @@ def check_data(rollout: RolloutSettings, module: RLVRModule, data: PromptDataMod
         lambda: check_teachers(rollout, module, data),
         lambda: check_thoughts(rollout, data),
     )
-    refuse_all(str(answers) for answers in rollout.long_answers(data) if answers.is_hopeless)
+    hopeless = []
+    for answers in rollout.long_answers(data):
+        if answers.is_hopeless:
+            hopeless.append(str(answers))
+    refuse_all(hopeless)
 
 
 def check_thoughts(rollout: RolloutSettings, data: PromptDataModule) -> None:
@@ -82,10 +86,12 @@ def check_demonstrations(rollout: RolloutSettings, module: RLVRModule, data: Pro
         for other in data.validated:
             if not rollout.samples_of(other.name):
                 unmeasured.append(other.name)
-        refuse_all(
-            f"rollout.evaluation.samples: 0 for {name} measures the loss alone, which only SFT has; give 1 or more"
-            for name in unmeasured
-        )
+        problems = []
+        for name in unmeasured:
+            problems.append(
+                f"rollout.evaluation.samples: 0 for {name} measures the loss alone, which only SFT has; give 1 or more"
+            )
+        refuse_all(problems)
         return
     if rollout.staleness or rollout.replay.rollouts_from or rollout.replay.record or rollout.replay_routes:
         raise UserError(
@@ -115,7 +121,8 @@ def report_rewards(rollout: RolloutSettings, data: PromptDataModule) -> None:
     """Report what a run should know of its rewards and answers when it starts; the rewards judge some references."""
     report_rewards_in_process(rollout.rewards)
     if not data.demonstrates:
-        warn_of_gold_answers(rollout.rewards, [prompt.sample for prompt in data.prompts["train"]])
+        samples = [prompt.sample for prompt in data.prompts["train"]]
+        warn_of_gold_answers(rollout.rewards, samples)
     warn_of_answers(rollout, data)
 
 

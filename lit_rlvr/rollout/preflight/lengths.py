@@ -108,7 +108,11 @@ def check_lengths(model_folder: str, requirements: Sequence[LengthRequirement]) 
             requirement.prompt_option: context - requirement.max_tokens,
             requirement.option: context - tokens,
         }
-        lower = " or ".join(f"{option} to {allowed}" for option, allowed in allowed_by_option.items() if allowed > 0)
+        allowances = []
+        for option, allowed in allowed_by_option.items():
+            if allowed > 0:
+                allowances.append(f"{option} to {allowed}")
+        lower = " or ".join(allowances)
         raise UserError(
             f"{requirement.name}: {cause}, which with {requirement.option}={requirement.max_tokens} is more than the "
             f"model's context of {context} tokens; lower {lower or ' and '.join(allowed_by_option)}, or raise it by "
