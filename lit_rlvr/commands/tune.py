@@ -268,11 +268,7 @@ class Tuner:
             begun = time.perf_counter()
             tries[limit] = self._sample(sampler, self.prompts[:FIRST_PROMPTS], limit)
             group_seconds = (time.perf_counter() - begun) / len(tries[limit])
-            cut_off = []
-            for _, rows in tries[limit]:
-                for row in rows:
-                    cut_off.append(row["finish_reason"] == "length")
-            cut = fmean(cut_off)
+            cut = _share_cut_off(tries[limit])
             self.tuned.limits.append((limit, _accuracy(tries[limit]), cut, self._signal(tries[limit], self.samples)))
             if cut <= CUT or limit == max_limit:
                 break
@@ -431,6 +427,14 @@ def mixed_share(rewards: Sequence[float], size: int) -> float:
     if size < 2:
         return 0.0
     return 1 - sum(comb(count, size) for count in Counter(rewards).values()) / comb(len(rewards), size)
+
+
+def _share_cut_off(groups: Sequence[MeasuredGroup]) -> float:
+    """Return the share of completions that a limit of tokens ended."""
+    are_cut = []
+    for _, rows in groups:
+        are_cut += [row["finish_reason"] == "length" for row in rows]
+    return fmean(are_cut)
 
 
 def _accuracy(groups: Sequence[MeasuredGroup]) -> float:

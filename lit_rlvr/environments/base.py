@@ -246,10 +246,7 @@ def rewards_with(environment: Environment | None, rewards: Sequence[Reward | str
             added.append(kind())
     built = as_rewards([*rewards, *added])
     functions = [reward for reward in built if isinstance(reward, FunctionReward)]
-    asking = []
-    for reward in functions:
-        if "environments" in parameters_of(reward.function):
-            asking.append(reward)
+    asking = [reward for reward in functions if "environments" in parameters_of(reward.function)]
     if asking and environment is None:
         raise UserError(
             f"rollout.rewards: {asking[0].dotted_path} gets `environments`, but there is no rollout.environment"

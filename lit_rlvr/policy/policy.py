@@ -366,9 +366,7 @@ class Policy(nn.Module):
     def _lay_out(self, rollout: Rollout, rows: list[int]) -> tuple[Rows, list[Pixels]]:
         """Return the model's inputs for some completions, and their images. The order of tokens is always the same."""
         group_size = rollout.group_size
-        pairs = []
-        for i in rows:
-            pairs.append((i // group_size, rollout.completions[i // group_size][i % group_size]))
+        pairs = [(i // group_size, rollout.completions[i // group_size][i % group_size]) for i in rows]
         groups: list[Group] = []
         leading: list[Pixels] = []  # in the order of their placeholders: with shared prompts, all prompts come first
         trailing: list[Pixels] = []

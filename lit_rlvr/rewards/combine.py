@@ -87,6 +87,23 @@ def pairs_of(group: Sequence[Completion], sample: Sample) -> list[Pair]:
     return [(completion, shared) for completion in group]
 
 
+def _score(reward: Reward, pairs: Sequence[Pair]) -> Sequence[RewardResult]:
+    """Return a reward's results for some completions.
+
+    Raises:
+        UserError: it changed a setting of torch that training reads.
+    """
+    before = [get() for get in TORCH_SETTINGS]
+    results = reward.score(pairs)
+    for get, value in zip(TORCH_SETTINGS, before, strict=True):
+        if get() != value:
+            raise UserError(
+                f"reward {reward.dotted_path} changed torch.{get.__name__}(), which training uses; restore the setting "
+                "before it returns"
+            )
+    return results
+
+
 def judge(rewards: Sequence[Reward], pairs: Sequence[Pair], whole_rollout: bool | None = None) -> Judgements:
     """Return the results of each reward for some completions, by the reward's name.
 
@@ -116,17 +133,7 @@ def judge(rewards: Sequence[Reward], pairs: Sequence[Pair], whole_rollout: bool 
         for k, (_, sample) in enumerate(pairs):
             if k not in failures and reward.name in sample_weights[id(sample)]:
                 indices.append(k)
-        before = [get() for get in TORCH_SETTINGS]
-        results = dict(zip(indices, reward.score([pairs[k] for k in indices]), strict=True))
-        changed = []
-        for get, value in zip(TORCH_SETTINGS, before, strict=True):
-            if get() != value:
-                changed.append(get.__name__)
-        if changed:
-            raise UserError(
-                f"reward {reward.dotted_path} changed torch.{changed[0]}(), which training uses; restore the setting "
-                "before it returns"
-            )
+        results = dict(zip(indices, _score(reward, [pairs[k] for k in indices]), strict=True))
         judgements[reward.name] = [results.get(k) or failures.get(k) or NOT_JUDGED for k in range(len(pairs))]
     return judgements
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -400,6 +400,13 @@ def turn_metrics(rollout: Rollout) -> dict[str, float]:
     return {name: value / max(size, 1.0) for name, value in total.items()}
 
 
+def _as_placeholder(block: dict[str, Any]) -> dict[str, Any]:
+    """Return a content block of a message, without its image if it has one."""
+    if block["type"] == "image":
+        return {"type": "image"}
+    return block
+
+
 def with_opening(sample: Sample, begun: Opening) -> Sample:
     """Return the sample with what an environment says first in its prompt.
 
@@ -430,12 +437,7 @@ def with_opening(sample: Sample, begun: Opening) -> Sample:
     else:
         blocks = begun
     images = [block["image"] for block in blocks if block["type"] == "image"]
-    placeholders = []
-    for block in blocks:
-        if block["type"] == "image":
-            placeholders.append({"type": "image"})
-        else:
-            placeholders.append(block)
+    placeholders = [_as_placeholder(block) for block in blocks]
     changed = replace(
         sample, prompt=[*messages[:last], {**messages[last], "content": [*parts, *placeholders]}, *messages[last + 1 :]]
     )

@@ -31,7 +31,7 @@ from lit_rlvr.errors import UserError, check_all, check_within, log
 from lit_rlvr.policy.loading import load_policy, save_model
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.sources import made_once
-from lit_rlvr.rewards.combine import score_rollout
+from lit_rlvr.rewards.combine import Scores, score_rollout
 from lit_rlvr.rewards.gold_answers import LongAnswers, completion_lengths
 from lit_rlvr.rewards.judges.base import Judge
 from lit_rlvr.rollout.demonstrations import Demonstrations, DemonstrationSource, Pair
@@ -493,25 +493,26 @@ def accuracy_before(
     policy = load_policy(folder).to(device)
     accuracies = []
     for dataset in sets:
-        prompts = []
-        for prompt in dataset.prompts["validation"][:MEASURED]:
-            prompts.append(dataset.prepare(prompt))
-        log.info("Warm start: %d questions of %s before it", len(prompts), dataset.name)
-        engine = HFEngine()
-        engine.start(EngineContext.in_place(policy, data.tokenizer, len(prompts)))
-        sampling = rollout.eval_sampling.with_banned(policy.placeholder_ids)
-        with torch.no_grad():
-            generated = engine.generate(prompts, sampling, [[number] for number in range(len(prompts))])
-        groups = []
-        for prompt, group in zip(prompts, generated, strict=True):
-            groups.append(prompt.for_rewards(group))
-        scores = score_rollout(rollout.rewards, groups, [prompt.sample for prompt in prompts])
+        scores = _scores_before(policy, dataset, data.tokenizer, rollout)
         counted = scores.has_correct | scores.failed
         if counted.any():
             accuracies.append(float(scores.correct[counted].mean()))
     if accuracies:
         return fmean(accuracies)
     return None
+
+
+def _scores_before(policy: Policy, dataset: PromptDataModule, tokenizer: Any, rollout: RolloutCallback) -> Scores:
+    """Return the scores of one completion for each of the first questions of a validation set."""
+    prompts = [dataset.prepare(prompt) for prompt in dataset.prompts["validation"][:MEASURED]]
+    log.info("Warm start: %d questions of %s before it", len(prompts), dataset.name)
+    engine = HFEngine()
+    engine.start(EngineContext.in_place(policy, tokenizer, len(prompts)))
+    sampling = rollout.eval_sampling.with_banned(policy.placeholder_ids)
+    with torch.no_grad():
+        generated = engine.generate(prompts, sampling, [[number] for number in range(len(prompts))])
+    groups = [prompt.for_rewards(group) for prompt, group in zip(prompts, generated, strict=True)]
+    return score_rollout(rollout.rewards, groups, [prompt.sample for prompt in prompts])
 
 
 def _is_same(completion: Completion, solution: Completion) -> bool:

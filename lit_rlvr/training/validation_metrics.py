@@ -234,10 +234,8 @@ class EvaluationMetrics(nn.Module):
             metrics["guess"] = guess
         metrics |= _rewards_by_answer([rewards for _, rewards in everywhere], answers)
         metrics |= {f"pass@{m.k}": float(m.compute()) for m in self._pass_at()}
-        accuracies = {}
         for name in sorted(counted_in):
-            accuracies[f"accuracy/{name}"] = correct_in[name] / counted_in[name]
-        metrics |= accuracies
+            metrics[f"accuracy/{name}"] = correct_in[name] / counted_in[name]
         return {name: value for name, value in metrics.items() if not math.isnan(value)}
 
     def _pass_at(self) -> list[PassAtK]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,16 @@ def _best_in_bold(cells: Sequence[str]) -> list[str]:
     return [f"**{cell}**" if cell.partition(" ")[0] == best else cell for cell in cells]
 
 
+def _diversity_measures(keys_of_suites: Iterable[set[str]]) -> list[str]:
+    """Return the results that are measures of diversity, of the keys of each suite's results."""
+    measures = set()
+    for keys in keys_of_suites:
+        for key in keys:
+            if key.startswith("diversity/") and key.count("/") == 1:
+                measures.add(key)
+    return sorted(measures)
+
+
 def suite_tables(study_suites: Mapping[str, Any], task: Mapping[str, Any]) -> Iterator[str]:
     """Yield the tables of one task as Markdown.
 
@@ -50,9 +60,8 @@ def suite_tables(study_suites: Mapping[str, Any], task: Mapping[str, Any]) -> It
     for group in study_suites:
         rows = {}
         for name, cell in task["cells"].items():
-            if group in cell["suites"]:
+            if group in cell["suites"] and cell["suites"][group]["suites"]:
                 rows[name] = cell["suites"][group]
-        rows = {name: row for name, row in rows.items() if row["suites"]}
         if group in task.get("before_suites", {}):
             rows = {BEFORE: task["before_suites"][group], **rows}
         if not rows:
@@ -74,13 +83,7 @@ def suite_tables(study_suites: Mapping[str, Any], task: Mapping[str, Any]) -> It
                 yield _table(f"{suite}: pass@k", [f"pass@{k}" for k in ks], suite_rows)
         for suite in suites:
             yield from _by_category(suite, columns[suite], rows)
-        measures_of_suites = set()
-        for row in keys.values():
-            for k in row:
-                if k.startswith("diversity/") and k.count("/") == 1:
-                    measures_of_suites.add(k)
-        measures = sorted(measures_of_suites)
-        for measure in measures:
+        for measure in _diversity_measures(keys.values()):
             measured = [suite for suite in suites if measure in keys[suite]]
             yield _across(
                 f"{group}: {measure.removeprefix('diversity/')}", measured, dict.fromkeys(measured, measure), rows

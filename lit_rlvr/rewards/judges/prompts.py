@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -114,15 +114,20 @@ class Question:
         found = find_judgement(answer, self.fields)
         if found is not None:
             return found
-        choices = []
-        for name, values in self.fields:
-            choices.append(f"{name} is one of {', '.join(map(str, values))}")
-        wanted = "; ".join(choices)
+        wanted = _values_text(self.fields)
         return f"the judge's answer cannot be read: it has no judgement in JSON in which {wanted}: ...{answer[-80:]!r}"
 
 
 def _image_parts(urls: Sequence[str]) -> list[dict[str, Any]]:
     return [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+
+
+def _values_text(fields: Iterable[tuple[str, Values]]) -> str:
+    """Return which values each field of a reply may have, as a judge reads it."""
+    choices = []
+    for name, values in fields:
+        choices.append(f"{name} is one of {', '.join(map(str, values))}")
+    return "; ".join(choices)
 
 
 def ask_about(
@@ -154,10 +159,7 @@ def ask_about(
         for title, text in material.items()
     ]
     wanted = json.dumps(({"reason": "why, in a sentence"} if has_reason else {}) | dict.fromkeys(fields, "..."))
-    choices = []
-    for name, possible in fields.items():
-        choices.append(f"{name} is one of {', '.join(map(str, possible))}")
-    values = "; ".join(choices)
+    values = _values_text(fields.items())
     form = f"Reply with one JSON object and nothing behind it: {wanted}, where {values}."
     rules = RULES.format(task=task, mark=mark, form=form)
     if images:
