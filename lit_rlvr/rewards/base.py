@@ -126,7 +126,7 @@ class Reward(ChecksArguments, ABC):
 
     @property
     def metrics(self) -> dict[str, list[float]]:
-        """The numbers to log; of a validation a dictionary that nobody reads."""
+        """The numbers to log; during a validation, a dictionary that nobody reads."""
         if _IS_LOGGED.get():
             return self._metrics
         return {}
@@ -286,7 +286,7 @@ class Reward(ChecksArguments, ABC):
 
 
 def reaches(value: float, threshold: float) -> bool:
-    """Return whether a value is at least a threshold, of which rounding may have taken a last digit."""
+    """Return whether a value is at least a threshold, or below it by rounding alone."""
     return value >= threshold or math.isclose(value, threshold, rel_tol=1e-9, abs_tol=1e-9)
 
 
@@ -392,7 +392,7 @@ def names_in(sample: Sample, column: str) -> list[str]:
 
 
 def named_rewards(sample: Sample, column: str, weights: Iterable[str]) -> list[str]:
-    """Return the rewards that a column of a row names, whose case does not count.
+    """Return the rewards that a column of a row names; upper and lower case do not matter.
 
     Args:
         sample: the row.
@@ -412,7 +412,7 @@ def groups_of(pairs: Sequence[Pair]) -> list[list[int]]:
 
 
 def check_prefills(rewards: Sequence[Reward], prompts: Iterable[Prompt]) -> None:
-    """Let each reward check the prefills that it does not see: those of prompts that it judges without their prefill.
+    """Let each reward check the prefills of the prompts that it judges without their prefill.
 
     Raises:
         UserError: a reward looks for the prefill in the text.

@@ -551,8 +551,9 @@ def cut_rows(rollout: Rollout, rows: list[int], budget: int, shared_prefix: bool
 def staleness_metrics(
     prepared: PreparedRollout, minibatches: list[list[int]], log_zero: bool = True
 ) -> dict[str, float]:
-    """Return how old the tokens are that are run, over all ranks: the mean, the largest, and the share of tokens that
-    follow older keys and values; {} if none is run.
+    """Return the ages of the tokens that training runs, over all ranks; {} if it runs none.
+
+    These are the mean, the largest, and the share of tokens that follow older keys and values.
 
     Collective: call it on every rank.
 

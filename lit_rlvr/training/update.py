@@ -196,7 +196,7 @@ class Updater:
 
     @property
     def limits(self) -> StepLimits:
-        """How a step is cut into micro-batches now."""
+        """The limits by which a step is cut into micro-batches now."""
         return StepLimits(
             device=self.policy.device,
             tokens_per_microbatch=self.budget.tokens,
@@ -306,8 +306,10 @@ class Updater:
         return {}
 
     def skip_step(self) -> None:
-        """Step the optimizer without gradients: weights and moments stay, because AdamW ignores parameters without a
-        gradient, and Lightning counts the run's steps by it."""
+        """Step the optimizer without gradients, because Lightning counts the run's steps by it.
+
+        Weights and moments stay: AdamW ignores parameters without a gradient.
+        """
         self.optimizer.zero_grad()
         self.optimizer.step()
 
