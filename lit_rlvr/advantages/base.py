@@ -41,7 +41,8 @@ class GroupBatch:
         turns: (B, T) long, the turn of the episode that each sampled token belongs to, from 0; -1 elsewhere. Only with
             `needs_tokens`.
         turn_rewards: (B, T), the reward of each token's turn. The rewards of a completion's turns sum to its reward:
-            the last turn has what the others were not given. Only with `needs_tokens`; None = the last turn has the whole reward.
+            the last turn has what the others were not given. Only with `needs_tokens`; None = the last turn has the
+            whole reward.
         states: (B, T) long, what the environment showed before the token's turn, as a number within its group. Only
             with `needs_tokens`; None = it is unknown.
     """
