@@ -201,7 +201,10 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         rows_of = {"train": files, "validation": validation, "test": test}
         for split, rows in rows_of.items():
             if rows is None or isinstance(rows, str | os.PathLike):
-                self.locations[split] = None if rows is None else os.fspath(rows)
+                if rows is None:
+                    self.locations[split] = None
+                else:
+                    self.locations[split] = os.fspath(rows)
             else:
                 self.init_args[split] = self.given[split] = GivenRows(rows, split)
                 self.locations[split] = self.given[split].name
@@ -612,10 +615,12 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         """Return the stream of all training prompts, in the order and with the weights of the options."""
         keys: dict[str, float] = {}
         if self.order != "shuffled":
-            keys = {
-                p.sample.id: number if self.order == "given" else self.difficulty(p.sample)
-                for number, p in enumerate(prompts)
-            }
+            keys = {}
+            for number, p in enumerate(prompts):
+                if self.order == "given":
+                    keys[p.sample.id] = number
+                else:
+                    keys[p.sample.id] = self.difficulty(p.sample)
         options = prompts, self.seed, run_seed(), keys, *(() if self.success is None else (self.success.is_retired,))
         if not self.weights:
             return PromptStream(*options)
@@ -643,7 +648,10 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
                 raise UserError("validation_split: there is already a validation set, give only one of the two")
             train = self._read("train")
             held_out = hold_out(len(train), self.validation_split, self.seed)
-            samples = [sample for i, sample in enumerate(train) if (i in held_out) == (split == "validation")]
+            samples = []
+            for i, sample in enumerate(train):
+                if (i in held_out) == (split == "validation"):
+                    samples.append(sample)
         return self._draw_rows(samples, split)
 
     def _draw_rows(self, samples: list[Sample], split: Split) -> list[Sample]:
@@ -653,6 +661,13 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         if self.evaluation.shuffle_images:
             samples = exchange_images(samples, self.seed)
         return subsample(samples, self.evaluation.limit, self.seed)
+
+    def _with_set(self, sample: Sample) -> Sample:
+        """Return a sample with the name of its set, and with the set's rewards if it has none of its own."""
+        rewards = sample.rewards
+        if rewards is None:
+            rewards = self._rewards
+        return replace(sample, dataset=sample.dataset or self.name, rewards=rewards)
 
     def _read(self, split: Split) -> list[Sample]:
         """Read all usable rows of a split; later calls return the same list."""
@@ -667,10 +682,7 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
                 self.images,
                 not self.demonstrates,
             )
-            good = [
-                replace(s, dataset=s.dataset or self.name, rewards=self._rewards if s.rewards is None else s.rewards)
-                for s in good
-            ]
+            good = [self._with_set(sample) for sample in good]
             names = {sample.dataset for sample in good}
             unused = [file for name, file in self.files.items() if split == "train" and name not in names]
             empty = unused or [location for location in (self.locations[split],) if location and not good]
@@ -689,7 +701,10 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
             return row
         judged = replace(row, rewards=self._rewards if row.rewards is None else row.rewards)
         names = row_weights(judged, own_weights(self.judges_by_answer))
-        needing = [reward.name for reward in self.judges_by_answer if reward.needs_answer and reward.name in names]
+        needing = []
+        for reward in self.judges_by_answer:
+            if reward.needs_answer and reward.name in names:
+                needing.append(reward.name)
         if not needing:
             return row
         return BadRow(f"missing, and the reward {needing[0]} judges by it", "answer", row.source)
@@ -720,7 +735,10 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         self._ahead.drop()
 
     def val_dataloader(self) -> list[EvalLoader]:
-        return [loader for data in self.validated for loader in data.eval_loader("validation", self._ranks())]
+        loaders = []
+        for data in self.validated:
+            loaders += data.eval_loader("validation", self._ranks())
+        return loaders
 
     @property
     def validated(self) -> list[PromptDataModule]:

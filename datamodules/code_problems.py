@@ -117,15 +117,23 @@ class CodeProblems(PromptDataModule):
             *((field, field) for field in self.fields),
             *LIVECODEBENCH_COLUMNS,
         )  # the last one wins
-        columns = {field: column for field, column in tried if column.partition(".")[0] in row} | (self.columns or {})
+        columns_there = {}
+        for field, column in tried:
+            if column.partition(".")[0] in row:
+                columns_there[field] = column
+        columns = columns_there | (self.columns or {})
         cells = {field: lookup(row, columns.get(field, field)) for field in self.fields}
+        tests = []
+        for field in ("public_tests", "tests"):
+            if not is_blank(cells[field]):
+                tests.append(cells[field])
         return Sample(
             id=f"{self.name}:{index + 1}" if cells["id"] is None else as_text(cells["id"], "id"),
             prompt=as_prompt(sharegpt_to_messages(cells["prompt"], row.get("system"))),
             answer="",
             row={
                 **row,
-                "tests": tuple(cells[field] for field in ("public_tests", "tests") if not is_blank(cells[field])),
+                "tests": tuple(tests),
                 "function": cells["function"] or "",
                 "starter_code": cells["starter_code"] or "",
                 "date": self._date(cells["date"]),

@@ -71,10 +71,9 @@ def evaluation_pool(samples: Sequence[Sample], evaluation: Counts, training: Cou
         seed: the seed of the order.
     """
     total = Counter(sample.category for sample in samples)
-    needed = {
-        name: max(count, total[name] * count // (count + training[name]) if name in training else 0)
-        for name, count in evaluation.items()
-    }
+    needed = {}
+    for name, count in evaluation.items():
+        needed[name] = max(count, total[name] * count // (count + training[name]) if name in training else 0)
     rows_of: dict[str, Counter[str]] = {}
     for sample in samples:
         rows_of.setdefault(question_words(sample), Counter())[sample.category] += 1
@@ -98,7 +97,11 @@ def without_overlap(samples: Sequence[Sample], evaluation: Sequence[Sample], dis
         questions = {question_words(sample) for sample in evaluation}
     else:
         questions = set()
-    return [s for s in samples if images.isdisjoint(image_hashes(s)) and question_words(s) not in questions]
+    unseen = []
+    for s in samples:
+        if images.isdisjoint(image_hashes(s)) and question_words(s) not in questions:
+            unseen.append(s)
+    return unseen
 
 
 def image_hashes(sample: Sample) -> Sequence[str]:

@@ -105,12 +105,15 @@ class Mixture(PromptDataModule):
 
     def use_environment(self, environment: Environment | None, rewards: Sequence[Reward] | None = None) -> None:
         chat = self.parts[0].chat
-        refuse_all(
-            "data.sets: with an environment, all sets need the same chat.prefill and chat_template_kwargs; "
-            f"{part.name} has others than {self.parts[0].name}"
-            for part in (self.parts if environment is not None else ())
-            if (part.chat.prefill, part.chat.chat_template_kwargs) != (chat.prefill, chat.chat_template_kwargs)
-        )
+        differing = []
+        if environment is not None:
+            for part in self.parts:
+                if (part.chat.prefill, part.chat.chat_template_kwargs) != (chat.prefill, chat.chat_template_kwargs):
+                    differing.append(
+                        "data.sets: with an environment, all sets need the same chat.prefill and chat_template_kwargs; "
+                        f"{part.name} has others than {self.parts[0].name}"
+                    )
+        refuse_all(differing)
         super().use_environment(environment, rewards)
 
     # rows
@@ -121,7 +124,10 @@ class Mixture(PromptDataModule):
         super().setup(stage)
 
     def load(self, split: Split) -> list[Sample]:
-        return with_distinct_ids([sample for part in self.parts for sample in part.load(split)])
+        samples = []
+        for part in self.parts:
+            samples += part.load(split)
+        return with_distinct_ids(samples)
 
     def _tokenised(self, split: Split) -> list[Prompt]:
         if split == "validation":  # each set validates on its own
@@ -141,13 +147,22 @@ class Mixture(PromptDataModule):
         if split == "train" and self.temperature is not None:
             sizes = Counter(sample.dataset for sample in samples)
             largest = max(sizes.values(), default=1)  # relative to it no weight is too large for a float
-            self.weights = {name: (size / largest) ** (1 / self.temperature) for name, size in sizes.items()}
-        return [replace(prompt, sample=sample) for prompt, sample in zip(prompts, samples, strict=True)]
+            weights = {}
+            for name, size in sizes.items():
+                weights[name] = (size / largest) ** (1 / self.temperature)
+            self.weights = weights
+        mixed = []
+        for prompt, sample in zip(prompts, samples, strict=True):
+            mixed.append(replace(prompt, sample=sample))
+        return mixed
 
     def test_dataloader(self) -> list[EvalLoader]:
         loaders = []
         for part in self.parts:
-            prompts = [prompt for prompt in self.prompts["test"] if self.part_of(prompt.sample) is part]
+            prompts = []
+            for prompt in self.prompts["test"]:
+                if self.part_of(prompt.sample) is part:
+                    prompts.append(prompt)
             if prompts:
                 size = part.evaluation.prompts_per_batch
                 loaders.append(EvalLoader(prompts, size, part.name, *self._ranks(), self.prepare))

@@ -42,7 +42,11 @@ class MultipleChoice(PromptDataModule):
         super().__init__(columns=columns, **kwargs)
 
     def sample(self, row: dict[str, Any], index: int, source: str) -> Sample:
-        columns = {field: column for field, column in KNOWN_COLUMNS if column in row} | (self.columns or {})
+        columns_there = {}
+        for field, column in KNOWN_COLUMNS:
+            if column in row:
+                columns_there[field] = column
+        columns = columns_there | (self.columns or {})
         value = lookup(row, columns.get("options", "options"))
         if value is None and "options" not in columns:
             options = options_in_columns(row)

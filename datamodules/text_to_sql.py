@@ -114,7 +114,10 @@ class TextToSQL(PromptDataModule):
 
     def sample(self, row: dict[str, Any], index: int, source: str) -> Sample:
         columns = {field: column for field, column in SQL_COLUMNS if column in row} | (self.columns or {})
-        mapped = {field: column for field, column in columns.items() if field not in ("database", "evidence")}
+        mapped = {}
+        for field, column in columns.items():
+            if field not in ("database", "evidence"):
+                mapped[field] = column
         sample = map_columns(row, mapped, f"{self.name}:{index + 1}", source, answers=self.reading.answers)
         name = as_text(lookup(row, columns.get("database", "database")), "database")
         evidence = lookup(row, columns.get("evidence", "evidence"))
@@ -131,7 +134,8 @@ class TextToSQL(PromptDataModule):
         prompt = wrapped_prompt(
             question, "{schema}\n\nQuestion: {prompt}{hint}", schema=self._schema(databases[0]), hint=hint
         )
-        return replace(sample, prompt=prompt, row={**sample.row, "databases": [str(path) for path in databases]})
+        files = [str(path) for path in databases]
+        return replace(sample, prompt=prompt, row={**sample.row, "databases": files})
 
     def _schema(self, path: Path) -> str:
         if path not in self._schemas:

@@ -116,7 +116,7 @@ class Turn:
     observed: tuple[int, ...] = field(default=(), repr=False, compare=False)
 
     def recorded(self) -> dict[str, Any]:
-        """Return what files say of the turn."""
+        """Return the turn as the files of a run hold it."""
         names = ["text", "observation", "calls", "errors", "images"]
         if self.reward is not None:
             names.append("reward")
@@ -140,7 +140,7 @@ class ToolResult:
 
 @dataclass(frozen=True)
 class UntrainedMessage:
-    """A message that the model sampled for an agent, and that is not trained.
+    """A message that the model sampled for an agent and that training leaves out.
 
     Args:
         reason: `auxiliary`, as the agent marked it, or `lost`, because the agent did not wait for it.
@@ -238,7 +238,7 @@ class Completion:
 
     @property
     def sequence_lengths(self) -> tuple[int, ...]:
-        """The lengths of its sequences, also of one."""
+        """The lengths of its sequences; one number if it is a single sequence."""
         return self.sequences or (len(self.token_ids),)
 
     @property
@@ -561,7 +561,7 @@ class Rollout:
         return self._table(values).bool()
 
     def record(self, p: int, g: int, digits: int | None = None) -> dict[str, Any]:
-        """Return what files say of a completion's judgement; what was put in for a missing reward is null.
+        """Return a completion's judgement as the files of a run hold it; a missing reward is null.
 
         Args:
             p: the index of the prompt.
@@ -622,8 +622,10 @@ class Rollout:
         return self._of_turns(values).long()
 
     def observed_in(self, completion: Completion) -> list[bool]:
-        """Return for each token of a completion whether it stands between two turns and could have been sampled: what
-        the environment answered, with the chat template around it, but no placeholders of images."""
+        """Return for each token of a completion whether the environment wrote it.
+
+        These are the tokens between two turns, with those of the chat template, but no placeholders of images.
+        """
         banned = set(self.sampling.banned_token_ids)
         is_observed = [False] * len(completion.token_ids)
         spans = [turn.observed for turn in completion.turns if turn.observed]

@@ -189,7 +189,7 @@ def test_every_option_that_is_named_exists(capsys: pytest.CaptureFixture[str]) -
             known |= IndexedNames(command).options()
         else:
             with suppress(SystemExit):
-                import_module(entry).run(command, ["--help"])
+                import_module(entry).run_command(command, ["--help"])
             known |= set(re.findall(r"(?<!\S)--\w[\w.-]*\w", capsys.readouterr().out))
     for file in [*SCRIPTS, ROOT / "lit_rlvr/conformance/__main__.py", TESTS / "conftest.py"]:
         known |= set(re.findall(r'add_?(?:argument|option)\(\s*"(--[\w-]+)"', file.read_text()))

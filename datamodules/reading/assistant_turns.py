@@ -105,7 +105,10 @@ def split_turns(
             so_far = ""
         sequences[-1] += [prompt.removeprefix(so_far) + written[:read], written[read:]]
         so_far = prompt + written
-    return TrainedTurns([_parts(texts, tokenizer, ends) for texts in sequences], empty_thoughts)
+    sequences_of_parts = []
+    for texts in sequences:
+        sequences_of_parts.append(_parts(texts, tokenizer, ends))
+    return TrainedTurns(sequences_of_parts, empty_thoughts)
 
 
 def _empty_thoughts(text: str) -> int:
@@ -178,7 +181,10 @@ def _trained_parts(parts: list[Part], trained: Sequence[bool]) -> list[Part]:
     pieces = [(part.is_written and next(left), part.token_ids) for part in parts]
     results = []
     for is_written, run in groupby(pieces, key=lambda piece: piece[0]):
-        results.append(Part([token for _, ids in run for token in ids], is_written))
+        token_ids = []
+        for _, ids in run:
+            token_ids += ids
+        results.append(Part(token_ids, is_written))
     if results[-1].is_written:
         return results
     return results[:-1]
@@ -226,6 +232,32 @@ def _tokens_of(characters: int, token_ids: Sequence[int], tokenizer: Any) -> int
     return len(token_ids)
 
 
+def _text_after(
+    messages: Messages, calls: Sequence[str], words: Sequence[str], chat: Chat, tokenizer: Any, source: str
+) -> str:
+    """Return what the template writes between the last message and the text of the next one, of another role.
+
+    Where no token ends the last message, one in this text does: that of the next role.
+
+    Args:
+        messages: the conversation up to the last message.
+        calls: the names of the tools that the last message calls; one of them answers next, else the user.
+        words: what the last message consists of.
+        chat: the format of the prompts.
+        tokenizer: the model's tokenizer.
+        source: "file:row", for messages.
+    """
+    if calls:
+        role = {"role": "tool", "name": calls[0]}
+    else:
+        role = {"role": "user"}
+    shown = chat.text([*messages, role | {"content": MODEL_TURN}], tokenizer, source, prompt=False)
+    last_word = MODEL_TURN
+    if words:
+        last_word = words[-1]
+    return shown.rpartition(MODEL_TURN)[0].rpartition(last_word)[2]
+
+
 def _turn(
     messages: Messages, chat: Chat, tokenizer: Any, opening: str, ends: Sequence[int], source: str
 ) -> tuple[str, str]:
@@ -265,19 +297,14 @@ def _turn(
     prompt = chat.text(before, tokenizer, source)
     header, written, is_shown = _added(messages, chat, tokenizer, source)
     added = tokenizer.get_added_vocab()
-    words = [word for word in (*pieces, *calls) if word]
     decoded = [str(tokenizer.decode([end])) for end in ends]
     end_texts = [text for text in decoded if text in added]
     end = min((text for text in end_texts if text in written), key=written.find, default="")
     if end:
         written = written.partition(end)[0]
-    elif tokenizer.chat_template:  # the next role's token is the end
-        if calls:
-            role = {"role": "tool", "name": calls[0]}
-        else:
-            role = {"role": "user"}
-        after = chat.text([*messages, role | {"content": MODEL_TURN}], tokenizer, source, prompt=False)
-        after = after.rpartition(MODEL_TURN)[0].rpartition(words[-1] if words else MODEL_TURN)[2]
+    elif tokenizer.chat_template:
+        words = [word for word in (*pieces, *calls) if word]
+        after = _text_after(messages, calls, words, chat, tokenizer, source)
         end = max((text for text in end_texts if text in after), key=after.rfind, default="")
     wanted = {"tool calls": calls, "thoughts": [thoughts.strip()], "text": pieces}
     missing = []

@@ -107,7 +107,10 @@ class BetweenTurns:
                 return observation
             note = f"error: the image does not fit into {max_tokens} tokens\n"
             seen = [ToolResult(r.name, note + r.text if r.images else r.text) for r in seen]
-        return self._truncate([replace(result, images=()) for result in seen], last, max_tokens, None)
+        without_images = []
+        for result in seen:
+            without_images.append(replace(result, images=()))
+        return self._truncate(without_images, last, max_tokens, None)
 
     def _truncate(
         self, results: Sequence[ToolResult], last: int, max_tokens: int, pixels: Pixels | None
@@ -120,7 +123,9 @@ class BetweenTurns:
             return self._as_text(text)
 
         truncated = [replace(result, text=cut(result.text)) for result in results]
-        kept = [list(self._tokenizer(result.text, add_special_tokens=False).input_ids) for result in truncated]
+        kept = []
+        for result in truncated:
+            kept.append(list(self._tokenizer(result.text, add_special_tokens=False).input_ids))
         ids = self._encode(truncated, last, pixels)
         while len(ids) > max_tokens and any(kept):
             k = max(range(len(kept)), key=lambda i: len(kept[i]))
@@ -228,7 +233,10 @@ class BetweenTurns:
         before = self._render([_QUESTION, call], prompt=False)
         whole = self._render([_QUESTION, call, *messages])
         start = shared_length(question, before)
-        ends = [(before.rfind(text, start), text) for text in self._ends.values() if text in before[start:]]
+        ends = []
+        for text in self._ends.values():
+            if text in before[start:]:
+                ends.append((before.rfind(text, start), text))
         place, end = max(ends, default=(len(before), ""))
         if whole.startswith(before[:place] + end):
             return end, whole[place + len(end) :]
@@ -266,7 +274,13 @@ class BetweenTurns:
         """Return a content without special tokens in its texts."""
         if isinstance(content, str):
             return self._as_text(content)
-        return [part | {"text": self._as_text(part["text"])} if "text" in part else part for part in content]
+        parts = []
+        for part in content:
+            if "text" in part:
+                parts.append(part | {"text": self._as_text(part["text"])})
+            else:
+                parts.append(part)
+        return parts
 
     @cached_property
     def min_tokens(self) -> int:

@@ -131,7 +131,11 @@ def _answers(value: Any, field: str) -> list[str]:
                 "object` for a reward that reads the whole",
                 field,
             )
-        value = [value[key], *(value[name] for name in ALIAS_KEYS if not is_blank(value.get(name)))]
+        others = []
+        for name in ALIAS_KEYS:
+            if not is_blank(value.get(name)):
+                others.append(value[name])
+        value = [value[key], *others]
         return [answer for part in value for answer in _answers(as_python(part), field)]
     if not isinstance(value, list | tuple):
         return [as_text(value, field)]
@@ -140,7 +144,13 @@ def _answers(value: Any, field: str) -> list[str]:
         raise BadRow("missing", field)
     if any(isinstance(item, list | tuple) for item in items):
         raise BadRow("a list of lists; give one list of answers, any of which is right, or set `answers: all`", field)
-    return [answer for i in items for answer in (_answers(i, field) if isinstance(i, Mapping) else [as_text(i, field)])]
+    answers = []
+    for item in items:
+        if isinstance(item, Mapping):
+            answers += _answers(item, field)
+        else:
+            answers.append(as_text(item, field))
+    return answers
 
 
 def _holds_answers(parsed: Any) -> bool:

@@ -122,7 +122,11 @@ def special_tokens(tokenizer: Any, is_written: bool = False) -> re.Pattern[str]:
         tokenizer: the model's tokenizer.
         is_written: leave out the marks of thoughts, for a text that the model writes.
     """
-    tokens = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special} - {PLACEHOLDER}
+    special = set()
+    for token in tokenizer.added_tokens_decoder.values():
+        if token.special:
+            special.add(str(token))
+    tokens = special - {PLACEHOLDER}
     return find_tokens(token for token in tokens if not (is_written and MARK.fullmatch(token)))
 
 
@@ -165,7 +169,11 @@ def _describe_tool(tool: dict[str, Any]) -> str:
     function = tool["function"]
     properties = function.get("parameters", {}).get("properties", {})
     arguments = ", ".join(f"{name}: {_type_of(spec)}" for name, spec in properties.items())
-    notes = "; ".join(f"{name}: {spec['description']}" for name, spec in properties.items() if spec.get("description"))
+    descriptions = []
+    for name, spec in properties.items():
+        if spec.get("description"):
+            descriptions.append(f"{name}: {spec['description']}")
+    notes = "; ".join(descriptions)
     return f"{function['name']}({arguments}) - {function.get('description', '')}" + (f" ({notes})" if notes else "")
 
 
@@ -188,11 +196,11 @@ def check_template_arguments(where: str, arguments: Iterable[str]) -> None:
     Raises:
         UserError: names them, and where they stand.
     """
-    refuse_all(
-        f"{where}: {name!r} is set by lit-rlvr and cannot be given; leave it out"
-        for name in arguments
-        if name in reserved_arguments()
-    )
+    problems = []
+    for name in arguments:
+        if name in reserved_arguments():
+            problems.append(f"{where}: {name!r} is set by lit-rlvr and cannot be given; leave it out")
+    refuse_all(problems)
 
 
 @option_group("data.chat")
@@ -232,11 +240,13 @@ class Chat:
     def __post_init__(self) -> None:
         _ = self.system_text  # refuses a misspelt name
         templates = {"template": self.template_text, "plain_template": self.plain_template}
-        refuse_all(
-            f"data.chat.{option}: {template!r} has no {{prompt}}, the model would not see the question"
-            for option, template in templates.items()
-            if "{prompt}" not in template
-        )
+        problems = []
+        for option, template in templates.items():
+            if "{prompt}" not in template:
+                problems.append(
+                    f"data.chat.{option}: {template!r} has no {{prompt}}, the model would not see the question"
+                )
+        refuse_all(problems)
         check_template_arguments("data.chat.chat_template_kwargs", self.chat_template_kwargs or {})
 
     @property
@@ -436,8 +446,16 @@ class Chat:
 
     def _plain(self, messages: list[dict[str, Any]]) -> str:
         """Return a conversation in the format of `plain_template`."""
-        system = "".join(f"{m['content']}\n\n" for m in messages if m["role"] == "system")
-        prompt = "\n\n".join(str(m["content"]) for m in messages if m["role"] != "system")
+        system_texts = []
+        for m in messages:
+            if m["role"] == "system":
+                system_texts.append(f"{m['content']}\n\n")
+        system = "".join(system_texts)
+        other_texts = []
+        for m in messages:
+            if m["role"] != "system":
+                other_texts.append(str(m["content"]))
+        prompt = "\n\n".join(other_texts)
         return fill_in(self.plain_template, system=system, prompt=prompt)
 
 
@@ -448,7 +466,11 @@ def shared_length(text: str, other: str) -> int:
 
 def _functions(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the functions of all tool calls, with their arguments."""
-    return [call.get("function", call) for message in messages for call in message.get("tool_calls", [])]
+    functions = []
+    for message in messages:
+        for call in message.get("tool_calls", []):
+            functions.append(call.get("function", call))
+    return functions
 
 
 def _with_text_arguments(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -16,11 +16,11 @@ FIELDS = ("prompt", "answer", "image", "video", "id", "category", "options", "re
 def check_columns(columns: Mapping[str, str], fields: Sequence[str]) -> None:
     """Refuse a `columns` mapping with an unknown field."""
     known = f"known fields: {', '.join(fields)}"
-    refuse_all(
-        f"columns: unknown field {field!r}; {did_you_mean(field, fields, known)}"
-        for field in columns
-        if field not in fields
-    )
+    problems = []
+    for field in columns:
+        if field not in fields:
+            problems.append(f"columns: unknown field {field!r}; {did_you_mean(field, fields, known)}")
+    refuse_all(problems)
 
 
 FIELD_TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {

@@ -60,7 +60,10 @@ def read_options(value: Any) -> Options:
             labels = next((as_python(value[key]) for key in LABEL_KEYS if not is_blank(value.get(key))), ())
             value = as_python(texts)
         else:
-            value, labels = _ordered([(_column_label(str(name)), text) for name, text in value.items()])
+            labelled = []
+            for name, text in value.items():
+                labelled.append((_column_label(str(name)), text))
+            value, labels = _ordered(labelled)
     elif isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value):
         pairs = [_pair(item) for item in value if item is not None]
         labels = [label for label, _ in pairs]
@@ -153,7 +156,10 @@ def _pair(item: Any) -> tuple[Any, Any]:
 
 def format_options(options: Sequence[str]) -> str:
     """List the options, one per line: "A) first"."""
-    return "\n".join(f"{letter}) {option}" for letter, option in zip(ascii_uppercase, options, strict=False))
+    lines = []
+    for letter, option in zip(ascii_uppercase, options, strict=False):
+        lines.append(f"{letter}) {option}")
+    return "\n".join(lines)
 
 
 def find_letter(answer: str, options: Sequence[str]) -> str | None:
@@ -183,7 +189,9 @@ def right_letter(answer: Any, options: Options, is_typed: bool = True) -> str:
     if isinstance(answer, str) and find_letter(answer, options.texts) is None:
         answer = parse_text(answer)
     if isinstance(answer, list | tuple) and not is_blank(answer):
-        letters = {right_letter(item, options, is_typed) for item in answer}
+        letters = set()
+        for item in answer:
+            letters.add(right_letter(item, options, is_typed))
         if len(letters) > 1:
             raise BadRow(f"{', '.join(sorted(letters))} are all right, but one option must be", "answer")
         return letters.pop()

@@ -67,7 +67,9 @@ def _cases(inputs: Sequence[Any], outputs: Sequence[Any], function: str, starter
             outputs = [value[0] for value in outputs]
         pairs = [_call(*pair) for pair in zip(inputs, outputs, strict=True)]
     else:
-        pairs = [(_as_lines(given), _as_lines(wanted)) for given, wanted in zip(inputs, outputs, strict=True)]
+        pairs = []
+        for given, wanted in zip(inputs, outputs, strict=True):
+            pairs.append((_as_lines(given), _as_lines(wanted)))
     return json.dumps([{"input": given, "output": wanted} for given, wanted in pairs]), function
 
 
@@ -118,7 +120,10 @@ def _calls(source: str) -> tuple[str, str]:
     names = sorted({name for name, _, _ in calls})
     if len(names) > 1:
         raise BadRow(f"tests of several functions ({', '.join(names)})", "tests")
-    return json.dumps([{"input": given, "output": wanted} for _, given, wanted in calls]), "".join(names)
+    tests = []
+    for _, given, wanted in calls:
+        tests.append({"input": given, "output": wanted})
+    return json.dumps(tests), "".join(names)
 
 
 def _statements(tree: ast.Module) -> Iterator[ast.stmt]:

@@ -81,7 +81,11 @@ def text_of(content: str | list[dict[str, Any]]) -> str:
     """Return the text of a content, a line for each text part."""
     if isinstance(content, str):
         return content
-    return "\n".join(p["text"] for p in content if p.get("type") == "text")
+    texts = []
+    for p in content:
+        if p.get("type") == "text":
+            texts.append(p["text"])
+    return "\n".join(texts)
 
 
 def _parsed(text: str) -> Any:
@@ -134,7 +138,10 @@ def _tool_calls(calls: Any) -> list[dict[str, Any]]:
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise BadRow("tool_calls: a call without the name of its function", "prompt")
         function = function | {"arguments": parse_text(function.get("arguments", {}))}
-        tool_calls.append(call | {"function": function} if "function" in call else function)
+        if "function" in call:
+            tool_calls.append(call | {"function": function})
+        else:
+            tool_calls.append(function)
     return tool_calls
 
 

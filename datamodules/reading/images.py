@@ -63,7 +63,14 @@ def as_images(value: Any) -> tuple[Any, ...]:
     else:
         value = parse_text(value)
     values = value if isinstance(value, list | tuple) else (value,)
-    return tuple(Video(image) if _is_video_file(image) else image for image in values if not is_empty(image))
+    given = []
+    for image in values:
+        if not is_empty(image):
+            if _is_video_file(image):
+                given.append(Video(image))
+            else:
+                given.append(image)
+    return tuple(given)
 
 
 def _is_video(value: Any) -> bool:
@@ -88,7 +95,11 @@ def as_videos(value: Any) -> tuple[Any, ...]:
         videos = value
     else:
         videos = [value]
-    return tuple(Video(video) for video in videos if not is_empty(video))
+    given = []
+    for video in videos:
+        if not is_empty(video):
+            given.append(Video(video))
+    return tuple(given)
 
 
 def _is_frame(value: Any) -> bool:
@@ -112,7 +123,10 @@ def check_media(row: Mapping[str, Any], read: Container[str], images: bool = Tru
         if column in read:
             continue
         kind = str(column).lower().removesuffix("s")
-        values = [value for value in as_images(cell) if not isinstance(value, bool | int | float)]
+        values = []
+        for value in as_images(cell):
+            if not isinstance(value, bool | int | float):
+                values.append(value)
         if values and kind in ("audio", "video"):
             if kind == "audio":
                 reason = NO_AUDIO
@@ -138,6 +152,39 @@ def _is_image(value: Any, by_name: bool) -> bool:
     return isinstance(value, bytes | Image.Image)
 
 
+def _check_named_files(content: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse parts of a message whose text names an image by its file or URL."""
+    for part in content:
+        named = _NAMED.search(part.get("text", ""))
+        if named and _FILE_OR_URL.fullmatch(named[1]):
+            raise BadRow(
+                f"{named[0]} is not read; write <image> in its place, and the file into the image column", "prompt"
+            )
+
+
+def _check_counts(parts: Sequence[Mapping[str, Any]], listed: Sequence[Any], own: int) -> None:
+    """Refuse more or fewer images or videos than there are places for them.
+
+    Args:
+        parts: the places of images and videos in a prompt; those with an image of their own take no other.
+        listed: the sample's images and videos for the other places.
+        own: the number of parts with their own.
+    """
+    count = Counter(kinds_of(listed))
+    kinds = []
+    for part in parts:
+        if part["type"] not in part:
+            kinds.append(part["type"])
+    places = Counter(kinds)
+    for kind in ("image", "video"):
+        if count[kind] != places[kind]:
+            if own:
+                more = f", next to {own} in the messages' own parts"
+            else:
+                more = ""
+            raise BadRow(f"{places[kind]} <{kind}> placeholders for {count[kind]} {kind}s{more}", kind)
+
+
 def place_images(sample: Sample) -> Sample:
     """Put a sample's images and videos in the order of their places in the prompt.
 
@@ -152,12 +199,8 @@ def place_images(sample: Sample) -> Sample:
     else:
         messages = sample.prompt
     contents = [_parts(message["content"]) for message in messages]
-    for part in (part for content in contents for part in content):
-        named = _NAMED.search(part.get("text", ""))
-        if named and _FILE_OR_URL.fullmatch(named[1]):
-            raise BadRow(
-                f"{named[0]} is not read; write <image> in its place, and the file into the image column", "prompt"
-            )
+    for content in contents:
+        _check_named_files(content)
     parts = _places([{"content": content} for content in contents])
     if not parts:
         if sample.images:
@@ -172,16 +215,8 @@ def place_images(sample: Sample) -> Sample:
         listed = []
     else:
         listed = list(sample.images)
-    count = Counter(kinds_of(listed))
-    places = Counter(part["type"] for part in parts if part["type"] not in part)
-    for kind in ("image", "video"):
-        if count[kind] != places[kind]:
-            if own_parts:
-                more = f", next to {len(own_parts)} in the messages' own parts"
-            else:
-                more = ""
-            raise BadRow(f"{places[kind]} <{kind}> placeholders for {count[kind]} {kind}s{more}", kind)
-    rest: dict[str, list[Any]] = {kind: [] for kind in count}
+    _check_counts(parts, listed, len(own_parts))
+    rest: dict[str, list[Any]] = {"image": [], "video": []}
     for image, kind in zip(listed, kinds_of(listed), strict=True):
         rest[kind].append(image)
     images = []
@@ -193,7 +228,8 @@ def place_images(sample: Sample) -> Sample:
             images.append(rest[kind].pop(0))
     if not own_parts:
         return replace(sample, images=tuple(images))
-    return replace(sample, prompt=[_with_empty_parts(message) for message in messages], images=tuple(images))
+    prompt = [_with_empty_parts(message) for message in messages]
+    return replace(sample, prompt=prompt, images=tuple(images))
 
 
 def _with_empty_parts(message: dict[str, Any]) -> dict[str, Any]:
@@ -227,7 +263,13 @@ def _with_marks_read(prompt: str | Messages) -> str | Messages:
     def read(value: Any) -> Any:
         if isinstance(value, str):
             return _OTHER_MARKS.sub(placeholder, value)
-        return [part | {"text": read(part["text"])} if part.get("type") == "text" else part for part in value]
+        parts = []
+        for part in value:
+            if part.get("type") == "text":
+                parts.append(part | {"text": read(part["text"])})
+            else:
+                parts.append(part)
+        return parts
 
     if isinstance(prompt, str):
         result: str | Messages = read(prompt)
@@ -256,13 +298,21 @@ def _parts(content: Any) -> list[dict[str, Any]]:
             continue
         for i, text in enumerate(_PLACEHOLDERS.split(part["text"])):  # texts and kinds alternate
             if text:
-                parts.append({"type": text} if i % 2 else {"type": "text", "text": text})
+                if i % 2:
+                    parts.append({"type": text})
+                else:
+                    parts.append({"type": "text", "text": text})
     return parts
 
 
 def _places(messages: Messages) -> list[dict[str, Any]]:
     """Return the parts that stand for images and videos."""
-    return [part for message in messages for part in message["content"] if part.get("type") in ("image", "video")]
+    places = []
+    for message in messages:
+        for part in message["content"]:
+            if part.get("type") in ("image", "video"):
+                places.append(part)
+    return places
 
 
 BASE64 = re.compile(r"data:(?:image|video)/[\w.+-]+;base64,|iVBORw0KGgo|/9j/|R0lGOD|UklGR|AAAA[\w+/]{2}Z0eX|GkXfo")
@@ -397,7 +447,13 @@ def _with_rates(sample: Sample) -> list[Any]:
     if len(rates) != len(videos) or not all(isinstance(r, int | float) and 0 < r < math.inf for r in rates):
         raise BadRow("expected a number of frames per second, or one for each video", column)
     rate_iterator = iter(rates)
-    return [replace(x, fps=float(next(rate_iterator))) if isinstance(x, Video) else x for x in sample.images]
+    images = []
+    for x in sample.images:
+        if isinstance(x, Video):
+            images.append(replace(x, fps=float(next(rate_iterator))))
+        else:
+            images.append(x)
+    return images
 
 
 def open_images(images: Sequence[Any], folder: Path, options: ImageOptions = ImageOptions()) -> Images:
@@ -435,7 +491,10 @@ def _locate_frames(video: Video, folder: Path) -> Video:
     """Return a video with its file, or the files of its frames, as `locate` returns them."""
     if not isinstance(video.frames, list | tuple):
         return replace(video, frames=locate(video.frames, folder, "video"))
-    return replace(video, frames=tuple(locate(frame, folder, "video") for frame in video.frames))
+    frames = []
+    for frame in video.frames:
+        frames.append(locate(frame, folder, "video"))
+    return replace(video, frames=tuple(frames))
 
 
 def _examine(source: Source | Video, options: ImageOptions) -> tuple[Source | Video, Image.Image, str]:
@@ -557,9 +616,10 @@ def film_strip(image: Any, frames: int = 8) -> Image.Image:
     """Return an image unchanged, or for a video a row of at most `frames` of its frames, evenly spread."""
     if not isinstance(image, Video):
         return image
-    stills = [
-        image.frames[i] for i in np.linspace(0, len(image.frames) - 1, min(frames, len(image.frames))).astype(int)
-    ]
+    stills = []
+    count = len(image.frames)
+    for i in np.linspace(0, count - 1, min(frames, count)).astype(int):
+        stills.append(image.frames[i])
     return Image.fromarray(np.hstack([np.asarray(frame) for frame in stills]))
 
 

@@ -44,7 +44,9 @@ def named_files(train: Any) -> tuple[dict[str, str], dict[str, float]]:
         if len(set(names)) == len(names):
             break
         if len({*map(longer, files)}) == len(files):
-            names = [re.sub(r"[@:]", "_", longer(file)) for file in files]
+            names = []
+            for file in files:
+                names.append(re.sub(r"[@:]", "_", longer(file)))
     refuse_twice(
         names, "data.train", "files are", "rename one, or give data modules with a `name` each (data: Mixture)"
     )
@@ -103,12 +105,14 @@ def check_weights(weights: Mapping[str, float], known: Sequence[str], option: st
         option: the option that the weights come from.
     """
     check_within("[0, inf)", option, **weights)
-    refuse_all(
-        f"{option}: there is no set {name!r} with training prompts; the sets are {', '.join(known)} (each file of a "
-        "list is one)"
-        for name in weights
-        if name not in known
-    )
+    problems = []
+    for name in weights:
+        if name not in known:
+            problems.append(
+                f"{option}: there is no set {name!r} with training prompts; the sets are {', '.join(known)} (each file "
+                "of a list is one)"
+            )
+    refuse_all(problems)
     missing = [name for name in known if name not in weights]
     if missing:
         raise UserError(f"{option}: {', '.join(missing)} has no weight; give one, 0 if it is not to be drawn")

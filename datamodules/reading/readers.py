@@ -130,7 +130,10 @@ class GivenRows:
     def write(self) -> None:
         """Write the rows to `file`."""
         rows = (cell_to_json(row.value) for row in self.read())
-        write_atomically(Path(self.file), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        lines = []
+        for row in rows:
+            lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+        write_atomically(Path(self.file), "".join(lines))
 
 
 def read_rows(location: str | GivenRows, split: str = "train") -> Iterator[SourceRow]:
@@ -408,22 +411,44 @@ def as_row(sample: Sample, from_file: bool, folder: Path) -> dict[str, Any]:
     row = {str(name): cell_to_json(cell) for name, cell in sample.row.items()}
     if from_file and row:
         return _with_moved_media(row, sample, folder)
+    images = []
+    for i, x in enumerate(sources):
+        if not isinstance(x, Video):
+            images.append(cell_to_json(sample.images[i]))
+    videos = []
+    for source in sources:
+        if isinstance(source, Video):
+            videos.append(cell_to_json(source.frames))
     fields = {
         "id": sample.id,
         "prompt": sample.prompt,
         "answer": sample.references if sample.aliases else sample.answer,
-        "image": [cell_to_json(sample.images[i]) for i, x in enumerate(sources) if not isinstance(x, Video)],
-        "video": [cell_to_json(source.frames) for source in sources if isinstance(source, Video)],
+        "image": images,
+        "video": videos,
         "category": sample.category,
         "options": sample.options,
     }
-    return _with_moved_media(row | {name: cell for name, cell in fields.items() if cell}, sample, folder)
+    given = {}
+    for name, cell in fields.items():
+        if cell:
+            given[name] = cell
+    return _with_moved_media(row | given, sample, folder)
 
 
 def _with_moved_media(row: dict[str, Any], sample: Sample, folder: Path) -> dict[str, Any]:
     """Return a row whose relative paths of media start from `folder` instead of its file's, without `images.folder`."""
-    sources = [x.frames if isinstance(x, Video) else x for x in getattr(sample.images, "sources", ())]
-    files = [file for source in sources for file in (source if isinstance(source, tuple) else (source,))]
+    sources = []
+    for x in getattr(sample.images, "sources", ()):
+        if isinstance(x, Video):
+            sources.append(x.frames)
+        else:
+            sources.append(x)
+    files: list[Any] = []
+    for source in sources:
+        if isinstance(source, tuple):
+            files += source
+        else:
+            files.append(source)
     paths = [Path(file) for file in files if isinstance(file, str | Path)]
 
     def moved(cell: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -73,6 +73,36 @@ FALLBACKS = {
 """Field -> the columns that the data of TRL, verl, Search-R1, ShareGPT and SQuAD have instead of one of its name."""
 
 
+def _read_cell(row: Mapping[str, Any], columns: Mapping[str, str], optional: frozenset[str], field: str) -> Any:
+    """Return a field's cell of a row; None if the row has none and need not.
+
+    Args:
+        row: the source row.
+        columns: field -> column.
+        optional: fields that the row may lack, of prompt and answer.
+        field: the field of a `Sample`.
+
+    Raises:
+        BadRow: the row lacks a column that is mapped or required.
+    """
+    column = columns.get(field, field)
+    value = lookup(row, column)
+    if value is None and field not in columns:
+        value = find_cell(row, FALLBACKS.get(field, ()))
+    head = column_of(column)
+    if value is None and (field in columns or field in {"prompt", "answer"} - optional):
+        if head not in row:
+            raise BadRow(f"no column {column!r}; the columns are {', '.join(map(str, row))}", field)
+        inner = parse_text(as_python(row[head]))
+        if head != column and inner is not None and not isinstance(inner, Mapping | list):
+            raise BadRow(
+                f"{column!r} cannot be read, because {head!r} is no dict or list and no JSON text of one", field
+            )
+    if value is None and field == "image":
+        return row.get("images", row.get("file_name"))
+    return value
+
+
 def map_columns(
     row: Mapping[str, Any],
     columns: Mapping[str, str],
@@ -95,25 +125,7 @@ def map_columns(
     Raises:
         BadRow: no prompt, no answer, or a mapped column that the row does not have.
     """
-
-    def cell(field: str) -> Any:
-        column = columns.get(field, field)
-        value = lookup(row, column)
-        if value is None and field not in columns:
-            value = find_cell(row, FALLBACKS.get(field, ()))
-        head = column_of(column)
-        if value is None and (field in columns or field in {"prompt", "answer"} - optional):
-            if head not in row:
-                raise BadRow(f"no column {column!r}; the columns are {', '.join(map(str, row))}", field)
-            inner = parse_text(as_python(row[head]))
-            if head != column and inner is not None and not isinstance(inner, Mapping | list):
-                raise BadRow(
-                    f"{column!r} cannot be read, because {head!r} is no dict or list and no JSON text of one", field
-                )
-        if value is None and field == "image":
-            return row.get("images", row.get("file_name"))
-        return value
-
+    cell = partial(_read_cell, row, columns, optional)
     row_id = cell("id")
     category = cell("category")
     images = as_images(cell("image"))
@@ -127,8 +139,12 @@ def map_columns(
     answer = None
     if "answer" not in columns and "prompt" not in optional and ("prompt" in columns or row.get("prompt") is None):
         answer = closing_answer(row, prompt, source if "answer" not in optional else None)
-    answer = cell("answer") if answer is None else answer
-    answer_text, *aliases = ("",) if "answer" in optional and is_blank(answer) else as_answers(answer, answers)
+    if answer is None:
+        answer = cell("answer")
+    if "answer" in optional and is_blank(answer):
+        answer_text, *aliases = ("",)
+    else:
+        answer_text, *aliases = as_answers(answer, answers)
     return Sample(
         id=fallback_id if row_id is None else as_text(row_id, "id"),
         prompt=prompt,
@@ -297,7 +313,13 @@ def with_distinct_ids(samples: Sequence[Sample]) -> list[Sample]:
     names: dict[str, set[str]] = {}
     for sample in samples:
         names.setdefault(sample.id, set()).add(sample.dataset)
-    return [replace(s, id=f"{s.dataset}:{s.id}") if len(names[s.id]) > 1 else s for s in samples]
+    renamed = []
+    for s in samples:
+        if len(names[s.id]) > 1:
+            renamed.append(replace(s, id=f"{s.dataset}:{s.id}"))
+        else:
+            renamed.append(s)
+    return renamed
 
 
 def _file_of(source: str) -> str:

@@ -110,7 +110,10 @@ def drop_long(prompts: list[Prompt], max_tokens: int, what: str) -> tuple[list[P
     if too_long:
         limit = FAR_TOO_LONG * max_tokens
         lengths = ((p.sample.id, len(p.token_ids)) for p in too_long)
-        examples = abbreviate([f"{name} ({n} tokens{' or more' if n >= limit else ''})" for name, n in lengths])
+        examples_with_lengths = []
+        for name, n in lengths:
+            examples_with_lengths.append(f"{name} ({n} tokens{' or more' if n >= limit else ''})")
+        examples = abbreviate(examples_with_lengths)
         text = f"{len(too_long)} of {len(prompts)} prompts are longer than max_prompt_tokens={max_tokens}: {examples}"
         if len(too_long) == len(prompts):
             raise UserError(
@@ -118,7 +121,11 @@ def drop_long(prompts: list[Prompt], max_tokens: int, what: str) -> tuple[list[P
                 "(of evaluate: --max_prompt_tokens)"
             )
         rank_zero_warn(f"{what}: dropped, {text}")
-    return [p for p in prompts if len(p.token_ids) <= max_tokens], [p.sample.id for p in too_long]
+    short = []
+    for p in prompts:
+        if len(p.token_ids) <= max_tokens:
+            short.append(p)
+    return short, [p.sample.id for p in too_long]
 
 
 def question(prompt: Prompt, whole_row: bool) -> bytes:
@@ -172,7 +179,9 @@ def check_held_out(train: Questions, validation: Sequence[Prompt], name: str, wh
     Raises:
         UserError: the training set has all of them.
     """
-    pairs = [(prompt, find_question(prompt, train.get(question(prompt, whole_row), {}))) for prompt in validation]
+    pairs = []
+    for prompt in validation:
+        pairs.append((prompt, find_question(prompt, train.get(question(prompt, whole_row), {}))))
     shared = [(prompt, other) for prompt, other in pairs if other is not None]
     if refuse and shared and len(shared) == len(validation):
         raise UserError(

@@ -181,7 +181,8 @@ class TrainLoader:
     def take(self, cursor: Cursor) -> PromptBatch:
         """Return this rank's slice of the global batch that begins at `cursor`."""
         prompts, after = self.prompts_at(cursor)
-        return PromptBatch([self.prepare(prompt) for prompt in prompts], cursor=after, name=self.name)
+        ready = [self.prepare(prompt) for prompt in prompts]
+        return PromptBatch(ready, cursor=after, name=self.name)
 
     def prompts_at(self, cursor: Cursor) -> tuple[list[Prompt], Cursor]:
         """Return this rank's prompts of the global batch that begins at `cursor`, and the cursor after the batch."""
@@ -302,9 +303,13 @@ def difference(saved: Mapping[str, str], current: Mapping[str, str]) -> str:
     parts = [part for part in PART_NAMES if saved.get(part) != current.get(part)]
     if "count" in parts:  # then all hashes differ, too
         parts = [part for part in parts if part in ("count", "seeds")]
-    return "; ".join(
-        f"{PART_NAMES[p]}" + (f" was {saved.get(p)}, is {current[p]}" if p in ("count", "seeds") else "") for p in parts
-    )
+    differences = []
+    for p in parts:
+        difference = PART_NAMES[p]
+        if p in ("count", "seeds"):
+            difference += f" was {saved.get(p)}, is {current[p]}"
+        differences.append(difference)
+    return "; ".join(differences)
 
 
 def check_fingerprint(saved: Mapping[str, str] | None, current: Mapping[str, str] | None) -> None:

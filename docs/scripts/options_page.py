@@ -199,7 +199,7 @@ def _help(command: str) -> str:
     """Return the help that a command's own parser prints, in lines of 80 characters."""
     os.environ["COLUMNS"] = "80"
     with redirect_stdout(io.StringIO()) as output, suppress(SystemExit):
-        import_module(COMMANDS[command][0]).run(command, ["--help"])
+        import_module(COMMANDS[command][0]).run_command(command, ["--help"])
     return output.getvalue().strip()
 
 

@@ -24,8 +24,10 @@ class GroupBatch:
     """The input of an estimator: (P, G) floats of the whole rollout, gathered over all ranks.
 
     Args:
-        rewards: r, the weighted sum of all rewards; the mean of the group's others where not `has_reward`.
-        correct: c in {0, 1}; the mean of the group's others where not `has_correct`; never inferred from r.
+        rewards: r, the weighted sum of all rewards. A completion without one (see `has_reward`) has the mean of the
+            others in its group.
+        correct: c in {0, 1}, never inferred from r. A completion that nothing calls right or wrong (see `has_correct`)
+            has the mean of the others in its group.
         reference_rewards: s, rewards of the reference model's completions, paired by index; NaN where it has none;
             None if there are no such completions.
         lengths: sampled tokens of each completion.
@@ -36,11 +38,13 @@ class GroupBatch:
             default all have one.
         has_correct: bool, False = no reward says whether the completion is right; by default one says it of all.
         mask: (B, T) bool, the tokens in the loss, row p * G + g. Only for estimators with `needs_tokens`; else None.
-        turns: (B, T) long, the turn of the episode that each sampled token belongs to, from 0; -1 elsewhere. As `mask`.
-        turn_rewards: (B, T), the reward of each token's turn. Those of a completion's turns sum to its reward: what its
-            turns were not given counts in the last one. As `mask`; None = all of it counts there.
-        states: (B, T) long, what the environment showed before the token's turn, as a number within its group. As
-            `mask`; None = it is unknown.
+        turns: (B, T) long, the turn of the episode that each sampled token belongs to, from 0; -1 elsewhere. Only with
+            `needs_tokens`.
+        turn_rewards: (B, T), the reward of each token's turn. The rewards of a completion's turns sum to its reward:
+            the last turn has what the others were not given. Only with `needs_tokens`; None = the last turn has the
+            whole reward.
+        states: (B, T) long, what the environment showed before the token's turn, as a number within its group. Only
+            with `needs_tokens`; None = it is unknown.
     """
 
     rewards: Tensor

@@ -96,7 +96,10 @@ def check_early(command: str, arguments: Sequence[str]) -> None:
     Raises:
         UserError: as the parser's error.
     """
-    rest = [argument for argument in arguments if not (command == "fit" and argument == "--dry-run")]
+    rest = []
+    for argument in arguments:
+        if not (command == "fit" and argument == "--dry-run"):
+            rest.append(argument)
     if LAUNCHED & {*os.environ} or NOT_PARSED.get(command, set()) & {argument.partition("=")[0] for argument in rest}:
         return
     try:
@@ -150,16 +153,9 @@ def _problems(arguments: Sequence[str], names: IndexedNames) -> Iterator[str]:
         elif option in known:
             continue
         elif key in ("model", "data") and inner:
-            group, dot, field = inner.removeprefix("init_args.").partition(".")
-            path = names.path_of(key, classes[key])
-            where = f"Parser key \"{key}\": class_path '{path}'"
-            arguments_of_class = names.arguments(path)
-            if dot and any(name.startswith(f"{group}.") for name in arguments_of_class):
-                field = field.partition(".")[0]
-                if f"{group}.{field}" not in arguments_of_class:
-                    yield explain(f"{where}: Unrecognized arguments: --{group}.{field}", names)
-            elif group not in arguments_of_class:
-                yield explain(f"{where}: Option '{group}' is not accepted", names)
+            problem = _problem_of_class(key, names.path_of(key, classes[key]), inner.removeprefix("init_args."), names)
+            if problem:
+                yield problem
         elif _parent(option, known) in names.groups | {""}:
             unknown.append(option)
         else:
@@ -169,6 +165,27 @@ def _problems(arguments: Sequence[str], names: IndexedNames) -> Iterator[str]:
     for missing in (names.required - keys, {f"{names.command}.{key}" for key in {"data", "model"} - {*classes}}):
         if missing:
             yield explain(f"arguments are required: {', '.join(sorted(missing))}", names)
+
+
+def _problem_of_class(key: str, path: str, option: str, names: IndexedNames) -> str:
+    """Return the parser's error about an option that a class does not have; "" if it has it.
+
+    Args:
+        key: `model` or `data`.
+        path: the class.
+        option: the option's name, perhaps of a group of options: `kl.coef`.
+        names: the names that the parser knows.
+    """
+    group, dot, field = option.partition(".")
+    where = f"Parser key \"{key}\": class_path '{path}'"
+    arguments_of_class = names.arguments(path)
+    if dot and any(name.startswith(f"{group}.") for name in arguments_of_class):
+        field = field.partition(".")[0]
+        if f"{group}.{field}" not in arguments_of_class:
+            return explain(f"{where}: Unrecognized arguments: --{group}.{field}", names)
+    elif group not in arguments_of_class:
+        return explain(f"{where}: Option '{group}' is not accepted", names)
+    return ""
 
 
 def _check_ours(value: Any) -> None:

@@ -213,7 +213,12 @@ def explain(text: str, names: KnownNames) -> str:
         if not match:
             continue
         where = ".".join(key for place, key in keys if place < match.start()) or (keys[0][1] if keys else "config")
-        parts = {name: _shorten(part) if name == "given" else part for name, part in match.groupdict().items()}
+        parts = {}
+        for name, part in match.groupdict().items():
+            if name == "given":
+                parts[name] = _shorten(part)
+            else:
+                parts[name] = part
         if "mismatch" in parts:
             inner = match["mismatch"]
             if "class_path '" in inner or ("dot import path" in inner and not [*_expected_kinds(inner)]):  # of a class
@@ -332,7 +337,10 @@ def _nearest(key: str, known: Iterable[str]) -> str:
         of_the_model = [other for other in same if "model.init_args." in other]
         return f"; did you mean {min(of_the_model or same)!r}?"
     if dot:
-        siblings = [other.rpartition(".")[2] for other in names if other.rpartition(".")[0] == group]
+        siblings = []
+        for other in names:
+            if other.rpartition(".")[0] == group:
+                siblings.append(other.rpartition(".")[2])
     else:
         siblings = []
     if siblings:
@@ -346,7 +354,10 @@ def _nearest(key: str, known: Iterable[str]) -> str:
 
 def options_of(parser: Any, command: str = "") -> set[str]:
     """Return the options that a parser takes on the command line, with those of the classes that it can build."""
-    options = {option for option in parser._option_string_actions if option.startswith("--") and option[-1] != "+"}
+    options = set()
+    for option in parser._option_string_actions:
+        if option.startswith("--") and option[-1] != "+":
+            options.add(option)
     options |= NOT_PARSED.get(command, set()) | {"--json"}
     for key, classes in known_classes().items():
         if f"--{key}.help" in options:

@@ -359,7 +359,7 @@ def _taken_out(arguments: Sequence[str], option: str) -> tuple[str, list[str]]:
     return value, others
 
 
-def run(command: str, arguments: list[str]) -> None:
+def run_command(command: str, arguments: list[str]) -> None:
     """Run `lit-rlvr fit` or another command that takes a config."""
     if command == "fit":
         arguments = [re.sub(f"^{REPLAY}(?==|$)", "--rollout.replay.rollouts_from", argument) for argument in arguments]

@@ -137,7 +137,7 @@ def _call(command: str, arguments: Sequence[str], others: Mapping[str, EntryPoin
     from lit_rlvr.run.rank_zero import silence_other_packages
 
     if command in COMMANDS:
-        action = import_module(COMMANDS[command][0]).run
+        action = import_module(COMMANDS[command][0]).run_command
     else:
         action = load_part(others[command])
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
@@ -216,7 +216,8 @@ def usage(others: Mapping[str, EntryPoint]) -> str:
         others: the commands of installed packages.
     """
     lines = [f"  {name:10} {text}" for name, (_, text) in COMMANDS.items()]
-    lines += [f"  {name:10} of the package {point.dist.name if point.dist else ''}" for name, point in others.items()]
+    for name, point in others.items():
+        lines.append(f"  {name:10} of the package {point.dist.name if point.dist else ''}")
     return "\n".join(
         [
             "lit-rlvr: reinforcement learning with verifiable rewards on Lightning",

@@ -65,7 +65,10 @@ class _DataModules(MetaPathFinder, Loader):
 def _find_users_module(fullname: str, path: Sequence[str] | None) -> ModuleSpec | None:
     """Find the user's module of this name; return None if there is none, or if the found one is in our own folder."""
     if fullname == PACKAGE:
-        path = [place for place in sys.path if not _is_ours(Path(place or os.getcwd(), PACKAGE))]
+        path = []
+        for place in sys.path:
+            if not _is_ours(Path(place or os.getcwd(), PACKAGE)):
+                path.append(place)
     elif path is None or any(_is_ours(Path(place)) for place in path):
         return None
     return PathFinder.find_spec(fullname, list(path))

@@ -53,7 +53,7 @@ OPTIONAL = {
 """Package -> its purpose."""
 
 
-def run(command: str, arguments: list[str]) -> None:
+def run_command(command: str, arguments: list[str]) -> None:
     """Run the command line of `doctor`."""
     Parser(prog=f"lit-rlvr {command}", description=__doc__).parse_args(arguments)
     lines = machine_findings()
@@ -65,7 +65,10 @@ def run(command: str, arguments: list[str]) -> None:
         for line in [*(f"{name}: {pip_command(name)}" for name in missing), *lines]:
             console.print(line, soft_wrap=True)
 
-    installed = {"lit-rlvr": __version__} | {name: _installed(name) for name in (*REQUIRED_PACKAGES, *OPTIONAL)}
+    packages = {}
+    for name in (*REQUIRED_PACKAGES, *OPTIONAL):
+        packages[name] = _installed(name)
+    installed = {"lit-rlvr": __version__} | packages
     show_result({"packages": installed, "findings": lines}, print_text)
 
 
@@ -103,7 +106,10 @@ def machine_findings() -> list[str]:
         f"model smollm2: {converted}, in {cache_folder()}",
         f"OMP_WAIT_POLICY: {os.environ.get('OMP_WAIT_POLICY', 'not set')}",
     ]
-    misfits = [name for name in ("torchvision", "torchaudio", "torchcodec") if not _loads(name)]
+    misfits = []
+    for name in ("torchvision", "torchaudio", "torchcodec"):
+        if not _loads(name):
+            misfits.append(name)
     if misfits:
         if torch.version.cuda:
             build = f"cu{torch.version.cuda.replace('.', '')}"

@@ -7,12 +7,12 @@ import json
 import os
 import time
 from argparse import RawDescriptionHelpFormatter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from math import isnan
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jsonargparse import DefaultHelpFormatter, Namespace
@@ -34,7 +34,7 @@ from lit_rlvr.evaluation.processes import Share, check_devices, run_shares
 from lit_rlvr.evaluation.protocols import SAMPLING, TURNS, find_dtype, find_environment, find_limits, find_max_tokens
 from lit_rlvr.evaluation.records import CompletionsById, Records, match, read_completions
 from lit_rlvr.evaluation.results import markdown, suite_results
-from lit_rlvr.evaluation.sampler import load_prompts, start_sampler
+from lit_rlvr.evaluation.sampler import Sampler, load_prompts, start_sampler
 from lit_rlvr.evaluation.suites import Suite, example, find_suites
 from lit_rlvr.policy.sources import ModelSource
 from lit_rlvr.rewards import shared_pool
@@ -133,7 +133,7 @@ def make_parser(command: str) -> Parser:
     return parser
 
 
-def run(command: str, arguments: list[str]) -> None:
+def run_command(command: str, arguments: list[str]) -> None:
     """Run the command line of `evaluate`."""
     parser = make_parser(command)
     parsed = parser.parse_line(arguments)
@@ -148,7 +148,9 @@ def run(command: str, arguments: list[str]) -> None:
     config = parser.instantiate_classes(parsed)
     if (config.model is None) == (config.completions is None):
         raise UserError("--model: give either a model to sample from or --completions to score")
-    given = {name: config[name] for name in ("protocol", *SAMPLING, "system_prompt", "template")}
+    given = {}
+    for name in ("protocol", *SAMPLING, "system_prompt", "template"):
+        given[name] = config[name]
     options = {"evaluation": {"limit": config.limit}, "reading": {"max_prompt_tokens": config.max_prompt_tokens}}
     suites = list(find_suites(config.suite, options, given, as_environment(config.environment)))
     if not suites:
@@ -162,12 +164,32 @@ def run(command: str, arguments: list[str]) -> None:
             records, prompts = sample_suites(suites, config, out, arguments)
         if Share.of_this_process():
             return
-        results = {suite.name: suite_summary(records, suite, prompts[suite.name], config.diversity) for suite in suites}
+        results = {}
+        for suite in suites:
+            results[suite.name] = suite_summary(records, suite, prompts[suite.name], config.diversity)
         table = markdown(results, config.model or config.completions)
         write_atomically(out / "results.json", json.dumps(results, indent=2) + "\n")
         write_atomically(out / "results.md", table)
     console = Terminal(width=None if os.isatty(1) else 160)
     show_result(results, lambda: console.print(Markdown(table, hyperlinks=False)))
+
+
+class MissingPart(NamedTuple):
+    """A part of a suite's protocol, with the questions that have no completions of it yet.
+
+    Args:
+        suite: the suite.
+        part: the name of the part, such as "greedy".
+        sampling: how its completions are sampled.
+        samples: completions per question.
+        prompts: the questions without them.
+    """
+
+    suite: Suite
+    part: str
+    sampling: Sampling
+    samples: int
+    prompts: list[Prompt]
 
 
 def sample_suites(
@@ -185,63 +207,81 @@ def sample_suites(
     os.environ["PL_GLOBAL_SEED"] = str(config.seed)
     module = ModelSource(resolve_run_model(config.model))
     limits = find_limits(resolve_dtype_and_length(config, module), config.like or config.model)
-    prompts = {
-        s.name: load_prompts(module, s.data, s.rewards, s.environment, "test", f"--suite: {s.name}") for s in suites
-    }
+    prompts: dict[str, list[Prompt]] = {}
+    for suite in suites:
+        option = f"--suite: {suite.name}"
+        prompts[suite.name] = load_prompts(module, suite.data, suite.rewards, suite.environment, "test", option)
     plans = {suite.name: suite.protocol.parts(limits) for suite in suites}
     for suite in suites:
         for sampling, _ in plans[suite.name].values():
             check_turns(f"--suite: {suite.name}: --max_turns", sampling, suite.environment)
-    settings = (
-        {
-            "model": module.model,
-            "engine": resolve_engine(config.engine).name,
-            "dtype": config.dtype,
-            "seed": config.seed,
-        },
-        {s.name: suite_fingerprint(plans[s.name], prompts[s.name], s.environment) for s in suites},
-    )
-    records = Records(out, *settings, share.file if share else None)
-    questions = {
-        name: suite_prompts[share.number :: share.count] if share else suite_prompts
-        for name, suite_prompts in prompts.items()
+    settings = {
+        "model": module.model,
+        "engine": resolve_engine(config.engine).name,
+        "dtype": config.dtype,
+        "seed": config.seed,
     }
-    parts = []
+    fingerprints = {}
     for suite in suites:
-        for part in plans[suite.name]:
-            parts.append((suite, part, records.missing(f"{suite.name}/{part}", questions[suite.name])))
-    missing = sum(len(missing_prompts) for *_, missing_prompts in parts)
-    total = sum(len(parts) * len(questions[name]) for name, parts in plans.items())
+        fingerprints[suite.name] = suite_fingerprint(plans[suite.name], prompts[suite.name], suite.environment)
+    records = Records(out, settings, fingerprints, share.file if share else None)
+    missing_parts: list[MissingPart] = []
+    total = 0
+    for suite in suites:
+        questions = prompts[suite.name]
+        if share:
+            questions = questions[share.number :: share.count]
+        for part, (sampling, samples) in plans[suite.name].items():
+            unsampled = records.missing(f"{suite.name}/{part}", questions)
+            missing_parts.append(MissingPart(suite, part, sampling, samples, unsampled))
+            total += len(questions)
+    missing = sum(len(part.prompts) for part in missing_parts)
     if missing and config.devices > 1 and not share:
         with progress_bar("questions", missing, done=total - missing) as advance:
             run_shares(arguments, config.devices, out, advance)
-        records = Records(out, *settings)
+        records = Records(out, settings, fingerprints)
     elif missing:
         lengths = [_length_requirement(suite, prompts[suite.name], plans[suite.name]) for suite in suites]
-        engine = resolve_engine(config.engine)
-        if isinstance(engine, VLLMEngine) and isinstance(config.engine, str):  # no trainer shares the device
-            engine = VLLMEngine(kv_cache_gb=4, gpu_memory_utilization=0.9, enforce_eager=not torch.cuda.is_available())
-        owner = SyncedEngine(engine, resume="run the same command again to continue")
+        owner = SyncedEngine(_engine_of_its_own(config), resume="run the same command again to continue")
         sampler = start_sampler(module.model_folder, owner, module.tokenizer, getattr(torch, config.dtype), lengths)
-        started = time.perf_counter()
-        tokens = 0
         with progress_bar("questions", missing, done=total - missing) as advance:
-            for suite, part, missing_prompts in parts:
-                sampling, samples = plans[suite.name][part]
-
-                def judged(prompt: Prompt, *group: Any, name: str = f"{suite.name}/{part}") -> None:
-                    nonlocal tokens
-                    records.add(name, prompt, *group)
-                    tokens += sum(completion.length for completion in group[0])
-                    advance()
-
-                sampler.run(
-                    missing_prompts, sampling, samples, suite.rewards, part, suite.data, judged, suite.environment
-                )
-        seconds = time.perf_counter() - started
-        sampler.close()
-        log.info("%d tokens in %.0f s: %.0f tokens/s", tokens, seconds, tokens / seconds)
+            _sample_missing_parts(missing_parts, sampler, records, advance)
     return records, prompts
+
+
+def _engine_of_its_own(config: Namespace) -> RolloutEngine:
+    """Return the engine of `--engine`; vLLM takes most of the device's memory, because no trainer shares it."""
+    engine = resolve_engine(config.engine)
+    if isinstance(engine, VLLMEngine) and isinstance(config.engine, str):
+        return VLLMEngine(kv_cache_gb=4, gpu_memory_utilization=0.9, enforce_eager=not torch.cuda.is_available())
+    return engine
+
+
+def _sample_missing_parts(
+    parts: Sequence[MissingPart], sampler: Sampler, records: Records, advance: Callable[[], None]
+) -> None:
+    """Sample and judge the missing completions; record each question's, and log the speed.
+
+    Args:
+        parts: what is missing.
+        sampler: has the model; it is closed at the end.
+        records: get the completions.
+        advance: called after each question.
+    """
+    started = time.perf_counter()
+    tokens = 0
+    for suite, part, sampling, samples, prompts in parts:
+
+        def judged(prompt: Prompt, *group: Any, name: str = f"{suite.name}/{part}") -> None:
+            nonlocal tokens
+            records.add(name, prompt, *group)
+            tokens += sum(completion.length for completion in group[0])
+            advance()
+
+        sampler.run(prompts, sampling, samples, suite.rewards, part, suite.data, judged, suite.environment)
+    seconds = time.perf_counter() - started
+    sampler.close()
+    log.info("%d tokens in %.0f s: %.0f tokens/s", tokens, seconds, tokens / seconds)
 
 
 def _length_requirement(
@@ -293,7 +333,13 @@ def suite_summary(
         for group in sampled:
             texts.append([row["completion"] for row in group])
         diversity = measure_diversity(texts, measures)
-        results |= {f"diversity/{key}": None if isnan(value) else value for key, value in diversity.items()}
+        shown: dict[str, float | None] = {}
+        for key, value in diversity.items():
+            if isnan(value):
+                shown[f"diversity/{key}"] = None
+            else:
+                shown[f"diversity/{key}"] = value
+        results |= shown
     return results
 
 
@@ -311,11 +357,11 @@ def score_given(suites: list[Suite], config: Namespace, out: Path) -> tuple[Reco
         questions = {
             sample.id for part in parts for sample in match(completions[f"{suite.name}/{part}"], samples, part)
         }
-        prompts = [
-            Prompt(sample, [], prefill=suite.data.chat.prefill, score_prefill=suite.data.chat.score_prefill)
-            for sample in samples
-            if sample.id in questions
-        ]
+        chat = suite.data.chat
+        prompts = []
+        for sample in samples:
+            if sample.id in questions:
+                prompts.append(Prompt(sample, [], prefill=chat.prefill, score_prefill=chat.score_prefill))
         if len(prompts) < len(samples):
             log.warning("%s: %d of %d questions have completions", suite.name, len(prompts), len(samples))
         for part in parts:
@@ -360,7 +406,10 @@ def suite_fingerprint(
         always = ["temperature", "top_p", "max_tokens"]
         if environment is not None:
             always += TURNS
-        where_set = [name for name in ("stop", "max_thought_tokens") if getattr(sampling, name)]
+        where_set = []
+        for name in ("stop", "max_thought_tokens"):
+            if getattr(sampling, name):
+                where_set.append(name)
         if sampling.at_budget != "close":
             where_set.append("at_budget")
         settings[part] = {"samples": samples} | {name: getattr(sampling, name) for name in [*always, *where_set]}

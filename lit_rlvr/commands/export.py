@@ -10,7 +10,7 @@ from lit_rlvr.configs import Parser
 from lit_rlvr.run.saved_model import export_run
 
 
-def run(command: str, arguments: list[str]) -> None:
+def run_command(command: str, arguments: list[str]) -> None:
     """Run the command line of `export`."""
     parser = Parser(prog=f"lit-rlvr {command}", description=__doc__)
     parser.add_argument(

@@ -83,11 +83,10 @@ def filter_prompts(
     _sample_missing(records, module, data, rollout, dtype, prompts, samples, split)
     groups = records.groups(split, prompts)
     rates = [pass_rate(group) for group in groups]
-    kept = [
-        (p, rate, group)
-        for p, rate, group in zip(prompts, rates, groups, strict=True)
-        if rate is not None and lowest <= rate <= highest and (not completions or right_completions(group, 1))
-    ]
+    kept = []
+    for p, rate, group in zip(prompts, rates, groups, strict=True):
+        if rate is not None and lowest <= rate <= highest and (not completions or right_completions(group, 1)):
+            kept.append((p, rate, group))
     log.info("%s", rate_histogram(rates, len(kept), lowest, highest))
     if not kept:
         raise _nothing_left(len(prompts), lowest, highest, completions)
@@ -256,10 +255,18 @@ def rate_histogram(rates: list[float | None], kept: int, lowest: float, highest:
         lowest: the lowest pass rate that is kept.
         highest: the highest pass rate that is kept.
     """
-    tenths = Counter(min(int(rate * 10), 9) for rate in rates if rate is not None)
+    tenth_of_each = []
+    for rate in rates:
+        if rate is not None:
+            tenth_of_each.append(min(int(rate * 10), 9))
+    tenths = Counter(tenth_of_each)
     never = rates.count(0.0)
     always = rates.count(1.0)
-    bars = ", ".join(f"{k / 10:.1f}-{(k + 1) / 10:.1f}: {tenths[k]}" for k in range(10) if tenths[k])
+    shares = []
+    for k in range(10):
+        if tenths[k]:
+            shares.append(f"{k / 10:.1f}-{(k + 1) / 10:.1f}: {tenths[k]}")
+    bars = ", ".join(shares)
     return (
         f"Pass rates of {len(rates)} prompts: {bars} (never right: {never}, always right: {always}); "
         f"kept {kept} between {lowest:g} and {highest:g}"

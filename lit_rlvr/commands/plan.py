@@ -89,7 +89,10 @@ def strategy_table(job: JobSizes, gpus: GPUs) -> Table:
             row.append(f"{value / GIB:.1f}")
         if generates:
             row.append(str(plan.sequences))
-        row.append("yes" if plan.fits else "no")
+        if plan.fits:
+            row.append("yes")
+        else:
+            row.append("no")
         rows.append(row)
     title = f"GiB on each of {gpus.count} GPU(s) of {gpus.gib:g} GiB"
     return table_of(("", *terms, "needs", *generates, "fits"), rows, title=title, box=None)

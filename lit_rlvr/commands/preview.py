@@ -37,6 +37,25 @@ IMAGE_SOFTWARE = "lit-rlvr preview"
 """Mark in the pictures of `preview`, which a later preview may replace."""
 
 
+def _add_demonstration(description: dict[str, Any], pairs: Sequence[tuple[Prompt, Completion]], tokenizer: Any) -> None:
+    """Add to the description of a prompt the completion that `SFT` trains on.
+
+    Args:
+        description: of the prompt.
+        pairs: the prompt and its completion, for each sequence of a conversation.
+        tokenizer: the model's.
+    """
+    (start, completion), *others = pairs
+    description["completion"] = describe_completion(completion, tokenizer)
+    # Earlier turns are in the loss, or the prompt ends with empty thoughts.
+    if len(start.token_ids) != description["tokens"]:
+        description |= {"text": tokenizer.decode(start.token_ids), "tokens": len(start.token_ids)}
+    for number, (start, completion) in enumerate(others, 2):
+        read = {"in_loss": False, "tokens": len(start.token_ids), "text": tokenizer.decode(start.token_ids)}
+        parts = [read, *describe_completion(completion, tokenizer)]
+        description["completion"] += [part | {"sequence": number} for part in parts]
+
+
 def describe_prompts(
     data: PromptDataModule, split: Split, count: int, folder: Path | None, module: RLVRModule, rollout: RolloutCallback
 ) -> dict[str, Any]:
@@ -64,19 +83,7 @@ def describe_prompts(
         check_demonstrations(rollout, module, data)
         demonstrations = rollout.demonstrations[data.name]
         for description, prompt in zip(descriptions, prompts, strict=False):
-            (start, completion), *others = demonstrations.pairs([prompt])
-            description["completion"] = describe_completion(completion, data.tokenizer)
-            # Earlier turns are in the loss, or the prompt ends with empty thoughts.
-            if len(start.token_ids) != description["tokens"]:
-                description |= {"text": data.tokenizer.decode(start.token_ids), "tokens": len(start.token_ids)}
-            for number, (start, completion) in enumerate(others, 2):
-                read = {
-                    "in_loss": False,
-                    "tokens": len(start.token_ids),
-                    "text": data.tokenizer.decode(start.token_ids),
-                }
-                parts = [read, *describe_completion(completion, data.tokenizer)]
-                description["completion"] += [part | {"sequence": number} for part in parts]
+            _add_demonstration(description, demonstrations.pairs([prompt]), data.tokenizer)
         demonstrations.close()
     if split == "train" and module.teachers.options is not None and module.teachers.options.prompt is not None:
         for description, p in zip(descriptions, map(module.teachers.asked, prompts), strict=False):
@@ -91,6 +98,9 @@ def describe_prompts(
 
 def _describe_prompt(data: PromptDataModule, prompt: Prompt, folder: Path | None) -> dict[str, Any]:
     sample = prompt.sample
+    images = []
+    for i in range(len(sample.images)):
+        images.append(describe_image(data, prompt, i, folder))
     return {
         "id": sample.id,
         "text": data.render(sample),
@@ -99,7 +109,7 @@ def _describe_prompt(data: PromptDataModule, prompt: Prompt, folder: Path | None
         "aliases": list(sample.aliases),
         "options": list(sample.options),
         "category": sample.category,
-        "images": [describe_image(data, prompt, i, folder) for i in range(len(sample.images))],
+        "images": images,
     }
 
 
@@ -150,12 +160,15 @@ def play_episodes(
         (results,) = scores.details[p]
         verdicts = {name: _describe_result(result) for name, result in results.items()}
         calls = call_rows({0: calls_of(row) | {"turn_rewards": [turn.reward for turn in row.turns]}})
+        named_calls = []
+        for call in calls:
+            named_calls.append(dict(zip(CALL_COLUMNS[1:], call[1:], strict=True)))
         episodes.append(
             {
                 "id": start.sample.id,
                 "prompt": {"tokens": len(start.token_ids), "text": data.tokenizer.decode(start.token_ids)},
                 "completion": describe_completion(row, data.tokenizer),
-                "calls": [dict(zip(CALL_COLUMNS[1:], call[1:], strict=True)) for call in calls],
+                "calls": named_calls,
                 "reward": float(scores.rewards[p, 0]),
                 "rewards": verdicts,
             }

@@ -37,7 +37,7 @@ COMMANDS = {
     "explain": ("lit_rlvr.commands.report.explain", "show what the loss did with each token of one group"),
     "doctor": ("lit_rlvr.commands.doctor", "show what is installed, what will be used, and what is missing"),
 }
-"""Command -> (module with `run(command, arguments)`, one line of help)."""
+"""Command -> (module with `run_command(command, arguments)`, one line of help)."""
 
 WITHOUT_RESULT = ("serve",)
 """Commands that take no `--json`."""

@@ -42,7 +42,7 @@ class ServeParser(argparse.ArgumentParser):
         raise UserError(message)
 
 
-def run(command: str, arguments: list[str]) -> None:
+def run_command(command: str, arguments: list[str]) -> None:
     """Run the command line of `serve`; this process becomes the server."""
     options, others = make_parser(command).parse_known_args([_hyphenated(word) for word in arguments])
     names = {word.partition("=")[0] for word in others}

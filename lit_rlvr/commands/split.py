@@ -40,8 +40,13 @@ def write_split(data: PromptDataModule, out: Path) -> list[Path]:
         samples = data.load(split)
         if samples:
             path = out / f"{split}.jsonl"
-            rows = [as_row(sample, from_file, out) for sample in samples]
-            write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+            rows = []
+            for sample in samples:
+                rows.append(as_row(sample, from_file, out))
+            lines = []
+            for row in rows:
+                lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+            write_atomically(path, "".join(lines))
             log.info("%s: %d rows", path, len(rows))
             written.append(path)
     if not written:

@@ -268,7 +268,7 @@ class Tuner:
             begun = time.perf_counter()
             tries[limit] = self._sample(sampler, self.prompts[:FIRST_PROMPTS], limit)
             group_seconds = (time.perf_counter() - begun) / len(tries[limit])
-            cut = fmean(row["finish_reason"] == "length" for _, rows in tries[limit] for row in rows)
+            cut = _share_cut_off(tries[limit])
             self.tuned.limits.append((limit, _accuracy(tries[limit]), cut, self._signal(tries[limit], self.samples)))
             if cut <= CUT or limit == max_limit:
                 break
@@ -280,7 +280,10 @@ class Tuner:
             if limit >= LEAST_TOKENS and 2 * len(tries[limit]) * group_seconds > left:
                 break
             limit = min(max(2 * limit, LEAST_TOKENS), max_limit)
-        roomy = [found for found in self.tuned.limits if found[0] >= LEAST_TOKENS or found[2] <= CUT]
+        roomy = []
+        for found in self.tuned.limits:
+            if found[0] >= LEAST_TOKENS or found[2] <= CUT:
+                roomy.append(found)
         best = max(accuracy for _, accuracy, *_ in self.tuned.limits)
         limit = next((tokens for tokens, accuracy, *_ in roomy if accuracy >= best - GAIN), limit)
         groups = tries[limit]
@@ -318,7 +321,10 @@ class Tuner:
         """Return the mean probability that `size` completions of a prompt differ in their rewards."""
         shares = []
         for _, rows in groups:
-            rewards = [row["reward"] for row in rows if row["status"] not in ("error", "unjudged")]
+            rewards = []
+            for row in rows:
+                if row["status"] not in ("error", "unjudged"):
+                    rewards.append(row["reward"])
             shares.append(mixed_share(rewards, size))
         return fmean(shares)
 
@@ -339,10 +345,12 @@ class Tuner:
             size = enough[0]
         signal = tuned.sizes[size]
         tuned.choose("The learning rate finds itself.", model__init_args__lr="auto")
+        others = []
+        for other, share in tuned.sizes.items():
+            if other != size:
+                others.append(f"{share:.0%} with {other}")
         tuned.choose(
-            f"group_size {size}: {signal:.0%} of the prompts give a signal ("
-            + ", ".join(f"{share:.0%} with {other}" for other, share in tuned.sizes.items() if other != size)
-            + ").",
+            f"group_size {size}: {signal:.0%} of the prompts give a signal (" + ", ".join(others) + ").",
             rollout__group_size=size,
         )
         self._choose_prompts(limit, size, [prompt for prompt, _ in groups])
@@ -360,9 +368,10 @@ class Tuner:
         self._choose_tokens(limit)
 
     def _choose_tokens(self, limit: int) -> None:
-        tried = "; ".join(
-            f"{tokens}: accuracy {right:.3f}, {cut:.0%} cut off" for tokens, right, cut, _ in self.tuned.limits
-        )
+        limits = []
+        for tokens, right, cut, _ in self.tuned.limits:
+            limits.append(f"{tokens}: accuracy {right:.3f}, {cut:.0%} cut off")
+        tried = "; ".join(limits)
         before = self.rollout.sampling.max_tokens
         self.tuned.choose(
             f"max_tokens {limit}, {'as' if limit == before else f'not {before} as'} before ({tried}).",
@@ -392,9 +401,9 @@ class Tuner:
     def _noise_scale(self, limit: int, size: int, prompts: list[Prompt]) -> float | None:
         """Measure the gradient's noise scale in prompts, in at most a quarter of the time; None = it cannot be."""
         rollout = self.rollout
-        groups = {
-            prompt.sample.id: first_completions(self._scored[limit, prompt.sample.id], size) for prompt in prompts
-        }
+        groups = {}
+        for prompt in prompts:
+            groups[prompt.sample.id] = first_completions(self._scored[limit, prompt.sample.id], size)
         if self.module.selection.only_mixed:
             prompts = [prompt for prompt in prompts if len(groups[prompt.sample.id][1].rewards.unique()) > 1]
         sampling = rollout.sampling.with_max_tokens(limit)
@@ -418,6 +427,14 @@ def mixed_share(rewards: Sequence[float], size: int) -> float:
     if size < 2:
         return 0.0
     return 1 - sum(comb(count, size) for count in Counter(rewards).values()) / comb(len(rewards), size)
+
+
+def _share_cut_off(groups: Sequence[MeasuredGroup]) -> float:
+    """Return the share of completions that a limit of tokens ended."""
+    are_cut = []
+    for _, rows in groups:
+        are_cut += [row["finish_reason"] == "length" for row in rows]
+    return fmean(are_cut)
 
 
 def _accuracy(groups: Sequence[MeasuredGroup]) -> float:

@@ -97,14 +97,14 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         scratch.unlink(missing_ok=True)
 
 
-def save_smaller_sizes(run: Path, **sizes: float) -> None:
+def save_smaller_sizes(run_folder: Path, **sizes: float) -> None:
     """Write sizes with which the next start in this run folder begins, next to those that are saved already."""
-    write_atomically(run / MEMORY_FILE, json.dumps(smaller_sizes(run) | sizes))
+    write_atomically(run_folder / MEMORY_FILE, json.dumps(smaller_sizes(run_folder) | sizes))
 
 
-def smaller_sizes(run: Path) -> dict[str, float]:
+def smaller_sizes(run_folder: Path) -> dict[str, float]:
     """Return the sizes that an earlier start of the run saved, by name."""
-    path = run / MEMORY_FILE
+    path = run_folder / MEMORY_FILE
     if path.exists():
         return dict(json.loads(path.read_text()))
     return {}

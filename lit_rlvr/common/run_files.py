@@ -31,23 +31,23 @@ def is_run(name: str) -> bool:
     return (Path(name).expanduser() / "config.yaml").is_file()
 
 
-def is_complete(run: Path) -> bool:
+def is_complete(run_folder: Path) -> bool:
     """Return whether the run in a folder reached its end, or a callback ended it, and no signal stopped it before."""
-    summary = run / "summary.json"
+    summary = run_folder / "summary.json"
     if not summary.is_file():
         return False
     stopped = json.loads(summary.read_text())["stopped"]
     return stopped is None or stopped.startswith((COLLAPSE, EARLY_STOP))
 
 
-def checkpoint_folder(run: str | Path) -> Path:
+def checkpoint_folder(run_folder: str | Path) -> Path:
     """Return the folder of a run's checkpoints."""
-    return Path(run) / "checkpoints"
+    return Path(run_folder) / "checkpoints"
 
 
-def list_checkpoints(run: str | Path) -> list[Path]:
+def list_checkpoints(run_folder: str | Path) -> list[Path]:
     """Return a run's checkpoints, oldest first; a folder that this user may not read is an error, not an empty one."""
-    folder = checkpoint_folder(run)  # `Path.glob` finds nothing in a folder that may not be read
+    folder = checkpoint_folder(run_folder)  # `Path.glob` finds nothing in a folder that may not be read
     paths = (p for p in (folder.iterdir() if folder.is_dir() else ()) if re.fullmatch(r"step-\d+\.ckpt", p.name))
     return sorted(paths, key=lambda path: int(path.stem.removeprefix("step-")))
 
@@ -72,9 +72,9 @@ def read_metrics(path: Path) -> dict[int, dict[str, float]]:
     return rows
 
 
-def thumbnail_path(run: str | Path, key: str) -> Path:
+def thumbnail_path(run_folder: str | Path, key: str) -> Path:
     """Return the file of an image's thumbnail in a run."""
-    return Path(run) / "images" / f"{key}.png"
+    return Path(run_folder) / "images" / f"{key}.png"
 
 
 def read_json(path: Path) -> Any:
@@ -85,22 +85,22 @@ def read_json(path: Path) -> Any:
         return None
 
 
-def read_live(run: Path) -> dict[str, Any] | None:
+def read_live(run_folder: Path) -> dict[str, Any] | None:
     """Read a run folder's `live.json`; return None if it is missing or broken."""
-    state = read_json(run / LIVE)
+    state = read_json(run_folder / LIVE)
     if has_fields(state, STATE):
         return state
     return None
 
 
-def trace_folder(run: str | Path) -> Path:
+def trace_folder(run_folder: str | Path) -> Path:
     """Return the folder of a run's traced rollouts."""
-    return Path(run) / "rollouts"
+    return Path(run_folder) / "rollouts"
 
 
-def list_traces(run: str | Path) -> dict[int, Path]:
+def list_traces(run_folder: str | Path) -> dict[int, Path]:
     """Return the files that `write_trace` wrote, by step."""
-    files = {path.stem.removeprefix("step-"): path for path in sorted(trace_folder(run).glob("step-*.json"))}
+    files = {path.stem.removeprefix("step-"): path for path in sorted(trace_folder(run_folder).glob("step-*.json"))}
     return {int(step): path for step, path in files.items() if step.isdigit()}
 
 

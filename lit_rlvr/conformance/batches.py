@@ -83,7 +83,9 @@ def frozen_arrays(name: str) -> dict[str, np.ndarray]:
 
 def frozen_batch(name: str) -> Batch:
     """Return a frozen batch in float64."""
-    tensors: dict[str, Any] = {key: torch.tensor(array) for key, array in frozen_arrays(name).items()}
+    tensors: dict[str, Any] = {}
+    for key, array in frozen_arrays(name).items():
+        tensors[key] = torch.tensor(array)
     max_tokens = int(tensors.pop("max_completion_length"))
     return Batch(**tensors, max_tokens=max_tokens, lengths=tensors["mask"].sum(1).view_as(tensors["rewards"]).double())
 
@@ -100,11 +102,10 @@ def map_batch(
         tokens: (B, T) -> (B, T'), for log-probabilities, entropies and masks.
         groups: (P, G) -> (P, G), for rewards, lengths and advantages.
     """
-    changed: dict[str, Any] = {
-        name: (tokens if name in BATCH_TOKENS else groups)(value)
-        for name, value in vars(batch).items()
-        if isinstance(value, Tensor)
-    }
+    changed: dict[str, Any] = {}
+    for name, value in vars(batch).items():
+        if isinstance(value, Tensor):
+            changed[name] = (tokens if name in BATCH_TOKENS else groups)(value)
     return replace(batch, **changed)
 
 
@@ -134,7 +135,11 @@ def shuffled_groups(batch: Batch) -> list[int]:
 def shuffled_inside(batch: Batch) -> list[int]:
     """Return rows with each group's completions in an order of its own, in which none keeps its place."""
     prompts, size = batch.rewards.shape
-    return [p * size + (g + 1 + p % (size - 1)) % size for p in range(prompts) for g in range(size)]
+    rows = []
+    for p in range(prompts):
+        for g in range(size):
+            rows.append(p * size + (g + 1 + p % (size - 1)) % size)
+    return rows
 
 
 def even_cuts(rows: Sequence[int]) -> list[Cut]:

@@ -75,7 +75,9 @@ def check_estimator(function: Callable[..., Tensor], expect: str | None = None) 
     """
 
     def estimate(batch: Batch) -> Tensor:
-        named = {name: getattr(batch, name) for name in ("correct", "lengths", "reference_rewards")}
+        named = {}
+        for name in ("correct", "lengths", "reference_rewards"):
+            named[name] = getattr(batch, name)
         advantages = call_by_name(function, {"rewards": batch.rewards.clone()}, named)
         return require_shape(function, advantages, batch.rewards.shape)
 
@@ -83,7 +85,9 @@ def check_estimator(function: Callable[..., Tensor], expect: str | None = None) 
     if expect is None:
         return findings
     find_published(expect, ADVANTAGES)
-    errors = {name: error({"advantages": estimate(frozen_batch(name))}, expected(expect, name)) for name in BATCHES}
+    errors = {}
+    for name in BATCHES:
+        errors[name] = error({"advantages": estimate(frozen_batch(name))}, expected(expect, name))
     return [*(values_finding(expect, name, measured) for name, measured in errors.items()), *findings]
 
 
@@ -102,7 +106,10 @@ def plain_step(function: Callable[..., Tensor], batch: Batch) -> Step:
             "ref_logp": batch.ref_logp,
             "rollout_logp": batch.old_logp if batch.rollout_logp is None else batch.rollout_logp,
         }
-        named: dict[str, Any] = {name: value[rows] for name, value in tokens.items() if value is not None}
+        named: dict[str, Any] = {}
+        for name, value in tokens.items():
+            if value is not None:
+                named[name] = value[rows]
         named |= counts | {"num_microbatches": num_microbatches, "world_size": world_size}
         arguments = {
             "logp": logp[rows],
@@ -123,7 +130,9 @@ def has_published_values(prepare: PrepareStep, expect: str, name: str) -> Findin
     batch = frozen_batch(name)
     computed = replay_step(prepare(batch), batch)
     wanted = expected(expect, name)
-    rows = [error({"dlogp": a}, {"dlogp": b}) for a, b in zip(computed["dlogp"], wanted["dlogp"], strict=True)]
+    rows = []
+    for a, b in zip(computed["dlogp"], wanted["dlogp"], strict=True):
+        rows.append(error({"dlogp": a}, {"dlogp": b}))
     return values_finding(expect, name, float(np.max([error(computed, wanted), *rows])))
 
 
@@ -150,7 +159,10 @@ def call_by_name(function: Callable[..., Any], arguments: Mapping[str, Any], nam
         UserError: it needs an argument that is not there, or does not take the positional ones.
     """
     parameters = list(inspect.signature(function).parameters.values())
-    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    positional = []
+    for p in parameters:
+        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD):
+            positional.append(p)
     others = positional[len(arguments) :] + [p for p in parameters if p.kind is p.KEYWORD_ONLY]
     unknown = [p.name for p in others if p.name not in named and p.default is p.empty]
     if unknown:

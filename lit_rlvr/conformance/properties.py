@@ -118,7 +118,10 @@ def loss_and_gradient(
     with torch.enable_grad():
         logp = batch.logp.clone().requires_grad_(True)
         ranks = cut or [[range(len(logp))]]
-        parts = [step.loss(logp, used_advantages, list(rows), len(rank), len(ranks)) for rank in ranks for rows in rank]
+        parts = []
+        for rank in ranks:
+            for rows in rank:
+                parts.append(step.loss(logp, used_advantages, list(rows), len(rank), len(ranks)))
         loss = torch.stack(parts).sum()
         if loss.requires_grad:
             gradient = torch.autograd.grad(loss, logp, allow_unused=True)[0]

@@ -46,7 +46,10 @@ class Observation:
     def __post_init__(self) -> None:
         if self.results:
             object.__setattr__(self, "text", "\n".join(result.text for result in self.results))
-            object.__setattr__(self, "images", tuple(image for result in self.results for image in result.images))
+            images: list[Any] = []
+            for result in self.results:
+                images += result.images
+            object.__setattr__(self, "images", tuple(images))
 
 
 class Environment(ABC):
@@ -237,7 +240,11 @@ def rewards_with(environment: Environment | None, rewards: Sequence[Reward | str
         raise UserError("rollout.rewards: EnvironmentReward needs a rollout.environment that has a reward")
     if TurnRewards in listed and not rewards_turns:
         raise UserError("rollout.rewards: TurnRewards needs a rollout.environment with rewards_turns = True")
-    built = as_rewards([*rewards, *(kind() for kind in own if kind not in listed)])
+    added = []
+    for kind in own:
+        if kind not in listed:
+            added.append(kind())
+    built = as_rewards([*rewards, *added])
     functions = [reward for reward in built if isinstance(reward, FunctionReward)]
     asking = [reward for reward in functions if "environments" in parameters_of(reward.function)]
     if asking and environment is None:

@@ -97,7 +97,10 @@ def messages_of(turn: Turn, seen: Observation, role: str) -> list[dict[str, Any]
     if seen.done:
         return messages
     if seen.results:
-        return messages + [{"role": "tool", "name": result.name, "content": result.text} for result in seen.results]
+        answers = []
+        for result in seen.results:
+            answers.append({"role": "tool", "name": result.name, "content": result.text})
+        return messages + answers
     return [*messages, {"role": role, "content": seen.text}]
 
 
@@ -131,7 +134,12 @@ def _opening(begun: Any) -> Opening:
     if isinstance(begun, str):
         return _plain(begun)
     if is_content(begun):
-        return [block | ({"text": _plain(block["text"])} if block["type"] == "text" else {}) for block in begun]
+        blocks = []
+        for block in begun:
+            if block["type"] == "text":
+                block = block | {"text": _plain(block["text"])}
+            blocks.append(block)
+        return blocks
     if isinstance(begun, list) and begun and all(isinstance(m, dict) and {"role", "content"} <= {*m} for m in begun):
         return begun
     raise TypeError(f"reset must return a text, content blocks, chat messages or None, got {type(begun).__name__}")

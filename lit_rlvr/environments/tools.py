@@ -194,8 +194,15 @@ class EnvironmentChoice(Environment):
         self._chosen = playing[0]
         self.needs_turns = any(environment.needs_turns for environment in playing)
         self.rewards_turns = any(environment.rewards_turns for environment in playing)
-        self.source_classes = [cls for other in playing for cls in (type(other), *other.source_classes)]
-        self.tools = tuple({tool["function"]["name"]: tool for other in playing for tool in other.tools}.values())
+        source_classes: list[type] = []
+        for other in playing:
+            source_classes += (type(other), *other.source_classes)
+        self.source_classes = source_classes
+        tools_by_name = {}
+        for other in playing:
+            for tool in other.tools:
+                tools_by_name[tool["function"]["name"]] = tool
+        self.tools = tuple(tools_by_name.values())
 
     @property
     def title(self) -> str:
@@ -250,7 +257,11 @@ def tool_methods(holder: object) -> dict[str, Callable[..., Any]]:
     else:
         reserved = {"reset", "get_reward"}
     names = [name for name, _ in inspect.getmembers(type(holder), inspect.isfunction)]
-    return {name: getattr(holder, name) for name in names if not name.startswith("_") and name not in reserved}
+    methods = {}
+    for name in names:
+        if not name.startswith("_") and name not in reserved:
+            methods[name] = getattr(holder, name)
+    return methods
 
 
 def schema(method: Callable[..., Any]) -> dict[str, Any]:
@@ -331,7 +342,11 @@ def as_tool_result(name: str, value: Any) -> ToolResult:
     images = tuple(block.get("image") for block in value if block["type"] == "image")
     if not all(map(is_image, images)):
         raise ValueError("an image block must hold a PIL image")
-    return ToolResult(name, "".join(str(block.get("text", "")) for block in value if block["type"] == "text"), images)
+    texts = []
+    for block in value:
+        if block["type"] == "text":
+            texts.append(str(block.get("text", "")))
+    return ToolResult(name, "".join(texts), images)
 
 
 def is_content(value: Any) -> bool:

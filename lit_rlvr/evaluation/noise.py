@@ -70,9 +70,9 @@ class ScoredRollouts(Callback):
 def first_completions(group: ScoredGroup, size: int) -> ScoredGroup:
     """Return the first `size` completions of a group, with their scores."""
     completions, scores = group
-    tensors = {
-        name: getattr(scores, name)[:, :size] for name in ("rewards", "correct", "has_correct", "failed", "stopped")
-    }
+    tensors = {}
+    for name in ("rewards", "correct", "has_correct", "failed", "stopped"):
+        tensors[name] = getattr(scores, name)[:, :size]
     lists: Any = {name: [getattr(scores, name)[0][:size]] for name in ("statuses", "details")}
     parts = {name: part[:, :size] for name, part in scores.parts.items()}
     return completions[:size], replace(scores, **tensors, **lists, parts=parts)

@@ -144,7 +144,11 @@ def run_shares(arguments: Sequence[str], devices: int, out: Path, answered: Call
             running.append(_start(arguments, share, log))
         while True:
             ended = [process.poll() for process in running]
-            count = sum(path.read_bytes().count(BEGINS_GROUP) for path in files if path.exists())
+            counts = []
+            for path in files:
+                if path.exists():
+                    counts.append(path.read_bytes().count(BEGINS_GROUP))
+            count = sum(counts)
             for _ in range(count - seen):
                 answered()
             seen = count

@@ -136,7 +136,10 @@ class Protocol:
         if not (self.samples or self.greedy):
             raise UserError("samples: give a positive number, or 0 with greedy: true")
         check_within(f"[0, {MAX_SIZE}]", "protocol", samples=self.samples)
-        check_within("[1, inf)", "protocol", **{name: getattr(self, name) for name in ("max_tokens", *TURNS)})
+        limits = {}
+        for name in ("max_tokens", *TURNS):
+            limits[name] = getattr(self, name)
+        check_within("[1, inf)", "protocol", **limits)
         Sampling(self.temperature, self.top_p)  # refuses impossible ones
 
     def parts(self, limits: Sampling) -> dict[str, tuple[Sampling, int]]:
@@ -171,7 +174,11 @@ def make_protocol(suite: str, suite_settings: Mapping[str, Any], shared_settings
         name = settings.get("protocol")
         if name:
             resolved |= read_protocol(name, suite)
-        resolved |= {key: settings[key] for key in (*SAMPLING, *PROMPT_SETTINGS) if settings.get(key) is not None}
+        given = {}
+        for key in (*SAMPLING, *PROMPT_SETTINGS):
+            if settings.get(key) is not None:
+                given[key] = settings[key]
+        resolved |= given
     prompts = {key: resolved.pop(key) for key in PROMPT_SETTINGS if key in resolved}
     return Protocol(**resolved, prompts=prompts)
 

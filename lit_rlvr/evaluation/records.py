@@ -145,7 +145,10 @@ class Records:
             common = old_suites.keys() & new_suites.keys()  # the others are new, or not asked for this time
             before = before | {"suites": {name: old_suites[name] for name in common}}
             after = after | {"suites": {name: new_suites[name] for name in common}}
-        difference = "; ".join(f"{name} was {old}, is {new}" for name, old, new in changes(before, after))
+        differences = []
+        for name, old, new in changes(before, after):
+            differences.append(f"{name} was {old}, is {new}")
+        difference = "; ".join(differences)
         if difference:
             raise UserError(f"--out: {folder} was begun with other settings ({difference}); choose another folder")
 
@@ -158,7 +161,10 @@ class Records:
             for line in lines:
                 row = json.loads(line)
                 groups[row["part"], row["id"]].append(row)
-            complete = {key: rows for key, rows in groups.items() if len(rows) >= rows[0]["samples"]}
+            complete = {}
+            for key, rows in groups.items():
+                if len(rows) >= rows[0]["samples"]:
+                    complete[key] = rows
             rewrite |= bool(torn) or len(complete) < len(groups)
             self._groups = complete | self._groups
         if rewrite:
@@ -189,7 +195,11 @@ class Records:
 
     def groups(self, part: str, prompts: Iterable[Prompt]) -> list[list[RecordRow]]:
         """Return the rows of each prompt; empty if the user did not request the part."""
-        return [self._groups[part, p.sample.id] for p in prompts if (part, p.sample.id) in self._groups]
+        groups = []
+        for p in prompts:
+            if (part, p.sample.id) in self._groups:
+                groups.append(self._groups[part, p.sample.id])
+        return groups
 
 
 def group_rows(part: str, prompt: Prompt, completions: list[Completion], scores: Scores, p: int) -> list[RecordRow]:
@@ -235,7 +245,10 @@ def group_rows(part: str, prompt: Prompt, completions: list[Completion], scores:
 
 
 def _criteria_of(results: Mapping[str, RewardResult]) -> RecordRow:
-    criteria = {name: dict(result.criteria) for name, result in results.items() if result.criteria}
+    criteria = {}
+    for name, result in results.items():
+        if result.criteria:
+            criteria[name] = dict(result.criteria)
     return {"criteria": criteria} if criteria else {}
 
 

@@ -44,7 +44,10 @@ def suite_results(samples: Sequence[Sample], sampled: RowsByQuestion, greedy: Ro
         shape = (len(sampled), len(sampled[0]))
         right = torch.tensor([bool(row["correct"]) for row in chain(*sampled)]).view(shape)  # (Q, n)
         counted = torch.tensor([_counts(row) for row in chain(*sampled)]).view(shape)  # (Q, n)
-        scores |= {f"pass@{k}": pass_at_k(right, k, counted).numpy() for k in powers_up_to(right.shape[1])}
+        pass_rates = {}
+        for k in powers_up_to(right.shape[1]):
+            pass_rates[f"pass@{k}"] = pass_at_k(right, k, counted).numpy()
+        scores |= pass_rates
         results[f"avg@{right.shape[1]}"] = _mean(right[counted].double().numpy())
     if greedy:
         scores["greedy"] = np.array([bool(row["correct"]) if _counts(row) else np.nan for (row, *_) in greedy], float)
@@ -103,7 +106,9 @@ def by_category(samples: Sequence[Sample], scores: Mapping[str, np.ndarray]) -> 
 def markdown(results: Mapping[str, Mapping[str, Any]], title: str) -> str:
     """Return a table of all suites and their average, one of further results, and one of categories for each suite."""
     names = {name for r in results.values() for name in r}
-    columns = [*(f"pass@{k}" for k in sampled_ks(names)), *(["greedy"] if "greedy" in names else [])]
+    columns = [f"pass@{k}" for k in sampled_ks(names)]
+    if "greedy" in names:
+        columns.append("greedy")
     extra = ["length", "truncated"]
     further = sorted(name for name in names if name.count("/") == 1)
     head = ["suite", "questions", "n", *columns, *extra]
@@ -113,7 +118,10 @@ def markdown(results: Mapping[str, Mapping[str, Any]], title: str) -> str:
         scores = [_with_interval(result, column) for column in columns]
         others = [_metric_text(result.get(column)) for column in extra]
         rows.append([name, result["questions"], result["n"], *scores, *others])
-    rows.append(["**Avg.**", "", "", *(_metric_text(means.get(column)) for column in [*columns, *extra])])
+    mean_texts = []
+    for column in [*columns, *extra]:
+        mean_texts.append(_metric_text(means.get(column)))
+    rows.append(["**Avg.**", "", "", *mean_texts])
     parts = [f"# {title}", markdown_table(head, rows)]
     if further:
         lines = []
@@ -126,14 +134,21 @@ def markdown(results: Mapping[str, Mapping[str, Any]], title: str) -> str:
             measures = [c for c in ("pass@1", "greedy") if c in r]
             lines = []
             for category, part in r["categories"].items():
-                lines.append([category, part["questions"], *(_metric_text(part[c]) for c in measures)])
+                texts = []
+                for c in measures:
+                    texts.append(_metric_text(part[c]))
+                lines.append([category, part["questions"], *texts])
             parts += [f"## {name}", markdown_table(["category", "questions", *measures], lines)]
     return "\n\n".join([*parts, "Intervals: 95 %, bootstrap over questions.\n"])
 
 
 def sampled_ks(names: Iterable[str]) -> list[int]:
     """Return the k of every pass@k among the names of results, the smallest first."""
-    return sorted(int(name.removeprefix("pass@")) for name in names if name.startswith("pass@") and name[5:].isdigit())
+    ks = []
+    for name in names:
+        if name.startswith("pass@") and name[5:].isdigit():
+            ks.append(int(name.removeprefix("pass@")))
+    return sorted(ks)
 
 
 def averages(suites: Collection[Mapping[str, Any]], names: Iterable[str]) -> dict[str, float]:

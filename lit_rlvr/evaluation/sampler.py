@@ -194,7 +194,10 @@ class Sampler:
         batch = [data.prepare(prompt) for prompt in prompts]
         seeds = []
         for prompt in batch:
-            seeds.append([derive_seed(run_seed(), use, prompt.sample.id, g) for g in range(samples)])
+            group_seeds = []
+            for g in range(samples):
+                group_seeds.append(derive_seed(run_seed(), use, prompt.sample.id, g))
+            seeds.append(group_seeds)
         if isinstance(episodes, Episodes):
             batch = episodes.open(batch, seeds, lambda s: data.prepare(data.encode(s)), data.reading.max_prompt_tokens)
         return batch, seeds

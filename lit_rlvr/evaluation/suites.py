@@ -126,7 +126,12 @@ def list_items(argument: SuiteArgument) -> list[dict[str, Any]]:
         UserError: an entry is neither a suite nor a mapping with one.
     """
     entries = argument.split(",") if isinstance(argument, str) else argument
-    items = [{"suite": entry.strip()} if isinstance(entry, str) else entry for entry in entries]
+    items = []
+    for entry in entries:
+        if isinstance(entry, str):
+            items.append({"suite": entry.strip()})
+        else:
+            items.append(entry)
     for item in items:
         if not isinstance(require_keys(item, SUITE_SETTINGS, "--suite").get("suite"), str):
             raise UserError(f"--suite: {item} names no `suite`")

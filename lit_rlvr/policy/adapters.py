@@ -129,7 +129,10 @@ def float32_stand_ins(model: nn.Module) -> Iterator[None]:
 
     peft gives the adapters of a layer the type of its weight, and they are trained in float32.
     """
-    halves = {p: p.data for p in model.parameters() if p.dtype in (torch.bfloat16, torch.float16) and not p.is_meta}
+    halves = {}
+    for p in model.parameters():
+        if p.dtype in (torch.bfloat16, torch.float16) and not p.is_meta:
+            halves[p] = p.data
     for parameter, data in halves.items():
         parameter.data = torch.zeros((), device=data.device).expand(data.shape)
     try:
@@ -202,7 +205,10 @@ def load_adapter(model: Any, folder: str | Path, empty: bool = False) -> None:
     """
     from peft.utils.save_and_load import load_peft_weights
 
-    layers = [layer for layer in adapted_modules(model).values() if hasattr(layer, "lora_variant")]
+    layers = []
+    for layer in adapted_modules(model).values():
+        if hasattr(layer, "lora_variant"):
+            layers.append(layer)
     extra = [n for n, p in model.named_parameters() if p.requires_grad and not is_matrix(n)]
     kinds = {type(kind).__name__ for layer in layers for kind in layer.lora_variant.values()}
     try:
@@ -316,17 +322,24 @@ def adapted_layers(model: Any, lora: Lora) -> dict[str, Tensor]:
         UserError: no linear layer has one of the names, or the model has no vision tower or no experts.
     """
     linear = language_layers(model)
-    experts = {}
+    experts: dict[str, Tensor] = {}
     if lora.vision_tower:
         seen = {id(module) for part in vision_modules(model) for module in part.modules()}
-        tower = [n for n, module in model.named_modules() if id(module) in seen and isinstance(module, nn.Linear)]
+        tower = []
+        for n, module in model.named_modules():
+            if id(module) in seen and isinstance(module, nn.Linear):
+                tower.append(n)
         linear += _found(tower, "vision_tower", model)
     if lora.experts:
-        experts = {
-            name: weight for name, weight in model.named_parameters() if ".experts." in name and weight.ndim == 3
-        }
+        experts = {}
+        for name, weight in model.named_parameters():
+            if ".experts." in name and weight.ndim == 3:
+                experts[name] = weight
         _found([*experts], "experts", model)
-    chosen = [name for name in linear if lora.layers is None or name.rpartition(".")[2] in lora.layers]
+    chosen = []
+    for name in linear:
+        if lora.layers is None or name.rpartition(".")[2] in lora.layers:
+            chosen.append(name)
     known = sorted({name.rpartition(".")[2] for name in linear})
     if lora.layers is None:
         unknown = []
@@ -347,7 +360,11 @@ def _found(names: list[str], option: str, model: Any) -> list[str]:
 def language_layers(model: Any) -> list[str]:
     """Return the names of the language model's linear layers, except the output embedding."""
     head = model.get_output_embeddings()
-    return [name for name, module in language_modules(model) if isinstance(module, nn.Linear) and module is not head]
+    names = []
+    for name, module in language_modules(model):
+        if isinstance(module, nn.Linear) and module is not head:
+            names.append(name)
+    return names
 
 
 def is_saved(name: str) -> bool:
@@ -357,11 +374,11 @@ def is_saved(name: str) -> bool:
 
 def adapted_modules(model: nn.Module) -> dict[str, Any]:
     """Return peft's layers around others, by the names of the weights in the plain model that they adapt."""
-    return {
-        f"{_plain_name(name)}.{getattr(layer, 'parameter_name', 'weight')}": layer
-        for name, layer in model.named_modules()
-        if hasattr(layer, "base_layer")
-    }
+    layers_by_name = {}
+    for name, layer in model.named_modules():
+        if hasattr(layer, "base_layer"):
+            layers_by_name[f"{_plain_name(name)}.{getattr(layer, 'parameter_name', 'weight')}"] = layer
+    return layers_by_name
 
 
 def used_adapters(layer: Any, view: str | None) -> list[str]:
@@ -433,7 +450,10 @@ def adapter_config(model: Any, view: str | None = ADAPTER) -> dict[str, Any] | N
         elif view is not None:
             return None
     plain = tuple(f".lora_{matrix}.{name}.weight" for matrix in "AB" for name in (ADAPTER, FIRST, SUBTRACTED))
-    others = [n for n, p in model.named_parameters() if (p.requires_grad or ".lora_" in n) and not n.endswith(plain)]
+    others = []
+    for n, p in model.named_parameters():
+        if (p.requires_grad or ".lora_" in n) and not n.endswith(plain):
+            others.append(n)
     if len(kinds) != 1 or others or any(not name.endswith(".weight") for name in layers):
         return None
     ((rank, scale),) = kinds
@@ -458,7 +478,9 @@ def adapter_weights(
             saved = f"base_model.model.{path}.lora_"
             scale = layer.scaling[names[0]]
             yield f"{saved}A.weight", torch.cat([full_tensor(layer.lora_A[n].weight) for n in names])
-            scaled = [full_tensor(layer.lora_B[n].weight) * (layer.scaling[n] / scale) for n in names]
+            scaled = []
+            for n in names:
+                scaled.append(full_tensor(layer.lora_B[n].weight) * (layer.scaling[n] / scale))
             yield f"{saved}B.weight", torch.cat(scaled, dim=1)
             for name in {*names} & {*layer.lora_magnitude_vector}:
                 yield f"{saved}magnitude_vector.weight", full_tensor(layer.lora_magnitude_vector[name].weight)
@@ -526,7 +548,10 @@ def changing_weights(model: Any) -> frozenset[str] | None:
     engines fuse them and load them only together.
     """
     parameters = dict(model.named_parameters())
-    within = {_layer(name).rpartition(".")[0] for name, parameter in parameters.items() if parameter.requires_grad}
+    within = set()
+    for name, parameter in parameters.items():
+        if parameter.requires_grad:
+            within.add(_layer(name).rpartition(".")[0])
     plain = [name for name in parameters if ".lora_" not in name]
     names = {_plain_name(name) for name in plain if _layer(name).rpartition(".")[0] in within}
     if len(names) == len(plain):

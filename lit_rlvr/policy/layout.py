@@ -117,7 +117,9 @@ def _routes(groups: Sequence[Group], shared_prefix: bool) -> Tensor | None:
     if groups[0].routes is None:
         return None
     like = groups[0].routes[0]
-    rows = [(len(g.prompt), g.routes or [like.new_full((len(g.prompt), *like.shape[1:]), -1)]) for g in groups]
+    rows = []
+    for g in groups:
+        rows.append((len(g.prompt), g.routes or [like.new_full((len(g.prompt), *like.shape[1:]), -1)]))
     if shared_prefix:
         prompts = [routes[0][:length] for length, routes in rows]
         laid = torch.cat(prompts + [route[length:] for length, routes in rows for route in routes])
@@ -170,9 +172,9 @@ def _single_rows(groups: Sequence[Group]) -> Layout:
     width = max(map(len, inputs))
     ids = torch.tensor([tokens + [0] * (width - len(tokens)) for tokens in inputs])
     lengths = torch.tensor([len(tokens) for tokens in inputs])
-    position_ids = [
-        torch.cat([group.position_ids, group.after(g, width - len(group.prompt))], 1) for group, g, _ in rows
-    ]
+    position_ids = []
+    for group, g, _ in rows:
+        position_ids.append(torch.cat([group.position_ids, group.after(g, width - len(group.prompt))], 1))
     row = [r for r, (_, _, c) in enumerate(rows) for _ in c]
     column = [len(group.prompt) - 1 + t for group, _, c in rows for t in range(len(c))]
     return ids, _by_rows(torch.stack(position_ids, 1)), torch.arange(width) < lengths[:, None], None, row, column

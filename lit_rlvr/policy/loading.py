@@ -158,15 +158,19 @@ def check_complete(folder: str, report: dict[str, Any]) -> None:
     Raises:
         UserError: names the missing, unknown and misshapen weights.
     """
+    wrong_shapes = []
+    for name, shape, wanted in sorted(report["mismatched_keys"]):
+        wrong_shapes.append(f"{name} {list(shape)} instead of {list(wanted)}")
     misfits = {
         "missing": sorted(report["missing_keys"]),
         "unknown": sorted(report["unexpected_keys"]),
-        "of the wrong shape": [
-            f"{name} {list(shape)} instead of {list(wanted)}"
-            for name, shape, wanted in sorted(report["mismatched_keys"])
-        ],
+        "of the wrong shape": wrong_shapes,
     }
-    misfit = "; ".join(f"{len(names)} {kind}: {_few(names)}" for kind, names in misfits.items() if names)
+    parts = []
+    for kind, names in misfits.items():
+        if names:
+            parts.append(f"{len(names)} {kind}: {_few(names)}")
+    misfit = "; ".join(parts)
     if misfit:
         raise UserError(
             f"model: the weights in {folder} are not those of its config.json ({misfit}); take both from the same model"
@@ -229,11 +233,10 @@ def differing_tokens(folder: str, other: str, key: str) -> dict[int, str]:
     added = {i for tokenizer in tokenizers for i in tokenizer.added_tokens_decoder} - {tokenizers[0].eos_token_id}
     if tokenizers[0].eos_token_id == tokenizers[1].eos_token_id:
         other_tokens[tokenizers[0].eos_token_id] = tokens[tokenizers[0].eos_token_id]
-    differing = {
-        i: f"token {i} is {other_tokens.get(i)!r} in {other} and {tokens.get(i)!r} in {folder}"
-        for i in sorted(tokens.keys() | other_tokens.keys())
-        if tokens.get(i) != other_tokens.get(i)
-    }
+    differing = {}
+    for i in sorted(tokens.keys() | other_tokens.keys()):
+        if tokens.get(i) != other_tokens.get(i):
+            differing[i] = f"token {i} is {other_tokens.get(i)!r} in {other} and {tokens.get(i)!r} in {folder}"
     refuse_all(f"{key}: {differing[i]}; use a model with the same tokenizer" for i in [*differing.keys() - added][:1])
     return differing
 
@@ -376,7 +379,10 @@ def check_token_ids(folder: str, rows: int, tokenizer: PreTrainedTokenizerBase, 
             "generation_config.json and tokenizer of this model"
         )
     template = str(tokenizer.chat_template or "")
-    unknown = [text for text, token in tokenizer.get_added_vocab().items() if token >= rows and text in template]
+    unknown = []
+    for text, token in tokenizer.get_added_vocab().items():
+        if token >= rows and text in template:
+            unknown.append(text)
     if unknown:
         raise UserError(
             f"model: the chat template of {folder} has {_few(sorted(unknown))}, which the tokenizer counts beyond the "
@@ -425,7 +431,9 @@ def published_in(folder: str, dtype: torch.dtype) -> bool:
     paths = weight_files(folder)
     for path in paths:
         with reading(Path(path).name, folder), safe_open(path, framework="pt") as file:
-            types = {file.get_slice(weight).get_dtype() for weight in file.keys()}  # noqa: SIM118  # not a mapping
+            types = set()
+            for weight in file.keys():  # noqa: SIM118  # not a mapping
+                types.add(file.get_slice(weight).get_dtype())
         if types != {name}:
             return False
     return bool(paths)

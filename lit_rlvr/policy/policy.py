@@ -447,7 +447,10 @@ def _join_sequences(rows: Rows, lengths: Sequence[Sequence[int]]) -> Rows:
     if all(len(of_completion) == 1 for of_completion in lengths):
         return rows
     completion = [k for k, of_completion in enumerate(lengths) for _ in of_completion]
-    start = [end - length for part in lengths for end, length in zip(accumulate(part), part, strict=True)]
+    start = []
+    for part in lengths:
+        for end, length in zip(accumulate(part), part, strict=True):
+            start.append(end - length)
     device = rows.sequence.device
     return replace(
         rows,

@@ -232,11 +232,10 @@ def _kernel(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, causal: bool, scale
             scale=scale,
         )
         return out, lse
-    parts = [
-        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(a, b, c, 0.0, causal, scale=scale)
-        for a, b, c in zip(_heads(q, blocks.queries), _heads(k, blocks.keys), _heads(v, blocks.keys), strict=True)
-        if a.shape[2]
-    ]
+    parts = []
+    for a, b, c in zip(_heads(q, blocks.queries), _heads(k, blocks.keys), _heads(v, blocks.keys), strict=True):
+        if a.shape[2]:
+            parts.append(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(a, b, c, 0.0, causal, scale=scale))
     return torch.cat([out[0].transpose(0, 1) for out, _ in parts]), torch.cat([lse[0] for _, lse in parts], 1)
 
 

@@ -105,7 +105,10 @@ def checkpointing(model: nn.Module) -> Iterator[None]:
     transformers ties checkpointing to training mode, which would also enable dropout, so only the layers' own flag is
     set. It is reset on exit because a checkpointed layer refuses the KV cache that generation needs.
     """
-    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer) and m.gradient_checkpointing]
+    layers = []
+    for m in model.modules():
+        if isinstance(m, GradientCheckpointingLayer) and m.gradient_checkpointing:
+            layers.append(m)
     chosen = [layer for layer in layers if torch.is_grad_enabled() and not layer.training]
     for layer in chosen:
         layer.training = True

@@ -69,7 +69,9 @@ def _by_length(q: Tensor, k: Tensor, v: Tensor, lengths: list[int], scaling: flo
     for length, firsts in starts.items():
         place = to_device(torch.tensor(firsts)[:, None] + torch.arange(length), q.device)  # (n, L)
         position_ids.append(place.flatten())
-        parts = [x.index_select(1, position_ids[-1]).unflatten(1, place.shape).transpose(0, 1) for x in (q, k, v)]
+        parts = []
+        for x in (q, k, v):
+            parts.append(x.index_select(1, position_ids[-1]).unflatten(1, place.shape).transpose(0, 1))
         with torch.autocast(q.device.type, enabled=False):
             out = scaled_dot_product_attention(parts[0], parts[1], parts[2], scale=scaling)  # (n, heads, L, D)
         blocks.append(out.transpose(1, 2).flatten(0, 1))

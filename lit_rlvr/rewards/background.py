@@ -85,7 +85,10 @@ class BackgroundScoring:
             UserError: see `combine`.
         """
         group_results = [self.result(key) for key in keys]
-        rollout_results = judge(self._rewards, [pair for key in keys for pair in self._pairs[key]], whole_rollout=True)
+        all_pairs = []
+        for key in keys:
+            all_pairs += self._pairs[key]
+        rollout_results = judge(self._rewards, all_pairs, whole_rollout=True)
         results = {}
         for reward in self._rewards:
             if reward.whole_rollout:
@@ -122,5 +125,8 @@ class BackgroundScoring:
         start = 0
         for key, pairs in zip(keys, parts, strict=True):
             end = start + len(pairs)
-            self._found[key].set_result({name: column[start:end] for name, column in results.items()})
+            results_of_key = {}
+            for name, column in results.items():
+                results_of_key[name] = column[start:end]
+            self._found[key].set_result(results_of_key)
             start = end

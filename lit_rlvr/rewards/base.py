@@ -126,7 +126,7 @@ class Reward(ChecksArguments, ABC):
 
     @property
     def metrics(self) -> dict[str, list[float]]:
-        """The numbers to log; of a validation a dictionary that nobody reads."""
+        """The numbers to log; during a validation, a dictionary that nobody reads."""
         if _IS_LOGGED.get():
             return self._metrics
         return {}
@@ -231,10 +231,13 @@ class Reward(ChecksArguments, ABC):
             pickle_for_worker(sample, f"{sample.source or sample.id}: the row", remedy)
         with Waiting(self.dotted_path, [sample.id for _, sample in pairs]) as waiting:
             outcomes = shared_pool().run(self.for_workers, pairs, waiting=waiting, **asdict(limits))
-        return [
-            outcome.value if outcome.status == "ok" else RewardResult(0.0, None, outcome.status, outcome.detail)
-            for outcome in outcomes
-        ]
+        results = []
+        for outcome in outcomes:
+            if outcome.status == "ok":
+                results.append(outcome.value)
+            else:
+                results.append(RewardResult(0.0, None, outcome.status, outcome.detail))
+        return results
 
     def _judge(
         self, completion: Completion, sample: Sample, passed_on: type[BaseException] = KeyboardInterrupt
@@ -283,7 +286,7 @@ class Reward(ChecksArguments, ABC):
 
 
 def reaches(value: float, threshold: float) -> bool:
-    """Return whether a value is at least a threshold, of which rounding may have taken a last digit."""
+    """Return whether a value is at least a threshold, or below it by rounding alone."""
     return value >= threshold or math.isclose(value, threshold, rel_tol=1e-9, abs_tol=1e-9)
 
 
@@ -372,7 +375,13 @@ def row_weights(sample: Sample, weights: Mapping[str, float]) -> dict[str, float
         in_columns = (named_rewards(sample, column, weights) for column in REWARD_COLUMNS)
         named = dict.fromkeys(next(filter(None, in_columns), list(weights)))
     chosen = {name: named[name] for name in weights if name in named}
-    return {name: weights[name] if weight is None else weight for name, weight in chosen.items()}
+    known_weights = {}
+    for name, weight in chosen.items():
+        if weight is None:
+            known_weights[name] = weights[name]
+        else:
+            known_weights[name] = weight
+    return known_weights
 
 
 def names_in(sample: Sample, column: str) -> list[str]:
@@ -383,7 +392,7 @@ def names_in(sample: Sample, column: str) -> list[str]:
 
 
 def named_rewards(sample: Sample, column: str, weights: Iterable[str]) -> list[str]:
-    """Return the rewards that a column of a row names, whose case does not count.
+    """Return the rewards that a column of a row names; upper and lower case do not matter.
 
     Args:
         sample: the row.
@@ -403,7 +412,7 @@ def groups_of(pairs: Sequence[Pair]) -> list[list[int]]:
 
 
 def check_prefills(rewards: Sequence[Reward], prompts: Iterable[Prompt]) -> None:
-    """Let each reward check the prefills that it does not see: those of prompts that it judges without their prefill.
+    """Let each reward check the prefills of the prompts that it judges without their prefill.
 
     Raises:
         UserError: a reward looks for the prefill in the text.
@@ -418,7 +427,10 @@ def check_prefills(rewards: Sequence[Reward], prompts: Iterable[Prompt]) -> None
 
 def report_rewards_in_process(rewards: Sequence[Reward]) -> None:
     """Report which user-defined rewards run in this process, because they can hang or end it."""
-    paths = [r.dotted_path for r in rewards if not (r.isolation or r.dotted_path.startswith("lit_rlvr."))]
+    paths = []
+    for r in rewards:
+        if not (r.isolation or r.dotted_path.startswith("lit_rlvr.")):
+            paths.append(r.dotted_path)
     if paths:
         log.info(
             "%s: runs in this process and can hang or end it; set `isolate: true` on a reward to use worker processes",

@@ -72,7 +72,9 @@ class CodeTests(CheckedReward):
         return None
 
     def check(self, pairs: Sequence[Pair]) -> list[RewardResult]:
-        arguments = [(c.full_text, *_tests(sample), self.limits, self.float_tolerance) for c, sample in pairs]
+        arguments = []
+        for c, sample in pairs:
+            arguments.append((c.full_text, *_tests(sample), self.limits, self.float_tolerance))
         outcomes = shared_pool().run(
             "lit_rlvr.rewards.code:check_code",
             arguments,
@@ -232,7 +234,10 @@ def extract_program(text: str, function: str = "") -> str:
         text: the completion.
         function: the function that the tests call; "" = none.
     """
-    fenced = [block for block in fenced_blocks(without_thoughts(text)) if block.content.strip()]
+    fenced = []
+    for block in fenced_blocks(without_thoughts(text)):
+        if block.content.strip():
+            fenced.append(block)
     tagged = [block for block in fenced if _PYTHON.fullmatch(block.language)]
     blocks = tagged or [block for block in fenced if not block.language]
     programs = [block.content for block in blocks if not _OUTPUT.fullmatch(block.heading)] or [
@@ -268,14 +273,22 @@ def _names(program: str) -> tuple[set[str], set[str]]:
         top, *inner = _tables(symtable(program, "a program", "exec"))
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         return set(), set()
-    symbols = [symbol for table in (top, *inner) for symbol in table.get_symbols() if symbol.is_global()]
+    symbols = []
+    for table in (top, *inner):
+        for symbol in table.get_symbols():
+            if symbol.is_global():
+                symbols.append(symbol)
     bound = _bound(top.get_symbols())
     used = {symbol.get_name() for symbol in symbols if symbol.is_referenced()}
     return bound, used - bound - _bound(symbols)
 
 
 def _bound(symbols: Iterable[Symbol]) -> set[str]:
-    return {symbol.get_name() for symbol in symbols if symbol.is_assigned() or symbol.is_imported()}
+    names = set()
+    for symbol in symbols:
+        if symbol.is_assigned() or symbol.is_imported():
+            names.add(symbol.get_name())
+    return names
 
 
 def _tables(table: SymbolTable) -> Iterator[SymbolTable]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -75,7 +75,9 @@ def score_rollout(rewards: Sequence[Reward], completions: list[list[Completion]]
         UserError: see `combine`.
     """
     width = len(completions[0]) if completions else 0
-    pairs = [pair for group, sample in zip(completions, samples, strict=True) for pair in pairs_of(group, sample)]
+    pairs = []
+    for group, sample in zip(completions, samples, strict=True):
+        pairs += pairs_of(group, sample)
     return combine(rewards, judge(rewards, pairs), samples, width)
 
 
@@ -83,6 +85,23 @@ def pairs_of(group: Sequence[Completion], sample: Sample) -> list[Pair]:
     """Return a group's completions with a copy of their sample, which tells them from another group of the sample."""
     shared = copy(sample)
     return [(completion, shared) for completion in group]
+
+
+def _score(reward: Reward, pairs: Sequence[Pair]) -> Sequence[RewardResult]:
+    """Return a reward's results for some completions.
+
+    Raises:
+        UserError: it changed a setting of torch that training reads.
+    """
+    before = [get() for get in TORCH_SETTINGS]
+    results = reward.score(pairs)
+    for get, value in zip(TORCH_SETTINGS, before, strict=True):
+        if get() != value:
+            raise UserError(
+                f"reward {reward.dotted_path} changed torch.{get.__name__}(), which training uses; restore the setting "
+                "before it returns"
+            )
+    return results
 
 
 def judge(rewards: Sequence[Reward], pairs: Sequence[Pair], whole_rollout: bool | None = None) -> Judgements:
@@ -100,26 +119,56 @@ def judge(rewards: Sequence[Reward], pairs: Sequence[Pair], whole_rollout: bool 
         UserError: a reward changed a setting of torch that training reads.
     """
     outcomes = {k: completion.outcome for k, (completion, _) in enumerate(pairs)}
-    failures = {k: outcome for k, outcome in outcomes.items() if outcome and outcome.status in ("timeout", "error")}
+    failures = {}
+    for k, outcome in outcomes.items():
+        if outcome and outcome.status in ("timeout", "error"):
+            failures[k] = outcome
     weights = own_weights(rewards)
     sample_weights = {id(sample): row_weights(sample, weights) for _, sample in pairs}
     judgements: Judgements = {}
     for reward in rewards:
         if whole_rollout not in (None, reward.whole_rollout):
             continue
-        indices = [
-            k for k, (_, sample) in enumerate(pairs) if k not in failures and reward.name in sample_weights[id(sample)]
-        ]
-        before = [get() for get in TORCH_SETTINGS]
-        results = dict(zip(indices, reward.score([pairs[k] for k in indices]), strict=True))
-        changed = [get.__name__ for get, value in zip(TORCH_SETTINGS, before, strict=True) if get() != value]
-        if changed:
-            raise UserError(
-                f"reward {reward.dotted_path} changed torch.{changed[0]}(), which training uses; restore the setting "
-                "before it returns"
-            )
+        indices = []
+        for k, (_, sample) in enumerate(pairs):
+            if k not in failures and reward.name in sample_weights[id(sample)]:
+                indices.append(k)
+        results = dict(zip(indices, _score(reward, [pairs[k] for k in indices]), strict=True))
         judgements[reward.name] = [results.get(k) or failures.get(k) or NOT_JUDGED for k in range(len(pairs))]
     return judgements
+
+
+def _settle_correct(
+    rewards: Sequence[Reward], results: Judgements, names: Sequence[tuple[str, ...]], width: int
+) -> tuple[dict[str, list[RewardResult]], list[str]]:
+    """Return the results, in which one reward of each completion says whether it is right, and its name (B of them).
+
+    Args:
+        rewards: the rewards.
+        results: reward's name -> its P * G results, group by group.
+        names: the names of the rewards that judge each of the P samples.
+        width: G, the completions of each sample.
+    """
+    settled = {name: [*column] for name, column in results.items()}
+    judging = [rewards[0].name] * len(names) * width
+    rows_by_rewards: dict[tuple[str, ...], list[int]] = {}  # the rewards of a row -> its completions
+    for b in range(len(judging)):
+        rows_by_rewards.setdefault(names[b // width], []).append(b)
+    rows_by_rewards.pop((), None)  # no reward judges these
+    for own_names, own_rows in rows_by_rewards.items():
+        columns = {}
+        for name in own_names:
+            columns[name] = [settled[name][b] for b in own_rows]
+        own_rewards = []
+        for reward in rewards:
+            if reward.name in own_names:
+                own_rewards.append(reward)
+        source = _correct_source(own_rewards, columns)
+        counts_ones = _counts_ones(next(reward for reward in rewards if reward.name == source), rewards)
+        for b, result in zip(own_rows, _with_correct(source, columns[source], counts_ones), strict=True):
+            judging[b] = source
+            settled[source][b] = result
+    return settled, judging
 
 
 def combine(rewards: Sequence[Reward], results: Judgements, samples: Sequence[Sample], width: int) -> Scores:
@@ -148,22 +197,7 @@ def combine(rewards: Sequence[Reward], results: Judgements, samples: Sequence[Sa
     groups = len(samples)
     weights = own_weights(rewards)
     sample_weights = [row_weights(sample, weights) for sample in samples]  # P
-    results = {name: [*column] for name, column in results.items()}
-    judging = [rewards[0].name] * groups * width  # B, the reward that says whether a completion is right
-    rows_by_rewards: dict[tuple[str, ...], list[int]] = {}  # the rewards of a row -> its completions
-    for b in range(len(judging)):
-        rows_by_rewards.setdefault(tuple(sample_weights[b // width]), []).append(b)
-    rows_by_rewards.pop((), None)  # no reward judges these
-    for names, own_rows in rows_by_rewards.items():
-        columns = {}
-        for name in names:
-            columns[name] = [results[name][b] for b in own_rows]
-        source = _correct_source([reward for reward in rewards if reward.name in names], columns)
-        counts_ones = _counts_ones(next(reward for reward in rewards if reward.name == source), rewards)
-        for b, result in zip(own_rows, _with_correct(source, columns[source], counts_ones), strict=True):
-            judging[b] = source
-            results[source][b] = result
-
+    results, judging = _settle_correct(rewards, results, [tuple(named) for named in sample_weights], width)
     rows = [dict(zip(results, row_results, strict=True)) for row_results in zip(*results.values(), strict=True)]  # B
     worst: list[Status] = []  # B
     for row in rows:
@@ -179,7 +213,9 @@ def combine(rewards: Sequence[Reward], results: Judgements, samples: Sequence[Sa
     for name in weights:
         weight_by_prompt = torch.tensor([named.get(name, 0.0) for named in sample_weights])  # (P,)
         total = total + weight_by_prompt.reshape(groups, 1) * parts[name].nan_to_num()
-    correct = [_correct(*judgement) for judgement in zip(rows, judging, worst, strict=True)]  # B
+    correct = []  # B
+    for judgement in zip(rows, judging, worst, strict=True):
+        correct.append(_correct(*judgement))
     return Scores(
         rewards=total,
         correct=table([float(bool(right)) for right in correct]),
@@ -286,9 +322,23 @@ def logged_metrics(rewards: Sequence[Reward]) -> dict[str, float]:
     ranks = gather_objects(logged)
     means = {}
     for name in dict.fromkeys(chain(*ranks)):
-        values = [value for metrics in ranks for value in metrics.get(name, [])]
-        means[name] = sum(values) / len(values) if values else math.nan
+        values = []
+        for metrics in ranks:
+            values += metrics.get(name, [])
+        if values:
+            means[name] = sum(values) / len(values)
+        else:
+            means[name] = math.nan
     return means
+
+
+def _failure_row(sample: Sample, completion: Completion, results: Mapping[str, RewardResult]) -> dict[str, Any]:
+    """Return the row of `failed_rewards.jsonl` about a completion: its text, and each failed reward's reason."""
+    reasons = {}
+    for name, result in results.items():
+        if result.status in ("error", "timeout"):
+            reasons[name] = result.detail
+    return {"id": sample.id, "source": sample.source, "completion": completion.text, "failed": reasons}
 
 
 def stop_on_failures(
@@ -296,21 +346,21 @@ def stop_on_failures(
     completions: list[list[Completion]],
     scores: Scores,
     limit: float,
-    run: Path,
+    run_folder: Path,
     together: bool,
 ) -> None:
     """End the run if too many checks failed.
 
     That is more than a share `limit` of checks that failed or were stopped by a limit before they judged, or more than
     half of an iteration's checks that were stopped. Before that, save the completions whose checks failed to
-    `failed_rewards.jsonl` in `run`.
+    `failed_rewards.jsonl` in `run_folder`.
 
     Args:
         prompts: the P prompts.
         completions: P lists of G.
         scores: their scores.
         limit: the largest share of failed checks, in [0, 1].
-        run: the run's folder.
+        run_folder: the run's folder.
         together: an iteration, counted over all ranks; then collective: call it on every rank.
 
     Raises:
@@ -333,12 +383,10 @@ def stop_on_failures(
         return
     if not lost.any():
         raise UserError(f"a reward failed on {failed} of {total} completions, all of them on another rank")
-    path = run / "failed_rewards.jsonl"
-    rows: list[dict[str, Any]] = []
+    rows = []
     for p, g in lost.nonzero().tolist():
-        reasons = {n: r.detail for n, r in scores.details[p][g].items() if r.status in ("error", "timeout")}
-        sample = prompts[p].sample
-        rows.append({"id": sample.id, "source": sample.source, "completion": completions[p][g].text, "failed": reasons})
+        rows.append(_failure_row(prompts[p].sample, completions[p][g], scores.details[p][g]))
+    path = run_folder / "failed_rewards.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     name, reason = next(iter(rows[0]["failed"].items()))

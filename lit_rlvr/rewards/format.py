@@ -53,13 +53,16 @@ class Format(Reward):
 
     def check_prefill(self, prefill: str) -> None:
         parsed = _parser.parse(self.pattern.pattern if self.pattern else "", re.DOTALL)
-        refuse_all(
-            f"rewards.{type(self).__name__} {self.name!r} asks for {tag} in the text, but the chat template or the "
-            f"data's prefill writes it ({prefill!r}), so no text ever has it; set data.init_args.chat.score_prefill: "
-            "true, with which rewards judge that too, or ask only for what the model writes"
-            for tag in TAG.findall(prefill)
-            if tag in (self.contains or "") or tag in required_text(parsed, tag)
-        )
+        problems = []
+        for tag in TAG.findall(prefill):
+            if tag in (self.contains or "") or tag in required_text(parsed, tag):
+                problems.append(
+                    f"rewards.{type(self).__name__} {self.name!r} asks for {tag} in the text, but the chat template or "
+                    f"the data's prefill writes it ({prefill!r}), so no text ever has it; set "
+                    "data.init_args.chat.score_prefill: true, with which rewards judge that too, or ask only for what "
+                    "the model writes"
+                )
+        refuse_all(problems)
 
     def __call__(self, completion: Completion, sample: Sample) -> float:
         return float(any(map(self._accepts, dict.fromkeys((completion.text, completion.raw or completion.text)))))

@@ -135,7 +135,10 @@ def easyr1_arguments(pairs: Sequence[Pair], function: Any) -> Arguments:
 
 def easyr1_batch_arguments(pairs: Sequence[Pair], function: Any) -> Arguments:
     """Return the arguments that EasyR1 gives to a function of a batch."""
-    return {"reward_inputs": [easyr1_arguments([pair], function)["reward_input"] for pair in pairs]}
+    inputs = []
+    for pair in pairs:
+        inputs.append(easyr1_arguments([pair], function)["reward_input"])
+    return {"reward_inputs": inputs}
 
 
 def openrlhf_arguments(pairs: Sequence[Pair], function: Any) -> Arguments:
@@ -227,7 +230,11 @@ def form_of(function: Any) -> Form | None:
 def required(parameters: Mapping[str, inspect.Parameter]) -> list[str]:
     """Return the names of the parameters without a default."""
     variable = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
-    return [name for name, p in parameters.items() if p.default is p.empty and p.kind not in variable]
+    required_names = []
+    for name, p in parameters.items():
+        if p.default is p.empty and p.kind not in variable:
+            required_names.append(name)
+    return required_names
 
 
 def parameters_of(function: Any) -> dict[str, inspect.Parameter]:
@@ -242,7 +249,11 @@ def accepted_arguments(function: Any, arguments: Mapping[str, Any]) -> Arguments
     """Return those arguments that a function has parameters for; all, if it has a `**kwargs`."""
     parameters = parameters_of(function)
     takes_all = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
-    return {name: value for name, value in arguments.items() if takes_all or name in parameters}
+    taken = {}
+    for name, value in arguments.items():
+        if takes_all or name in parameters:
+            taken[name] = value
+    return taken
 
 
 def as_messages(prompt: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -274,7 +285,11 @@ def turn_message(turn: Turn) -> dict[str, Any]:
     }
     if not read:
         content = without_thoughts(turn.text)
-    return {"role": "assistant", "content": content} | {name: part for name, part in parts.items() if part}
+    given_parts = {}
+    for name, part in parts.items():
+        if part:
+            given_parts[name] = part
+    return {"role": "assistant", "content": content} | given_parts
 
 
 def read_result(value: Any) -> Any:
@@ -291,7 +306,11 @@ def read_result(value: Any) -> Any:
                 f"a dict must have the reward as {', '.join(SCORE_KEYS[:-1])} or {SCORE_KEYS[-1]}; its keys are "
                 f"{', '.join(map(str, value)) or 'none'}"
             )
-        detail = "; ".join(f"{name}: {part}" for name, part in value.items() if name not in (score, right))
+        details = []
+        for name, part in value.items():
+            if name not in (score, right):
+                details.append(f"{name}: {part}")
+        detail = "; ".join(details)
         if right is None:
             correct = None
         else:

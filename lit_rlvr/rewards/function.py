@@ -113,7 +113,10 @@ class FunctionReward(Reward):
                 raise
             except BaseException as error:
                 values = [error] * len(pairs)
-        return [self.result_of(value, completion) for value, (completion, _) in zip(values, pairs, strict=True)]
+        results = []
+        for value, (completion, _) in zip(values, pairs, strict=True):
+            results.append(self.result_of(value, completion))
+        return results
 
     def values(self, pairs: Sequence[Pair]) -> list[Any]:
         """Call the function; return a value, or the exception of an asynchronous call, for each completion.
@@ -155,7 +158,10 @@ class FunctionReward(Reward):
         for value in values:
             self._log_numbers(value)
             try:
-                read.append(value if isinstance(value, BaseException) else read_result(value))
+                if isinstance(value, BaseException):
+                    read.append(value)
+                else:
+                    read.append(read_result(value))
             except (TypeError, ValueError) as error:
                 read.append(error)
         return read
@@ -166,7 +172,10 @@ class FunctionReward(Reward):
 
     def check_reference(self, sample: Sample) -> None:
         given = {*self.form.arguments([(NO_COMPLETION, sample)], self.function), *TRL_HELPERS}
-        missing = [name for name in required(parameters_of(self.function)) if name not in given]
+        missing = []
+        for name in required(parameters_of(self.function)):
+            if name not in given:
+                missing.append(name)
         if self.form is TRL and missing:
             raise UserError(
                 f"reward {self.name!r}: {self.dotted_path} takes {', '.join(missing)}, which is no column of "
@@ -305,12 +314,14 @@ def with_details(values: list[Any], extra: Mapping[str, Sequence[Any]], reward: 
     Raises:
         UserError: a column does not have one value for each completion.
     """
-    refuse_all(
-        f"reward {reward.name!r}: log_extra({column!r}, ...) must get one value for each of the {len(values)} "
-        f"completions, it got {len(logged)}"
-        for column, logged in extra.items()
-        if len(logged) != len(values)
-    )
+    problems = []
+    for column, logged in extra.items():
+        if len(logged) != len(values):
+            problems.append(
+                f"reward {reward.name!r}: log_extra({column!r}, ...) must get one value for each of the {len(values)} "
+                f"completions, it got {len(logged)}"
+            )
+    refuse_all(problems)
     if not extra:
         return values
     results: list[Any] = []

@@ -102,7 +102,10 @@ def _unreadable(reward: Reward, samples: Sequence[Sample]) -> str:
         except UserError as error:
             where = sample.source or sample.id
             text = " ".join(error.messages)
-            problems.append(text if where in text else f"{where}: {text}")
+            if where in text:
+                problems.append(text)
+            else:
+                problems.append(f"{where}: {text}")
     if problems:
         return f"{problems[0]} ({reward.name}: {len(problems)} of {len(samples)} rows)"
     return ""
@@ -117,9 +120,10 @@ def warn_of_gold_answers(rewards: Sequence[Reward], samples: Sequence[Sample]) -
         texts = [(reward.gold_completion(sample), sample) for sample in row_samples]
         pairs = [(Completion(text, (), "stop"), sample) for text, sample in texts if text is not None]
         results = zip(pairs, reward.score(pairs) if pairs else [], strict=True)
-        failures = [
-            pair for pair, result in results if result.correct is False or result.status in ("unjudged", "error")
-        ]
+        failures = []
+        for pair, result in results:
+            if result.correct is False or result.status in ("unjudged", "error"):
+                failures.append(pair)
         if failures:
             completion, sample = failures[0]
             log.warning(
@@ -226,7 +230,10 @@ def find_long_answers(
     samples = [prompt.sample for prompt in chosen]
 
     def measured(forms: Sequence[AnswerForm]) -> list[tuple[AnswerForm, list[int]]]:
-        return [(form, completion_lengths(form, samples, tokenizer, sampling)) for form in forms]
+        lengths_of_forms = []
+        for form in forms:
+            lengths_of_forms.append((form, completion_lengths(form, samples, tokenizer, sampling)))
+        return lengths_of_forms
 
     plain, *framed = (partial(_framed, *frame) for frame in GOLD_FORMS.values())
     plain_pair, *reward_pairs = measured([plain, *(reward.gold_completion for reward in rewards)])

@@ -60,7 +60,10 @@ def without_unreadable(
     outcomes = shared_pool().run(
         "lit_rlvr.answers.verdict:is_readable", [(a,) for a in answers], cpu_seconds=cpu_seconds
     )
-    unreadable = {a for a, outcome in zip(answers, outcomes, strict=True) if outcome.value is False}
+    unreadable = set()
+    for a, outcome in zip(answers, outcomes, strict=True):
+        if outcome.value is False:
+            unreadable.add(a)
     return [
         RewardResult(0.0, None, "unjudged", f"the reference {sample.answer!r} cannot be read")
         if unreadable.issuperset(sample.references)

@@ -81,5 +81,7 @@ class MathAnswer(CheckedReward):
 
     def _run(self, check: str, pairs: Sequence[Pair]) -> list[Outcome]:
         """Run a function of `lit_rlvr.answers.verdict` on completions in worker processes."""
-        arguments = [(completion.full_text, sample.references, *self.options) for completion, sample in pairs]
+        arguments = []
+        for completion, sample in pairs:
+            arguments.append((completion.full_text, sample.references, *self.options))
         return shared_pool().run(f"lit_rlvr.answers.verdict:{check}", arguments, cpu_seconds=self.cpu_seconds)

@@ -93,10 +93,11 @@ class SQLExecution(CheckedReward):
         return results
 
     def _run(self, checks: list[tuple[str | None, Sample]]) -> list[Outcome]:
-        arguments = [
-            (text, s.answer, databases_of(s, "SQLExecution"), self.comparison, self.limits, self.float_tolerance)
-            for text, s in checks
-        ]
+        arguments = []
+        for text, s in checks:
+            arguments.append(
+                (text, s.answer, databases_of(s, "SQLExecution"), self.comparison, self.limits, self.float_tolerance)
+            )
         wall = 20 * self.cpu_seconds  # SQLite never waits: this is for an overloaded machine
         return shared_pool().run(
             "lit_rlvr.rewards.sql:check_sql", arguments, cpu_seconds=self.cpu_seconds, wall_seconds=wall
@@ -253,7 +254,10 @@ def _bare_queries(text: str) -> list[str]:
         if is_open and _continues(queries[-1], paragraph):
             queries[-1] += f"\n\n{paragraph}"
         elif match := _BARE.search(paragraph):
-            queries.append(match[2].rpartition("`")[0] if match[1] and "`" in match[2] else match[2])
+            if match[1] and "`" in match[2]:
+                queries.append(match[2].rpartition("`")[0])
+            else:
+                queries.append(match[2])
         else:
             is_open = False
             continue

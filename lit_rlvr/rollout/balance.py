@@ -40,7 +40,11 @@ def balance(
     places = even_out(summaries, minibatches, pinned_groups)[rank()]
     light = take_group if cut is None else lambda rollout, p: without_patches(take_group(rollout, p))
     stay = {p for r, p in places if r == rank()}
-    sent = gather_objects({p: light(rollout, p) for p in range(len(rollout.prompts)) if p not in stay})
+    leaving = {}
+    for p in range(len(rollout.prompts)):
+        if p not in stay:
+            leaving[p] = light(rollout, p)
+    sent = gather_objects(leaving)
     arrived = [take_group(rollout, p) if r == rank() else sent[r][p] for r, p in places]
     if cut is not None:
         arrived = [
@@ -66,7 +70,8 @@ def _with_pixels(group: Rollout, change: Callable[[Pixels], Pixels]) -> Rollout:
     completions = []
     for row in group.completions:
         completions.append([changed(completion) for completion in row])
-    return replace(group, prompts=[changed(prompt) for prompt in group.prompts], completions=completions)
+    prompts = [changed(prompt) for prompt in group.prompts]
+    return replace(group, prompts=prompts, completions=completions)
 
 
 def even_out(summaries: Summaries, minibatches: int, pinned_groups: int) -> list[list[GroupPlace]]:

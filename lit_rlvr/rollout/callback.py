@@ -100,7 +100,11 @@ class RolloutCallback(RolloutSettings, Callback):
         module.log_dict(metrics)
         module.log_dict(logged_metrics(self.rewards))
         agreement = agreement_metrics(rollout)
-        module.log_dict({n: v for n, v in agreement.items() if n in trainer.logged_metrics or not math.isnan(v)})
+        shown = {}
+        for n, v in agreement.items():
+            if n in trainer.logged_metrics or not math.isnan(v):
+                shown[n] = v
+        module.log_dict(shown)
         if self.sampler.episodes is not None or self.sampler.agents is not None:
             module.log_dict(turn_metrics(rollout))
         if self.sampler.agents is not None:
@@ -232,7 +236,7 @@ class RolloutCallback(RolloutSettings, Callback):
             mask_truncated=self.mask_truncated,
             exact=plan.is_exact,
             has_teacher=stage == "fit" and module.teachers.options is not None,
-            run=Path(trainer.default_root_dir),
+            run_folder=Path(trainer.default_root_dir),
         )
         self.source = self._choose_source(trainer, module, data, stage)
 
@@ -254,12 +258,13 @@ class RolloutCallback(RolloutSettings, Callback):
 
     def replay_source(self, trainer: Trainer, module: RLVRModule, data: PromptDataModule) -> ReplaySource:
         """Return a source of the recorded rollouts, if the record fits this run."""
-        run = Path(str(self.replay.rollouts_from)).expanduser().absolute()  # a reward may change the current directory
-        if run.resolve() == Path(trainer.default_root_dir).resolve():
+        # absolute, because a reward may change the current directory
+        run_folder = Path(str(self.replay.rollouts_from)).expanduser().absolute()
+        if run_folder.resolve() == Path(trainer.default_root_dir).resolve():
             raise UserError(
                 "rollout.replay.rollouts_from: it is this run's own folder; set another trainer.default_root_dir"
             )
-        source = ReplaySource(Record(run), module, data, self.sampling, self.mask_truncated)
+        source = ReplaySource(Record(run_folder), module, data, self.sampling, self.mask_truncated)
         source.check(self._replay_settings(trainer, data), begins(self.environment))
         return source
 
@@ -270,7 +275,11 @@ class RolloutCallback(RolloutSettings, Callback):
     def teacher_versions(self) -> dict[str, str]:
         """The versions of the teachers' weights when the run was started; {} on other processes than the first."""
         weights: dict[str, str] = self._provenance.get("weights", {})
-        return {name: version for name, version in weights.items() if name.startswith("teacher")}
+        versions = {}
+        for name, version in weights.items():
+            if name.startswith("teacher"):
+                versions[name] = version
+        return versions
 
     def _start_engine(self, trainer: Trainer, module: RLVRModule) -> None:
         """Start the engine, unless it runs."""

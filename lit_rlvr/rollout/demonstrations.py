@@ -122,7 +122,6 @@ class Demonstrations:
         bad_rows = []
         split = []
         digest = hashlib.sha256()
-        max_tokens = self.sampling.max_completion_tokens
         for prompt in prompts:
             try:
                 if self.episodes is not None:
@@ -134,37 +133,67 @@ class Demonstrations:
                     split.append(prompt.sample.source or prompt.sample.id)
                 for start, completion in pairs:
                     digest.update(f"{start.token_ids} {completion.token_ids} {completion.sampled}".encode())
-                    if ends_in_thoughts(prompt.prefill) and not closes_thoughts(
-                        self.data.tokenizer.decode(completion.token_ids)
-                    ):
-                        remedy = "add its end (</think>)"
-                        if prompt.sample.id in self._with_empty_thoughts:
-                            remedy = "train on the end that the template writes (model.target_empty_thoughts: train)"
-                        raise BadRow(
-                            f"the prompt opens a thought (<think>) that the completion does not close; {remedy}, or "
-                            "change data.chat (chat_template_kwargs: {enable_thinking: false})",
-                            self.column or "answer",
-                        )
-                    length = len(completion.token_ids) + max(len(start.token_ids) - len(prompt.token_ids), 0)
-                    if refuses_long and length > max_tokens:
-                        raise BadRow(
-                            f"a completion of {length} tokens, and rollout.sampling.max_tokens (with turns, "
-                            f"max_episode_tokens) allows {max_tokens}; raise it, or leave such rows out",
-                            self.column or "answer",
-                        )
+                    self._check_thought(prompt, completion)
+                    if refuses_long:
+                        self._check_length(prompt, start, completion)
             except BadRow as error:
                 bad_rows.append(str(BadRow(error.reason, error.field, prompt.sample.source or prompt.sample.id)))
         if bad_rows:
             raise UserError(
                 f"{self.option}: {len(bad_rows)} of {len(prompts)} rows cannot be used: {abbreviate(bad_rows)}"
             )
+        self._warn_of_templates(prompts, split)
+        return digest.hexdigest()[:16]
+
+    def _check_thought(self, prompt: Prompt, completion: Completion) -> None:
+        """Refuse a completion that does not close the thought which its prompt opens."""
+        if not ends_in_thoughts(prompt.prefill):
+            return
+        if closes_thoughts(self.data.tokenizer.decode(completion.token_ids)):
+            return
+        remedy = "add its end (</think>)"
+        if prompt.sample.id in self._with_empty_thoughts:
+            remedy = "train on the end that the template writes (model.target_empty_thoughts: train)"
+        raise BadRow(
+            f"the prompt opens a thought (<think>) that the completion does not close; {remedy}, or "
+            "change data.chat (chat_template_kwargs: {enable_thinking: false})",
+            self.column or "answer",
+        )
+
+    def _check_length(self, prompt: Prompt, start: Prompt, completion: Completion) -> None:
+        """Refuse a completion that is longer than completions may be.
+
+        Args:
+            prompt: the row's prompt.
+            start: what stands before the completion; in a conversation, its earlier turns too.
+            completion: the completion.
+        """
+        max_tokens = self.sampling.max_completion_tokens
+        length = len(completion.token_ids) + max(len(start.token_ids) - len(prompt.token_ids), 0)
+        if length > max_tokens:
+            raise BadRow(
+                f"a completion of {length} tokens, and rollout.sampling.max_tokens (with turns, "
+                f"max_episode_tokens) allows {max_tokens}; raise it, or leave such rows out",
+                self.column or "answer",
+            )
+
+    def _warn_of_templates(self, prompts: Sequence[Prompt], split: list[str]) -> None:
+        """Warn of what the chat template changes in the rows: earlier turns, and empty thoughts.
+
+        Args:
+            prompts: the prompts of the set.
+            split: the rows whose conversations became several sequences.
+        """
         if split:
             rank_zero_warn(
                 f"{self.data.name}: in {len(split)} of {len(prompts)} conversations, the chat template changes earlier "
                 f"turns when later ones follow, such as dropping their thoughts ({abbreviate(split)}); later turns are "
                 "then trained after the changed ones, in a further sequence"
             )
-        row_ids = [p.sample.source or p.sample.id for p in prompts if p.sample.id in self._with_empty_thoughts]
+        row_ids = []
+        for p in prompts:
+            if p.sample.id in self._with_empty_thoughts:
+                row_ids.append(p.sample.source or p.sample.id)
         if row_ids:
             if self.trains_empty_thoughts:
                 does = "are in the loss"
@@ -174,14 +203,16 @@ class Demonstrations:
                 f"{self.data.name}: {len(row_ids)} of {len(prompts)} rows have answers that begin with empty thoughts, "
                 f"as the chat template writes them ({abbreviate(row_ids)}); these {does} (model.target_empty_thoughts)"
             )
-        return digest.hexdigest()[:16]
 
     def pairs(self, prompts: Sequence[Prompt]) -> list[Pair]:
         """Return the prompts of a batch with their completions; a conversation has one for each of its sequences."""
         if self.episodes is None:
             return [pair for prompt in prompts for pair in self._pairs(prompt)]
         new = [prompt for prompt in prompts if prompt.sample.id not in self._played]
-        self._played |= {prompt.sample.id: pair for prompt, pair in zip(new, self._play(new), strict=True)}
+        played = {}
+        for prompt, pair in zip(new, self._play(new), strict=True):
+            played[prompt.sample.id] = pair
+        self._played |= played
         return [self._played[prompt.sample.id] for prompt in prompts]
 
     def rollout(self, prompts: Sequence[Prompt], banned: Sequence[int]) -> Rollout:
@@ -193,7 +224,9 @@ class Demonstrations:
         """
         pairs = self.pairs(prompts)
         sampling = replace(self.sampling, temperature=1.0, top_p=1.0, top_k=0).with_banned(banned)
-        unscored = Rollout.unscored([prompt for prompt, _ in pairs], [[given] for _, given in pairs], sampling)
+        starts = [prompt for prompt, _ in pairs]
+        completions = [[completion] for _, completion in pairs]
+        unscored = Rollout.unscored(starts, completions, sampling)
         return replace(unscored, statuses=[["unjudged"] for _ in pairs], is_demonstration=True)
 
     def close(self) -> None:

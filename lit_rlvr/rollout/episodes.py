@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -118,8 +118,13 @@ class Episodes(Turns):
         for p, prompt in enumerate(prompts):
             row = {g: outcomes[p, g] for g in range(len(seeds[p]))}
             texts = {g: outcome.value.begun for g, outcome in row.items() if outcome.status == "ok"}
-            different = [text for k, text in enumerate([*texts.values()]) if text not in [*texts.values()][:k]]
-            starts = [replace(again(with_opening(prompt.sample, text)), sample=prompt.sample) for text in different]
+            different = []
+            for k, text in enumerate([*texts.values()]):
+                if text not in [*texts.values()][:k]:
+                    different.append(text)
+            starts = []
+            for text in different:
+                starts.append(replace(again(with_opening(prompt.sample, text)), sample=prompt.sample))
             longer = starts[0] if starts else prompt
             for start in starts:
                 if len(start.token_ids) > max_tokens:
@@ -395,6 +400,13 @@ def turn_metrics(rollout: Rollout) -> dict[str, float]:
     return {name: value / max(size, 1.0) for name, value in total.items()}
 
 
+def _as_placeholder(block: dict[str, Any]) -> dict[str, Any]:
+    """Return a content block of a message, without its image if it has one."""
+    if block["type"] == "image":
+        return {"type": "image"}
+    return block
+
+
 def with_opening(sample: Sample, begun: Opening) -> Sample:
     """Return the sample with what an environment says first in its prompt.
 
@@ -425,7 +437,7 @@ def with_opening(sample: Sample, begun: Opening) -> Sample:
     else:
         blocks = begun
     images = [block["image"] for block in blocks if block["type"] == "image"]
-    placeholders = [{"type": "image"} if block["type"] == "image" else block for block in blocks]
+    placeholders = [_as_placeholder(block) for block in blocks]
     changed = replace(
         sample, prompt=[*messages[:last], {**messages[last], "content": [*parts, *placeholders]}, *messages[last + 1 :]]
     )

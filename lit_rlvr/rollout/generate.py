@@ -43,7 +43,10 @@ def completion_seeds(prompts: list[Prompt], repeats: list[int], count: int, *use
     seeds = []
     for prompt, repeat in zip(prompts, repeats, strict=True):
         numbers = range(repeat * count, (repeat + 1) * count)
-        seeds.append([derive_seed(run_seed(), *use, prompt.sample.id, number) for number in numbers])
+        group_seeds = []
+        for number in numbers:
+            group_seeds.append(derive_seed(run_seed(), *use, prompt.sample.id, number))
+        seeds.append(group_seeds)
     return seeds
 
 
@@ -58,7 +61,7 @@ class GroupSampler:
         mask_truncated: leave truncated completions out of the loss.
         exact: whether the engine's log-probabilities equal the trainer's.
         has_teacher: whether a teacher scores the completions that are trained on.
-        run: the run's folder, for the examples of failed checks.
+        run_folder: the run's folder, for the examples of failed checks.
     """
 
     def __init__(
@@ -71,13 +74,13 @@ class GroupSampler:
         mask_truncated: bool,
         exact: bool,
         has_teacher: bool,
-        run: Path,
+        run_folder: Path,
     ) -> None:
         self.synced_engine = synced_engine
         self.rewards = rewards
         self.environment = environment
         self.max_failure_rate = max_failure_rate
-        self.run = run
+        self.run_folder = run_folder
         self.mask_truncated = mask_truncated
         self.exact = exact
         self.has_teacher = has_teacher
@@ -104,7 +107,10 @@ class GroupSampler:
             for other in data.validated:
                 self.agents.conversations_of(other)
         elif self.environment is not None:
-            self._between = {d.name: between_turns(d, policy.eos_token_ids, self.environment) for d in data.validated}
+            between = {}
+            for d in data.validated:
+                between[d.name] = between_turns(d, policy.eos_token_ids, self.environment)
+            self._between = between
             self._max_tokens = context.max_tokens
             self.episodes = Episodes(self.environment, self._between[data.name], context.max_tokens)
 
@@ -175,7 +181,8 @@ class GroupSampler:
 
         In training, collective: call it on every rank.
         """
-        stop_on_failures(prompts, completions, scores, self.max_failure_rate, self.run, together=version is not None)
+        together = version is not None
+        stop_on_failures(prompts, completions, scores, self.max_failure_rate, self.run_folder, together=together)
         return assemble(
             prompts,
             completions,
@@ -239,9 +246,11 @@ class GroupSampler:
         completions = self.synced_engine.generate(prompts, sampling, seeds, turns=self.episodes)
         if not prompts:
             return completions, None
-        groups = [prompt.for_rewards(group) for prompt, group in zip(prompts, completions, strict=True)]
+        groups = []
+        for prompt, group in zip(prompts, completions, strict=True):
+            groups.append(prompt.for_rewards(group))
         scores = score_rollout(self.rewards, groups, [prompt.sample for prompt in prompts])
-        stop_on_failures(prompts, completions, scores, self.max_failure_rate, self.run, together=False)
+        stop_on_failures(prompts, completions, scores, self.max_failure_rate, self.run_folder, together=False)
         return completions, scores
 
     def _open_episodes(

@@ -185,7 +185,8 @@ def set_metrics(rollout: Rollout, names: Sequence[str]) -> dict[str, float]:
         rollout.known_correct.sum(1),
         counted.sum(1),
     )
-    sums = all_sum(is_of.double() @ torch.stack([column.double() for column in columns], 1))  # (sets, 6)
+    table = torch.stack([column.double() for column in columns], 1)  # (P, 6)
+    sums = all_sum(is_of.double() @ table)  # (sets, 6)
     prompts, dead, rewards, with_reward, right, judged = sums.unbind(1)
     metrics = {
         "prompts": prompts / prompts.sum(),
@@ -193,7 +194,11 @@ def set_metrics(rollout: Rollout, names: Sequence[str]) -> dict[str, float]:
         "reward": rewards / with_reward,
         "accuracy": right / judged,
     }
-    return {f"train/{name}/{key}": float(value[k]) for k, name in enumerate(names) for key, value in metrics.items()}
+    named = {}
+    for k, name in enumerate(names):
+        for key, value in metrics.items():
+            named[f"train/{name}/{key}"] = float(value[k])
+    return named
 
 
 def thought_counts(rollout: Rollout, tokenizer: Any) -> dict[str, Tensor]:

@@ -242,7 +242,11 @@ class QueueSource(SyncSource):
             prompts = [group.prompt for _, groups in over for group in groups]
             self.sampler.synced_engine.restart_if(crashes[0] if crashes else None, prompts, self.sampling)
         for _, groups in over:
-            self._begin([group for group in groups if group.completions is None and group in self._groups])
+            unfinished = []
+            for group in groups:
+                if group.completions is None and group in self._groups:
+                    unfinished.append(group)
+            self._begin(unfinished)
 
     def _drop_endless(self) -> None:
         """Drop groups that have been sampled for too long."""
@@ -385,10 +389,18 @@ class QueueSource(SyncSource):
         groups = {group.number: group for group in self._groups}
         numbers = {state.number for state in chosen}
         self._groups = [group for group in self._groups if group.number not in numbers]
-        moved = [state for state, place in zip(chosen, places, strict=True) if state.rank == rank() != place]
-        sent = {state.number: (groups[state.number], self._scoring.result(groups[state.number])) for state in moved}
+        moved = []
+        for state, place in zip(chosen, places, strict=True):
+            if state.rank == rank() != place:
+                moved.append(state)
+        sent = {}
+        for state in moved:
+            sent[state.number] = (groups[state.number], self._scoring.result(groups[state.number]))
         received = {number: scored for part in gather_objects(sent) for number, scored in part.items()}
-        numbers_here = [state.number for state, place in zip(chosen, places, strict=True) if place == rank()]
+        numbers_here = []
+        for state, place in zip(chosen, places, strict=True):
+            if place == rank():
+                numbers_here.append(state.number)
         for number in numbers_here:
             if number not in groups:
                 groups[number], result = received[number]
@@ -532,7 +544,10 @@ def even_places(ranks: list[int], world: int) -> list[int]:
     for r in ranks:
         stays = room[r] > 0
         room[r] -= stays
-        places.append(r if stays else None)
+        if stays:
+            places.append(r)
+        else:
+            places.append(None)
     free = iter([r for r in range(world) for _ in range(room[r])])
     return [next(free) if place is None else place for place in places]
 

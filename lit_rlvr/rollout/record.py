@@ -27,7 +27,7 @@ from lit_rlvr.rollout.assemble import GROUP_FIELDS, TOKEN_FIELDS, tokens_in_loss
 from lit_rlvr.rollout.source import RolloutSource
 from lit_rlvr.sampling import Sampling
 from lit_rlvr.training.module import RLVRModule
-from lit_rlvr.types import Prompt, PromptBatch, Rollout, Turn
+from lit_rlvr.types import Completion, Prompt, PromptBatch, Rollout, Turn
 
 if TYPE_CHECKING:
     from lit_rlvr.datamodules import PromptDataModule
@@ -62,13 +62,13 @@ class Record:
     and rank, in `iteration-NNNNNN-rank-N.npz`.
 
     Args:
-        run: the run's folder.
+        run_folder: the run's folder.
         limit: most bytes to write; the record ends before the iteration that would exceed them.
     """
 
-    def __init__(self, run: Path, limit: int = 0) -> None:
-        self.run = run
-        self.folder = run / "record"
+    def __init__(self, run_folder: Path, limit: int = 0) -> None:
+        self.run_folder = run_folder
+        self.folder = run_folder / "record"
         self._left = limit // world_size()
         self._is_open = True
 
@@ -185,7 +185,8 @@ class Record:
                 shorter = f", or delete these to train on the {after - 1} iteration(s) before it"
             else:
                 shorter = ""
-            raise self.error(f"lacks {missing.relative_to(self.run)}, and has later iterations; restore it{shorter}")
+            lacking = missing.relative_to(self.run_folder)
+            raise self.error(f"lacks {lacking}, and has later iterations; restore it{shorter}")
 
     def _recorded(self) -> dict[str, Any]:
         """Return the settings of the record; none if there is no record or they cannot be read."""
@@ -210,7 +211,7 @@ class Record:
             raise self.error(f"is damaged: {path.name} ({first_line(error)})") from error
 
     def error(self, what: str) -> UserError:
-        return UserError(f"rollout.replay.rollouts_from: {shown(self.run)} {what}")
+        return UserError(f"rollout.replay.rollouts_from: {shown(self.run_folder)} {what}")
 
 
 def first_weights(model: nn.Module) -> dict[str, str]:
@@ -257,7 +258,12 @@ def pack_rollout(rollout: Rollout, about: dict[str, Any]) -> dict[str, np.ndarra
         "turns": [list(map(vars, completion.turns)) for completion in completions],
     }
     routes = [completion.routes for completion in completions if completion.routes is not None]
-    sampled = [torch.tensor(c.sampled) if c.sampled else torch.ones(c.length, dtype=torch.bool) for c in completions]
+    sampled = []
+    for c in completions:
+        if c.sampled:
+            sampled.append(torch.tensor(c.sampled))
+        else:
+            sampled.append(torch.ones(c.length, dtype=torch.bool))
     inside = _inside(about["lengths"], about["width"])
     tensors = {name: getattr(rollout, name) for name in (*TOKEN_FIELDS, *GROUP_FIELDS)}
     tensors |= {f"part/{name}": part for name, part in rollout.parts.items()} | {"sampled": torch.cat(sampled)}
@@ -272,6 +278,45 @@ def pack_rollout(rollout: Rollout, about: dict[str, Any]) -> dict[str, np.ndarra
                 values = values[inside]
             arrays[KEYS.get(name, name)] = (values.int() if values.dtype == torch.long else values).numpy()
     return arrays
+
+
+def _unpack_completions(
+    about: dict[str, Any], arrays: dict[str, Tensor], inputs: Sequence[int], tokenizer: Any
+) -> list[Completion]:
+    """Return the completions of a record, with their texts decoded again.
+
+    Args:
+        about: what the record says of the rollout.
+        arrays: its tensors.
+        inputs: the tokens that the model read of each completion and its prompt, which have routes.
+        tokenizer: the model's.
+    """
+    lengths = about["lengths"]
+    if "routes" in arrays:
+        routes: Sequence[Tensor | None] = arrays["routes"].split(list(inputs))
+    else:
+        routes = [None] * len(lengths)
+    rows = zip(
+        arrays["token_ids"].split(lengths),
+        arrays["rollout_logprobs"].split(lengths),
+        arrays["sampled"].split(lengths),
+        routes,
+        about["finish_reasons"],
+        about.get("turns", [[]] * len(lengths)),
+        about.get("sequences") or [()] * len(lengths),
+        strict=True,
+    )
+    completions = []
+    for token_ids, logprobs, from_model, of_inputs, reason, turns, sequences in rows:
+        completion = read_completion(tokenizer, token_ids.tolist(), logprobs.tolist(), reason == "stop")
+        sampled: tuple[bool, ...] = ()
+        if not from_model.all():
+            sampled = tuple(from_model.tolist())
+        as_turns = tuple(map(_as_turn, turns))
+        completions.append(
+            replace(completion, sampled=sampled, routes=of_inputs, turns=as_turns, sequences=tuple(sequences))
+        )
+    return completions
 
 
 def unpack_rollout(
@@ -291,25 +336,10 @@ def unpack_rollout(
             else:
                 flat = arrays[name]
             fields[name] = _padded(flat, inside)
-    inputs = [len(prompts[row // size].token_ids) + length - 1 for row, length in enumerate(about["lengths"])]
-    rows = zip(
-        *(arrays[name].split(about["lengths"]) for name in ("token_ids", "rollout_logprobs", "sampled")),
-        arrays["routes"].split(inputs) if "routes" in arrays else [None] * len(inputs),
-        about["finish_reasons"],
-        about.get("turns", [[]] * len(inputs)),
-        about.get("sequences") or [()] * len(inputs),
-        strict=True,
-    )
-    completions = [
-        replace(
-            read_completion(tokenizer, token_ids.tolist(), logprobs.tolist(), reason == "stop"),
-            sampled=() if sampled.all() else tuple(sampled.tolist()),
-            routes=routes,
-            turns=tuple(map(_as_turn, turns)),
-            sequences=tuple(sequences),
-        )
-        for token_ids, logprobs, sampled, routes, reason, turns, sequences in rows
-    ]
+    inputs = []
+    for row, length in enumerate(about["lengths"]):
+        inputs.append(len(prompts[row // size].token_ids) + length - 1)
+    completions = _unpack_completions(about, arrays, inputs, tokenizer)
     return Rollout(
         prompts=prompts,
         completions=[completions[p * size : (p + 1) * size] for p in range(len(prompts))],
@@ -409,11 +439,12 @@ class ReplaySource(RolloutSource):
 
     def next(self, batch: PromptBatch) -> Rollout:
         about, arrays = self.record.read(self.module.iteration + 1)
-        ready = {prompt.sample.id: prompt for prompt in batch.prompts}  # the others lack their images
-        prompts = [
-            replace(ready.get(name) or self.data.prepare(self._prompts[name]), token_ids=token_ids)
-            for name, token_ids in zip(about["ids"], about["prompts"], strict=True)
-        ]
+        ready = {}  # the others lack their images
+        for prompt in batch.prompts:
+            ready[prompt.sample.id] = prompt
+        prompts = []
+        for name, token_ids in zip(about["ids"], about["prompts"], strict=True):
+            prompts.append(replace(ready.get(name) or self.data.prepare(self._prompts[name]), token_ids=token_ids))
         sampling = self.sampling.with_banned(self.module.policy.placeholder_ids)
         rollout = unpack_rollout(about, arrays, prompts, sampling, self.module.tokenizer)
         sampled = _padded(arrays["sampled"], _inside(about["lengths"], about["width"]))

@@ -61,7 +61,9 @@ class ReferenceRewards:
             values = _values(sample(prompts, seeds))
         else:
             self._fill(wanted.pool_size or 2 * self._size, version, prompts, device, sample)
-            values = [self._draw(iteration, p, repeat) for p, repeat in zip(prompts, repeats, strict=True)]
+            values = []
+            for p, repeat in zip(prompts, repeats, strict=True):
+                values.append(self._draw(iteration, p, repeat))
         return torch.tensor(values)
 
     def _fill(

@@ -199,7 +199,9 @@ class RolloutSettings(ChecksArguments):
                 self.sampling,
                 module.target_empty_thoughts == "train",
             )
-            fingerprints = [demonstrations.check(prompts) for prompts in other.prompts.values()]
+            fingerprints = []
+            for prompts in other.prompts.values():
+                fingerprints.append(demonstrations.check(prompts))
             self.demonstrated = self.demonstrated or fingerprints[0]
             self.demonstrations[other.name] = demonstrations
 

@@ -65,7 +65,7 @@ class RolloutSource(ABC):
         return self.metrics["time/generate"]
 
     def ban(self, token_ids: Sequence[int]) -> None:
-        """Sample some tokens never again."""
+        """Sample some tokens no longer."""
         self.sampling = self.sampling.with_banned(token_ids)
 
     @abstractmethod
@@ -83,7 +83,7 @@ class RolloutSource(ABC):
         """Wait until the engine is free for validation."""
 
     def close(self) -> None:  # noqa: B027  # optional
-        """End what it does during training; the engine is closed afterwards."""
+        """Stop the work that runs during training; the engine closes after it."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs to continue exactly."""
@@ -139,7 +139,7 @@ class SyncSource(RolloutSource):
         """Give the engine the policy's weights.
 
         Args:
-            prompts: for a probe, if one is due; None = probe nothing.
+            prompts: those that a probe of the engine may score, if one is due; None = no probe.
         """
         with self.timed("sync"):
             version = "policy", self.module.updates
@@ -174,7 +174,8 @@ class SyncSource(RolloutSource):
         size = self.data.prompts_per_rollout
         prompts, _ = self.data.stream.take(rounds * size, self.data.cursor)
         per_rank = size // world_size()
-        repeats = count_repeats(prompt.sample.id for prompt in prompts)  # of all prompts of the iteration so far
+        sample_ids = [prompt.sample.id for prompt in prompts]
+        repeats = count_repeats(sample_ids)  # of all prompts of the iteration so far
         first = len(repeats) - size + rank() * per_rank  # this rank's first prompt of this round
         return repeats[first : first + per_rank]
 
@@ -215,8 +216,9 @@ class SyncSource(RolloutSource):
         return join(rollout, further_rollout), summaries
 
     def select(self, rollout: Rollout, summaries: Summaries, batch: PromptBatch) -> Summaries:
-        """Count successes and, with dynamic sampling, mixed groups; return the groups, numbered if only mixed ones are
-        trained on.
+        """Return the groups to train on, and count successes and mixed groups.
+
+        With dynamic sampling that trains on mixed groups alone, the mixed ones get numbers, and the others get none.
 
         Args:
             rollout: gets `kept` if only mixed groups are trained on.

@@ -77,14 +77,14 @@ def gather_summaries(rollout: Rollout, runs: Sequence[bool], by: str = "reward")
     mixed = {*mixed_groups(rollout, by)}
     correct = rollout.known_correct.sum(1).tolist()
     counted = rollout.in_accuracy.sum(1).tolist()
-    return gather_objects(
-        [
+    own_summaries = []
+    for p, prompt in enumerate(rollout.prompts):
+        own_summaries.append(
             GroupSummary(
                 prompt.sample.id, group_tokens(rollout, p) * runs[p], p in mixed, p, int(correct[p]), counted[p]
             )
-            for p, prompt in enumerate(rollout.prompts)
-        ]
-    )
+        )
+    return gather_objects(own_summaries)
 
 
 def count_successes(summaries: Summaries) -> dict[str, tuple[int, int]]:
@@ -130,7 +130,10 @@ def number_mixed(summaries: Summaries, prompts_per_rank: int, limit: int) -> Sum
     numbers = {(r, k * prompts_per_rank + p): number for number, (k, r, p) in enumerate(places[:limit])}  # k: rounds
     numbered = []
     for r, rank_groups in enumerate(summaries):
-        numbered.append([group._replace(number=numbers.get((r, p))) for p, group in enumerate(rank_groups)])
+        numbered_groups = []
+        for p, group in enumerate(rank_groups):
+            numbered_groups.append(group._replace(number=numbers.get((r, p))))
+        numbered.append(numbered_groups)
     return numbered
 
 

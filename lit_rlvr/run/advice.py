@@ -318,7 +318,10 @@ class RunHistory:
         if not isinstance(config, Mapping):
             return cls()
         own = frozenset(key for key in TRIED if _is_tried(key, config))
-        lines = [line.removeprefix(TRIED_BEFORE) for line in text.splitlines() if line.startswith(TRIED_BEFORE)]
+        lines = []
+        for line in text.splitlines():
+            if line.startswith(TRIED_BEFORE):
+                lines.append(line.removeprefix(TRIED_BEFORE))
         names = {name for line in lines for name in line.split(", ")}
         earlier = frozenset(key for key, name in TRIED.items() if name in names)
         has_bare_start = "warm_start.steps" in own and "warm_start.solution" not in own

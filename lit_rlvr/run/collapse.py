@@ -50,7 +50,10 @@ def paired_certainty(before: Mapping[str, float], after: Mapping[str, float]) ->
         before: question -> share of right completions.
         after: the same, later.
     """
-    falls = [(1 - MARGIN) * share - after[question] for question, share in before.items() if question in after]
+    falls = []
+    for question, share in before.items():
+        if question in after:
+            falls.append((1 - MARGIN) * share - after[question])
     falls.append(0.0)
     if fmean(falls) > 0:
         return certainty(fmean(falls), sqrt(variance(falls) / len(falls)), len(falls) - 1)
@@ -95,7 +98,10 @@ class FallTest:
         if count > STRETCH and self._mean(self._best[-1]) > self._mean(stretch):
             stretch = self._best[-1]
         self._best.append(stretch)
-        certainties = {n: self._certainty((count - n, count), self._best[count - n - 1]) for n in LENGTHS if count > n}
+        certainties = {}
+        for n in LENGTHS:
+            if count > n:
+                certainties[n] = self._certainty((count - n, count), self._best[count - n - 1])
         length = max(certainties, key=certainties.__getitem__, default=0)
         if not length or certainties[length] <= threshold(count, len(LENGTHS)):
             return None

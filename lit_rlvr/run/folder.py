@@ -279,7 +279,10 @@ def check_run_folder(root: Path, resumes: bool, overwrite: bool) -> None:
 
 def _check_no_foreign_files(root: Path) -> None:
     """Refuse a folder in which a new run would replace files of the user's own."""
-    foreign = [root / name for name in RESULTS if (root / name).exists() and not _wrote(root / name)]
+    foreign = []
+    for name in RESULTS:
+        if (root / name).exists() and not _wrote(root / name):
+            foreign.append(root / name)
     if not (foreign or _evidence_of_run(root) or (root / BACKUP).exists() or _has_config(root)):
         # Subfolders may hold a logger's or tracker's files.
         files = [path for path in list_run_files(root) if path.parent == root]

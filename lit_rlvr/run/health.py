@@ -287,7 +287,10 @@ def _arrow(values: Course) -> str:
 
 def course(metrics: Metrics, name: str) -> Course:
     """Return a metric's course after the start of training; empty if it was not logged."""
-    points = [(step, row[name]) for step, row in sorted(metrics.items()) if step > 0 and name in row]
+    points = []
+    for step, row in sorted(metrics.items()):
+        if step > 0 and name in row:
+            points.append((step, row[name]))
     return Course([step for step, _ in points], [value for _, value in points])
 
 
@@ -366,7 +369,10 @@ class Falls:
                 was_fallen = self._fallen.get(name)
                 self._fallen[name] = row[name] > threshold(len(looks))
                 if self._fallen[name] and not was_fallen:
-                    earlier = {k: values[metric] for k, values in metrics.items() if k < step and metric in values}
+                    earlier = {}
+                    for k, values in metrics.items():
+                        if k < step and metric in values:
+                            earlier[k] = values[metric]
                     best = max(earlier.values())
                     yield self._explained(metric, metrics, max(earlier, default=0), step, step, best, row[metric])
 
@@ -576,9 +582,15 @@ class RewardSpread:
 
 
 def _unreadable(metrics: Metrics, history: RunHistory) -> Iterator[RunFinding]:
-    names = [name for name in _names(metrics) if name.endswith("/parse_fail") and name != "reward/status/parse_fail"]
+    names = []
+    for name in _names(metrics):
+        if name.endswith("/parse_fail") and name != "reward/status/parse_fail":
+            names.append(name)
     shares = ((name.split("/")[1], course(metrics, name)) for name in names)
-    unread = [(name, share.last) for name, share in shares if share.values and share.last > HIGH_SHARE]
+    unread = []
+    for name, share in shares:
+        if share.values and share.last > HIGH_SHARE:
+            unread.append((name, share.last))
     if unread:
         yield RunFinding(
             "Answers cannot be read",
@@ -669,7 +681,10 @@ def _held_out(metrics: Metrics, history: RunHistory) -> Iterator[RunFinding]:
         return
     best = max(range(len(held_out.values)), key=lambda k: held_out.values[k])
     lost = held_out.values[best] - held_out.values[-1]
-    before = [v for step, v in zip(training.steps, training.values, strict=True) if step <= held_out.steps[best]]
+    before = []
+    for step, v in zip(training.steps, training.values, strict=True):
+        if step <= held_out.steps[best]:
+            before.append(v)
     if lost > FORGOTTEN and before and training.last - fmean(before[-RECENT:]) > FORGOTTEN:
         yield RunFinding(
             "The training accuracy rises while the held-out accuracy falls",

@@ -112,7 +112,9 @@ def validation_falls(path: Path, step: int) -> dict[str, float]:
     courses_by_set: dict[str, dict[int, dict[str, float]]] = {}
     for line in path.read_text().splitlines() if path.is_file() else ():
         row = json.loads(line)
-        shares = {question: right / counted for question, (right, counted) in row["questions"].items()}
+        shares = {}
+        for question, (right, counted) in row["questions"].items():
+            shares[question] = right / counted
         courses_by_set.setdefault(row["set"], {})[row["step"]] = shares
     falls = {}
     for name, courses in courses_by_set.items():
@@ -120,7 +122,10 @@ def validation_falls(path: Path, step: int) -> dict[str, float]:
         if before and courses.get(step):
             best = max(before, key=lambda shares: fmean(shares.values()))
             falls[f"val/{name}/fall_z"] = paired_certainty(best, courses[step])
-            changes = [share - courses[step][question] for question, share in best.items() if question in courses[step]]
+            changes = []
+            for question, share in best.items():
+                if question in courses[step]:
+                    changes.append(share - courses[step][question])
             if len(changes) > 1:
                 falls[f"val/{name}/fall_error"] = math.sqrt(variance(changes) / len(changes))
     return falls
@@ -233,14 +238,14 @@ class LostWork(Callback):
         if selection.only_mixed and not metrics.get("rollout/live_groups", 1.0) and self._unselected <= 0:
             self._unselected = REPEAT
             mixed = 1 - metrics["train/no_signal"]
+            if mixed and selection.by != "reward":
+                remedy = f"the rewards of {mixed:.0%} of the groups do differ: set model.dynamic_sampling: reward"
+            else:
+                case = signal_case(metrics["rollout/accuracy"])
+                remedy = self._history.advise("Most prompts give no signal", case)
             warnings.append(
                 f"dynamic sampling found no group in {metrics['rollout/sampling_rounds']:g} rounds whose completions "
-                f"differ in their {selection.by}, so there was nothing to train on; "
-                + (
-                    f"the rewards of {mixed:.0%} of the groups do differ: set model.dynamic_sampling: reward"
-                    if mixed and selection.by != "reward"
-                    else self._history.advise("Most prompts give no signal", signal_case(metrics["rollout/accuracy"]))
-                )
+                f"differ in their {selection.by}, so there was nothing to train on; {remedy}"
             )
         self._silent -= 1
         share = metrics.get("train/staleness/ess", 1.0)

@@ -47,7 +47,7 @@ THUMBNAIL_PIXELS = 256
 """Maximum length of a thumbnail's longer side, in pixels."""
 
 
-def save_thumbnails(images: Sequence[Any], run: str | Path) -> list[str]:
+def save_thumbnails(images: Sequence[Any], run_folder: str | Path) -> list[str]:
     """Store each of a sample's images once, as `images/<key>.png` in the run folder; of a video some frames in a row.
 
     Returns:
@@ -58,7 +58,7 @@ def save_thumbnails(images: Sequence[Any], run: str | Path) -> list[str]:
     else:
         opened = open_images(images, Path())
     for number, key in enumerate(opened.keys):
-        path = thumbnail_path(run, key)
+        path = thumbnail_path(run_folder, key)
         if not path.exists():
             picture = film_strip(opened[number])
             png = BytesIO()
@@ -69,7 +69,7 @@ def save_thumbnails(images: Sequence[Any], run: str | Path) -> list[str]:
     return list(opened.keys)
 
 
-def _images_of_prompt(prompt: Prompt, run: Path) -> dict[str, list[str]]:
+def _images_of_prompt(prompt: Prompt, run_folder: Path) -> dict[str, list[str]]:
     """Save the thumbnails of a prompt's images, and return their keys as a field of its record.
 
     They are those of the row, or all that the prompt has if an agent sent more.
@@ -79,14 +79,14 @@ def _images_of_prompt(prompt: Prompt, run: Path) -> dict[str, list[str]]:
         images = prompt.pixels.images
     if not images:
         return {}
-    return {"images": save_thumbnails(images, run)}
+    return {"images": save_thumbnails(images, run_folder)}
 
 
-def _added_images(completion: Completion, run: Path) -> dict[str, list[str]]:
+def _added_images(completion: Completion, run_folder: Path) -> dict[str, list[str]]:
     """Save the thumbnails of the images that an environment or agent added behind the prompt; return their keys so."""
     if completion.pixels is None:
         return {}
-    return {"added_images": save_thumbnails(completion.pixels.images, run)}
+    return {"added_images": save_thumbnails(completion.pixels.images, run_folder)}
 
 
 PANELS = (
@@ -130,7 +130,10 @@ def plot_run(rows: Mapping[int, Mapping[str, float]], path: Path, title: str) ->
         if label == "Accuracy":
             draw_noise(axis, rows)
         for metric, name in lines:
-            points = [(step, row[metric]) for step, row in sorted(rows.items()) if metric in row]
+            points = []
+            for step, row in sorted(rows.items()):
+                if metric in row:
+                    points.append((step, row[metric]))
             if points:
                 axis.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1.5, label=name)
         axis.set_title(label)
@@ -146,7 +149,10 @@ def plot_run(rows: Mapping[int, Mapping[str, float]], path: Path, title: str) ->
 
 def draw_noise(axis: Any, rows: Mapping[int, Mapping[str, float]]) -> None:
     """Draw a band of two standard errors around each validation, and the constant guess as a line."""
-    validated = [(step, Validated.of_row(row)) for step, row in sorted(rows.items()) if "val/accuracy" in row]
+    validated = []
+    for step, row in sorted(rows.items()):
+        if "val/accuracy" in row:
+            validated.append((step, Validated.of_row(row)))
     if not validated:
         return
     steps = [step for step, _ in validated]
@@ -415,7 +421,9 @@ def write_metrics(trainer: Trainer) -> None:
 
     Lightning logs them only after the checkpoint, and a run killed in between would resume without them.
     """
-    values = {name: float(value) for name, value in trainer._logger_connector.metrics["log"].items()}
+    values = {}
+    for name, value in trainer._logger_connector.metrics["log"].items():
+        values[name] = float(value)
     step = int(values.pop("step"))
     metrics = metrics_file(trainer)
     if metrics is not None:
@@ -423,18 +431,18 @@ def write_metrics(trainer: Trainer) -> None:
         metrics.save()
 
 
-def sample_rows(rollout: Rollout, step: int, prompts: int, run: Path) -> list[dict[str, Any]]:
+def sample_rows(rollout: Rollout, step: int, prompts: int, run_folder: Path) -> list[dict[str, Any]]:
     """Return the groups of a rollout's first prompts as flat records, and save their images as thumbnails.
 
     Args:
         rollout: the scored rollout.
         step: optimizer step at the end of the iteration.
         prompts: how many prompts.
-        run: the run's folder, which receives the thumbnails.
+        run_folder: the run's folder, which receives the thumbnails.
     """
     rows = []
     for p, prompt in enumerate(rollout.prompts[:prompts]):
-        images = _images_of_prompt(prompt, run)
+        images = _images_of_prompt(prompt, run_folder)
         for g, completion in enumerate(rollout.completions[p]):
             rows.append(
                 {
@@ -449,7 +457,7 @@ def sample_rows(rollout: Rollout, step: int, prompts: int, run: Path) -> list[di
                     "tokens": completion.length,
                     **rollout.record(p, g, digits=6),
                     **images,
-                    **_added_images(completion, run),
+                    **_added_images(completion, run_folder),
                 }
             )
     return rows

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import time
+from collections.abc import Mapping
 from math import isfinite, isnan, nan
 from typing import Any
 
@@ -43,7 +44,10 @@ class Budget(ChecksArguments, Callback):
     def iterations(self) -> int | None:
         """The estimated iteration that uses up the budget; None without a limit, or before the first iteration."""
         done = self._iterations
-        limits = [-(-done * limit // self.used[name]) for name, limit in self.limits.items() if self.used[name]]
+        limits = []
+        for name, limit in self.limits.items():
+            if self.used[name]:
+                limits.append(-(-done * limit // self.used[name]))
         if limits:
             return max(min(limits), done)
         return None
@@ -79,6 +83,30 @@ PROGRESS_TEXTS = {
     "rollout/tool_calls": "tool calls {:.1f}",
 }
 """Metric that only some runs have -> its text in the progress line."""
+
+
+def _progress_text(values: Mapping[str, float]) -> str:
+    """Return the metrics of a step, as the progress line shows them."""
+    text = f"loss {values.get('train/loss', nan):.4f}"  # none until a step was finite
+    if "rollout/reward" in values:
+        metrics = {
+            "reward": values.get("rollout/reward", 0.0),
+            "accuracy": values.get("rollout/accuracy", 0.0),
+            "from teacher": values.get("train/teacher_divergence", values.get("train/teacher_kl", nan)),
+        }
+        text = "".join(f"{name} {value:.3f}  " for name, value in metrics.items() if not isnan(value))
+        text += f"truncated {values.get('rollout/truncated', 0):.0%}  no signal {values.get('train/no_signal', 0):.0%}"
+    for name, form in PROGRESS_TEXTS.items():
+        if not isnan(values.get(name, nan)):
+            text += f"  {form.format(values[name])}"
+    accuracies = []
+    for name, value in values.items():
+        match = re.fullmatch("train/([^/]+)/accuracy", name)
+        if match and not isnan(value):
+            accuracies.append(f"{match[1]} {value:.3f}")
+    if accuracies:
+        text += f"  ({', '.join(accuracies)})"
+    return text
 
 
 class RunProgress(ProgressBar):
@@ -123,19 +151,7 @@ class RunProgress(ProgressBar):
         if not self._enabled:
             return
         values = {k: float(v) for k, v in trainer.callback_metrics.items()}
-        text = f"loss {values.get('train/loss', nan):.4f}"  # none until a step was finite
-        if "rollout/reward" in values:
-            metrics = {name: values.get(f"rollout/{name}", 0.0) for name in ("reward", "accuracy")}
-            metrics |= {"from teacher": values.get("train/teacher_divergence", values.get("train/teacher_kl", nan))}
-            text = "".join(f"{name} {value:.3f}  " for name, value in metrics.items() if not isnan(value)) + (
-                f"truncated {values.get('rollout/truncated', 0):.0%}  no signal {values.get('train/no_signal', 0):.0%}"
-            )
-        known = {name: value for name, value in values.items() if not isnan(value)}
-        text += "".join(f"  {form.format(known[name])}" for name, form in PROGRESS_TEXTS.items() if name in known)
-        matches = [(re.fullmatch("train/([^/]+)/accuracy", name), value) for name, value in values.items()]
-        accuracies = [f"{match[1]} {value:.3f}" for match, value in matches if match and not isnan(value)]
-        if accuracies:
-            text += f"  ({', '.join(accuracies)})"
+        text = _progress_text(values)
         estimator = callback_of(trainer, ProgressEstimator)
         total = estimator.steps(trainer)
         if self._bar is not None:
@@ -205,7 +221,10 @@ class ProgressEstimator(Callback):
         """
         step, iteration = self._first_position or _position(trainer)
         updates = updates_per_iteration(trainer.lightning_module)
-        limits = [callback.iterations for callback in callbacks_of(trainer) if isinstance(callback, Budget)]
+        limits = []
+        for callback in callbacks_of(trainer):
+            if isinstance(callback, Budget):
+                limits.append(callback.iterations)
         if trainer.max_steps > 0:
             limits.append(iteration + -(-(trainer.max_steps - step) // updates))
         batches = trainer.num_training_batches

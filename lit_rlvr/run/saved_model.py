@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +37,14 @@ from lit_rlvr.policy.sources import (
 PREFIX = "policy.model."
 
 
-def export_run(run: Path, target: Path, dtype: str = "float32", adapter: bool = False) -> Path:
+def export_run(run_folder: Path, target: Path, dtype: str = "float32", adapter: bool = False) -> Path:
     """Write the model of a run's newest checkpoint, with tokenizer and generation settings.
 
     The folder appears only when it is complete.
 
     Args:
-        run: a run folder, or a checkpoint inside its `checkpoints/`; or a folder with adapters, which are merged into
-            their base model.
+        run_folder: a run folder, or a checkpoint inside its `checkpoints/`; or a folder with adapters, which are merged
+            into their base model.
         target: the folder to write.
         dtype: `float32` or `bfloat16`.
         adapter: write only the adapter, as peft does.
@@ -57,15 +58,15 @@ def export_run(run: Path, target: Path, dtype: str = "float32", adapter: bool = 
     if target.exists():
         raise UserError(f"--to: {target} exists; choose another folder")
     check_writable(target.parent, "--to")
-    if (run / ADAPTER_CONFIG).is_file():
+    if (run_folder / ADAPTER_CONFIG).is_file():
         if adapter:
-            raise UserError(f"--adapter: {run} is one already; leave the option out to merge it")
-        base = resolve_model(adapter_base(run / ADAPTER_CONFIG))
-        return merge_into_base(adapter_folder(str(run)), base, target, getattr(torch, dtype))
-    if run.is_file() or is_sharded(run):
-        checkpoint = run
+            raise UserError(f"--adapter: {run_folder} is one already; leave the option out to merge it")
+        base = resolve_model(adapter_base(run_folder / ADAPTER_CONFIG))
+        return merge_into_base(adapter_folder(str(run_folder)), base, target, getattr(torch, dtype))
+    if run_folder.is_file() or is_sharded(run_folder):
+        checkpoint = run_folder
     else:
-        checkpoint = last_checkpoint(run)
+        checkpoint = last_checkpoint(run_folder)
     root = checkpoint.parent.parent
     model, config = load_trained_model(checkpoint, run_config(root)["model"]["init_args"])
     source = model.name_or_path
@@ -87,20 +88,20 @@ def resolve_run_model(name: str) -> str:
     """
     if not is_run(name):
         return name
-    run = Path(name).expanduser()
-    return str(made_once(cached_export(run), lambda to: _export_into(run, to)))
+    run_folder = Path(name).expanduser()
+    return str(made_once(cached_export(run_folder), lambda to: _export_into(run_folder, to)))
 
 
-def cached_export(run: Path) -> Path:
+def cached_export(run_folder: Path) -> Path:
     """Return the path in the cache for a run's newest model."""
-    checkpoint = last_checkpoint(run)
+    checkpoint = last_checkpoint(run_folder)
     key = derive_seed(str(checkpoint.resolve()), checkpoint.stat().st_mtime_ns)
-    return cache_folder() / "exported" / f"{run.resolve().name}-{key:x}"
+    return cache_folder() / "exported" / f"{run_folder.resolve().name}-{key:x}"
 
 
-def _export_into(run: Path, folder: Path) -> None:
+def _export_into(run_folder: Path, folder: Path) -> None:
     folder.rmdir()
-    export_run(run, folder)
+    export_run(run_folder, folder)
 
 
 def run_config(root: Path) -> dict[str, Any]:
@@ -118,6 +119,36 @@ def run_config(root: Path) -> dict[str, Any]:
     return config
 
 
+def _other_model(
+    checkpoint: Path, settings: dict[str, Any], weights: Iterable[str], trained_on: str, mismatches: Sequence[str]
+) -> UserError:
+    """Return the error about a checkpoint of another model than the config's.
+
+    Args:
+        checkpoint: the checkpoint with the weights.
+        settings: the options of the model in the run's config.
+        weights: the names of its weights.
+        trained_on: the name of the model that it was trained on.
+        mismatches: what does not fit, a text each.
+    """
+    matches = [re.search(r"\blayers\.\d+\.", key) for key in weights]
+    layers = {match[0] for match in matches if match is not None}
+    if any("lora_" in key for key in weights):
+        has = f"adapters of {trained_on}"
+    else:
+        has = f"{trained_on}'s"
+    says = settings["model"]
+    if settings.get("lora"):
+        says += f" with lora {settings['lora']}"
+    if mismatches[1:]:
+        more = f" and {len(mismatches) - 1} more do not fit"
+    else:
+        more = " does not fit"
+    return UserError(
+        f"{checkpoint}: its weights are {has} ({len(layers)} layers), config.yaml says {says}; {mismatches[0]}{more}"
+    )
+
+
 def load_trained_model(checkpoint: Path, settings: dict[str, Any]) -> tuple[Any, Any]:
     """Return the Hugging Face model of a run with a checkpoint's weights, and the peft config of its adapters, if any.
 
@@ -130,7 +161,10 @@ def load_trained_model(checkpoint: Path, settings: dict[str, Any]) -> tuple[Any,
     """
     saved = read_checkpoint(checkpoint)
     config = None
-    weights = {k.removeprefix(PREFIX): v for k, v in saved["state_dict"].items() if k.startswith(PREFIX)}
+    weights = {}
+    for k, v in saved["state_dict"].items():
+        if k.startswith(PREFIX):
+            weights[k.removeprefix(PREFIX)] = v
     trained_on = saved["rlvr"]["model_folder"]
     lora = settings.get("lora")
     if lora:
@@ -148,20 +182,7 @@ def load_trained_model(checkpoint: Path, settings: dict[str, Any]) -> tuple[Any,
         expected = model.state_dict()
     mismatches = mismatched_weights(weights, expected)
     if mismatches:
-        layers = len({match[0] for key in weights if (match := re.search(r"\blayers\.\d+\.", key))})
-        name = Path(trained_on).name
-        if any("lora_" in key for key in weights):
-            has = f"adapters of {name}"
-        else:
-            has = f"{name}'s"
-        says = settings["model"] + (f" with lora {lora}" if lora else "")
-        if mismatches[1:]:
-            more = f" and {len(mismatches) - 1} more do not fit"
-        else:
-            more = " does not fit"
-        raise UserError(
-            f"{checkpoint}: its weights are {has} ({layers} layers), config.yaml says {says}; {mismatches[0]}{more}"
-        )
+        raise _other_model(checkpoint, settings, weights, Path(trained_on).name, mismatches)
     model.load_state_dict(weights, strict=not lora)
     return model, config
 

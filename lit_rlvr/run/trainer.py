@@ -198,7 +198,10 @@ class Trainer(ChecksArguments, lightning.pytorch.Trainer):
             for callback in self.callbacks:
                 if isinstance(callback, kind):
                     groups[key] = settings_of(arguments_of(callback))
-        options = {name: settings_of(value) for name, value in self._options.items() if value is not None}
+        options = {}
+        for name, value in self._options.items():
+            if value is not None:
+                options[name] = settings_of(value)
         settings = {
             "seed_everything": run_seed(),
             "model": settings_of(model),

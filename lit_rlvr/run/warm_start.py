@@ -31,7 +31,7 @@ from lit_rlvr.errors import UserError, check_all, check_within, log
 from lit_rlvr.policy.loading import load_policy, save_model
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.sources import made_once
-from lit_rlvr.rewards.combine import score_rollout
+from lit_rlvr.rewards.combine import Scores, score_rollout
 from lit_rlvr.rewards.gold_answers import LongAnswers, completion_lengths
 from lit_rlvr.rewards.judges.base import Judge
 from lit_rlvr.rollout.demonstrations import Demonstrations, DemonstrationSource, Pair
@@ -141,10 +141,11 @@ class WarmStart:
         data.use_model(module)
         data.setup("fit")
         source = module.model_folder
-        results = [
-            self.on_column(column)._apply_column(module, data, source, environment, sampling, dtype, device, seconds)
-            for column in self.columns
-        ]
+        results = []
+        for column in self.columns:
+            start = self.on_column(column)
+            result = start._apply_column(module, data, source, environment, sampling, dtype, device, seconds)
+            results.append(result)
         results.sort(key=lambda result: result.rank, reverse=True)
         if len(results) > 1:
             log.info("Warm start: on %s", "; on ".join(map(str, results)))
@@ -241,7 +242,10 @@ class WarmStart:
         """Return the solutions that do not fit into a completion of training, of the column with the longest one."""
 
         def too_long_in(column: str) -> LongAnswers | None:
-            samples = [prompt.sample for prompt in prompts if isinstance(prompt.sample.row.get(column), str)]
+            samples = []
+            for prompt in prompts:
+                if isinstance(prompt.sample.row.get(column), str):
+                    samples.append(prompt.sample)
             return LongAnswers.among(
                 completion_lengths(lambda sample: sample.row[column], samples, tokenizer, sampling),
                 sampling.max_tokens,
@@ -482,25 +486,33 @@ def accuracy_before(
     is_costly = any(isinstance(reward, Judge) or reward.whole_rollout for reward in rollout.rewards)
     if is_costly or rollout.environment is not None:
         return None
-    sets = [each for each in data.validated if each.prompts.get("validation") and rollout.samples_of(each.name)]
+    sets = []
+    for each in data.validated:
+        if each.prompts.get("validation") and rollout.samples_of(each.name):
+            sets.append(each)
     policy = load_policy(folder).to(device)
     accuracies = []
     for dataset in sets:
-        prompts = [dataset.prepare(prompt) for prompt in dataset.prompts["validation"][:MEASURED]]
-        log.info("Warm start: %d questions of %s before it", len(prompts), dataset.name)
-        engine = HFEngine()
-        engine.start(EngineContext.in_place(policy, data.tokenizer, len(prompts)))
-        sampling = rollout.eval_sampling.with_banned(policy.placeholder_ids)
-        with torch.no_grad():
-            generated = engine.generate(prompts, sampling, [[number] for number in range(len(prompts))])
-        groups = [prompt.for_rewards(group) for prompt, group in zip(prompts, generated, strict=True)]
-        scores = score_rollout(rollout.rewards, groups, [prompt.sample for prompt in prompts])
+        scores = _scores_before(policy, dataset, data.tokenizer, rollout)
         counted = scores.has_correct | scores.failed
         if counted.any():
             accuracies.append(float(scores.correct[counted].mean()))
     if accuracies:
         return fmean(accuracies)
     return None
+
+
+def _scores_before(policy: Policy, dataset: PromptDataModule, tokenizer: Any, rollout: RolloutCallback) -> Scores:
+    """Return the scores of one completion for each of the first questions of a validation set."""
+    prompts = [dataset.prepare(prompt) for prompt in dataset.prompts["validation"][:MEASURED]]
+    log.info("Warm start: %d questions of %s before it", len(prompts), dataset.name)
+    engine = HFEngine()
+    engine.start(EngineContext.in_place(policy, tokenizer, len(prompts)))
+    sampling = rollout.eval_sampling.with_banned(policy.placeholder_ids)
+    with torch.no_grad():
+        generated = engine.generate(prompts, sampling, [[number] for number in range(len(prompts))])
+    groups = [prompt.for_rewards(group) for prompt, group in zip(prompts, generated, strict=True)]
+    return score_rollout(rollout.rewards, groups, [prompt.sample for prompt in prompts])
 
 
 def _is_same(completion: Completion, solution: Completion) -> bool:

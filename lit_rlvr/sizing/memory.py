@@ -100,7 +100,10 @@ def shape_of(config: Any, freeze_vision: bool = False, lora: Lora | None = None,
             add_adapters(model, lora, folder=adapter)
         else:
             _count_adapters(model.requires_grad_(False), lora)
-    layers = [_size(module) for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    layers = []
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            layers.append(_size(module))
     seen = any(p.requires_grad for part in vision_modules(model) for p in part.parameters())
     return Shape(
         parameters=_size(model),
@@ -310,7 +313,9 @@ def training_memory(
     share = gpus if strategy.sharded else 1
     pictures = Microbatch(load.prompts * shape.patches, load.prompts * shape.patches, 0, 0, 0)
     stacks = [(shape.text, load), *([(shape.tower, pictures)] if shape.tower else [])]
-    per_layer = [activations(layers, part, size, attention) for layers, part in stacks]
+    per_layer = []
+    for layers, part in stacks:
+        per_layer.append(activations(layers, part, size, attention))
     copied = (
         0 if strategy.sharded else autocast_copy_bytes(shape, strategy, size)
     )  # shards are gathered in the type of the products
@@ -331,7 +336,9 @@ def training_memory(
         head = embedding * (copied + (0 if strategy.lora else FLOAT))
     temporary = [logit_bytes(shape, load, size, GPU_ROWS if attention is None else 1) + head, gradients + recomputed]
     on_gpu = 0.0 if strategy.offload else 1 / share
-    state = {name: value * on_gpu for name, value in state_memory(shape, strategy, size, reference).items()}
+    state = {}
+    for name, value in state_memory(shape, strategy, size, reference).items():
+        state[name] = value * on_gpu
     gathered = 0.0
     if strategy.sharded:
         gathered = (shape.outside + GATHERED_LAYERS * shape.largest) * size

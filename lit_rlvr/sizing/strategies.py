@@ -269,8 +269,12 @@ class JobSizes:
             plans = [plan for plan in self.plans(gpus) if plan.strategy.lora == self.lora]
         else:  # also one that `plans` would not propose, such as shards on a single GPU
             sharded, offload = placement
-            strategies = [Strategy(sharded, recomputes, self.lora, offload) for recomputes in (False, True)]
-            plans = [self.plan(strategy, gpus, self.budget) for strategy in strategies]
+            strategies = []
+            for recomputes in (False, True):
+                strategies.append(Strategy(sharded, recomputes, self.lora, offload))
+            plans = []
+            for strategy in strategies:
+                plans.append(self.plan(strategy, gpus, self.budget))
         plans = [plan for plan in plans if checkpointing in (None, plan.strategy.checkpointing)]
         enough = min(ENOUGH_SEQUENCES, self.prompts_on_each(gpus) * self.group)
         return min(
@@ -399,18 +403,34 @@ def describe_job(
         rollout: the engine and the sampling settings.
         precision: the Trainer's precision, such as `bf16-mixed`.
     """
-    known = None if module.model_source.config_overrides else PUBLISHED.get(module.model)
-    config = known or load_model_config(module.model_folder)
+    config = None
+    if not module.model_source.config_overrides:
+        config = PUBLISHED.get(module.model)
+    if config is None:
+        config = load_model_config(module.model_folder)
     engine = rollout.engine
-    vllm = engine if isinstance(engine, VLLMEngine) else None
+    vllm = None
+    share: float | None = 0.0
+    if isinstance(engine, VLLMEngine):
+        vllm = engine
+        share = vllm.gpu_memory_utilization or 0.4
+    elif isinstance(engine, HFEngine):
+        share = None
     sleeps = vllm is not None and vllm.sleep_mode and not rollout.staleness
-    share = 0.0 if vllm is None else vllm.gpu_memory_utilization or 0.4
+    teachers = []
     teacher = module.teachers.options
-    folders = [] if teacher is None else teacher.folders
-    teachers = [shape_of(PUBLISHED.get(model) or load_model_config(teacher_folder(model))) for model in folders]
-    if teacher is not None and teacher.ema is not None:
-        teachers.append(replace(shape_of(config), published=FLOAT))
+    if teacher is not None:
+        for model in teacher.folders:
+            teachers.append(shape_of(PUBLISHED.get(model) or load_model_config(teacher_folder(model))))
+        if teacher.ema is not None:
+            teachers.append(replace(shape_of(config), published=FLOAT))
+    compared = None
+    if module.teachers.in_loss:
+        compared = teachers[0] if teachers else shape_of(config)
+    prompts = data.prompts_per_rollout
     demonstrations = rollout.demonstrations.get(data.name)  # once the data are read
+    if demonstrations is not None:
+        prompts *= demonstrations.most_sequences
     return JobSizes(
         whole=shape_of(config, module.freeze_vision),
         adapted=shape_of(config, module.freeze_vision, module.lora or Lora(), module.model_source.adapter_folder),
@@ -418,15 +438,15 @@ def describe_job(
         prompt=data.reading.max_prompt_tokens,
         completion=rollout.sampling.max_completion_tokens,
         group=rollout.completions_of(module),
-        prompts=data.prompts_per_rollout * (1 if demonstrations is None else demonstrations.most_sequences),
+        prompts=prompts,
         size=compute_dtype(precision).itemsize,
-        share=None if isinstance(engine, HFEngine) else share,
+        share=share,
         fitted=vllm is not None and vllm.gpu_memory_utilization is None and sleeps,
         quantized=vllm is not None and vllm.quantized,
         vllm_sleeps=sleeps,
         reference=module.needs_reference,
         teachers=tuple(teachers),
-        compared=None if not module.teachers.in_loss else teachers[0] if teachers else shape_of(config),
+        compared=compared,
         lora=module.lora is not None,
         shared_prefix=module.compute.shared_prefix,
         minibatches=module.updates_per_rollout,

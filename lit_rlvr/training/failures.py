@@ -175,14 +175,17 @@ def find_not_finite(loss: Tensor | None, norm: Tensor) -> list[str] | None:
         loss: None = this rank ran no row.
         norm: of the gradient over all ranks, before clipping.
     """
-    causes = [name for name, value in (("loss", loss), ("gradient", norm)) if not _is_finite(value)]
+    causes = []
+    for name, value in (("loss", loss), ("gradient", norm)):
+        if not _is_finite(value):
+            causes.append(name)
     if all_max(len(causes), norm.device):
         return causes
     return None
 
 
 def save_step(
-    run: Path,
+    run_folder: Path,
     number: int,
     causes: list[str],
     plan: StepPlan,
@@ -193,13 +196,13 @@ def save_step(
     Collective: call it on every rank.
 
     Args:
-        run: the run's folder.
+        run_folder: the run's folder.
         number: of the step in the run, from 1.
         causes: as `find_not_finite` returns it.
         plan: the step.
         microbatch_gradients: runs micro-batch k of a plan by itself.
     """
-    path = run / "skipped" / f"step-{number:06d}-rank-{rank()}.json"
+    path = run_folder / "skipped" / f"step-{number:06d}-rank-{rank()}.json"
     # As many on all ranks if the weights are sharded.
     microbatches = []
     terms = dict[str, None]()
@@ -289,24 +292,24 @@ class TokenBudget:
             self.tokens = given
         self.device = torch.device("cpu")
         self.sharded = False
-        self._run: Path | None = None
+        self._run_folder: Path | None = None
 
-    def begin(self, run: Path, device: torch.device, sharded: bool) -> None:
+    def begin(self, run_folder: Path, device: torch.device, sharded: bool) -> None:
         """Take what an earlier start of the run left of the budget: it is saved where weights are sharded.
 
         Collective: call it on every rank.
 
         Args:
-            run: the run's folder.
+            run_folder: the run's folder.
             device: of the training.
             sharded: whether each rank has a part of each weight.
         """
         if self.given == "auto":  # nobody has chosen it
             self.choose(self.tokens)
-        self._run = run
+        self._run_folder = run_folder
         self.device = device
         self.sharded = sharded
-        saved = int(all_max(-(self.saved(run) or self.tokens), device))
+        saved = int(all_max(-(self.saved(run_folder) or self.tokens), device))
         if -saved < self.tokens:
             self.lower(-saved, "an earlier start ran out of memory")
 
@@ -326,12 +329,12 @@ class TokenBudget:
 
     def save(self, left: int) -> None:
         """Write the budget with which the next start in this run folder begins, if its settings give the same one."""
-        assert isinstance(self.given, int) and self._run is not None, "`auto` is chosen before a run begins"
-        save_smaller_sizes(self._run, given=self.given, left=left)
+        assert isinstance(self.given, int) and self._run_folder is not None, "`auto` is chosen before a run begins"
+        save_smaller_sizes(self._run_folder, given=self.given, left=left)
 
-    def saved(self, run: Path) -> int | None:
+    def saved(self, run_folder: Path) -> int | None:
         """Return the budget that an earlier start of the run saved; None if there is none for the given setting."""
-        sizes = smaller_sizes(run)
+        sizes = smaller_sizes(run_folder)
         if sizes.get("given") == self.given:
             return int(sizes["left"])
         return None

@@ -41,17 +41,15 @@ def gather_groups(rollout: Rollout, rewards: Tensor, advantage: Advantage) -> Gr
     weights: dict[str, Tensor] = {}
     if advantage.needs_parts:
         failed = torch.tensor([[status == "error" for status in group] for group in rollout.statuses])  # (P, G)
-        parts = {name: part.masked_fill(failed, math.nan) for name, part in rollout.parts.items()}
-        sample_weights = [row_weights(prompt.sample, rollout.weights) for prompt in rollout.prompts]  # P
-        weights = {  # (P, G)
-            name: torch.tensor([named.get(name, 0.0) for named in sample_weights])[:, None].expand(
-                rollout.rewards.shape
-            )
-            for name in parts
-        }
-    gathered = gather_columns(
-        [to_device(column, device) for column in (*columns.values(), *parts.values(), *weights.values())]
-    )
+        sample_weights = []  # P
+        for prompt in rollout.prompts:
+            sample_weights.append(row_weights(prompt.sample, rollout.weights))
+        for name, part in rollout.parts.items():
+            parts[name] = part.masked_fill(failed, math.nan)
+            by_prompt = torch.tensor([named.get(name, 0.0) for named in sample_weights])  # (P,)
+            weights[name] = by_prompt[:, None].expand(rollout.rewards.shape)  # (P, G)
+    all_columns = [*columns.values(), *parts.values(), *weights.values()]
+    gathered = gather_columns([to_device(column, device) for column in all_columns])
     fields: dict[str, Any] = dict(zip(columns, gathered, strict=False))
     group = GroupBatch(**fields)
     if advantage.needs_parts:
@@ -59,20 +57,34 @@ def gather_groups(rollout: Rollout, rewards: Tensor, advantage: Advantage) -> Gr
         group.parts = dict(zip(parts, gathered[len(columns) : end], strict=True))
         group.weights = dict(zip(weights, (weight[:, :1] for weight in gathered[end:]), strict=True))
     if advantage.needs_tokens:
-        widest = all_max(rollout.mask.shape[1], device)
-        tables = {
-            "mask": (rollout.mask, False),
-            "turns": (rollout.turns, -1),
-            "turn_rewards": (rewards_of_turns(rollout, rewards.cpu()), 0),
-        }
-        states = rollout.states
-        if not all_max(int(states is None), device):  # on any rank
-            assert states is not None, "every rank has them"
-            tables["states"] = (states, 0)
-        for name, (tokens, empty) in tables.items():  # (B, T) each
-            padded = pad(tokens, (0, widest - tokens.shape[1]), value=empty)
-            setattr(group, name, gather_rows(to_device(padded, device)))
+        _add_tokens(group, rollout, rewards)
     return group
+
+
+def _add_tokens(groups: GroupBatch, rollout: Rollout, rewards: Tensor) -> None:
+    """Fill the tables of tokens (B, T): `mask`, `turns`, `turn_rewards`, and `states` if every rank has them.
+
+    Collective: call it on every rank.
+
+    Args:
+        groups: the groups of all ranks.
+        rollout: of this rank.
+        rewards: (P, G) in place of the rollout's, on the device of training.
+    """
+    device = rewards.device
+    widest = all_max(rollout.mask.shape[1], device)
+    tables = {
+        "mask": (rollout.mask, False),
+        "turns": (rollout.turns, -1),
+        "turn_rewards": (rewards_of_turns(rollout, rewards.cpu()), 0),
+    }
+    states = rollout.states
+    if not all_max(int(states is None), device):  # on any rank
+        assert states is not None, "every rank has them"
+        tables["states"] = (states, 0)
+    for name, (tokens, empty) in tables.items():
+        padded = pad(tokens, (0, widest - tokens.shape[1]), value=empty)
+        setattr(groups, name, gather_rows(to_device(padded, device)))
 
 
 def rewards_of_turns(rollout: Rollout, rewards: Tensor) -> Tensor:

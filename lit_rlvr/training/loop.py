@@ -25,8 +25,8 @@ from lit_rlvr.training.update import Updater
 from lit_rlvr.types import Prompt, PromptBatch, Rollout
 
 
-class GroupSource(Protocol):
-    """What `collect` asks; `SyncSource` and `QueueSource` are such sources, and say more of each method."""
+class CollectSteps(Protocol):
+    """The steps of `collect`; `SyncSource` and `QueueSource` implement them, and say more of each."""
 
     def sync_weights(self, prompts: list[Prompt] | None) -> None:
         """Give the engine the policy's weights."""
@@ -53,7 +53,7 @@ class GroupSource(Protocol):
         """Free the engine's memory for training."""
 
 
-def collect(source: GroupSource, batch: PromptBatch) -> Rollout:
+def collect(source: CollectSteps, batch: PromptBatch) -> Rollout:
     """Return scored groups of completions for a batch of prompts.
 
     Collective: call it on every rank.
@@ -88,12 +88,12 @@ def train(updater: Updater, rollout: Rollout, number: int, trace: Trace | None =
     """
     algorithm = updater.algorithm
     initial = updater.initial_logprobs(rollout)  # (B, T) each; None = nothing needs it
-    estimate = algorithm.estimate_advantages(rollout, initial)  # from the rewards of all ranks' groups
-    rollout.advantages = estimate.per_completion  # (P, G), for logs; the loss gets estimate.per_row
+    advantages = algorithm.estimate_advantages(rollout, initial)  # from the rewards of all ranks' groups
+    rollout.advantages = advantages.per_completion  # (P, G), for logs; the loss gets advantages.per_row
     parts = algorithm.split_groups(rollout)  # this rank's groups of each optimizer step
     minibatches = [groups for _ in range(algorithm.epochs_per_rollout) for groups in parts]
-    prepared = updater.prepare(rollout, estimate.per_row, initial, minibatches, number, trace)
-    metrics = estimate.metrics
+    prepared = updater.prepare(rollout, advantages.per_row, initial, minibatches, number, trace)
+    metrics = advantages.metrics
     for minibatch in minibatches:
         attempt = partial(accumulate, updater, prepared, minibatch, number)
         plan, sums = retry_smaller(updater.budget, rollout, attempt)  # in smaller micro-batches if memory runs out

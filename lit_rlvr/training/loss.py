@@ -59,7 +59,7 @@ from lit_rlvr.training.terms import (
 from lit_rlvr.types import Rollout
 
 
-class Estimate(NamedTuple):
+class Advantages(NamedTuple):
     """The advantages of this rank's completions.
 
     Args:
@@ -209,7 +209,7 @@ class LossModule(ABC):
             in_objective = largest(step.entropy, count, step.chance)
         return in_objective, chosen
 
-    def estimate_advantages(self, rollout: Rollout, initial: InitialLogprobs) -> Estimate:
+    def estimate_advantages(self, rollout: Rollout, initial: InitialLogprobs) -> Advantages:
         """Return the advantages of this rank's rows, from all ranks' groups.
 
         Collective: call it on every rank.
@@ -236,7 +236,10 @@ class LossModule(ABC):
         metrics = advantage_metrics(own_means, cost_sums, initial.mask) | metrics
         if self.teachers.in_loss:
             metrics["no_signal"] = 0.0
-        return Estimate(advantages, own_means, {f"train/{name}": value for name, value in metrics.items()})
+        named = {}
+        for name, value in metrics.items():
+            named[f"train/{name}"] = value
+        return Advantages(advantages, own_means, named)
 
     def live_rows(self, rollout: Rollout, advantages: Tensor) -> list[int]:
         """Return the rows of a rollout that can have a gradient, by their advantages (B, 1) or (B, T)."""

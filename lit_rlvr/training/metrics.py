@@ -22,9 +22,11 @@ def advantage_metrics(advantages: Tensor, sums: Stats, mask: Tensor) -> dict[str
     without_signal = float((advantages == 0).all(1).sum())
     counts = [without_signal, len(advantages), float(mask.sum()), *map(float, sums.values())]
     without_signal, num_prompts, tokens, *totals = all_sum(torch.tensor(counts, dtype=torch.float64)).tolist()
-    return {name: total / max(tokens, 1) for name, total in zip(sums, totals, strict=True) if name} | {
-        "no_signal": without_signal / num_prompts
-    }
+    means = {}
+    for name, total in zip(sums, totals, strict=True):
+        if name:
+            means[name] = total / max(tokens, 1)
+    return means | {"no_signal": without_signal / num_prompts}
 
 
 def step_metrics(sums: Stats) -> dict[str, float]:

@@ -305,7 +305,8 @@ class RLVRModule(ChecksArguments, LossModule, LightningModule):
             first_lr = AdaptiveLR.of(self).lr
         else:
             first_lr = self.lr
-        return build_optimizer([p for p in self.policy.parameters() if p.requires_grad], first_lr, self.optim)
+        trainable = [p for p in self.policy.parameters() if p.requires_grad]
+        return build_optimizer(trainable, first_lr, self.optim)
 
     def configure_optimizers(self) -> Any:
         """Return the optimizer and the schedule of its learning rate, which `auto` or a checkpoint may set."""
@@ -324,8 +325,8 @@ class RLVRModule(ChecksArguments, LossModule, LightningModule):
             lr = self.adaptive_lr.lr
         assert not isinstance(lr, AutoLR)
         apply_options(self.optimizers(), self.lr_schedulers(), lr, self._saved_options)
-        run = Path(self.trainer.default_root_dir)
-        self.budget.begin(run, self.policy.device, self.sharded)
+        run_folder = Path(self.trainer.default_root_dir)
+        self.budget.begin(run_folder, self.policy.device, self.sharded)
         self.updater = Updater(
             policy=self.policy,
             reference=self.reference.policy,
@@ -337,7 +338,7 @@ class RLVRModule(ChecksArguments, LossModule, LightningModule):
             optim=self.optim,
             budget=self.budget,
             skipped=self.skipped,
-            run=run,
+            run_folder=run_folder,
             adaptive_lr=self.adaptive_lr,
             noise_scale=self.noise_scale,
         )
@@ -445,7 +446,11 @@ class RLVRModule(ChecksArguments, LossModule, LightningModule):
         if self.lora is not None:
             weights = checkpoint["state_dict"]
             saved = set(self.saved)
-            checkpoint["state_dict"] = {name: value for name, value in weights.items() if name in saved}
+            saved_weights = {}
+            for name, value in weights.items():
+                if name in saved:
+                    saved_weights[name] = value
+            checkpoint["state_dict"] = saved_weights
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.check_checkpoint(checkpoint)

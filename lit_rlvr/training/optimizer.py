@@ -67,7 +67,10 @@ def unallocated(optimizer: Any, device: torch.device) -> int:
 
     Each weight without a state counts twice, for AdamW's two moments; of a sharded weight only this rank's shard.
     """
-    waiting = [p for p in all_parameters(optimizer) if p.device.type == device.type and not optimizer.state.get(p)]
+    waiting = []
+    for p in all_parameters(optimizer):
+        if p.device.type == device.type and not optimizer.state.get(p):
+            waiting.append(p)
     return sum(2 * own_shard(p).nbytes for p in waiting)
 
 
@@ -213,7 +216,10 @@ def apply_options(optimizer: Any, scheduler: Any, lr: float, saved: dict[str, An
     before = optimizer.param_groups[0]
     started = before.get("initial_lr")
     rate = before["lr"]
-    changed = {name: value for name, value in optimizer.defaults.items() if saved.get(name, value) != value}
+    changed = {}
+    for name, value in optimizer.defaults.items():
+        if saved.get(name, value) != value:
+            changed[name] = value
     for group in optimizer.param_groups:
         group |= changed
     set_lr(optimizer, scheduler, lr)

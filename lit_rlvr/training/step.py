@@ -382,11 +382,10 @@ def chosen_tokens(
 def chances(rollout: Rollout) -> Tensor:
     """Return a number in [0, 1) for each token (B, T) float64, which depends on its prompt, completion and position."""
     repeats = rollout.repeats or [0] * len(rollout.prompts)
-    first = [
-        derive_seed("chance", prompt.sample.id, repeat, g) / 2**62
-        for prompt, repeat in zip(rollout.prompts, repeats, strict=True)
-        for g in range(rollout.group_size)
-    ]
+    first = []
+    for prompt, repeat in zip(rollout.prompts, repeats, strict=True):
+        for g in range(rollout.group_size):
+            first.append(derive_seed("chance", prompt.sample.id, repeat, g) / 2**62)
     positions = torch.arange(rollout.mask.shape[1], dtype=torch.float64)
     return (torch.tensor(first, dtype=torch.float64)[:, None] + GOLDEN_RATIO * positions).frac()
 
@@ -552,8 +551,9 @@ def cut_rows(rollout: Rollout, rows: list[int], budget: int, shared_prefix: bool
 def staleness_metrics(
     prepared: PreparedRollout, minibatches: list[list[int]], log_zero: bool = True
 ) -> dict[str, float]:
-    """Return how old the tokens are that are run, over all ranks: the mean, the largest, and the share of tokens that
-    follow older keys and values; {} if none is run.
+    """Return the ages of the tokens that training runs, over all ranks; {} if it runs none.
+
+    These are the mean, the largest, and the share of tokens that follow older keys and values.
 
     Collective: call it on every rank.
 

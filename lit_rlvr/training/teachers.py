@@ -225,7 +225,10 @@ class Teachers:
                 "model.teacher.model: a server scores without images and at temperature 1; give the teacher's folder"
                 + ("" if images else ", or set rollout.sampling.temperature to 1")
             )
-        marks = {token for text, token in data.tokenizer.get_added_vocab().items() if MARK.fullmatch(text)}
+        marks = set()
+        for text, token in data.tokenizer.get_added_vocab().items():
+            if MARK.fullmatch(text):
+                marks.add(token)
         self._prompted = marks | {token for prompt in teacher_prompts for token in prompt.token_ids}
         return teacher_prompts
 
@@ -261,17 +264,20 @@ class Teachers:
             models = {}
         else:
             models = self.options.models
-        self.servers = {
-            label: VLLMServer(url, KEY if os.environ.get(KEY) else None, SERVER_SECONDS)
-            for label, url in models.items()
-            if is_url(url)
-        }
+        servers = {}
+        key = KEY if os.environ.get(KEY) else None
+        for label, url in models.items():
+            if is_url(url):
+                servers[label] = VLLMServer(url, key, SERVER_SECONDS)
+        self.servers = servers
         if not self.servers:
             return
         assert self._data is not None, "`check` knows the data"
         wait_for([*self.servers.values()], len(self.servers))
         tokenizer = self._data.tokenizer
-        texts = [tokenizer.decode(prompt.token_ids) for prompt in self._data.prompts["train"][:8]]
+        texts = []
+        for prompt in self._data.prompts["train"][:8]:
+            texts.append(tokenizer.decode(prompt.token_ids))
         for server in self.servers.values():
             check_server_tokens(server, tokenizer, ["".join(tokenizer.all_special_tokens), *texts])
 
@@ -281,10 +287,13 @@ class Teachers:
             models = {}
         else:
             models = self.options.models
-        return {
-            f"teacher {label}".rstrip(): model if is_url(model) else weights_version(teacher_folder(model))
-            for label, model in models.items()
-        }
+        versions = {}
+        for label, model in models.items():
+            if is_url(model):
+                versions[f"teacher {label}".rstrip()] = model
+            else:
+                versions[f"teacher {label}".rstrip()] = weights_version(teacher_folder(model))
+        return versions
 
     def move(self, device: torch.device) -> None:
         """Move the weights to the training device."""
@@ -367,6 +376,8 @@ def server_logprobs(server: VLLMServer, rollout: Rollout, rows: list[int]) -> Te
     scores = iter(run_coroutine(server.score(sequences, AT_ONCE)))
     for i, (prompt, completion) in zip(rows, pairs, strict=True):
         parts = islice(scores, len(completion.sequence_lengths))
-        after = [value for values in parts for value in values[len(prompt.token_ids) :]]
+        after = []
+        for values in parts:
+            after += values[len(prompt.token_ids) :]
         logp[i, : len(after)] = torch.tensor(after)
     return logp * rollout.mask

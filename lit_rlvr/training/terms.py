@@ -206,7 +206,10 @@ def broken_terms(terms: list[Term], x: LossInputs) -> list[str]:
         terms: all terms.
         x: rows of a step, with gradients.
     """
-    inputs = [value for value in vars(x).values() if isinstance(value, Tensor) and value.requires_grad]
+    inputs = []
+    for value in vars(x).values():
+        if isinstance(value, Tensor) and value.requires_grad:
+            inputs.append(value)
     if not all(_all_finite(value[x.mask]) for value in inputs):
         return []
     broken = []

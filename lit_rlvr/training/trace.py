@@ -59,22 +59,27 @@ class Trace:
                 }
                 if x.advantages.shape[1] > 1:
                     numbers["token_advantage"] = x.advantages[k]
-                self.tokens[row] = {name: values.detach()[x.mask[k]].clone() for name, values in numbers.items()}
+                own_numbers = {}
+                for name, values in numbers.items():
+                    own_numbers[name] = values.detach()[x.mask[k]].clone()
+                self.tokens[row] = own_numbers
 
         x.logp.register_hook(note)
 
     def records(self, rollout: Rollout, tokenizer: Any) -> list[dict[str, Any]]:
         """Return the watched groups as JSON records."""
         size = rollout.group_size
-        return [
-            {
-                "id": rollout.prompts[p].sample.id,
-                "prompt": tokenizer.decode(rollout.prompts[p].token_ids),
-                "answer": rollout.prompts[p].sample.answer,
-                "completions": [self._completion(rollout, p, g, tokenizer) for g in range(size)],
-            }
-            for p in self.watched
-        ]
+        groups = []
+        for p in self.watched:
+            groups.append(
+                {
+                    "id": rollout.prompts[p].sample.id,
+                    "prompt": tokenizer.decode(rollout.prompts[p].token_ids),
+                    "answer": rollout.prompts[p].sample.answer,
+                    "completions": [self._completion(rollout, p, g, tokenizer) for g in range(size)],
+                }
+            )
+        return groups
 
     def _completion(self, rollout: Rollout, p: int, g: int, tokenizer: Any) -> dict[str, Any]:
         completion = rollout.completions[p][g]
@@ -83,18 +88,27 @@ class Trace:
         if rollout.details:
             for result in rollout.details[p][g].values():
                 criteria |= result.criteria
+        parts: dict[str, float | None] = {}
+        for name, part in rollout.parts.items():
+            if part[p, g].isnan():
+                parts[name] = None
+            else:
+                parts[name] = float(part[p, g])
+        traced = {}
+        for name, values in numbers.items():
+            traced[name] = _traced_numbers(values, completion.from_model)
         return {
             "text": completion.text,
             **({"sampled": list(completion.sampled)} if completion.sampled else {}),
             "tokens": [tokenizer.decode([token]) for token in completion.token_ids],
             "finish_reason": completion.finish_reason,
-            "parts": {name: None if part[p, g].isnan() else float(part[p, g]) for name, part in rollout.parts.items()},
+            "parts": parts,
             **rollout.record(p, g),
             "criteria": criteria,
             **_turn_rewards(completion),
             **calls_of(completion),
             "engine_logp": [round(v, 6) for v in completion.logprobs],
-            **{name: _traced_numbers(values, completion.from_model) for name, values in numbers.items()},
+            **traced,
         }
 
 
@@ -117,7 +131,8 @@ def calls_of(completion: Completion) -> dict[str, list[dict[str, Any]]]:
         start, end = turn.span
         added = turn.observed[1] - turn.observed[0]
         calls.append({"sequence": bisect_right(ends, start), "tokens": end - start, "added": added})
-    calls += [{"untrained": message.reason, "tokens": message.tokens} for message in completion.untrained]
+    for message in completion.untrained:
+        calls.append({"untrained": message.reason, "tokens": message.tokens})
     return {"calls": calls}
 
 
@@ -127,14 +142,14 @@ def _traced_numbers(values: Tensor, sampled: Iterable[bool]) -> list[float]:
     return [float(f"{next(numbers):.6g}") if is_sampled else 0.0 for is_sampled in sampled]
 
 
-def write_trace(run: str | Path, step: int, algorithm: str, groups: list[dict[str, Any]]) -> None:
+def write_trace(run_folder: str | Path, step: int, algorithm: str, groups: list[dict[str, Any]]) -> None:
     """Save one step's groups as `rollouts/step-NNNNNN.json`, atomically."""
-    path = trace_folder(run) / f"step-{step:06d}.json"
+    path = trace_folder(run_folder) / f"step-{step:06d}.json"
     write_atomically(path, json.dumps({"step": step, "algorithm": algorithm, "groups": groups}, ensure_ascii=False))
 
 
-def drop_traces_after(run: str | Path, step: int) -> None:
+def drop_traces_after(run_folder: str | Path, step: int) -> None:
     """Delete the files of later steps, which a resumed run writes again."""
-    for later, path in list_traces(run).items():
+    for later, path in list_traces(run_folder).items():
         if later > step:
             path.unlink()

@@ -63,7 +63,7 @@ class Updater:
         optim: the options of the optimizer.
         budget: the most input tokens in a micro-batch.
         skipped: counts skipped steps.
-        run: the run's folder, for what a failed step leaves.
+        run_folder: the run's folder, for what a failed step leaves.
         adaptive_lr: changes the learning rate after each step; None = the schedule alone does.
         noise_scale: averages the signal and the noise of the steps' gradients.
 
@@ -84,7 +84,7 @@ class Updater:
     optim: Optim
     budget: TokenBudget
     skipped: SkippedSteps
-    run: Path
+    run_folder: Path
     adaptive_lr: AdaptiveLR | None
     noise_scale: NoiseScale
 
@@ -160,7 +160,11 @@ class Updater:
             entropy=initial.entropy,
         )
         if prepared.trace is not None and rollout.advantages is not None:
-            prepared.trace.choose(rollout.advantages, {p for groups in minibatches for p in groups})
+            chosen_groups = set()
+            for groups in minibatches:
+                for p in groups:
+                    chosen_groups.add(p)
+            prepared.trace.choose(rollout.advantages, chosen_groups)
         recomputes = prepared.importance.prox_logp_method == "recompute"
         if prepared.old_logp is None and len(minibatches) > 1 and recomputes:
             first = set(minibatches[0])
@@ -192,7 +196,7 @@ class Updater:
 
     @property
     def limits(self) -> StepLimits:
-        """How a step is cut into micro-batches now."""
+        """The limits by which a step is cut into micro-batches now."""
         return StepLimits(
             device=self.policy.device,
             tokens_per_microbatch=self.budget.tokens,
@@ -272,7 +276,7 @@ class Updater:
             self.skipped.add_finite(plan.prepared.rollout.is_unrewarded)
             return True
         with self.dropout(number):
-            saved = save_step(self.run, number, not_finite, plan, self.microbatch_gradients)
+            saved = save_step(self.run_folder, number, not_finite, plan, self.microbatch_gradients)
         self.skipped.add(number, not_finite, saved)
         return False
 
@@ -302,8 +306,10 @@ class Updater:
         return {}
 
     def skip_step(self) -> None:
-        """Step the optimizer without gradients: weights and moments stay, because AdamW ignores parameters without a
-        gradient, and Lightning counts the run's steps by it."""
+        """Step the optimizer without gradients, because Lightning counts the run's steps by it.
+
+        Weights and moments stay: AdamW ignores parameters without a gradient.
+        """
         self.optimizer.zero_grad()
         self.optimizer.step()
 

@@ -191,7 +191,11 @@ class EvaluationMetrics(nn.Module):
         names |= {"reward", "same_answer", "same_answer_reward"}
         names |= {f"pass@{metric.k}" for metric in self._pass_at()}
         names |= ({"greedy"} if self.greedy is not None else set()) | ({"entropy"} if sampled else set())
-        return names | {f"accuracy/{one_line(p.sample.category)}" for p in prompts if p.sample.category}
+        categories = set()
+        for p in prompts:
+            if p.sample.category:
+                categories.add(f"accuracy/{one_line(p.sample.category)}")
+        return names | categories
 
     def compute(self) -> dict[str, float]:
         """Return the metrics over all ranks; those of nothing are left out.
@@ -230,7 +234,8 @@ class EvaluationMetrics(nn.Module):
             metrics["guess"] = guess
         metrics |= _rewards_by_answer([rewards for _, rewards in everywhere], answers)
         metrics |= {f"pass@{m.k}": float(m.compute()) for m in self._pass_at()}
-        metrics |= {f"accuracy/{name}": correct_in[name] / counted_in[name] for name in sorted(counted_in)}
+        for name in sorted(counted_in):
+            metrics[f"accuracy/{name}"] = correct_in[name] / counted_in[name]
         return {name: value for name, value in metrics.items() if not math.isnan(value)}
 
     def _pass_at(self) -> list[PassAtK]:

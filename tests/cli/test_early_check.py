@@ -85,7 +85,7 @@ for command, (module, _) in COMMANDS.items():
         text = ConfigCheck(command).parser._subcommands_action._name_parser_map[command].format_help()
     else:
         with redirect_stdout(StringIO()) as out, suppress(SystemExit):
-            import_module(module).run(command, ["--help"])
+            import_module(module).run_command(command, ["--help"])
         text = out.getvalue()
     if stored_help(command) != text.strip():
         print(command)

@@ -5,7 +5,7 @@ misjudges rewritten answers. `parity` replays algorithms on a frozen batch, to c
 framework. Both run the code of training (`training/loss.py`, `objectives.py`) on arrays.
 """
 
-from lit_rlvr.commands.check.command import run
+from lit_rlvr.commands.check.command import run_command
 from lit_rlvr.commands.check.losses import Finding, check_advantage, check_algorithm, made_batch
 
-__all__ = ["Finding", "check_advantage", "check_algorithm", "made_batch", "run"]
+__all__ = ["Finding", "check_advantage", "check_algorithm", "made_batch", "run_command"]

@@ -169,6 +169,12 @@ class Checkup:
 
     def as_json(self) -> dict[str, Any]:
         """Return the result for `--json`."""
+        kinds = []
+        for name, kind in self.kinds.items():
+            kinds.append({"kind": name, "keeps": kind.keeps, **kind.rate.as_json(), "examples": kind.examples})
+        short_texts = []
+        for text, rate in self.paid_short_texts():
+            short_texts.append({"text": text, **rate.as_json()})
         return {
             "form": self.form,
             "rows": self.rows,
@@ -177,19 +183,18 @@ class Checkup:
             "gold": self.gold.as_json(),
             "false_negatives": self.right_texts.as_json(),
             "false_positives": self.wrong_texts.as_json(),
-            "kinds": [
-                {"kind": name, "keeps": kind.keeps, **kind.rate.as_json(), "examples": kind.examples}
-                for name, kind in self.kinds.items()
-            ],
-            "short_texts": [{"text": text, **rate.as_json()} for text, rate in self.paid_short_texts()],
+            "kinds": kinds,
+            "short_texts": short_texts,
             "failures": self.failures,
         }
 
     def paid_short_texts(self) -> list[tuple[str, Rate]]:
         """Return the short texts that are paid without being an answer, the best paid first."""
-        return sorted(
-            ((text, rate) for text, rate in self.short.items() if rate.errors), key=lambda item: -item[1].value
-        )
+        with_errors = []
+        for text, rate in self.short.items():
+            if rate.errors:
+                with_errors.append((text, rate))
+        return sorted(with_errors, key=lambda item: -item[1].value)
 
 
 def check_reward(reward: Reward, samples: Sequence[Sample], seconds: float) -> Checkup:
@@ -253,7 +258,10 @@ def pairs_of_texts(reward: Reward, gold: Gold, texts: Sequence[TriedText]) -> li
     if not reward.compares:
         return [(written(text.text), gold.sample) for text in texts]
     groups = ([text.text, gold.text if gold.answer else "", ""] for text in texts)
-    return [pair for group in groups for pair in pairs_of(list(map(written, group)), gold.sample)]
+    pairs = []
+    for group in groups:
+        pairs += pairs_of(list(map(written, group)), gold.sample)
+    return pairs
 
 
 def judge_rows(
@@ -305,7 +313,9 @@ def reads_endings(reward: Reward, golds: Sequence[Gold]) -> bool:
     """Return True if a reward pays most of the answers that it pays without the mark around them, too."""
     results = reward.score(ending_pairs(golds))
     groups = zip(results[::3], results[1::3], results[2::3], strict=True)
-    paid = [(is_paid(best, best, floor), is_paid(end, best, floor)) for best, end, floor in groups]
+    paid = []
+    for best, end, floor in groups:
+        paid.append((is_paid(best, best, floor), is_paid(end, best, floor)))
     return 2 * sum(end for best, end in paid if best) > sum(best for best, _ in paid)
 
 
@@ -313,13 +323,19 @@ def ending_pairs(golds: Sequence[Gold]) -> list[Pair]:
     """Return the numbers among gold answers in the form that is tried, in an ordinary ending, and an empty text."""
     numbers = [gold for gold in golds if gold.answer and gold.kind in NUMERIC_KINDS]
     groups = [(gold, [gold.text, ENDINGS[0].format(gold.answer), ""]) for gold in numbers]
-    return [pair for gold, texts in groups for pair in pairs_of(list(map(written, texts)), gold.sample)]
+    pairs = []
+    for gold, texts in groups:
+        pairs += pairs_of(list(map(written, texts)), gold.sample)
+    return pairs
 
 
 def form_pairs(golds: Sequence[Gold]) -> list[Pair]:
     """Return gold answers in a form, each with an empty text."""
     groups = [(gold, [gold.text, ""]) for gold in golds if gold.answer]
-    return [pair for gold, texts in groups for pair in pairs_of(list(map(written, texts)), gold.sample)]
+    pairs = []
+    for gold, texts in groups:
+        pairs += pairs_of(list(map(written, texts)), gold.sample)
+    return pairs
 
 
 def texts_of(gold: Gold, frequent: Sequence[str], in_endings: bool = False) -> list[TriedText]:
@@ -337,7 +353,8 @@ def texts_of(gold: Gold, frequent: Sequence[str], in_endings: bool = False) -> l
     written = [(rewrite, rewrite.apply(gold)) for rewrite in rewrites]
     tried = [TriedText(rewrite.name, rewrite.keeps, text) for rewrite, text in written if text is not None]
     if in_endings and gold.kind in NUMERIC_KINDS:
-        tried += [TriedText("in an ordinary ending", True, ending.format(gold.answer)) for ending in ENDINGS]
+        for ending in ENDINGS:
+            tried.append(TriedText("in an ordinary ending", True, ending.format(gold.answer)))
         for number, rewrite in enumerate(rewrite for rewrite in rewrites if not rewrite.whole):
             kind = f"{'rewritten' if rewrite.keeps else 'wrong'}, in an ordinary ending"
             text = rewrite.apply(replace(gold, write=ENDINGS[number % len(ENDINGS)].format))
@@ -385,7 +402,10 @@ def choose_form(reward: Reward, samples: Sequence[Sample]) -> str:
     paid = {}
     for form in GOLD_FORMS:
         results = reward.score(form_pairs(read_golds(reward, samples[:FORM_ROWS], form)))
-        paid[form] = sum(is_paid(best, best, floor) for best, floor in zip(results[::2], results[1::2], strict=True))
+        are_paid = []
+        for best, floor in zip(results[::2], results[1::2], strict=True):
+            are_paid.append(is_paid(best, best, floor))
+        paid[form] = sum(are_paid)
     return max(GOLD_FORMS, key=lambda form: paid[form])
 
 

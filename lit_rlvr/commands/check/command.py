@@ -37,8 +37,8 @@ SHIPPED: dict[str, type] = {
 """The shipped algorithms, rewards and advantages by their names."""
 
 
-def run(command: str, arguments: list[str]) -> int:
-    """Run the command line of `check`."""
+def make_parser(command: str) -> Parser:
+    """Return the parser of the options of `check`."""
     parser = Parser(prog=f"lit-rlvr {command}", description=__doc__)
     parser.add_argument(
         "name",
@@ -67,7 +67,12 @@ def run(command: str, arguments: list[str]) -> int:
     parser.add_argument(
         "--row", type=dict[str, Any], default={}, help="further columns for --text: --row.databases '[shop.sqlite]'"
     )
-    config = parser.parse_args(arguments)
+    return parser
+
+
+def run_command(command: str, arguments: list[str]) -> int:
+    """Run the command line of `check`."""
+    config = make_parser(command).parse_args(arguments)
     model = {} if config.config is None else load_config(find_config(config.config)).get("model") or {}
     name = config.name or model.get("class_path")
     judges = config.data is not None or config.text is not None

@@ -120,10 +120,10 @@ def _ratio(algorithm: RLVRModule, batch: FrozenBatch) -> float:
     advantages, _ = without_terms.estimate(batch.groups)
     logp = batch.logp.clone().requires_grad_(True)
     x = frozen_inputs(batch, without_terms, logp, advantages)
-    gradients = [
-        torch.autograd.grad(
-            without_terms.loss(replace(x, old_logp=x.old_logp - shift, rollout_logp=x.rollout_logp - shift))[0], logp
-        )[0]
-        for shift in (0, 0.01)
-    ]
+    gradients = []
+    for shift in (0, 0.01):
+        shifted = replace(x, old_logp=x.old_logp - shift, rollout_logp=x.rollout_logp - shift)
+        loss, _ = without_terms.loss(shifted)
+        (gradient,) = torch.autograd.grad(loss, logp)
+        gradients.append(gradient)
     return float(without_terms.has_ratio == torch.equal(*gradients))

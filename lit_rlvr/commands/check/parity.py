@@ -16,7 +16,7 @@ from lit_rlvr.configs import Parser, find_config, read_config
 from lit_rlvr.errors import UserError, user_error_in
 
 
-def run(command: str, arguments: list[str]) -> None:
+def run_command(command: str, arguments: list[str]) -> None:
     """Run the command line of `parity`."""
     parser = Parser(prog=f"lit-rlvr {command}", description=run_parity.__doc__)
     parser.add_argument("batch", type=str, help="the frozen batch: an .npz file")
@@ -57,7 +57,10 @@ def load_algorithms(path: Path) -> dict[str, RLVRModule]:
     algorithms = read_config(find_config(str(path)), ("algorithms",)).get("algorithms")
     if not isinstance(algorithms, dict) or not algorithms:
         raise UserError(f"--config: {path} must hold `algorithms: {{NAME: {{class_path: ..., init_args: ...}}}}`")
-    return {str(name): build_object(spec, f"--config: {path}: algorithms.{name}") for name, spec in algorithms.items()}
+    algorithms_by_name = {}
+    for name, spec in algorithms.items():
+        algorithms_by_name[str(name)] = build_object(spec, f"--config: {path}: algorithms.{name}")
+    return algorithms_by_name
 
 
 def build_object(spec: Any, where: str, kind: type = RLVRModule) -> Any:
@@ -89,29 +92,26 @@ def algorithm_summary(
     names: list[str], results: Mapping[str, np.ndarray], mask: np.ndarray
 ) -> dict[str, dict[str, float]]:
     """Return each algorithm's loss, the size of its advantages and gradient, and its share of zero gradients."""
-    return {
-        name: {
+    summaries = {}
+    for name in names:
+        summaries[name] = {
             "loss": float(results[f"{name}/loss"]),
             "mean_advantage": float(np.abs(results[f"{name}/advantages"]).mean()),
             "gradient": float(np.abs(results[f"{name}/dlogp"]).sum()),
             "zero_gradient": float((results[f"{name}/dlogp"][mask] == 0).mean()) if mask.any() else 1.0,
         }
-        for name in names
-    }
+    return summaries
 
 
 def print_table(rows: Mapping[str, Mapping[str, float]]) -> None:
     """Print one line per algorithm of `algorithm_summary`."""
-    cells = [
-        (
-            name,
-            f"{row['loss']:.6g}",
-            f"{row['mean_advantage']:.4g}",
-            f"{row['gradient']:.4g}",
-            f"{row['zero_gradient']:.1%}",
-        )
-        for name, row in rows.items()
-    ]
+    cells = []
+    for name, row in rows.items():
+        loss = f"{row['loss']:.6g}"
+        advantage = f"{row['mean_advantage']:.4g}"
+        gradient = f"{row['gradient']:.4g}"
+        zero_gradient = f"{row['zero_gradient']:.1%}"
+        cells.append((name, loss, advantage, gradient, zero_gradient))
     columns = ("algorithm", "loss", "mean |A|", "sum |dlogp|", "zero gradient")
     caption = "zero gradient: share of the tokens in the loss"
     Terminal().print_table(table_of(columns, cells, title="Replay of one frozen batch", caption=caption))

@@ -98,7 +98,11 @@ def algorithm_step(batch: FrozenBatch, algorithm: RLVRModule, advantages: Tensor
 def rows_of(x: LossInputs, rows: Sequence[int]) -> LossInputs:
     """Return some rows of the inputs, as a micro-batch has them."""
     at = torch.tensor(rows, dtype=torch.long)
-    return replace(x, **{name: value[at] for name, value in vars(x).items() if value is not None})
+    given = {}
+    for name, value in vars(x).items():
+        if value is not None:
+            given[name] = value[at]
+    return replace(x, **given)
 
 
 def frozen_inputs(batch: FrozenBatch, algorithm: RLVRModule, logp: Tensor, advantages: Tensor) -> LossInputs:
@@ -230,11 +234,14 @@ def read_batch(arrays: Mapping[str, np.ndarray]) -> FrozenBatch:
             "B must be P * G, at least 1, and T at least 1"
         )
     mask = _mask(arrays, "mask", logp.shape)
-    optional = ("old_logp", "ref_logp", "rollout_logp", "entropy")
-    tokens = {"logp": logp} | {n: _float_array(arrays, n) for n in optional if n in arrays}
-    groups = {"rewards": rewards} | {
-        n: _float_array(arrays, n) for n in ("correct", "reference_rewards") if n in arrays
-    }
+    tokens = {"logp": logp}
+    for name in ("old_logp", "ref_logp", "rollout_logp", "entropy"):
+        if name in arrays:
+            tokens[name] = _float_array(arrays, name)
+    groups = {"rewards": rewards}
+    for name in ("correct", "reference_rewards"):
+        if name in arrays:
+            groups[name] = _float_array(arrays, name)
     for name, array in tokens.items():
         _check(name, array, logp.shape, "logp", mask)
     for name, array in groups.items():
@@ -243,7 +250,7 @@ def read_batch(arrays: Mapping[str, np.ndarray]) -> FrozenBatch:
     judged = rewarded & ~np.isnan(groups["correct"])
     if not np.isin(groups["correct"][judged], (0, 1)).all():
         raise UserError("batch: correct must hold only 0 and 1, or NaN if nothing says which; it is not the reward")
-    dtype = np.result_type(np.float32, *(a.dtype for a in (*tokens.values(), *groups.values())))
+    dtype = np.result_type(np.float32, *(array.dtype for array in [*tokens.values(), *groups.values()]))
 
     def tensor(values: np.ndarray) -> Tensor:
         return torch.from_numpy(values.astype(dtype))
@@ -251,6 +258,12 @@ def read_batch(arrays: Mapping[str, np.ndarray]) -> FrozenBatch:
     lengths = mask.sum(1).reshape(rewards.shape)  # (P, G)
     mask = mask & rewarded.reshape(-1, 1)
     filled = {name: tensor(np.where(mask, array, 0)) for name, array in tokens.items()}
+    reference_rewards = None
+    if "reference_rewards" in groups:
+        reference_rewards = tensor(groups["reference_rewards"])
+    objective_mask = None
+    if "objective_mask" in arrays:
+        objective_mask = torch.from_numpy(_mask(arrays, "objective_mask", logp.shape))
     return FrozenBatch(
         logp=filled["logp"],
         old_logp=filled["old_logp"],
@@ -258,7 +271,7 @@ def read_batch(arrays: Mapping[str, np.ndarray]) -> FrozenBatch:
         mask=torch.from_numpy(mask),
         rewards=impute(tensor(rewards), torch.from_numpy(~rewarded)),
         correct=impute(tensor(groups["correct"]), torch.from_numpy(~judged)),
-        reference_rewards=tensor(groups["reference_rewards"]) if "reference_rewards" in groups else None,
+        reference_rewards=reference_rewards,
         lengths=tensor(lengths),
         has_reward=torch.from_numpy(rewarded),
         has_correct=torch.from_numpy(judged),
@@ -266,9 +279,7 @@ def read_batch(arrays: Mapping[str, np.ndarray]) -> FrozenBatch:
         turns=_turns(arrays, mask),
         entropy=filled.get("entropy"),
         rollout_logp=filled.get("rollout_logp"),
-        objective_mask=torch.from_numpy(_mask(arrays, "objective_mask", logp.shape))
-        if "objective_mask" in arrays
-        else None,
+        objective_mask=objective_mask,
     )
 
 

@@ -44,7 +44,10 @@ class ClusterCommand:
         if command is None:
             return 0
         # Lightning would start as many processes as the job has tasks, which is one.
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+        environment = {}
+        for name, value in os.environ.items():
+            if not name.startswith("SLURM_"):
+                environment[name] = value
         with self.log.open("a") as log:
             return start_command(command.arguments, log, environment).wait()
 

@@ -65,7 +65,10 @@ class PrintedClaim:
                 return dict.fromkeys(seeds, float(cell))
             if cell == BEFORE:
                 return dict.fromkeys(seeds, self._before(task))
-            return {seed: self._value(run) for seed, run in task["cells"][cell]["by_seed"].items()}
+            by_seed = {}
+            for seed, run in task["cells"][cell]["by_seed"].items():
+                by_seed[seed] = self._value(run)
+            return by_seed
 
         more = values(self.more)
         less = values(self.less)
@@ -79,7 +82,10 @@ class PrintedClaim:
 
     def _value(self, run: Mapping[str, Any]) -> float | None:
         if self.averaged:
-            return complete_mean([run["suites"].get(suite, {}).get(self.metric) for suite in self.averaged])
+            values = []
+            for suite in self.averaged:
+                values.append(run["suites"].get(suite, {}).get(self.metric))
+            return complete_mean(values)
         if self.metric in run["quarters"]:
             value = run["quarters"][self.metric][-1]
         else:
@@ -130,7 +136,9 @@ class DecidedClaim:
         """Return the claim and its result for JSON."""
         claim = self.claim
         result = self.result
-        claimed = {name: getattr(claim, name) for name in ("says", "where", "task", "more", "less", "printed")}
+        claimed = {}
+        for name in ("says", "where", "task", "more", "less", "printed"):
+            claimed[name] = getattr(claim, name)
         data: dict[str, Any] = {**claimed, "measure": claim.measure, "verdict": self.verdict, "n": 0}
         if result is not None:
             data |= {
@@ -188,7 +196,10 @@ def decide(claims: Sequence[PrintedClaim], results: Mapping[str, Any]) -> list[D
 
 def lacking_pairs(decided: Sequence[DecidedClaim]) -> list[str]:
     """Return lines about claims that no pair of runs measures, and about too few pairs for a verdict; usually none."""
-    lines = [f"{d.claim.says}: no pair of runs has {d.claim.measure}." for d in decided if d.result is None]
+    lines = []
+    for d in decided:
+        if d.result is None:
+            lines.append(f"{d.claim.says}: no pair of runs has {d.claim.measure}.")
     primary = [d.result for d in decided if d.claim.primary]
     counts = [result.n for result in primary if result is not None]
     if counts and min(counts) < least_pairs(len(primary)):

@@ -51,7 +51,7 @@ class FailedCells(UserError):
         )
 
 
-def run(command: str, arguments: list[str]) -> None:
+def run_command(command: str, arguments: list[str]) -> None:
     """Run the command line of `compare`."""
     parser = Parser(prog=f"lit-rlvr {command}", description=__doc__)
     parser.add_argument("study", type=str, help="a study: a YAML file, or a shipped one by name (studies/smoke)")
@@ -124,7 +124,9 @@ def check_cells(study: Study) -> None:
             line = failure_line(error)
             if line is None:
                 raise
-            messages = [f"STUDY: {cell.task}, {cell.name}: {message}" for message in line.splitlines()]
+            messages = []
+            for message in line.splitlines():
+                messages.append(f"STUDY: {cell.task}, {cell.name}: {message}")
             raise UserError(*messages) from error
 
 

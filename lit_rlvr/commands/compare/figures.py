@@ -53,7 +53,10 @@ def draw_figures(study: Study, runs: Sequence[FinishedRun], folder: Path) -> dic
     for task in study.tasks:
         groups: dict[str, list[FinishedRun]] = {}
         for name in study.names:
-            runs_of_cell = [run for run in runs if run.cell.task == task and run.cell.name == name]
+            runs_of_cell = []
+            for run in runs:
+                if run.cell.task == task and run.cell.name == name:
+                    runs_of_cell.append(run)
             if runs_of_cell:
                 groups[name] = runs_of_cell
         curves = dict(CURVES)
@@ -91,7 +94,10 @@ def band(runs: Sequence[FinishedRun], x: str | None, metric: str) -> tuple[np.nd
     """
     curves = []
     for run in runs:
-        places = [(row[x] if x else step, row[metric]) for step, row in run.rows.items() if metric in row]
+        places = []
+        for step, row in run.rows.items():
+            if metric in row:
+                places.append((row[x] if x else step, row[metric]))
         if places:
             curves.append(smoothed(places))
     if not curves:
@@ -136,7 +142,9 @@ def _draw_pass_at_k(groups: RunsByName, colours: Mapping[str, Any]) -> Any:
     for axis, name in zip(np.atleast_1d(axes), names, strict=True):
         for cell, spreads in [(BEFORE, before), *after.items()]:
             if name in spreads:
-                numbers = [(int(k), value["mean"], value["std"] or 0.0) for k, value in spreads[name].items()]
+                numbers = []
+                for k, value in spreads[name].items():
+                    numbers.append((int(k), value["mean"], value["std"] or 0.0))
                 draw_line(axis, cell, colours.get(cell, "0.5"), *map(np.array, zip(*numbers, strict=True)))
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter("{x:g}")
@@ -192,7 +200,13 @@ def cell_colours(names: Sequence[str]) -> dict[str, Any]:
     import matplotlib
 
     palette = matplotlib.colormaps["tab10" if len(names) <= 11 else "tab20"].colors  # type: ignore[attr-defined]
-    return {name: "black" if i == 0 else palette[(i - 1) % len(palette)] for i, name in enumerate(names)}
+    colours = {}
+    for i, name in enumerate(names):
+        if i == 0:
+            colours[name] = "black"
+        else:
+            colours[name] = palette[(i - 1) % len(palette)]
+    return colours
 
 
 def save_figure(figure: Any, path: Path) -> Path:

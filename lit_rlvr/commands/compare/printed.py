@@ -45,7 +45,11 @@ def _scaled(spread: Mapping[str, Any] | None, factor: float) -> dict[str, Any] |
     """Return a spread in another unit; None without a value."""
     if spread is None or spread["mean"] is None:
         return None
-    return {**spread, **{key: spread[key] * factor for key in ("mean", "std") if spread[key] is not None}}
+    scaled = {}
+    for key in ("mean", "std"):
+        if spread[key] is not None:
+            scaled[key] = spread[key] * factor
+    return {**spread, **scaled}
 
 
 SPREAD_COLUMNS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any] | None]] = {
@@ -199,7 +203,9 @@ def with_printed(claim: PrintedClaim, tables: Sequence[PrintedTable]) -> Printed
         if claim.suite == AVERAGE:
             claim = replace(claim, suites=[name for name in t.columns if name != AVERAGE])
         if claim.printed is None and {claim.more, claim.less} <= t.rows.keys():
-            values = [t.rows[str(row)][t.columns.index(str(column))].value for row in (claim.more, claim.less)]
+            values = []
+            for row in (claim.more, claim.less):
+                values.append(t.rows[str(row)][t.columns.index(str(column))].value)
             difference = round(values[0] - values[1], 3) / 100
             if difference > 0:
                 return replace(claim, printed=difference)

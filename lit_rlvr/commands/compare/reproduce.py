@@ -44,13 +44,19 @@ def compared(paper: Paper, results: Mapping[str, Any]) -> Iterator[tuple[Printed
 def comparison_tables(paper: Paper, results: Mapping[str, Any]) -> Iterator[str]:
     """Yield the tables of `compared` as Markdown."""
     for table, rows in compared(paper, results):
-        lines = [[row, _runs(cells.values()), *starmap(_cell, cells.values())] for row, cells in rows.items()]
+        lines = []
+        for row, cells in rows.items():
+            lines.append([row, _runs(cells.values()), *starmap(_cell, cells.values())])
         yield f"## {table.title}\n\n" + markdown_table(["ours (printed; difference)", "n", *table.columns], lines)
 
 
 def _runs(cells: Iterable[tuple[PrintedValue, Mapping[str, Any] | None]]) -> str:
     """Return the number of our runs behind a row of a table; "-" without any."""
-    return " to ".join(map(str, sorted({value["n"] for _, value in cells if value is not None}))) or "-"
+    counts = set()
+    for _, value in cells:
+        if value is not None:
+            counts.add(value["n"])
+    return " to ".join(map(str, sorted(counts))) or "-"
 
 
 def _cell(printed: PrintedValue, value: Mapping[str, Any] | None) -> str:
@@ -142,7 +148,10 @@ def paper_items() -> Iterator[tuple[str, str, str]]:
             f"run: docs/findings.md; {runs}",
         )
         machine = f"the paper's machine: {values['machine']}"
-        for table in sorted(f"{paper}/{path.stem}" for path in (folder / paper).glob("*.yaml")):
+        tables = []
+        for path in (folder / paper).glob("*.yaml"):
+            tables.append(f"{paper}/{path.stem}")
+        for table in sorted(tables):
             printed_table = load_printed(table)
             for claim in printed_table.claims:
                 if claim.primary:
@@ -169,7 +178,7 @@ def describe_cost(name: str) -> str:
     return f"{name}: {len(study.cells)} runs of {count} {unit}"
 
 
-def run(command: str, arguments: Sequence[str]) -> None:
+def run_command(command: str, arguments: Sequence[str]) -> None:
     """Run the command line of `reproduce`."""
     parser = Parser(prog=f"lit-rlvr {command}", description=__doc__)
     parser.add_argument(

@@ -118,7 +118,10 @@ def interquartile_mean(scores: ScoresByTask) -> np.ndarray:
     """
     from scipy.stats import trim_mean
 
-    return np.asarray(trim_mean(np.concatenate([np.asarray(task, dtype=float) for task in scores], -1), 0.25, axis=-1))
+    scores_of_tasks = []
+    for task in scores:
+        scores_of_tasks.append(np.asarray(task, dtype=float))
+    return np.asarray(trim_mean(np.concatenate(scores_of_tasks, -1), 0.25, axis=-1))
 
 
 def probability_of_improvement(ours: ScoresByTask, theirs: ScoresByTask) -> np.ndarray:

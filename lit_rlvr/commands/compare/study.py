@@ -120,7 +120,9 @@ def load_study(name: str) -> Study:
     if study["baseline"] not in list(cells):
         raise UserError(f"STUDY: {path}: baseline: {study['baseline']!r} is not one of the cells {', '.join(cells)}")
     shared = list(_bases(study, path))
-    bases = {id(layer): list(_bases(layer, path)) for layer in (*tasks.values(), *cells.values())}
+    bases = {}
+    for layer in (*tasks.values(), *cells.values()):
+        bases[id(layer)] = list(_bases(layer, path))
     grid = []
     for seed, (task, task_config), (cell, cell_config) in product(seeds, tasks.items(), cells.items()):
         layers = [

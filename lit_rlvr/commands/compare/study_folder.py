@@ -80,17 +80,18 @@ class StudyFolder:
         return [state for state in self.states.values() if state.status in statuses]
 
     def _write(self) -> None:
-        cells = [
-            {
-                "name": state.cell.name,
-                "task": state.cell.task,
-                "seed": state.cell.seed,
-                "run": str(state.cell.folder),
-                "status": state.status,
-                "error": state.error,
-            }
-            for state in self.states.values()
-        ]
+        cells = []
+        for state in self.states.values():
+            cells.append(
+                {
+                    "name": state.cell.name,
+                    "task": state.cell.task,
+                    "seed": state.cell.seed,
+                    "run": str(state.cell.folder),
+                    "status": state.status,
+                    "error": state.error,
+                }
+            )
         study = {"name": self.study.name, "baseline": self.study.baseline, "cells": cells}
         write_atomically(self.root / "study.json", json.dumps(study, indent=2) + "\n")
 
@@ -135,14 +136,15 @@ def _check(root: Path, study: Study) -> None:
     ]:
         raise UserError(f"--out: {root} holds a {existing[0]} that does not belong to a study; choose another")
     for cell in study.cells:
-        run = root / cell.folder
-        if not any((run / name).exists() for name in CELL_FILES):
+        run_folder = root / cell.folder
+        if not any((run_folder / name).exists() for name in CELL_FILES):
             continue
-        if not (run / CONFIG).is_file():
-            raise UserError(f"--out: {run} holds a run that does not belong to a study; choose another")
-        for name, old, new in changes(yaml.safe_load((run / CONFIG).read_text()), cell.config):
+        if not (run_folder / CONFIG).is_file():
+            raise UserError(f"--out: {run_folder} holds a run that does not belong to a study; choose another")
+        for name, old, new in changes(yaml.safe_load((run_folder / CONFIG).read_text()), cell.config):
             raise UserError(
-                f"--out: {run} was begun with other settings ({name} was {old}, is {new}); choose another, or remove it"
+                f"--out: {run_folder} was begun with other settings ({name} was {old}, is {new}); "
+                "choose another, or remove it"
             )
 
 
@@ -153,12 +155,12 @@ class CellCommand:
     Args:
         arguments: the arguments of `lit-rlvr`.
         marker: a file and its content, written when the command succeeds; None if the command's own files show it.
-        run: the run whose export in the cache is deleted when the command succeeds, because a study has many.
+        run_folder: the run whose export in the cache is deleted when the command succeeds, because a study has many.
     """
 
     arguments: list[str]
     marker: tuple[Path, str] | None = None
-    run: Path | None = None
+    run_folder: Path | None = None
 
     def __str__(self) -> str:
         return shlex.join(self.arguments)
@@ -167,10 +169,10 @@ class CellCommand:
         """Record that the command succeeded, and delete the exported model of its run."""
         if self.marker is not None:
             write_atomically(*self.marker)
-        if self.run is not None:
+        if self.run_folder is not None:
             from lit_rlvr.run.saved_model import cached_export
 
-            shutil.rmtree(cached_export(self.run), ignore_errors=True)
+            shutil.rmtree(cached_export(self.run_folder), ignore_errors=True)
 
 
 def next_command(study: Study, cell: Cell, root: Path) -> CellCommand | None:
@@ -181,19 +183,20 @@ def next_command(study: Study, cell: Cell, root: Path) -> CellCommand | None:
         cell: the cell.
         root: the study's folder.
     """
-    run = root / cell.folder
-    if not is_complete(run):
-        if list_checkpoints(run):
+    run_folder = root / cell.folder
+    if not is_complete(run_folder):
+        if list_checkpoints(run_folder):
             again = ["--ckpt_path", "last"]
         else:
             again = ["--overwrite", "true"]
-        return CellCommand(["fit", "--config", str(run / CONFIG), "--trainer.default_root_dir", str(run), *again])
+        config = str(run_folder / CONFIG)
+        return CellCommand(["fit", "--config", config, "--trainer.default_root_dir", str(run_folder), *again])
     if not study.suites:
         return None
-    command = _evaluate(study, cell, run, str(run), run / EVALUATION)
+    command = _evaluate(study, cell, run_folder, str(run_folder), run_folder / EVALUATION)
     if command is None and evaluates_start(study, cell):
         start = str(algorithm_options(cell.config).get("model", "smollm2"))
-        command = _evaluate(study, cell, run, start, root / start_folder(cell.task))
+        command = _evaluate(study, cell, run_folder, start, root / start_folder(cell.task))
     return command
 
 
@@ -208,13 +211,13 @@ def start_folder(task: str) -> Path:
     return Path("runs", task, BEFORE)
 
 
-def _evaluate(study: Study, cell: Cell, run: Path, model: str, out: Path) -> CellCommand | None:
+def _evaluate(study: Study, cell: Cell, run_folder: Path, model: str, out: Path) -> CellCommand | None:
     """Return the command that evaluates a model on the study's suites as in the cell's run, or None if that is done.
 
     Args:
         study: the study.
         cell: the cell.
-        run: the cell's run folder, whose settings the evaluation uses.
+        run_folder: the cell's run folder, whose settings the evaluation uses.
         model: the model to evaluate.
         out: folder of the evaluation.
     """
@@ -231,13 +234,16 @@ def _evaluate(study: Study, cell: Cell, run: Path, model: str, out: Path) -> Cel
         options += ["--protocol", study.protocol]
     if study.diversity:
         options += ["--diversity", json.dumps(study.diversity)]
-    is_start = model != str(run)
+    is_start = model != str(run_folder)
     path = out / ARGUMENTS_FILE
     # Recorded without the study's folder, which may move.
     options_used = [*options, *(["--like", str(cell.folder)] if is_start else [])]
     if path.is_file() and json.loads(path.read_text()) == options_used:
         return None
-    arguments = ["evaluate", "--model", model, *options, *(["--like", str(run)] if is_start else []), "--out", str(out)]
+    arguments = ["evaluate", "--model", model, *options]
+    if is_start:
+        arguments += ["--like", str(run_folder)]
+    arguments += ["--out", str(out)]
     return CellCommand(arguments, (path, json.dumps(options_used) + "\n"), Path(model) if is_run(model) else None)
 
 

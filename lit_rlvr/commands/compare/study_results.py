@@ -71,14 +71,15 @@ class FinishedRun:
 
 def read_cell(cell: Cell, root: Path) -> FinishedRun:
     """Read the metrics and the summary of a cell's run folder."""
-    run = root / cell.folder
-    rows = dict(sorted(read_metrics(run / "metrics.csv").items()))
+    run_folder = root / cell.folder
+    rows = dict(sorted(read_metrics(run_folder / "metrics.csv").items()))
     used = dict.fromkeys(USED, 0.0)
     for row in rows.values():
         for unit in USED:
             used[unit] += row.get(f"rollout/{unit}", 0.0)
             row[f"used/{unit}"] = used[unit]
-    return FinishedRun(cell, rows, json.loads((run / "summary.json").read_text()), read_suites(run / EVALUATION))
+    summary = json.loads((run_folder / "summary.json").read_text())
+    return FinishedRun(cell, rows, summary, read_suites(run_folder / EVALUATION))
 
 
 def smoothed(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -136,7 +137,11 @@ def _overall(study: Study, runs: Sequence[FinishedRun]) -> dict[str, Any]:
         runs_of_cell = [run for run in runs if run.cell.name == name]
         by_cell[name] = []
         for task in study.tasks:
-            by_cell[name].append(_values([run for run in runs_of_cell if run.cell.task == task], study.metric))
+            of_task = []
+            for run in runs_of_cell:
+                if run.cell.task == task:
+                    of_task.append(run)
+            by_cell[name].append(_values(of_task, study.metric))
     overall = {}
     for name, tasks in by_cell.items():
         overall[name] = {"iqm": with_interval(interquartile_mean, tasks)}
@@ -169,6 +174,10 @@ def _cell_results(study: Study, runs: Sequence[FinishedRun]) -> dict[str, Any]:
     for unit in USED:
         used[unit] = spread([run.last[f"used/{unit}"] for run in runs])
     losses = [run.history("train/loss") for run in runs]
+    variances = []
+    for history in losses:
+        if len(history) > 1:
+            variances.append(variance(history))
     return {
         "values": {str(seed): value for seed, value in values.items()},
         **(spread(list(values.values())) or {"mean": None, "std": None, "n": 0}),
@@ -178,7 +187,7 @@ def _cell_results(study: Study, runs: Sequence[FinishedRun]) -> dict[str, Any]:
         "seconds_per_step": _over_seeds([run.summary["seconds_per_step"] for run in runs]),
         "peak_memory_mb": spread([float(run.summary["peak_memory_mb"]) for run in runs]),
         "collapsed": sum(run.is_collapsed for run in runs),
-        "loss_variance": spread([variance(history) for history in losses if len(history) > 1]),
+        "loss_variance": spread(variances),
         "last": _over_seeds([run.last for run in runs]),
         "suites": _tables(study, [run.suites for run in runs if run.suites]),
         "by_seed": {str(run.cell.seed): _one_run(run) for run in runs},
@@ -193,8 +202,12 @@ def _one_run(run: FinishedRun) -> dict[str, Any]:
     suites = {}
     for suite, results in run.suites.items():
         suites[suite] = {name: finite(value) for name, value in _flat_numbers(results).items()}
+    last = {}
+    for name, value in run.last.items():
+        if name.startswith("val/"):
+            last[name] = finite(value)
     return {
-        "last": {name: finite(value) for name, value in run.last.items() if name.startswith("val/")},
+        "last": last,
         "quarters": {name: values for name, values in quarters_by_metric.items() if values},
         "loss_variance": finite(variance(losses)) if len(losses) > 1 else None,
         "best": finite(max(accuracies, default=math.nan)),
@@ -236,7 +249,10 @@ def _tables(study: Study, suites_by_seed: Sequence[Mapping[str, Mapping[str, Any
         for name in group:
             results = [suites[name] for suites in suites_by_seed]
             of_suites[name] = _over_seeds([_flat_numbers(of_seed) for of_seed in results])
-            of_suites[name]["categories"] = _over_seeds([of_seed["categories"] for of_seed in results], _over_seeds)
+            categories = []
+            for of_seed in results:
+                categories.append(of_seed["categories"])
+            of_suites[name]["categories"] = _over_seeds(categories, _over_seeds)
         averages_by_seed = []
         for suites in suites_by_seed:
             numbers = [_flat_numbers(suites[name]) for name in group]
@@ -264,9 +280,9 @@ def against_baseline(values: Mapping[str, Mapping[int, float]], baseline: str) -
     versus_baseline: dict[str, dict[str, Any]] = {}
     for name, scores in values.items():
         if name != baseline:
-            differences = [
-                scores[seed] - values[baseline][seed] for seed in sorted(scores.keys() & values[baseline].keys())
-            ]
+            differences = []
+            for seed in sorted(scores.keys() & values[baseline].keys()):
+                differences.append(scores[seed] - values[baseline][seed])
             versus_baseline[name] = {
                 "difference": spread(differences),
                 "pairs": len(differences),
@@ -322,5 +338,9 @@ def _over_seeds(rows: Sequence[Mapping[str, Any]], summary: Callable[[list[Any]]
     """Return name -> the summary of its values in some rows."""
     summaries = {}
     for name in sorted(set(chain(*rows))):
-        summaries[name] = summary([row[name] for row in rows if name in row])
+        values = []
+        for row in rows:
+            if name in row:
+                values.append(row[name])
+        summaries[name] = summary(values)
     return summaries

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,16 @@ def _best_in_bold(cells: Sequence[str]) -> list[str]:
     return [f"**{cell}**" if cell.partition(" ")[0] == best else cell for cell in cells]
 
 
+def _diversity_measures(keys_of_suites: Iterable[set[str]]) -> list[str]:
+    """Return the results that are measures of diversity, of the keys of each suite's results."""
+    measures = set()
+    for keys in keys_of_suites:
+        for key in keys:
+            if key.startswith("diversity/") and key.count("/") == 1:
+                measures.add(key)
+    return sorted(measures)
+
+
 def suite_tables(study_suites: Mapping[str, Any], task: Mapping[str, Any]) -> Iterator[str]:
     """Yield the tables of one task as Markdown.
 
@@ -48,8 +58,10 @@ def suite_tables(study_suites: Mapping[str, Any], task: Mapping[str, Any]) -> It
         task: the task's results, as in results.json.
     """
     for group in study_suites:
-        rows = {name: cell["suites"][group] for name, cell in task["cells"].items() if group in cell["suites"]}
-        rows = {name: row for name, row in rows.items() if row["suites"]}
+        rows = {}
+        for name, cell in task["cells"].items():
+            if group in cell["suites"] and cell["suites"][group]["suites"]:
+                rows[name] = cell["suites"][group]
         if group in task.get("before_suites", {}):
             rows = {BEFORE: task["before_suites"][group], **rows}
         if not rows:
@@ -71,8 +83,7 @@ def suite_tables(study_suites: Mapping[str, Any], task: Mapping[str, Any]) -> It
                 yield _table(f"{suite}: pass@k", [f"pass@{k}" for k in ks], suite_rows)
         for suite in suites:
             yield from _by_category(suite, columns[suite], rows)
-        measures = sorted({k for row in keys.values() for k in row if k.startswith("diversity/") and k.count("/") == 1})
-        for measure in measures:
+        for measure in _diversity_measures(keys.values()):
             measured = [suite for suite in suites if measure in keys[suite]]
             yield _across(
                 f"{group}: {measure.removeprefix('diversity/')}", measured, dict.fromkeys(measured, measure), rows
@@ -84,7 +95,10 @@ def _across(title: str, suites: Sequence[str], keys: Mapping[str, str], rows: Ma
     same = set(keys.values())
     cells = {}
     for name, row in rows.items():
-        cells[name] = {suite: row["suites"].get(suite, {}).get(keys[suite]) for suite in suites}
+        of_suites = {}
+        for suite in suites:
+            of_suites[suite] = row["suites"].get(suite, {}).get(keys[suite])
+        cells[name] = of_suites
         if len(same) == 1:
             cells[name]["Avg."] = row["average"].get(next(iter(same)))
     return _table(title, [*suites, "Avg."], cells)
@@ -128,7 +142,10 @@ def report(study: Study, results: Mapping[str, Any], figures: Mapping[str, list[
         parts += [f"![{path.stem}]({path.as_posix()})" for path in figures[task]]
     parts += _overall(study, results)
     if failed:
-        parts += ["## Failed", markdown_table(["cell", "error"], [(state.cell, state.error) for state in failed])]
+        errors = []
+        for state in failed:
+            errors.append((state.cell, state.error))
+        parts += ["## Failed", markdown_table(["cell", "error"], errors)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -175,10 +192,12 @@ def _overall(study: Study, results: Mapping[str, Any]) -> list[str]:
     """Return the table of the cells over all tasks, if there are several."""
     if not results["overall"]:
         return []
-    rows = [
-        [name, _interval(cell["iqm"]), _interval(cell.get("improvement")) if name != study.baseline else ""]
-        for name, cell in results["overall"].items()
-    ]
+    rows = []
+    for name, cell in results["overall"].items():
+        improvement = ""
+        if name != study.baseline:
+            improvement = _interval(cell.get("improvement"))
+        rows.append([name, _interval(cell["iqm"]), improvement])
     return [
         "## All tasks",
         markdown_table(["", f"interquartile mean of {study.metric}", f"P(beats {study.baseline})"], rows),
@@ -195,9 +214,15 @@ def _p(value: float | None) -> str:
 
 def _tested(study: Study, task: Mapping[str, Any]) -> str:
     """Return a note on the p-values, and on what so few seeds cannot show."""
-    pairs = {cell["versus_baseline"]["pairs"] for cell in task["cells"].values() if "versus_baseline" in cell}
+    pairs = set()
+    for cell in task["cells"].values():
+        if "versus_baseline" in cell:
+            pairs.add(cell["versus_baseline"]["pairs"])
     comparisons = sum(cell.get("versus_baseline", {}).get("p_t") is not None for cell in task["cells"].values())
-    few = [f"{n} seeds cannot reach {LEVEL:g} by sign flips." for n in sorted(pairs - {0}) if n < least_pairs(1)]
+    few = []
+    for n in sorted(pairs - {0}):
+        if n < least_pairs(1):
+            few.append(f"{n} seeds cannot reach {LEVEL:g} by sign flips.")
     tests = (
         f"Two-sided tests of the differences from `{study.baseline}`, paired by seed: Student's t (assumes that they "
         f"are normal), the sign-flip permutation test, and the same after Holm's correction (comparisons: "

@@ -45,7 +45,7 @@ TASK_MODULE = "my_task"
 """The module's name in `projects/`."""
 
 
-def run(command: str, arguments: list[str]) -> None:
+def run_command(command: str, arguments: list[str]) -> None:
     """Run the command line of `init`."""
     parser = Parser(prog=f"lit-rlvr {command}", description=__doc__)
     parser.add_argument("folder", type=str, help="folder to write; it is new or empty, and its name is the module's")

@@ -37,14 +37,20 @@ def chart(title: str, curves_of_groups: Sequence[Curve | None], numbers: Sequenc
         the number of its `group`, the `path` of the mean, the outline of the `band` ("" = none), and `points` with
         their numbers.
     """
-    curves = [(number, curve) for number, curve in zip(numbers, curves_of_groups, strict=True) if curve is not None]
+    curves = []
+    for number, curve in zip(numbers, curves_of_groups, strict=True):
+        if curve is not None:
+            curves.append((number, curve))
     low = min(min(c.low) for _, c in curves)
     high = max(max(c.high) for _, c in curves)
     ticks = nice_ticks(0.0 if 0 <= low < 0.6 * high or 0 <= low == high else low, high)
     last = max(1, *(c.steps[-1] for _, c in curves))
     x = partial(scale, low=0, high=last, start=LEFT, end=CHART_WIDTH - RIGHT)
     y = partial(scale, low=ticks[0], high=ticks[-1], start=CHART_HEIGHT - BOTTOM, end=TOP)
-    steps = [step for step in nice_ticks(0, last, most=7) if step <= last and step == int(step)]
+    steps = []
+    for step in nice_ticks(0, last, most=7):
+        if step <= last and step == int(step):
+            steps.append(step)
     ends = {(number_text(c.mean[0]), number_text(c.mean[-1])) for _, c in curves}
     return dict(
         title=title,
@@ -62,18 +68,18 @@ def scale(value: float, low: float, high: float, start: float, end: float) -> fl
 
 def _chart_line(number: int, curve: Curve, x: Callable[[float], float], y: Callable[[float], float]) -> dict[str, Any]:
     def points(values: list[float]) -> list[str]:
-        return [f"{x(step)},{y(value)}" for step, value in zip(curve.steps, values, strict=True)]
+        points = []
+        for step, value in zip(curve.steps, values, strict=True):
+            points.append(f"{x(step)},{y(value)}")
+        return points
 
     outline = [*points(curve.high), *reversed(points(curve.low))]
-    marks = [
-        (
-            x(step),
-            y(mean),
-            f"step {step}: {number_text(mean)}"
-            + ("" if low == high else f" ({number_text(low)} to {number_text(high)})"),
-        )
-        for step, mean, low, high in zip(curve.steps, curve.mean, curve.low, curve.high, strict=True)
-    ]
+    marks = []
+    for step, mean, low, high in zip(curve.steps, curve.mean, curve.low, curve.high, strict=True):
+        title = f"step {step}: {number_text(mean)}"
+        if low != high:
+            title += f" ({number_text(low)} to {number_text(high)})"
+        marks.append((x(step), y(mean), title))
     return dict(
         group=number,
         path="M" + "L".join(points(curve.mean)),
@@ -89,7 +95,10 @@ def nice_ticks(low: float, high: float, most: int = 5) -> list[float]:
     step = next(unit * factor for factor in (1, 2, 2.5, 5, 10) if unit * factor * (most - 1) >= span * (1 - 1e-9))
     first = math.floor(low / step + 1e-9)
     last = math.ceil(high / step - 1e-9)
-    return [round(k * step, 12 - math.floor(math.log10(step))) for k in range(first, max(last, first + 1) + 1)]
+    ticks = []
+    for k in range(first, max(last, first + 1) + 1):
+        ticks.append(round(k * step, 12 - math.floor(math.log10(step))))
+    return ticks
 
 
 def tick_text(value: float) -> str:
@@ -192,7 +201,11 @@ def more_panels(groups: Sequence[RunGroup]) -> list[Panel]:
     """Return a chart of every other metric except validation's."""
     seen = {metric for _, metrics in (*BEFORE_SETS, *AFTER_SETS) for metric in metrics} | {"epoch"}
     names = metric_names(run for group in groups for run in group.runs)
-    return _drawn(groups, [(name, (name,)) for name in names if name not in seen and not name.startswith("val/")])
+    others = []
+    for name in names:
+        if name not in seen and not name.startswith("val/"):
+            others.append((name, (name,)))
+    return _drawn(groups, others)
 
 
 def _drawn(groups: Sequence[RunGroup], wanted: ChartMetrics) -> list[Panel]:
@@ -208,6 +221,9 @@ def _validation_metrics(groups: Sequence[RunGroup]) -> list[str]:
     """Return `val/<set>/pass@k` for k above 1, and `val/<set>/accuracy` if there are several sets."""
     runs = chain(*(group.runs for group in groups))
     names = [name for name in metric_names(runs) if name.startswith("val/")]
-    accuracies = [name for name in names if name.endswith("/accuracy") and name.count("/") == 2]
+    accuracies = []
+    for name in names:
+        if name.endswith("/accuracy") and name.count("/") == 2:
+            accuracies.append(name)
     passes = [name for name in names if "/pass@" in name and not name.endswith("/pass@1")]
     return (accuracies if len(accuracies) > 1 else []) + passes

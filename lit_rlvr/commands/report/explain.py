@@ -19,7 +19,7 @@ SavedGroups = tuple[int, str, list[dict[str, Any]]]
 """Step, algorithm and groups of a saved rollout."""
 
 
-def run(command: str, arguments: list[str]) -> None:
+def run_command(command: str, arguments: list[str]) -> None:
     """Run the command line of `explain`."""
     parser = Parser(prog=f"lit-rlvr {command}", description=__doc__)
     parser.add_argument("run", type=str, help="run folder")
@@ -43,7 +43,7 @@ def run(command: str, arguments: list[str]) -> None:
     show_result({"step": step, "algorithm": algorithm, "group": group, "page": str(target)}, print_text)
 
 
-def load_group(run: Path, step: int | None, prompt: str | None) -> tuple[int, str, dict[str, Any]]:
+def load_group(run_folder: Path, step: int | None, prompt: str | None) -> tuple[int, str, dict[str, Any]]:
     """Load a saved group: (step, algorithm, group).
 
     By default it is one with a gradient, from the newest step that has one; if none has a gradient, one of the newest
@@ -53,9 +53,10 @@ def load_group(run: Path, step: int | None, prompt: str | None) -> tuple[int, st
         UserError: the run saved no rollouts or not this step or prompt (the message lists the saved ones), or a file is
             broken.
     """
-    files = list_traces(run)
+    files = list_traces(run_folder)
     if not files:
-        raise UserError(f"{trace_folder(run)} holds no rollout; give the folder of a run with run.trace_every above 0")
+        folder = trace_folder(run_folder)
+        raise UserError(f"{folder} holds no rollout; give the folder of a run with run.trace_every above 0")
     if step is not None and step not in files:
         raise UserError(f"--step: {step} was not saved; saved steps: {', '.join(map(str, files))}")
     saved = ((k, *read_trace(files[k])) for k in (sorted(files, reverse=True) if step is None else [step]))
@@ -112,7 +113,10 @@ COMPLETION_COLUMNS = ("reward", "correct", "advantage", "tokens", "mean ratio", 
 def cells(completion: dict[str, Any]) -> list[str]:
     """Return one completion's row of the table."""
     is_sampled = _sampled_mask(completion)
-    ratio = [value for value, sampled in zip(completion.get("ratio", []), is_sampled, strict=False) if sampled]
+    ratio = []
+    for value, sampled in zip(completion.get("ratio", []), is_sampled, strict=False):
+        if sampled:
+            ratio.append(value)
     weight = completion.get("weight", [])
     judgement = verdict_text(completion)
     return [
@@ -196,7 +200,7 @@ def view(
     group: dict[str, Any],
     indices: Sequence[int] | None = None,
     limit: int | None = None,
-    run: Path | None = None,
+    run_folder: Path | None = None,
 ) -> dict[str, Any]:
     """Return the data of a group that `templates/weights.html` shows.
 
@@ -204,7 +208,7 @@ def view(
         group: the saved group.
         indices: indices of the completions to show; None = all.
         limit: the most tokens of each; None = all.
-        run: the run folder, which has the thumbnails of images that were added to completions; None = show none.
+        run_folder: the run folder, which has the thumbnails of images that were added to completions; None = show none.
     """
     completions = group["completions"]
     numbers = range(len(completions)) if indices is None else indices
@@ -214,8 +218,8 @@ def view(
     for g in numbers:
         completion = _completion_view(group["prompt"], g, completions[g], largest, limit)
         completion["uris"] = []
-        if run is not None:
-            completion["uris"] = added_uris(run, completions[g])
+        if run_folder is not None:
+            completion["uris"] = added_uris(run_folder, completions[g])
         shown.append(completion)
     return {
         "id": group["id"],
@@ -270,7 +274,7 @@ def _token_view(text: str, weight: float, clipped: bool, numbers: str, scale: fl
 
 
 def group_page(
-    step: int, algorithm: str, group: dict[str, Any], uris: Sequence[str] = (), run: Path | None = None
+    step: int, algorithm: str, group: dict[str, Any], uris: Sequence[str] = (), run_folder: Path | None = None
 ) -> str:
     """Return the group as one self-contained HTML page, with its prompt's images, given as data URIs.
 
@@ -279,12 +283,12 @@ def group_page(
         algorithm: name of the algorithm.
         group: the group, as `load_group` returns it.
         uris: the images of its prompt as data URIs.
-        run: the run folder, which has the thumbnails of images that were added to completions; None = show none.
+        run_folder: the run folder, which has the thumbnails of images that were added to completions; None = show none.
     """
     return render(
         "explain.html",
         title=f"{algorithm}, step {step}, prompt {group['id']}",
-        group=view(group, run=run),
+        group=view(group, run_folder=run_folder),
         uris=uris,
         completions=group["completions"],
     )

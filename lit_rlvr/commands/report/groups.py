@@ -42,7 +42,11 @@ class RunGroup:
     @property
     def problems(self) -> list[str]:
         """All notes on incomplete runs."""
-        return [*self.unreadable, *(f"{run.path}: {run.ending}" for run in self.runs if run.ending), *self.notes]
+        endings = []
+        for run in self.runs:
+            if run.ending:
+                endings.append(f"{run.path}: {run.ending}")
+        return [*self.unreadable, *endings, *self.notes]
 
     @property
     def unreadable(self) -> list[str]:
@@ -56,7 +60,10 @@ def read_groups(folders: Sequence[Path], read: Callable[[Path], RunRecord] = rea
     Raises:
         UserError: a folder holds neither, or a study's `study.json` is broken.
     """
-    studies = [read_study(folder, read) for folder in folders if (folder / "study.json").is_file()]
+    studies = []
+    for folder in folders:
+        if (folder / "study.json").is_file():
+            studies.append(read_study(folder, read))
     runs = [read(folder) for folder in folders if not (folder / "study.json").is_file()]
     groups = [*(group for _, cells in studies for group in cells), *group_runs(runs)]
     return " + ".join(title for title, _ in studies) or _title(groups), groups
@@ -97,16 +104,23 @@ def group_runs(runs: Iterable[RunRecord]) -> list[RunGroup]:
         key = tuple(sorted(without_seed(run.settings).items())) if run.settings else run.path
         groups.setdefault(key, []).append(run)
     names = [_name(members) for members in groups.values()]
-    return [
-        RunGroup(name if names.count(name) == 1 else str(members[0].path), runs=members, wanted=len(members))
-        for name, members in zip(names, groups.values(), strict=True)
-    ]
+    run_groups = []
+    for name, members in zip(names, groups.values(), strict=True):
+        run_groups.append(
+            RunGroup(name if names.count(name) == 1 else str(members[0].path), runs=members, wanted=len(members))
+        )
+    return run_groups
 
 
 def _name(runs: list[RunRecord]) -> str:
     """Return the common name of a group's folders: `grpo` for `grpo_0` and `grpo_1`, or for `grpo/seed-0`."""
     folders = (run.path.resolve() for run in runs)
-    plain = [folder.parent if re.fullmatch(r"seed[-_]?\d+", folder.name) else folder for folder in folders]
+    plain = []
+    for folder in folders:
+        if re.fullmatch(r"seed[-_]?\d+", folder.name):
+            plain.append(folder.parent)
+        else:
+            plain.append(folder)
     if len(set(plain)) == 1:
         return plain[0].name
     columns = takewhile(lambda letters: len(set(letters)) == 1, zip(*(folder.name for folder in plain), strict=False))

@@ -32,7 +32,7 @@ COLOURS = 8
 """Number of colours in the style sheet; further groups get dashed lines."""
 
 
-def run(command: str, arguments: list[str]) -> None:
+def run_command(command: str, arguments: list[str]) -> None:
     """Run the command line of `report`."""
     parser = Parser(prog=f"lit-rlvr {command}", description=write_report.__doc__)
     parser.add_argument("runs", type=str, nargs="+", help="run folders, or folders of studies")
@@ -75,7 +75,9 @@ def report_page(title: str, groups: Sequence[RunGroup]) -> str:
         title: title of the page.
         groups: groups of runs, with groups to compare next to each other.
     """
-    close_ups = [close_up(group) for group in groups]  # first, because it adds notes on unreadable files
+    close_ups = []  # first, because it adds notes on unreadable files
+    for group in groups:
+        close_ups.append(close_up(group))
     return render(
         "report.html", title=title, **contents(groups), close_ups=close_ups, shorten=shorten, turns_of=turns_of
     )
@@ -101,6 +103,9 @@ def contents(groups: Sequence[RunGroup], all_curves: bool = True) -> dict[str, A
     configured = [k for k, group in enumerate(groups) if group.settings]
     settings = [groups[k].settings for k in configured]
     histories = [(run, RunHistory.of_config(run.config)) for group in groups for run in group.runs]
+    charts_of_tasks = []
+    for name in tasks:
+        charts_of_tasks.append(_task(name, groups, legends, all_curves))
     return dict(
         version=__version__,
         groups=groups,
@@ -110,7 +115,7 @@ def contents(groups: Sequence[RunGroup], all_curves: bool = True) -> dict[str, A
         configured=[labels[k] for k in configured],
         main=main_settings(settings),
         differences=differences(settings),
-        tasks=[_task(name, groups, legends, all_curves) for name in tasks],
+        tasks=charts_of_tasks,
         run_columns=RUN_COLUMNS,
         run_rows=run_rows(groups),
         health=[(run, findings(run.metrics, history)) for run, history in histories],
@@ -128,7 +133,10 @@ def contents(groups: Sequence[RunGroup], all_curves: bool = True) -> dict[str, A
 
 def _task(name: str, groups: Sequence[RunGroup], legends: Sequence[dict[str, Any]], all_curves: bool) -> dict[str, Any]:
     """Return the results, curves and validation of the groups that are compared with each other."""
-    chosen = [legend for group, legend in zip(groups, legends, strict=True) if group.task == name]
+    chosen = []
+    for group, legend in zip(groups, legends, strict=True):
+        if group.task == name:
+            chosen.append(legend)
     members = [groups[legend["number"]] for legend in chosen]
     numbers = [legend["number"] for legend in chosen]
     columns, rows = results_table(members)

@@ -40,7 +40,8 @@ def place_marks(completions: Sequence[Mapping[str, Any]]) -> list[Mark]:
         judgement = verdict_text(completion)
         kind = {"correct": "right", "wrong": "wrong"}.get(judgement, "unknown")
         title = f"completion {completion.get('sample', number)}: {judgement}"
-        marks += [_mark(kind, corners, title) for corners in _shapes(places.get("answer"))]
+        for corners in _shapes(places.get("answer")):
+            marks.append(_mark(kind, corners, title))
     return marks + [_mark("reference", corners, "reference") for corners in _shapes(reference)]
 
 

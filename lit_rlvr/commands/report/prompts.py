@@ -136,7 +136,10 @@ class TrackedPrompt:
     def bars(self) -> list[tuple[float, str]]:
         """The visits as bars, each with its height from 0 to 1 and a description; of many visits, several share one."""
         width = -(-len(self.visits) // MOST_BARS)
-        return [_bar(self.visits[start : start + width]) for start in range(0, len(self.visits), width)]
+        bars = []
+        for start in range(0, len(self.visits), width):
+            bars.append(_bar(self.visits[start : start + width]))
+        return bars
 
 
 def _bar(visits: list[Visit]) -> tuple[float, str]:
@@ -241,7 +244,10 @@ class CompletionsIndex:
             with self.path.open("rb") as file:
                 file.seek(visit.start)
                 lines = file.read(visit.end - visit.start).splitlines()
-            rows: list[dict[str, Any]] = [row for row in map(json.loads, lines) if has_fields(row, ROW)]
+            rows: list[dict[str, Any]] = []
+            for row in map(json.loads, lines):
+                if has_fields(row, ROW):
+                    rows.append(row)
         except (OSError, ValueError):
             return []
         return [row for row in rows if (row["id"], row["step"]) == (visit.id, visit.step)]
@@ -271,12 +277,11 @@ def list_prompts(index: CompletionsIndex, outcome: str = "", words: str = "") ->
         outcome: one of `OUTCOMES`; "" = all.
         words: text that the prompt, answer or id contains.
     """
-    prompts = [
-        prompt
-        for prompt in index.prompts.values()
-        if outcome in ("", prompt.outcome)
-        and words.casefold() in f"{prompt.id}\n{prompt.text}\n{prompt.answer}".casefold()
-    ]
+    prompts = []
+    for prompt in index.prompts.values():
+        text = f"{prompt.id}\n{prompt.text}\n{prompt.answer}".casefold()
+        if outcome in ("", prompt.outcome) and words.casefold() in text:
+            prompts.append(prompt)
     return sorted(prompts, key=lambda prompt: (OUTCOMES.index(prompt.outcome), -len(prompt.visits), prompt.id))
 
 

@@ -57,30 +57,33 @@ def write_page(path: Path, text: str, option: str) -> None:
         raise UserError(f"{option}: {path} cannot be written: {error.strerror}") from error
 
 
-def image_uris(run: Path, record: Mapping[str, Any]) -> list[str]:
+def image_uris(run_folder: Path, record: Mapping[str, Any]) -> list[str]:
     """Return the thumbnails of a prompt's images as data URIs, without missing ones.
 
     Args:
-        run: the run folder.
+        run_folder: the run folder.
         record: a line of completions.jsonl or a saved group; `images` has the thumbnails' keys.
     """
-    paths = [thumbnail_path(run, key) for key in image_keys(record)]
+    paths = [thumbnail_path(run_folder, key) for key in image_keys(record)]
     return [data_url("png", path.read_bytes()) for path in paths if path.is_file()]
 
 
-def added_uris(run: Path, completion: Mapping[str, Any]) -> list[str]:
+def added_uris(run_folder: Path, completion: Mapping[str, Any]) -> list[str]:
     """Return the thumbnails of the images that an environment or agent added to a completion, as `image_uris` does."""
-    return image_uris(run, {"images": completion.get("added_images")})
+    return image_uris(run_folder, {"images": completion.get("added_images")})
 
 
-def small_uris(run: Path, prompts: Iterable[TrackedPrompt]) -> dict[str, str]:
+def small_uris(run_folder: Path, prompts: Iterable[TrackedPrompt]) -> dict[str, str]:
     """Return a picture for a table's row of the first image of each prompt that has one, as a data URI by prompt.
 
     Args:
-        run: the run folder.
+        run_folder: the run folder.
         prompts: the prompts in the table.
     """
-    firsts = {prompt.id: thumbnail_path(run, prompt.images[0]) for prompt in prompts if prompt.images}
+    firsts = {}
+    for prompt in prompts:
+        if prompt.images:
+            firsts[prompt.id] = thumbnail_path(run_folder, prompt.images[0])
     uris = {name: _small_uri(path) for name, path in firsts.items() if path.is_file()}
     return {name: uri for name, uri in uris.items() if uri}
 

@@ -148,7 +148,10 @@ class RunRecord:
 
         None if it was not logged.
         """
-        later = [row[metric] for step, row in sorted(self.metrics.items()) if step > 0 and metric in row]
+        later = []
+        for step, row in sorted(self.metrics.items()):
+            if step > 0 and metric in row:
+                later.append(row[metric])
         return self.metrics.get(0, {}).get(metric), later[-1] if later else None
 
     @property

@@ -49,9 +49,10 @@ def _result(group: RunGroup, baseline: RunGroup | None) -> dict[str, Any]:
     ]
     if baseline is not None:
         reference = _known(run.accuracies[1] for run in baseline.runs)
-        cells.append(
-            f"{fmean(after) - fmean(reference):+.3f}" if group is not baseline and after and reference else MISSING
-        )
+        if group is not baseline and after and reference:
+            cells.append(f"{fmean(after) - fmean(reference):+.3f}")
+        else:
+            cells.append(MISSING)
     return {
         "name": group.name,
         "cells": cells,
@@ -104,7 +105,10 @@ def validation_rows(groups: Sequence[RunGroup]) -> list[tuple[str, list[str]]]:
     rows = []
     for name in metric_names(chain(*(group.runs for group in groups))):
         if name.startswith("val/") and name.count("/") > 1:
-            rows.append((name.removeprefix("val/"), [_before_after(group.runs, name) for group in groups]))
+            changes = []
+            for group in groups:
+                changes.append(_before_after(group.runs, name))
+            rows.append((name.removeprefix("val/"), changes))
     return rows
 
 

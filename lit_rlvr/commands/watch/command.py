@@ -15,7 +15,7 @@ from lit_rlvr.run.advice import RunHistory
 from lit_rlvr.run.health import findings, progress
 
 
-def run(command: str, arguments: list[str]) -> None:
+def run_command(command: str, arguments: list[str]) -> None:
     """Run the command line of `watch`."""
     parser = Parser(prog=f"lit-rlvr {command}", description=watch.__doc__)
     parser.add_argument(

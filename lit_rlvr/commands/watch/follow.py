@@ -179,7 +179,11 @@ def find_runs(folder: Path) -> list[Path]:
         raise UserError(f"{folder}: there is no such folder; give one that `lit-rlvr fit` or `compare` has begun")
     if _holds_run(folder):
         return [folder]
-    below = [path for pattern in ("*", "*/*") for path in sorted(folder.glob(pattern)) if _holds_run(path)]
+    below = []
+    for pattern in ("*", "*/*"):
+        for path in sorted(folder.glob(pattern)):
+            if _holds_run(path):
+                below.append(path)
     studies = {path for path in below if (path / "study.json").is_file()}
     folders = [path for path in below if not studies & {*path.parents}]
     if not folders:
@@ -203,11 +207,14 @@ def describe_state(live: dict[str, Any]) -> str:
     else:
         steps = f" of {live['steps']}"
     stage = live["stage"] + (f" {live['done']}/{live['total']}" if live["total"] else "")
+    waiting = []
+    for name, seconds in live["waiting"].items():
+        waiting.append(f"waiting for {name} {format_duration(seconds)}")
     words = [
         f"step {live['step']}{steps}",
         f"{live['part']}: {stage}" if live["part"] else stage,
         f"{live['tokens_per_second']:,.0f} tokens/s" if live["tokens_per_second"] else "",
-        *(f"waiting for {name} {format_duration(seconds)}" for name, seconds in live["waiting"].items()),
+        *waiting,
         "" if live["seconds_left"] is None else f"{format_duration(live['seconds_left'])} left",
         f"{live['memory_mb'] / 1024:.1f} GiB at most",
         f"engine {live['engine']}",

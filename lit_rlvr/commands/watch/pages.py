@@ -108,7 +108,7 @@ def prompt(folders: FollowedFolders, query: Mapping[str, str]) -> str:
         uris=image_uris(followed.path, rows[0]),
         added=[added_uris(followed.path, row) for row in rows],
         traced={*traces},
-        group=group and view(group, run=followed.path),
+        group=group and view(group, run_folder=followed.path),
         problem=problem,
         turns_of=turns_of,
         shorten=str,

@@ -49,7 +49,9 @@ def self_bleu(completions: CompletionGroup, tokenizer: Callable[[str], str]) -> 
     from sacrebleu.metrics import BLEU
     from sacrebleu.metrics.helpers import extract_all_word_ngrams
 
-    counts = [extract_all_word_ngrams(tokenizer(text.rstrip()), 1, NGRAM_ORDER) for text in completions]
+    counts = []
+    for text in completions:
+        counts.append(extract_all_word_ngrams(tokenizer(text.rstrip()), 1, NGRAM_ORDER))
     largest: dict[tuple[str, ...], tuple[int, int]] = {}  # the two largest counts in one completion
     for ngrams, _ in counts:
         for ngram, count in ngrams.items():

@@ -96,10 +96,13 @@ class ImageProcessor(ABC):
 
     def placeholders_of(self, images: Any) -> list[tuple[int, ...]]:
         """Return the tokens that stand for each of a sample's opened images and videos, none of which it decodes."""
-        return [
-            self.video_placeholders(size, source) if isinstance(source, Video) else self.placeholders(*size)
-            for source, size in zip(images.sources, images.sizes, strict=True)
-        ]
+        placeholders = []
+        for source, size in zip(images.sources, images.sizes, strict=True):
+            if isinstance(source, Video):
+                placeholders.append(self.video_placeholders(size, source))
+            else:
+                placeholders.append(self.placeholders(*size))
+        return placeholders
 
     @abstractmethod
     def cut(self, resized: Sequence[Any]) -> Pixels:
@@ -237,7 +240,10 @@ class VisionFamily(ABC):
                 collapsed.append(ids[at])
                 at += 1
             video = self.video_token_id
-            collapsed.append(self.prompt_token_id if video is None or video not in placeholders else video)
+            if video is None or video not in placeholders:
+                collapsed.append(self.prompt_token_id)
+            else:
+                collapsed.append(video)
             at += len(placeholders)
         return collapsed + ids[at:]
 

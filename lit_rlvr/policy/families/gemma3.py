@@ -93,7 +93,9 @@ def save_tiny_gemma3(
         **(text or {}),
     }
     tower = {**TINY_TOWER, "image_size": 84, "patch_size": 14, "vision_use_head": False, **(vision or {})}
-    ids: dict[str, Any] = {f"{role}_index": SPECIALS.index(token) for role, token in ROLES.items()}
+    ids: dict[str, Any] = {}
+    for role, token in ROLES.items():
+        ids[f"{role}_index"] = SPECIALS.index(token)
     config = Gemma3Config(
         text_config=language,
         vision_config=tower,

@@ -103,7 +103,10 @@ def save_tiny_gemma4(
         "default_output_length": 70,
         **(vision or {}),
     }
-    ids: dict[str, Any] = {f"{role}_id": SPECIALS.index(token) for role, token in ROLES.items() if role != "eoa_token"}
+    ids: dict[str, Any] = {}
+    for role, token in ROLES.items():
+        if role != "eoa_token":
+            ids[f"{role}_id"] = SPECIALS.index(token)
     ids |= {"eoa_token_index": SPECIALS.index("<audio|>"), "video_token_id": SPECIALS.index("<|video|>")}
     config = Gemma4Config(
         text_config=language,

@@ -62,7 +62,9 @@ def save_tiny_glm4v(
         **(vision or {}),
     }
     names = ("image_start", "image_end", "image", "video_start", "video_end", "video")
-    ids: dict[str, Any] = {f"{name}_token_id": i for i, name in enumerate(names, len(LLM_SPECIALS))}
+    ids: dict[str, Any] = {}
+    for i, name in enumerate(names, len(LLM_SPECIALS)):
+        ids[f"{name}_token_id"] = i
     config = Glm4vConfig(text_config=language, vision_config=encoder, tie_word_embeddings=True, **ids)
     save_random(AutoModelForImageTextToText, config, folder, seed)
     tokenizer = byte_tokenizer(SPECIALS, chat_template(START + IMAGE + STOP), "<|endoftext|>")

@@ -130,7 +130,12 @@ class QwenImageProcessor(ImageProcessor):
         return image.resize(self.resized_size(*image.size), Image.Resampling.BICUBIC)
 
     def cut(self, resized: Sequence[Any]) -> Pixels:
-        parts = [self._cut_video(x) if isinstance(x, Video) else self._cut_image(x) for x in resized]
+        parts = []
+        for x in resized:
+            if isinstance(x, Video):
+                parts.append(self._cut_video(x))
+            else:
+                parts.append(self._cut_image(x))
         inputs, placeholders = zip(*parts, strict=True)
         return Pixels(inputs, placeholders, tuple(resized))
 
@@ -233,7 +238,9 @@ def markers(tied: bool = True) -> dict[str, Any]:
     These are image and video tokens, and whether the input and output embeddings are `tied`.
     """
     names = {"image": "image_pad", "video": "video_pad", "vision_start": "vision_start", "vision_end": "vision_end"}
-    ids = {f"{name}_token_id": VLM_SPECIALS.index(f"<|{token}|>") for name, token in names.items()}
+    ids = {}
+    for name, token in names.items():
+        ids[f"{name}_token_id"] = VLM_SPECIALS.index(f"<|{token}|>")
     return {"tie_word_embeddings": tied, **ids}
 
 
@@ -404,5 +411,10 @@ def _derive_sizes(tower: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
                 grid, tower.num_grid_per_side, tower.interpolation_mode, tower.interpolation_align_corners, merge
             )
         )
-    moved = {name: to_device(x, pixels.device) if isinstance(x, Tensor) else x for name, x in derived.items()}
+    moved = {}
+    for name, x in derived.items():
+        if isinstance(x, Tensor):
+            moved[name] = to_device(x, pixels.device)
+        else:
+            moved[name] = x
     return args, kwargs | moved

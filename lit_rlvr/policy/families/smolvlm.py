@@ -51,7 +51,10 @@ class TileProcessor(ImageProcessor):
     def cut(self, resized: Sequence[Any]) -> Pixels:
         outputs = self.processor(images=[list(resized)], return_row_col_info=True, return_tensors="pt")
         shapes = list(zip(outputs["rows"][0], outputs["cols"][0], strict=True))
-        tiles = outputs["pixel_values"][0].split([rows * columns + 1 for rows, columns in shapes])  # (n, 3, side, side)
+        sizes = []
+        for rows, columns in shapes:
+            sizes.append(rows * columns + 1)
+        tiles = outputs["pixel_values"][0].split(sizes)  # (n, 3, side, side)
         placeholders = tuple(self._expanded(rows, columns) for rows, columns in shapes)
         return Pixels(tuple({"pixel_values": image} for image in tiles), placeholders, tuple(resized))
 

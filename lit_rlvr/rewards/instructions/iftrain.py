@@ -52,7 +52,9 @@ def _simple_sentences(text: str) -> list[str]:
         text = re.sub(pattern, replacement, text)
     for before, after in ((".”", "”."), ('."', '".'), ('!"', '"!'), ('?"', '"?')):
         text = text.replace(before, after)
-    sentences = [sentence.strip() for sentence in re.sub(r"([.?!])", rf"\1{STOP}", text).replace(DOT, ".").split(STOP)]
+    sentences = []
+    for sentence in re.sub(r"([.?!])", rf"\1{STOP}", text).replace(DOT, ".").split(STOP):
+        sentences.append(sentence.strip())
     if not sentences[-1]:
         sentences.pop()
     return sentences

@@ -56,7 +56,10 @@ def split_sentences(text: str) -> list[str]:
 
 def split_words(text: str) -> list[str]:
     """Return the words and punctuation marks of a text, as `nltk.word_tokenize` does."""
-    return [word for sentence in split_sentences(text) for word in _word_tokenizer().tokenize(sentence)]
+    words = []
+    for sentence in split_sentences(text):
+        words += _word_tokenizer().tokenize(sentence)
+    return words
 
 
 def detect_language(text: str) -> str | None:

@@ -57,7 +57,9 @@ class InstructionFollowing(CheckedReward):
                 ) from error
 
     def check(self, pairs: Sequence[Pair]) -> list[RewardResult]:
-        arguments = [(_text_of(completion), instructions_of(sample)) for completion, sample in pairs]
+        arguments = []
+        for completion, sample in pairs:
+            arguments.append((_text_of(completion), instructions_of(sample)))
         outcomes = shared_pool().run(
             "lit_rlvr.rewards.instructions.verdict:check_instructions", arguments, cpu_seconds=self.cpu_seconds
         )
@@ -82,7 +84,10 @@ class InstructionFollowing(CheckedReward):
         counted = [given.loose if self.loose else given.strict for given in followed]
         is_correct = all(counted)
         value = fmean(counted) if self.partial else float(is_correct)
-        broken = [name for name, is_followed in zip(names, counted, strict=True) if not is_followed]
+        broken = []
+        for name, is_followed in zip(names, counted, strict=True):
+            if not is_followed:
+                broken.append(name)
         detail = f"not followed: {', '.join(broken)}" if broken else ""
         return RewardResult(value, is_correct, "ok", detail, dict(_criteria(names, followed)))
 
@@ -110,7 +115,10 @@ def accuracies(criteria: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """
     results = {}
     for mode in Followed._fields:
-        by_prompt = [[value for name, value in row.items() if name.startswith(f"{mode} ")] for row in criteria if row]
+        by_prompt = []
+        for row in criteria:
+            if row:
+                by_prompt.append([value for name, value in row.items() if name.startswith(f"{mode} ")])
         if by_prompt:
             results[f"prompt_{mode}"] = fmean(float(all(values)) for values in by_prompt)
             results[f"instruction_{mode}"] = fmean(value for values in by_prompt for value in values)

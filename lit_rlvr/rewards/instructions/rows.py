@@ -96,14 +96,19 @@ def _read(value: Any) -> list[Instruction]:
     all_arguments = as_object(value.get("kwargs"))
     if not isinstance(all_arguments, Sequence) or len(all_arguments) != len(names):
         raise ValueError(f"{len(names)} instructions and kwargs of another number")
-    return [
-        Instruction(name, _whole(given or {})) for name, given in zip(names, map(as_object, all_arguments), strict=True)
-    ]
+    instructions = []
+    for name, given in zip(names, map(as_object, all_arguments), strict=True):
+        instructions.append(Instruction(name, _whole(given or {})))
+    return instructions
 
 
 def _whole(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return arguments without nulls, and with whole numbers that Arrow made floats as integers."""
     given = {key: value for key, value in arguments.items() if value is not None}
-    return {
-        key: int(value) if isinstance(value, float) and value.is_integer() else value for key, value in given.items()
-    }
+    whole_numbers = {}
+    for key, value in given.items():
+        if isinstance(value, float) and value.is_integer():
+            whole_numbers[key] = int(value)
+        else:
+            whole_numbers[key] = value
+    return whole_numbers

@@ -189,7 +189,9 @@ def _check_file(path: Path) -> None:
     if not path.exists() or (path.is_file() and not path.stat().st_size):
         return
     with closing(_open_for_reading(path)) as file:
-        names = [name for (name,) in file.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')")]
+        names = []
+        for (name,) in file.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')"):
+            names.append(name)
         others = sorted(name for name in names if _COLUMNS.get(name) != _columns_of(file, name))
     if others:
         raise UserError(

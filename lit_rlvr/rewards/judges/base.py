@@ -174,7 +174,9 @@ class Judge(CheckedReward):
         different = list(dict.fromkeys(questions))
         with Waiting(f"the judge of {self.name}", [""] * len(different)) as waiting:
             answers = self.client.ask(different, self.read, waiting)
-        replies = {question: answer.reply for question, answer in zip(different, answers, strict=True)}
+        replies = {}
+        for question, answer in zip(different, answers, strict=True):
+            replies[question] = answer.reply
         for name, values in counts_of(answers).items():
             self.metrics.setdefault(f"{self.name}/{name}", []).extend(values)
         self.metrics |= {f"{self.name}/{name}": [value] for name, value in self.client.spent().items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -99,10 +99,13 @@ class Question:
             kinds: dict[str, Any] = {"reason": {"type": "string"}}
         else:
             kinds = {}
-        kinds |= {
-            name: {"type": "string" if isinstance(values[0], str) else "integer", "enum": list(values)}
-            for name, values in self.fields
-        }
+        kinds_of_fields = {}
+        for name, values in self.fields:
+            kinds_of_fields[name] = {
+                "type": "string" if isinstance(values[0], str) else "integer",
+                "enum": list(values),
+            }
+        kinds |= kinds_of_fields
         schema = {"type": "object", "properties": kinds, "required": [*kinds], "additionalProperties": False}
         return {"type": "json_schema", "json_schema": {"name": "judgement", "strict": True, "schema": schema}}
 
@@ -111,12 +114,20 @@ class Question:
         found = find_judgement(answer, self.fields)
         if found is not None:
             return found
-        wanted = "; ".join(f"{name} is one of {', '.join(map(str, values))}" for name, values in self.fields)
+        wanted = _values_text(self.fields)
         return f"the judge's answer cannot be read: it has no judgement in JSON in which {wanted}: ...{answer[-80:]!r}"
 
 
 def _image_parts(urls: Sequence[str]) -> list[dict[str, Any]]:
     return [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+
+
+def _values_text(fields: Iterable[tuple[str, Values]]) -> str:
+    """Return which values each field of a reply may have, as a judge reads it."""
+    choices = []
+    for name, values in fields:
+        choices.append(f"{name} is one of {', '.join(map(str, values))}")
+    return "; ".join(choices)
 
 
 def ask_about(
@@ -148,12 +159,15 @@ def ask_about(
         for title, text in material.items()
     ]
     wanted = json.dumps(({"reason": "why, in a sentence"} if has_reason else {}) | dict.fromkeys(fields, "..."))
-    values = "; ".join(f"{name} is one of {', '.join(map(str, possible))}" for name, possible in fields.items())
+    values = _values_text(fields.items())
     form = f"Reply with one JSON object and nothing behind it: {wanted}, where {values}."
     rules = RULES.format(task=task, mark=mark, form=form)
     if images:
         rules = f"{rules}\n\n{IMAGES}"
-    lines = {f"[images of {title} {mark}]": tuple(urls) for title, urls in (shown or {}).items() if urls}
+    lines = {}
+    for title, urls in (shown or {}).items():
+        if urls:
+            lines[f"[images of {title} {mark}]"] = tuple(urls)
     if lines:
         rules = f"{rules}\n\n{SHOWN.format(mark=mark)}"
     text = "\n\n".join([*parts, form])

@@ -30,7 +30,9 @@ def find_judgement(text: str, fields: Fields) -> dict[str, Any] | None:
     given = Objects(whole, fields).at(0)
     if given is None or whole[given.end :].strip():
         whole = without_thoughts(text)
-    found = [Judgement(object_, read_fields(object_.pairs, fields)) for object_ in Objects(whole, fields)]
+    found = []
+    for object_ in Objects(whole, fields):
+        found.append(Judgement(object_, read_fields(object_.pairs, fields)))
     judgements = [judgement for judgement in found if judgement.fields is not None]
     standing = [judgement for judgement in judgements if stands_alone(whole, judgement.object)]
     if not judgements:
@@ -206,7 +208,10 @@ def read_fields(pairs: Pairs, fields: Fields) -> dict[str, Any] | None:
     """
     found: dict[str, Any] = {}
     for name, values in fields:
-        meant = {meaning(value, values) for key, value in pairs if plain_key(key) == plain_key(name)}
+        meant = set()
+        for key, value in pairs:
+            if plain_key(key) == plain_key(name):
+                meant.add(meaning(value, values))
         if len(meant) == 1:
             found[name] = meant.pop()
     if len(found) == len(fields) and None not in found.values():

@@ -208,13 +208,17 @@ class RewardModelServer(Judge):
         self.reports_correct = threshold is not None
 
     def check(self, pairs: Sequence[Pair]) -> list[RewardResult]:
-        replies = self.ask([Question("", json.dumps(conversation_of(pair)), ()) for pair in pairs])
-        return [
-            RewardResult(0.0, None, "error", reply)
-            if isinstance(reply, str)
-            else scored(reply["score"], self.threshold)
-            for reply in replies
-        ]
+        questions = []
+        for pair in pairs:
+            questions.append(Question("", json.dumps(conversation_of(pair)), ()))
+        replies = self.ask(questions)
+        results = []
+        for reply in replies:
+            if isinstance(reply, str):
+                results.append(RewardResult(0.0, None, "error", reply))
+            else:
+                results.append(scored(reply["score"], self.threshold))
+        return results
 
     def trial(self) -> Question:
         return Question("", json.dumps(conversation_of(TRIAL)), ())
@@ -226,7 +230,9 @@ class RewardModelServer(Judge):
 def conversation_of(pair: Pair) -> list[dict[str, Any]]:
     """Return what the model was told and its completion, without thoughts, as chat messages of text."""
     completion, sample = pair
-    told = [message | {"content": content_text(message["content"])} for message in as_messages(sample.told)]
+    told = []
+    for message in as_messages(sample.told):
+        told.append(message | {"content": content_text(message["content"])})
     return [*told, {"role": "assistant", "content": completion.answer}]
 
 

@@ -123,7 +123,9 @@ class RubricJudge(Judge):
             **({"reference answer": reference} if reference else {}),
             "answer": self.text_of(pair),
         }
-        named = {f"score_{number}": criterion for number, criterion in enumerate(self.rubric_of(sample), 1)}
+        named = {}
+        for number, criterion in enumerate(self.rubric_of(sample), 1):
+            named[f"score_{number}"] = criterion
         if self.one_call_each:
             parts = [{name: criterion} for name, criterion in named.items()]
         else:
@@ -241,7 +243,10 @@ def _criterion(entry: Any, place: str) -> tuple[str, Any]:
             f"{place} says in none of its keys ({', '.join(map(str, entry))}) what it asks for; say it as {TEXTS[0]}"
         )
     weights = {named[key][0]: named[key][1] for key in WEIGHTS if key in named}
-    others = [key for name, (key, _) in named.items() if name not in (*text_keys[:1], *NOTES, *WEIGHTS)]
+    others = []
+    for name, (key, _) in named.items():
+        if name not in (*text_keys[:1], *NOTES, *WEIGHTS):
+            others.append(key)
     if not weights and others:
         raise UserError(
             f"{place} has no {WEIGHTS[0]}, but {others[0]!r}, which may be one; call it {WEIGHTS[0]} (also "

@@ -117,11 +117,15 @@ class JudgeServer:
             raise UserError(f"{WHERE}.base_url: {self.base_url!r} is no address; give http://HOST:PORT/v1")
         if self.api_key_env is not None and not os.environ.get(self.api_key_env):
             raise UserError(f"{WHERE}.api_key_env: the environment variable {self.api_key_env} is not set")
-        refuse_all(
-            f"{WHERE}.extra_body: {key!r} is set by lit-rlvr; " + (f"use {option}" if option else "leave it out")
-            for key, option in OPTIONS_OF_KEYS.items()
-            if key in (self.extra_body or {})
-        )
+        problems = []
+        for key, option in OPTIONS_OF_KEYS.items():
+            if key in (self.extra_body or {}):
+                if option:
+                    remedy = f"use {option}"
+                else:
+                    remedy = "leave it out"
+                problems.append(f"{WHERE}.extra_body: {key!r} is set by lit-rlvr; {remedy}")
+        refuse_all(problems)
 
 
 Read = Callable[[Question, str], Reply]
@@ -404,12 +408,14 @@ class Client:
             whose = f"the part of each of {self._machines} machines"
         else:
             whose = "the budget"
-        refuse_all(
-            f"{WHERE}.{option}: {whose} is used up ({used} of {limit}); raise it, and resume with --ckpt_path "
-            "last: no answer is paid for twice"
-            for option, (used, limit) in budget.items()
-            if limit is not None and used >= limit
-        )
+        problems = []
+        for option, (used, limit) in budget.items():
+            if limit is not None and used >= limit:
+                problems.append(
+                    f"{WHERE}.{option}: {whose} is used up ({used} of {limit}); raise it, and resume with --ckpt_path "
+                    "last: no answer is paid for twice"
+                )
+        refuse_all(problems)
 
     def _part(self, limit: int | None, gone: int) -> int | None:
         """Return this machine's part of a limit, of which machines that are gone have used some."""
@@ -429,12 +435,14 @@ class Client:
             "prompt_price": server.prompt_price > 0,
             "completion_price": server.completion_price > 0,
         }
-        refuse_all(
-            f"{WHERE}.{option}: {self.place} does not say how many tokens a call takes (`usage`); leave the option "
-            "out, and limit the calls with max_calls"
-            for option, needs in needing.items()
-            if needs
-        )
+        problems = []
+        for option, needs in needing.items():
+            if needs:
+                problems.append(
+                    f"{WHERE}.{option}: {self.place} does not say how many tokens a call takes (`usage`); leave the "
+                    "option out, and limit the calls with max_calls"
+                )
+        refuse_all(problems)
         if not self._said_no_usage:
             log.warning("%s does not say how many tokens a call takes (`usage`): they count as 0", self.place)
         self._said_no_usage = True

@@ -167,7 +167,9 @@ class PlacesReward(Reward):
 
 def as_places(targets: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> Places:
     """Return references and places of a text, each (K, 2) as fractions, for pages that draw them."""
-    shapes = [tuple(tuple(map(float, place.ravel())) for place in places) for places in (targets, found)]
+    shapes = []
+    for places in (targets, found):
+        shapes.append(tuple(tuple(map(float, place.ravel())) for place in places))
     return Places(*shapes)
 
 

@@ -50,7 +50,11 @@ def check_data(rollout: RolloutSettings, module: RLVRModule, data: PromptDataMod
         lambda: check_teachers(rollout, module, data),
         lambda: check_thoughts(rollout, data),
     )
-    refuse_all(str(answers) for answers in rollout.long_answers(data) if answers.is_hopeless)
+    hopeless = []
+    for answers in rollout.long_answers(data):
+        if answers.is_hopeless:
+            hopeless.append(str(answers))
+    refuse_all(hopeless)
 
 
 def check_thoughts(rollout: RolloutSettings, data: PromptDataModule) -> None:
@@ -78,11 +82,16 @@ def scored_samples(rollout: RolloutSettings, data: PromptDataModule) -> list[Sam
 def check_demonstrations(rollout: RolloutSettings, module: RLVRModule, data: PromptDataModule) -> None:
     """Refuse rows without a completion to train on, and settings that only a module with such rows can have."""
     if not module.demonstrates:
-        unmeasured = [other.name for other in data.validated if not rollout.samples_of(other.name)]
-        refuse_all(
-            f"rollout.evaluation.samples: 0 for {name} measures the loss alone, which only SFT has; give 1 or more"
-            for name in unmeasured
-        )
+        unmeasured = []
+        for other in data.validated:
+            if not rollout.samples_of(other.name):
+                unmeasured.append(other.name)
+        problems = []
+        for name in unmeasured:
+            problems.append(
+                f"rollout.evaluation.samples: 0 for {name} measures the loss alone, which only SFT has; give 1 or more"
+            )
+        refuse_all(problems)
         return
     if rollout.staleness or rollout.replay.rollouts_from or rollout.replay.record or rollout.replay_routes:
         raise UserError(
@@ -96,7 +105,10 @@ def check_demonstrations(rollout: RolloutSettings, module: RLVRModule, data: Pro
     from lit_rlvr.datamodules.reading.rows import abbreviate
 
     env = rollout.environment
-    unanswered = [sample.source or sample.id for sample in scored_samples(rollout, data) if not sample.answer]
+    unanswered = []
+    for sample in scored_samples(rollout, data):
+        if not sample.answer:
+            unanswered.append(sample.source or sample.id)
     if unanswered and rollout.has_reward and not (env is not None and (env.has_reward or env.reward_functions)):
         raise UserError(
             f"rollout.evaluation.samples: rewards judge validation, and {len(unanswered)} of its rows have no "
@@ -109,7 +121,8 @@ def report_rewards(rollout: RolloutSettings, data: PromptDataModule) -> None:
     """Report what a run should know of its rewards and answers when it starts; the rewards judge some references."""
     report_rewards_in_process(rollout.rewards)
     if not data.demonstrates:
-        warn_of_gold_answers(rollout.rewards, [prompt.sample for prompt in data.prompts["train"]])
+        samples = [prompt.sample for prompt in data.prompts["train"]]
+        warn_of_gold_answers(rollout.rewards, samples)
     warn_of_answers(rollout, data)
 
 

@@ -108,7 +108,11 @@ def check_lengths(model_folder: str, requirements: Sequence[LengthRequirement]) 
             requirement.prompt_option: context - requirement.max_tokens,
             requirement.option: context - tokens,
         }
-        lower = " or ".join(f"{option} to {allowed}" for option, allowed in allowed_by_option.items() if allowed > 0)
+        allowances = []
+        for option, allowed in allowed_by_option.items():
+            if allowed > 0:
+                allowances.append(f"{option} to {allowed}")
+        lower = " or ".join(allowances)
         raise UserError(
             f"{requirement.name}: {cause}, which with {requirement.option}={requirement.max_tokens} is more than the "
             f"model's context of {context} tokens; lower {lower or ' and '.join(allowed_by_option)}, or raise it by "
@@ -163,5 +167,8 @@ def context_length(config: Any) -> int | None:
         return None
     ropes: dict[str, Any] = getattr(text, "rope_parameters", None) or {}
     kinds = [ropes, *(value for value in ropes.values() if isinstance(value, dict))]  # one, or one per layer type
-    factors = [kind.get("factor") or 1 for kind in kinds if kind.get("rope_type") in ("linear", "dynamic")]
+    factors = []
+    for kind in kinds:
+        if kind.get("rope_type") in ("linear", "dynamic"):
+            factors.append(kind.get("factor") or 1)
     return int(length * (1 if "gemma3" in text.model_type else max(factors, default=1)))

@@ -19,21 +19,29 @@ def check_unrewarded(rollout: RolloutSettings, module: RLVRModule, data: PromptD
         return
     if module.teachers.options is None and not module.demonstrates:
         raise UserError("rollout.rewards is empty: give at least one reward, or a model.teacher to learn from")
+    terms_with_rewards = {}
+    for term in module.terms:
+        if term.place == "rewards" or "correct" in term.needs:
+            terms_with_rewards[term.option] = True
     needing = {
         "model.dynamic_sampling, or the advantage's min_valid_fraction": module.selection.min_mixed_fraction,
-    } | {term.option: True for term in module.terms if term.place == "rewards" or "correct" in term.needs}
-    refuse_all(
-        f"{option}: it needs rewards, and rollout.rewards is empty; leave it out, or set it to false or 0"
-        for option, needs in needing.items()
-        if needs
-    )
-    refuse_all(
-        f"rollout.rewards is empty, so nothing tells whether an answer to a prompt of {other.name} {split} is "
-        "right; give a reward, or leave this set out"
-        for other in data.validated
-        for split, prompts in other.prompts.items()
-        if split != "train" and prompts and rollout.samples_of(other.name)
-    )
+    } | terms_with_rewards
+    problems = []
+    for option, needs in needing.items():
+        if needs:
+            problems.append(
+                f"{option}: it needs rewards, and rollout.rewards is empty; leave it out, or set it to false or 0"
+            )
+    refuse_all(problems)
+    unjudged = []
+    for other in data.validated:
+        for split, prompts in other.prompts.items():
+            if split != "train" and prompts and rollout.samples_of(other.name):
+                unjudged.append(
+                    f"rollout.rewards is empty, so nothing tells whether an answer to a prompt of {other.name} {split} "
+                    "is right; give a reward, or leave this set out"
+                )
+    refuse_all(unjudged)
 
 
 def check_selection(rollout: RolloutSettings, module: RLVRModule, data: PromptDataModule) -> None:

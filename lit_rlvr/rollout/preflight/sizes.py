@@ -54,23 +54,7 @@ def log_sizes(
     else:
         trained = length_requirements(rollout, data)[:1]
     longest = max((requirement.max_sequence_tokens for requirement in trained), default=0)
-    if plan.precision == "bf16-mixed" and plan.device.type == "cpu" and (factor := bf16_slowdown()) > SLOW:
-        log.warning(
-            "this CPU multiplies in bfloat16 %.0f times slower than in float32; use --trainer.precision 32-true", factor
-        )
-    name = type(module).__name__
-    updates = updates_per_iteration(module)
-    if updates > 1 and not module.has_ratio:
-        log.warning("%s has no ratio: only the first of %d updates per rollout is on-policy", name, updates)
-    if updates == 1 and module.needs_updates:
-        log.info("%s: with one update per rollout its gradient is GRPO's; use more updates_per_rollout", name)
-    correction = module.resolve_importance(plan.is_exact).mode
-    if engine.quantized and correction == "none" and not module.uses_rollout:
-        log.warning(
-            "engine %s computes in 8 bits, so it does not sample from the trained policy: use "
-            "model.importance.correction: token_truncate",
-            engine.name,
-        )
+    _warn_of_slow_or_unfit(rollout, module, plan)
     budget = module.budget.tokens
     more = ""
     if longest > budget:
@@ -91,5 +75,26 @@ def log_sizes(
         max(budget, longest),
         more,
         engine.name,
-        correction,
+        module.resolve_importance(plan.is_exact).mode,
     )
+
+
+def _warn_of_slow_or_unfit(rollout: RolloutSettings, module: RLVRModule, plan: RunPlan) -> None:
+    """Warn of a slow precision, and of updates and an engine that do not fit the algorithm."""
+    if plan.precision == "bf16-mixed" and plan.device.type == "cpu" and (factor := bf16_slowdown()) > SLOW:
+        log.warning(
+            "this CPU multiplies in bfloat16 %.0f times slower than in float32; use --trainer.precision 32-true", factor
+        )
+    name = type(module).__name__
+    updates = updates_per_iteration(module)
+    if updates > 1 and not module.has_ratio:
+        log.warning("%s has no ratio: only the first of %d updates per rollout is on-policy", name, updates)
+    if updates == 1 and module.needs_updates:
+        log.info("%s: with one update per rollout its gradient is GRPO's; use more updates_per_rollout", name)
+    correction = module.resolve_importance(plan.is_exact).mode
+    if rollout.engine.quantized and correction == "none" and not module.uses_rollout:
+        log.warning(
+            "engine %s computes in 8 bits, so it does not sample from the trained policy: use "
+            "model.importance.correction: token_truncate",
+            rollout.engine.name,
+        )

@@ -37,12 +37,14 @@ def choose_trackers(chosen: Chosen) -> list[Tracker]:
         entries = chosen
     else:
         entries = [chosen]
-    trackers = [
-        entry
-        if isinstance(entry, Tracker)
-        else (TRACKER_NAMES.get(entry) or find_part("trackers", "trackers", entry, TRACKER_NAMES, Tracker))()
-        for entry in entries
-    ]
+    trackers = []
+    for entry in entries:
+        if isinstance(entry, Tracker):
+            trackers.append(entry)
+        else:
+            trackers.append(
+                (TRACKER_NAMES.get(entry) or find_part("trackers", "trackers", entry, TRACKER_NAMES, Tracker))()
+            )
     for tracker in trackers:
         if tracker.module:
             require(tracker.module, "trackers", *tracker.packages)

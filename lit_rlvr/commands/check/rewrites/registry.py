@@ -147,7 +147,11 @@ def other_answer(gold: Gold) -> str | None:
 
 def other_letters(gold: Gold) -> list[str]:
     """Return the letters of a choice's wrong options."""
-    return [letter for letter in ascii_uppercase[: len(gold.sample.options) or 4] if letter != gold.answer]
+    wrong_letters = []
+    for letter in ascii_uppercase[: len(gold.sample.options) or 4]:
+        if letter != gold.answer:
+            wrong_letters.append(letter)
+    return wrong_letters
 
 
 def other_answers(gold: Gold) -> tuple[str, ...]:
