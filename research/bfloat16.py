@@ -4,7 +4,7 @@
   as published, of the same on the grid of bfloat16, and as training begins with them (`dither`).
 - `gradients`: the cosine of the gradient in bfloat16 with that in float32, by layer and by kind of weight, on one
   recorded rollout: `--run RUN`, a run of `--part learning` (`--keep FOLDER`), and `--iteration N`. Also with bfloat16
-  in the layers alone, in the vocabulary alone (logits and their gradients), and in its backward pass alone.
+  in the layers alone, and in the vocabulary alone (logits and their gradients).
 - `learning`: mean rewards of rollouts of `lit-rlvr fit` by precision of training and of sampling, paired by seed. The
   task is that of `benchmarks/vs_trl.py`: sums, 8 prompts x 8 completions of at most 24 tokens, one step a rollout.
 """
@@ -15,7 +15,6 @@ import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import product
 from math import sqrt
 from pathlib import Path
@@ -44,15 +43,13 @@ from lit_rlvr.types import Rollout
 STEPS = (1, 2, 4, 9, 20, 60, 200)
 CELLS = (("32-true", "float32"), ("32-true", "bfloat16"), ("bf16-mixed", "float32"), ("bf16-mixed", "bfloat16"))
 """Precision of training, and of sampling."""
-F32, BF16 = torch.float32, torch.bfloat16
 PLACES = {
-    "nowhere": (F32, F32, F32),
-    "everywhere": (BF16, BF16, BF16),
-    "layers": (BF16, F32, F32),
-    "vocabulary": (F32, BF16, BF16),
-    "vocabulary's backward": (F32, F32, BF16),
+    "nowhere": (torch.float32, torch.float32),
+    "everywhere": (torch.bfloat16, torch.bfloat16),
+    "layers": (torch.bfloat16, torch.float32),
+    "vocabulary": (torch.float32, torch.bfloat16),
 }
-"""Where bfloat16 is -> the compute types of the layers and of the vocabulary's two passes."""
+"""Where bfloat16 is -> the compute types of the layers and of the vocabulary."""
 SUMS = {"low": 1, "high": 9, "held_out": 0, "prompts_per_rollout": 8}
 SAMPLING = Sampling(temperature=1.0, max_tokens=24)
 
@@ -104,51 +101,19 @@ def recorded(run: Path, iteration: int, tokenizer: Any) -> Rollout:
     return unpack_rollout(about, arrays, [prompts[name] for name in about["ids"]], SAMPLING, tokenizer)
 
 
-class Rounded:
-    """What the vocabulary's backward pass reads, as it would be after a forward pass in bfloat16."""
-
-    def __init__(self, context: Any) -> None:
-        features, head, *others = context.saved_tensors
-        self.saved_tensors = (features.bfloat16(), head.bfloat16(), *others)
-        self.kept = None  # the logits are computed again, in bfloat16
-        self.context = context
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.context, name)
-
-
-@contextmanager
-def vocabulary_in(forward: torch.dtype, backward: torch.dtype) -> Iterator[None]:
-    """Compute logits and their gradients in the types that are given."""
-    score = logprobs._Score
-    exact = score.backward
-
-    def rounded(context: Any, *gradients: Tensor) -> Any:
-        return exact(Rounded(context), *gradients)
-
-    with patch.object(logprobs, "autocast_dtype", lambda *_: forward):
-        if backward is forward:
-            yield
-        else:
-            with patch.object(score, "backward", staticmethod(rounded)):
-                yield
-
-
-def gradient(
-    policy: Policy, rollout: Rollout, layers: torch.dtype, forward: torch.dtype, backward: torch.dtype
-) -> dict[str, Tensor]:
+def gradient(policy: Policy, rollout: Rollout, layers: torch.dtype, vocabulary: torch.dtype) -> dict[str, Tensor]:
     """Return the gradient of the REINFORCE loss with centred rewards.
 
     Args:
         policy: with dithered weights.
         rollout: recorded.
         layers: the compute type of the layers.
-        forward, backward: those of the vocabulary's two passes.
+        vocabulary: that of the logits and of their gradients.
     """
     advantages = (rollout.rewards - rollout.rewards.mean(1, keepdim=True)).flatten()
     rows = [i for i, advantage in enumerate(advantages.tolist()) if advantage]
     policy.zero_grad()
-    with vocabulary_in(forward, backward):
+    with patch.object(logprobs, "autocast_dtype", lambda *_: vocabulary):
         for microbatch in cut_rows(rollout, rows, 1024, shared_prefix=True):
             with training_autocast(policy.device, layers):
                 logp = policy.forward_rows(rollout, microbatch).logp
