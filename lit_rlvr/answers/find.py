@@ -158,12 +158,13 @@ def _behind(text: str, end: int) -> str:
     return text[end : end + BEHIND_CHARACTERS].lstrip("$*_`\\)]} \n.")
 
 
-_SIGN_BEFORE = re.compile(r"(?:\$|=|\(|\[|\\approx)\s*(-|\\pm)\s*$")
+_SIGN_BEFORE = re.compile(r"(?:(?:\$|=|\(|\[|\\approx)\s*(-|\\pm)\s*|(?<=\w\s)(-|\\pm))$")
 _FRACTION_BEFORE = re.compile(r"(-?\s*)\\[dtc]?frac\s*\{\s*$")
 _NUMERATOR_BEFORE = re.compile(r"(-?\s*)\\[dtc]?frac\s*\{([^{}]*)\}\s*\{\s*$")
 _ROOT_BEFORE = re.compile(r"((?:-\s*)?\d*)\s*\\sqrt\s*\{\s*$")
 _FACTOR_BEHIND = re.compile(
-    r"\s*(/\s*\d+|\^\s*(?:\{[^{}]*\}|\d)|(?:\\times|\\cdot)\s*10\s*\^\s*(?:\{[^{}]*\}|\d)|\\pi(?![A-Za-z])|\\sqrt\s*\{[^{}]*\})"
+    r"\s*(/\s*\d+|\^\s*(?:\{[^{}]*\}|\d)|(?:\\times|\\cdot)\s*10\s*\^\s*(?:\{[^{}]*\}|\d)|\\pi(?![A-Za-z])|\\sqrt\s*\{[^{}]*\}"
+    r"|[-+]\s*\d+(?=\s*(?:\$|\\[)\]])))"
 )
 
 
@@ -184,16 +185,32 @@ def _with_surroundings(text: str, boxes: _Boxes) -> str:
     if not sign and not factor:
         return inside
     is_sum = re.search(r"(?<=[^\s(^{])\s*[-+]", inside) is not None
-    return f"{sign[1] if sign else ''}{f'({inside})' if is_sum else inside}{factor[1] if factor else ''}"
+    return f"{sign[1] or sign[2] if sign else ''}{f'({inside})' if is_sum else inside}{factor[1] if factor else ''}"
 
 
 def _last_line(tail: str) -> Found:
     """Return the last line that is not empty, with the lines above it."""
+    tail = _without_check(tail)
     listed = _listed_values(tail)
     if listed:
         return Found(listed, "line")
     lines = [bare for line in tail.splitlines() if (bare := _bare(line))] or [""]
     return Found(lines[-1], "line", above=tuple(lines[-4:-1]))
+
+
+_CHECK = re.compile(
+    r"(?i)(?:\n[ \t]*)+\W*(?:(?:let['\u2019]?s |we |to |quick |sanity |double[- ])*(?:check|verif)\w*|prob[ea]"
+    r"|comprobaci[oó]n|v[eé]rif\w*|проверка|验证|检验)\W*(?:[:,.]|\n)[^\n]*(?:\n(?![ \t]*\n).*)*\s*$"
+)
+"""A last paragraph that checks the answer above it."""
+
+
+def _without_check(tail: str) -> str:
+    """Return a text without the check of its answer that it ends with."""
+    check = _CHECK.search(tail)
+    if check and re.search(r"\d", tail[: check.start()]):
+        return tail[: check.start()]
+    return tail
 
 
 _BULLET = re.compile(r"\s*(?:[-*+]|\u2022)\s+\$?([^\sA-Za-z=]+?)\$?\.?\s*")
