@@ -46,7 +46,8 @@ _THERE = re.compile(r"(?i)\bthere\s+(?:is|are|was|were|remains?)\s+")
 _VERB = re.compile(
     r"(?<!that )(?<!which )(?<!who )(?<!where )\b(?:is|are|was|were|be|equals?|becomes?"
     r"|gives?(?! (?:away|back|up|out)\b)|gets?|obtain|have|has|yields?)"
-    r"\s+(?:that\s+)?(?:(?:us|me|you|him|her|them)\s+)?(?:the\s+)?(?:all\s+(?=[$\\]))?"
+    r"\s+(?:that\s+)?(?:(?:us|me|you|him|her|them)\s+)?(?:the\s+)?"
+    r"(?:all\s+(?:real\s+)?(?:numbers\s+)?(?:\$?[a-z]\$?\s+(?:with|such that|where)\s+|(?=[$\\])))?"
 )
 _TO = r"to(?!\s+the\s+(?!power\b|first\b|second\b|third\b|(?:four|fif|six|seven|eigh|nin|ten|n)th\b)[a-z])"
 """Between the ends of a range, a base and its power, the terms of a ratio; not before a place."""
@@ -106,7 +107,7 @@ _ASKS = re.compile(
     r"(?i)(?:so|now|first|next|then|here)?,?\s*(?:(?:we|i|you)\s+(?:want\b|(?:need|have|wish|are asked"
     r"|would like)\s+to\b)"
     r"|(?:find|compute|evaluate|calculate|determine|simplify)\b"
-    r"|(?:the|this) (?:question|problem|task)\s+(?:asks|is asking)\b)"
+    r"|(?:the|this) (?:question|problem|task)\s+(?:asks|is asking)\b|we are asked (?:whether|if)\b)"
 )
 """Before what a question asks for."""
 _ASKED = re.compile(
@@ -114,7 +115,7 @@ _ASKED = re.compile(
     r"\s+(?=\w.*\w)"
 )
 """A question before its answer in one line: "How many are left? There are 5."."""
-_ENUMERATED = re.compile(r"\d{1,2}[.)]\s+(?=[A-Z][a-z])")
+_ENUMERATED = re.compile(r"^\d{1,2}[.)]\s+(?=[A-Z][a-z])")
 """The number of a step at the beginning of a line."""
 _CUT_OFF = re.compile(r"[\d$)}]\s*(?:[-+*/=\u00d7\u00f7]|\\times|\\cdot)\s*$")
 """An operation whose second number is missing: the text was cut off."""
@@ -174,10 +175,13 @@ def _in_sentence(answer: Found, keys: Collection[str]) -> Iterator[str]:
         text = text.removesuffix("!")
     is_phrase = answer.where != "line"
     if not is_phrase:
-        text = _ASKED.sub("", _ENUMERATED.sub("", text))
+        text = _ENUMERATED.sub("", text)
+        asked = _ASKED.match(text)
+        if asked:
+            text = text[asked.end() :]
     corrected = _corrected(text, answer.behind)
     if corrected:
-        yield from candidates(Found(corrected, "phrase"), keys)
+        yield from candidates(Found(_conclusion(corrected), "phrase"), keys)
         return
     instead = contrast(text)
     if instead and next(_spans(instead), None):
@@ -198,7 +202,7 @@ def _in_sentence(answer: Found, keys: Collection[str]) -> Iterator[str]:
         yield verdict
         return
     if is_phrase:
-        text = _without_parts(text)
+        text = _without_parts(_behind_reason(text, _OWN_REASON_CLAUSE))
     else:
         text = _before_reason(_without_parts(_conclusion(text)))
         if _ASKS.match(text) and "=" not in text:
@@ -351,7 +355,16 @@ def _verdict(text: str) -> str:
     return ""
 
 
-_OWN_REASON = re.compile(r"[;.]\s+(?:since|because|as|given that)\s[^,;.]*,\s+(?:then\s+)?(?=[A-Za-z]{2})")
+_OWN_REASON_CLAUSE = re.compile(r"[;.]\s+(?:since|because|as|given that)\s[^,;.]*,\s+(?:then\s+)?(?=[A-Za-z$\\])")
+_OWN_REASON = re.compile(r"[;.,]\s+(?:and\s+)?(?:since|because|as|given that)\s[^,;.]*,\s+(?:then\s+)?(?=[A-Za-z$\\])")
+
+
+def _behind_reason(text: str, pattern: re.Pattern[str]) -> str:
+    """Return what stands behind the reason of a second clause, if it has a value: "2 or -2; since x > 0, x = 2"."""
+    for reason in pattern.finditer(text):
+        if next(_spans(text[reason.end() :]), None):
+            return text[reason.end() :]
+    return text
 
 
 def _conclusion(text: str) -> str:
@@ -359,10 +372,7 @@ def _conclusion(text: str) -> str:
     reason = _REASON_FIRST.match(text)
     if reason and next(_spans(text[reason.end() :]), None):
         text = text[reason.end() :]
-    for reason in _OWN_REASON.finditer(text):
-        if next(_spans(text[reason.end() :]), None):
-            text = text[reason.end() :]
-            break
+    text = _behind_reason(text, _OWN_REASON)
     last = _SO.split(text)[-1]
     if next(_spans(last), None):
         return last
