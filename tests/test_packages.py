@@ -47,6 +47,25 @@ def test_an_environment_without_pip_gets_a_command_that_works_there(
         packages.require("qwen_vl_utils", "images", "qwen-vl-utils")
 
 
+def test_matplotlib_says_nothing_of_its_cache_of_fonts(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    import matplotlib.figure  # noqa: F401  # so that the stand-ins below leave nothing behind
+
+    for name in ("matplotlib", "matplotlib.figure"):
+        monkeypatch.delitem(sys.modules, name)
+    folder = tmp_path / "matplotlib"
+    folder.mkdir()
+    warns = "import logging\nlogging.getLogger(__name__).warning('a temporary cache directory')\n"
+    (folder / "__init__.py").write_text(warns)
+    (folder / "figure.py").write_text(
+        f"{warns}class Figure:\n    def __init__(self, **options): self.options = options\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert packages.import_matplotlib().figure.Figure(dpi=9).options == {"dpi": 9}
+    assert caplog.text == ""
+
+
 def test_a_look_for_pip_leaves_setuptools_importable() -> None:
     program = "from lit_rlvr.common.packages import installer; installer(); import setuptools"
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -14,7 +14,7 @@ from lit_rlvr.answers.characters import ALPHABET, plain_characters
 from lit_rlvr.answers.find import answer_region, find_answer, last_boxed, normalise
 from lit_rlvr.answers.retracted import CORRECTION, IF_IT_WERE, MAYBE, NOT, PREFERRED
 
-YES_NO = ("yes", "no")
+YES_NO_OPTIONS = ("yes", "no")
 LETTERS = ascii_uppercase[:10]
 """The letters of a question whose options are not known."""
 
@@ -78,6 +78,7 @@ _SEVERAL = r"\(?[A-Z]\)?(?:\s*,\s*\(?[A-Z]\)?)*,?\s+(?:and|or|und|et|y)\s+\(?[A-
 _EXCLUDED = r"(?:wrong|incorrect|false|impossible|excluded|eliminated|rejected|discarded|(?:ruled )?out)(?![^\W_])"
 _OTHERS = re.compile(
     rf"(?<![^\W_]){_SEVERAL}\s+(?:(?:can|could|must|may|should) be|are) {_EXCLUDED}"
+    rf"|(?<![^\W_]){_SEVERAL}\s+(?:fail|(?:do|can)(?: ?not|n['\u2019]t)\s+(?:work|fit|hold|apply|match))(?![^\W_])"
     rf"|(?i:\b(?:rul\w+ out|eliminat\w+|exclud\w+|reject\w+|discard\w+))\s+{_SEVERAL}"
 )
 """Several options that a text excludes together: "A, B and D are wrong", "ruling out A and C"."""
@@ -87,7 +88,7 @@ _WRONG_ANSWER = re.compile(
 )
 """An answer that a text calls wrong: "Wrong answer: D"."""
 _WRONG = (
-    r"\)?\s+(?:(?:is|was|are|can|could|would|must|should|does|do|did|has)\s*n[o']t|(?:is|was|are|seems|looks)"
+    r"\s*\)?\s*\?\s*(?:no|nope|not)(?![^\W_])|\)?\s+(?:(?:is|was|are|can|could|would|must|should|does|do|did|has)\s*n[o']t|(?:is|was|are|seems|looks)"
     r"(?: \w+)? (?:wrong|incorrect|false|excluded|eliminated|impossible|unlikely)|\u4e0d\u6b63\u786e|\u9519)(?![^\W_])"
     rf"|\)?\s+would\s+(?:be|have\s+been|hold)\b[^.;,\n]*?\b{IF_IT_WERE}"
 )
@@ -193,7 +194,7 @@ class _Reader:
         else:
             letters = ""
         self._texts = [_without_markup(text).rstrip(". ") for text in texts]
-        self.is_yes_no = {*map(normalise, texts)} == {*YES_NO}
+        self.is_yes_no = {*map(normalise, texts)} == {*YES_NO_OPTIONS}
         known = {*self._texts, *map(_without_article, self._texts)} - {""} if not self.is_yes_no else ()
         words = sorted(known, key=len, reverse=True)
         text = "|".join(re.sub(r"\\?\s+", r"\\s+", re.escape(word)) for word in words) or "(?!)"

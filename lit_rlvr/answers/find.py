@@ -158,12 +158,13 @@ def _behind(text: str, end: int) -> str:
     return text[end : end + BEHIND_CHARACTERS].lstrip("$*_`\\)]} \n.")
 
 
-_SIGN_BEFORE = re.compile(r"(?:\$|=|\(|\[|\\approx)\s*(-|\\pm)\s*$")
+_SIGN_BEFORE = re.compile(r"(?:(?:\$|=|\(|\[|\\approx)\s*(-|\\pm)\s*|(?<=\w\s)(-|\\pm))$")
 _FRACTION_BEFORE = re.compile(r"(-?\s*)\\[dtc]?frac\s*\{\s*$")
 _NUMERATOR_BEFORE = re.compile(r"(-?\s*)\\[dtc]?frac\s*\{([^{}]*)\}\s*\{\s*$")
 _ROOT_BEFORE = re.compile(r"((?:-\s*)?\d*)\s*\\sqrt\s*\{\s*$")
 _FACTOR_BEHIND = re.compile(
-    r"\s*(/\s*\d+|\^\s*(?:\{[^{}]*\}|\d)|(?:\\times|\\cdot)\s*10\s*\^\s*(?:\{[^{}]*\}|\d)|\\pi(?![A-Za-z])|\\sqrt\s*\{[^{}]*\})"
+    r"\s*(/\s*\d+|\^\s*(?:\{[^{}]*\}|\d)|(?:\\times|\\cdot)\s*10\s*\^\s*(?:\{[^{}]*\}|\d)|\\pi(?![A-Za-z])|\\sqrt\s*\{[^{}]*\}"
+    r"|[-+]\s*\d+(?=\s*(?:\$|\\[)\]])))"
 )
 
 
@@ -184,16 +185,39 @@ def _with_surroundings(text: str, boxes: _Boxes) -> str:
     if not sign and not factor:
         return inside
     is_sum = re.search(r"(?<=[^\s(^{])\s*[-+]", inside) is not None
-    return f"{sign[1] if sign else ''}{f'({inside})' if is_sum else inside}{factor[1] if factor else ''}"
+    return f"{sign[1] or sign[2] if sign else ''}{f'({inside})' if is_sum else inside}{factor[1] if factor else ''}"
 
 
 def _last_line(tail: str) -> Found:
     """Return the last line that is not empty, with the lines above it."""
+    tail = _without_check(tail)
     listed = _listed_values(tail)
     if listed:
         return Found(listed, "line")
     lines = [bare for line in tail.splitlines() if (bare := _bare(line))] or [""]
     return Found(lines[-1], "line", above=tuple(lines[-4:-1]))
+
+
+_CHECK = re.compile(
+    r"(?i)\W*(?:(?:let['\u2019]?s |we |to |quick |sanity |double[- ])*(?:check|verif)\w*|prob[ea]"
+    r"|comprobaci[oó]n|v[eé]rif\w*|проверка|验证|检验)\W*?(?:[:,.]|$)"
+)
+"""The beginning of a line that checks the answer above it."""
+
+
+def _without_check(tail: str) -> str:
+    """Return a text without the last paragraph that checks its answer: from a line that says so to the end."""
+    lines = tail.rstrip().split("\n")
+    start = len(lines)
+    for k in range(len(lines) - 1, 0, -1):
+        if not lines[k].strip():
+            break
+        if _CHECK.match(lines[k]):
+            start = k
+    before = "\n".join(lines[:start])
+    if start < len(lines) and re.search(r"\d", before):
+        return before.rstrip()
+    return tail
 
 
 _BULLET = re.compile(r"\s*(?:[-*+]|\u2022)\s+\$?([^\sA-Za-z=]+?)\$?\.?\s*")

@@ -264,6 +264,11 @@ _CAPITALS = re.compile(
 """Abbreviations of things that are counted: CDs, DVD, T-shirts, VIP tickets, iPads."""
 _CONTENT = re.compile(rf"\s+of(?:\s+[{ALPHABET}]+){{1,2}}$")
 """The words behind a unit that name what is measured: "of water" in "liters of water"."""
+_UNIT_ADVERB = re.compile(
+    r"([a-z]{2,})\s+(?:back|more|less|left|long|wide|tall|high|deep|away|ago|apart|later|earlier|old"
+    r"|(?:in|al)\s?(?:total|together|all))"
+)
+"""A unit and a word that says nothing of what is measured: "cents back", "minutes long"."""
 _UNIT_FRACTION = re.compile(r"\\frac\s*\{\s*(\w+)\s*\}\s*\{\s*(\w+(?:\^\{?\d\}?)?)\s*\}")
 _PIECE = re.compile(
     r"(?P<number>\d+(?:\.\d+)?(?:\s+\d+/\d+|/\d+)?)\s*(?P<unit>[A-Za-z]+\.?|'{1,2}|\"|\u5c0f\u65f6|\u5206\u949f?|\u79d2)"
@@ -336,9 +341,15 @@ def _read_amount(text: str) -> list[Reading]:
         number = _read_head(trim(head))
         if number is None:
             continue
+        measured = _UNIT_ADVERB.fullmatch(tail)
+        if unit is None and measured:
+            unit = read_unit(measured[1])
         if unit is None:
             return [replace(number, noun=_noun(tail))]
         results: list[Reading] = [Quantity(number, *unit)]
+        sterling = read_unit("\u00a3")
+        if sterling and re.match(r"pounds?\b", tail):
+            results.append(Quantity(number, *sterling))
         if unit[1] == (("deg", 1),):
             results.append(Number(number.value * sympy.pi / 180))
         return results

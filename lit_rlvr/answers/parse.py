@@ -331,7 +331,7 @@ def _region(region: Any) -> list[Reading]:
 _RELATION = re.compile(r"\s*(\\(?:le|ge|ne|approx|in|to|equiv)(?![A-Za-z])|[<>=])\s*")
 _NAME = re.compile(
     r"\\?[A-Za-z]+(?:_(?:\{[^{}]*\}|\w))?'*|\\?[A-Za-z]\w*'*(?:\^\{?-1\}?)?\s*(?:_(?:\{[^{}]*\}|\w))?\s*\(.*\)|\|[A-Z]+\|"
-    r"|\\angle\s*[A-Z]+"
+    r"|(?:\\(?:sin|cos|tan|cot)\s*)?\\angle\s*[A-Z]+|\\(?:sin|cos|tan|cot)\s*(?:\\[a-z]+|[A-Z]+)"
     r"|\\(?:overline|vec|hat|widehat|bar|triangle|mathrm|mathbb)\s*\{?\s*\w+\s*\}?|[A-Za-z][A-Za-z ]*"
     r"|m\s*\\angle\s*[A-Z]+"
 )

@@ -24,7 +24,7 @@ from lit_rlvr.answers.retracted import (
     without_denied,
 )
 from lit_rlvr.answers.units import read_numeral, read_unit
-from lit_rlvr.answers.values import Expression, Labelled, Number, Reading, Series, Text, text_keys
+from lit_rlvr.answers.values import Expression, Labelled, Number, Quantity, Reading, Series, Text, text_keys
 
 _NUMBER = r"(?:[$\u20ac\u00a3\u00a5\u20b9]\s?)?\d[\d,]*(?:\.\d+)?(?:[eE][-+]?\d+)?%?|\.\d+"
 _LATEX = r"\\[A-Za-z]+(?:\s*[\[{](?:[^{}\[\]]|\{(?:[^{}]|\{[^{}]*\})*\})*[\]}])*|\\[%$,;! {}]"
@@ -47,6 +47,7 @@ _VERB = re.compile(
     r"(?<!that )(?<!which )(?<!who )(?<!where )\b(?:is|are|was|were|be|equals?|becomes?"
     r"|gives?(?! (?:away|back|up|out)\b)|gets?|obtain|have|has|yields?)"
     r"\s+(?:that\s+)?(?:(?:us|me|you|him|her|them)\s+)?(?:the\s+)?"
+    r"(?:all\s+(?:real\s+)?(?:numbers\s+)?(?:\$?[a-z]\$?\s+(?:with|such that|where)\s+|(?=[$\\])))?"
 )
 _TO = r"to(?!\s+the\s+(?!power\b|first\b|second\b|third\b|(?:four|fif|six|seven|eigh|nin|ten|n)th\b)[a-z])"
 """Between the ends of a range, a base and its power, the terms of a ratio; not before a place."""
@@ -94,6 +95,7 @@ _VERDICT_WORD = "|".join(sorted(YES_NO, key=len, reverse=True))
 _FIRST_WORD = re.compile(
     rf"(?i)(?:[{ALPHABET}]+[,:]\s+|so\s+)?({_VERDICT_WORD})(?![{ALPHABET}])(?=\s*(?:[,.;:!\uff0c\u3002-]|$))"
 )
+_LAST_WORD = re.compile(rf"(?i)(?:[,:]|\b(?:say|says|be)\b)\s*(?:so\s+)?({_VERDICT_WORD})\W*$")
 _SO = re.compile(
     r"(?i)(?:[,;.]|\s+and)\s+(?:i\.e\.,?\s+|(?:so|thus|hence|therefore|then|which (?:gives|means|makes)"
     r"|giving|making|namely|in other words|that is(?=,)|or equivalently)\b,?\s+"
@@ -104,9 +106,19 @@ _REASON_FIRST = re.compile(r"(?i)(?:since|because|as|if|when|given that)\s[^,]*,
 _ASKS = re.compile(
     r"(?i)(?:so|now|first|next|then|here)?,?\s*(?:(?:we|i|you)\s+(?:want\b|(?:need|have|wish|are asked"
     r"|would like)\s+to\b)"
-    r"|(?:find|compute|evaluate|calculate|determine|simplify)\b)"
+    r"|(?:find|compute|evaluate|calculate|determine|simplify)\b"
+    r"|(?:the|this) (?:question|problem|task)\s+(?:asks|is asking)\b|we are asked (?:whether|if)\b)"
 )
 """Before what a question asks for."""
+_ASKED = re.compile(
+    r"(?:[^?.!]*?\w[^?.!\w]+\w[^?!]*\?\W?|(?i:the|this) (?:question|problem|task)\s+(?:asks|is asking)\b[^.]*\.)"
+    r"\s+(?=\w.*\w)"
+)
+"""A question before its answer in one line: "How many are left? There are 5."."""
+_ENUMERATED = re.compile(r"^\d{1,2}[.)]\s+(?=[A-Z][a-z])")
+"""The number of a step at the beginning of a line."""
+_CUT_OFF = re.compile(r"[\d$)}]\s*(?:[-+*/=\u00d7\u00f7]|\\times|\\cdot)\s*$")
+"""An operation whose second number is missing: the text was cut off."""
 _OPTION_LETTER = re.compile(r"(?<![\w'\\$])(?:[B-HJ-Z]|A(?=[.)!]*$))(?![\w'$])(?!\.\s?[A-Z])")
 _CLOSED_CLASS = (
     r"in|of|per|from|at|on|by|to|than|with|for|and|or|more|less|fewer|each|every|within|during|after|before|until|about|"
@@ -162,9 +174,14 @@ def _in_sentence(answer: Found, keys: Collection[str]) -> Iterator[str]:
     if _EXCLAIMED.search(text):
         text = text.removesuffix("!")
     is_phrase = answer.where != "line"
+    if not is_phrase:
+        text = _ENUMERATED.sub("", text)
+        asked = _ASKED.match(text)
+        if asked:
+            text = text[asked.end() :]
     corrected = _corrected(text, answer.behind)
     if corrected:
-        yield from candidates(Found(corrected, "phrase"), keys)
+        yield from candidates(Found(_conclusion(corrected), "phrase"), keys)
         return
     instead = contrast(text)
     if instead and next(_spans(instead), None):
@@ -175,6 +192,8 @@ def _in_sentence(answer: Found, keys: Collection[str]) -> Iterator[str]:
     if not is_phrase and text.endswith("?"):
         yield from _above(answer, keys)
         return
+    if _CUT_OFF.search(text):
+        return
     listed = re.fullmatch(r"\[(\s*['\"].*['\"]\s*)\]\.?", text)
     if listed:  # a list literal
         yield re.sub(r"(?:^|(?<=,))\s*['\"]|['\"]\s*(?=,|$)", " ", listed[1]).strip()
@@ -183,7 +202,7 @@ def _in_sentence(answer: Found, keys: Collection[str]) -> Iterator[str]:
         yield verdict
         return
     if is_phrase:
-        text = _without_parts(text)
+        text = _without_parts(_behind_reason(text, _OWN_REASON_CLAUSE))
     else:
         text = _before_reason(_without_parts(_conclusion(text)))
         if _ASKS.match(text) and "=" not in text:
@@ -198,7 +217,7 @@ def _in_sentence(answer: Found, keys: Collection[str]) -> Iterator[str]:
         count = ""
     if not re.search(r"\d", text):
         count = count or _only_count(text)
-    if count:
+    if count and not _are_names(keys):
         yield count
     if verb and has_denial(text[: verb.end() + 4]):
         statement = text
@@ -226,7 +245,10 @@ def _in_sentence(answer: Found, keys: Collection[str]) -> Iterator[str]:
         searched = clause
     else:
         searched = text
-    spans = _without_ordinals(searched)
+    total = _SUM_OF_UNITS.search(searched)
+    if total and _is_sum(total[0]) and not has_denial(searched[: total.start()]):
+        yield total[0]
+    spans = _without_known(searched)
     for start, end in spans[:1] if is_phrase or searched is not text else spans[-1:]:
         before = re.split(r"[.;:,]\s", searched[:start])[-1]
         after = searched[end:]
@@ -236,7 +258,22 @@ def _in_sentence(answer: Found, keys: Collection[str]) -> Iterator[str]:
     if not spans:
         if len(text) < 200:
             yield text
+            if clause != text and not has_denial(text):
+                yield clause
         yield from _above(answer, keys)
+
+
+_SUM_OF_UNITS = re.compile(r"\d+(?:\.\d+)?\s*[A-Za-z]+\.?\s*(?:,|and\b)?\s*\d+(?:\.\d+)?\s*[A-Za-z]+")
+
+
+def _is_sum(text: str) -> bool:
+    """Return True for a quantity in several units: "1 hour and 30 minutes"."""
+    return any(isinstance(value, Quantity) and value.is_sum for value in parse(text))
+
+
+def _are_names(keys: Collection[str]) -> bool:
+    """Return True if the forms of a reference are words and none is a number in words."""
+    return bool(keys) and all(key.isalpha() and read_numeral(key) is None for key in keys)
 
 
 _REASON = re.compile(r",?\s+\(?(?:because|since(?!\s+\d{4}\b))\s")
@@ -259,7 +296,7 @@ def _before_reason(text: str) -> str:
     verb = _verb(before, False)
     has_value_behind = verb is not None and next(_spans(before[verb.end() :]), None) is not None
     holds = not _THEREFORE.sub("", before[: first[0]]) and _HOLDS.match(before[first[1] :])
-    is_only = len(_without_ordinals(before)) == 1 and not _STATES.search(text, reason.end())
+    is_only = len(_without_known(before)) == 1 and not _STATES.search(text, reason.end())
     if has_value_behind or holds or is_only or _is_value(before):
         return before
     return text
@@ -312,10 +349,22 @@ def _corrected(text: str, behind: str) -> str:
 
 def _verdict(text: str) -> str:
     """Return yes or no, in any language, if a sentence begins with it or ends with nothing else behind a comma."""
-    match = _FIRST_WORD.match(text) or re.search(rf"(?i)[,:]\s*(?:so\s+)?({_VERDICT_WORD})\W*$", text)
+    match = _FIRST_WORD.match(text) or _LAST_WORD.search(text)
     if match:
         return match[1]
     return ""
+
+
+_OWN_REASON_CLAUSE = re.compile(r"[;.]\s+(?:since|because|as|given that)\s[^,;.]*,\s+(?:then\s+)?(?=[A-Za-z$\\])")
+_OWN_REASON = re.compile(r"[;.,]\s+(?:and\s+)?(?:since|because|as|given that)\s[^,;.]*,\s+(?:then\s+)?(?=[A-Za-z$\\])")
+
+
+def _behind_reason(text: str, pattern: re.Pattern[str]) -> str:
+    """Return what stands behind the reason of a second clause, if it has a value: "2 or -2; since x > 0, x = 2"."""
+    for reason in pattern.finditer(text):
+        if next(_spans(text[reason.end() :]), None):
+            return text[reason.end() :]
+    return text
 
 
 def _conclusion(text: str) -> str:
@@ -323,6 +372,7 @@ def _conclusion(text: str) -> str:
     reason = _REASON_FIRST.match(text)
     if reason and next(_spans(text[reason.end() :]), None):
         text = text[reason.end() :]
+    text = _behind_reason(text, _OWN_REASON)
     last = _SO.split(text)[-1]
     if next(_spans(last), None):
         return last
@@ -376,10 +426,20 @@ def _named(clause: str, keys: Collection[str]) -> str:
     return ""
 
 
-def _without_ordinals(text: str) -> list[tuple[int, int]]:
-    """Return the spans of a text that are no ordinal ("7th"); all if there is no other."""
+_GIVEN = re.compile(r"(?i)\b(?:the|these|those|both|all|my|your|his|her|its|our|their)\s+$")
+"""Before a number of things that are known: "the 9 places"."""
+
+
+def _without_known(text: str) -> list[tuple[int, int]]:
+    """Return the spans of a text that are no ordinal ("7th") and count nothing known; all if there is no other."""
     spans = list(_spans(text))
-    return [(start, end) for start, end in spans if not re.match(r"(?:st|nd|rd|th)\b", text[end:])] or spans
+    new = []
+    for start, end in spans:
+        is_ordinal = re.match(r"(?:st|nd|rd|th)\b", text[end:]) is not None
+        is_given = _GIVEN.search(text[:start]) is not None and re.match(r"\s+[a-z]{3}", text[end:]) is not None
+        if not (is_ordinal or is_given):
+            new.append((start, end))
+    return new or spans
 
 
 _OR_TO = re.compile(rf"\s+(?:or|{_TO})\b")

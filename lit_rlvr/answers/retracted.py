@@ -7,10 +7,10 @@ import re
 CORRECTION = (
     r"(?:(?:no|nope|nein|non|wait|hold on|sorry|oops|hmm+|espera|attendez"
     r"|perd\u00f3n)(?=[\s]*[,.;:!\u2014-]|\s+(?:it|that|this|the|i|wait|sorry)\b)"
-    r"|actually|correction|rather(?! than)|really|instead(?! of)|i mean|i meant|make that|(?:scratch"
+    r"|actually|correction|edit(?=\s*:)|rather(?! than)|really|instead(?! of)|i mean|i meant|make that|(?:scratch"
     r"|strike|forget) that|let me (?:correct|fix|revise|rephrase)(?: (?:that|this|it|myself))?|"
-    r"on second thoughts?|better(?: yet)?|(?:it )?should be|eigentlich|vielmehr|plut\u00f4t|en fait"
-    r"|en realidad|mejor dicho)"
+    r"on second thoughts?|on (?:further )?reflection|better(?: yet)?|(?:it )?should be|eigentlich|vielmehr"
+    r"|plut\u00f4t|en fait|en realidad|mejor dicho)"
 )
 """Words that take back what stands before them, if an answer stands behind them."""
 MAYBE = (

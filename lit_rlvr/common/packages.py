@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import logging
 import os
 import shlex
 import shutil
@@ -40,6 +41,18 @@ def require(module: str, what: str, *packages: str) -> None:
 def is_installed(module: str) -> bool:
     """Return True if Python can import a module; do not import it."""
     return importlib.util.find_spec(module) is not None
+
+
+def import_matplotlib() -> Any:
+    """Return Matplotlib with its module `figure`; leave out its lines about where it keeps its cache of fonts."""
+    logger = logging.getLogger("matplotlib")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        import_module("matplotlib.figure")
+    finally:
+        logger.setLevel(level)
+    return import_module("matplotlib")
 
 
 def vllm_package() -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lit_rlvr.answers.choices import YES_NO, named_options, referenced_options
+from lit_rlvr.answers.choices import YES_NO_OPTIONS, named_options, referenced_options
 from lit_rlvr.answers.find import find_answer, normalise
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards.base import Reward
@@ -96,7 +96,7 @@ def _options(reference: str, sample: Sample) -> frozenset[int]:
 
 def _texts(sample: Sample) -> tuple[tuple[str, ...], bool]:
     """Return the texts that name an option, and whether letters do, too."""
-    is_yes_no = not sample.options and normalise(sample.answer) in YES_NO
+    is_yes_no = not sample.options and normalise(sample.answer) in YES_NO_OPTIONS
     if is_yes_no:
-        return (YES_NO, False)
+        return (YES_NO_OPTIONS, False)
     return (sample.options, True)

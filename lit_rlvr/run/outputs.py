@@ -17,6 +17,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_rlvr.common.files import write_atomically
+from lit_rlvr.common.packages import import_matplotlib
 from lit_rlvr.common.run_files import VALIDATION, is_complete, thumbnail_path
 from lit_rlvr.common.terminal import Terminal, one_line, table_of
 from lit_rlvr.datamodules.reading.images import Images, film_strip, open_images
@@ -119,13 +120,11 @@ def plot_run(rows: Mapping[int, Mapping[str, float]], path: Path, title: str) ->
         path: the PNG to write.
         title: the title of the figure.
     """
-    from matplotlib.figure import Figure
-
     logged = {name for row in rows.values() for name in row}
     panel = PANELS[0] if "rollout/reward" in logged else TEACHER_PANEL if "rollout/entropy" in logged else LOSS_PANEL
     panels = [panel, *PANELS[1:], *(STALENESS_PANELS if "train/staleness/mean" in logged else ())]
     height = len(panels) // 2
-    figure = Figure(figsize=(10, 3.25 * height), layout="constrained")
+    figure = import_matplotlib().figure.Figure(figsize=(10, 3.25 * height), layout="constrained")
     for axis, (label, lines) in zip(figure.subplots(height, 2).flat, panels, strict=True):
         if label == "Accuracy":
             draw_noise(axis, rows)

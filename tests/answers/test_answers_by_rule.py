@@ -3,6 +3,7 @@
 from time import process_time
 
 import pytest
+from hostile_answers import assert_linear
 
 from lit_rlvr.answers import check
 from lit_rlvr.answers.arithmetic import same_steps, sides
@@ -380,6 +381,13 @@ def test_blanks_behind_an_answer_cost_no_time() -> None:
 
 
 @pytest.mark.parametrize(
+    "piece", ["\n", "\n ", "\n--", "\ncheck: a", "let's we ", "How many? ", "; since x, ", "the ", "1 h ", "edit "]
+)
+def test_a_text_costs_no_more_than_its_length(piece: str) -> None:
+    assert_linear(lambda size: check(f"5{piece * size}x", "5"), 800)
+
+
+@pytest.mark.parametrize(
     ("text", "right", "wrong"),
     [
         ("She hit 7 out of 12.", "7/12", "12"),
@@ -495,3 +503,84 @@ def test_midnight_counts_in_words_reasons_and_a_factorial_alone() -> None:
         ("12!", "12"),
     ]
     assert judged(right) == right and judged(wrong) == []
+
+
+def wrongly_judged(cases: list[tuple[str, str, str]]) -> list[tuple[str, str]]:
+    """Return the (text, reference) of cases (text, right reference, wrong reference) that are judged wrongly."""
+    missed = [(text, right) for text, right, _ in cases if not check(text, right).correct]
+    paid = [(text, wrong) for text, _, wrong in cases if check(text, wrong).correct]
+    return missed + paid
+
+
+def test_a_question_before_its_answer_in_one_line_is_none() -> None:
+    cases = [
+        ("How many does she sell if 90 are ripe? She sells 45.", "45", "90"),
+        ("Is 87 a prime number? No, 3 divides it.", "No", "Yes"),
+        ("The question asks for half of 70. It is 35.", "35", "70"),
+        ("After two tries I would say yes.", "yes", "no"),
+    ]
+    assert wrongly_judged(cases) == []
+    assert judged([("The problem asks whether 35 is half of 70.", "35")]) == []
+
+
+def test_a_check_behind_the_answer_is_none() -> None:
+    cases = [
+        ("So n = 8.\n\nCheck: 8 * 9 = 72.", "8", "72"),
+        ("Also ist n = 8.\n\nProbe: 8 * 9 = 72.", "8", "72"),
+        ("We have 8 cars.\nLet's verify: 8 * 9 = 72.", "8", "72"),
+        ("The check is worth 72.", "72", "8"),
+    ]
+    assert wrongly_judged(cases) == []
+
+
+def test_a_reason_in_front_of_its_conclusion_leaves_the_conclusion() -> None:
+    cases = [
+        ("The roots are 6 and -6; because x < 0, we choose x = -6.", "-6", "6"),
+        ("n is 4 or 9, and since n is odd, n = 9.", "9", "4"),
+        ("I got 60. Correction: I lost a 5, so 65.", "65", "5"),
+    ]
+    assert wrongly_judged(cases) == []
+
+
+def test_what_is_known_or_numbers_a_step_is_no_answer() -> None:
+    cases = [
+        ("He orders 15 more tiles to cover the 4 floors.", "15", "4"),
+        ("1. Add them.\n2. Halve the sum, which is 7.", "7", "2"),
+    ]
+    assert wrongly_judged(cases) == []
+    assert judged([("1. Add them.\n2. Halve it.\n3. Stop here.", "3"), ("The answer is 55 +", "55")]) == []
+
+
+def test_units_in_a_sentence() -> None:
+    cases = [
+        ("The tour takes 2 hours and 15 minutes.", "135 minutes", "15 minutes"),
+        ("She keeps 9 dollars back.", "$9", "9 cents"),
+        ("The map costs 9 pounds in total.", "\u00a39", "$9"),
+        ("The parcel weighs 9 pounds.", "9 lb", "9 kg"),
+    ]
+    assert wrongly_judged(cases) == []
+
+
+def test_names_lists_of_words_and_functions_of_angles() -> None:
+    cases = [
+        ("Six days after a Friday is a Thursday.", "Thursday", "Friday"),
+        ("The two metals are iron and zinc.", "zinc, iron", "zinc, tin"),
+        ("The domain is all $x > 6$.", "(6, \\infty)", "[6, \\infty)"),
+        ("Hence $\\sin\\theta = \\frac35$.", "3/5", "5/3"),
+    ]
+    assert wrongly_judged(cases) == []
+
+
+def test_sums_and_signs_around_a_box_belong_to_it() -> None:
+    cases = [("The value is -\\boxed{6}.", "-6", "6"), ("$n = \\boxed{6}$ + 1 spare", "6", "7")]
+    assert wrongly_judged(cases) == []
+    assert judged([("So $n = \\boxed{6}+1$.", "6")]) == []
+
+
+def test_options_that_fail_together_or_are_taken_back() -> None:
+    cases = [
+        ("Both A and D fail, which leaves B.", "B", "A"),
+        ("The answer is D? No: that is a bound, so A.", "A", "D"),
+        ("Answer: D\n\nEdit: on reflection, A.", "A", "D"),
+    ]
+    assert wrongly_judged(cases) == []

@@ -11,6 +11,7 @@ import numpy as np
 
 from lit_rlvr.commands.compare.study import BEFORE, Study
 from lit_rlvr.commands.compare.study_results import FinishedRun, pass_at_k_spreads, smoothed
+from lit_rlvr.common.packages import import_matplotlib
 
 CURVES = {
     "reward": ("rollout/reward", "Reward of the training rollouts"),
@@ -161,9 +162,7 @@ def new_figure(title: str, x: str, count: int = 1) -> tuple[Any, Any]:
         x: label of the x axes.
         count: number of pairs.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(2.2 + 5.2 * count, 4.4), layout="constrained")
+    figure = import_matplotlib().figure.Figure(figsize=(2.2 + 5.2 * count, 4.4), layout="constrained")
     axes = figure.subplots(1, count)
     for axis in np.atleast_1d(axes):
         axis.set_title(title)
@@ -197,9 +196,7 @@ def draw_legend(figure: Any, axis: Any) -> None:
 
 def cell_colours(names: Sequence[str]) -> dict[str, Any]:
     """Return the colours of the cells; the baseline, which is first, is black."""
-    import matplotlib
-
-    palette = matplotlib.colormaps["tab10" if len(names) <= 11 else "tab20"].colors  # type: ignore[attr-defined]
+    palette = import_matplotlib().colormaps["tab10" if len(names) <= 11 else "tab20"].colors
     colours = {}
     for i, name in enumerate(names):
         if i == 0:
