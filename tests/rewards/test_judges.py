@@ -426,7 +426,10 @@ def test_a_reward_model_scores_the_conversation(tmp_path: Path, monkeypatch: pyt
     alone = [RewardModel(str(tmp_path)).scores_of([pair])[0] for pair in longer]
     assert RewardModel(str(tmp_path)).scores_of(longer) == pytest.approx(alone, abs=1e-5), "padded on the right"
     monkeypatch.setattr(reward_model, "BATCH_TOKENS", 300)
-    assert RewardModel(str(tmp_path)).scores_of(longer) == pytest.approx(alone, abs=1e-5)
+    reward, sizes = RewardModel(str(tmp_path)), []
+    reward._parts[0].register_forward_hook(lambda _, inputs, output: sizes.append(len(output.logits)))
+    assert reward.scores_of(longer) == pytest.approx(alone, abs=1e-5)
+    assert sizes == [2, 3], "short rows share a pass"
     assert RewardModel(str(tmp_path / "padded")).scores_of(paired("pancreas", "a")[:1]) == pytest.approx(
         [last], abs=1e-6
     )
