@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from math import sqrt
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -13,8 +14,9 @@ PAGES = [
     *(page for part in ("docs", "research", "benchmarks") for page in ROOT.glob(f"{part}/**/*.md")),
 ]
 RESULTS = (".json", ".jsonl", ".csv", ".tsv", ".log")
+FIRST_RUNS = ("pens_1", "pens_2", "change_0", "position_0")
 QUOTED = {
-    "benchmarks/first_tasks.md": [f"benchmarks/first_tasks/pens_{seed}/summary.json" for seed in (1, 2)],
+    "benchmarks/first_tasks.md": [f"benchmarks/first_tasks/{run}/summary.json" for run in FIRST_RUNS],
     "research/learning_rate.md": ["research/results/auto_lr_high.json"],
 }
 """Page -> files of results that it links, whose numbers a test of this file recomputes."""
@@ -109,3 +111,16 @@ def test_the_task_of_the_tutorial() -> None:
     quoted = [row[3][:4] for row in rows.values()]
     tutorial = " ".join((ROOT / "docs/tutorials/own_task.md").read_text().split())
     assert "and {}, {} and {} after the 14 rollouts of three seeds".format(*quoted) in tutorial
+
+
+def test_the_tasks_that_the_tutorial_does_not_show() -> None:
+    rows = rows_of(ROOT / "benchmarks/first_tasks.md", "| other task |")
+    names = ("accuracy_before_warm_start", "accuracy_before", "accuracy_after")
+    for row in rows:
+        linked = re.search(r"\(first_tasks/(\w+)/summary.json\)", row[0])
+        assert linked is not None
+        found = summary(linked[1])
+        after = found["accuracy_after"]
+        error = 2 * sqrt(after * (1 - after) / 128)
+        assert row[2:] == [*(f"{found[name]:.3f}" for name in names), f"{error:.3f}", f"{found['constant_guess']:.3f}"]
+    assert len(rows) == len([run for run in FIRST_RUNS if not run.startswith("pens")])
