@@ -206,14 +206,19 @@ _CHECK = re.compile(
 
 
 def _without_check(tail: str) -> str:
-    """Return a text without the last paragraph that checks its answer: from a line that says so to the end."""
+    """Return a text without the check of its answer: its last paragraph from a line that begins one, or that follows a
+    heading which says so."""
     lines = tail.rstrip().split("\n")
     start = len(lines)
-    for k in range(len(lines) - 1, 0, -1):
-        if not lines[k].strip():
-            break
-        if _CHECK.match(lines[k]):
-            start = k
+    first = len(lines) - 1  # line of the last paragraph
+    while first > 0 and lines[first].strip():
+        if _CHECK.match(lines[first]):
+            start = first
+        first -= 1
+    while first > 0 and not lines[first].strip():
+        first -= 1
+    if start == len(lines) and _CHECK.fullmatch(lines[first].strip()):
+        start = first
     before = "\n".join(lines[:start])
     if start < len(lines) and re.search(r"\d", before):
         return before.rstrip()

@@ -527,6 +527,7 @@ def test_a_check_behind_the_answer_is_none() -> None:
     cases = [
         ("So n = 8.\n\nCheck: 8 * 9 = 72.", "8", "72"),
         ("Also ist n = 8.\n\nProbe: 8 * 9 = 72.", "8", "72"),
+        ("So n = 8.\n\n**Check**\n\n8 * 9 = 72", "8", "72"),
         ("We have 8 cars.\nLet's verify: 8 * 9 = 72.", "8", "72"),
         ("The check is worth 72.", "72", "8"),
     ]
