@@ -14,7 +14,7 @@ PAGES = [
     *(page for part in ("docs", "research", "benchmarks") for page in ROOT.glob(f"{part}/**/*.md")),
 ]
 RESULTS = (".json", ".jsonl", ".csv", ".tsv", ".log")
-FIRST_RUNS = ("pens_1", "pens_2", "change_0", "position_0")
+FIRST_RUNS = ("pens_1", "pens_2", "change_0", "position_0", "clock_0")
 QUOTED = {
     "benchmarks/first_tasks.md": [f"benchmarks/first_tasks/{run}/summary.json" for run in FIRST_RUNS],
     "research/learning_rate.md": ["research/results/auto_lr_high.json"],
