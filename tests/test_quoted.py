@@ -14,7 +14,7 @@ PAGES = [
     *(page for part in ("docs", "research", "benchmarks") for page in ROOT.glob(f"{part}/**/*.md")),
 ]
 RESULTS = (".json", ".jsonl", ".csv", ".tsv", ".log")
-FIRST_RUNS = ("pens_1", "pens_2", "change_0", "position_0", "clock_0")
+FIRST_RUNS = ("pens_1", "pens_2", "change_0", "position_0", "clock_0", "largest_0")
 QUOTED = {
     "benchmarks/first_tasks.md": [f"benchmarks/first_tasks/{run}/summary.json" for run in FIRST_RUNS],
     "research/learning_rate.md": ["research/results/auto_lr_high.json"],
@@ -114,13 +114,21 @@ def test_the_task_of_the_tutorial() -> None:
 
 
 def test_the_tasks_that_the_tutorial_does_not_show() -> None:
-    rows = rows_of(ROOT / "benchmarks/first_tasks.md", "| other task |")
+    page = ROOT / "benchmarks/first_tasks.md"
+    rows = rows_of(page, "| other task |")
+    gains = []
     names = ("accuracy_before_warm_start", "accuracy_before", "accuracy_after")
     for row in rows:
         linked = re.search(r"\(first_tasks/(\w+)/summary.json\)", row[0])
         assert linked is not None
         found = summary(linked[1])
         after = found["accuracy_after"]
+        gains.append(f"{after - found['accuracy_before']:.2f}")
         error = 2 * sqrt(after * (1 - after) / 128)
         assert row[2:] == [*(f"{found[name]:.3f}" for name in names), f"{error:.3f}", f"{found['constant_guess']:.3f}"]
     assert len(rows) == len([run for run in FIRST_RUNS if not run.startswith("pens")])
+    assert "GRPO adds {}, {}, {} and {} to".format(*gains) in page.read_text()
+    first, last = ([f"{float(row[k]):.2f}" for row in rows] for k in (2, 4))
+    pairs = [f"{before} -> {after}" for before, after in zip(first, last, strict=True)]
+    tutorial = " ".join((ROOT / "docs/tutorials/own_task.md").read_text().split())
+    assert "{}, {}, {} and {}".format(*pairs) in tutorial
