@@ -355,8 +355,9 @@ def _verdict(text: str) -> str:
     return ""
 
 
-_OWN_REASON_CLAUSE = re.compile(r"[;.]\s+(?:since|because|as|given that)\s[^,;.]*,\s+(?:then\s+)?(?=[A-Za-z$\\])")
-_OWN_REASON = re.compile(r"[;.,]\s+(?:and\s+)?(?:since|because|as|given that)\s[^,;.]*,\s+(?:then\s+)?(?=[A-Za-z$\\])")
+_OTHER_REASON = r"(?:since|because|as|given that)\s[^,;.]*,\s+(?:then\s+)?(?=[A-Za-z$\\])"
+_OWN_REASON_CLAUSE = re.compile(rf"[;.]\s+{_OTHER_REASON}")
+_OWN_REASON = re.compile(rf"[;.,]\s+(?:and\s+)?{_OTHER_REASON}")
 
 
 def _behind_reason(text: str, pattern: re.Pattern[str]) -> str:
