@@ -398,17 +398,37 @@ def is_left_out(command: str) -> bool:
     return command in LEFT_OUT or command.startswith(("pip install ", "uv pip install "))
 
 
-@pytest.mark.slow
-def test_commands_run_after_make_install(tmp_path: Path) -> None:
-    """The commands of README and the tutorials, in one shell, without the extras of `make develop`."""
-    pages = [ROOT / "README.md", *sorted((ROOT / "docs/tutorials").glob("*.md"))]
-    script = ["PS4='+ $SECONDS s '", "cd lit-rlvr"]
-    for page in pages:
-        script += [OTHERWISE.get(command, command) for command in shown_commands(page) if not is_left_out(command)]
-        script.append(f"cd {tmp_path}")
-    shown = [command for page in pages for command in shown_commands(page)]
+RUN_PAGES = {"README and own_task": ["README.md", "docs/tutorials/own_task.md"]}
+RUN_PAGES["other tutorials"] = [
+    str(page.relative_to(ROOT))
+    for page in sorted((ROOT / "docs/tutorials").glob("*.md"))
+    if str(page.relative_to(ROOT)) not in RUN_PAGES["README and own_task"]
+]
+INSTALL = ["make install", ". .venv/bin/activate"]
+"""Where README, whose own commands install, is not among the pages."""
+
+
+def test_commands_that_run_otherwise_or_not_are_shown() -> None:
+    shown = [command for pages in RUN_PAGES.values() for page in pages for command in shown_commands(ROOT / page)]
     assert OTHERWISE.keys() <= set(shown)
     assert [start for start in LEFT_OUT if not any(command.startswith(start) for command in shown)] == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "before"),
+    [
+        pytest.param("README and own_task", [], marks=pytest.mark.slow),
+        pytest.param("other tutorials", INSTALL, marks=pytest.mark.exhaustive),
+    ],
+)
+def test_commands_run_after_make_install(kind: str, before: list[str], tmp_path: Path) -> None:
+    """The commands of the pages, in one shell, without the extras of `make develop`."""
+    script = ["PS4='+ $SECONDS s '", "cd lit-rlvr", *before]
+    for page in RUN_PAGES[kind]:
+        if page != "README.md":
+            script.append(f"cd {tmp_path}")
+        commands = [command for command in shown_commands(ROOT / page) if not is_left_out(command)]
+        script += [OTHERWISE.get(command, command) for command in commands]
     copy = tmp_path / "lit-rlvr"
     copy.mkdir()
     subprocess.run(["bash", "-c", f"git ls-files -z | tar -c --null -T - | tar -x -C {copy}"], cwd=ROOT, check=True)
