@@ -201,10 +201,7 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         rows_of = {"train": files, "validation": validation, "test": test}
         for split, rows in rows_of.items():
             if rows is None or isinstance(rows, str | os.PathLike):
-                if rows is None:
-                    self.locations[split] = None
-                else:
-                    self.locations[split] = os.fspath(rows)
+                self.locations[split] = None if rows is None else os.fspath(rows)
             else:
                 self.init_args[split] = self.given[split] = GivenRows(rows, split)
                 self.locations[split] = self.given[split].name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -198,7 +198,12 @@ def _with_checked_classes(value: Any, where: str) -> Any:
             raise UserError(f"{where}: a class_path is the name of a class, not {value['class_path']!r}")
         if not isinstance(value.get("init_args") or {}, dict):
             raise UserError(f"{where}: init_args is a mapping of options, not {value['init_args']!r}")
-    for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+    inners: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, dict):
+        inners = value.items()
+    elif isinstance(value, list):
+        inners = enumerate(value)
+    for key, inner in inners:
         _with_checked_classes(inner, f"{where}: {key}" if where.endswith("ml") else f"{where}.{key}")
     return value
 
@@ -244,10 +249,7 @@ def _int_before_float(typehint: Any) -> Any:
     another package's `Optional[Union[float, int]]` would reverse all others of the process.
     """
     union = _sort_union(typehint)
-    if get_origin(union) is Union:
-        kinds = list(get_args(union))
-    else:
-        kinds = []
+    kinds = list(get_args(union)) if get_origin(union) is Union else []
     if int in kinds and float in kinds and kinds.index(float) < kinds.index(int):
         first = kinds.index(float)
         second = kinds.index(int)

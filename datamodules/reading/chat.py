@@ -343,19 +343,13 @@ class Chat:
             pieces = [call["name"] for call in _functions([message])] or [text_of(message["content"]).strip()]
             if all(words in text for words in pieces):
                 continue
-            if calls:
-                rest = [{**message, "tool_calls": []}]
-            else:
-                rest = []
+            rest = [{**message, "tool_calls": []}] if calls else []
             try:
                 without = self.apply([*messages[:number], *rest, *messages[number + 1 :]], tokenizer, source)
             except UserError:  # so the template reads the message
                 continue
             if without == text:
-                if calls:
-                    what = "tool calls"
-                else:
-                    what = f"messages of the role {role!r}"
+                what = "tool calls" if calls else f"messages of the role {role!r}"
                 raise UserError(f"{source}: the model's chat template does not show {what}; use another template")
 
     def opening(self, tokenizer: Any) -> str:
@@ -437,10 +431,7 @@ class Chat:
         system = None
         if messages[0]["role"] == "system":
             system = messages[0]
-        if system is None:
-            parts = []
-        else:
-            parts = [text_of(system["content"])]
+        parts = [] if system is None else [text_of(system["content"])]
         text = "\n\n".join([*parts, "\n".join([TOOL_INSTRUCTIONS, *map(_describe_tool, self.tools)])])
         return [{"role": "system", "content": text}, *(messages if system is None else messages[1:])]
 

@@ -95,10 +95,7 @@ def options_in_columns(row: Mapping[str, Any]) -> Options:
 def _options(values: Sequence[Any], labels: Sequence[str]) -> Options:
     """Return the options without blank ones at their end; `labels` are empty or one for each."""
     blank = [is_blank(value) for value in values]
-    if False in blank:
-        count = len(blank) - blank[::-1].index(False)
-    else:
-        count = 0
+    count = len(blank) - blank[::-1].index(False) if False in blank else 0
     if any(blank[:count]):
         raise BadRow(f"option {ascii_uppercase[blank.index(True) % 26]} is missing, but a later one is not", "options")
     if any(isinstance(as_python(value), list | tuple | Mapping) for value in values[:count]):

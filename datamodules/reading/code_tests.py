@@ -145,10 +145,7 @@ def _asserted(statement: ast.stmt) -> tuple[str, str, str]:
     Raises:
         BadRow: the statement says something else.
     """
-    if isinstance(statement, ast.Assert):
-        test = statement.test
-    else:
-        test = None
+    test = statement.test if isinstance(statement, ast.Assert) else None
     call: ast.expr | None = test
     value: ast.expr = ast.Constant(value=True)
     if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):

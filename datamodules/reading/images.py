@@ -178,10 +178,7 @@ def _check_counts(parts: Sequence[Mapping[str, Any]], listed: Sequence[Any], own
     places = Counter(kinds)
     for kind in ("image", "video"):
         if count[kind] != places[kind]:
-            if own:
-                more = f", next to {own} in the messages' own parts"
-            else:
-                more = ""
+            more = f", next to {own} in the messages' own parts" if own else ""
             raise BadRow(f"{places[kind]} <{kind}> placeholders for {count[kind]} {kind}s{more}", kind)
 
 

@@ -365,7 +365,10 @@ def _object(value: Any) -> Value:
     for item in inside:  # grows
         if isinstance(item, BadRow):
             return item
-        inside += item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
+        if isinstance(item, dict):
+            inside += item.values()
+        elif isinstance(item, list):
+            inside += item
     return value
 
 

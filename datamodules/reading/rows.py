@@ -210,8 +210,11 @@ def joined_text(value: Any) -> str:
     """Join all text in a prompt: a string, messages with their keys, or the parts of a message."""
     if isinstance(value, str):
         return value
-    parts = value.items() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
-    return "".join(map(joined_text, parts))
+    if isinstance(value, Mapping):
+        return joined_text([*value.items()])
+    if isinstance(value, list | tuple):
+        return "".join(map(joined_text, value))
+    return ""
 
 
 def with_prompt(sample: Sample, optional: frozenset[str] = frozenset()) -> Sample:

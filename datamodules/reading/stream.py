@@ -104,10 +104,7 @@ def difficulty_of(sample: Sample, column: str) -> float:
     """
     cell = lookup(sample.row, column)
     cell = single(cell)
-    if is_missing(cell):
-        numbers = []
-    else:
-        numbers = NUMBER.findall(str(cell))
+    numbers = [] if is_missing(cell) else NUMBER.findall(str(cell))
     if not numbers:
         raise UserError(
             f"{sample.source or sample.id}: data.order: difficulty needs a number in the column {column!r}, not "

@@ -142,10 +142,7 @@ class MultiStepArithmetic(GeneratedDataModule):
             drawn[question] = lines
         for (question, lines), owner in zip(drawn.items(), self.sets, strict=True):
             if owner == split:
-                if len(self.lengths) > 1:
-                    category = f"{len(lines) + 1} terms"
-                else:
-                    category = ""
+                category = f"{len(lines) + 1} terms" if len(self.lengths) > 1 else ""
                 row = {"solution": "\n".join(lines)}
                 yield Sample(question, question + "=", lines[-1], row=row, category=category)
 

@@ -42,10 +42,7 @@ class DAPO(GRPO):
     ) -> None:
         super().__init__(advantage=advantage, loss=loss, clip_low=clip_low, clip_high=clip_high, **kwargs)
         check_within("[1, inf)", "model", max_sampling_rounds=max_sampling_rounds)
-        if isinstance(dynamic_sampling, str):
-            by = dynamic_sampling
-        else:
-            by = "reward"
+        by = dynamic_sampling if isinstance(dynamic_sampling, str) else "reward"
         if dynamic_sampling:
             min_mixed_fraction = 1.0
         else:

@@ -99,10 +99,7 @@ class LossValidation(Validation):
     def add(self, module: Any, batch: PromptBatch) -> None:
         assert batch.demonstrations is not None, "the RolloutCallback fills the batch before it is measured"
         demonstrations = batch.demonstrations
-        if len(batch):
-            rows = list(range(len(demonstrations.prompts)))
-        else:
-            rows = []
+        rows = list(range(len(demonstrations.prompts))) if len(batch) else []
         logp, _ = logprobs_in_microbatches(module.policy, demonstrations, rows, module.budget.tokens, module.sharded)
         sums = torch.stack([-logp.double().sum(), demonstrations.mask[rows].sum().to(logp.device).double()])
         self._sums[batch.name] = self._sums.get(batch.name, 0) + sums

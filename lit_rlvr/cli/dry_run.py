@@ -30,7 +30,9 @@ def settings(run: RunParts) -> dict[str, Any]:
     data = run.data
     rollout = run.rollout
     dtype = compute_dtype(str(trainer.precision))
-    correct = next((reward for reward in rollout.rewards if reward.correct_from), None)
+    correct = None
+    if rollout.has_reward:
+        correct = next((reward.name for reward in rollout.rewards if reward.correct_from), RULE_OF_CORRECT)
     tokens = run.limits.get("tokens")
     iterations = run.iterations
     if tokens is None:
@@ -51,7 +53,7 @@ def settings(run: RunParts) -> dict[str, Any]:
         "data": describe_set(data, "train"),
         "validation": [describe_set(d, "validation") for d in data.validated if d.prompts["validation"]],
         "rewards": [f"{reward.weight:g} x {reward.name}" for reward in rollout.rewards if rollout.has_reward],
-        "correct": (correct.name if correct else RULE_OF_CORRECT) if rollout.has_reward else None,
+        "correct": correct,
         "environment": environment_fingerprint(rollout.environment),
         "engine": rollout.engine.name,
         "strategy": type(trainer.strategy).__name__,

@@ -165,10 +165,7 @@ def _status_of(error: BaseException) -> int:
     if isinstance(error, SystemExit):
         return _status_of_exit(error)
     assert isinstance(error, Exception)
-    if _reader_has_gone(error):
-        line = None
-    else:
-        line = failure_line(error)
+    line = None if _reader_has_gone(error) else failure_line(error)
     if line is None:
         leave(1)
         raise error

@@ -335,10 +335,7 @@ def suite_summary(
         diversity = measure_diversity(texts, measures)
         shown: dict[str, float | None] = {}
         for key, value in diversity.items():
-            if isnan(value):
-                shown[f"diversity/{key}"] = None
-            else:
-                shown[f"diversity/{key}"] = value
+            shown[f"diversity/{key}"] = None if isnan(value) else value
         results |= shown
     return results
 

@@ -229,14 +229,8 @@ def print_prompts(preview: dict[str, Any]) -> None:
             *[f"category {prompt['category']!r}"] * bool(prompt["category"]),
         ]
         for k, image in enumerate(prompt["images"], 1):
-            if image["file"]:
-                place = f", {image['file']}"
-            else:
-                place = ""
-            if "frames" in image:
-                frames = f"{image['frames']} frames of "
-            else:
-                frames = ""
+            place = f", {image['file']}" if image["file"] else ""
+            frames = f"{image['frames']} frames of " if "frames" in image else ""
             size = f"{frames}{image['width']} x {image['height']} pixels"
             facts.append(f"{'video' if frames else 'image'} {k}: {image['tokens']} tokens, {size}{place}")
         console.print("; ".join(facts), soft_wrap=True)

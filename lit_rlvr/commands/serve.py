@@ -216,7 +216,13 @@ def server_line(
         ]
     if nccl:
         line += ["--weight-transfer-config", json.dumps({"backend": "nccl"})]
-    for name, value in {} if family is None else family.vllm_options().items():
+    options = {} if family is None else family.vllm_options()
+    for name, value in options.items():
         flag = name.replace("_", "-")
-        line += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", json.dumps(value)]
+        if value is True:
+            line.append(f"--{flag}")
+        elif value is False:
+            line.append(f"--no-{flag}")
+        else:
+            line += [f"--{flag}", json.dumps(value)]
     return [*line, *others]

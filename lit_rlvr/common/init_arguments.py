@@ -21,10 +21,7 @@ def init_arguments() -> dict[str, Any]:
     """
     frame: FrameType | None = inspect.currentframe()
     frame = None if frame is None else frame.f_back
-    if frame is None:
-        built = None
-    else:
-        built = frame.f_locals["self"]
+    built = None if frame is None else frame.f_locals["self"]
     arguments: dict[str, Any] = {}
     while frame is not None and frame.f_code.co_name == "__init__" and frame.f_locals.get("self") is built:
         names, _, _, values = inspect.getargvalues(frame)

@@ -41,10 +41,7 @@ def require_advantages(
         and bool(value.isfinite().all())
     ):
         return value
-    if mask is None:
-        tokens = ""
-    else:
-        tokens = f" or (B, T) = {tuple(mask.shape)}"
+    tokens = "" if mask is None else f" or (B, T) = {tuple(mask.shape)}"
     raise UserError(
         f"model.advantage: {defined_at(advantage)} must give finite values of shape (P, G) = {tuple(rewards.shape)}"
         f"{tokens}, a floating-point tensor on {rewards.device}; it gave {_described(value)}"

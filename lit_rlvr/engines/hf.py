@@ -116,10 +116,7 @@ class HFEngine(InPlaceEngine):
         logits, attend, position, cache, routes = self._prefill(policy, together, starts)
         for rows, prompt, route in zip(starts, together, routes, strict=True):
             for row in rows:
-                if route is None:
-                    row.routes = []
-                else:
-                    row.routes = [route[-len(prompt.token_ids) :]]
+                row.routes = [] if route is None else [route[-len(prompt.token_ids) :]]
         device = policy.device
         eos = set(policy.eos_token_ids)
         alive = [row for rows in starts for row in rows]  # of each row of the cache

@@ -450,10 +450,7 @@ class VLLMServerEngine(RolloutEngine):
         These are the adapters, unless they are merged, and the weights whose keys and values it may use, unless there
         are no others.
         """
-        if self._names_adapter:
-            adapter = {"model": self.label}
-        else:
-            adapter = {}
+        adapter = {"model": self.label} if self._names_adapter else {}
         if self.recompute_cache:
             return adapter
         return adapter | {"cache_salt": self._salt}

@@ -129,10 +129,7 @@ class Row:
 
     def continue_with(self, how: Continuation) -> None:
         """Append an observation, after which the current turn begins."""
-        if how.token_ids:
-            self.begun = []
-        else:
-            self.begun = self.begun + self.tokens
+        self.begun = [] if how.token_ids else self.begun + self.tokens
         self._before += [*self.tokens, *how.token_ids]
         self._pixels.append(how.pixels)
         self.tokens = []

@@ -328,10 +328,7 @@ class VLLMEngine(RolloutEngine):
         Raises:
             UserError: `enforce_eager` is false on a CPU without a compiler.
         """
-        if torch.cuda.is_available():
-            missing = None
-        else:
-            missing = missing_compiler()
+        missing = None if torch.cuda.is_available() else missing_compiler()
         if missing is not None and self.enforce_eager is False:
             raise UserError(f"VLLMEngine.enforce_eager: false compiles, but {missing}; leave the option out")
         if missing is not None and self.enforce_eager is None:

@@ -74,10 +74,7 @@ class Player:
         if call == REWARD:
             environment, messages = self._episodes.pop(number)
             reward = environment.reward()
-            if reward is None:
-                outcome = None
-            else:
-                outcome = correct_if_one(as_result(reward))
+            outcome = None if reward is None else correct_if_one(as_result(reward))
             return outcome, judge_episode(environment, messages, sample)
         assert turn is not None, "a step has a turn"
         environment, messages = self._episodes[number]

@@ -52,10 +52,7 @@ class Tools(Environment):
             raise UserError(
                 f"rollout.environment: {dotted_path_of(type(self.holder))} has no public method to offer as a tool"
             )
-        if offer:
-            self.tools = tuple(map(schema, methods.values()))
-        else:
-            self.tools = ()
+        self.tools = tuple(map(schema, methods.values())) if offer else ()
 
     @property
     def holder(self) -> object:

@@ -151,10 +151,7 @@ class Protocol:
         overrides = {name: value for name in ("max_tokens", *TURNS) if (value := getattr(self, name)) is not None}
         limits = replace(limits, **overrides)
         sampled = replace(limits, temperature=self.temperature, top_p=self.top_p)
-        if self.samples:
-            parts = {"sampled": (sampled, self.samples)}
-        else:
-            parts = {}
+        parts = {"sampled": (sampled, self.samples)} if self.samples else {}
         return parts | ({"greedy": (replace(limits, temperature=0.0), 1)} if self.greedy else {})
 
 

@@ -410,10 +410,7 @@ def merged_parameters(
         plain = _plain_name(name)
         weight = dense(parameter)
         layer: Any = layers.get(plain)
-        if layer is None:
-            adapters = []
-        else:
-            adapters = used_adapters(layer, view)
+        adapters = [] if layer is None else used_adapters(layer, view)
         if adapters and dtype == torch.bfloat16:
             weight = weight.detach().to(torch.float32, copy=True)
             dither(plain, own_shard(weight))

@@ -42,10 +42,7 @@ class Group:
 
     def after(self, g: int, count: int) -> Tensor:
         """Return (D, count) positions of the first tokens of completion g, and of padding after it."""
-        if self.tails is None:
-            tail = None
-        else:
-            tail = self.tails[g]
+        tail = None if self.tails is None else self.tails[g]
         if tail is None:
             return _text_after(self.position_ids, count)
         known = torch.cat([self.position_ids, tail[:, :count]], 1)

@@ -214,9 +214,7 @@ class _Score(torch.autograd.Function):
             if grad_weight is not None:
                 _accumulate(grad_weight, dz, features[at])
             del raw, dz  # before the next chunk is computed
-        if grad_hidden is None:
-            grad_hidden = None
-        else:
+        if grad_hidden is not None:
             grad_hidden = grad_hidden.to(inputs)
         return grad_hidden, grad_weight, grad_bias, *[None] * 7
 

@@ -293,10 +293,7 @@ class Episodes(Turns):
         if room < 1:  # no space for another turn
             self._call(number, row, judge=True)
             return None
-        if shaped.pixels is None:
-            images = 0
-        else:
-            images = len(shaped.pixels.images)
+        images = 0 if shaped.pixels is None else len(shaped.pixels.images)
         row.turns[-1] = replace(row.turns[-1], observation=shaped.text, images=images)
         row.state = _digest(shaped.text, shaped.pixels)
         row.pixels.append(shaped.pixels)

@@ -230,10 +230,7 @@ class GroupSampler:
         try:
             prompts = self._open_episodes(episodes, prompts, seeds, data)
             opened(prompts)
-            if episodes is None:
-                turns = {}
-            else:
-                turns = {"turns": episodes}
+            turns = {} if episodes is None else {"turns": episodes}
             self.synced_engine.engine.generate_stream(prompts, sampling, seeds, started, done, **turns)
         finally:
             if episodes is not None:

@@ -520,10 +520,7 @@ class QueueSource(SyncSource):
                 group.has_versions = True
                 self._finish(group, [Completion(**fields) for fields in values["completions"]])
         self._begin([group for group in self._groups if group.completions is None])
-        if rank() == 0:
-            self._lengths = queue["lengths"]
-        else:
-            self._lengths = []
+        self._lengths = queue["lengths"] if rank() == 0 else []
 
     def close(self) -> None:
         """Wait for what runs in this process, and score no more."""

@@ -267,10 +267,7 @@ def pack_rollout(rollout: Rollout, about: dict[str, Any]) -> dict[str, np.ndarra
     inside = _inside(about["lengths"], about["width"])
     tensors = {name: getattr(rollout, name) for name in (*TOKEN_FIELDS, *GROUP_FIELDS)}
     tensors |= {f"part/{name}": part for name, part in rollout.parts.items()} | {"sampled": torch.cat(sampled)}
-    if routes:
-        tensors["routes"] = torch.cat(routes)
-    else:
-        tensors["routes"] = None
+    tensors["routes"] = torch.cat(routes) if routes else None
     arrays = {"about": np.frombuffer(json.dumps(about).encode(), np.uint8)}
     for name, values in tensors.items():
         if values is not None:

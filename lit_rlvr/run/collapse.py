@@ -86,10 +86,7 @@ class FallTest:
         Returns:
             How many last iterations are low, the accuracy of the best stretch, and that of the last iterations.
         """
-        if self._best:
-            step = (accuracy - self._last) ** 2
-        else:
-            step = 0.0
+        step = (accuracy - self._last) ** 2 if self._best else 0.0
         squares = prompts * ((prompts - 1) * error**2 + accuracy**2)
         new = accuracy, prompts, prompts * accuracy, squares, step
         self._totals.append(tuple(a + b for a, b in zip(self._totals[-1], new, strict=True)))

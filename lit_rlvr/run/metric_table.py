@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import re
+from itertools import zip_longest
 from typing import NamedTuple
 
 
@@ -930,14 +931,23 @@ METRICS: dict[str, tuple[Metric, ...]] = {
 """Title -> metrics. Of two names that fit, the first counts."""
 
 
+def _pattern(name: str) -> str:
+    """Return the regular expression of the columns that a metric's name stands for."""
+    parts = re.split(r"<(\w+)>", name)  # texts and the names in brackets, by turns
+    pattern = ""
+    for text, bracketed in zip_longest(parts[::2], parts[1::2]):
+        pattern += re.escape(text)
+        if bracketed in ("key", "category"):
+            pattern += ".+"
+        elif bracketed is not None:
+            pattern += "[^/]+"
+    return pattern
+
+
 def find_metric(name: str) -> Metric | None:
     """Return the entry for a column of metrics.csv; None if there is none."""
-    for metric in (metric for metrics in METRICS.values() for metric in metrics):
-        parts = re.split(r"<(\w+)>", metric.name)  # texts and the names in brackets, by turns
-        wanted = "".join(
-            re.escape(part) if k % 2 == 0 else ".+" if part in ("key", "category") else "[^/]+"
-            for k, part in enumerate(parts)
-        )
-        if re.fullmatch(wanted, name):
-            return metric
+    for metrics in METRICS.values():
+        for metric in metrics:
+            if re.fullmatch(_pattern(metric.name), name):
+                return metric
     return None

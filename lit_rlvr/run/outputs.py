@@ -121,8 +121,13 @@ def plot_run(rows: Mapping[int, Mapping[str, float]], path: Path, title: str) ->
         title: the title of the figure.
     """
     logged = {name for row in rows.values() for name in row}
-    panel = PANELS[0] if "rollout/reward" in logged else TEACHER_PANEL if "rollout/entropy" in logged else LOSS_PANEL
-    panels = [panel, *PANELS[1:], *(STALENESS_PANELS if "train/staleness/mean" in logged else ())]
+    panels = [LOSS_PANEL, *PANELS[1:]]
+    if "rollout/reward" in logged:
+        panels[0] = PANELS[0]
+    elif "rollout/entropy" in logged:
+        panels[0] = TEACHER_PANEL
+    if "train/staleness/mean" in logged:
+        panels += STALENESS_PANELS
     height = len(panels) // 2
     figure = import_matplotlib().figure.Figure(figsize=(10, 3.25 * height), layout="constrained")
     for axis, (label, lines) in zip(figure.subplots(height, 2).flat, panels, strict=True):
@@ -219,10 +224,7 @@ class RunFolder(ChecksArguments, Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self._iteration_start = time.perf_counter()
         is_traced = self.trace_every and self.save_prompts and trainer.is_global_zero
-        if is_traced:
-            self._trace = Trace(self.save_prompts)
-        else:
-            self._trace = None
+        self._trace = Trace(self.save_prompts) if is_traced else None
         pl_module.trace_next(self._trace)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -408,10 +410,7 @@ def _noise(row: Mapping[str, float]) -> dict[str, float | None]:
     if "val/accuracy" not in row:
         return {"accuracy_after_noise": None, "constant_guess": None}
     found = Validated.of_row(row)
-    if isnan(found.error):
-        noise = None
-    else:
-        noise = CERTAIN * found.error
+    noise = None if isnan(found.error) else CERTAIN * found.error
     return {"accuracy_after_noise": noise, "constant_guess": found.guess or None}
 
 
@@ -474,10 +473,7 @@ def show_rows(rows: list[dict[str, Any]], step: int) -> None:
             advantage = ""
         else:
             advantage = f"{row['advantage']:+.2f}"
-        if row["reward"] is None:
-            reward = ""
-        else:
-            reward = f"{row['reward']:.2f}"
+        reward = "" if row["reward"] is None else f"{row['reward']:.2f}"
         cells.append((_short(prompt), _short(row["completion"]), reward, advantage))
     Terminal(stderr=True, width=None if os.isatty(2) else 120).print(
         table_of(("prompt", "completion", "reward", "advantage"), cells, 2, title=f"Samples of step {step}")

@@ -188,10 +188,7 @@ def total_steps(trainer: Any, batches: int, updates_per_batch: int) -> int | Non
         batches: of the training data, of which `limit_train_batches` (a number or a share) are an epoch.
         updates_per_batch: optimizer steps of a batch, a rollout.
     """
-    if trainer.max_steps >= 0:
-        limits = [int(trainer.max_steps)]
-    else:
-        limits = []
+    limits = [int(trainer.max_steps)] if trainer.max_steps >= 0 else []
     if trainer.max_epochs is not None and trainer.max_epochs >= 0:
         limit = trainer.limit_train_batches
         if isinstance(limit, int):

@@ -76,10 +76,7 @@ class Demonstration(TeacherPrompt):
         messages = as_messages(sample.prompt)
         is_list_of_texts = isinstance(value, list) and all(isinstance(part, str) for part in value)
         try:
-            if is_list_of_texts:
-                turns = None
-            else:
-                turns = as_conversation(value)
+            turns = None if is_list_of_texts else as_conversation(value)
         except BadRow as error:
             raise BadRow(error.reason, self.column) from error
         if turns is not None:
@@ -260,10 +257,7 @@ class Teachers:
         Raises:
             UserError: a server does not answer, or its tokens are others.
         """
-        if self.options is None:
-            models = {}
-        else:
-            models = self.options.models
+        models = {} if self.options is None else self.options.models
         servers = {}
         key = KEY if os.environ.get(KEY) else None
         for label, url in models.items():
@@ -283,10 +277,7 @@ class Teachers:
 
     def versions(self) -> dict[str, str]:
         """Return "teacher", with the value of `column` if there is one, -> the version of its weights, or its URL."""
-        if self.options is None:
-            models = {}
-        else:
-            models = self.options.models
+        models = {} if self.options is None else self.options.models
         versions = {}
         for label, model in models.items():
             if is_url(model):

@@ -232,10 +232,7 @@ class KLTerm(Term):
         self.estimator = estimator
         self.bias_correction = bias_correction
         self.place = "rewards" if in_reward else "loss"
-        if in_reward:
-            self.option = "model.kl.in_reward"
-        else:
-            self.option = "model.kl.coef"
+        self.option = "model.kl.in_reward" if in_reward else "model.kl.coef"
 
     def cost(self, x: Any) -> Tensor:
         kl = kl_estimate(x.logp, x.ref_logp, x.mask, self.estimator)

@@ -90,10 +90,7 @@ class Trace:
                 criteria |= result.criteria
         parts: dict[str, float | None] = {}
         for name, part in rollout.parts.items():
-            if part[p, g].isnan():
-                parts[name] = None
-            else:
-                parts[name] = float(part[p, g])
+            parts[name] = None if part[p, g].isnan() else float(part[p, g])
         traced = {}
         for name, values in numbers.items():
             traced[name] = _traced_numbers(values, completion.from_model)

@@ -113,10 +113,7 @@ class Updater:
         if algorithm.needs_step_tokens or any(term.place != "loss" for term in algorithm.terms):
             needs_entropy = algorithm.needs_step_tokens or algorithm.needs("entropy", in_loss=False)
             initial.logp, entropy = self.logprobs(rollout, self.policy, rows, needs_entropy)
-            if needs_entropy:
-                initial.entropy = entropy
-            else:
-                initial.entropy = None
+            initial.entropy = entropy if needs_entropy else None
         if algorithm.needs("ref_logp", in_loss=False):
             initial.ref_logp, _ = self.logprobs(rollout, self.reference, rows)
         if algorithm.needs("teacher_logp", in_loss=False) and self.teachers.options is not None:

@@ -73,10 +73,7 @@ class ClusterJob:
             if error is not None:
                 with self.log.open("a") as log:
                     log.write(f"Job {self.job.job_id}: {error}\n")
-            if error is not None:
-                self.returncode = 1
-            else:
-                self.returncode = int(self.job.result())
+            self.returncode = 1 if error is not None else int(self.job.result())
         return self.returncode
 
     def terminate(self) -> None:

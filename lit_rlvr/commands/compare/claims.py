@@ -156,10 +156,7 @@ class DecidedClaim:
         """Return the claim's row of the table."""
         claim = self.claim
         result = self.result
-        if claim.printed is None:
-            printed = "-"
-        else:
-            printed = f"{claim.printed:+.3g}"
+        printed = "-" if claim.printed is None else f"{claim.printed:+.3g}"
         if claim.primary:
             verdict = f"**{self.verdict}**"
         else:

@@ -199,10 +199,7 @@ def cell_colours(names: Sequence[str]) -> dict[str, Any]:
     palette = import_matplotlib().colormaps["tab10" if len(names) <= 11 else "tab20"].colors
     colours = {}
     for i, name in enumerate(names):
-        if i == 0:
-            colours[name] = "black"
-        else:
-            colours[name] = palette[(i - 1) % len(palette)]
+        colours[name] = "black" if i == 0 else palette[(i - 1) % len(palette)]
     return colours
 
 

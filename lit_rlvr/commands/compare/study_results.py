@@ -109,10 +109,7 @@ def study_results(
     tasks = {}
     for task in study.tasks:
         tasks[task] = _task(study, [run for run in runs if run.cell.task == task])
-    if len(study.tasks) > 1:
-        overall = _overall(study, runs)
-    else:
-        overall = {}
+    overall = _overall(study, runs) if len(study.tasks) > 1 else {}
     for task, suites in (starts or {}).items():
         tasks[task]["before_suites"] = _tables(study, [suites])
     unit, count = study.budget

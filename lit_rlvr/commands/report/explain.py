@@ -252,10 +252,7 @@ def _thought_tokens(prompt: str, tokens: Sequence[str]) -> int:
     """Return how many tokens of a completion are its thoughts, with their marks."""
     text = "".join(tokens)
     answer = without_thoughts("<think>" * ends_in_thoughts(prompt[-LONGEST_OPENING:]) + text)
-    if text.endswith(answer):
-        thoughts = len(text) - len(answer)
-    else:
-        thoughts = 0
+    thoughts = len(text) - len(answer) if text.endswith(answer) else 0
     return sum(end <= thoughts for end in accumulate(map(len, tokens)))
 
 

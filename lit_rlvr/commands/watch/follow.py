@@ -202,10 +202,7 @@ def _holds_run(path: Path) -> bool:
 
 def describe_state(live: dict[str, Any]) -> str:
     """Describe a live run in one line: step, stage, speed, what it waits for, the time left, memory and engine."""
-    if live["steps"] is None:
-        steps = ""
-    else:
-        steps = f" of {live['steps']}"
+    steps = "" if live["steps"] is None else f" of {live['steps']}"
     stage = live["stage"] + (f" {live['done']}/{live['total']}" if live["total"] else "")
     waiting = []
     for name, seconds in live["waiting"].items():

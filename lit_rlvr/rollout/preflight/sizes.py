@@ -49,10 +49,7 @@ def log_sizes(
     engine = rollout.engine
     prompts = plan.prompts
     group_size = plan.completions
-    if data is None:
-        trained = []
-    else:
-        trained = length_requirements(rollout, data)[:1]
+    trained = [] if data is None else length_requirements(rollout, data)[:1]
     longest = max((requirement.max_sequence_tokens for requirement in trained), default=0)
     _warn_of_slow_or_unfit(rollout, module, plan)
     budget = module.budget.tokens

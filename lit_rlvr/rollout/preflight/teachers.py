@@ -27,9 +27,6 @@ def check_teachers(rollout: RolloutSettings, module: RLVRModule, data: PromptDat
         option = "rollout.sampling.max_tokens"
         room = rollout.sampling.max_completion_tokens
         needed = LengthRequirement("model.teacher", prompts, room, option, "what its prompts show")
-        if module.teachers.options.model:
-            folders = []
-        else:
-            folders = [module.model_folder]
+        folders = [] if module.teachers.options.model else [module.model_folder]
         for folder in folders or map(teacher_folder, module.teachers.options.folders):
             check_lengths(folder, [needed])
