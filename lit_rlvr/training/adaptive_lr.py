@@ -17,9 +17,10 @@ from lit_rlvr.objectives import kl_estimate
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import more_bits_than_autocast
 from lit_rlvr.training.failures import TokenBudget, retry_smaller
+from lit_rlvr.training.microbatches import logprobs_in_microbatches
 from lit_rlvr.training.optimizer import all_parameters, set_lr, updates_per_iteration
 from lit_rlvr.training.random_step import RandomStep
-from lit_rlvr.training.step import StepPlan, logprobs_in_microbatches
+from lit_rlvr.training.step import StepPlan
 from lit_rlvr.types import Rollout
 
 

@@ -19,7 +19,9 @@ from typing import Any, Protocol
 
 from lit_rlvr.objectives import Stats
 from lit_rlvr.training.failures import retry_smaller
-from lit_rlvr.training.step import PreparedRollout, StepPlan, loss_inputs, plan_step
+from lit_rlvr.training.loss_inputs import loss_inputs
+from lit_rlvr.training.prepared import PreparedRollout
+from lit_rlvr.training.step import StepPlan, plan_step
 from lit_rlvr.training.trace import Trace
 from lit_rlvr.training.update import Updater
 from lit_rlvr.types import Prompt, PromptBatch, Rollout

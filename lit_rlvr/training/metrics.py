@@ -1,12 +1,13 @@
-"""The metrics of training over all ranks: of advantages and of an optimizer step."""
+"""The metrics of training over all ranks: of advantages, of an optimizer step, and of the ages of tokens."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from lit_rlvr.distributed.collectives import all_sum
+from lit_rlvr.distributed.collectives import all_sum, gather_rows
 from lit_rlvr.objectives import Stats
+from lit_rlvr.training.prepared import PreparedRollout
 
 
 def advantage_metrics(advantages: Tensor, sums: Stats, mask: Tensor) -> dict[str, float]:
@@ -48,3 +49,38 @@ def step_metrics(sums: Stats) -> dict[str, float]:
         if weight in total:
             sizes[f"train/{name}"] = total.pop(weight) ** 2 / max(total.pop(f"{weight}_squared"), 1e-12) / tokens
     return {f"train/{name}": value / tokens for name, value in total.items()} | sizes | {"train/loss": loss}
+
+
+def staleness_metrics(
+    prepared: PreparedRollout, minibatches: list[list[int]], log_zero: bool = True
+) -> dict[str, float]:
+    """Return the ages of the tokens that training runs, over all ranks; {} if it runs none.
+
+    These are the mean, the largest, and the share of tokens that follow older keys and values.
+
+    Collective: call it on every rank.
+
+    Args:
+        prepared: the rollout.
+        minibatches: positions of this rank's groups in each optimizer step; ages are logged in iterations, that is
+            divided by the number of steps.
+        log_zero: False = return {} also if no token is old.
+    """
+    rollout = prepared.rollout
+    groups = {p for minibatch in minibatches for p in minibatch}
+    rows = [i for i in prepared.live if i // rollout.group_size in groups]
+    mask = rollout.mask[rows]
+    age = prepared.age[rows][mask].double() / len(minibatches)
+    oldest = float(age.max()) if len(age) else 0.0
+    if rollout.stale_cache is None:
+        stale = 0.0
+    else:
+        stale = float(rollout.stale_cache[rows][mask].sum())
+    sums_of_rank = torch.tensor([[float(age.sum()), float(len(age)), stale, oldest]], dtype=torch.float64)
+    sums, tokens, stales, largest = gather_rows(sums_of_rank).unbind(1)  # (ranks,) each
+    if not tokens.sum() or not (log_zero or largest.max() > 0):
+        return {}
+    metrics = {"mean": sums.sum() / tokens.sum(), "max": largest.max()}
+    if rollout.stale_cache is not None:
+        metrics["stale_cache"] = stales.sum() / tokens.sum()
+    return {f"train/staleness/{name}": float(value) for name, value in metrics.items()}

@@ -31,17 +31,13 @@ from lit_rlvr.training.failures import (
     save_step,
 )
 from lit_rlvr.training.loss import LossModule
-from lit_rlvr.training.metrics import step_metrics
+from lit_rlvr.training.loss_inputs import loss_inputs
+from lit_rlvr.training.metrics import staleness_metrics, step_metrics
+from lit_rlvr.training.microbatches import StepLimits, logprobs_in_microbatches
 from lit_rlvr.training.noise_scale import MicrobatchNorms, NoiseScale, step_noise
 from lit_rlvr.training.optimizer import all_parameters
-from lit_rlvr.training.step import (
-    PreparedRollout,
-    StepLimits,
-    StepPlan,
-    logprobs_in_microbatches,
-    loss_inputs,
-    staleness_metrics,
-)
+from lit_rlvr.training.prepared import PreparedRollout
+from lit_rlvr.training.step import StepPlan
 from lit_rlvr.training.teachers import Teachers
 from lit_rlvr.training.terms import InitialLogprobs, broken_terms
 from lit_rlvr.training.trace import Trace

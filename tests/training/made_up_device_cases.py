@@ -25,8 +25,10 @@ from lit_rlvr.policy import attention, verify, vision_attention
 from lit_rlvr.policy.logprobs import PolicyOutput
 from lit_rlvr.policy.precision import is_half
 from lit_rlvr.sampling import Sampling
+from lit_rlvr.training.microbatches import StepLimits
 from lit_rlvr.training.module import RLVRModule
-from lit_rlvr.training.step import PreparedRollout, StepLimits, StepPlan
+from lit_rlvr.training.prepared import PreparedRollout
+from lit_rlvr.training.step import StepPlan
 from lit_rlvr.training.update import Updater
 from lit_rlvr.types import Completion, Prompt
 

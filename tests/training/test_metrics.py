@@ -10,7 +10,7 @@ from tiny_engines import Copying
 from tiny_fit import MixedVersions, fit
 from two_ranks import in_two_ranks
 
-from lit_rlvr.training.step import staleness_metrics
+from lit_rlvr.training.metrics import staleness_metrics
 
 NAMES = {f"train/staleness/{name}" for name in ("mean", "max", "ess")}
 
