@@ -33,12 +33,15 @@ class PolicyOutput(NamedTuple):
         entropy: exact entropies, in nats; None = not asked for.
         divergence: from a teacher, over the vocabulary; None = there is none.
         expert_imbalance: the loss of the use of experts; None = it is not asked for.
+        flips: the share of layers in which the router would choose other experts for the input that predicts the token
+            than the engine's, which are replayed; None = none are.
     """
 
     logp: Tensor
     entropy: Tensor | None
     divergence: Tensor | None
     expert_imbalance: Tensor | None = None
+    flips: Tensor | None = None
 
 
 @dataclass(frozen=True)

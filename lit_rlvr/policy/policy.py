@@ -58,8 +58,6 @@ class Policy(nn.Module):
         balances_experts: `forward_rows` returns the loss of the use of experts.
         scores_observations: with gradients, `forward_rows` also scores the tokens between turns.
         teachable: how many tokens, from the first on, every teacher has an embedding for; None = all.
-        flips: (rows, T), of the last call of `logprobs` with such tokens: the share of layers in which the router would
-            choose other experts for the input that predicts the token.
     """
 
     def __init__(
@@ -84,8 +82,6 @@ class Policy(nn.Module):
         self._view = view
         self.replays_routes = self.balances_experts = self.scores_observations = False
         self.teachable: int | None = None
-        self._expert_imbalance: Tensor | None = None
-        self.flips: Tensor | None = None
         self._owner = (owner or self,)  # in a tuple, so that it is not registered as a submodule
         self._attention: Any = model.config.get_text_config()._attn_implementation  # type: ignore[operator, union-attr]
         self.share_prefix(shared_prefix)
@@ -249,8 +245,9 @@ class Policy(nn.Module):
             pixels: the images of the placeholders in the rows, in the same order.
         """
         head: Any = self.model.get_output_embeddings()  # type: ignore[operator]
+        hidden, seen = self._hidden(rows, pixels)
         scores = score_tokens(
-            self._hidden(rows, pixels),
+            hidden,
             head.weight,
             head.bias,
             rows.target,
@@ -260,7 +257,7 @@ class Policy(nn.Module):
             logit_transform(self.model.config),
             teacher,
         )
-        return scores._replace(expert_imbalance=self._expert_imbalance)
+        return scores._replace(**seen)
 
     def last_layer(self, rows: Rows, pixels: Sequence[Pixels]) -> tuple[Tensor, Tensor, Tensor | None, LogitTransform]:
         """Return the hidden states (N, H) of the targets, and the weight, bias and transform of the output layer.
@@ -268,7 +265,7 @@ class Policy(nn.Module):
         Those of the output layer stay whole after sharded weights are released.
         """
         head: Any = self.model.get_output_embeddings()  # type: ignore[operator]
-        hidden = self._hidden(rows, pixels)  # first: it gathers sharded weights
+        hidden, _ = self._hidden(rows, pixels)  # first: it gathers sharded weights
         weight = head.weight.detach()
         bias = None
         if head.bias is not None:
@@ -279,8 +276,11 @@ class Policy(nn.Module):
                 bias = bias.clone()
         return hidden, weight, bias, logit_transform(self.model.config)
 
-    def _hidden(self, rows: Rows, pixels: Sequence[Pixels]) -> Tensor:
-        """Return the hidden states (N, H) of the targets before the output layer."""
+    def _hidden(self, rows: Rows, pixels: Sequence[Pixels]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the hidden states (N, H) of the targets before the output layer, and what the routers did.
+
+        The latter are the fields `flips` and `expert_imbalance` of a `PolicyOutput`, (N,) each, as far as asked for.
+        """
         model: Any = self.model
         inputs: dict[str, Any] = {"attention_mask": rows.attend}
         if rows.segments is not None:  # a four-dimensional mask keeps the model from building its own
@@ -297,16 +297,13 @@ class Policy(nn.Module):
                 **self.images(pixels, rows.input_ids),
             ).last_hidden_state  # (R, L, H)
         at = rows.row * hidden.shape[1] + rows.column  # (N,)
+        of_routers = {}
         if seen is not None and rows.routes is not None:
-            self.flips = seen.flips()[at]
-        else:
-            self.flips = None
+            of_routers["flips"] = seen.flips()[at]
         if seen is not None and balances:
-            self._expert_imbalance = seen.imbalance(at, rows.sequence)
-        else:
-            self._expert_imbalance = None
+            of_routers["expert_imbalance"] = seen.imbalance(at, rows.sequence)
         # Not `hidden[row, column]`: its backward pass adds floats in a nondeterministic order.
-        return hidden.flatten(0, 1).index_select(0, at)  # (N, H)
+        return hidden.flatten(0, 1).index_select(0, at), of_routers
 
     def plain_logits(self, token_ids: Tensor, pixels: Sequence[Pixels]) -> Tensor:
         """Return the logits (1, L, V) of the model's own forward pass on one sequence (1, L) with its images.
@@ -347,9 +344,13 @@ class Policy(nn.Module):
             scores = self.owner(built, rollout.sampling, entropy, entropy_gradient, pixels, teacher)
         at = (built.sequence, built.position)
         empty = torch.zeros(len(rows), rollout.token_ids.shape[1], dtype=scores.logp.dtype, device=scores.logp.device)
-        if self.flips is not None:
-            self.flips = empty.float().index_put(at, self.flips)
-        return PolicyOutput._make(None if values is None else empty.index_put(at, values) for values in scores)
+        laid_out = []
+        for values in scores:
+            if values is None:
+                laid_out.append(None)
+            else:
+                laid_out.append(empty.index_put(at, values.to(empty.dtype)))
+        return PolicyOutput._make(laid_out)
 
     @torch.no_grad()
     def teach(self, rollout: Rollout, rows: list[int], beta: float, top_k: int | None) -> TeacherHead:

@@ -136,7 +136,7 @@ def accumulate(
             output = updater.forward(plan, k)  # (rows, T) log-probabilities and entropies
             old_logp = plan.old_logprobs(k, output.logp)  # at the iteration's beginning; in its first step, as now
             inputs, stats = loss_inputs(plan, k, output, old_logp)
-            stats |= updater.watch(plan, k, inputs)
+            stats |= updater.watch(plan, k, output, inputs)
             loss, loss_stats = updater.algorithm.loss(inputs)  # the objective and the terms
             updater.backward(plan, k, loss)
             weight = float(plan.is_counted(k))  # 0 for one that is run only because other ranks have as many

@@ -22,7 +22,7 @@ def loss_inputs(plan: StepPlan, k: int, output: PolicyOutput, old_logp: Tensor) 
         output: (rows, T) each, the forward pass of the micro-batch, with entropies.
         old_logp: (rows, T) what `StepPlan.old_logprobs` returned.
     """
-    logp, entropy, divergence, expert_imbalance = output
+    logp, entropy, divergence, expert_imbalance, _ = output
     assert entropy is not None
     prepared = plan.prepared
     is_counted = float(plan.is_counted(k))

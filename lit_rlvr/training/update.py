@@ -219,13 +219,13 @@ class Updater:
             rollout, rows, entropy=True, entropy_gradient=self.algorithm.needs("entropy"), teacher=teacher
         )
 
-    def watch(self, plan: StepPlan, k: int, inputs: LossInputs) -> Stats:
+    def watch(self, plan: StepPlan, k: int, output: PolicyOutput, inputs: LossInputs) -> Stats:
         """Let the trace record micro-batch k; return sums of what the forward pass saw besides its scores."""
         prepared = plan.prepared
         if prepared.trace is not None and plan.is_counted(k):
             prepared.trace.watch(plan.microbatches[k], prepared.rollout.group_size, inputs)
-        if prepared.is_first_step and self.policy.flips is not None:
-            return {"expert_flips": (self.policy.flips * inputs.mask).sum()}
+        if prepared.is_first_step and output.flips is not None:
+            return {"expert_flips": (output.flips * inputs.mask).sum()}
         return {}
 
     def backward(self, plan: StepPlan, k: int, loss: Tensor) -> None:

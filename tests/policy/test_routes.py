@@ -163,7 +163,8 @@ def test_logprobs_and_gradients_are_those_of_the_given_experts(name: str, checkp
         assert (mine is None) == (other is None)
         assert mine is None or float((mine - other).abs().max()) < 1e-4 * largest, weight
         assert ".gate." not in weight or float(other.abs().max()) > 1e-3 * largest, "routers learn"
-    assert policy.flips is not None and 0.5 < float(policy.flips[rollout.mask].mean()) < 1
+    flips = policy.forward_rows(rollout, [*range(len(rollout.mask))]).flips
+    assert flips is not None and 0.5 < float(flips[rollout.mask].mean()) < 1
     shifted = [[replace(c, routes=c.routes.roll(1, 0)) for c in group] for group in rollout.completions]  # type: ignore[union-attr]
     apart = torch.cat(scored(policy, replace(rollout, completions=shifted))) - torch.cat(theirs)
     assert float(apart.detach().abs().max()) > 0.05, "routes belong to positions"
