@@ -28,14 +28,10 @@ def loss_inputs(plan: StepPlan, k: int, output: PolicyOutput, old_logp: Tensor) 
     is_counted = float(plan.is_counted(k))
     index = plan.indices[k]
     mask = plan.mask[index]
-    observed = observation_logp = observation_weight = None
-    if plan.observed is not None:
-        observed = plan.observed.mask[index]
-        observation_logp = torch.where(observed, logp, 0.0)
-        observation_weight = plan.observed.weight[index] * is_counted
-        logp = torch.where(observed, 0.0, logp)
-        old_logp = torch.where(observed, 0.0, old_logp)
-        entropy = torch.where(observed, 0.0, entropy)
+    observation = observation_inputs(plan, k, logp)
+    if observation:
+        observed = observation["observed"]
+        logp, old_logp, entropy = (torch.where(observed, 0.0, values) for values in (logp, old_logp, entropy))
     rollout_logp = plan.rollout_logp[index]
     if prepared.rollout.is_demonstration:
         rollout_logp = old_logp
@@ -65,11 +61,27 @@ def loss_inputs(plan: StepPlan, k: int, output: PolicyOutput, old_logp: Tensor) 
         divergence=divergence,
         expert_imbalance=expert_imbalance,
         row=row,
-        observation_logp=observation_logp,
-        observed=observed,
-        observation_weight=observation_weight,
+        **observation,
     )
     return inputs, input_stats(inputs, token_correction, prepared)
+
+
+def observation_inputs(plan: StepPlan, k: int, logp: Tensor) -> dict[str, Tensor]:
+    """Return the fields of `LossInputs` about the tokens that an environment answered; {} if no term needs them.
+
+    Args:
+        plan: the step.
+        k: number of the micro-batch.
+        logp: (rows, T) under the current policy.
+    """
+    if plan.observed is None:
+        return {}
+    observed = plan.observed.mask[plan.indices[k]]
+    return {
+        "observation_logp": torch.where(observed, logp, 0.0),
+        "observed": observed,
+        "observation_weight": plan.observed.weight[plan.indices[k]] * float(plan.is_counted(k)),
+    }
 
 
 def input_stats(x: LossInputs, token_correction: Tensor, prepared: PreparedRollout) -> Stats:

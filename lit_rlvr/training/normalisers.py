@@ -5,14 +5,51 @@ They are counted once per step, over all ranks and before cutting micro-batches.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from lit_rlvr.distributed.collectives import all_sum, index_tensor, to_device
 from lit_rlvr.objectives import Aggregation, aggregation_weights, count_by_sequence
+from lit_rlvr.options import Loss
 from lit_rlvr.types import Rollout
+
+
+@dataclass(frozen=True)
+class Normalisers:
+    """The numbers that the losses of a step's tokens are averaged over, on all ranks.
+
+    Args:
+        sequences: the sequences of the step, at least 1.
+        tokens: its tokens in the loss, at least 1.
+        places: (rows, T) which sequence of its row a token belongs to, on the device, if each is averaged over by
+            itself; None = a row is one sequence.
+    """
+
+    sequences: float
+    tokens: float
+    places: Tensor | None
+
+
+def count_normalisers(rollout: Rollout, rows: list[int], options: Loss, device: torch.device) -> Normalisers:
+    """Return the normalisers of a step.
+
+    Collective: call it on every rank.
+
+    Args:
+        rollout: the rollout of this rank.
+        rows: this rank's rows in the step.
+        options: `model.loss`.
+        device: where the tensors go.
+    """
+    places = None
+    if options.normalise_by == "sequence":
+        places = places_in_rows(rollout, rows)
+    sequences, tokens = count_sequences_and_tokens(rollout, rows, options.count_empty_rows, places)
+    if places is not None:
+        places = to_device(places, device)
+    return Normalisers(sequences, tokens, places)
 
 
 def places_in_rows(rollout: Rollout, rows: list[int]) -> Tensor:
@@ -53,6 +90,38 @@ def count_sequences_and_tokens(
     return max(sequences, 1.0), max(tokens, 1.0)
 
 
+def weigh_tokens(
+    mask: Tensor,
+    rollout: Rollout,
+    rows: list[int],
+    aggregation: Aggregation,
+    normalisers: Normalisers,
+    longest: int,
+) -> Tensor:
+    """Return the weight of each token (B, T) in the loss or in a term; 0 outside the step's rows.
+
+    Args:
+        mask: (B, T) bool, the tokens that have a weight.
+        rollout: the rollout of this rank.
+        rows: this rank's rows in the step.
+        aggregation: how tokens are averaged.
+        normalisers: those of the step.
+        longest: the most such tokens that a completion can have.
+    """
+    index = index_tensor(rows, mask.device)
+    weight = torch.zeros(mask.shape, device=mask.device)
+    weight[index] = aggregation_weights(
+        mask[index],
+        rollout.group_size,
+        aggregation,
+        normalisers.sequences,
+        normalisers.tokens,
+        longest,
+        normalisers.places,
+    ).to(weight.dtype)
+    return weight
+
+
 @dataclass(frozen=True)
 class ObservedTokens:
     """The tokens that an environment answered in a step's live rows, for a term that is a cost of these.
@@ -70,9 +139,8 @@ def observed_tokens(
     rollout: Rollout,
     rows: list[int],
     aggregation: Aggregation,
-    sequences: float,
+    normalisers: Normalisers,
     device: torch.device,
-    places: Tensor | None = None,
 ) -> ObservedTokens:
     """Return the tokens that an environment answered in a step's live rows, weighted over those of all ranks.
 
@@ -82,25 +150,15 @@ def observed_tokens(
         rollout: the rollout of this rank.
         rows: this rank's rows in the step.
         aggregation: how tokens are averaged.
-        sequences: the step's sequences on all ranks.
+        normalisers: those of the step.
         device: where the tensors go.
-        places: (rows, T) which sequence of its row a token belongs to, on the device, if each is averaged over by
-            itself.
     """
     in_step = torch.zeros(len(rollout.mask), 1, dtype=torch.bool)
     in_step[rows] = True
     observed = rollout.observed & in_step & rollout.mask.any(1, keepdim=True)
     (tokens,) = all_sum(torch.tensor([observed.sum()], dtype=torch.float64)).tolist()
     mask = to_device(observed, device)
-    weight = torch.zeros(mask.shape, device=device)
-    index = index_tensor(rows, device)
-    weight[index] = aggregation_weights(
-        mask[index],
-        rollout.group_size,
-        aggregation,
-        sequences,
-        tokens,
-        rollout.sampling.max_completion_tokens,
-        places,
-    ).to(weight.dtype)
-    return ObservedTokens(mask, weight)
+    longest = rollout.sampling.max_completion_tokens
+    return ObservedTokens(
+        mask, weigh_tokens(mask, rollout, rows, aggregation, replace(normalisers, tokens=tokens), longest)
+    )

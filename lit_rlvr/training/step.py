@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from lit_rlvr.distributed.collectives import index_tensor, to_device
-from lit_rlvr.objectives import aggregation_weights, loglinear_old
+from lit_rlvr.objectives import loglinear_old
 from lit_rlvr.training.loss import LossModule
 from lit_rlvr.training.microbatches import StepLimits, cut_step
-from lit_rlvr.training.normalisers import ObservedTokens, count_sequences_and_tokens, observed_tokens, places_in_rows
+from lit_rlvr.training.normalisers import ObservedTokens, count_normalisers, observed_tokens, weigh_tokens
 from lit_rlvr.training.prepared import PreparedRollout
 from lit_rlvr.training.token_choice import chosen_tokens
 
@@ -101,32 +100,18 @@ def plan_step(
     options = algorithm.loss_options
     device = limits.device
     rows = [p * rollout.group_size + g for p in groups for g in range(rollout.group_size)]
-    places = None
-    if options.normalise_by == "sequence":
-        places = places_in_rows(rollout, rows)
-    sequences, tokens = count_sequences_and_tokens(rollout, rows, options.count_empty_rows, places)
-    if places is not None:
-        places = to_device(places, device)
     mask = to_device(rollout.mask, device)
-    index = index_tensor(rows, device)
-    plain_weight = torch.zeros(mask.shape, device=device)
-    plain_weight[index] = aggregation_weights(
-        mask[index],
-        rollout.group_size,
-        options.aggregation,
-        sequences,
-        tokens,
-        rollout.sampling.max_sampled_tokens,
-        places,
-    ).to(plain_weight.dtype)
     rollout_logp = to_device(rollout.rollout_logprobs, device)
+    normalisers = count_normalisers(rollout, rows, options, device)
+    longest = rollout.sampling.max_sampled_tokens
+    plain_weight = weigh_tokens(mask, rollout, rows, options.aggregation, normalisers, longest)
     in_objective, selected = chosen_tokens(prepared, rows, mask, rollout_logp, algorithm)
     correct = None
     if algorithm.needs("correct"):
         correct = to_device(rollout.known_correct.flatten() > 0, device)
     observed = None
     if algorithm.needs("observation_logp"):
-        observed = observed_tokens(rollout, rows, options.aggregation, sequences, device, places)
+        observed = observed_tokens(rollout, rows, options.aggregation, normalisers, device)
     live = set(prepared.live)
     microbatches, num_counted = cut_step(rollout, [i for i in rows if i in live], limits)
     return StepPlan(
@@ -139,7 +124,7 @@ def plan_step(
         selected=selected,
         correct=correct,
         observed=observed,
-        sequence_share=1.0 / sequences,
+        sequence_share=1.0 / normalisers.sequences,
         microbatches=microbatches,
         indices=[index_tensor(microbatch, device) for microbatch in microbatches],
         num_counted=num_counted,
