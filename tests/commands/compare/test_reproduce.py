@@ -80,7 +80,7 @@ def test_tables_and_claims_of_what_the_study_has_not_are_refused() -> None:
 
 
 def test_printed_averages_are_those_of_their_rows() -> None:
-    """But for misprints, which the comments of the files and research/papers_vs_code.md name."""
+    """But for misprints, which the comments of the files name."""
     wrong = set()
     for name in NAMES:
         for table in load_printed(name).tables:
