@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,7 +56,7 @@ class RolloutCallback(RolloutSettings, Callback):
     sampler: GroupSampler = None  # type: ignore[assignment]
     ends_run = False
     _record: Record | None = None  # of this run
-    _provenance: Mapping[str, dict[str, Any]] = {}
+    _provenance: dict[str, dict[str, Any]]
 
     # ---- one iteration ------------------------------------------------------------------------------------
 
@@ -202,10 +201,7 @@ class RolloutCallback(RolloutSettings, Callback):
             self._record.begin(module.iteration, settings, module.policy.model, versions)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse sizes and data that do not fit, connect the teachers, and build sampler and source of rollouts.
-
-        Rewards are connected here only if nothing is trained: a fit has done so before its warm start.
-        """
+        """Refuse sizes and data that do not fit, connect teachers and judges, and build the source of rollouts."""
         module: RLVRModule = pl_module  # type: ignore[assignment]
         data: PromptDataModule = module.data
         device = trainer.strategy.root_device.type
@@ -213,21 +209,15 @@ class RolloutCallback(RolloutSettings, Callback):
             use_deterministic_kernels()
         plan = self.plan = self.plan_run(trainer, module, data)
         check_all(lambda: check_settings(self, module, plan), lambda: check_data(self, module, data))
-        for reward in self.rewards if stage != "fit" else ():  # of a fit, `Trainer.fit` before the warm start
-            reward.place(ProcessPlace.within(trainer))
-            reward.begin_run(Path(trainer.default_root_dir))
-            reward.connect()
-        log_sizes(self, module, plan, data if stage == "fit" else None)
-        if stage == "fit":
-            module.teachers.connect()
-        if stage == "fit" and trainer.is_global_zero:
-            report_rewards(self, data)
-        self._provenance = {  # numbers depend on these, and the settings do not tell them; a resumed run compares
-            "code": user_code(),
-            "validation": data.validation_hashes() if stage == "fit" else {},
-            "threads": {"torch": torch.get_num_threads()} if device == "cpu" else {},
-            "weights": module.models.frozen_versions() if stage == "fit" and trainer.is_global_zero else {},
-        }
+        # Numbers depend on these, and the settings do not tell them; a resumed run compares.
+        self._provenance = {"code": user_code(), "validation": {}, "threads": {}, "weights": {}}
+        if device == "cpu":
+            self._provenance["threads"]["torch"] = torch.get_num_threads()
+        trains = stage == "fit"
+        if trains:
+            self._set_up_training(trainer, module, data, plan)
+        else:
+            self._set_up_measurement(trainer, module, plan)
         self.sampler = GroupSampler(
             self.synced_engine,
             self.rewards,
@@ -235,10 +225,28 @@ class RolloutCallback(RolloutSettings, Callback):
             max_failure_rate=self.safeguards.max_failure_rate,
             mask_truncated=self.mask_truncated,
             exact=plan.is_exact,
-            has_teacher=stage == "fit" and module.teachers.options is not None,
+            has_teacher=trains and module.teachers.options is not None,
             run_folder=Path(trainer.default_root_dir),
         )
         self.source = self._choose_source(trainer, module, data, stage)
+
+    def _set_up_training(self, trainer: Trainer, module: RLVRModule, data: PromptDataModule, plan: RunPlan) -> None:
+        """Say what the run needs and connect its teachers; `Trainer.fit` connects the rewards before a warm start."""
+        log_sizes(self, module, plan, data)
+        module.teachers.connect()
+        if trainer.is_global_zero:
+            report_rewards(self, data)
+        self._provenance["validation"] = data.validation_hashes()
+        if trainer.is_global_zero:
+            self._provenance["weights"] = module.models.frozen_versions()
+
+    def _set_up_measurement(self, trainer: Trainer, module: RLVRModule, plan: RunPlan) -> None:
+        """Connect the rewards, and say what the measurement needs."""
+        for reward in self.rewards:
+            reward.place(ProcessPlace.within(trainer))
+            reward.begin_run(Path(trainer.default_root_dir))
+            reward.connect()
+        log_sizes(self, module, plan, None)
 
     def _choose_source(self, trainer: Trainer, module: RLVRModule, data: PromptDataModule, stage: str) -> RolloutSource:
         """Return where the run's rollouts come from."""
@@ -274,7 +282,7 @@ class RolloutCallback(RolloutSettings, Callback):
     @property
     def teacher_versions(self) -> dict[str, str]:
         """The versions of the teachers' weights when the run was started; {} on other processes than the first."""
-        weights: dict[str, str] = self._provenance.get("weights", {})
+        weights: dict[str, str] = self._provenance["weights"]
         versions = {}
         for name, version in weights.items():
             if name.startswith("teacher"):
