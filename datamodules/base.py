@@ -15,9 +15,12 @@ from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule
 
+from lit_rlvr.common.arguments import ChecksArguments, check_within, option_group
 from lit_rlvr.common.columns import as_object, parse_text
+from lit_rlvr.common.did_you_mean import did_you_mean
 from lit_rlvr.common.init_arguments import init_arguments, snake_case, with_class_defaults
 from lit_rlvr.common.seeds import run_seed
+from lit_rlvr.common.user_code import check_takes, defined_at
 from lit_rlvr.datamodules.reading.assistant_turns import Part, TrainedTurns, split_turns
 from lit_rlvr.datamodules.reading.cells import BadRow, as_answers, as_reward_weights
 from lit_rlvr.datamodules.reading.chat import Chat, break_up, special_tokens
@@ -67,16 +70,7 @@ from lit_rlvr.datamodules.reading.stream import (
     prompt_hashes,
 )
 from lit_rlvr.environments.base import Environment
-from lit_rlvr.errors import (
-    ChecksArguments,
-    UserError,
-    check_takes,
-    check_within,
-    defined_at,
-    did_you_mean,
-    option_group,
-    refuse_all,
-)
+from lit_rlvr.errors import UserError, refuse_all
 from lit_rlvr.policy.families.base import ImageProcessor
 from lit_rlvr.rewards.base import Reward, own_weights, row_weights
 from lit_rlvr.rewards.forms import as_messages

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
+from lit_rlvr.common.arguments import check_within
 from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.datamodules.base import PromptDataModule, Split
 from lit_rlvr.datamodules.reading.cells import BadRow, as_text, without_tags
@@ -16,7 +17,7 @@ from lit_rlvr.datamodules.reading.choices import Options, find_label, find_lette
 from lit_rlvr.datamodules.reading.images import as_images
 from lit_rlvr.datamodules.reading.rows import DataRow
 from lit_rlvr.datamodules.reading.split import subsample
-from lit_rlvr.errors import UserError, check_within
+from lit_rlvr.errors import UserError
 from lit_rlvr.types import Sample
 
 SPELLINGS = {

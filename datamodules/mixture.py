@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from lit_rlvr.common.arguments import check_within
 from lit_rlvr.datamodules.base import EvaluationData, PromptDataModule, Split
 from lit_rlvr.datamodules.reading.assistant_turns import TrainedTurns
 from lit_rlvr.datamodules.reading.mixing import refuse_twice
@@ -14,7 +15,7 @@ from lit_rlvr.datamodules.reading.rows import check_ids, with_distinct_ids
 from lit_rlvr.datamodules.reading.split import ReadingOptions
 from lit_rlvr.datamodules.reading.stream import EvalLoader
 from lit_rlvr.environments.base import Environment
-from lit_rlvr.errors import UserError, check_within, refuse_all
+from lit_rlvr.errors import UserError, refuse_all
 from lit_rlvr.rewards.base import Reward
 from lit_rlvr.types import Prompt, Sample
 

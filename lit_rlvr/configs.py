@@ -17,7 +17,9 @@ from jsonargparse._loaders_dumpers import get_yaml_default_loader
 from jsonargparse._parameter_resolvers import get_signature_parameters
 
 import lit_rlvr
-from lit_rlvr.errors import UserError, did_you_mean, nearest, shown, user_error_in, why_not_a_file
+from lit_rlvr.common.did_you_mean import did_you_mean, nearest
+from lit_rlvr.common.paths import shown, why_not_a_file
+from lit_rlvr.errors import UserError, user_error_in
 
 TOP_KEYS = (
     "base", "seed_everything", "model", "data", "rollout", "trainer", "run", "budget", "checkpoint", "collapse",

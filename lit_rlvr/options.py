@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from torch.optim import Optimizer
 
-from lit_rlvr.errors import UserError, check_within, checks_arguments, option_group
+from lit_rlvr.common.arguments import check_within, checks_arguments, option_group
+from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import Aggregation, ImportanceCorrection, KLEstimator, lower_bound
 from lit_rlvr.types import Sample
 

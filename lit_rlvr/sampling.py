@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from lit_rlvr.errors import UserError, checks_arguments, refuse_all
+from lit_rlvr.common.arguments import checks_arguments
+from lit_rlvr.errors import UserError, refuse_all
 
 AtBudget = Literal["close", "end"]
 

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from lit_rlvr.common.files import write_atomically
-from lit_rlvr.errors import UserError, check_takes, defined_at, user_line
+from lit_rlvr.common.user_code import check_takes, defined_at, user_line
+from lit_rlvr.errors import UserError
 
 SOURCE = """import json
 

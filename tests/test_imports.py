@@ -10,10 +10,11 @@ TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 LAYERS = [
     {""},
-    {"errors", "speech"},
+    {"errors", "objectives", "speech"},
+    {"common"},
     {"answers", "media", "sampling"},
-    {"configs", "objectives", "types"},
-    {"common", "options"},
+    {"configs", "types"},
+    {"options"},
     {"advantages", "conformance", "distributed", "workers"},
     {"policy", "rewards", "strategy"},
     {"plan"},

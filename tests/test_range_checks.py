@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from lit_rlvr.errors import UserError, check_within
+from lit_rlvr.common.arguments import check_within
+from lit_rlvr.errors import UserError
 
 CASES = {
     "[0, 1)": ([0, 0.5, 0.999], [-1e-9, 1, 2, math.inf]),

@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from lit_rlvr.common.log import log
 from lit_rlvr.datamodules.reading.chat import MODEL_TURN, Chat, break_up, find_tokens, shared_length
-from lit_rlvr.errors import UserError, log
+from lit_rlvr.errors import UserError
 from lit_rlvr.media import Pixels
 from lit_rlvr.policy.families.base import ImageProcessor
 from lit_rlvr.speech.prompts import content_text

@@ -12,10 +12,11 @@ from functools import cache, lru_cache
 from inspect import signature
 from typing import Any, Literal
 
+from lit_rlvr.common.arguments import given_text, option_group
 from lit_rlvr.common.columns import parse_text
 from lit_rlvr.datamodules.reading.conversations import THOUGHT_KEYS, text_of, without_nulls
 from lit_rlvr.datamodules.reading.images import PLACEHOLDER, as_parts
-from lit_rlvr.errors import UserError, given_text, option_group, refuse_all
+from lit_rlvr.errors import UserError, refuse_all
 from lit_rlvr.rewards.forms import as_messages
 from lit_rlvr.speech.thoughts import MARK, thoughts_in, without_thoughts
 from lit_rlvr.types import Sample

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from lit_rlvr.common.arguments import type_text
+from lit_rlvr.common.did_you_mean import did_you_mean
+from lit_rlvr.common.user_code import defined_at
 from lit_rlvr.datamodules.reading.cells import BadRow
-from lit_rlvr.errors import UserError, defined_at, did_you_mean, refuse_all, type_text
+from lit_rlvr.errors import UserError, refuse_all
 from lit_rlvr.types import Sample
 
 FIELDS = ("prompt", "answer", "image", "video", "id", "category", "options", "reward")

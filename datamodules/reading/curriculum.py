@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from lit_rlvr.errors import UserError, check_within, checks_arguments
+from lit_rlvr.common.arguments import check_within, checks_arguments
+from lit_rlvr.errors import UserError
 from lit_rlvr.rewards.base import reaches
 
 Successes = Mapping[str, tuple[int, int]]

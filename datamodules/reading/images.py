@@ -17,12 +17,13 @@ from urllib.parse import unquote
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from lit_rlvr.common.arguments import check_within, option_group
 from lit_rlvr.common.columns import parse_text
 from lit_rlvr.common.pictures import Size, fit
 from lit_rlvr.datamodules.reading.cells import BadRow, is_empty
 from lit_rlvr.datamodules.reading.conversations import NO_AUDIO, Messages, without_nulls
 from lit_rlvr.datamodules.reading.videos import check_packages, choose_frames, inspect_video, read_frames
-from lit_rlvr.errors import UserError, check_within, option_group
+from lit_rlvr.errors import UserError
 from lit_rlvr.media import Video, kinds_of
 from lit_rlvr.types import Sample
 

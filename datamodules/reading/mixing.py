@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lit_rlvr.common.arguments import check_within, given_text
 from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.datamodules.reading.rows import rank_zero_warn
 from lit_rlvr.datamodules.reading.stream import Cursor, PromptStream
-from lit_rlvr.errors import UserError, check_within, given_text, refuse_all
+from lit_rlvr.errors import UserError, refuse_all
 from lit_rlvr.types import Prompt
 
 

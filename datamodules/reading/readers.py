@@ -23,9 +23,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from lit_rlvr.common.arguments import type_text
 from lit_rlvr.common.files import write_atomically
+from lit_rlvr.common.paths import why_not_a_file
 from lit_rlvr.datamodules.reading.cells import BadRow
-from lit_rlvr.errors import UserError, type_text, why_not_a_file
+from lit_rlvr.errors import UserError
 from lit_rlvr.media import Video
 from lit_rlvr.types import Sample
 

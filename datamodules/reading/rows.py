@@ -11,6 +11,7 @@ from typing import Any
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lit_rlvr.common.columns import as_object, as_python, column_of, lookup, parse_text
+from lit_rlvr.common.log import log
 from lit_rlvr.datamodules.reading.cells import Answers, BadRow, as_answers, as_reward_weights, as_text, is_blank
 from lit_rlvr.datamodules.reading.choices import read_options
 from lit_rlvr.datamodules.reading.conversations import (
@@ -21,7 +22,7 @@ from lit_rlvr.datamodules.reading.conversations import (
     without_closing_turns,
 )
 from lit_rlvr.datamodules.reading.images import ImageOptions, as_images, as_videos, check_media, with_images
-from lit_rlvr.errors import UserError, log
+from lit_rlvr.errors import UserError
 from lit_rlvr.media import Video
 from lit_rlvr.types import Sample
 

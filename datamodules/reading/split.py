@@ -10,11 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from lit_rlvr.common.arguments import check_within, option_group
 from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.datamodules.reading.cells import Answers
 from lit_rlvr.datamodules.reading.readers import cell_to_json
 from lit_rlvr.datamodules.reading.rows import abbreviate, rank_zero_warn
-from lit_rlvr.errors import UserError, check_within, option_group
+from lit_rlvr.errors import UserError
 from lit_rlvr.media import kinds_of
 from lit_rlvr.types import Prompt, Sample
 

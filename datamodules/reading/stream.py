@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import MappingProxyType
 
+from lit_rlvr.common.arguments import given_text
 from lit_rlvr.common.columns import is_missing, lookup, single
 from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.distributed.checkpoints import NEW_RUN
-from lit_rlvr.errors import UserError, given_text
+from lit_rlvr.errors import UserError
 from lit_rlvr.types import Prompt, PromptBatch, Sample
 
 Cursor = dict[str, int]

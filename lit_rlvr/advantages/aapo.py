@@ -10,7 +10,8 @@ from torch import Tensor
 
 from lit_rlvr.advantages.base import GroupBatch, ReferenceCompletions, impute, register
 from lit_rlvr.advantages.composed import Composed
-from lit_rlvr.errors import UserError, check_within
+from lit_rlvr.common.arguments import check_within
+from lit_rlvr.errors import UserError
 
 
 @register("aapo")

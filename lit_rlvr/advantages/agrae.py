@@ -10,7 +10,9 @@ from torch import Tensor
 
 from lit_rlvr.advantages.base import GroupBatch, impute, register
 from lit_rlvr.advantages.composed import Composed, inverse_sqrt, rescaled
-from lit_rlvr.errors import UserError, check_within, log
+from lit_rlvr.common.arguments import check_within
+from lit_rlvr.common.log import log
+from lit_rlvr.errors import UserError
 
 _ROUNDING = 1e-6  # means of rewards in [0, 1] may leave the interval by this much
 

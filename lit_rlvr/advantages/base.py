@@ -12,8 +12,11 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
+from lit_rlvr.common.arguments import ChecksArguments
+from lit_rlvr.common.did_you_mean import did_you_mean
 from lit_rlvr.common.packages import import_path
-from lit_rlvr.errors import ChecksArguments, UserError, check_takes, did_you_mean
+from lit_rlvr.common.user_code import check_takes
+from lit_rlvr.errors import UserError
 
 Scale = Literal["group", "batch", "none"]
 EQUAL_SPREAD = 1e-8  # rewards of a group that spread no more than this count as equal

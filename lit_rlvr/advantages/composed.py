@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from lit_rlvr.advantages.base import Advantage, GroupBatch, ReferenceCompletions, register, resolve_advantage
+from lit_rlvr.common.arguments import check_within
 from lit_rlvr.common.returned import require_advantages
-from lit_rlvr.errors import UserError, check_within
+from lit_rlvr.errors import UserError
 
 
 @dataclass

@@ -21,7 +21,8 @@ from lit_rlvr.advantages.base import (
     require_lengths,
     standardised,
 )
-from lit_rlvr.errors import UserError, check_within
+from lit_rlvr.common.arguments import check_within
+from lit_rlvr.errors import UserError
 
 
 @register("grpo")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lit_rlvr.advantages.base import Advantage, GroupBatch, GroupRelative, centered, group_std, is_mixed, register
-from lit_rlvr.errors import check_within
+from lit_rlvr.common.arguments import check_within
 
 
 @register("pass_at_k")

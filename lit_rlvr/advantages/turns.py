@@ -10,8 +10,9 @@ from torch import Tensor
 
 from lit_rlvr.advantages.base import REGISTRY, Advantage, GroupBatch, impute, register, standardised
 from lit_rlvr.advantages.composed import Composed
+from lit_rlvr.common.arguments import check_within
 from lit_rlvr.common.returned import require_advantages
-from lit_rlvr.errors import UserError, check_within
+from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import discounted_sum
 
 

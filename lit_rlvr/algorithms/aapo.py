@@ -7,7 +7,8 @@ from typing import Any, Literal
 from torch import Tensor
 
 from lit_rlvr.advantages import Advantage, ReferenceCompletions
-from lit_rlvr.errors import UserError, check_within
+from lit_rlvr.common.arguments import check_within
+from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import LossInputs, Stats, policy_gradient
 from lit_rlvr.options import Loss
 from lit_rlvr.training.module import RLVRModule

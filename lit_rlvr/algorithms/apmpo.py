@@ -9,8 +9,8 @@ from torch import Tensor
 from lit_rlvr.advantages import Advantage, GroupBatch
 from lit_rlvr.algorithms import apmpo_schedule as paper
 from lit_rlvr.algorithms.apmpo_schedule import PowerSchedule
+from lit_rlvr.common.arguments import check_within
 from lit_rlvr.common.init_arguments import with_class_defaults
-from lit_rlvr.errors import check_within
 from lit_rlvr.objectives import LossInputs, Stats, clipped_log_ratio, log_power_mean, row_sum
 from lit_rlvr.options import KL
 from lit_rlvr.training.module import RLVRModule

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from lit_rlvr.advantages import GroupBatch
 from lit_rlvr.advantages.base import group_std, impute
-from lit_rlvr.errors import UserError, check_within, option_group
+from lit_rlvr.common.arguments import check_within, option_group
+from lit_rlvr.errors import UserError
 
 
 @option_group("model.schedule")

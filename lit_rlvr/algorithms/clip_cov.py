@@ -9,7 +9,8 @@ from torch import Tensor
 
 from lit_rlvr.advantages import Advantage
 from lit_rlvr.algorithms.grpo import GRPO
-from lit_rlvr.errors import UserError, check_within
+from lit_rlvr.common.arguments import check_within
+from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import LossInputs, Stats, StepTokens, covariances, largest
 from lit_rlvr.options import Loss
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from lit_rlvr.advantages import Advantage
 from lit_rlvr.algorithms.grpo import GRPO
-from lit_rlvr.errors import check_within
+from lit_rlvr.common.arguments import check_within
 from lit_rlvr.options import Loss
 from lit_rlvr.types import GroupSelection
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from lit_rlvr.advantages import Advantage
-from lit_rlvr.errors import check_within
+from lit_rlvr.common.arguments import check_within
 from lit_rlvr.objectives import Divergence, LossInputs, Stats, log_ratio, masked_sum, trust_region_divergence
 from lit_rlvr.options import Loss
 from lit_rlvr.training.module import RLVRModule

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lit_rlvr.advantages import Advantage
 from lit_rlvr.algorithms.dapo import DAPO
-from lit_rlvr.errors import check_within
+from lit_rlvr.common.arguments import check_within
 from lit_rlvr.objectives import LossInputs, Stats, clipped_surrogate, discounted_sum, log_ratio, masked_sum
 
 SAFE_INFLUENCE = (0.8, 1.0)

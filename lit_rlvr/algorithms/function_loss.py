@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lit_rlvr.errors import check_takes
+from lit_rlvr.common.user_code import check_takes
 from lit_rlvr.objectives import LossInputs, Stats
 from lit_rlvr.training.module import RLVRModule
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from lit_rlvr.advantages import Advantage
-from lit_rlvr.errors import check_within
+from lit_rlvr.common.arguments import check_within
 from lit_rlvr.objectives import LossInputs, Stats, clipped_log_ratio, masked_mean, row_sum
 from lit_rlvr.training.module import RLVRModule
 

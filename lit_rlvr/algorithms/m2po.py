@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lit_rlvr.advantages import Advantage
-from lit_rlvr.errors import check_within
+from lit_rlvr.common.arguments import check_within
 from lit_rlvr.objectives import LossInputs, Stats, StepTokens, largest, masked_sum, ratio
 from lit_rlvr.options import Loss
 from lit_rlvr.training.module import RLVRModule

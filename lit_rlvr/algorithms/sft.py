@@ -7,8 +7,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lit_rlvr.common.arguments import check_within
 from lit_rlvr.distributed.collectives import all_sum
-from lit_rlvr.errors import UserError, check_within
+from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import LossInputs, Stats, masked_sum
 from lit_rlvr.options import KL, AutoLR, Importance, Loss, Teacher
 from lit_rlvr.training.loss import Advantages

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lit_rlvr.advantages import Advantage
-from lit_rlvr.errors import check_within
+from lit_rlvr.common.arguments import check_within
 from lit_rlvr.objectives import LossInputs, Stats, log_ratio, masked_sum
 from lit_rlvr.options import Loss
 from lit_rlvr.training.module import RLVRModule

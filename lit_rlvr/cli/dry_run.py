@@ -7,9 +7,9 @@ from typing import Any
 
 from lit_rlvr.advantages import REGISTRY
 from lit_rlvr.commands.preview import describe_prompts, describe_set, print_prompts
+from lit_rlvr.common.paths import shown
 from lit_rlvr.common.terminal import Terminal, show_result
 from lit_rlvr.environments.base import environment_fingerprint
-from lit_rlvr.errors import shown
 from lit_rlvr.objectives import resolve_correction
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.rollout.preflight.data import warn_of_answers

@@ -14,24 +14,13 @@ from typing import Any
 from jsonargparse import ArgumentError, Namespace
 
 from lit_rlvr.commands.registry import NOT_PARSED
+from lit_rlvr.common.arguments import TYPE_NAMES, fits, init_parameters
+from lit_rlvr.common.did_you_mean import nearest
 from lit_rlvr.common.files import write_failure
+from lit_rlvr.common.foreign_names import counted_hint, our_option_for
+from lit_rlvr.common.user_code import OWN_FOLDERS, find_user_line
 from lit_rlvr.configs import TOP_KEYS
-from lit_rlvr.errors import (
-    OWN_FOLDERS,
-    START_AGAIN,
-    TYPE_NAMES,
-    ResumableError,
-    UserError,
-    cause_of,
-    counted_hint,
-    find_user_line,
-    first_line,
-    fits,
-    init_parameters,
-    nearest,
-    our_option_for,
-    user_error_in,
-)
+from lit_rlvr.errors import START_AGAIN, ResumableError, UserError, cause_of, first_line, user_error_in
 
 TRACEBACK = "LIT_RLVR_TRACEBACK"
 """Environment variable that shows the whole traceback above the line."""

@@ -31,11 +31,13 @@ from lit_rlvr.cli.subcommands import RLVRTrainer
 from lit_rlvr.cli.user_modules import report_namesake
 from lit_rlvr.commands.registry import COMMANDS, NOT_PARSED
 from lit_rlvr.common.launch import is_first_process
+from lit_rlvr.common.log import log
 from lit_rlvr.common.terminal import show_result, wants_json
+from lit_rlvr.common.user_code import check_calls_super
 from lit_rlvr.configs import Parser, changed_classes, changes, find_configs, import_classes
 from lit_rlvr.datamodules import PromptDataModule
 from lit_rlvr.distributed.checkpoints import checkpoint_step, last_checkpoint
-from lit_rlvr.errors import UserError, check_calls_super, log
+from lit_rlvr.errors import UserError
 from lit_rlvr.run.folder import check_run_folder
 from lit_rlvr.run.loggers import save_dir_not_required, set_save_dir
 from lit_rlvr.run.parts import RunParts

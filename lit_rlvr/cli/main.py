@@ -17,8 +17,11 @@ from typing import TYPE_CHECKING
 from lit_rlvr import __version__
 from lit_rlvr.cli.user_modules import add_user_modules
 from lit_rlvr.commands.registry import COMMANDS, WITHOUT_RESULT
+from lit_rlvr.common.did_you_mean import did_you_mean
+from lit_rlvr.common.log import log
 from lit_rlvr.common.terminal import discard_output, one_line
-from lit_rlvr.errors import RunStopped, UserError, did_you_mean, log, shorten_line, user_line, was_caused_by
+from lit_rlvr.common.user_code import user_line
+from lit_rlvr.errors import RunStopped, UserError, shorten_line, was_caused_by
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint

@@ -8,9 +8,11 @@ from typing import Any
 
 from jsonargparse import Namespace
 
+from lit_rlvr.common.arguments import check_within
 from lit_rlvr.common.files import check_new, check_writable
+from lit_rlvr.common.log import log
 from lit_rlvr.distributed.fsdp2 import FSDP2
-from lit_rlvr.errors import UserError, check_within, log
+from lit_rlvr.errors import UserError
 from lit_rlvr.policy.precision import auto_precision
 from lit_rlvr.run.run import DEFAULT_FOLDER
 from lit_rlvr.sizing.gpus import GPUs

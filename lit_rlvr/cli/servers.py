@@ -17,9 +17,10 @@ from typing import Any
 import torch
 
 from lit_rlvr.common.launch import launched_rank
+from lit_rlvr.common.log import log
 from lit_rlvr.engines.client import ENDED_VARIABLE, VLLMServer, note_end, wait_for
 from lit_rlvr.engines.server import ROUTES_OPTION
-from lit_rlvr.errors import UserError, log
+from lit_rlvr.errors import UserError
 from lit_rlvr.evaluation.processes import start_command, stop_commands
 from lit_rlvr.policy.precision import auto_precision, compute_dtype
 from lit_rlvr.run.run import DEFAULT_FOLDER

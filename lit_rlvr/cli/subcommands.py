@@ -10,11 +10,12 @@ from lit_rlvr.commands.plan import show_plan
 from lit_rlvr.commands.preview import describe_prompts, play_episodes, print_episodes, print_prompts
 from lit_rlvr.commands.split import write_split
 from lit_rlvr.commands.tune import Tuner
+from lit_rlvr.common.arguments import check_within
 from lit_rlvr.common.files import write_atomically
+from lit_rlvr.common.log import log
 from lit_rlvr.common.terminal import show_result
 from lit_rlvr.datamodules import PromptDataModule
 from lit_rlvr.datamodules.base import Split
-from lit_rlvr.errors import check_within, log
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.rewards.gold_answers import check_references
 from lit_rlvr.rollout.callback import rollout_of

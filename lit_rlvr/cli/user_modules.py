@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import lit_rlvr
-from lit_rlvr.errors import log
+from lit_rlvr.common.log import log
 
 PACKAGE = "datamodules"
 """Name of the folder that many Lightning projects have, and prefix of our data sets in configs."""

@@ -19,6 +19,7 @@ from jsonargparse import DefaultHelpFormatter, Namespace
 from rich.markdown import Markdown
 
 from lit_rlvr.common.files import write_atomically
+from lit_rlvr.common.log import log
 from lit_rlvr.common.run_files import is_run
 from lit_rlvr.common.terminal import Terminal, progress_bar, show_result
 from lit_rlvr.configs import Parser
@@ -28,7 +29,7 @@ from lit_rlvr.engines.synced import SyncedEngine
 from lit_rlvr.engines.vllm import VLLMEngine
 from lit_rlvr.environments import Environment, as_environment
 from lit_rlvr.environments.base import environment_fingerprint
-from lit_rlvr.errors import UserError, log
+from lit_rlvr.errors import UserError
 from lit_rlvr.evaluation.diversity import DiversityMeasure, measure_diversity
 from lit_rlvr.evaluation.processes import Share, check_devices, run_shares
 from lit_rlvr.evaluation.protocols import SAMPLING, TURNS, find_dtype, find_environment, find_limits, find_max_tokens

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lit_rlvr.common.arguments import MAX_SIZE, check_within
 from lit_rlvr.common.files import check_new, write_atomically
+from lit_rlvr.common.log import log
 from lit_rlvr.common.terminal import progress_bar
 from lit_rlvr.datamodules.reading.readers import as_row
 from lit_rlvr.environments.base import environment_fingerprint
-from lit_rlvr.errors import MAX_SIZE, UserError, check_within, log
+from lit_rlvr.errors import UserError
 from lit_rlvr.evaluation.records import RecordRow, Records
 from lit_rlvr.evaluation.sampler import Sampler, load_prompts, start_sampler
 from lit_rlvr.policy.sources import resolve_model

@@ -15,12 +15,13 @@ from typing import Any, NoReturn
 
 import torch
 
+from lit_rlvr.common.log import log
 from lit_rlvr.common.packages import missing_compiler, require, vllm_package
 from lit_rlvr.common.sockets import open_socket
 from lit_rlvr.engines.dispatch import raise_descriptor_limit
 from lit_rlvr.engines.vllm import FP8, GPU_SEQUENCES, graph_options
 from lit_rlvr.engines.vllm_cache import use_writable_folders
-from lit_rlvr.errors import UserError, log
+from lit_rlvr.errors import UserError
 from lit_rlvr.policy.families import family_of
 from lit_rlvr.policy.loading import load_image_processor, load_model, load_model_config, load_tokenizer
 from lit_rlvr.policy.sources import resolve_model

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lit_rlvr.common.files import check_new, write_atomically
+from lit_rlvr.common.log import log
 from lit_rlvr.datamodules.reading.readers import as_row
-from lit_rlvr.errors import UserError, log
+from lit_rlvr.errors import UserError
 
 if TYPE_CHECKING:
     from lit_rlvr.datamodules import PromptDataModule

@@ -16,8 +16,9 @@ import yaml
 from jsonargparse import Namespace
 
 from lit_rlvr.commands.filter import open_sampler, pass_rate, prompts_to_sample
+from lit_rlvr.common.log import log
 from lit_rlvr.common.seeds import derive_seed
-from lit_rlvr.errors import UserError, log
+from lit_rlvr.errors import UserError
 from lit_rlvr.evaluation.noise import ScoredGroup, first_completions, measure_noise
 from lit_rlvr.evaluation.records import RecordRow, group_rows
 from lit_rlvr.evaluation.sampler import Sampler

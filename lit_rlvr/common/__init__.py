@@ -1,1 +1,1 @@
-"""Tools of every package: files, terminal, seeds, optional packages, checks of returned values, settings."""
+"""Tools of every package: arguments, files, terminal, log, seeds, optional packages, returned values, settings."""

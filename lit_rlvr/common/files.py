@@ -15,7 +15,10 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from lit_rlvr.errors import UserError, log, shown, user_line
+from lit_rlvr.common.log import log
+from lit_rlvr.common.paths import shown
+from lit_rlvr.common.user_code import user_line
+from lit_rlvr.errors import UserError
 
 Fields = Mapping[str, type | tuple[type, ...]]
 """The type, or types, of each field of a record, by name."""

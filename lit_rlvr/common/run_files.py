@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lit_rlvr.common.files import Fields, has_fields
-from lit_rlvr.errors import UserError, shown
+from lit_rlvr.common.paths import shown
+from lit_rlvr.errors import UserError
 
 LIVE = "live.json"
 STATE: Fields = {

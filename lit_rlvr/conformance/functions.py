@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lit_rlvr.common.user_code import check_takes, defined_at
 from lit_rlvr.conformance import properties
 from lit_rlvr.conformance.batches import BATCHES, Batch, frozen_batch
 from lit_rlvr.conformance.properties import PUBLISHED_TOLERANCE, Finding, PrepareStep, Step, error, replay_step
 from lit_rlvr.conformance.published import ADVANTAGES, LOSSES, expected, find_published
-from lit_rlvr.errors import UserError, check_takes, defined_at
+from lit_rlvr.errors import UserError
 
 
 def check_loss(

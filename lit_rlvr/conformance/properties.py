@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.overrides import TorchFunctionMode
 
+from lit_rlvr.common.user_code import defined_at
 from lit_rlvr.conformance.batches import (
     Batch,
     Cut,
@@ -28,7 +29,7 @@ from lit_rlvr.conformance.batches import (
     to_float32,
     uneven_cuts,
 )
-from lit_rlvr.errors import UserError, defined_at
+from lit_rlvr.errors import UserError
 
 EXACT, DIFFERENCE, SINGLE, PUBLISHED_TOLERANCE = 1e-9, 1e-5, 1e-5, 1e-6
 """Tolerances of float64, of finite differences, of float32, and of published values, whose code may add an epsilon."""

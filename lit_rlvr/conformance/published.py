@@ -18,8 +18,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lit_rlvr.common.did_you_mean import did_you_mean
 from lit_rlvr.conformance.batches import load_data
-from lit_rlvr.errors import UserError, did_you_mean
+from lit_rlvr.errors import UserError
 
 
 @dataclass(frozen=True)

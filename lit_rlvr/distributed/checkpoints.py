@@ -17,9 +17,11 @@ from lightning.pytorch.plugins import TorchCheckpointIO
 from torch import Tensor, nn
 
 from lit_rlvr.common.launch import is_first_process
+from lit_rlvr.common.log import log
 from lit_rlvr.common.run_files import checkpoint_folder, list_checkpoints
 from lit_rlvr.common.seeds import derive_seed
-from lit_rlvr.errors import UserError, first_line, is_user_code, log
+from lit_rlvr.common.user_code import is_user_code
+from lit_rlvr.errors import UserError, first_line
 
 REST = "meta.pt"
 WEIGHTS, MOMENTS, REFERENCE = "state_dict", "optimizer", "reference"

@@ -25,6 +25,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from lit_rlvr.common.files import available_memory
+from lit_rlvr.common.log import log
 from lit_rlvr.distributed.checkpoints import (
     MOMENTS,
     REST,
@@ -39,7 +40,7 @@ from lit_rlvr.distributed.checkpoints import (
 )
 from lit_rlvr.distributed.collectives import DEFAULT_GROUP_LOCK, all_max
 from lit_rlvr.distributed.sharding import find_shard, live_parts, local_bytes, storages, with_copies
-from lit_rlvr.errors import UserError, log
+from lit_rlvr.errors import UserError
 
 BACKEND = "cpu:gloo,cuda:nccl"
 """Backends of a run on GPUs: what is in the CPU's memory, such as completions, does not pass through theirs."""

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lit_rlvr.common.arguments import ChecksArguments
 from lit_rlvr.engines.turns import OnGroupDone, Turns, within_budget
-from lit_rlvr.errors import ChecksArguments
 from lit_rlvr.plan import RunPlan
 from lit_rlvr.sampling import Sampling
 from lit_rlvr.types import Completion, Prompt

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 from lit_rlvr.common.files import write_atomically
-from lit_rlvr.errors import UserError, first_line, log
+from lit_rlvr.common.log import log
+from lit_rlvr.errors import UserError, first_line
 from lit_rlvr.policy.sources import ADAPTER_CONFIG
 
 if TYPE_CHECKING:

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from lit_rlvr.common.log import log
 from lit_rlvr.engines.client import HEALTH_SECONDS, ServerError, VLLMServer
-from lit_rlvr.errors import UserError, first_line, log
+from lit_rlvr.errors import UserError, first_line
 
 MAX_DESCRIPTORS = 65_536
 """Open files and sockets that a process asks for."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from lit_rlvr.common.arguments import check_within
 from lit_rlvr.distributed.collectives import index_tensor, to_device
 from lit_rlvr.engines.base import EngineContext, InPlaceEngine
 from lit_rlvr.engines.turns import (
@@ -27,7 +28,7 @@ from lit_rlvr.engines.turns import (
     next_turns,
     read_completion,
 )
-from lit_rlvr.errors import UserError, check_within
+from lit_rlvr.errors import UserError
 from lit_rlvr.plan import RunPlan
 from lit_rlvr.policy.logprobs import shape_logits
 from lit_rlvr.policy.policy import Policy

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from lit_rlvr.common.init_arguments import init_arguments
+from lit_rlvr.common.log import log
 from lit_rlvr.common.pictures import png_url
 from lit_rlvr.distributed.collectives import gather_objects, rank, world_size
 from lit_rlvr.engines.base import EngineContext, OnGroupStarted, RolloutEngine
@@ -46,7 +47,7 @@ from lit_rlvr.engines.vllm import (
     with_single_placeholders,
     with_tied_head,
 )
-from lit_rlvr.errors import UserError, log
+from lit_rlvr.errors import UserError
 from lit_rlvr.plan import RunPlan
 from lit_rlvr.policy.adapters import changing_weights
 from lit_rlvr.policy.loading import load_model_config

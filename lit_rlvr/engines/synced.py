@@ -12,12 +12,15 @@ from typing import Any
 
 import torch
 
+from lit_rlvr.common.arguments import check_within, option_group
+from lit_rlvr.common.log import log
 from lit_rlvr.common.seeds import derive_seed, run_seed
+from lit_rlvr.common.user_code import comes_from_library
 from lit_rlvr.distributed.collectives import gather_objects, lost_peer, rank
 from lit_rlvr.distributed.sharding import has_shards
 from lit_rlvr.engines.base import EngineContext, RolloutEngine
 from lit_rlvr.engines.turns import OnGroupDone, Turns
-from lit_rlvr.errors import ResumableError, UserError, check_within, comes_from_library, first_line, log, option_group
+from lit_rlvr.errors import ResumableError, UserError, first_line
 from lit_rlvr.policy.architecture import has_experts, layer_configs
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import training_autocast

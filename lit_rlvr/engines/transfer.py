@@ -28,10 +28,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lit_rlvr.common.files import available_memory, flush_to_disk
+from lit_rlvr.common.log import log
 from lit_rlvr.distributed.collectives import gather_objects, rank, world_size
 from lit_rlvr.distributed.sharding import shapes_alone
 from lit_rlvr.engines.client import ServerError, VLLMServer
-from lit_rlvr.errors import UserError, first_line, log
+from lit_rlvr.errors import UserError, first_line
 from lit_rlvr.policy.sources import ADAPTER_CONFIG
 
 Weights = Callable[[bool], Iterable[tuple[str, Tensor]]]

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from lit_rlvr.common.files import save_smaller_sizes, smaller_sizes
+from lit_rlvr.common.log import log
 from lit_rlvr.common.packages import missing_compiler
 from lit_rlvr.distributed.sharding import full_tensor
 from lit_rlvr.engines.base import EngineContext, RolloutEngine
@@ -36,7 +37,7 @@ from lit_rlvr.engines.turns import (
     within_budget,
 )
 from lit_rlvr.engines.vllm_cache import use_writable_folders
-from lit_rlvr.errors import ResumableError, UserError, first_line, log, refuse_all
+from lit_rlvr.errors import ResumableError, UserError, first_line, refuse_all
 from lit_rlvr.media import kinds_of
 from lit_rlvr.plan import RunPlan
 from lit_rlvr.policy.adapters import changing_weights

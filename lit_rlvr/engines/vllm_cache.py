@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 from lit_rlvr.common.files import cache_folder, check_writable
-from lit_rlvr.errors import UserError, log
+from lit_rlvr.common.log import log
+from lit_rlvr.errors import UserError
 
 _FOLDERS = {
     "VLLM_CACHE_ROOT": "{cache}/vllm",

@@ -9,8 +9,9 @@ import shutil
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
+from lit_rlvr.common.arguments import check_within
 from lit_rlvr.environments.base import Environment
-from lit_rlvr.errors import UserError, check_within
+from lit_rlvr.errors import UserError
 from lit_rlvr.types import Turn
 from lit_rlvr.workers.process import Isolation
 

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lit_rlvr.errors import UserError, log
+from lit_rlvr.common.log import log
+from lit_rlvr.errors import UserError
 from lit_rlvr.rewards.base import Reward
 from lit_rlvr.rewards.forms import parameters_of
 from lit_rlvr.rewards.function import FunctionReward, as_rewards

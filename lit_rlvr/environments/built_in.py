@@ -11,8 +11,9 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+from lit_rlvr.common.arguments import check_within
 from lit_rlvr.environments.tools import Tools
-from lit_rlvr.errors import UserError, check_within
+from lit_rlvr.errors import UserError
 from lit_rlvr.media import kinds_of
 from lit_rlvr.rewards.sql import databases_of
 from lit_rlvr.rewards.sql_query import QueryLimits, run_query

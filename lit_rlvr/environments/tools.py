@@ -7,11 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from lit_rlvr.common.arguments import check_within
 from lit_rlvr.common.init_arguments import dotted_path_of
 from lit_rlvr.common.packages import import_path
+from lit_rlvr.common.user_code import with_user_line
 from lit_rlvr.environments.agent import Agent
 from lit_rlvr.environments.base import Environment, Observation, Opening
-from lit_rlvr.errors import UserError, check_within, first_line, with_user_line
+from lit_rlvr.errors import UserError, first_line
 from lit_rlvr.rewards.forms import accepted_arguments
 from lit_rlvr.rewards.function import resolved
 from lit_rlvr.speech.calls import Call, find_calls, typed_value

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
+from lit_rlvr.common.arguments import MAX_SIZE, check_within, checks_arguments
 from lit_rlvr.common.columns import lookup
 from lit_rlvr.common.run_files import is_run
 from lit_rlvr.configs import find_shipped, read_config, require_keys
-from lit_rlvr.errors import MAX_SIZE, UserError, check_within, checks_arguments
+from lit_rlvr.errors import UserError
 from lit_rlvr.policy.loading import load_model_config
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.run.saved_model import run_config

@@ -13,13 +13,14 @@ from jsonargparse import ArgumentError
 
 import lit_rlvr.environments
 import lit_rlvr.rewards
+from lit_rlvr.common.log import log
 from lit_rlvr.configs import Parser, find_shipped, import_classes, merge, read_config, require_keys, shipped_files
 from lit_rlvr.datamodules import PromptDataModule, geometry, medical_vqa, text_math
 from lit_rlvr.datamodules.reading.cells import BadRow
 from lit_rlvr.datamodules.reading.readers import FORMATS, file_type, read_rows
 from lit_rlvr.environments import Environment, as_environment
 from lit_rlvr.environments.base import rewards_with
-from lit_rlvr.errors import UserError, log
+from lit_rlvr.errors import UserError
 from lit_rlvr.evaluation.protocols import PROMPT_SETTINGS, SAMPLING, Protocol, make_protocol
 from lit_rlvr.rewards import Reward
 

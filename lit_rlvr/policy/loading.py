@@ -23,8 +23,9 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from lit_rlvr.common.files import reading, scratch_folder, writing
+from lit_rlvr.common.log import log
 from lit_rlvr.common.packages import require
-from lit_rlvr.errors import UserError, first_line, log, refuse_all
+from lit_rlvr.errors import UserError, first_line, refuse_all
 from lit_rlvr.options import Lora
 from lit_rlvr.policy.adapters import MISFIT
 from lit_rlvr.policy.families import family_of

@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lit_rlvr.common.files import cache_folder, reading, scratch_folder, writing
+from lit_rlvr.common.log import log
 from lit_rlvr.common.packages import expect_hub, installer, pip_command, require
+from lit_rlvr.common.paths import shown
 from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.configs import merge
-from lit_rlvr.errors import UserError, log, shown
+from lit_rlvr.errors import UserError
 from lit_rlvr.policy.families import FAMILIES
 from lit_rlvr.policy.families.base import ImageProcessor
 from lit_rlvr.policy.loading import (

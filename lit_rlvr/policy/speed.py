@@ -18,8 +18,9 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lit_rlvr.common.files import available_memory
+from lit_rlvr.common.log import log
 from lit_rlvr.common.packages import missing_compiler, require
-from lit_rlvr.errors import UserError, log
+from lit_rlvr.errors import UserError
 from lit_rlvr.policy.families import language_modules
 from lit_rlvr.policy.precision import is_half
 from lit_rlvr.policy.routes import same_routing

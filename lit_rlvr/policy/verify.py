@@ -16,9 +16,10 @@ from torch.nn.attention import (
     restore_flash_attention_impl,
 )
 
+from lit_rlvr.common.log import log
 from lit_rlvr.distributed.collectives import all_max
 from lit_rlvr.distributed.sharding import full_tensor
-from lit_rlvr.errors import UserError, first_line, log
+from lit_rlvr.errors import UserError, first_line
 from lit_rlvr.media import Pixels
 from lit_rlvr.policy import attention
 from lit_rlvr.policy.architecture import has_recurrent_layers

@@ -13,9 +13,12 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from lit_rlvr.common.arguments import ChecksArguments
 from lit_rlvr.common.columns import as_object
 from lit_rlvr.common.init_arguments import dotted_path_of, init_arguments, snake_case
-from lit_rlvr.errors import ChecksArguments, UserError, check_calls_super, first_line, first_line_of, log, user_line
+from lit_rlvr.common.log import log
+from lit_rlvr.common.user_code import check_calls_super, first_line_of, user_line
+from lit_rlvr.errors import UserError, first_line
 from lit_rlvr.types import Completion, Pair, Prompt, RewardResult, Sample
 from lit_rlvr.workers.pool import Waiting, shared_pool
 from lit_rlvr.workers.process import Function, Isolation, Outcome, pickle_for_worker

@@ -16,7 +16,8 @@ from itertools import repeat
 from symtable import Symbol, SymbolTable, symtable
 from typing import Any, NamedTuple
 
-from lit_rlvr.errors import UserError, check_within
+from lit_rlvr.common.arguments import check_within
+from lit_rlvr.errors import UserError
 from lit_rlvr.rewards.base import CheckedReward, verdict
 from lit_rlvr.rewards.fences import fenced_blocks
 from lit_rlvr.speech.thoughts import without_thoughts

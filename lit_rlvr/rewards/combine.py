@@ -15,8 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_rlvr.common.log import log
+from lit_rlvr.common.paths import shown
 from lit_rlvr.distributed.collectives import gather_objects
-from lit_rlvr.errors import UserError, log, shown
+from lit_rlvr.errors import UserError
 from lit_rlvr.rewards.base import Reward, check_rewards, own_weights, row_weights
 from lit_rlvr.types import Completion, Pair, Prompt, RewardResult, Sample, Status
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
-from lit_rlvr.errors import UserError, given_text
+from lit_rlvr.common.arguments import given_text
+from lit_rlvr.errors import UserError
 from lit_rlvr.rewards.base import as_result
 from lit_rlvr.speech.calls import as_dicts, split_calls
 from lit_rlvr.speech.prompts import content_text

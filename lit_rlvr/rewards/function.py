@@ -12,9 +12,13 @@ from functools import lru_cache, partial
 from types import SimpleNamespace
 from typing import Any
 
+from lit_rlvr.common.arguments import type_text
+from lit_rlvr.common.did_you_mean import did_you_mean
 from lit_rlvr.common.init_arguments import dotted_path_of
+from lit_rlvr.common.log import log
 from lit_rlvr.common.packages import import_path
-from lit_rlvr.errors import UserError, defined_at, did_you_mean, log, refuse_all, type_text
+from lit_rlvr.common.user_code import defined_at
+from lit_rlvr.errors import UserError, refuse_all
 from lit_rlvr.rewards.base import Reward, as_result, check_rewards
 from lit_rlvr.rewards.format import TAG
 from lit_rlvr.rewards.forms import (

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lit_rlvr.common.columns import as_object
-from lit_rlvr.errors import UserError, log, refuse_all
+from lit_rlvr.common.log import log
+from lit_rlvr.errors import UserError, refuse_all
 from lit_rlvr.rewards.base import REWARD_COLUMNS, Reward, named_rewards, names_in, own_weights, row_weights
 from lit_rlvr.rewards.combine import score_rollout
 from lit_rlvr.sampling import Sampling

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from lit_rlvr.common.arguments import check_within
 from lit_rlvr.common.columns import lookup, single
-from lit_rlvr.errors import UserError, check_within
+from lit_rlvr.errors import UserError
 from lit_rlvr.rewards.base import Reward, groups_of
 from lit_rlvr.rewards.math import MathAnswer
 from lit_rlvr.types import Completion, Pair, RewardResult, Sample

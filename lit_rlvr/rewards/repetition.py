@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lit_rlvr.errors import check_within
+from lit_rlvr.common.arguments import check_within
 from lit_rlvr.rewards.base import Reward
 from lit_rlvr.types import Completion, Sample
 

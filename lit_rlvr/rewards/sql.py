@@ -10,7 +10,9 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any, Literal
 
-from lit_rlvr.errors import UserError, check_within, log
+from lit_rlvr.common.arguments import check_within
+from lit_rlvr.common.log import log
+from lit_rlvr.errors import UserError
 from lit_rlvr.rewards.base import CheckedReward, verdict
 from lit_rlvr.rewards.fences import Block, fenced_blocks
 from lit_rlvr.rewards.sql_query import QueryLimits, QueryResult, SQLRow, run_query

@@ -12,8 +12,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_rlvr.agents.play import agent_metrics
+from lit_rlvr.common.log import log
 from lit_rlvr.distributed.checkpoints import user_code, warn_of_changes
-from lit_rlvr.errors import UserError, check_all, log
+from lit_rlvr.errors import UserError, check_all
 from lit_rlvr.plan import RunPlan
 from lit_rlvr.policy.precision import use_deterministic_kernels
 from lit_rlvr.rewards import shared_pool

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from lightning.pytorch import Trainer
 
+from lit_rlvr.common.log import log
 from lit_rlvr.common.seeds import run_seed
 from lit_rlvr.engines.base import EngineContext
-from lit_rlvr.errors import log
 from lit_rlvr.rollout.preflight.lengths import length_requirements, most_images
 from lit_rlvr.rollout.settings import RolloutSettings
 from lit_rlvr.training.module import RLVRModule

@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lit_rlvr.common.log import log
 from lit_rlvr.common.terminal import progress
 from lit_rlvr.distributed.collectives import gather_objects, rank, world_size
 from lit_rlvr.engines.synced import catch_crash
-from lit_rlvr.errors import UserError, log
+from lit_rlvr.errors import UserError
 from lit_rlvr.rewards.background import BackgroundScoring
 from lit_rlvr.rewards.combine import Scores
 from lit_rlvr.rollout.generate import completion_seeds

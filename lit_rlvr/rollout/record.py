@@ -18,11 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lit_rlvr.common.arguments import check_within, option_group
 from lit_rlvr.common.files import flush_to_disk, write_atomically
+from lit_rlvr.common.log import log
+from lit_rlvr.common.paths import shown
 from lit_rlvr.distributed.collectives import gather_objects, rank, world_size
 from lit_rlvr.distributed.sharding import weights_sha256
 from lit_rlvr.engines.turns import read_completion
-from lit_rlvr.errors import UserError, check_within, first_line, log, option_group, shown
+from lit_rlvr.errors import UserError, first_line
 from lit_rlvr.rollout.assemble import GROUP_FIELDS, TOKEN_FIELDS, tokens_in_loss
 from lit_rlvr.rollout.source import RolloutSource
 from lit_rlvr.sampling import Sampling

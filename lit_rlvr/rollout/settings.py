@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from lit_rlvr.common.arguments import MAX_SIZE, ChecksArguments, check_within, option_group
 from lit_rlvr.common.init_arguments import init_arguments, with_class_defaults
 from lit_rlvr.engines import resolve_engine
 from lit_rlvr.engines.base import RolloutEngine
@@ -15,7 +16,7 @@ from lit_rlvr.engines.synced import Safeguards, SyncedEngine
 from lit_rlvr.engines.vllm import GPU_SEQUENCES
 from lit_rlvr.environments import Agent, Environment, as_environment
 from lit_rlvr.environments.base import rewards_with
-from lit_rlvr.errors import MAX_SIZE, ChecksArguments, check_all, check_within, option_group, refuse_all
+from lit_rlvr.errors import check_all, refuse_all
 from lit_rlvr.plan import RunPlan
 from lit_rlvr.rewards import FunctionReward, Reward
 from lit_rlvr.rewards.base import NoReward

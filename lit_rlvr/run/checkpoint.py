@@ -15,12 +15,15 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from lit_rlvr.common.arguments import ChecksArguments, check_within
 from lit_rlvr.common.files import flush_to_disk
+from lit_rlvr.common.log import log
+from lit_rlvr.common.paths import shown
 from lit_rlvr.common.run_files import checkpoint_folder, list_checkpoints
 from lit_rlvr.common.terminal import progress
 from lit_rlvr.distributed.collectives import lost_peer
 from lit_rlvr.distributed.fsdp2 import FSDP2
-from lit_rlvr.errors import ChecksArguments, UserError, check_within, first_line, log, shown
+from lit_rlvr.errors import UserError, first_line
 from lit_rlvr.rollout.callback import rollout_of
 from lit_rlvr.run.folder import FAILED_FOLDER, delete_backup, remove_folder
 from lit_rlvr.run.loggers import callbacks_of, metrics_file

@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 
 from lit_rlvr.answers.find import next_question
-from lit_rlvr.errors import log
+from lit_rlvr.common.log import log
 from lit_rlvr.rollout.callback import rollout_of
 from lit_rlvr.run.loggers import callback_of
 from lit_rlvr.run.outputs import RunFolder

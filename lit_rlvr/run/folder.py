@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import TextIO
 
 from lit_rlvr.common.files import check_writable, writing
+from lit_rlvr.common.log import log
+from lit_rlvr.common.paths import shown
 from lit_rlvr.common.run_files import LIVE, THUMBNAILS, is_complete, list_checkpoints, read_live, read_metrics
-from lit_rlvr.errors import UserError, log, shown
+from lit_rlvr.errors import UserError
 
 LOCK = ".lock"
 """File that a run holds; only a killed one leaves it."""

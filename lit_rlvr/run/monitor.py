@@ -18,9 +18,10 @@ from typing import Any, Literal
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 
+from lit_rlvr.common.arguments import ChecksArguments
 from lit_rlvr.common.init_arguments import dotted_path_of
+from lit_rlvr.common.log import log
 from lit_rlvr.common.run_files import COLLAPSE, EARLY_STOP, VALIDATION
-from lit_rlvr.errors import ChecksArguments, log
 from lit_rlvr.run.advice import GUIDE, RunHistory
 from lit_rlvr.run.collapse import paired_certainty
 from lit_rlvr.run.health import (

@@ -16,13 +16,16 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lit_rlvr.common.arguments import ChecksArguments, check_within
 from lit_rlvr.common.files import write_atomically
+from lit_rlvr.common.log import log
 from lit_rlvr.common.packages import import_matplotlib
+from lit_rlvr.common.paths import shown
 from lit_rlvr.common.run_files import VALIDATION, is_complete, thumbnail_path
 from lit_rlvr.common.terminal import Terminal, one_line, table_of
 from lit_rlvr.datamodules.reading.images import Images, film_strip, open_images
 from lit_rlvr.distributed.sharding import weights_sha256
-from lit_rlvr.errors import ChecksArguments, RunStopped, UserError, check_within, log, shown
+from lit_rlvr.errors import RunStopped, UserError
 from lit_rlvr.media import Video
 from lit_rlvr.rollout.callback import rollout_of
 from lit_rlvr.run.advice import RunHistory

@@ -13,9 +13,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from lit_rlvr.common.arguments import ChecksArguments, check_within
 from lit_rlvr.common.init_arguments import init_arguments
 from lit_rlvr.common.terminal import Terminal
-from lit_rlvr.errors import ChecksArguments, check_within
 from lit_rlvr.run.loggers import callback_of, callbacks_of
 from lit_rlvr.training.optimizer import updates_per_iteration
 

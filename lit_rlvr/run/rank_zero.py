@@ -10,8 +10,8 @@ from contextlib import suppress
 from typing import Any
 
 from lit_rlvr.common.launch import is_first_process
+from lit_rlvr.common.log import log
 from lit_rlvr.common.terminal import PlainFormatter
-from lit_rlvr.errors import log
 
 WAIT_SECONDS = 3.0
 """Seconds that other ranks wait for rank 0 to print the same message."""

@@ -15,10 +15,11 @@ from lightning.pytorch.loggers.utilities import _log_hyperparams
 
 from lit_rlvr.common.files import write_atomically
 from lit_rlvr.common.launch import is_first_process
+from lit_rlvr.common.log import log
 from lit_rlvr.common.run_files import list_checkpoints
 from lit_rlvr.datamodules.reading.readers import GivenRows
 from lit_rlvr.distributed.checkpoints import checkpoint_step, last_checkpoint
-from lit_rlvr.errors import UserError, log
+from lit_rlvr.errors import UserError
 from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.run.advice import describe_earlier, keep_earlier
 from lit_rlvr.run.checkpoint import RunCheckpoint

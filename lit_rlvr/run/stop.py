@@ -12,9 +12,10 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_rlvr.common.launch import is_first_process
+from lit_rlvr.common.log import log
 from lit_rlvr.common.terminal import discard_output
 from lit_rlvr.distributed.collectives import all_max
-from lit_rlvr.errors import RunStopped, log
+from lit_rlvr.errors import RunStopped
 from lit_rlvr.run.checkpoint import RunCheckpoint
 from lit_rlvr.run.loggers import callback_of
 

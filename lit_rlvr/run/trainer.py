@@ -13,14 +13,16 @@ from lightning.pytorch import Callback
 from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.loggers import Logger
 
+from lit_rlvr.common.arguments import ChecksArguments, given_text
 from lit_rlvr.common.init_arguments import arguments_of, settings_of
 from lit_rlvr.common.launch import is_first_process
+from lit_rlvr.common.log import log
 from lit_rlvr.common.seeds import run_seed
 from lit_rlvr.datamodules import PromptDataModule
 from lit_rlvr.datamodules.reading.readers import GivenRows
 from lit_rlvr.distributed.checkpoints import CheckpointFiles
 from lit_rlvr.distributed.fsdp2 import prepare_groups
-from lit_rlvr.errors import ChecksArguments, UserError, given_text, log
+from lit_rlvr.errors import UserError
 from lit_rlvr.policy.precision import auto_precision, compute_dtype
 from lit_rlvr.rewards.base import ProcessPlace
 from lit_rlvr.rollout.callback import RolloutCallback, rollout_of

@@ -22,12 +22,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from lit_rlvr.algorithms.sft import SFT
+from lit_rlvr.common.arguments import check_within
 from lit_rlvr.common.files import cache_folder
+from lit_rlvr.common.log import log
 from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.engines.base import EngineContext
 from lit_rlvr.engines.hf import HFEngine
 from lit_rlvr.environments.base import Environment, environment_fingerprint
-from lit_rlvr.errors import UserError, check_all, check_within, log
+from lit_rlvr.errors import UserError, check_all
 from lit_rlvr.policy.loading import load_policy, save_model
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.sources import made_once

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from lit_rlvr.errors import UserError, log
+from lit_rlvr.common.log import log
+from lit_rlvr.errors import UserError
 from lit_rlvr.options import DEFAULT_TOKENS
 from lit_rlvr.sizing.gpus import GIB
 from lit_rlvr.sizing.strategies import MemoryPlan, describe_run

@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 from lit_rlvr.common.files import save_smaller_sizes, smaller_sizes, write_atomically
+from lit_rlvr.common.log import log
+from lit_rlvr.common.paths import shown
 from lit_rlvr.distributed.collectives import all_max, rank
 from lit_rlvr.distributed.sharding import full_tensor
-from lit_rlvr.errors import ResumableError, UserError, first_line, log, shown
+from lit_rlvr.errors import ResumableError, UserError, first_line
 from lit_rlvr.options import DEFAULT_TOKENS
 from lit_rlvr.training.step import StepPlan
 from lit_rlvr.types import Rollout

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from lit_rlvr.advantages import Advantage, GroupBatch, resolve_advantage
+from lit_rlvr.common.log import log
 from lit_rlvr.common.returned import (
     changed_fields,
     inputs_stay,
@@ -30,8 +31,9 @@ from lit_rlvr.common.returned import (
     require_loss,
     require_metrics,
 )
+from lit_rlvr.common.user_code import check_takes, defined_at
 from lit_rlvr.distributed.collectives import to_device
-from lit_rlvr.errors import UserError, check_takes, defined_at, log
+from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import (
     LossInputs,
     Stats,

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
+from lit_rlvr.common.log import log
 from lit_rlvr.common.terminal import progress
 from lit_rlvr.distributed.collectives import broadcast_first, gather_objects, rank, world_size
 from lit_rlvr.distributed.sharding import shard
-from lit_rlvr.errors import UserError, log
+from lit_rlvr.errors import UserError
 from lit_rlvr.options import Compute, Lora, is_url
 from lit_rlvr.plan import RunPlan
 from lit_rlvr.policy.adapters import add_adapters, round_frozen

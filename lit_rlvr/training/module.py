@@ -16,10 +16,11 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from lit_rlvr.advantages import Advantage
+from lit_rlvr.common.arguments import MAX_SIZE, ChecksArguments, check_within
 from lit_rlvr.common.init_arguments import dotted_path_of, init_arguments, with_class_defaults
 from lit_rlvr.distributed.checkpoints import check_identity, run_identity
 from lit_rlvr.distributed.collectives import leave_out_of_buckets
-from lit_rlvr.errors import MAX_SIZE, ChecksArguments, check_within, refuse_all
+from lit_rlvr.errors import refuse_all
 from lit_rlvr.options import KL, AutoLR, Compute, Importance, Lora, Loss, Optim, Teacher
 from lit_rlvr.plan import RunPlan, plan_of
 from lit_rlvr.policy.adapters import is_saved

@@ -11,9 +11,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from lit_rlvr.common.arguments import check_within, type_text
+from lit_rlvr.common.log import log
 from lit_rlvr.common.packages import pip_command
 from lit_rlvr.distributed.sharding import has_shards, own_shard
-from lit_rlvr.errors import UserError, check_within, first_line, log, type_text
+from lit_rlvr.errors import UserError, first_line
 from lit_rlvr.options import AutoLR, Optim
 
 

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_rlvr.common.log import log
 from lit_rlvr.distributed.collectives import to_device
 from lit_rlvr.engines.client import VLLMServer, run_coroutine, wait_for
-from lit_rlvr.errors import UserError, log
+from lit_rlvr.errors import UserError
 from lit_rlvr.options import Teacher, TeacherPrompt, is_url
 from lit_rlvr.policy.logprobs import TeacherHead
 from lit_rlvr.policy.policy import Policy

@@ -16,9 +16,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lit_rlvr.common.arguments import ChecksArguments
 from lit_rlvr.common.init_arguments import init_arguments
+from lit_rlvr.common.log import log
 from lit_rlvr.common.returned import inputs_stay, require_cost
-from lit_rlvr.errors import ChecksArguments, UserError, check_calls_super, check_takes, defined_at, log
+from lit_rlvr.common.user_code import check_calls_super, check_takes, defined_at
+from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import KLEstimator, LossInputs, kl_estimate, ratio
 from lit_rlvr.policy.policy import Policy
 

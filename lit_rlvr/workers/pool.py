@@ -21,8 +21,10 @@ from multiprocessing.connection import wait
 from types import TracebackType
 from typing import Any
 
+from lit_rlvr.common.arguments import check_within
+from lit_rlvr.common.log import log
 from lit_rlvr.common.terminal import progress
-from lit_rlvr.errors import UserError, check_within, log
+from lit_rlvr.errors import UserError
 from lit_rlvr.workers.process import Function, Isolation, Outcome, WorkerProcess
 
 SLOW_REWARD_SECONDS = 30.0

@@ -15,7 +15,8 @@ from hashlib import sha256
 from multiprocessing.connection import Pipe
 from typing import Any, Literal, NamedTuple
 
-from lit_rlvr.errors import UserError, check_within, first_line
+from lit_rlvr.common.arguments import check_within
+from lit_rlvr.errors import UserError, first_line
 
 LOG_BYTES = 1000
 

@@ -19,7 +19,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from lit_rlvr.errors import UserError, with_user_line
+from lit_rlvr.common.user_code import with_user_line
+from lit_rlvr.errors import UserError
 
 PR_SET_PDEATHSIG = 1
 DETAIL_CHARACTERS = 500

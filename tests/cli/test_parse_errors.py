@@ -13,8 +13,10 @@ from jsonargparse import ArgumentError
 
 from lit_rlvr.cli.error_lines import explain_parse_error, options_of
 from lit_rlvr.cli.lightning_cli import RLVRCLI, ConfigCheck
+from lit_rlvr.common.did_you_mean import nearest
+from lit_rlvr.common.foreign_names import OPTIONS_OF_OTHERS
 from lit_rlvr.configs import TOP_KEYS, Parser, find_configs, load_yaml
-from lit_rlvr.errors import OPTIONS_OF_OTHERS, UserError, nearest
+from lit_rlvr.errors import UserError
 
 OWN = """
 from collections.abc import Callable

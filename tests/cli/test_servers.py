@@ -186,7 +186,7 @@ def test_a_server_that_ends_is_said_with_its_last_lines(
     monkeypatch.setattr(servers, "RESTART_SECONDS", 0)
     monkeypatch.setattr(LocalServer, "_wait", wait)
     monkeypatch.setenv(ENDED_VARIABLE, str(tmp_path))
-    monkeypatch.setattr("lit_rlvr.errors.log.propagate", True)
+    monkeypatch.setattr("lit_rlvr.common.log.log.propagate", True)
     output, url = tmp_path / "servers.log", "http://127.0.0.1:1"
     output.write_text("of another server\n")
     server = LocalServer(url, ["serve"], {}, output)

@@ -13,7 +13,7 @@ MOVED = ["VLLM_CACHE_ROOT", "TRITON_CACHE_DIR", "FLASHINFER_WORKSPACE_BASE"]
 def test_folders_that_cannot_be_written_are_replaced_and_said_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("lit_rlvr.errors.log.propagate", True)
+    monkeypatch.setattr("lit_rlvr.common.log.log.propagate", True)
     for variable in _FOLDERS:  # set here, so that they are restored afterwards
         monkeypatch.setenv(variable, "")
     for variable in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME"):

@@ -13,8 +13,9 @@ from lit_rlvr.commands.check.gold import Gold, Kind, read_gold
 from lit_rlvr.commands.check.rewrites import REWRITES
 from lit_rlvr.commands.check.rewrites.registry import NUMERIC_KINDS
 from lit_rlvr.commands.check.shortcuts import frequent_answers, shortcuts
+from lit_rlvr.common.log import log
 from lit_rlvr.common.terminal import progress_bar
-from lit_rlvr.errors import UserError, log
+from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import Reward
 from lit_rlvr.rewards.combine import pairs_of
 from lit_rlvr.rewards.gold_answers import GOLD_FORMS

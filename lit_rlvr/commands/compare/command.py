@@ -24,10 +24,11 @@ from lit_rlvr.commands.compare.study_results import read_cell, study_results
 from lit_rlvr.commands.compare.study_tables import report
 from lit_rlvr.commands.report.page import write_report
 from lit_rlvr.common.files import write_atomically
+from lit_rlvr.common.log import log
 from lit_rlvr.common.packages import require
 from lit_rlvr.common.terminal import show_result
 from lit_rlvr.configs import Parser
-from lit_rlvr.errors import UserError, log
+from lit_rlvr.errors import UserError
 
 if TYPE_CHECKING:  # a finished study is read without Lightning and torch
     from lit_rlvr.evaluation.suites import Suite

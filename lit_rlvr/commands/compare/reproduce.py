@@ -19,10 +19,11 @@ from lit_rlvr.commands.compare.printed import Paper, PrintedTable, PrintedValue,
 from lit_rlvr.commands.compare.study import load_study
 from lit_rlvr.commands.compare.study_tables import percent
 from lit_rlvr.common.files import write_atomically
+from lit_rlvr.common.log import log
 from lit_rlvr.common.packages import require
 from lit_rlvr.common.terminal import show_result
 from lit_rlvr.configs import Parser, config_folder, load_yaml
-from lit_rlvr.errors import UserError, log
+from lit_rlvr.errors import UserError
 from lit_rlvr.evaluation.results import markdown_table
 
 ComparedTable = dict[str, dict[str, tuple[PrintedValue, Mapping[str, Any] | None]]]

@@ -16,9 +16,10 @@ import yaml
 
 from lit_rlvr.commands.compare.study import BEFORE, Cell, Study, algorithm_options
 from lit_rlvr.common.files import check_writable, write_atomically
+from lit_rlvr.common.log import log
 from lit_rlvr.common.run_files import is_complete, is_run, list_checkpoints
 from lit_rlvr.configs import changes
-from lit_rlvr.errors import UserError, log
+from lit_rlvr.errors import UserError
 
 CONFIG = "cell.yaml"
 """Name of a cell's config of `fit` in its run folder."""

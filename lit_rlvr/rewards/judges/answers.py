@@ -10,7 +10,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lit_rlvr.errors import UserError, first_line, log, shown
+from lit_rlvr.common.log import log
+from lit_rlvr.common.paths import shown
+from lit_rlvr.errors import UserError, first_line
 
 _TABLES = """
 PRAGMA synchronous = OFF;

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lit_rlvr.errors import log
+from lit_rlvr.common.log import log
 from lit_rlvr.rewards.base import CheckedReward, ProcessPlace
 from lit_rlvr.rewards.judges.images import as_urls, has_videos, image_urls
 from lit_rlvr.rewards.judges.prompts import Question, Reply, Seen, ask_about

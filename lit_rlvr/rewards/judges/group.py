@@ -7,8 +7,9 @@ from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
+from lit_rlvr.common.arguments import check_within
+from lit_rlvr.common.log import log
 from lit_rlvr.common.seeds import derive_seed
-from lit_rlvr.errors import check_within, log
 from lit_rlvr.rewards.base import groups_of
 from lit_rlvr.rewards.judges.base import Judge
 from lit_rlvr.rewards.judges.prompts import Question, Reply, Seen

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lit_rlvr.errors import given_text
+from lit_rlvr.common.arguments import given_text
 from lit_rlvr.speech.thoughts import without_thoughts
 
 Values = tuple[int | str, ...]

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
+from lit_rlvr.common.log import log
 from lit_rlvr.common.packages import expect_hub
-from lit_rlvr.errors import UserError, first_line, log
+from lit_rlvr.errors import UserError, first_line
 from lit_rlvr.rewards.base import CheckedReward, ProcessPlace, groups_of, reaches
 from lit_rlvr.rewards.forms import as_messages
 from lit_rlvr.rewards.judges.base import NO_IMAGES, TRIAL, Judge

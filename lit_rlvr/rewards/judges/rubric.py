@@ -8,8 +8,9 @@ from contextlib import suppress
 from itertools import chain, islice
 from typing import Any
 
+from lit_rlvr.common.arguments import check_within, fits, given_text
 from lit_rlvr.common.columns import as_object, is_missing, lookup
-from lit_rlvr.errors import UserError, check_within, fits, given_text
+from lit_rlvr.errors import UserError
 from lit_rlvr.rewards.base import LARGEST, reaches
 from lit_rlvr.rewards.judges.base import Judge
 from lit_rlvr.rewards.judges.prompts import Question, Reply, ask_about

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from lit_rlvr.common.arguments import check_within, option_group
+from lit_rlvr.common.log import log
 from lit_rlvr.common.packages import require
 from lit_rlvr.common.seeds import derive_seed
-from lit_rlvr.errors import UserError, check_within, first_line, log, option_group, refuse_all
+from lit_rlvr.errors import UserError, first_line, refuse_all
 from lit_rlvr.rewards.base import ProcessPlace
 from lit_rlvr.rewards.function import resolved
 from lit_rlvr.rewards.judges.answers import Answers, Spent, machine_file, machine_files

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from lit_rlvr.errors import UserError, check_within
+from lit_rlvr.common.arguments import check_within
+from lit_rlvr.errors import UserError
 from lit_rlvr.rewards.places.base import PlacesReward, as_places
 from lit_rlvr.rewards.places.geometry import distance_to, match
 from lit_rlvr.rewards.places.text import answer_text, find_points

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lit_rlvr.common.log import log
 from lit_rlvr.engines.turns import check_room_for_answer
-from lit_rlvr.errors import UserError, check_all, log, refuse_all
+from lit_rlvr.errors import UserError, check_all, refuse_all
 from lit_rlvr.rewards.base import check_prefills, report_rewards_in_process
 from lit_rlvr.rewards.gold_answers import (
     check_references,

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lit_rlvr.errors import UserError, log
+from lit_rlvr.common.log import log
+from lit_rlvr.errors import UserError
 from lit_rlvr.media import kinds_of
 from lit_rlvr.policy.loading import load_model_config
 from lit_rlvr.rollout.episodes import added_images, begins

@@ -5,7 +5,8 @@ from __future__ import annotations
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from lit_rlvr.errors import log, refuse_all
+from lit_rlvr.common.log import log
+from lit_rlvr.errors import refuse_all
 from lit_rlvr.plan import RunPlan
 from lit_rlvr.policy.precision import bf16_slowdown
 from lit_rlvr.rollout.preflight.lengths import length_requirements

@@ -11,9 +11,10 @@ import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_rlvr.common.files import write_atomically
+from lit_rlvr.common.log import log
 from lit_rlvr.common.packages import find_part, require
 from lit_rlvr.common.terminal import one_line
-from lit_rlvr.errors import RunStopped, UserError, first_line, log
+from lit_rlvr.errors import RunStopped, UserError, first_line
 from lit_rlvr.run.loggers import callback_of, metric_rows, run_root
 from lit_rlvr.run.outputs import RunFolder
 from lit_rlvr.run.trackers.base import Samples, TrackedRun, Tracker

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lit_rlvr.advantages import Advantage
 from lit_rlvr.algorithms import RLVRModule
-from lit_rlvr.errors import check_within
+from lit_rlvr.common.arguments import check_within
 from lit_rlvr.objectives import LossInputs, Stats, masked_sum, ratio
 from lit_rlvr.options import Loss
 
