@@ -344,7 +344,7 @@ class Policy(nn.Module):
             scores = self.owner(built, rollout.sampling, entropy, entropy_gradient, pixels, teacher)
         at = (built.sequence, built.position)
         empty = torch.zeros(len(rows), rollout.token_ids.shape[1], dtype=scores.logp.dtype, device=scores.logp.device)
-        laid_out = []
+        laid_out: list[Tensor | None] = []
         for values in scores:
             if values is None:
                 laid_out.append(None)
