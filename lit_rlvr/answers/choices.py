@@ -225,7 +225,8 @@ class _Reader:
         self._stated = re.compile(
             rf"{stated}\s*:?\s*\(?(?:{text}|{upper_letter}(?={end}|\s*[/&]))"
             rf"|\({upper_letter.replace('?P<letter>', '?P<bracketed>')}\)"
-            rf"|{upper_letter.replace('?P<letter>', '?P<right>')}(?=\)?\s+(?:{_VERDICT}))"
+            rf"|{upper_letter.replace('?P<letter>', '?P<right>')}(?=\)?\s+(?:{_VERDICT}|(?:is|does)[.!]?\s*$))"
+            rf"|(?i:\bonly)\s+{upper_letter.replace('?P<letter>', '?P<only>')}(?=\s+[a-z]+(?:s|es|can)?(?![^\W_]))"
         )
         correct = rf"(?:^|[\s.,;:!?(\u2014])(?i:{CORRECTION})(?![\w'])[\s,:;.!\u2014-]*(?i:{_SPOKEN}\b[\s,:;.(-]*)*"
         self._corrected = re.compile(rf"{correct}(?:{text}|{upper_letter}(?={end}))")
@@ -307,7 +308,7 @@ class _Reader:
     def _numbers(self, match: re.Match[str]) -> frozenset[int]:
         """Return the options of a match, by its letter or its text."""
         groups = match.groupdict()
-        letter = groups.get("letter") or groups.get("bracketed") or groups.get("right")
+        letter = groups.get("letter") or groups.get("bracketed") or groups.get("right") or groups.get("only")
         if letter:
             return frozenset({ascii_uppercase.index(letter.upper())})
         return self._with_text(match["text"])
