@@ -5,38 +5,59 @@ from __future__ import annotations
 import re
 from itertools import pairwise
 
+from lit_rlvr.answers.units import read_unit
+
 _WHEN = "|".join(
     [
-        r"after|before|when|whenever|until|although|even though|though",
-        r"nachdem|bevor|weil|denn|obwohl|damit|bis",
+        r"after|before|when|whenever|until|although|even though|though|by(?= [a-z]+ing\b)",
+        r"nachdem|bevor|obwohl",
         r"después de|antes de|cuando|aunque|porque|ya que",
-        r"après|avant|quand|lorsque|parce que|car|puisque",
+        r"après|avant|quand|lorsque|parce que|puisque",
         r"dopo|prima di|quando|anche se|perché|poiché",
-        r"depois de|antes de|embora|pois",
-        r"nadat|voordat|omdat|want|wanneer|hoewel",
+        r"depois de|antes de|embora",
+        r"nadat|voordat|omdat|wanneer|hoewel",
     ]
 )
 """Words that begin a subordinate clause, or say when: en, de, es, fr, it, pt, nl."""
-_SUBORDINATE = re.compile(rf"(?i)(?<=[\w)$%.]),?\s+(?:{_WHEN})\s(?=[^,;:]*$)")
+_AFTER_COMMA = "weil|denn|damit|car|pois|want|with|mit|con|avec|com|met"
+"""Words that begin one behind a comma: others mean something else without it."""
+_SUBORDINATE = re.compile(rf"(?i)(?<=[\w)$%.])(?:,?\s+(?:{_WHEN})|,\s+(?:{_AFTER_COMMA}))\s(?=[^,;:]*$)")
+_CONTRAST = re.compile(
+    r"(?i),?\s+(?:whereas|wohingegen|mientras que|tandis que|alors que|enquanto que|terwijl)\s(?=[^;:]*$)"
+)
+"""Words before a clause about something else."""
 _TO_DO = r"(?:to|para|pour|per|um|om)\s+(?!(?:get|give|obtain|find|yield|have|be)\b)[^\W\d_]{3,}"
 _CONJUNCTION = r"(?:and|but|so|then|und|aber|y|et|e)\s"
 _AUXILIARY = r"(?:needs?|ha[sd]|have|wants?|able|going|used)\s+to\b"
 _WORDS = rf"\s*\$?(?:\s+(?!{_CONJUNCTION})(?!{_AUXILIARY})[^\W\d_]+){{0,4}}?"
-_ARTICLE = r"(?:(?:the|his|her|its|their|my|our|your|an?|about|first|last|next|every|each)\s+){0,3}"
-_FROM = re.compile(rf"(?i){_WORDS}\s+(?:from|within|during)\s+{_ARTICLE}\$?")
-_FOR = re.compile(rf"(?i){_WORDS}\s+(?:for|{_TO_DO})\s+{_ARTICLE}\$?")
+_ARTICLE = (
+    r"(?:(?:the|his|her|its|their|my|our|your|an?|about|first|last|next|every|each|die|der|das|den|dem"
+    r"|el|las?|los|les?|gli|i|os?|as?|de|het)\s+){0,3}"
+)
+_FROM = re.compile(rf"(?i){_WORDS}\s+(?:from|within|during|with)\s+{_ARTICLE}\$?")
+_FOR = re.compile(rf"(?i){_WORDS}\s+(?:for|für|para|pour|per|voor|{_TO_DO})\s+{_ARTICLE}\$?")
+_IN = re.compile(rf"(?i){_WORDS}\s+(?:in|en|em|au cours de)\s+{_ARTICLE}")
+_TIME = (("s", 1),)
 _OF = re.compile(r"\s+of\s+")
 _TO_THE_OTHER_END = re.compile(r"\s*(?:to|until|till|-)\s*")
-_NOUN = re.compile(r"\$?\s+[^\W\d_]{3,}|\s*[.!]?$")
+_NOUN = re.compile(r"\$?\s+[^\W\d_]|\s*[.!]?$")
 _MONEY = re.compile(r"(?i)\s*(?:dollars?|cents?|euros?|pounds?)\b")
 _COMPARED = re.compile(
     r"(?i)[%$]?(?:\s+[^\W\d_]+){0,3}?\s+(?:more|less|fewer|[a-z]{2,}er)\s+than\b|\s+times\s+(?:as|the|more)\b"
 )
-_OPERATION = re.compile(r"(?i)\b(?:add|plus|subtract|minus|multipl|divid|combin|sum|product|tak)")
+_OPERATION = re.compile(r"(?i)\b(?:add|plus|subtract|minus|multipl|divid|combin|sum|product)|\btak\w+\s[^.;]*?\bfrom\b")
 _BRACKET = re.compile(r"\s\((?=[^()]*[A-Za-z]{3})[^()]*\)")
 """A note in brackets."""
 
 Span = tuple[int, int]
+
+
+def without_contrast(text: str) -> str:
+    """Return a sentence without the clause at its end that is about something else: "Ann is 4, whereas Tom is 9"."""
+    match = _CONTRAST.search(text)
+    if match:
+        return text[: match.start()]
+    return text
 
 
 def without_subordinate(text: str, spans: list[Span]) -> str:
@@ -76,5 +97,14 @@ def _is_aside(text: str, previous: int, start: int, end: int) -> bool:
     """Return True if a number hangs on the one that ends at `previous`."""
     if _OF.fullmatch(text, previous, start) or _FROM.fullmatch(text, previous, start) or _COMPARED.match(text, end):
         return True
+    if _IN.fullmatch(text, previous, start) and _is_time(text, end):
+        return True
     is_price = text[start] in "$€£\\" or _MONEY.match(text, end) is not None
     return not is_price and _NOUN.match(text, end) is not None and _FOR.fullmatch(text, previous, start) is not None
+
+
+def _is_time(text: str, end: int) -> bool:
+    """Return True if a unit of time stands behind a number."""
+    word = re.match(r"\s+([^\W\d_]+)", text[end:])
+    unit = read_unit(word[1]) if word else None
+    return unit is not None and unit[1] == _TIME

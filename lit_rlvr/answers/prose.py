@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as Collection
 from dataclasses import replace
 
-from lit_rlvr.answers.asides import without_asides, without_subordinate
+from lit_rlvr.answers.asides import without_asides, without_contrast, without_subordinate
 from lit_rlvr.answers.characters import ALPHABET, plain_characters
 from lit_rlvr.answers.find import Found
 from lit_rlvr.answers.latex import clean
@@ -208,9 +208,19 @@ def _in_sentence(answer: Found, keys: Collection[str]) -> Iterator[str]:
         text = _without_parts(_behind_reason(text, _OWN_REASON_CLAUSE))
     else:
         text = _before_reason(_without_parts(_conclusion(text)))
+        main = without_contrast(text)
+        if main != text and (next(_spans(main), None) or _only_count(main)):
+            text = main
         text = without_subordinate(text, list(_spans(text)))
         if _ASKS.match(text) and "=" not in text:
             return
+    share = _SHARE_OF.match(text)
+    if share and read_numeral(share[1]) is not None and len(list(_spans(text))) == 1:
+        yield share[1]
+        return
+    if not is_phrase and (stated := _STATED_LAST.search(text)) and _is_value(stated[1]):
+        yield stated[1]
+        return
     time = SPOKEN_TIME.search(text)
     if time and read_spoken_time(time[0]) and _states_time(text, time):
         yield time[0]
@@ -274,6 +284,13 @@ def _in_sentence(answer: Found, keys: Collection[str]) -> Iterator[str]:
         yield from _above(answer, keys)
 
 
+_SHARE_OF = re.compile(
+    r"(?i)(?:(?:so|thus|hence|therefore|then),?\s+)?([a-z]+(?:[- ][a-z]+){0,2}?)\s+of\s+"
+    r"(?:(?:the|all|his|her|its|their|our)\s+){1,2}\d"
+)
+"""A share in words of a known number: "two fifths of the 30 pupils"."""
+_STATED_LAST = re.compile(r"\w+\s+\w+\s+\w+[^:]*:\s+([^:]{1,80}?)\.?$")
+"""A value behind the colon of a sentence."""
 _FROM_TIME = re.compile(r"(?i)\b(?:after|before|from|until|till|since|between|by)\s+$")
 
 
@@ -311,6 +328,8 @@ def _before_reason(text: str) -> str:
         return text
     before = text[: reason.start()]
     first = next(_spans(before), None)
+    if next(_spans(text), None) is None and not _REJECTS.search(before) and not before.startswith(" "):
+        return before
     if first is None or _REJECTS.search(before):
         return text
     verb = _verb(before, False)
@@ -326,7 +345,10 @@ _EXCLAIMED = re.compile(r"(?<=[a-z]{3}\s)[$\\]*\d[\d.,]*\$?!$")
 """A number at the end of a sentence with an exclamation mark, which is no factorial: "That makes 24!"."""
 _NOTE = re.compile(r"(?<=\w)\s+\((?!\s*(?:not?|wrong|false)\b)[^()]*\)\.?$")
 """A note in brackets at the end of a line: "Marie Curie (1867-1934)"."""
-_PARTS = re.compile(r",\s+\S+\s+of (?:which|whom)\b|,?\s+of (?:which|whom)\b")
+_PARTS = re.compile(
+    r",\s+\S+\s+of (?:which|whom)\b|,?\s+of (?:which|whom)\b|,\s+(?:von denen|davon|darunter|de l[oa]s (?:cuales|que)"
+    r"|dont|parmi lesquel(?:le)?s|di cui|d[oa]s quais|waarvan|из (?:них|которых))\s|[\uff0c,]?\u5176\u4e2d"
+)
 
 
 def _without_parts(text: str) -> str:
@@ -341,6 +363,9 @@ def _is_unread_chain(clause: str) -> bool:
     """Return True for an operation in words, and for steps with units that are no equation: "90 s * 2 m/s = 180 m"."""
     if _OPERATION.search(clause):
         return True
+    delimited = _DELIMITED.match(clause)
+    if delimited and _is_value(delimited[0]):
+        return False
     return re.match(r"[\d$(\\].*[A-Za-z].*=", clause) is not None and not _is_value(clause)
 
 

@@ -20,7 +20,7 @@ MAYBE = (
 """Words that join an answer with another one."""
 NOT = "|".join(
     [
-        r"not|never|cannot|neither",
+        r"not|never|cannot|neither|(?<!no )(?<!a )doubt(?:ed|ful|s)?",
         r"nicht|keine?[mnrs]?",
         r"no (?:es|son|hay)",
         r"n(?:e |['\u2019])\w+ pas",

@@ -641,3 +641,32 @@ SENTENCES = [
 def test_a_sentence_states_one_of_its_numbers_and_the_others_are_asides() -> None:
     assert wrongly_judged(SENTENCES) == []
     assert judged([("The answer is 3 or maybe 5.", "5"), ("She can buy 5 pens for 10 dollars.", "5")]) == []
+
+
+ASIDES = [
+    ("Each child gets 5 figs, with 2 left over.", "5", "2"),
+    ("Jeder bekommt 5 Feigen, mit 2 als Rest.", "5", "2"),
+    ("So Peter is four years old, whereas his sister is 9.", "4", "9"),
+    ("There are $\\binom{10}{3} = 120$ ways to choose 3 of them.", "120", "3"),
+    ("It takes 1.5 hours to fill the 200 L tank.", "90 min", "200 L"),
+    ("You take 4 from 9 figs and 5 remain.", "5", "4"),
+    ("So two fifths of the 30 pupils walk to school.", "2/5", "30"),
+    ("Half of the 12 figs, that is 6 figs, are left.", "6", "12"),
+    ("Lena saved $45 by buying the set for $155.", "45", "155"),
+    ("So the line has slope -1 and intercept 3: y = 3 - x.", "y=-x+3", "y=x-3"),
+    ("The next bead must be blue, since the last was red.", "blue", "red"),
+    ("Insgesamt sind es 18 Äpfel, von denen 6 rot sind.", "18", "6"),
+    ("En total hay 18 manzanas, de las cuales 6 son rojas.", "18", "6"),
+    ("Il y a 18 pommes, dont 6 rouges.", "18", "6"),
+    ("Quindi servono 24 uova per le 8 torte.", "24", "8"),
+    ("The bus covers 60 km in 2 hours.", "60", "2"),
+    ("No doubt it is 5.", "5", "6"),
+    ("B and C don't fit either, which means D.", "D", "C"),
+    ("(A) is the best choice here; (C) misses the sign.", "A", "C"),
+    ("The 3 kids want 5 figs.", "5", "3"),
+]
+
+
+def test_clauses_about_something_else_and_shares_in_words() -> None:
+    assert wrongly_judged(ASIDES) == []
+    assert judged([("I doubt that it is 5.", "5"), ("So the price fell, whereas Tom has 5.", "4")]) == []
