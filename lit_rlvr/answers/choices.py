@@ -51,8 +51,8 @@ _FILLER = (
 _FILLERS = rf"(?i:(?:[\s:,=\"'(\[|-]|(?<![^\W_])(?:{_FILLER})(?![^\W_]))*)"
 _CAUSE = r"because|since|as|for|due|given|considering|\u56e0\u4e3a|\u7531\u4e8e"
 _REASON = re.compile(
-    rf"(?i)(?<![^\W_])(?:{_CAUSE}|while|whereas|although|though|but|which(?! leaves\b)|where|explanation|reason|"
-    r"\u7406\u7531|\u89e3\u91ca)(?![^\W_])"
+    rf"(?i)(?<![^\W_])(?:{_CAUSE}|while|whereas|although|though|but|which(?! (?:leaves|means)\b)|where|explanation"
+    r"|reason|\u7406\u7531|\u89e3\u91ca)(?![^\W_])"
 )
 _REASON_CLAUSE = re.compile(rf"{_REASON.pattern}[^,.;\n]*")
 _VERDICT = (
@@ -60,6 +60,7 @@ _VERDICT = (
     r"(?:correct|right|best|answer|choice|option|true|one)|best|remains|is left|it is)(?![^\W_])"
     r"|\u662f?\u6b63\u786e|\u9009?\u9879"
 )
+_CALLED_RIGHT = re.compile(rf"\)?\s+(?:{_VERDICT})")
 _SPOKEN = (
     r"(?:it|that|this|the|correct|right|best|better|answer|option|choice|letter|is|be|should|must|would|may|might|i|i'd|we|think|"
     r"choose|pick|mean|meant|say|wait|no|actually|sorry|go|with|for|rather|really)"
@@ -219,13 +220,14 @@ class _Reader:
         upper = f"[{letters}]" if letters else "(?!)"
         self._list = re.compile(rf"(?<![^\W_])(?P<letter>{upper})(?:\)|[.:](?=\s+\S))")
         stated = r"(?<![^\W_])"
-        stated += r"(?i:option|choice|letter|answer|is|be|choose|pick|select|with|so|leaves?|leaving"
+        stated += r"(?i:option|choice|letter|answer|is|be|choose|pick|select|with|so|leaves?|leaving|means"
         stated += r"|\u9009|\u9009\u9879|\u662f|\u4e3a)"
         upper_letter = letter.replace(any_letter, upper)
         self._stated = re.compile(
             rf"{stated}\s*:?\s*\(?(?:{text}|{upper_letter}(?={end}|\s*[/&]))"
             rf"|\({upper_letter.replace('?P<letter>', '?P<bracketed>')}\)"
-            rf"|{upper_letter.replace('?P<letter>', '?P<right>')}(?=\)?\s+(?:{_VERDICT}))"
+            rf"|{upper_letter.replace('?P<letter>', '?P<right>')}(?=\)?\s+(?:{_VERDICT}|(?:is|does)[.!]?\s*$))"
+            rf"|(?i:\bonly)\s+{upper_letter.replace('?P<letter>', '?P<only>')}(?=\s+[a-z]+(?:s|es|can)?(?![^\W_]))"
         )
         correct = rf"(?:^|[\s.,;:!?(\u2014])(?i:{CORRECTION})(?![\w'])[\s,:;.!\u2014-]*(?i:{_SPOKEN}\b[\s,:;.(-]*)*"
         self._corrected = re.compile(rf"{correct}(?:{text}|{upper_letter}(?={end}))")
@@ -281,6 +283,8 @@ class _Reader:
             mentions = [
                 mention for stated in self._stated.finditer(asserted) for mention in self._chain(stated, asserted)[0]
             ]
+        called_right = [mention for mention in mentions if _CALLED_RIGHT.match(asserted, mention.end())]
+        mentions = called_right or mentions
         if not mentions and not negated:
             mentions = list(self._placed.finditer(phrase))
         if not mentions:
@@ -307,7 +311,7 @@ class _Reader:
     def _numbers(self, match: re.Match[str]) -> frozenset[int]:
         """Return the options of a match, by its letter or its text."""
         groups = match.groupdict()
-        letter = groups.get("letter") or groups.get("bracketed") or groups.get("right")
+        letter = groups.get("letter") or groups.get("bracketed") or groups.get("right") or groups.get("only")
         if letter:
             return frozenset({ascii_uppercase.index(letter.upper())})
         return self._with_text(match["text"])

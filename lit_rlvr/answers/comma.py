@@ -21,6 +21,7 @@ _ENGLISH = frozenset(["the", "is", "are", "of", "and", "we", "so", "to", "has", 
 _CYRILLIC = re.compile("[\u0400-\u052f]{2}")
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:\.\d{3})+(?![\d.])")
 _COMMA = re.compile(r"(?<=\d),(?=\d)")
+_WITH_COMMA = re.compile(r"-?\d+,(?:\d{1,2}|\d{4,})")
 READ = 1000
 """Characters from the end by which the language is told."""
 
@@ -35,8 +36,14 @@ def has_decimal_comma(text: str) -> bool:
 
 def with_decimal_point(found: Found) -> Found:
     """Return an answer with its dotted thousands and decimal commas as English writes them."""
-    return replace(found, text=_pointed(found.text), above=tuple(map(_pointed, found.above)))
+    return replace(found, text=pointed_number(found.text), above=tuple(map(pointed_number, found.above)))
 
 
-def _pointed(text: str) -> str:
+def is_decimal_comma(text: str) -> bool:
+    """Return True for a number with a decimal comma and no group of thousands: "3,5"."""
+    return _WITH_COMMA.fullmatch(text.strip()) is not None
+
+
+def pointed_number(text: str) -> str:
+    """Return a text with its numbers as English writes them."""
     return _COMMA.sub(".", _THOUSANDS.sub(lambda match: match[0].replace(".", ""), text))

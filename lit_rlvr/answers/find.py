@@ -32,7 +32,10 @@ _OR_BETWEEN = re.compile(
     rf"(?:{_MARKUP}|,)*+(?:or|\\text\{{\s*or\s*\}})(?![A-Za-z])(?:{_MARKUP})*+(?:{_BOX_LABEL})?+(?:{_MARKUP})*+"
 )
 _TEXT_COMMAND = re.compile(r"\\(?:text(?:bf|it|rm|tt|sf)?|mathrm|mathbf|mathit|mbox|hbox)\s*\{([^{}]*)\}")
-_NEXT_QUESTION = re.compile(r"^(?:[ \t]*(?:Question|Human|User|Q):|(?:user|human)[ \t]*$)", re.MULTILINE)
+_NEXT_QUESTION = re.compile(
+    r"^(?:[ \t]*(?:Question|Human|User|Q):|(?:user|human)[ \t]*$|[ \t]*(?:Question|Exercise|Problem)[ \t]+\d{1,3}[.:])",
+    re.MULTILINE,
+)
 _SPECIAL = re.compile(r"<\|[A-Za-z_]+\|>|</s>|<(?:eos|end_of_turn)>")
 
 
@@ -195,6 +198,8 @@ def _last_line(tail: str) -> Found:
     if listed:
         return Found(listed, "line")
     lines = [bare for line in tail.splitlines() if (bare := _bare(line))] or [""]
+    if len(lines) > 1 and len(lines[-1]) > 8 and lines[-2].startswith(lines[-1]):
+        lines.pop()  # a loop that was cut off
     return Found(lines[-1], "line", above=tuple(lines[-4:-1]))
 
 
@@ -358,6 +363,9 @@ _MARKER = re.compile(
     r"(?:(?:is|are|would be)(?![A-Za-z])|[=:\uff1a\u4e3a\u662f\u3011]+)|\bfinal answer\b[*_#\s]*\n"
 )
 _MARKDOWN = re.compile(r"</?[biu]>|\*\*|__(?!\w)|(?<!\w)__|^[>#\s]+|`+")
+_END_OF_PROOF = re.compile(
+    r"(?:(?<=[\s.])|^)(?:\$?\\(?:blacksquare|square|qed|Box|tag\*?\{[^{}]*\})\$?|[\u220e\u25a0\u25a1]|Q\.E\.D\.)$"
+)
 
 
 def _phrase(text: str) -> str | None:
@@ -394,6 +402,7 @@ def _bare(line: str) -> str:
     if is_frame(line):
         return ""
     bare = without_frame(_MARKDOWN.sub("", line.strip())).strip().lstrip(":").strip()
+    bare = _END_OF_PROOF.sub("", bare).rstrip()
     if re.fullmatch(r"[-=*_\s]*|(?:\\end\s*\{\w+\*?\}|\\[\])]|[}$.\s])*", bare):
         return ""
     return bare

@@ -51,7 +51,7 @@ _SHARE = re.compile(r"(\d++)\s++(?:out\s++of|in)\s++(?:every\s++)?(\d++)")
 SPOKEN_TIME = re.compile(
     r"(?i)(?:\ban?\s+)?\b(?:(?P<past>half|quarter|\d{1,2}|[a-z]+(?:-[a-z]+)?)(?:\s+minutes)?\s+past|(?P<to>quarter)\s+to)"
     r"\s+(?P<hour>\d{1,2}|[a-z]+)(?!\w)(?:\s+(?:in\s+the\s+(?P<day>morning|afternoon|evening)|at\s+(?P<night>night))"
-    r"|\s*(?P<half>[ap])\.?m\b\.?)?"
+    r"|\s*(?P<half>[ap])\.?m\b\.?)?|\b(?:12\s+)?(?P<twelve>noon|midnight)\b"
 )
 """A time of day in words: "half past seven in the evening", "a quarter to 4"."""
 
@@ -61,6 +61,8 @@ def read_spoken_time(text: str) -> Parts | None:
     match = SPOKEN_TIME.fullmatch(text)
     if match is None:
         return None
+    if match["twelve"]:
+        return Parts("time", (12, 0, 0, {"noon": "p", "midnight": "a"}[match["twelve"].lower()]))
     hour = _whole_number(match["hour"])
     minutes = {"half": 30, "quarter": 15}.get((match["past"] or "").lower())
     if minutes is None and match["past"]:

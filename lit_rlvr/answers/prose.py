@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as Collection
 from dataclasses import replace
 
+from lit_rlvr.answers.asides import without_asides, without_contrast, without_subordinate
 from lit_rlvr.answers.characters import ALPHABET, plain_characters
 from lit_rlvr.answers.find import Found
 from lit_rlvr.answers.latex import clean
@@ -115,6 +116,8 @@ _ASKED = re.compile(
     r"\s+(?=\w.*\w)"
 )
 """A question before its answer in one line: "How many are left? There are 5."."""
+_ASKED_FOR = re.compile(rf"{_ASKS.pattern}[^.!?=]*\.\s+(?=[A-Z\d$\\])")
+"""A sentence that says what is asked for, before its answer in one line: "We need to find x. It is 5."."""
 _ENUMERATED = re.compile(r"^\d{1,2}[.)]\s+(?=[A-Z][a-z])")
 """The number of a step at the beginning of a line."""
 _CUT_OFF = re.compile(r"[\d$)}]\s*(?:[-+*/=\u00d7\u00f7]|\\times|\\cdot)\s*$")
@@ -126,7 +129,7 @@ _CLOSED_CLASS = (
     r"over|under|between|through|into|out|as|if|when|where|which|that|because|since|so|but|not|nor|equals?"
 )
 _PREDICATE = re.compile(
-    rf"[$\\]?\d[\d.,]*\$?\s+[{ALPHABET}]+\s[^.;]*?(?<!\d\s)\b(?!(?:{_CLOSED_CLASS})\s)[a-z]{{2,}}\s+(?=[$\\]?\d)"
+    rf"[$\\]?\d[\d.,]*\$?\s+(?!(?:{_CLOSED_CLASS})\s)[{ALPHABET}]+\s[^.;]*?(?<!\d\s)\b(?!(?:{_CLOSED_CLASS})\s)[a-z]{{2,}}\s+(?=[$\\]?\d)"
 )
 """The subject of a sentence that begins with a number, and a verb before another one: "10 ducks need 5 pounds"."""
 
@@ -176,7 +179,7 @@ def _in_sentence(answer: Found, keys: Collection[str]) -> Iterator[str]:
     is_phrase = answer.where != "line"
     if not is_phrase:
         text = _ENUMERATED.sub("", text)
-        asked = _ASKED.match(text)
+        asked = _ASKED.match(text) or _ASKED_FOR.match(text)
         if asked:
             text = text[asked.end() :]
     corrected = _corrected(text, answer.behind)
@@ -205,14 +208,27 @@ def _in_sentence(answer: Found, keys: Collection[str]) -> Iterator[str]:
         text = _without_parts(_behind_reason(text, _OWN_REASON_CLAUSE))
     else:
         text = _before_reason(_without_parts(_conclusion(text)))
+        main = without_contrast(text)
+        if main != text and (next(_spans(main), None) or _only_count(main)):
+            text = main
+        text = without_subordinate(text, list(_spans(text)))
         if _ASKS.match(text) and "=" not in text:
             return
+    share = _SHARE_OF.match(text)
+    if share and read_numeral(share[1]) is not None and len(list(_spans(text))) == 1:
+        yield share[1]
+        return
+    if not is_phrase and (stated := _STATED_LAST.search(text)) and _is_value(stated[1]):
+        yield stated[1]
+        return
     time = SPOKEN_TIME.search(text)
-    if time and read_spoken_time(time[0]) and not is_denied_before(text[: time.start()], text[time.end() :]):
+    if time and read_spoken_time(time[0]) and _states_time(text, time):
         yield time[0]
     verb = _verb(text, is_phrase)
     statement = text[verb.end() :] if verb else text
     count = _count(statement) if verb else ""
+    if _OFFSET.match(statement[len(count) :]):
+        count = ""
     if is_denied(statement[len(count) :]):
         count = ""
     if not re.search(r"\d", text):
@@ -249,11 +265,16 @@ def _in_sentence(answer: Found, keys: Collection[str]) -> Iterator[str]:
     if total and _is_sum(total[0]) and not has_denial(searched[: total.start()]):
         yield total[0]
     spans = _without_known(searched)
+    if not is_phrase:
+        spans = without_asides(searched, spans)
     for start, end in spans[:1] if is_phrase or searched is not text else spans[-1:]:
         before = re.split(r"[.;:,]\s", searched[:start])[-1]
         after = searched[end:]
         is_taken_back = is_denied_before(before, after) or is_denied(after)
-        if not (is_taken_back or _GOES_ON.match(after) or is_counterfactual(searched[:start], after, is_phrase)):
+        is_offset = not before and _OFFSET.match(after) is not None
+        if not (
+            is_taken_back or is_offset or _GOES_ON.match(after) or is_counterfactual(searched[:start], after, is_phrase)
+        ):
             yield _with_unit(searched, start, end)
     if not spans:
         if len(text) < 200:
@@ -261,6 +282,22 @@ def _in_sentence(answer: Found, keys: Collection[str]) -> Iterator[str]:
             if clause != text and not has_denial(text):
                 yield clause
         yield from _above(answer, keys)
+
+
+_SHARE_OF = re.compile(
+    r"(?i)(?:(?:so|thus|hence|therefore|then),?\s+)?([a-z]+(?:[- ][a-z]+){0,2}?)\s+of\s+"
+    r"(?:(?:the|all|his|her|its|their|our)\s+){1,2}\d"
+)
+"""A share in words of a known number: "two fifths of the 30 pupils"."""
+_STATED_LAST = re.compile(r"\w+\s+\w+\s+\w+[^:]*:\s+([^:]{1,80}?)\.?$")
+"""A value behind the colon of a sentence."""
+_FROM_TIME = re.compile(r"(?i)\b(?:after|before|from|until|till|since|between|by)\s+$")
+
+
+def _states_time(text: str, time: re.Match[str]) -> bool:
+    """Return True for a time of day that its sentence neither denies nor counts from."""
+    before = text[: time.start()]
+    return not _FROM_TIME.search(before) and not is_denied_before(before, text[time.end() :])
 
 
 _SUM_OF_UNITS = re.compile(r"\d+(?:\.\d+)?\s*[A-Za-z]+\.?\s*(?:,|and\b)?\s*\d+(?:\.\d+)?\s*[A-Za-z]+")
@@ -291,6 +328,8 @@ def _before_reason(text: str) -> str:
         return text
     before = text[: reason.start()]
     first = next(_spans(before), None)
+    if next(_spans(text), None) is None and not _REJECTS.search(before) and not before.startswith(" "):
+        return before
     if first is None or _REJECTS.search(before):
         return text
     verb = _verb(before, False)
@@ -306,7 +345,10 @@ _EXCLAIMED = re.compile(r"(?<=[a-z]{3}\s)[$\\]*\d[\d.,]*\$?!$")
 """A number at the end of a sentence with an exclamation mark, which is no factorial: "That makes 24!"."""
 _NOTE = re.compile(r"(?<=\w)\s+\((?!\s*(?:not?|wrong|false)\b)[^()]*\)\.?$")
 """A note in brackets at the end of a line: "Marie Curie (1867-1934)"."""
-_PARTS = re.compile(r",\s+\S+\s+of (?:which|whom)\b|,?\s+of (?:which|whom)\b")
+_PARTS = re.compile(
+    r",\s+\S+\s+of (?:which|whom)\b|,?\s+of (?:which|whom)\b|,\s+(?:von denen|davon|darunter|de l[oa]s (?:cuales|que)"
+    r"|dont|parmi lesquel(?:le)?s|di cui|d[oa]s quais|waarvan|из (?:них|которых))\s|[\uff0c,]?\u5176\u4e2d"
+)
 
 
 def _without_parts(text: str) -> str:
@@ -321,6 +363,9 @@ def _is_unread_chain(clause: str) -> bool:
     """Return True for an operation in words, and for steps with units that are no equation: "90 s * 2 m/s = 180 m"."""
     if _OPERATION.search(clause):
         return True
+    delimited = _DELIMITED.match(clause)
+    if delimited and _is_value(delimited[0]):
+        return False
     return re.match(r"[\d$(\\].*[A-Za-z].*=", clause) is not None and not _is_value(clause)
 
 
@@ -409,6 +454,7 @@ _PLACED = re.compile(r"[a-z]s?\s+(?:on|in|at)\s+(?:(?:an?|the)\s+)?([A-Z]\w+(?:\
 def _named(clause: str, keys: Collection[str]) -> str:
     """Return what a clause says of its subject behind a participle or preposition: "facing East", "in Paris"."""
     match = re.match(
+        r"(?:(?:so|then|now|thus|hence|therefore)\s+)?"
         r"(?:(?:called|named|known as|[a-z]+ing|located|made|said to be)\s+)?(?:(?:in|at|on|to|as|by|the"
         r"|an?|towards?)\s+)*(.+)",
         clause,
@@ -470,6 +516,8 @@ def _count(text: str) -> str:
     return ""
 
 
+_OFFSET = re.compile(r"(?i)\s+(?:[a-z]+\s+)?(?:minute|hour|day|night|week|month|year)s?\s+(?:after|before|from|past)\b")
+"""Behind a number that says how far a time is from another one: "six days after Friday"."""
 _ASIDE = re.compile(
     r"(?i)\b(?:the|these|those|both|all|any|my|your|his|her|its|our|their|root of|multiple of|factor of|by|past"
     r"|exceeds?|to|in|into|of|for|from|need|consider|reject|exclude|rule out|discard|at|on)\s+$"
@@ -493,6 +541,8 @@ def _only_count(text: str) -> str:
         count = _count(rest)
         before = text[: word.start()]
         if not count or (before and count.lower() in ("one", "half", "second")):
+            continue
+        if _OFFSET.match(rest, rest.find(count) + len(count)):
             continue
         end = word.start() + rest.find(count) + len(count)
         is_denied_here = is_denied(text[end:]) or is_denied_before(before, text[end:])

@@ -20,7 +20,7 @@ MAYBE = (
 """Words that join an answer with another one."""
 NOT = "|".join(
     [
-        r"not|never|cannot|neither",
+        r"not|never|cannot|neither|(?<!no )(?<!a )doubt(?:ed|ful|s)?",
         r"nicht|keine?[mnrs]?",
         r"no (?:es|son|hay)",
         r"n(?:e |['\u2019])\w+ pas",
@@ -139,7 +139,10 @@ PREFERRED = (
 _CONTRASTED = re.compile(
     rf"(?i)\b(?:but|although|though|however|yet|while|whereas)\b[\s,]+(?=[^.;\n]{{1,30}}?\s{PREFERRED})"
 )
-_NOT_BUT = re.compile(r"(?i)\bnot\s+(?!only\b)[^.;]{1,40}?\bbut\s+(?:rather\s+)?(?=[^a-z]|[a-z]\b)")
+_NOT_BUT = re.compile(
+    r"(?i)\bnot\s+(?!only\b)[^.;]{1,40}?(?:\bbut\s+(?:rather\s+)?|[,;]\s+(?:it|that)(?:['\u2019]s|\s+is)\s+)"
+    r"(?=[^a-z]|[a-z]\b)"
+)
 _NOT_YET = re.compile(
     r"(?i)(?:\b(?:anything but|any value but|close to|near(?:ly)?|almost|other than|except(?: for)?"
     r"|instead of|rather than|far from|"

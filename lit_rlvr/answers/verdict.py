@@ -17,7 +17,7 @@ from typing import Any
 from lit_rlvr.answers import Verdict
 from lit_rlvr.answers.arithmetic import has_steps, same_steps, sides
 from lit_rlvr.answers.choices import named_options
-from lit_rlvr.answers.comma import has_decimal_comma, with_decimal_point
+from lit_rlvr.answers.comma import has_decimal_comma, is_decimal_comma, pointed_number, with_decimal_point
 from lit_rlvr.answers.compare import Rules, same
 from lit_rlvr.answers.find import Found, answer_region, find_answer, last_boxed
 from lit_rlvr.answers.latex import clean
@@ -77,6 +77,8 @@ def check(
         pointed = with_decimal_point(found)
         values = [reference for reference in references if not _option_letter(reference)]
         verdicts_of_values = [_judge(pointed, value, rules) for value in values]
+        for value in filter(is_decimal_comma, values):
+            verdicts_of_values.append(_judge(pointed, pointed_number(value), rules))
         right = [verdict for verdict in verdicts_of_values if verdict.correct]
     first, *_ = right or verdicts
     return first

@@ -381,7 +381,21 @@ def test_blanks_behind_an_answer_cost_no_time() -> None:
 
 
 @pytest.mark.parametrize(
-    "piece", ["\n", "\n ", "\n--", "\ncheck: a", "let's we ", "How many? ", "; since x, ", "the ", "edit "]
+    "piece",
+    [
+        "\n",
+        "\n ",
+        "\n--",
+        "\ncheck: a",
+        "let's we ",
+        "How many? ",
+        "; since x, ",
+        "the ",
+        "edit ",
+        " after ",
+        " x from 2",
+        " to do 3",
+    ],
 )
 def test_a_text_costs_no_more_than_its_length(piece: str) -> None:
     assert_linear(lambda size: check(f"5{piece * size}x", "5"), 800)
@@ -585,3 +599,74 @@ def test_options_that_fail_together_or_are_taken_back() -> None:
         ("Answer: D\n\nEdit: on reflection, A.", "A", "D"),
     ]
     assert wrongly_judged(cases) == []
+
+
+SENTENCES = [
+    ("The pump moves 40 litres within 8 seconds.", "40", "8"),
+    ("She kept 15 cards after she gave away 9.", "15", "9"),
+    ("Anna hat noch 45 Euro, nachdem sie 5 Hefte gekauft hat.", "45", "5"),
+    ("Le quedan 45 euros después de comprar 5 libros.", "45", "5"),
+    ("Il lui reste 45 euros après avoir acheté 5 livres.", "45", "5"),
+    ("After 10 minutes the tank holds 25 litres.", "25", "10"),
+    ("The price rose by 8 percent from 2019 to 2020.", "8%", "2020"),
+    ("He needs 16 lemons to make 4 pies.", "16", "4"),
+    ("Ela precisa de 16 ovos para fazer 4 bolos.", "16", "4"),
+    ("The cook used 12 eggs for 5 cakes.", "12", "5"),
+    ("She can buy 5 pens for 10 dollars.", "10", "5"),
+    ("Leo keeps 15 cards, which is 6 more than Sam.", "15", "6"),
+    ("Half of the 12 figs, which is $6$, are left.", "6", "12"),
+    ("The bill comes to $27.50 (with $2.50 tax).", "27.50", "2.50"),
+    ("Subtract 3 from 10 to get 7.", "7", "10"),
+    ("You take 3 from 10 apples and 7 remain.", "7", "3"),
+    ("We need to find how many of the 20 pupils sing. 5 pupils sing.", "5", "20"),
+    ("They meet at noon.", "12:00 PM", "12:00 AM"),
+    ("The shift ends at midnight.", "12:00 AM", "12:00 PM"),
+    ("Five weeks before Monday is a Monday.", "Monday", "5"),
+    ("3 hours after noon is 3 PM.", "3:00 PM", "3"),
+    ("Hence $\\angle ABC = 45^\\circ$, as desired. $\\blacksquare$", "45", "54"),
+    ("Thus n = 8. ∎", "8", "9"),
+    ("Only A passes both tests.", "A", "B"),
+    ("B is not correct. A is.", "A", "B"),
+    ("Only C can be true.", "C", "A"),
+    ("The winner is therefore Maria, ahead of Jack.", "Maria", "Jack"),
+    ("Die Strecke ist also 3,5 km lang.", "3,5", "35"),
+    ("No, the answer is not 12, it's 10.", "10", "12"),
+    ("The sum is not 12; it is 10.", "10", "12"),
+    ("The number of eggs is 7*3=21.\nThe number of eggs is 7*3=", "21", "3"),
+    ("9\n\nExercise 2. What is 8 + 8?\nSolution: 16", "9", "16"),
+    ("Problem 1. Add 4 and 5.\nSolution: 9", "9", "4"),
+]
+
+
+def test_a_sentence_states_one_of_its_numbers_and_the_others_are_asides() -> None:
+    assert wrongly_judged(SENTENCES) == []
+    assert judged([("The answer is 3 or maybe 5.", "5"), ("She can buy 5 pens for 10 dollars.", "5")]) == []
+
+
+ASIDES = [
+    ("Each child gets 5 figs, with 2 left over.", "5", "2"),
+    ("Jeder bekommt 5 Feigen, mit 2 als Rest.", "5", "2"),
+    ("So Peter is four years old, whereas his sister is 9.", "4", "9"),
+    ("There are $\\binom{10}{3} = 120$ ways to choose 3 of them.", "120", "3"),
+    ("It takes 1.5 hours to fill the 200 L tank.", "90 min", "200 L"),
+    ("You take 4 from 9 figs and 5 remain.", "5", "4"),
+    ("So two fifths of the 30 pupils walk to school.", "2/5", "30"),
+    ("Half of the 12 figs, that is 6 figs, are left.", "6", "12"),
+    ("Lena saved $45 by buying the set for $155.", "45", "155"),
+    ("So the line has slope -1 and intercept 3: y = 3 - x.", "y=-x+3", "y=x-3"),
+    ("The next bead must be blue, since the last was red.", "blue", "red"),
+    ("Insgesamt sind es 18 Äpfel, von denen 6 rot sind.", "18", "6"),
+    ("En total hay 18 manzanas, de las cuales 6 son rojas.", "18", "6"),
+    ("Il y a 18 pommes, dont 6 rouges.", "18", "6"),
+    ("Quindi servono 24 uova per le 8 torte.", "24", "8"),
+    ("The bus covers 60 km in 2 hours.", "60", "2"),
+    ("No doubt it is 5.", "5", "6"),
+    ("B and C don't fit either, which means D.", "D", "C"),
+    ("(A) is the best choice here; (C) misses the sign.", "A", "C"),
+    ("The 3 kids want 5 figs.", "5", "3"),
+]
+
+
+def test_clauses_about_something_else_and_shares_in_words() -> None:
+    assert wrongly_judged(ASIDES) == []
+    assert judged([("I doubt that it is 5.", "5"), ("So the price fell, whereas Tom has 5.", "4")]) == []

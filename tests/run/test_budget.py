@@ -12,7 +12,7 @@ from tiny_rewards import judged_as_is
 from tiny_runs import CLI, FIT, completions, fit, metrics, summary, to
 
 from lit_rlvr.common.run_files import LIVE
-from lit_rlvr.run.progress import ProgressEstimator, RunProgress
+from lit_rlvr.run.progress import ProgressEstimator, RunProgress, _progress_text
 
 ENDLESS = ("--trainer.max_steps", -1)
 
@@ -164,3 +164,9 @@ def test_a_first_step_that_is_not_finite_has_no_loss_to_show(capsys: pytest.Capt
     )
     RunProgress().on_train_batch_end(trainer, module, None, None, 0)  # type: ignore[arg-type]
     assert "step 1/2  loss nan" in capsys.readouterr().err
+
+
+def test_a_metric_without_a_number_is_not_in_the_progress_line() -> None:
+    values = {"rollout/reward": 0.5, "train/staleness/mean": float("nan"), "train/math/accuracy": float("nan")}
+    assert "staleness" not in _progress_text(values) and "math" not in _progress_text(values)
+    assert "staleness 1.5" in _progress_text(values | {"train/staleness/mean": 1.5})

@@ -1,0 +1,110 @@
+"""Numbers of a sentence that say when, for whom or from what, next to the one that it states."""
+
+from __future__ import annotations
+
+import re
+from itertools import pairwise
+
+from lit_rlvr.answers.units import read_unit
+
+_WHEN = "|".join(
+    [
+        r"after|before|when|whenever|until|although|even though|though|by(?= [a-z]+ing\b)",
+        r"nachdem|bevor|obwohl",
+        r"después de|antes de|cuando|aunque|porque|ya que",
+        r"après|avant|quand|lorsque|parce que|puisque",
+        r"dopo|prima di|quando|anche se|perché|poiché",
+        r"depois de|antes de|embora",
+        r"nadat|voordat|omdat|wanneer|hoewel",
+    ]
+)
+"""Words that begin a subordinate clause, or say when: en, de, es, fr, it, pt, nl."""
+_AFTER_COMMA = "weil|denn|damit|car|pois|want|with|mit|con|avec|com|met"
+"""Words that begin one behind a comma: others mean something else without it."""
+_SUBORDINATE = re.compile(rf"(?i)(?<=[\w)$%.])(?:,?\s+(?:{_WHEN})|,\s+(?:{_AFTER_COMMA}))\s(?=[^,;:]*$)")
+_CONTRAST = re.compile(
+    r"(?i),?\s+(?:whereas|wohingegen|mientras que|tandis que|alors que|enquanto que|terwijl)\s(?=[^;:]*$)"
+)
+"""Words before a clause about something else."""
+_TO_DO = r"(?:to|para|pour|per|um|om)\s+(?!(?:get|give|obtain|find|yield|have|be)\b)[^\W\d_]{3,}"
+_CONJUNCTION = r"(?:and|but|so|then|und|aber|y|et|e)\s"
+_AUXILIARY = r"(?:needs?|ha[sd]|have|wants?|able|going|used)\s+to\b"
+_WORDS = rf"\s*\$?(?:\s+(?!{_CONJUNCTION})(?!{_AUXILIARY})[^\W\d_]+){{0,4}}?"
+_ARTICLE = (
+    r"(?:(?:the|his|her|its|their|my|our|your|an?|about|first|last|next|every|each|die|der|das|den|dem"
+    r"|el|las?|los|les?|gli|i|os?|as?|de|het)\s+){0,3}"
+)
+_FROM = re.compile(rf"(?i){_WORDS}\s+(?:from|within|during|with)\s+{_ARTICLE}\$?")
+_FOR = re.compile(rf"(?i){_WORDS}\s+(?:for|für|para|pour|per|voor|{_TO_DO})\s+{_ARTICLE}\$?")
+_IN = re.compile(rf"(?i){_WORDS}\s+(?:in|en|em|au cours de)\s+{_ARTICLE}")
+_TIME = (("s", 1),)
+_OF = re.compile(r"\s+of\s+")
+_TO_THE_OTHER_END = re.compile(r"\s*(?:to|until|till|-)\s*")
+_NOUN = re.compile(r"\$?\s+[^\W\d_]|\s*[.!]?$")
+_MONEY = re.compile(r"(?i)\s*(?:dollars?|cents?|euros?|pounds?)\b")
+_COMPARED = re.compile(
+    r"(?i)[%$]?(?:\s+[^\W\d_]+){0,3}?\s+(?:more|less|fewer|[a-z]{2,}er)\s+than\b|\s+times\s+(?:as|the|more)\b"
+)
+_OPERATION = re.compile(r"(?i)\b(?:add|plus|subtract|minus|multipl|divid|combin|sum|product)|\btak\w+\s[^.;]*?\bfrom\b")
+_BRACKET = re.compile(r"\s\((?=[^()]*[A-Za-z]{3})[^()]*\)")
+"""A note in brackets."""
+
+Span = tuple[int, int]
+
+
+def without_contrast(text: str) -> str:
+    """Return a sentence without the clause at its end that is about something else: "Ann is 4, whereas Tom is 9"."""
+    match = _CONTRAST.search(text)
+    if match:
+        return text[: match.start()]
+    return text
+
+
+def without_subordinate(text: str, spans: list[Span]) -> str:
+    """Return a sentence without the clause at its end that says when its value holds: "5 after 10 minutes".
+
+    Args:
+        text: the sentence.
+        spans: where mathematics stands in it.
+    """
+    for match in _SUBORDINATE.finditer(text):
+        if any(end <= match.start() + 1 and start > 0 for start, end in spans):
+            return text[: match.start()]
+    return text
+
+
+def without_asides(text: str, spans: list[Span]) -> list[Span]:
+    """Return the spans of a sentence without those that hang on an earlier one; all of them if there is no other.
+
+    "16 oranges to make 4 cups", "12.5 percent from 2019 to 2020", "15 cards, which is 6 more than before" and "$27
+    (with $2 tax)" state their first number. An operation ("take 3 from 10") states neither.
+    """
+    if len(spans) < 2 or _OPERATION.search(text) or not re.match(r"\W*\w+\W+\w", text[: spans[0][0]]):
+        return spans
+    notes = [note.span() for note in _BRACKET.finditer(text)]
+    stated = [spans[0]]
+    was_aside = False
+    for (_, previous), (start, end) in pairwise(spans):
+        is_range = was_aside and _TO_THE_OTHER_END.fullmatch(text, previous, start) is not None
+        in_note = any(note[0] < start and end <= note[1] for note in notes)
+        was_aside = is_range or in_note or _is_aside(text, previous, start, end)
+        if not was_aside:
+            stated.append((start, end))
+    return stated
+
+
+def _is_aside(text: str, previous: int, start: int, end: int) -> bool:
+    """Return True if a number hangs on the one that ends at `previous`."""
+    if _OF.fullmatch(text, previous, start) or _FROM.fullmatch(text, previous, start) or _COMPARED.match(text, end):
+        return True
+    if _IN.fullmatch(text, previous, start) and _is_time(text, end):
+        return True
+    is_price = text[start] in "$€£\\" or _MONEY.match(text, end) is not None
+    return not is_price and _NOUN.match(text, end) is not None and _FOR.fullmatch(text, previous, start) is not None
+
+
+def _is_time(text: str, end: int) -> bool:
+    """Return True if a unit of time stands behind a number."""
+    word = re.match(r"\s+([^\W\d_]+)", text[end:])
+    unit = read_unit(word[1]) if word else None
+    return unit is not None and unit[1] == _TIME
