@@ -745,7 +745,7 @@ def save_model(options: Any, folder: str) -> float:
 @contextmanager
 def serving(options: Any, folder: str) -> Iterator[str]:
     """Yield the URL of a vLLM server of the model, which may still be starting."""
-    from lit_rlvr.engines.transfer import free_port
+    from lit_rlvr.engines.transfer.network import free_port
 
     port, several = free_port(), options.device == "cuda" and torch.cuda.device_count() > 1
     length = options.prompt_tokens + 64 + options.max_tokens

@@ -71,7 +71,7 @@ class serve:  # a context
     """A server on a core of its own."""
 
     def __init__(self, log: Path) -> None:
-        from lit_rlvr.engines.transfer import free_port
+        from lit_rlvr.engines.transfer.network import free_port
 
         self.log, self.port = log, free_port()
 

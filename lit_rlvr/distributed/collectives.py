@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from lit_rlvr.errors import UserError
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -83,6 +85,34 @@ def gather_objects(value: _T) -> list[_T]:
     parts: list[_T] = [value] * world_size()
     dist.all_gather_object(parts, value)
     return parts
+
+
+def raise_on_all_ranks(action: Callable[[], Any], kind: type[Exception]) -> Any:
+    """Return what `action` returns, and tell all ranks whether it worked on each.
+
+    Collective: call it on every rank.
+
+    Args:
+        action: what each rank does.
+        kind: the error that a rank raises when the action failed on another one.
+
+    Raises:
+        UserError: the action raised it on this rank, which ends the run; the other ranks are not told.
+        Exception: the action failed: where it did, its own error, and on the other ranks one of `kind`.
+    """
+    failed: Exception | None = None
+    try:
+        result = action()
+    except UserError:  # it ends the run
+        raise
+    except Exception as error:  # of any kind: the other ranks would wait for this one
+        failed = error
+    messages = [text for text in gather_objects(None if failed is None else str(failed)) if text is not None]
+    if failed is not None:
+        raise failed
+    if messages:
+        raise kind(messages[0])
+    return result
 
 
 def gather_rows(local: Tensor) -> Tensor:

@@ -432,3 +432,9 @@ def run_coroutine(coroutine: Coroutine[Any, Any, _T]) -> _T:
         return asyncio.run(coroutine)
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(asyncio.run, coroutine).result()
+
+
+def on_each(servers: Sequence[VLLMServer], action: Callable[[VLLMServer], _T]) -> list[_T]:
+    """Return what `action` returns for each server; it is called for all at once."""
+    with ThreadPoolExecutor(max(1, len(servers))) as threads:
+        return list(threads.map(action, servers))

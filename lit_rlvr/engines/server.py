@@ -22,7 +22,7 @@ from torch import Tensor
 from lit_rlvr.common.init_arguments import init_arguments
 from lit_rlvr.common.log import log
 from lit_rlvr.common.pictures import png_url
-from lit_rlvr.distributed.collectives import gather_objects, rank, world_size
+from lit_rlvr.distributed.collectives import gather_objects, raise_on_all_ranks, rank, world_size
 from lit_rlvr.engines.base import EngineContext, OnGroupStarted, RolloutEngine
 from lit_rlvr.engines.client import (
     START_HINT,
@@ -32,11 +32,13 @@ from lit_rlvr.engines.client import (
     ServerError,
     VLLMServer,
     all_or_none,
+    on_each,
     wait_for,
 )
 from lit_rlvr.engines.dispatch import Dispatch, Placement, Replica, is_cancelled
 from lit_rlvr.engines.synced import catch_crash
-from lit_rlvr.engines.transfer import Settings, WeightTransfer, on_each, raise_on_all_ranks, weights_or_exit
+from lit_rlvr.engines.transfer import WeightTransfer
+from lit_rlvr.engines.transfer.base import Settings, weights_or_exit
 from lit_rlvr.engines.turns import Continuation, OnGroupDone, Row, Turns, read_completion, within_budget
 from lit_rlvr.engines.vllm import (
     FP8,
@@ -291,7 +293,7 @@ class VLLMServerEngine(RolloutEngine):
             results = zip(servers, on_each(servers, VLLMServer.digests), strict=True)
             return differing_copies({server.url: digests for server, digests in results})
 
-        problem = gather_objects(raise_on_all_ranks(compare))[0]
+        problem = gather_objects(raise_on_all_ranks(compare, ServerError))[0]
         if problem:
             raise UserError(problem)
 

@@ -24,7 +24,9 @@ from lit_rlvr.common.packages import missing_compiler
 from lit_rlvr.distributed.sharding import full_tensor
 from lit_rlvr.engines.base import EngineContext, RolloutEngine
 from lit_rlvr.engines.process_group import executor_on, separate_cache, vllm_world
-from lit_rlvr.engines.transfer import OwnFolder, Settings, write_weights
+from lit_rlvr.engines.transfer.base import Settings
+from lit_rlvr.engines.transfer.files import write_weights
+from lit_rlvr.engines.transfer.own_folder import OwnFolder
 from lit_rlvr.engines.turns import (
     Continuation,
     OnGroupDone,

@@ -23,7 +23,7 @@ from lit_rlvr.distributed import sharding
 from lit_rlvr.distributed.fsdp2 import FSDP2, extend_timeouts, prepare_groups, set_timeouts
 from lit_rlvr.distributed.sharding import device_of, find_shard, full_tensor, shard
 from lit_rlvr.engines.process_group import VLLMProcessGroup
-from lit_rlvr.engines.transfer import RepeatedWeights
+from lit_rlvr.engines.transfer.nccl import RepeatedWeights
 from lit_rlvr.errors import UserError
 from lit_rlvr.plan import RunPlan
 from lit_rlvr.training.module import RLVRModule

@@ -23,18 +23,13 @@ from two_ranks import in_two_ranks
 
 from lit_rlvr.common.files import available_memory
 from lit_rlvr.distributed.collectives import gather_objects
-from lit_rlvr.engines import client, transfer
+from lit_rlvr.engines import client
 from lit_rlvr.engines.client import ServerError, VLLMServer
 from lit_rlvr.engines.server import VLLMServerEngine
-from lit_rlvr.engines.transfer import (
-    FileTransfer,
-    NCCLTransfer,
-    OwnFolder,
-    RepeatedWeights,
-    UpdateClient,
-    call_within,
-    own_address,
-)
+from lit_rlvr.engines.transfer import FileTransfer, NCCLTransfer, nccl, network, own_folder
+from lit_rlvr.engines.transfer.nccl import RepeatedWeights, UpdateClient, call_within
+from lit_rlvr.engines.transfer.network import own_address
+from lit_rlvr.engines.transfer.own_folder import OwnFolder
 from lit_rlvr.errors import UserError
 
 CALLS = ("/pause", "/start_weight_update", "broadcast", "/update_weights", "hang", "/finish_weight_update", "/resume")
@@ -117,7 +112,7 @@ def weights(everything: bool) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _rank_sends_with_failures(rank: int, count: int) -> None:
-    transfer.ABORT_SECONDS = 5.0
+    nccl.ABORT_SECONDS = 5.0
     groups: list[int] = []
     make_sender([], RepeatedWeights(), rank)  # imports vLLM before any time is taken
 
@@ -186,7 +181,7 @@ def _rank_loads_nowhere(rank: int, memory: Path, disk: Path) -> None:
         def load(self, folder: Path, version: str) -> None:
             raise ServerError("it has died")
 
-    transfer.MEMORY, tempfile.tempdir = memory, str(disk)
+    own_folder.MEMORY, tempfile.tempdir = memory, str(disk)
     sending = FileTransfer()
     with pytest.raises(ServerError, match="it has died"):
         sending.send([Dead()], weights, torch.float32, "v1")
@@ -207,7 +202,7 @@ class Reader(VLLMServer):
         self.reads_memory, self.held = reads_memory, ""
 
     def load(self, folder: Path, version: str) -> None:
-        if not self.reads_memory and folder.is_relative_to(transfer.MEMORY):
+        if not self.reads_memory and folder.is_relative_to(own_folder.MEMORY):
             raise ServerError(f"{self.url}: there is no {folder}")
         assert set(load_file(next(folder.iterdir()))) == {"w"}
         self.held = version
@@ -219,7 +214,7 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]
     memory, disk = tmp_path / "memory", tmp_path / "disk"
     memory.mkdir()
     disk.mkdir()
-    monkeypatch.setattr(transfer, "MEMORY", memory)
+    monkeypatch.setattr(own_folder, "MEMORY", memory)
     monkeypatch.setattr(tempfile, "tempdir", str(disk))
     return memory, disk
 
@@ -237,7 +232,7 @@ def test_without_a_folder_weights_go_through_memory_if_they_can(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """They can if memory has room for three versions and every server reads the first one from there."""
-    monkeypatch.setattr(transfer, "free_memory", lambda: free)
+    monkeypatch.setattr(own_folder, "free_memory", lambda: free)
     monkeypatch.setattr(os, "fsync", lambda _: pytest.fail("a wait for the disk"))
     servers, sending = [Reader(reads) for reads in readers], FileTransfer()
     for version in ("v1", "v2"):
@@ -257,7 +252,7 @@ def test_weights_that_cannot_leave_memory_stay_there(
     def fail(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(transfer, "free_memory", lambda: 1 << 20)
+    monkeypatch.setattr(own_folder, "free_memory", lambda: 1 << 20)
     monkeypatch.setattr(shutil, "move", fail)
     sending = FileTransfer()
     with pytest.raises(ServerError, match="there is no"):
@@ -268,7 +263,7 @@ def test_weights_that_cannot_leave_memory_stay_there(
 
 
 def test_a_place_that_cannot_be_written_is_named(places: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfer, "free_memory", lambda: 0)
+    monkeypatch.setattr(own_folder, "free_memory", lambda: 0)
     monkeypatch.setattr(tempfile, "tempdir", str(places[1] / "none"))
     with pytest.raises(UserError, match=rf"FileTransfer\.folder: {places[1]}/none/.* cannot be written: No such file"):
         FileTransfer().send([Reader()], lambda _: [("w", torch.zeros(1))], torch.float32, "v1")
@@ -279,7 +274,7 @@ def test_room_in_memory_is_measured_without_what_killed_runs_left(
 ) -> None:
     left = OwnFolder(places[0])
     os.close(left._lock)  # as the kernel does
-    monkeypatch.setattr(transfer, "free_memory", lambda: 0 if left.path.exists() else 1 << 20)
+    monkeypatch.setattr(own_folder, "free_memory", lambda: 0 if left.path.exists() else 1 << 20)
     own = OwnFolder.with_room(1)
     assert own.path.parent == places[0]
     own.remove()
@@ -316,7 +311,7 @@ def test_a_server_elsewhere_needs_a_folder(
     url: str, is_here: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if "192" in url:  # this machine may have no network
-        monkeypatch.setattr(transfer, "route_to", lambda host, _: ("192.0.2.1", host.replace("localhost", "127.0.0.1")))
+        monkeypatch.setattr(network, "route_to", lambda host, _: ("192.0.2.1", host.replace("localhost", "127.0.0.1")))
     FileTransfer(tmp_path).check_urls([url])
     with nullcontext() if is_here else pytest.raises(UserError, match=f"FileTransfer.folder: {url} is not on this"):
         VLLMServerEngine(["http://localhost", url], FileTransfer())
@@ -400,7 +395,7 @@ def test_a_new_connection_ends_the_one_before(state: str) -> None:
 
 
 def test_a_transfer_that_cannot_be_aborted_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lit_rlvr.engines.transfer.ABORT_SECONDS", 0.05)
+    monkeypatch.setattr("lit_rlvr.engines.transfer.nccl.ABORT_SECONDS", 0.05)
     client = UpdateClient([Server()], [1])
     client.servers[0].timeout = 0.05
     with pytest.raises(
@@ -449,7 +444,7 @@ def test_each_thread_sends_from_the_gpu_of_its_rank(monkeypatch: pytest.MonkeyPa
 
 
 def test_hosts_may_have_addresses_of_either_kind() -> None:
-    kinds = [transfer._look_up(host, 80)[0] for host in ("127.0.0.1", "::1", "localhost")]
+    kinds = [network._look_up(host, 80)[0] for host in ("127.0.0.1", "::1", "localhost")]
     assert kinds == [socket.AF_INET, socket.AF_INET6, socket.AF_INET]
 
 
@@ -474,7 +469,7 @@ def test_servers_look_for_the_trainer_where_it_reaches_them(
 ) -> None:
     """A machine's own name is often 127.0.1.1 in /etc/hosts."""
     if not theirs.startswith("127."):  # this machine may have no network
-        monkeypatch.setattr("lit_rlvr.engines.transfer.route_to", lambda *_: ("192.0.2.1", theirs))
+        monkeypatch.setattr("lit_rlvr.engines.transfer.network.route_to", lambda *_: ("192.0.2.1", theirs))
     if " " not in found:
         assert own_address(f"http://{theirs}:8000", given) == found
     else:

@@ -37,13 +37,15 @@ from tiny_server import KEY, Served
 from tiny_vlms import differences, mixed_prompts
 
 from lit_rlvr.algorithms import OPD
+from lit_rlvr.distributed import collectives
 from lit_rlvr.engines import server as vllm_server
-from lit_rlvr.engines import transfer
 from lit_rlvr.engines.base import EngineContext
 from lit_rlvr.engines.client import AdapterLimits, ServerError, VLLMServer, wait_for
 from lit_rlvr.engines.server import VLLMServerEngine, check_model, differing_copies
 from lit_rlvr.engines.synced import SyncedEngine, check_engine, trainer_logprobs
-from lit_rlvr.engines.transfer import FileTransfer, NCCLTransfer, RepeatedWeights, Weights
+from lit_rlvr.engines.transfer import FileTransfer, NCCLTransfer, nccl, network, own_folder
+from lit_rlvr.engines.transfer.base import Weights
+from lit_rlvr.engines.transfer.nccl import RepeatedWeights
 from lit_rlvr.environments import Agent
 from lit_rlvr.errors import UserError
 from lit_rlvr.options import Lora, Teacher
@@ -579,7 +581,7 @@ def test_one_and_two_processes_train_on_a_server(
     result = lit_rlvr(*FIT, *from_yaml(served), *to("one"), status=0)
     assert summary(run_folder / "one")["engine"] == "vllmserver" and KEY not in result.err
     assert KEY not in (run_folder / "one/config.yaml").read_text()
-    assert "weights go through" not in result.err and not list(transfer.MEMORY.glob("lit-rlvr-weights-*"))
+    assert "weights go through" not in result.err and not list(own_folder.MEMORY.glob("lit-rlvr-weights-*"))
     in_two_processes(run_folder, [*FIT, *STRATEGIES["fsdp2"], *from_yaml(served, run_folder / "weights"), *to("two")])
     sampled, wanted = ([row["completion"] for row in completions(run_folder / name)] for name in ("two", "one"))
     assert sampled == wanted
@@ -698,7 +700,7 @@ def test_files_are_split_and_hold_what_was_sent(
         def load(self, folder: Path, version: str) -> None:
             assert (folder, version) == (tmp_path / "v", "v") and sorted(folder.iterdir())
 
-    monkeypatch.setattr(transfer, "FILE_BYTES", 100_000)
+    monkeypatch.setattr("lit_rlvr.engines.transfer.files.FILE_BYTES", 100_000)
     FileTransfer(tmp_path).send([Server()], all_of(policy), torch.bfloat16, "v")  # type: ignore[list-item]
     files = sorted((tmp_path / "v").iterdir())
     found = {name: weight for path in files for name, weight in load_file(path).items()}
@@ -818,21 +820,25 @@ def test_all_ranks_learn_that_the_first_could_not_connect_over_nccl(monkeypatch:
             raise RuntimeError("NCCL error: unhandled system error")
         return object()
 
+    def gather_by(gather: Any) -> None:
+        for module in (collectives, nccl):
+            monkeypatch.setattr(module, "gather_objects", gather)
+
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(nccl_engine.NCCLTrainerWeightTransferEngine, "trainer_init", connect)
-    monkeypatch.setattr(transfer, "gather_objects", lambda said: (told.append(said), [said])[1])
+    gather_by(lambda said: (told.append(said), [said])[1])
     routes = {"127.0.0.1": "127.0.0.1", "192.0.2.7": "192.0.2.1"}
-    monkeypatch.setattr(transfer, "route_to", lambda host, _: (routes[host], host))
+    monkeypatch.setattr(network, "route_to", lambda host, _: (routes[host], host))
     sending, two = NCCLTransfer(), [Server(True), Server(True, "192.0.2.7")]
     for servers, error in (([two[0], Server(False)], ServerError), (two, RuntimeError)):
         with pytest.raises(error):
             sending.send(servers, lambda everything: (), torch.float32, "1")  # type: ignore[arg-type]
     assert told == [False, "status 500", False, "NCCL error: unhandled system error"]
     assert made == [(0, 5, "192.0.2.1")], "one group, at the address that both servers reach"
-    monkeypatch.setattr(transfer, "rank", lambda: 1)
-    monkeypatch.setattr(transfer, "gather_objects", lambda said: [said if said is False else told[3], said])
+    monkeypatch.setattr(nccl, "rank", lambda: 1)
+    gather_by(lambda said: [said if said is False else told[3], said])
     with pytest.raises(ServerError, match="unhandled system error"):
         sending.send([Server(False)], lambda everything: (), torch.float32, "1")  # type: ignore[list-item]
-    monkeypatch.setattr(transfer, "gather_objects", lambda said: [None, said])
+    gather_by(lambda said: [None, said])
     sending._connect([Server(False)])  # type: ignore[list-item]
     assert made[1:] == [(1, 1, "")] * 2 and sending._sender is not None, "it asks no server anything"
