@@ -48,8 +48,9 @@ ONE_ANSWER = 0.5
 """The share of the most frequent answer, at least WORSE above that of the references, above which it is reported."""
 MOSTLY_PAID = 0.8
 """The share of the mean reward from which an answer that is always given is called paid."""
-NOISY = 2.0
-"""The multiple of a step's prompts above which the gradient's noise scale calls rollouts too small."""
+NOISY = 8.0
+"""The multiple of a step's prompts above which the gradient's noise scale calls rollouts too small. Below it, larger
+rollouts have gained no more from the same completions (benchmarks/first_tasks.md)."""
 LARGEST_ROLLOUT = 8
 """The most times as many prompts that are advised at once."""
 

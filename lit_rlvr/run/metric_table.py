@@ -484,8 +484,8 @@ METRICS: dict[str, tuple[Metric, ...]] = {
             "or more micro-batches on all processes together, because one has nothing to be compared with: lower "
             "`compute.tokens_per_microbatch`. It is an estimate, which varies with the cut into micro-batches",
             "above 0",
-            "Above twice `train/step_prompts` while the accuracy does not rise: larger "
-            "`data.prompts_per_rollout`. Below it: smaller ones, or more updates per rollout",
+            "Above eight times `train/step_prompts` while the accuracy does not rise: larger "
+            "`data.prompts_per_rollout`. Below one: smaller ones, or more updates per rollout",
         ),
         Metric(
             "train/step_prompts",
