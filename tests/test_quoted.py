@@ -15,8 +15,9 @@ PAGES = [
 ]
 RESULTS = (".json", ".jsonl", ".csv", ".tsv", ".log")
 FIRST_RUNS = ("pens_1", "pens_2", "change_0", "position_0", "clock_0", "largest_0")
+WIDE_RUNS = ("pens_0_wide", "pens_1_wide", "pens_2_wide", "largest_0_wide", "clock_0_wide")
 QUOTED = {
-    "benchmarks/first_tasks.md": [f"benchmarks/first_tasks/{run}/summary.json" for run in FIRST_RUNS],
+    "benchmarks/first_tasks.md": [f"benchmarks/first_tasks/{run}/summary.json" for run in FIRST_RUNS + WIDE_RUNS],
     "research/learning_rate.md": ["research/results/auto_lr_high.json"],
 }
 """Page -> files of results that it links, whose numbers a test of this file recomputes."""
@@ -111,6 +112,20 @@ def test_the_task_of_the_tutorial() -> None:
     quoted = [row[3][:4] for row in rows.values()]
     tutorial = " ".join((ROOT / "docs/tutorials/own_task.md").read_text().split())
     assert "and {}, {} and {} after the 14 rollouts of three seeds".format(*quoted) in tutorial
+
+
+def test_larger_rollouts_from_the_same_completions() -> None:
+    page = ROOT / "benchmarks/first_tasks.md"
+    tutorial = {row[0].strip("[").partition("]")[0]: row for row in rows_of(page, "| seed |")}
+    rows = rows_of(page, "| the task's run |")
+    for row, run in zip(rows, WIDE_RUNS, strict=True):
+        task, seed, _ = run.split("_")
+        assert f"`{task}`" in row[0] and f"{run}/" in row[0] and row[1] == seed
+        wide = summary(run)
+        assert [row[2], row[4]] == [f"{wide[name]:.3f}" for name in ("accuracy_before", "accuracy_after")]
+        small = tutorial[seed][3] if task == "pens" else f"{summary(f'{task}_{seed}')['accuracy_after']:.3f}"
+        assert row[3] == small
+        assert float(row[4]) <= float(row[3]), "the page says so"
 
 
 def test_the_tasks_that_the_tutorial_does_not_show() -> None:
