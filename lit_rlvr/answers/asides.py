@@ -34,7 +34,7 @@ _ARTICLE = (
     r"(?:(?:the|his|her|its|their|my|our|your|an?|about|first|last|next|every|each|die|der|das|den|dem"
     r"|el|las?|los|les?|gli|i|os?|as?|de|het)\s+){0,3}"
 )
-_FROM = re.compile(rf"(?i){_WORDS}\s+(?:from|within|during|with)\s+{_ARTICLE}\$?")
+_FROM = re.compile(rf"(?i){_WORDS}\s+(?:from|within|during|with|instead of|rather than)\s+{_ARTICLE}\$?")
 _FOR = re.compile(rf"(?i){_WORDS}\s+(?:for|für|para|pour|per|voor|{_TO_DO})\s+{_ARTICLE}\$?")
 _IN = re.compile(rf"(?i){_WORDS}\s+(?:in|en|em|au cours de)\s+{_ARTICLE}")
 _TIME = (("s", 1),)
@@ -42,13 +42,27 @@ _OF = re.compile(r"\s+of\s+")
 _TO_THE_OTHER_END = re.compile(r"\s*(?:to|until|till|-)\s*")
 _NOUN = re.compile(r"\$?\s+[^\W\d_]|\s*[.!]?$")
 _MONEY = re.compile(r"(?i)\s*(?:dollars?|cents?|euros?|pounds?)\b")
-_COMPARED = re.compile(
-    r"(?i)[%$]?(?:\s+[^\W\d_]+){0,3}?\s+(?:more|less|fewer|[a-z]{2,}er)\s+than\b|\s+times\s+(?:as|the|more)\b"
+_THAN = "|".join(
+    [
+        r"(?:more|less|fewer|[a-z]{2,}er) than",
+        r"(?:mehr|weniger|[a-zäöü]{3,}er) als",
+        r"(?:más|menos) que",
+        r"de (?:plus|moins) que",
+        r"(?:più|meno) di",
+        r"(?:mais|menos) (?:do )?que",
+        r"(?:meer|minder) dan",
+    ]
 )
-_OPERATION = re.compile(r"(?i)\b(?:add|plus|subtract|minus|multipl|divid|combin|sum|product)|\btak\w+\s[^.;]*?\bfrom\b")
+"""Words behind a number that is a difference, in the languages of `_WHEN`."""
+_COMPARED = re.compile(rf"(?i)[%$]?(?:\s+[^\W\d_]+){{0,3}}?\s+(?:{_THAN})\b|\s+times\s+(?:as|the|more)\b")
+_OPERATION = re.compile(
+    r"(?i)\b(?:add|(?<!de )plus|subtract|minus|multipl|divid|combin|sum|product)|\btak\w+\s[^.;]*?\bfrom\b"
+)
 _BRACKET = re.compile(r"\s\((?=[^()]*[A-Za-z]{3})[^()]*\)")
 """A note in brackets."""
 
+_TWO_WORDS = re.compile(r"\W*\w+\W+\w")
+"""Before the number that a sentence states: its subject and its verb, not "In 4"."""
 Span = tuple[int, int]
 
 
@@ -79,15 +93,17 @@ def without_asides(text: str, spans: list[Span]) -> list[Span]:
     "16 oranges to make 4 cups", "12.5 percent from 2019 to 2020", "15 cards, which is 6 more than before" and "$27
     (with $2 tax)" state their first number. An operation ("take 3 from 10") states neither.
     """
-    if len(spans) < 2 or _OPERATION.search(text) or not re.match(r"\W*\w+\W+\w", text[: spans[0][0]]):
+    if len(spans) < 2 or _OPERATION.search(text):
         return spans
+    has_subject = _TWO_WORDS.match(text[: spans[0][0]]) is not None
     notes = [note.span() for note in _BRACKET.finditer(text)]
     stated = [spans[0]]
     was_aside = False
     for (_, previous), (start, end) in pairwise(spans):
         is_range = was_aside and _TO_THE_OTHER_END.fullmatch(text, previous, start) is not None
         in_note = any(note[0] < start and end <= note[1] for note in notes)
-        was_aside = is_range or in_note or _is_aside(text, previous, start, end)
+        hangs = is_range or in_note or _is_aside(text, previous, start, end)
+        was_aside = (has_subject and hangs) or _COMPARED.match(text, end) is not None
         if not was_aside:
             stated.append((start, end))
     return stated
@@ -95,7 +111,7 @@ def without_asides(text: str, spans: list[Span]) -> list[Span]:
 
 def _is_aside(text: str, previous: int, start: int, end: int) -> bool:
     """Return True if a number hangs on the one that ends at `previous`."""
-    if _OF.fullmatch(text, previous, start) or _FROM.fullmatch(text, previous, start) or _COMPARED.match(text, end):
+    if _OF.fullmatch(text, previous, start) or _FROM.fullmatch(text, previous, start):
         return True
     if _IN.fullmatch(text, previous, start) and _is_time(text, end):
         return True

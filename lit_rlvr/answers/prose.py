@@ -212,14 +212,16 @@ def _in_sentence(answer: Found, keys: Collection[str]) -> Iterator[str]:
         if main != text and (next(_spans(main), None) or _only_count(main)):
             text = main
         text = without_subordinate(text, list(_spans(text)))
+        text = _COUNTED_FROM.split(text)[0]
         if _ASKS.match(text) and "=" not in text:
             return
     share = _SHARE_OF.match(text)
     if share and read_numeral(share[1]) is not None and len(list(_spans(text))) == 1:
         yield share[1]
         return
-    if not is_phrase and (stated := _STATED_LAST.search(text)) and _is_value(stated[1]):
-        yield stated[1]
+    stated = _behind_colon(text)
+    if stated and not is_phrase:
+        yield stated
         return
     time = SPOKEN_TIME.search(text)
     if time and read_spoken_time(time[0]) and _states_time(text, time):
@@ -289,8 +291,19 @@ _SHARE_OF = re.compile(
     r"(?:(?:the|all|his|her|its|their|our)\s+){1,2}\d"
 )
 """A share in words of a known number: "two fifths of the 30 pupils"."""
-_STATED_LAST = re.compile(r"\w+\s+\w+\s+\w+[^:]*:\s+([^:]{1,80}?)\.?$")
-"""A value behind the colon of a sentence."""
+LONGEST_STATED = 80
+"""The most characters of a value behind the colon of a sentence."""
+
+
+def _behind_colon(text: str) -> str:
+    """Return the value that stands behind the only colon of a sentence of three words or more; "" without one."""
+    sentence, _, stated = text.removesuffix(".").partition(": ")
+    is_sentence = len(sentence.split()) > 2
+    if is_sentence and len(stated) <= LONGEST_STATED and ":" not in stated and _is_value(stated):
+        return stated
+    return ""
+
+
 _FROM_TIME = re.compile(r"(?i)\b(?:after|before|from|until|till|since|between|by)\s+$")
 
 
@@ -518,6 +531,8 @@ def _count(text: str) -> str:
 
 _OFFSET = re.compile(r"(?i)\s+(?:[a-z]+\s+)?(?:minute|hour|day|night|week|month|year)s?\s+(?:after|before|from|past)\b")
 """Behind a number that says how far a time is from another one: "six days after Friday"."""
+_COUNTED_FROM = re.compile(rf",\s+(?=[^\W\d_]+{_OFFSET.pattern[4:]})")
+"""Before what says how far a time is from another one, behind it: "on Tuesday, two days after Sunday"."""
 _ASIDE = re.compile(
     r"(?i)\b(?:the|these|those|both|all|any|my|your|his|her|its|our|their|root of|multiple of|factor of|by|past"
     r"|exceeds?|to|in|into|of|for|from|need|consider|reject|exclude|rule out|discard|at|on)\s+$"

@@ -670,3 +670,17 @@ ASIDES = [
 def test_clauses_about_something_else_and_shares_in_words() -> None:
     assert wrongly_judged(ASIDES) == []
     assert judged([("I doubt that it is 5.", "5"), ("So the price fell, whereas Tom has 5.", "4")]) == []
+
+
+def test_a_difference_is_no_value_next_to_one_in_several_languages() -> None:
+    cases = [
+        ("Elle a 28 ans, soit 4 ans de plus que Paul.", "28", "4"),
+        ("Ella tiene 16 canicas, 5 más que Luis.", "16", "5"),
+        ("Er hat 16 Murmeln, 5 mehr als Luis.", "16", "5"),
+        ("Ha 16 biglie, 5 più di Luigi.", "16", "5"),
+        ("We end up with 22 instead of 20 stickers.", "22", "20"),
+        ("The exam takes place on Tuesday, two days after Sunday.", "Tuesday", "2"),
+        ("She has 5 more than Sam.", "5", "6"),
+        ("Ann: 3, Bob: 4", "Bob: 4, Ann: 3", "4"),
+    ]
+    assert wrongly_judged(cases) == []
