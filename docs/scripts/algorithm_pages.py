@@ -3,8 +3,8 @@
     python docs/scripts/algorithm_pages.py
 
 These are the table of docs/algorithms/index.md, the YAML, the facts and the curve of each page next to it, README's
-list, the losses in docs/coming_from_trl.md, and docs/api/algorithms.md. The curves come from the recorded runs in
-research/results. Everything else on a page is written by hand and stays.
+table of losses by ratio, the losses in docs/coming_from_trl.md, and docs/api/algorithms.md. The curves come from the
+recorded runs in research/results. Everything else on a page is written by hand and stays.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def description(cls: type) -> str:
 
 
 def papers(method: Method) -> list[str]:
-    """Return links to the papers: those of the record, and those that the docstrings of advantages name."""
+    """Return links to the papers by their numbers: those of the record, and those that the docstrings of advantages name."""
     named = method.estimators if method.owns_advantage else []
     numbers = [*(method.record.arxiv if method.record else [])]
     numbers += [number for cls in named for number in re.findall(r"arXiv (\d+\.\d+)", inspect.getdoc(cls) or "")]
@@ -209,7 +209,7 @@ def facts(method: Method) -> Iterator[tuple[str, str]]:
         elsewhere_too = not method.owns_advantage and any(name == other.page for other in METHODS)
         text = f", as for [{title(name)}]({name}.md)" if elsewhere_too else f" (`{cls.__name__}`): {description(cls)}"
         yield "advantage", f"[`{name}`](../api/advantages.md){text}"
-    yield "paper", f"arXiv {', '.join(papers(method))}"
+    yield "paper", method.record.paper if method.record else f"arXiv {', '.join(papers(method))}"
     yield "needs", needs(method)
     for cls in method.classes:
         key = "model" if issubclass(cls, algorithms.RLVRModule) else "modeladvantage"
@@ -336,7 +336,10 @@ def api_page(file: Path) -> str:
 def documents() -> dict[Path, str]:
     """Return every file that this script writes, with its text."""
     readme, trl, api = DOCS.parent / "README.md", DOCS / "coming_from_trl.md", DOCS / "api/algorithms.md"
-    listed = [f"| `{method.loss}` | {method.ratio} | {method.record.paper} |\n" for method in LOSSES if method.record]
+    by_ratio: dict[str, list[str]] = {}
+    for method in LOSSES:
+        by_ratio.setdefault(method.ratio, []).append(f"`{method.loss}`")
+    listed = [f"| {ratio} | {', '.join(losses)} |\n" for ratio, losses in by_ratio.items()]
     records = [method.record for method in LOSSES if method.record and method.record.here]
     named = [f"| {record.trl} | {record.verl} | {record.here} | {record.same} |\n" for record in records]
     return {
