@@ -69,9 +69,7 @@ def test_the_wheel_holds_what_its_commands_need(wheel: Path) -> None:
     (metadata,) = (name for name in packed if name.endswith("METADATA"))
     page = zipfile.ZipFile(wheel).read(metadata).decode()
     assert Metadata.from_email(page, validate=True).requires_python == ">=3.11,<3.14"
-    assert "](docs/" not in page and "https://lightning.ai" in page, (
-        "links to files of the repository would be broken"
-    )
+    assert "](docs/" not in page and "https://lightning.ai" in page, "links to files of the repository would be broken"
 
 
 @pytest.mark.exhaustive

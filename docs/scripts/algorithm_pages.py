@@ -130,7 +130,7 @@ def description(cls: type) -> str:
 
 
 def papers(method: Method) -> list[str]:
-    """Return links to the papers by their numbers: those of the record, and those that the docstrings of advantages name."""
+    """Return links to papers by their numbers: the record's, and those that the docstrings of advantages name."""
     named = method.estimators if method.owns_advantage else []
     numbers = [*(method.record.arxiv if method.record else [])]
     numbers += [number for cls in named for number in re.findall(r"arXiv (\d+\.\d+)", inspect.getdoc(cls) or "")]
