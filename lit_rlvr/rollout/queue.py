@@ -173,17 +173,17 @@ class QueueSource(SyncSource):
 
     def admit(self, count: int, cursor: dict[str, int]) -> dict[str, int]:
         """Begin to generate `count` more groups, over all ranks; return the data's position after their prompts."""
-        step = self.data.prompts_per_rollout
+        per_rollout = self.data.prompts_per_rollout
         groups = []
         for number in range(self._admitted, self._admitted + max(count, 0)):
             (prompt,), cursor = self.data.stream.take(1, cursor)
-            if number % step * world_size() // step == rank():  # each rank has a part of every step's prompts
+            if number % per_rollout * world_size() // per_rollout == rank():  # a share of every rollout's prompts
                 groups.append(self._queued(number, prompt))
         self._admitted += max(count, 0)
         if self._concurrent and self._expected:  # the longest expected first: they would end last
             usual = statistics.mean([*self._expected.values()])  # a copy: threads add to it
             groups.sort(key=lambda group: -self._expected.get(group.prompt.sample.id, usual))
-        share = step // world_size()  # an engine in this process is made for as many at once
+        share = per_rollout // world_size()  # an engine in this process is made for as many at once
         for start in range(0, len(groups), share):
             self._begin(groups[start : start + share])
         return cursor

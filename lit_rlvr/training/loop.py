@@ -92,8 +92,8 @@ def train(updater: Updater, rollout: Rollout, number: int, trace: Trace | None =
     initial = updater.initial_logprobs(rollout)  # (B, T) each; None = nothing needs it
     advantages = algorithm.estimate_advantages(rollout, initial)  # from the rewards of all ranks' groups
     rollout.advantages = advantages.per_completion  # (P, G), for logs; the loss gets advantages.per_row
-    parts = algorithm.split_groups(rollout)  # this rank's groups of each optimizer step
-    minibatches = [groups for _ in range(algorithm.epochs_per_rollout) for groups in parts]
+    epoch = algorithm.split_groups(rollout)  # this rank's groups of each optimizer step
+    minibatches = epoch * algorithm.epochs_per_rollout
     prepared = updater.prepare(rollout, advantages.per_row, initial, minibatches, number, trace)
     metrics = advantages.metrics
     for minibatch in minibatches:
