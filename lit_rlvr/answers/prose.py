@@ -529,9 +529,10 @@ def _count(text: str) -> str:
     return ""
 
 
-_OFFSET = re.compile(r"(?i)\s+(?:[a-z]+\s+)?(?:minute|hour|day|night|week|month|year)s?\s+(?:after|before|from|past)\b")
+_FROM_ANOTHER_TIME = r"\s+(?:[a-z]+\s+)?(?:minute|hour|day|night|week|month|year)s?\s+(?:after|before|from|past)\b"
+_OFFSET = re.compile(rf"(?i){_FROM_ANOTHER_TIME}")
 """Behind a number that says how far a time is from another one: "six days after Friday"."""
-_COUNTED_FROM = re.compile(rf",\s+(?=[^\W\d_]+{_OFFSET.pattern[4:]})")
+_COUNTED_FROM = re.compile(rf",\s+(?=[^\W\d_]+{_FROM_ANOTHER_TIME})")
 """Before what says how far a time is from another one, behind it: "on Tuesday, two days after Sunday"."""
 _ASIDE = re.compile(
     r"(?i)\b(?:the|these|those|both|all|any|my|your|his|her|its|our|their|root of|multiple of|factor of|by|past"
