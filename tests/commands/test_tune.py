@@ -10,7 +10,7 @@ import yaml
 from tiny_runs import CLI
 
 from lit_rlvr.commands.tune import mixed_share
-from lit_rlvr.run.health import rollout_factor
+from lit_rlvr.run.health import NOISY, rollout_factor
 from lit_rlvr.training import models
 
 TUNE = ("tune", "--config", "tiny.yaml", "--minutes", 0.5)
@@ -69,7 +69,7 @@ def test_the_gradients_noise_chooses_the_prompts(run_folder: Path, lit_rlvr: CLI
     given = (*rows(run_folder, ["7"] * 40), *rewards("first_token"))
     found = json.loads(lit_rlvr(*TUNE, "--minutes", 2, *given, "--json", status=0).out)
     settings, reasons = chosen(run_folder)
-    assert found["prompts"] == 40 and found["noise_scale"] > 8, "else the test is about nothing"
+    assert found["prompts"] == 40 and found["noise_scale"] > NOISY * 4, "else the test is about nothing"
     chosen_prompts = settings["data"]["init_args"]["prompts_per_rollout"]
     assert chosen_prompts == 4 * rollout_factor(found["noise_scale"], 4, 40 / 4)
     assert f"The gradient's signal needs about {found['noise_scale']:.0f} prompts in a step." in reasons
