@@ -245,7 +245,7 @@ class Policy(nn.Module):
             pixels: the images of the placeholders in the rows, in the same order.
         """
         head: Any = self.model.get_output_embeddings()  # type: ignore[operator]
-        hidden, seen = self._hidden(rows, pixels)
+        hidden, of_routers = self._hidden(rows, pixels)
         scores = score_tokens(
             hidden,
             head.weight,
@@ -257,7 +257,7 @@ class Policy(nn.Module):
             logit_transform(self.model.config),
             teacher,
         )
-        return scores._replace(**seen)
+        return scores._replace(**of_routers)
 
     def last_layer(self, rows: Rows, pixels: Sequence[Pixels]) -> tuple[Tensor, Tensor, Tensor | None, LogitTransform]:
         """Return the hidden states (N, H) of the targets, and the weight, bias and transform of the output layer.
