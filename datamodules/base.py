@@ -571,7 +571,10 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         """Tokenise a split; drop the prompts that are too long."""
         samples = self.load(split)
         tokens = special_tokens(self.tokenizer)
-        rows = [sample for sample in samples if tokens.search(joined_text(sample.prompt))]
+        rows = []
+        for sample in samples:
+            if tokens.search(joined_text(sample.prompt)):
+                rows.append(sample)
         if rows:
             self._report_special_tokens(f"{self.name} {split}", f"{len(rows)} of {len(samples)} rows", rows)
         prompts = [self.encode(sample) for sample in samples]
@@ -752,7 +755,10 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
 
     def validation_hashes(self) -> dict[str, dict[str, str]]:
         """Return name -> hashes of the prompts of each validation set; a resumed run compares them."""
-        return {data.name: prompt_hashes(data.prompts["validation"]) for data in self.validated}
+        hashes = {}
+        for data in self.validated:
+            hashes[data.name] = prompt_hashes(data.prompts["validation"])
+        return hashes
 
     def test_dataloader(self) -> list[EvalLoader]:
         return self.eval_loader("test", self._ranks())

@@ -122,7 +122,9 @@ class CodeProblems(PromptDataModule):
             if column.partition(".")[0] in row:
                 columns_there[field] = column
         columns = columns_there | (self.columns or {})
-        cells = {field: lookup(row, columns.get(field, field)) for field in self.fields}
+        cells = {}
+        for field in self.fields:
+            cells[field] = lookup(row, columns.get(field, field))
         tests = []
         for field in ("public_tests", "tests"):
             if not is_blank(cells[field]):
@@ -160,12 +162,17 @@ def _with_tests(sample: Sample) -> Sample | BadRow:
     function = sample.row["function"]
     starter = sample.row["starter_code"]
     try:
-        read = [as_tests(cell, starter) for cell in sample.row["tests"]]
+        read = []
+        for cell in sample.row["tests"]:
+            read.append(as_tests(cell, starter))
         named = sorted({name for _, name in read} - {"", *CHECKED_AS} - {function})
         if named and (function or len(named) > 1):
             raise BadRow(f"they call {' and '.join(named)}, not {function or 'one function'}", "tests")
         function = function or "".join(named)
-        tests = [test for cell, _ in read for test in read_tests(cell)]
+        tests = []
+        for cell, _ in read:
+            for test in read_tests(cell):
+                tests.append(test)
         if function:
             check_call_tests(tests)
     except ValueError as error:

@@ -29,7 +29,10 @@ SPELLINGS = {
 
 def modality(text: str) -> str:
     """Return MRI, CT or X-ray for any known spelling; return any other text unchanged."""
-    return next((name for name, spelling in SPELLINGS.items() if spelling.match(text.strip())), text.strip())
+    for name, spelling in SPELLINGS.items():
+        if spelling.match(text.strip()):
+            return name
+    return text.strip()
 
 
 Counts = Mapping[str, int]
@@ -88,7 +91,11 @@ def evaluation_pool(samples: Sequence[Sample], evaluation: Counts, training: Cou
         if lacks or not rows_of[text].keys() & training.keys():
             pool.add(text)
             have += rows_of[text]
-    return [sample for sample in samples if question_words(sample) in pool]
+    kept = []
+    for sample in samples:
+        if question_words(sample) in pool:
+            kept.append(sample)
+    return kept
 
 
 def without_overlap(samples: Sequence[Sample], evaluation: Sequence[Sample], disjoint: Disjoint) -> list[Sample]:

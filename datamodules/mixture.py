@@ -135,7 +135,9 @@ class Mixture(PromptDataModule):
             self.bad_rows[split] = []
             self.too_long[split] = []
             return []
-        prompts_by_part = {part.name: part._tokenised(split) for part in self.parts}
+        prompts_by_part = {}
+        for part in self.parts:
+            prompts_by_part[part.name] = part._tokenised(split)
         for part in self.parts:
             for dataset in {prompt.sample.dataset for prompt in prompts_by_part[part.name]}:
                 if self._owners.setdefault(dataset, part) is not part:

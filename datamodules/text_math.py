@@ -97,7 +97,9 @@ def read_olympiad(row: DataRow) -> tuple[Any, str]:
     """Read OlympiadBench: `question` (after its `context`, if any) and a list of `final_answer`s, all required."""
     context = row.get("context")
     question = as_text(row["question"], "question")
-    answers = [as_text(answer, "final_answer").strip("$ ") for answer in row["final_answer"]]
+    answers = []
+    for answer in row["final_answer"]:
+        answers.append(as_text(answer, "final_answer").strip("$ "))
     return f"{context}\n{question}" if context else question, as_text(answers, "final_answer")
 
 

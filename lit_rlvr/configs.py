@@ -125,7 +125,10 @@ def find_config(name: str, option: str = "--config") -> Path:
         else:
             inside = []
         raise UserError(f"{option}: {name!r} {reason}{'; give a file in it: ' + ', '.join(inside) if inside else ''}")
-    known = {spelling: config for config in shipped_files() for spelling in (Path(config).name, config)}
+    known = {}
+    for config in shipped_files():
+        for spelling in (Path(config).name, config):
+            known[spelling] = config
     near = nearest(relative.removesuffix(".yaml"), known)
     if near:
         hint = f"did you mean {known[near]}?"
@@ -137,7 +140,10 @@ def find_config(name: str, option: str = "--config") -> Path:
 def shipped_files(folder: str = "") -> dict[str, Path]:
     """Return the shipped YAML files of a folder of the configs by their names in it, such as `smoke/grpo`."""
     root = config_folder() / folder
-    return {str(path.relative_to(root).with_suffix("")): path for path in sorted(root.rglob("*.yaml"))}
+    files = {}
+    for path in sorted(root.rglob("*.yaml")):
+        files[str(path.relative_to(root).with_suffix(""))] = path
+    return files
 
 
 def find_shipped(folder: str, name: str, where: str, noun: str, others: str = "") -> Path:
@@ -303,7 +309,10 @@ class Parser(ArgumentParser):
         """Add the arguments of a class; require those without a type and a default, too, which would be optional."""
         added = list(super().add_class_arguments(*args, **options))
         parameters = get_signature_parameters(args[0] if args else options["theclass"])
-        required = {p.name for p in parameters if p.default is p.annotation is inspect.Parameter.empty}
+        required = set()
+        for p in parameters:
+            if p.default is p.annotation is inspect.Parameter.empty:
+                required.add(p.name)
         for action in self._actions:
             if action.dest in added and action.dest.rpartition(".")[2] in required:
                 action.required = True
@@ -360,7 +369,9 @@ def _parse_classes(value: Any) -> Any:
     if isinstance(value, list):
         items = [_parse_classes(item) for item in value]
         whole = next((item for item in items if isinstance(item, list)), None)  # one text may hold the whole list
-        merged = [given if item is None else item for item, given in zip(items, value, strict=True)]
+        merged = []
+        for item, given in zip(items, value, strict=True):
+            merged.append(given if item is None else item)
         if whole is not None:
             return whole
         if merged != value:

@@ -80,7 +80,10 @@ def user_error_in(error: BaseException) -> UserError | None:
 
 def was_caused_by(error: BaseException, kind: type[BaseException]) -> bool:
     """Return whether an exception, or one of its causes and contexts, is of this kind."""
-    return any(isinstance(cause, kind) for cause in chain_of(error, cause_of))
+    for cause in chain_of(error, cause_of):
+        if isinstance(cause, kind):
+            return True
+    return False
 
 
 def chain_of(error: BaseException, earlier: Callable[[BaseException], BaseException | None]) -> Iterator[BaseException]:
@@ -100,7 +103,10 @@ def cause_of(error: BaseException) -> BaseException | None:
 
 def first_line(error: BaseException) -> str:
     """Return an exception's type and the first line of its message, with the next one if the first ends in a colon."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = []
+    for line in str(error).splitlines():
+        if line.strip():
+            lines.append(line.strip())
     if lines and lines[0].endswith(":"):
         lines[0] = " ".join(lines[:2])
     if lines:

@@ -42,7 +42,10 @@ class Video:
 
 def kinds_of(images: Sequence[Any]) -> list[str]:
     """Return `image` or `video` for each of a sample's images and videos; decode none."""
-    return ["video" if isinstance(source, Video) else "image" for source in getattr(images, "sources", images)]
+    kinds = []
+    for source in getattr(images, "sources", images):
+        kinds.append("video" if isinstance(source, Video) else "image")
+    return kinds
 
 
 @dataclass(frozen=True)

@@ -302,7 +302,10 @@ class Lora:
     def __post_init__(self) -> None:
         check_within("[1, inf)", "model.lora", rank=self.rank, alpha=self.alpha)
         check_within("[0, 1)", "model.lora", dropout=self.dropout)
-        changed = [field.name for field in fields(self) if getattr(self, field.name) != field.default]
+        changed = []
+        for field in fields(self):
+            if getattr(self, field.name) != field.default:
+                changed.append(field.name)
         names = {*changed} - {"adapter", "quantize", "dropout"}
         if self.adapter == "continue" and names:
             raise UserError(
@@ -381,7 +384,10 @@ class Teacher:
     def models(self) -> dict[str, str]:
         """Folders, hub ids and URLs by the value of `column`, "" without one; {} = the policy itself."""
         if isinstance(self.model, dict):
-            return {str(label): model for label, model in self.model.items()}
+            models = {}
+            for label, model in self.model.items():
+                models[str(label)] = model
+            return models
         if self.model is None:
             return {}
         return {"": self.model}
@@ -389,7 +395,11 @@ class Teacher:
     @property
     def folders(self) -> list[str]:
         """The models that are loaded, without those on servers."""
-        return [model for model in self.models.values() if not is_url(model)]
+        folders = []
+        for model in self.models.values():
+            if not is_url(model):
+                folders.append(model)
+        return folders
 
 
 def is_url(model: str) -> bool:

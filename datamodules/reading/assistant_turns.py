@@ -71,8 +71,13 @@ def split_turns(
     """
     if messages[0]["role"] == "assistant":
         raise BadRow("the conversation begins with a turn of the assistant; leave that turn out", "prompt")
-    turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-    trained = [_is_trained(messages[i], i + 1) for i in turns]
+    turns = []
+    for i, message in enumerate(messages):
+        if message["role"] == "assistant":
+            turns.append(i)
+    trained = []
+    for i in turns:
+        trained.append(_is_trained(messages[i], i + 1))
     if not any(trained):
         raise BadRow(f"its turns are left out of the loss ({' or '.join(LOSS_KEYS)}); no turn is left to train on", "")
     messages = [_without_loss_keys(message) for message in messages]
@@ -148,12 +153,19 @@ def _parts(texts: Sequence[str], tokenizer: Any, ends: Sequence[int]) -> list[Pa
 
 
 def _without_loss_keys(message: dict[str, Any]) -> dict[str, Any]:
-    return {key: item for key, item in message.items() if key not in LOSS_KEYS}
+    keys = {}
+    for key, item in message.items():
+        if key not in LOSS_KEYS:
+            keys[key] = item
+    return keys
 
 
 def _is_trained(message: dict[str, Any], number: int) -> bool:
     """Return False if the message leaves itself out of the loss."""
-    marks = {key: message[key] for key in LOSS_KEYS if key in message}
+    marks = {}
+    for key in LOSS_KEYS:
+        if key in message:
+            marks[key] = message[key]
     for key, value in marks.items():
         if value not in (0, 1):
             raise BadRow(
@@ -178,7 +190,9 @@ def _trained_parts(parts: list[Part], trained: Sequence[bool]) -> list[Part]:
             "prompt",
         )
     left = iter(trained)
-    pieces = [(part.is_written and next(left), part.token_ids) for part in parts]
+    pieces = []
+    for part in parts:
+        pieces.append((part.is_written and next(left), part.token_ids))
     results = []
     for is_written, run in groupby(pieces, key=lambda piece: piece[0]):
         token_ids = []
@@ -280,11 +294,16 @@ def _turn(
     if isinstance(content, str):
         texts = [content]
     else:
-        texts = [part["text"] for part in content if part["type"] == "text"]
+        texts = []
+        for part in content:
+            if part["type"] == "text":
+                texts.append(part["text"])
     text = text_of(content)
     thoughts = next((turn[key] for key in THOUGHT_KEYS if key in turn), "")
     pieces = [piece.strip() for text in texts for piece in MARK.sub("\0", text).split("\0")]
-    calls = [call.get("function", call)["name"] for call in turn.get("tool_calls", ())]
+    calls = []
+    for call in turn.get("tool_calls", ()):
+        calls.append(call.get("function", call)["name"])
     is_text = not calls and (isinstance(content, str) or len(texts) == len(content))
     if is_text and not any([*pieces, thoughts]):
         raise BadRow(f"the assistant's message {len(messages)} is empty", "prompt")
@@ -303,7 +322,10 @@ def _turn(
     if end:
         written = written.partition(end)[0]
     elif tokenizer.chat_template:
-        words = [word for word in (*pieces, *calls) if word]
+        words = []
+        for word in (*pieces, *calls):
+            if word:
+                words.append(word)
         after = _text_after(messages, calls, words, chat, tokenizer, source)
         end = max((text for text in end_texts if text in after), key=after.rfind, default="")
     wanted = {"tool calls": calls, "thoughts": [thoughts.strip()], "text": pieces}

@@ -68,7 +68,9 @@ class BetweenTurns:
         added = tokenizer.get_added_vocab()
         self._added_tokens = find_tokens(added)
         self._eos_ids = {*eos_token_ids}
-        texts = {token: str(tokenizer.decode([token])) for token in eos_token_ids}
+        texts = {}
+        for token in eos_token_ids:
+            texts[token] = str(tokenizer.decode([token]))
         self._ends = {token: text for token, text in texts.items() if text in added}
 
     def tokens(
@@ -123,7 +125,9 @@ class BetweenTurns:
                 text = f"{text[: 16 * max_tokens]}{_TRUNCATED}{text[-16 * max_tokens :]}"
             return self._as_text(text)
 
-        truncated = [replace(result, text=cut(result.text)) for result in results]
+        truncated = []
+        for result in results:
+            truncated.append(replace(result, text=cut(result.text)))
         kept = []
         for result in truncated:
             kept.append(list(self._tokenizer(result.text, add_special_tokens=False).input_ids))
@@ -242,7 +246,10 @@ class BetweenTurns:
         if whole.startswith(before[:place] + end):
             return end, whole[place + len(end) :]
         after = self._render([_QUESTION, _call(name, {_ARGUMENT: MODEL_TURN}), *messages]).rpartition(MODEL_TURN)[2]
-        places = {text: after.find(text) for text in self._ends.values() if text in after}
+        places = {}
+        for text in self._ends.values():
+            if text in after:
+                places[text] = after.find(text)
         if not places:
             raise UserError(
                 f"rollout.environment: {self._of_template} changes turns of the model when a tool's result "
@@ -375,7 +382,11 @@ def _texts(content: str | list[dict[str, Any]]) -> list[str]:
     """Return the texts of a content."""
     if isinstance(content, str):
         return [content]
-    return [part["text"] for part in content if "text" in part]
+    texts = []
+    for part in content:
+        if "text" in part:
+            texts.append(part["text"])
+    return texts
 
 
 def _call(name: str, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -52,11 +52,16 @@ def as_reward_weights(value: Any, field: str = "reward") -> dict[str, float | No
     value = as_object(value)
     if is_missing(value) or value == "":
         return None
-    named: list[tuple[Any, Any]]
+    named: list[tuple[Any, Any]] = []
     if isinstance(value, Mapping):
-        named = [(name, weight) for name, weight in value.items() if weight is not None]
+        for name, weight in value.items():
+            if weight is not None:
+                named.append((name, weight))
+    elif isinstance(value, list):
+        for name in value:
+            named.append((name, None))
     else:
-        named = [(name, None) for name in (value if isinstance(value, list) else [value])]
+        named.append((value, None))
     for name, weight in named or [(None, None)]:
         is_number = isinstance(weight, int | float) and math.isfinite(weight)
         if not isinstance(name, str) or not (weight is None or is_number):
@@ -139,7 +144,10 @@ def _answers(value: Any, field: str) -> list[str]:
         return [answer for part in value for answer in _answers(as_python(part), field)]
     if not isinstance(value, list | tuple):
         return [as_text(value, field)]
-    items = [item for item in map(as_python, value) if not is_blank(item)]
+    items = []
+    for item in map(as_python, value):
+        if not is_blank(item):
+            items.append(item)
     if not items:
         raise BadRow("missing", field)
     if any(isinstance(item, list | tuple) for item in items):

@@ -98,7 +98,10 @@ def wrapped(content: Any, template: str, **fillers: str) -> Any:
     if isinstance(content, str):
         return fill_in(template, prompt=content, **fillers)
     parts = [dict(part) for part in content]
-    texts = [part for part in parts if part.get("type") == "text"]
+    texts = []
+    for part in parts:
+        if part.get("type") == "text":
+            texts.append(part)
     if not texts:  # an image alone
         texts.append({"type": "text", "text": ""})
         parts += texts
@@ -297,7 +300,10 @@ class Chat:
             messages = [_as_text(message) for message in messages]
         if self.system_text is None:
             return messages
-        rest = [message for message in messages if message["role"] != "system"]
+        rest = []
+        for message in messages:
+            if message["role"] != "system":
+                rest.append(message)
         return [{"role": "system", "content": self.system_text}, *rest]
 
     def text(self, messages: list[dict[str, Any]], tokenizer: Any, source: str = "", prompt: bool = True) -> str:
@@ -453,7 +459,10 @@ class Chat:
 
 def shared_length(text: str, other: str) -> int:
     """Return how many characters the beginnings of two texts have in common."""
-    return next((k for k, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), min(len(text), len(other)))
+    for k, (a, b) in enumerate(zip(text, other, strict=False)):
+        if a != b:
+            return k
+    return min(len(text), len(other))
 
 
 def _functions(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -65,7 +65,10 @@ def read_options(value: Any) -> Options:
                 labelled.append((_column_label(str(name)), text))
             value, labels = _ordered(labelled)
     elif isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value):
-        pairs = [_pair(item) for item in value if item is not None]
+        pairs = []
+        for item in value:
+            if item is not None:
+                pairs.append(_pair(item))
         labels = [label for label, _ in pairs]
         value = [text for _, text in pairs]
         labels = () if None in labels else labels
@@ -100,7 +103,9 @@ def _options(values: Sequence[Any], labels: Sequence[str]) -> Options:
         raise BadRow(f"option {ascii_uppercase[blank.index(True) % 26]} is missing, but a later one is not", "options")
     if any(isinstance(as_python(value), list | tuple | Mapping) for value in values[:count]):
         raise BadRow(f"an option is no text; the known forms are {KNOWN_FORMS}", "options")
-    texts = [as_text(value, "options").strip() for value in values[:count]]
+    texts = []
+    for value in values[:count]:
+        texts.append(as_text(value, "options").strip())
     if len(labels) < count:
         labels = []
     bodies, stripped = _split_labels(texts)
@@ -110,7 +115,10 @@ def _options(values: Sequence[Any], labels: Sequence[str]) -> Options:
 def _split_labels(texts: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the texts without their letters A, B, ... or numbers 1, 2, ..., and these; unchanged if one has none."""
     matches = [_LABELLED.fullmatch(text) for text in texts]
-    labels = [match[1].upper() for match in matches if match]
+    labels = []
+    for match in matches:
+        if match:
+            labels.append(match[1].upper())
     wanted = ([*ascii_uppercase[: len(texts)]], [str(n) for n in range(1, len(texts) + 1)])
     if len(texts) < 2 or labels not in wanted:
         return list(texts), []
@@ -119,11 +127,15 @@ def _split_labels(texts: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _ordered(pairs: Sequence[tuple[str, Any]]) -> tuple[list[Any], list[str]]:
     """Return texts and labels in the order of the labels, which are letters from A or numbers from 0 or 1."""
-    by_label = {label.upper(): text for label, text in pairs}
+    by_label = {}
+    for label, text in pairs:
+        by_label[label.upper()] = text
     labels = sorted(by_label, key=lambda label: (len(label), label))
     count = len(labels)
     from_zero = [str(number) for number in range(count)]
-    from_one = [str(number) for number in range(1, count + 1)]
+    from_one = []
+    for number in range(1, count + 1):
+        from_one.append(str(number))
     wanted = ([*ascii_uppercase[:count]], from_zero, from_one)
     if labels not in wanted:
         raise BadRow(f"the names {', '.join(labels)} are no letters from A or numbers from 0 or 1", "options")
@@ -134,7 +146,10 @@ def _column_label(name: str) -> str:
     """Return the label in a name such as "A", "(a)", "1", "option_b"."""
     match = _COLUMN.fullmatch(name.strip()) or _LABEL.fullmatch(name.strip())
     if match:
-        return next((group for group in match.groups() if group), name)
+        for group in match.groups():
+            if group:
+                return group
+        return name
     return name
 
 
@@ -210,7 +225,9 @@ def right_letter(answer: Any, options: Options, is_typed: bool = True) -> str:
     if len(named) == 1:
         return named[0]
     if named:
-        forms = [f"'{letter}) {texts[ascii_uppercase.index(letter)]}'" for letter in named]
+        forms = []
+        for letter in named:
+            forms.append(f"'{letter}) {texts[ascii_uppercase.index(letter)]}'")
         raise BadRow(f"{text!r} may be two options; write {' or '.join(forms)}", "answer")
     raise BadRow(
         f"{answer!r} is neither the letter, the text nor the number, from 0, of one of {len(texts)} options", "answer"

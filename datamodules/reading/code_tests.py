@@ -62,15 +62,15 @@ def _cases(inputs: Sequence[Any], outputs: Sequence[Any], function: str, starter
     """Return tests of a program, or of a function if it has a name."""
     inputs = [as_python(value) for value in inputs]
     outputs = [as_python(value) for value in outputs]
-    if function:
-        if _are_wrapped(outputs, starter_code):
-            outputs = [value[0] for value in outputs]
-        pairs = [_call(*pair) for pair in zip(inputs, outputs, strict=True)]
-    else:
-        pairs = []
-        for given, wanted in zip(inputs, outputs, strict=True):
-            pairs.append((_as_lines(given), _as_lines(wanted)))
-    return json.dumps([{"input": given, "output": wanted} for given, wanted in pairs]), function
+    is_wrapped = bool(function) and _are_wrapped(outputs, starter_code)
+    tests = []
+    for given, wanted in zip(inputs, outputs, strict=True):
+        if function:
+            given, wanted = _call(given, wanted[0] if is_wrapped else wanted)
+        else:
+            given, wanted = _as_lines(given), _as_lines(wanted)
+        tests.append({"input": given, "output": wanted})
+    return json.dumps(tests), function
 
 
 def _are_wrapped(outputs: Sequence[Any], starter_code: str) -> bool:
@@ -161,7 +161,9 @@ def _asserted(statement: ast.stmt) -> tuple[str, str, str]:
             name = call.func.id
         else:
             name = getattr(call.func, "attr", "")
-        arguments = [_literal(ast.literal_eval(argument)) for argument in call.args]
+        arguments = []
+        for argument in call.args:
+            arguments.append(_literal(ast.literal_eval(argument)))
         return name, "\n".join(arguments), json.dumps(ast.literal_eval(value))
     except (ValueError, TypeError) as error:
         text = " ".join(ast.unparse(statement).split())[:80]

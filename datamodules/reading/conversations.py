@@ -64,7 +64,11 @@ def without_nulls(value: Any) -> Any:
     if getattr(value, "ndim", 0) == 1:
         value = value.tolist()
     if isinstance(value, Mapping):
-        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+        nulls = {}
+        for key, item in value.items():
+            if item is not None:
+                nulls[key] = without_nulls(item)
+        return nulls
     if isinstance(value, list | tuple):
         return [without_nulls(item) for item in value]
     return value
@@ -223,7 +227,10 @@ def _sharegpt_message(turn: Mapping[str, Any]) -> dict[str, Any]:
     if speaker not in SPEAKERS:
         raise BadRow(f"unknown speaker {turn['from']!r} in `from`; the known ones are {', '.join(SPEAKERS)}", "prompt")
     content = turn.get("value", turn.get("content"))
-    weights = {key: turn[key] for key in LOSS_KEYS if key in turn}
+    weights = {}
+    for key in LOSS_KEYS:
+        if key in turn:
+            weights[key] = turn[key]
     if speaker in ("function_call", "tool_call"):
         calls = parse_text(content)
         if isinstance(calls, dict):

@@ -208,7 +208,10 @@ def place_images(sample: Sample) -> Sample:
         if prompt == sample.prompt:
             return sample
         return place_images(replace(sample, prompt=prompt))
-    own_parts = [part[part["type"]] for part in parts if part["type"] in part]
+    own_parts = []
+    for part in parts:
+        if part["type"] in part:
+            own_parts.append(part[part["type"]])
     if own_parts and _are_same(own_parts, sample.images):
         listed = []
     else:
@@ -272,7 +275,9 @@ def _with_marks_read(prompt: str | Messages) -> str | Messages:
     if isinstance(prompt, str):
         result: str | Messages = read(prompt)
     else:
-        result = [message | {"content": read(message["content"])} for message in prompt]
+        result = []
+        for message in prompt:
+            result.append(message | {"content": read(message["content"])})
     if numbers != sorted(set(numbers)):
         raise BadRow(f"the marks of its images have the numbers {numbers}; name each image once, in order", "prompt")
     return result
@@ -397,7 +402,9 @@ class Images(Sequence[Any]):
         if not isinstance(source, Video):
             return resize(decode(source), *bounds)
         if isinstance(source.frames, tuple):
-            frames = [decode(source.frames[i]) for i in source.indices]
+            frames = []
+            for i in source.indices:
+                frames.append(decode(source.frames[i]))
         else:
             frames = read_frames(source.frames, source.indices)
         return replace(source, frames=tuple(resize(frame, *bounds) for frame in frames))
@@ -434,7 +441,10 @@ def _with_rates(sample: Sample) -> list[Any]:
         BadRow: the column has no number for each video.
     """
     column = next((name for name in sample.row if _RATE.fullmatch(str(name)) and not is_empty(sample.row[name])), None)
-    videos = [source for source in sample.images if isinstance(source, Video)]
+    videos = []
+    for source in sample.images:
+        if isinstance(source, Video):
+            videos.append(source)
     if column is None or not any(isinstance(video.frames, list | tuple) for video in videos):
         return list(sample.images)
     given = parse_text(sample.row[column])

@@ -150,7 +150,10 @@ class MixedStream(PromptStream):
         self.weights = dict(weights)
         self.streams = {}
         for name in weights:
-            of_set = [prompt for prompt in prompts if prompt.sample.dataset == name]
+            of_set = []
+            for prompt in prompts:
+                if prompt.sample.dataset == name:
+                    of_set.append(prompt)
             self.streams[name] = PromptStream(of_set, derive_seed(seed, name), run_seed, *options)
 
     def take(self, count: int, cursor: Cursor) -> tuple[list[Prompt], Cursor]:

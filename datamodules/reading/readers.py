@@ -196,12 +196,14 @@ def _read_folder(folder: Path, split: str) -> Iterator[SourceRow]:
         else:
             yield from _read_dataset(saved, str(folder))
         return
-    files = [
-        file
-        for file in sorted(folder.rglob("*"))
-        if file_type(file) in FORMATS and not file.name.startswith((".", "dataset_info"))
-    ]
-    files_of_split = [file for file in files if _split_of(file, folder) == split]
+    files = []
+    for file in sorted(folder.rglob("*")):
+        if file_type(file) in FORMATS and not file.name.startswith((".", "dataset_info")):
+            files.append(file)
+    files_of_split = []
+    for file in files:
+        if _split_of(file, folder) == split:
+            files_of_split.append(file)
     if not files_of_split:
         others = sorted({_split_of(file, folder) for file in files} - {""})
         if not files:
@@ -300,7 +302,8 @@ def _json(path: Path) -> Iterator[tuple[int, Value]]:
         rows = rows.get("data")
     if not isinstance(rows, list):
         raise UserError(f'{path}: expected a list of rows or {{"data": [...]}}; JSON Lines go into a .jsonl file')
-    yield from ((number, _object(row)) for number, row in enumerate(rows, 1))
+    for number, row in enumerate(rows, 1):
+        yield (number, _object(row))
 
 
 def _csv(path: Path, delimiter: str = ",") -> Iterator[tuple[int, Value]]:
@@ -335,7 +338,8 @@ def _batches(batches: Any) -> Iterator[tuple[int, Value]]:
     numbers = count(1)
     for batch in batches:
         _check_names(batch.schema.names)
-        yield from ((next(numbers), value) for value in batch.to_pylist())
+        for value in batch.to_pylist():
+            yield (next(numbers), value)
 
 
 def _check_names(names: Iterable[str]) -> None:
@@ -344,7 +348,10 @@ def _check_names(names: Iterable[str]) -> None:
     Raises:
         ValueError: `_read_file` turns it into an error with the file's name.
     """
-    twice = [name for name, count in Counter(names).items() if count > 1]
+    twice = []
+    for name, times in Counter(names).items():
+        if times > 1:
+            twice.append(name)
     if twice:
         raise ValueError(f"two columns are named {twice[0]!r}; rename one of them")
 
@@ -413,7 +420,9 @@ def as_row(sample: Sample, from_file: bool, folder: Path) -> dict[str, Any]:
         folder: the folder of the file that gets the row; relative paths of media start from it.
     """
     sources = getattr(sample.images, "sources", sample.images)
-    row = {str(name): cell_to_json(cell) for name, cell in sample.row.items()}
+    row = {}
+    for name, cell in sample.row.items():
+        row[str(name)] = cell_to_json(cell)
     if from_file and row:
         return _with_moved_media(row, sample, folder)
     images = []
@@ -454,7 +463,10 @@ def _with_moved_media(row: dict[str, Any], sample: Sample, folder: Path) -> dict
             files += source
         else:
             files.append(source)
-    paths = [Path(file) for file in files if isinstance(file, str | Path)]
+    paths = []
+    for file in files:
+        if isinstance(file, str | Path):
+            paths.append(Path(file))
 
     def moved(cell: Any) -> Any:
         if isinstance(cell, Mapping):

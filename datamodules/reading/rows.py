@@ -60,7 +60,10 @@ def as_prompt(value: Any, is_optional: bool = False) -> str | list[dict[str, Any
         if is_optional and (value is None or value == ""):
             return ""
         return as_text(value, "prompt")
-    users = [message for message in messages if message["role"] == "user"]
+    users = []
+    for message in messages:
+        if message["role"] == "user":
+            users.append(message)
     if not any(message["content"] for message in users) and not (is_optional and users):
         raise BadRow("no user message with content", "prompt")
     return messages

@@ -89,7 +89,10 @@ def exchange_images(samples: list[Sample], seed: int) -> list[Sample]:
     random_order = random.Random(derive_seed("deal images", seed))
     layouts = [kinds_of(sample.images) for sample in samples]
     for kinds in sorted(set(map(tuple, layouts)) - {()}, key=lambda kinds: (len(kinds), kinds)):
-        places = [i for i, other in enumerate(layouts) if tuple(other) == kinds]
+        places = []
+        for i, layout in enumerate(layouts):
+            if tuple(layout) == kinds:
+                places.append(i)
         random_order.shuffle(places)
         for i, other in zip(places, places[1:] + places[:1], strict=True):
             exchanged[i] = replace(samples[i], images=samples[other].images)
@@ -107,7 +110,10 @@ def drop_long(prompts: list[Prompt], max_tokens: int, what: str) -> tuple[list[P
     Raises:
         UserError: all of them are too long.
     """
-    too_long = [prompt for prompt in prompts if len(prompt.token_ids) > max_tokens]
+    too_long = []
+    for prompt in prompts:
+        if len(prompt.token_ids) > max_tokens:
+            too_long.append(prompt)
     if too_long:
         limit = FAR_TOO_LONG * max_tokens
         lengths = ((p.sample.id, len(p.token_ids)) for p in too_long)
@@ -183,7 +189,10 @@ def check_held_out(train: Questions, validation: Sequence[Prompt], name: str, wh
     pairs = []
     for prompt in validation:
         pairs.append((prompt, find_question(prompt, train.get(question(prompt, whole_row), {}))))
-    shared = [(prompt, other) for prompt, other in pairs if other is not None]
+    shared = []
+    for prompt, other in pairs:
+        if other is not None:
+            shared.append((prompt, other))
     if refuse and shared and len(shared) == len(validation):
         raise UserError(
             f"{name}: all {len(shared)} validation questions also stand in training: {_pairs_text(shared)}; give other "

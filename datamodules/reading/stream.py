@@ -298,7 +298,10 @@ def prompt_hashes(prompts: Sequence[Prompt]) -> dict[str, str]:
 
 def difference(saved: Mapping[str, str], current: Mapping[str, str]) -> str:
     """Describe the differences between two fingerprints; "" if there are none."""
-    parts = [part for part in PART_NAMES if saved.get(part) != current.get(part)]
+    parts = []
+    for part in PART_NAMES:
+        if saved.get(part) != current.get(part):
+            parts.append(part)
     if "count" in parts:  # then all hashes differ, too
         parts = [part for part in parts if part in ("count", "seeds")]
     differences = []

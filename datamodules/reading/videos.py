@@ -96,7 +96,10 @@ def read_frames(file: bytes | str, indices: Sequence[int]) -> list[Image.Image]:
 def _nearest_in_time(file: bytes | str, indices: Sequence[int]) -> Sequence[int]:
     """Return the numbers of the frames that are nearest to the times of frames that are equally far apart."""
     with _stream_of(file) as (container, stream):
-        packets = [packet for packet in container.demux(stream) if packet.size > 0]
+        packets = []
+        for packet in container.demux(stream):
+            if packet.size > 0:
+                packets.append(packet)
     times = np.array(sorted(packet.pts for packet in packets if packet.pts is not None), dtype=np.float64)
     if len(times) < len(packets) or len(times) <= indices[-1]:  # it has no times, or has lost frames
         return indices

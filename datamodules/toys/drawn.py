@@ -51,7 +51,9 @@ class DrawnPictures(GeneratedDataModule):
 
     def rows(self, split: Split) -> Iterator[Sample]:
         """Yield the training pictures or the held-out ones, which are never the same; there is no test set."""
-        held_out = {picture.tobytes() for picture, _ in self._draw("validation", self.counts["validation"])}
+        held_out = set()
+        for picture, _ in self._draw("validation", self.counts["validation"]):
+            held_out.add(picture.tobytes())
         drawn = self._draw(split, self.counts[split])
         for i, (picture, answer) in enumerate(drawn):
             if split == "validation" or picture.tobytes() not in held_out:
@@ -143,9 +145,15 @@ class ShapeBox(DrawnPictures):
 def random_box(rng: random.Random) -> list[int]:
     """Return [x1, y1, x2, y2] of a box on the grid of cells, with sides of 2 to 4 cells."""
     cells = SIDE // CELL_PIXELS
-    sides = [rng.randint(2, 4) for _ in range(2)]
-    corner = [rng.randint(0, cells - side) for side in sides]
-    opposite = [start + side for start, side in zip(corner, sides, strict=True)]
+    sides = []
+    for _ in range(2):
+        sides.append(rng.randint(2, 4))
+    corner = []
+    for side in sides:
+        corner.append(rng.randint(0, cells - side))
+    opposite = []
+    for start, side in zip(corner, sides, strict=True):
+        opposite.append(start + side)
     return [CELL_PIXELS * place for place in (*corner, *opposite)]
 
 

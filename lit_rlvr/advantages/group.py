@@ -91,7 +91,9 @@ class GDPOAdvantage(Advantage):
         parts = groups.parts or {"reward": groups.rewards.where(groups.has_reward, torch.nan)}
         weights = groups.weights or dict.fromkeys(parts, 1.0)
         known = torch.stack([~part.isnan() for part in parts.values()]).any(0)  # (P, G)
-        terms = [weights[name] * self._standardised(part, 1).nan_to_num() for name, part in parts.items()]
+        terms = []
+        for name, part in parts.items():
+            terms.append(weights[name] * self._standardised(part, 1).nan_to_num())
         total = torch.stack(terms).sum(0)  # (P, G)
         differs = torch.stack([term != 0 for term in terms]).any(0).any(1, keepdim=True)  # (P, 1) not all rewards equal
         return torch.where(known & differs, self._standardised(total.where(known, torch.nan), None), 0.0)

@@ -109,8 +109,16 @@ class Conversations:
 
 def images_of(messages: Sequence[Message]) -> list[Any]:
     """Return the images of messages, in their order."""
-    parts = [part for message in messages if not isinstance(message["content"], str) for part in message["content"]]
-    return [part["image"] for part in parts if part["type"] == "image"]
+    parts = []
+    for message in messages:
+        if not isinstance(message["content"], str):
+            for part in message["content"]:
+                parts.append(part)
+    images = []
+    for part in parts:
+        if part["type"] == "image":
+            images.append(part["image"])
+    return images
 
 
 def without_images(messages: Sequence[Message]) -> list[Message]:
@@ -123,7 +131,9 @@ def without_images(messages: Sequence[Message]) -> list[Message]:
         parts: Any = message["content"]
         if isinstance(parts, str):
             parts = [{"type": "text", "text": parts}]
-        shown = [{name: value for name, value in part.items() if name in ("type", "text")} for part in parts]
+        shown = []
+        for part in parts:
+            shown.append({name: value for name, value in part.items() if name in ("type", "text")})
         plain.append({**message, "content": shown})
     return plain
 
@@ -164,7 +174,9 @@ def fingerprint(messages: Sequence[Message], tools: tuple[Any, ...]) -> str:
     """
     content = []
     for message in messages:
-        calls = [call["function"] for call in message.get("tool_calls", ())]
+        calls = []
+        for call in message.get("tool_calls", ()):
+            calls.append(call["function"])
         content.append([message["role"], _compared(message["content"]), calls])
     return hashlib.sha256(json.dumps([content, list(tools)], sort_keys=True).encode()).hexdigest()
 

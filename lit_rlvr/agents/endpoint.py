@@ -112,7 +112,9 @@ class Endpoint:
             "/v1/end": self._end,
             "/v1/responses": self._unsupported,
         }
-        routes = [Route(path, partial(self._answer, handler), methods=["POST"]) for path, handler in handlers.items()]
+        routes = []
+        for path, handler in handlers.items():
+            routes.append(Route(path, partial(self._answer, handler), methods=["POST"]))
         routes.append(Route("/v1/models", partial(self._answer, self._models)))
         routes.append(Route("/v1/models/{name:path}", partial(self._answer, self._one_model)))
         application = Starlette(routes=routes, exception_handlers={404: _unknown, 405: _unknown})
@@ -169,7 +171,10 @@ class Endpoint:
         """Answer no further call of a session; those that wait are refused."""
         with self.lock:
             session.is_over = True
-            waiting = [job for job in (*self._jobs, *self._taken) if job.session is session]
+            waiting = []
+            for job in (*self._jobs, *self._taken):
+                if job.session is session:
+                    waiting.append(job)
             self._jobs = [job for job in self._jobs if job.session is not session]
             self._taken = [job for job in self._taken if job.session is not session]
             self.lock.notify_all()
@@ -187,7 +192,10 @@ class Endpoint:
         """
         with self.lock:
             while True:
-                jobs = [job for job in self._jobs if job.session in sessions]
+                jobs = []
+                for job in self._jobs:
+                    if job.session in sessions:
+                        jobs.append(job)
                 seconds = seconds_to_wait(jobs)
                 if seconds <= 0:
                     break

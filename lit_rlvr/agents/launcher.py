@@ -71,7 +71,10 @@ def kill_children(child: int) -> None:
 def children() -> set[int]:
     """Return the children of this process; none where the system does not list them."""
     with suppress(OSError), open(f"/proc/self/task/{os.getpid()}/children") as file:
-        return {int(pid) for pid in file.read().split()}
+        pids = set()
+        for pid in file.read().split():
+            pids.add(int(pid))
+        return pids
     return set()
 
 

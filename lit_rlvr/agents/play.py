@@ -190,7 +190,8 @@ class AgentEpisodes:
                 for job in jobs:
                     begin(groups.place(job.session))
                 if engine.concurrent:
-                    asked += [self._sampling.submit(self._sample_one, job, sampling, engine) for job in jobs]
+                    for job in jobs:
+                        asked.append(self._sampling.submit(self._sample_one, job, sampling, engine))
                     for future in [future for future in asked if future.done()]:
                         future.result()  # raises what ended the engine
                         asked.remove(future)
@@ -340,13 +341,18 @@ class AgentEpisodes:
         together = together and world_size() > 1
         if not jobs and not together:
             return
-        order = {id(session): number for number, session in enumerate(sessions)}
+        order = {}
+        for number, session in enumerate(sessions):
+            order[id(session)] = number
         jobs.sort(key=lambda job: order[id(job.session)])  # so that it does not depend on who was faster
         stops = list(dict.fromkeys(job.message.request.stop for job in jobs))
         if together:
             stops = list(dict.fromkeys(stop for of_rank in gather_objects(stops) for stop in of_rank))
         for stop in stops:
-            batch = [job for job in jobs if job.message.request.stop == stop]
+            batch = []
+            for job in jobs:
+                if job.message.request.stop == stop:
+                    batch.append(job)
             prompts, settings, seeds, limits = _call_of(batch, sampling, stop)
 
             def deliver(p: int, group: list[Completion], batch: list[Job] = batch) -> None:
@@ -387,7 +393,10 @@ class AgentEpisodes:
         counts = Counter(episodes=len(sessions))
         for session in sessions:
             sequences = sequences_of(session)
-            roots = [message for message in session.trained if message.parent is None]
+            roots = []
+            for message in session.trained:
+                if message.parent is None:
+                    roots.append(message)
             counts["sequences"] += len(sequences)
             counts["forked_tokens"] += sum(len(message.prompt) for message in roots[1:])
             counts["auxiliary"] += sum(message.is_auxiliary for message in session.messages)
@@ -453,7 +462,9 @@ def _call_of(
     jobs: Sequence[Job], sampling: Sampling, stop: tuple[str, ...]
 ) -> tuple[list[Prompt], Sampling, list[list[int]], LimitedTurns]:
     """Return the arguments with which an engine samples the messages of jobs that end at the same texts."""
-    prompts = [Prompt(job.session.sample, list(job.message.prompt), job.message.pixels) for job in jobs]
+    prompts = []
+    for job in jobs:
+        prompts.append(Prompt(job.session.sample, list(job.message.prompt), job.message.pixels))
     settings = replace(sampling, stop=tuple(dict.fromkeys((*sampling.stop, *stop))))
     seeds = [[job.message.seed] for job in jobs]
     return prompts, settings, seeds, LimitedTurns([job.message.limit for job in jobs])
@@ -517,4 +528,7 @@ def agent_metrics(counts: Counter[str]) -> dict[str, float]:
         total.update(of_rank)
     episodes = max(total["episodes"], 1)
     means = ("sequences", "forked_tokens", "auxiliary", "lost", "refused")
-    return {f"rollout/agent/{name}": total[name] / episodes for name in (*means, *CAUSES)}
+    metrics = {}
+    for name in (*means, *CAUSES):
+        metrics[f"rollout/agent/{name}"] = total[name] / episodes
+    return metrics

@@ -171,7 +171,9 @@ class Worker:
             new, self._is_open = _read(stdout)
             self._read += new
             *whole, self._read = self._read[-OUTPUT_BYTES:].split(b"\n")
-            lines.extend(text.decode(errors="replace") for text in whole if text.lstrip().startswith(b"{"))
+            for text in whole:
+                if text.lstrip().startswith(b"{"):
+                    lines.append(text.decode(errors="replace"))
             return bool(lines)
 
         def events() -> dict[int, int]:

@@ -77,7 +77,9 @@ def read_reply(
     calls: list[Body] = []
     if request.tools:
         before, found = split_calls(text)
-        schemas = {tool["function"]["name"]: tool["function"].get("parameters") or {} for tool in request.tools}
+        schemas = {}
+        for tool in request.tools:
+            schemas[tool["function"]["name"]] = tool["function"].get("parameters") or {}
         for call in found:
             named = _arguments(call, schemas)
             if named is not None:
@@ -107,10 +109,11 @@ def _arguments(call: Call, schemas: dict[str, Body]) -> Body | None:
 
 def openai_body(replies: Sequence[Reply], request: ChatRequest) -> Body:
     """Return the answer to a request for chat completions."""
-    choices = [
-        {"index": index, "message": _openai_message(reply), "finish_reason": reply.finish_reason, "logprobs": None}
-        for index, reply in enumerate(replies)
-    ]
+    choices = []
+    for index, reply in enumerate(replies):
+        choices.append(
+            {"index": index, "message": _openai_message(reply), "finish_reason": reply.finish_reason, "logprobs": None}
+        )
     head = _openai_head(replies[0], request, "chat.completion")
     return head | {"choices": choices, "usage": _openai_usage(replies)}
 

@@ -293,7 +293,10 @@ class Session:
     def _prompt(self, request: ChatRequest, is_auxiliary: bool) -> tuple[SampledMessage | None, Text, str]:
         """Return the sampled message that a request extends, if there is one, its prompt, and the text after it."""
         messages = request.messages
-        own = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+        own = []
+        for number, message in enumerate(messages):
+            if message["role"] == "assistant":
+                own.append(number)
         if own and not is_auxiliary:
             parent = self._by_content.get(fingerprint(messages[: own[-1] + 1], request.tools))
             added = len(messages) - own[-1] - 1
@@ -383,11 +386,11 @@ class Session:
     @property
     def trained(self) -> list[SampledMessage]:
         """The sampled messages of the episode: without auxiliary ones, and without those that the agent never got."""
-        return [
-            message
-            for message in self.messages
-            if message.turn is not None and not message.is_auxiliary and (message.has_children or not message.is_lost)
-        ]
+        found = []
+        for message in self.messages:
+            if message.turn is not None and not message.is_auxiliary and (message.has_children or not message.is_lost):
+                found.append(message)
+        return found
 
 
 @dataclass(frozen=True)
@@ -425,7 +428,10 @@ def sequences_of(session: Session) -> list[EpisodeSequence]:
     sequences = []
     for leaf in trained:
         if id(leaf) not in parents:
-            own = [message for message in leaf.ancestors if id(message) not in seen]
+            own = []
+            for message in leaf.ancestors:
+                if id(message) not in seen:
+                    own.append(message)
             seen.update(map(id, own))
             sequences.append(EpisodeSequence(leaf, tuple(own)))
     return sequences
@@ -540,7 +546,10 @@ def _turns(session: Session, sequences: Sequence[EpisodeSequence], start: int) -
 
 def _turn(message: SampledMessage, session: Session) -> Turn:
     assert message.reply is not None, "it is sampled"
-    following = [other for other in session.messages if other.parent is message and not other.is_auxiliary]
+    following = []
+    for other in session.messages:
+        if other.parent is message and not other.is_auxiliary:
+            following.append(other)
     observation = None
     images = 0
     if following:
@@ -548,7 +557,10 @@ def _turn(message: SampledMessage, session: Session) -> Turn:
         images = _count_images(following[0]) - _count_images(message)
     raw = session.opening + (message.sampled.raw or message.sampled.text)
     asked = message.request.messages
-    own = [number for number, other in enumerate(asked) if other["role"] == "assistant"]
+    own = []
+    for number, entry in enumerate(asked):
+        if entry["role"] == "assistant":
+            own.append(number)
     state = fingerprint(asked[max(own, default=-1) + 1 :], ())[:16]  # what was added, or the whole first prompt
     return Turn(
         message.sampled.text,

@@ -54,7 +54,9 @@ class IndexedNames(KnownNames):
         self.index = json.loads(OPTIONS_INDEX.read_text())
         self.own = {*self.index["options"][command].split()}
         self.required = {*self.index["required"][command].split()}
-        parents = {option.rpartition(".")[0] for option in self.own}
+        parents = set()
+        for option in self.own:
+            parents.add(option.rpartition(".")[0])
         self.groups = {option for option in parents & self.own if f"{option}.help" not in self.own}
 
     def options(self) -> set[str]:

@@ -98,7 +98,10 @@ def _unwrapped(error: BaseException) -> BaseException:
 
 def _files(error: BaseException) -> list[Path]:
     """Return the files of the frames that an exception passed through; the last one raised it."""
-    return [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
+    files = []
+    for frame in traceback.extract_tb(error.__traceback__):
+        files.append(Path(frame.filename))
+    return files
 
 
 def refuse_nulls(value: Any, kinds: Mapping[str, Any], key: str = "") -> None:
@@ -321,17 +324,17 @@ def _nearest(key: str, known: Iterable[str]) -> str:
     replacement = our_option_for(key, names)
     if replacement:
         return f"; did you mean {replacement!r}?"
-    same = [other for other in names if other.rpartition(".")[2] == name.lstrip("-")]
+    same = []
+    for other in names:
+        if other.rpartition(".")[2] == name.lstrip("-"):
+            same.append(other)
     if same and not dot:
         of_the_model = [other for other in same if "model.init_args." in other]
         return f"; did you mean {min(of_the_model or same)!r}?"
-    if dot:
-        siblings = []
-        for other in names:
-            if other.rpartition(".")[0] == group:
-                siblings.append(other.rpartition(".")[2])
-    else:
-        siblings = []
+    siblings = []
+    for other in names:
+        if dot and other.rpartition(".")[0] == group:
+            siblings.append(other.rpartition(".")[2])
     if siblings:
         near = nearest(name, siblings)
     else:

@@ -296,7 +296,10 @@ class RLVRCLI(LightningCLI):
         """Return a run's summary, or the metrics of a measurement."""
         if subcommand == "fit":
             return dict(json.loads((Path(self.trainer.default_root_dir) / "summary.json").read_text()))
-        return {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+        values = {}
+        for name, value in self.trainer.callback_metrics.items():
+            values[name] = float(value)
+        return values
 
 
 class ConfigCheck(RLVRCLI):
@@ -366,7 +369,10 @@ def run_command(command: str, arguments: list[str]) -> None:
     if command == "fit":
         arguments = [re.sub(f"^{REPLAY}(?==|$)", "--rollout.replay.rollouts_from", argument) for argument in arguments]
     dry = command == "fit" and DRY_RUN in arguments
-    given = [argument for argument in arguments if not (dry and argument == DRY_RUN)]
+    given = []
+    for argument in arguments:
+        if not (dry and argument == DRY_RUN):
+            given.append(argument)
     with ExitStack() as stack, save_dir_not_required():
         if command == "fit" and any(argument.partition("=")[0] == SERVERS for argument in given):
             count, given = _taken_out(given, SERVERS)

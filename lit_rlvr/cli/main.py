@@ -215,7 +215,9 @@ def usage(others: Mapping[str, EntryPoint]) -> str:
     Args:
         others: the commands of installed packages.
     """
-    lines = [f"  {name:10} {text}" for name, (_, text) in COMMANDS.items()]
+    lines = []
+    for name, (_, text) in COMMANDS.items():
+        lines.append(f"  {name:10} {text}")
     for name, point in others.items():
         lines.append(f"  {name:10} of the package {point.dist.name if point.dist else ''}")
     return "\n".join(

@@ -66,7 +66,9 @@ def servers_beside(count: str, config: Any, build: Callable[[Any], Any], dry: bo
     gpus = _visible_gpus()
     serving = gpus[len(gpus) - number :]
     ports = _free_ports(number)
-    urls = [f"http://{LOOPBACK}:{port}" for port in ports]
+    urls = []
+    for port in ports:
+        urls.append(f"http://{LOOPBACK}:{port}")
     if dry:
         yield _engine_options(urls)
         return
@@ -207,7 +209,10 @@ class LocalServer:
         """Return the last lines that servers have printed since this one began, as one line."""
         with self.output.open(errors="replace") as file:
             file.seek(self._begin)
-            lines = [line.strip() for line in file if line.strip()]
+            lines = []
+            for line in file:
+                if line.strip():
+                    lines.append(line.strip())
         return " | ".join(line[-MOST_CHARACTERS:] for line in lines[-LAST_LINES:])
 
     def _wait(self) -> int:

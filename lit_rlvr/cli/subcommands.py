@@ -137,7 +137,9 @@ class RLVRTrainer(Trainer):
             datamodule: the data.
             out: folder for `train.jsonl`, `validation.jsonl` and `test.jsonl`, one for each set of the data.
         """
-        files = [str(path) for path in write_split(datamodule, Path(out))]
+        files = []
+        for path in write_split(datamodule, Path(out)):
+            files.append(str(path))
         show_result({"files": files}, lambda: print(*files, sep="\n"))
 
     def plan(self, model: RLVRModule, datamodule: PromptDataModule, gpus: str, servers: int = 0) -> None:

@@ -29,7 +29,10 @@ def add_user_modules() -> None:
     is on the path for an editable install comes after the user's folder: both may have a folder `datamodules`.
     """
     folder = str(Path.cwd())
-    indices = [i for i, path in enumerate(sys.path) if Path(path) == _ROOT != Path(folder)]
+    indices = []
+    for i, path in enumerate(sys.path):
+        if Path(path) == _ROOT != Path(folder):
+            indices.append(i)
     sys.path.insert(indices[0] if indices else len(sys.path), folder)
     if not any(isinstance(finder, _DataModules) for finder in sys.meta_path):
         sys.meta_path.insert(0, _DataModules())

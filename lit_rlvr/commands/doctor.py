@@ -61,7 +61,10 @@ def run_command(command: str, arguments: list[str]) -> None:
     def print_text() -> None:
         console = Terminal()
         console.print_table(packages_table())
-        missing = [name for name in OPTIONAL if _is_offered(name) and not _installed(name)]
+        missing = []
+        for name in OPTIONAL:
+            if _is_offered(name) and not _installed(name):
+                missing.append(name)
         for line in [*(f"{name}: {pip_command(name)}" for name in missing), *lines]:
             console.print(line, soft_wrap=True)
 
@@ -129,11 +132,12 @@ def _loads(name: str) -> bool:
     """
     try:
         if name == "torchvision" and is_installed(name):
-            return all(
-                requirement.specifier.contains(version("torch"), prereleases=True)
-                for requirement in map(Requirement, requires(name) or ())
-                if requirement.name == "torch"
-            )
+            for requirement in map(Requirement, requires(name) or ()):
+                if requirement.name == "torch" and not requirement.specifier.contains(
+                    version("torch"), prereleases=True
+                ):
+                    return False
+            return True
         return not is_installed(name) or import_module(name) is not None
     except Exception:  # OSError, RuntimeError or ImportError, by what the package's C++ part lacks
         return False

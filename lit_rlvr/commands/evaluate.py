@@ -212,7 +212,9 @@ def sample_suites(
     for suite in suites:
         option = f"--suite: {suite.name}"
         prompts[suite.name] = load_prompts(module, suite.data, suite.rewards, suite.environment, "test", option)
-    plans = {suite.name: suite.protocol.parts(limits) for suite in suites}
+    plans = {}
+    for suite in suites:
+        plans[suite.name] = suite.protocol.parts(limits)
     for suite in suites:
         for sampling, _ in plans[suite.name].values():
             check_turns(f"--suite: {suite.name}: --max_turns", sampling, suite.environment)
@@ -242,7 +244,9 @@ def sample_suites(
             run_shares(arguments, config.devices, out, advance)
         records = Records(out, settings, fingerprints)
     elif missing:
-        lengths = [_length_requirement(suite, prompts[suite.name], plans[suite.name]) for suite in suites]
+        lengths = []
+        for suite in suites:
+            lengths.append(_length_requirement(suite, prompts[suite.name], plans[suite.name]))
         owner = SyncedEngine(_engine_of_its_own(config), resume="run the same command again to continue")
         sampler = start_sampler(module.model_folder, owner, module.tokenizer, getattr(torch, config.dtype), lengths)
         with progress_bar("questions", missing, done=total - missing) as advance:
@@ -325,7 +329,10 @@ def suite_summary(
     sampled = records.groups(f"{suite.name}/sampled", prompts)
     greedy = records.groups(f"{suite.name}/greedy", prompts)
     results = suite_results(samples, sampled, greedy)
-    judged = [row.get("criteria", {}) for group in sampled or greedy for row in group]
+    judged = []
+    for group in sampled or greedy:
+        for row in group:
+            judged.append(row.get("criteria", {}))
     for reward in suite.rewards:
         summary = reward.summarise([criteria.get(reward.name, {}) for criteria in judged])
         results |= {f"{reward.name}/{key}": value for key, value in summary.items()}
@@ -351,10 +358,14 @@ def score_given(suites: list[Suite], config: Namespace, out: Path) -> tuple[Reco
     for suite in suites:
         suite.data.use_environment(suite.environment, suite.rewards)
         samples = suite.data.load("test")
-        parts = [part for part in ("sampled", "greedy") if f"{suite.name}/{part}" in completions]
-        questions = {
-            sample.id for part in parts for sample in match(completions[f"{suite.name}/{part}"], samples, part)
-        }
+        parts = []
+        for part in ("sampled", "greedy"):
+            if f"{suite.name}/{part}" in completions:
+                parts.append(part)
+        questions = set()
+        for part in parts:
+            for sample in match(completions[f"{suite.name}/{part}"], samples, part):
+                questions.add(sample.id)
         chat = suite.data.chat
         prompts = []
         for sample in samples:
@@ -387,7 +398,9 @@ def judge_completions(
             batch = prompts[start : start + QUESTIONS_PER_BATCH]
             groups = [completions[prompt.sample.id] for prompt in batch]
             batch = [replace(p, prefill=group[0].prefill or p.prefill) for p, group in zip(batch, groups, strict=True)]
-            judged = [prompt.for_rewards(group) for prompt, group in zip(batch, groups, strict=True)]
+            judged = []
+            for prompt, group in zip(batch, groups, strict=True):
+                judged.append(prompt.for_rewards(group))
             scores = score_rollout(suite.rewards, judged, [prompt.sample for prompt in batch])
             for p, (prompt, group) in enumerate(zip(batch, groups, strict=True)):
                 records.add(name, prompt, group, scores, p)

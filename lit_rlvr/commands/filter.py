@@ -222,7 +222,10 @@ def open_sampler(
 
 def pass_rate(group: list[RecordRow]) -> float | None:
     """Return the share of right completions among the judged ones; None if the rewards judged none."""
-    judged = [row["correct"] for row in group if row["correct"] is not None]
+    judged = []
+    for row in group:
+        if row["correct"] is not None:
+            judged.append(row["correct"])
     if judged:
         return sum(judged) / len(judged)
     return None

@@ -78,7 +78,9 @@ def describe_prompts(
     prompts = data.prompts[split]
     if not prompts:
         raise UserError(f"--split: there is no {split} set")
-    descriptions = [_describe_prompt(data, prompt, folder) for prompt in prompts[:count]]
+    descriptions = []
+    for prompt in prompts[:count]:
+        descriptions.append(_describe_prompt(data, prompt, folder))
     if split == "train" and module.demonstrates:
         check_demonstrations(rollout, module, data)
         demonstrations = rollout.demonstrations[data.name]
@@ -151,14 +153,18 @@ def play_episodes(
     sampler = open_sampler(module, data, rollout, dtype, prompts, rollout.sampling.max_tokens, split)
     try:
         starts, rows = sampler.play(prompts, rollout.sampling, "preview", data, environment)
-        judged = [start.for_rewards(group) for start, group in zip(starts, rows, strict=True)]
+        judged = []
+        for start, group in zip(starts, rows, strict=True):
+            judged.append(start.for_rewards(group))
         scores = score_rollout(rollout.rewards, judged, [prompt.sample for prompt in prompts])
     finally:
         sampler.close()
     episodes = []
     for p, (start, (row,)) in enumerate(zip(starts, rows, strict=True)):
         (results,) = scores.details[p]
-        verdicts = {name: _describe_result(result) for name, result in results.items()}
+        verdicts = {}
+        for name, result in results.items():
+            verdicts[name] = _describe_result(result)
         calls = call_rows({0: calls_of(row) | {"turn_rewards": [turn.reward for turn in row.turns]}})
         named_calls = []
         for call in calls:
@@ -191,7 +197,9 @@ def print_episodes(episodes: Sequence[dict[str, Any]]) -> None:
         console.print(prompt["text"], soft_wrap=True, style="dim")
         print_completion(episode["completion"], console)
         if episode["calls"]:
-            rows = [tuple(call.values()) for call in episode["calls"]]
+            rows = []
+            for call in episode["calls"]:
+                rows.append(tuple(call.values()))
             console.print_table(table_of(CALL_COLUMNS[1:], rows, title="\nCalls of the agent, in their order"))
         for name, result in episode["rewards"].items():
             console.print(f"{name}: {result['value']:g}, {result['status']} {result['detail']}", soft_wrap=True)

@@ -46,7 +46,9 @@ class ServeParser(argparse.ArgumentParser):
 def run_command(command: str, arguments: list[str]) -> None:
     """Run the command line of `serve`; this process becomes the server."""
     options, others = make_parser(command).parse_known_args([_hyphenated(word) for word in arguments])
-    names = {word.partition("=")[0] for word in others}
+    names = set()
+    for word in others:
+        names.add(word.partition("=")[0])
     require("vllm", "serve", vllm_package())
     _check_options(options, names)
     quantization = [f"--quantization={FP8}"] if options.quantize else []

@@ -196,7 +196,9 @@ class Tuner:
 
     def _right_columns(self) -> list[str]:
         """Return the columns whose texts the rewards call right, the longest texts first."""
-        samples = [prompt.sample for prompt in self.prompts[:MORE_PROMPTS]]
+        samples = []
+        for prompt in self.prompts[:MORE_PROMPTS]:
+            samples.append(prompt.sample)
         lengths: dict[str, float] = {}
         for name in samples[0].row:
             texts = [text for sample in samples if isinstance(text := sample.row.get(name), str)]
@@ -434,7 +436,8 @@ def _share_cut_off(groups: Sequence[MeasuredGroup]) -> float:
     """Return the share of completions that a limit of tokens ended."""
     are_cut = []
     for _, rows in groups:
-        are_cut += [row["finish_reason"] == "length" for row in rows]
+        for row in rows:
+            are_cut.append(row["finish_reason"] == "length")
     return fmean(are_cut)
 
 

@@ -88,18 +88,19 @@ def check_init(cls: type, args: Sequence[Any], kwargs: Mapping[str, Any], key: s
     if not (args or kwargs):
         return
     known, parameters = init_parameters(cls)
-    positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    positional = []
+    for p in parameters:
+        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD):
+            positional.append(p.name)
     given = {**dict(zip(positional, args, strict=False)), **kwargs}  # Python refuses too many without a name
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters) and known.keys() <= {p.name for p in parameters}
-    if takes_any:
-        problems = []
-    else:
-        problems = [_no_option(name, cls, known, key) for name in given if name not in known]
-    problems += [
-        _misfit(value, known[name], f"{key}.{name}")
-        for name, value in given.items()
-        if name in known and not fits(value, known[name])
-    ]
+    problems = []
+    for name, value in given.items():
+        if name in known:
+            if not fits(value, known[name]):
+                problems.append(_misfit(value, known[name], f"{key}.{name}"))
+        elif not takes_any:
+            problems.append(_no_option(name, cls, known, key))
     refuse_all(problems)
 
 
@@ -122,7 +123,10 @@ def fits(value: Any, hint: Any) -> bool:
     kind = get_origin(hint)
     inner = get_args(hint)
     if kind in (Union, UnionType):
-        return any(fits(value, item) for item in inner)
+        for item in inner:
+            if fits(value, item):
+                return True
+        return False
     if kind is Literal:
         return value in inner
     if hint in (None, NoneType):
@@ -152,7 +156,9 @@ def fits(value: Any, hint: Any) -> bool:
 
 def _all_fit(values: Iterable[Any], inner: Sequence[Any]) -> bool:
     if inner:
-        return all(fits(value, inner[0]) for value in values)
+        for value in values:
+            if not fits(value, inner[0]):
+                return False
     return True
 
 
@@ -175,13 +181,18 @@ def check_within(interval: str, where: str, **options: float | None) -> None:
         below = value <= high if interval[-1] == "]" else value < high
         return above and below
 
-    violations = {name: value for name, value in options.items() if value is not None and not within(value)}
+    violations = {}
+    for name, value in options.items():
+        if value is not None and not within(value):
+            violations[name] = value
     refuse_all(f"{where}.{name}: {value} must lie in {interval}" for name, value in violations.items())
 
 
 def _no_option(name: str, cls: type, known: Iterable[str], key: str) -> str:
     """Return a message with the nearest option of the class, or else of a config."""
-    groups = {path.partition(".")[0] for path in OPTIONS_OF_OTHERS.values()}
+    groups = set()
+    for path in OPTIONS_OF_OTHERS.values():
+        groups.add(path.partition(".")[0])
     near = our_option_for(name, known) or our_option_for(name, groups) or nearest(name, known)
     hint = counted_hint(f"{key}.{name}") or (f"; did you mean {near.replace('.init_args', '')!r}?" if near else "")
     return f"{key}: {cls.__name__} has no option {name!r}{hint}"

@@ -62,7 +62,10 @@ def as_object(value: Any) -> Any:
 def _printed_array(text: str) -> list[str]:
     if not _NUMPY_TEXTS.fullmatch(text):
         raise ValueError("no array of texts")
-    return [ast.literal_eval(item) for item in re.findall(_TEXT, text)]
+    items = []
+    for item in re.findall(_TEXT, text):
+        items.append(ast.literal_eval(item))
+    return items
 
 
 def lookup(row: Mapping[str, Any], column: str) -> Any:

@@ -28,7 +28,10 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     for other in sorted(known, key=lambda other: (other[:1].isupper() != name[:1].isupper(), other)):
         plain.setdefault(_plain(other), other)
     start = _plain(name)
-    longer = [other for other in plain if start and other.startswith(start)]
+    longer = []
+    for other in plain:
+        if start and other.startswith(start):
+            longer.append(other)
     matches = difflib.get_close_matches(start, plain, 1) or longer
     if matches:
         return plain[matches[0]]

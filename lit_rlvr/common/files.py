@@ -33,7 +33,9 @@ def available_memory(group: Path = Path("/sys/fs/cgroup")) -> int:
     amounts = []
     with suppress(OSError, ValueError):  # no such file, or no limit ("max")
         lines = Path("/proc/meminfo").read_text().splitlines()
-        amounts += [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")]
+        for line in lines:
+            if line.startswith("MemAvailable:"):
+                amounts.append(int(line.split()[1]) << 10)
         limit = int((group / "memory.max").read_text())
         used = int((group / "memory.current").read_text())
         counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())

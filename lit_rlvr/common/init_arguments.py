@@ -51,7 +51,9 @@ def with_class_defaults(cls: type, **groups: Any) -> dict[str, Any]:
         if isinstance(group, Mapping):
             options = group
         else:
-            options = {field: getattr(group, field) for field in group.given}
+            options = {}
+            for field in group.given:
+                options[field] = getattr(group, field)
         completed[name] = replace(class_default(cls, name), **options)
     return completed
 

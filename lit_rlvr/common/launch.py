@@ -10,7 +10,10 @@ _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 
 def launched_rank() -> str | None:
     """Return the rank that a launcher has given this process; None without a launcher."""
-    return next((os.environ[key] for key in _RANKS if key in os.environ), None)
+    for key in _RANKS:
+        if key in os.environ:
+            return os.environ[key]
+    return None
 
 
 def is_first_process() -> bool:

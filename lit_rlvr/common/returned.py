@@ -124,7 +124,11 @@ def require_metrics(source: str, metrics: Any) -> None:
 
 def changed_fields(before: Any, after: Any) -> list[str]:
     """Return the names of the fields whose values differ between a dataclass of tensors and its copy."""
-    return [name for name, value in vars(before).items() if _differs(value, getattr(after, name))]
+    fields = []
+    for name, value in vars(before).items():
+        if _differs(value, getattr(after, name)):
+            fields.append(name)
+    return fields
 
 
 def _differs(before: Any, after: Any) -> bool:
@@ -148,9 +152,15 @@ def inputs_stay(function: Callable[..., Any], inputs: Any, name: str, option: st
     Raises:
         UserError: names the function and the tensors, once it has returned.
     """
-    tensors = [(field, value, value._version) for field, value in vars(inputs).items() if isinstance(value, Tensor)]
+    tensors = []
+    for field, value in vars(inputs).items():
+        if isinstance(value, Tensor):
+            tensors.append((field, value, value._version))
     yield
-    changed = [f"{name}.{field}" for field, value, version in tensors if value._version != version]
+    changed = []
+    for field, value, version in tensors:
+        if value._version != version:
+            changed.append(f"{name}.{field}")
     if changed:
         raise UserError(
             f"{option}: {defined_at(function)} changes {', '.join(changed)} in place, and the rest of the loss needs "

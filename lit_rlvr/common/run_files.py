@@ -101,8 +101,14 @@ def trace_folder(run_folder: str | Path) -> Path:
 
 def list_traces(run_folder: str | Path) -> dict[int, Path]:
     """Return the files that `write_trace` wrote, by step."""
-    files = {path.stem.removeprefix("step-"): path for path in sorted(trace_folder(run_folder).glob("step-*.json"))}
-    return {int(step): path for step, path in files.items() if step.isdigit()}
+    files = {}
+    for path in sorted(trace_folder(run_folder).glob("step-*.json")):
+        files[path.stem.removeprefix("step-")] = path
+    traces = {}
+    for step, path in files.items():
+        if step.isdigit():
+            traces[int(step)] = path
+    return traces
 
 
 def read_trace(path: Path) -> tuple[str, list[dict[str, Any]]]:

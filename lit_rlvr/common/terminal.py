@@ -144,7 +144,10 @@ def show_result(result: Any, print_readable: Callable[[], object]) -> None:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {str(name): _plain(item) for name, item in value.items()}
+        plain = {}
+        for name, item in value.items():
+            plain[str(name)] = _plain(item)
+        return plain
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if isinstance(value, float):

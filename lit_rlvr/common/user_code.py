@@ -44,7 +44,9 @@ def find_user_line(error: BaseException) -> tuple[str, BaseException] | None:
     or else in its cause's.
     """
     for raised in chain_of(error, cause_of):
-        lines = [(frame.filename, frame.lineno or 0) for frame in traceback.extract_tb(raised.__traceback__)]
+        lines = []
+        for frame in traceback.extract_tb(raised.__traceback__):
+            lines.append((frame.filename, frame.lineno or 0))
         if isinstance(raised, SyntaxError) and raised.filename:
             lines.append((raised.filename, raised.lineno or 0))
         for file, line in reversed(lines):

@@ -78,7 +78,11 @@ def load_data(name: str) -> dict[str, np.ndarray]:
 
 def frozen_arrays(name: str) -> dict[str, np.ndarray]:
     """Return the arrays of a frozen batch, without the results of the published methods."""
-    return {key: array for key, array in load_data(name).items() if "/" not in key}
+    arrays = {}
+    for key, array in load_data(name).items():
+        if "/" not in key:
+            arrays[key] = array
+    return arrays
 
 
 def frozen_batch(name: str) -> Batch:
@@ -129,7 +133,11 @@ def equal_rewards(batch: _Batch) -> _Batch:
 def shuffled_groups(batch: Batch) -> list[int]:
     """Return rows with the groups in another order, in which none keeps its place."""
     prompts, size = batch.rewards.shape
-    return [p * size + g for p in (*range(2, prompts), 1, 0) for g in range(size)]
+    groups = []
+    for p in (*range(2, prompts), 1, 0):
+        for g in range(size):
+            groups.append(p * size + g)
+    return groups
 
 
 def shuffled_inside(batch: Batch) -> list[int]:
@@ -145,7 +153,9 @@ def shuffled_inside(batch: Batch) -> list[int]:
 def even_cuts(rows: Sequence[int]) -> list[Cut]:
     """Cut rows into micro-batches of equal size on one rank: single rows, pairs, and six that mix groups."""
     single = [[row] for row in rows]
-    pairs = [rows[k : k + 2] for k in range(0, len(rows), 2)]
+    pairs = []
+    for k in range(0, len(rows), 2):
+        pairs.append(rows[k : k + 2])
     return [[single], [pairs], [[rows[k::6] for k in range(6)]]]
 
 

@@ -165,7 +165,10 @@ def call_by_name(function: Callable[..., Any], arguments: Mapping[str, Any], nam
         if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD):
             positional.append(p)
     others = positional[len(arguments) :] + [p for p in parameters if p.kind is p.KEYWORD_ONLY]
-    unknown = [p.name for p in others if p.name not in named and p.default is p.empty]
+    unknown = []
+    for p in others:
+        if p.name not in named and p.default is p.empty:
+            unknown.append(p.name)
     if unknown:
         raise UserError(
             f"{defined_at(function)} takes {', '.join(unknown)}; after its first {len(arguments)} arguments the kit "
@@ -175,7 +178,10 @@ def call_by_name(function: Callable[..., Any], arguments: Mapping[str, Any], nam
     if takes_all:
         keywords = named
     else:
-        keywords = {p.name: named[p.name] for p in others if p.name in named}
+        keywords = {}
+        for p in others:
+            if p.name in named:
+                keywords[p.name] = named[p.name]
     check_takes(function, *arguments, **keywords)
     return function(*arguments.values(), **keywords)
 

@@ -292,7 +292,9 @@ def cut_finding(name: str, prepare: PrepareStep, batch: Batch, cuts: list[Cut], 
         cause: what usually breaks the property.
     """
     base = replay_step(prepare(batch), batch)
-    errors = [error(replay_step(prepare(batch), batch, cut), base) for cut in cuts]
+    errors = []
+    for cut in cuts:
+        errors.append(error(replay_step(prepare(batch), batch, cut), base))
     return Finding(name, float(np.max(errors)), EXACT, about, cause)
 
 

@@ -158,5 +158,11 @@ def find_published(name: str, known: dict[str, Published]) -> Published:
 def expected(name: str, batch: str) -> dict[str, Tensor]:
     """Return the frozen results of a published method: `loss` () and `dlogp` (B, T), or `advantages` (P, G)."""
     file, prefix = ("verl", f"{batch}/{name}/") if "/" in name else (batch, f"{name}/")
-    arrays = {key: array for key, array in load_data(file).items() if key.startswith(prefix)}
-    return {key.removeprefix(prefix): torch.tensor(array) for key, array in arrays.items()}
+    arrays = {}
+    for key, array in load_data(file).items():
+        if key.startswith(prefix):
+            arrays[key] = array
+    tensors = {}
+    for key, array in arrays.items():
+        tensors[key.removeprefix(prefix)] = torch.tensor(array)
+    return tensors

@@ -74,10 +74,18 @@ def read_whole(folder: Path, part: str) -> dict[str, Tensor]:
         index = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
     except (OSError, EOFError, ValueError) as error:
         raise UserError(f"{folder} is not a readable checkpoint ({error})") from error
-    shapes: dict[str, Any] = {name: entry for name, entry in index.items() if name.startswith(f"{part}.")}
-    tensors = {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in shapes.items()}
+    shapes: dict[str, Any] = {}
+    for name, entry in index.items():
+        if name.startswith(f"{part}."):
+            shapes[name] = entry
+    tensors = {}
+    for name, entry in shapes.items():
+        tensors[name] = torch.empty(entry.size, dtype=entry.properties.dtype)
     load_shares(tensors, folder, alone=True)
-    return {name.removeprefix(f"{part}."): tensor for name, tensor in tensors.items()}
+    whole = {}
+    for name, tensor in tensors.items():
+        whole[name.removeprefix(f"{part}.")] = tensor
+    return whole
 
 
 def numbered(state: dict[str, Any], moments: dict[str, Tensor]) -> dict[str, Any]:
@@ -132,7 +140,11 @@ def frozen_parts(reference: Any, teachers: dict[str, Any]) -> dict[str, Any]:
 def parts_in_shards(checkpoint: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the states of the reference and the teachers whose weights are in a checkpoint's shards, by part."""
     parts = frozen_parts(checkpoint["rlvr"]["reference"], checkpoint["rlvr"]["teachers"])
-    return {part: state for part, state in parts.items() if state["version"] > 0}
+    shards = {}
+    for part, state in parts.items():
+        if state["version"] > 0:
+            shards[part] = state
+    return shards
 
 
 def last_checkpoint(run: str | Path) -> Path:
@@ -232,12 +244,14 @@ def check_identity(ours: dict[str, str], saved: dict[str, Any]) -> None:
 
 def user_code() -> dict[str, str]:
     """Return the name of each imported module of the user's own, and a short hash of its file."""
-    files = {name: getattr(module, "__file__", None) or "" for name, module in list(sys.modules.items())}
-    return {
-        name: hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
-        for name, file in files.items()
-        if name != "__main__" and file.endswith(".py") and is_user_code(file) and Path(file).is_file()
-    }
+    files = {}
+    for name, module in list(sys.modules.items()):
+        files[name] = getattr(module, "__file__", None) or ""
+    hashes = {}
+    for name, file in files.items():
+        if name != "__main__" and file.endswith(".py") and is_user_code(file) and Path(file).is_file():
+            hashes[name] = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
+    return hashes
 
 
 PROVENANCE = {"code": "code of your own", "validation": "validation data", "weights": "weights that it does not train"}

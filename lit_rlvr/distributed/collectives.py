@@ -107,7 +107,10 @@ def raise_on_all_ranks(action: Callable[[], Any], kind: type[Exception]) -> Any:
         raise
     except Exception as error:  # of any kind: the other ranks would wait for this one
         failed = error
-    messages = [text for text in gather_objects(None if failed is None else str(failed)) if text is not None]
+    messages = []
+    for text in gather_objects(None if failed is None else str(failed)):
+        if text is not None:
+            messages.append(text)
     if failed is not None:
         raise failed
     if messages:
@@ -120,7 +123,9 @@ def gather_rows(local: Tensor) -> Tensor:
     if world_size() == 1:
         return local
     sent = _sent(local.contiguous())
-    parts = [torch.empty_like(sent) for _ in range(world_size())]
+    parts = []
+    for _ in range(world_size()):
+        parts.append(torch.empty_like(sent))
     dist.all_gather(parts, sent)
     return torch.cat(parts).to(local.device)
 
@@ -146,9 +151,15 @@ def leave_out_of_buckets(module: nn.Module) -> None:
 
     DDP insists on one parameter, which is the smallest.
     """
-    trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    trained = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            trained[name] = parameter
     smallest = min(trained, key=lambda name: trained[name].numel())
-    others = [name for name, _ in module.named_parameters() if name != smallest]
+    others = []
+    for name, _ in module.named_parameters():
+        if name != smallest:
+            others.append(name)
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, others)
 
 

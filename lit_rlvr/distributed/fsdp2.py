@@ -66,7 +66,11 @@ def extend_timeouts(strategy: Any) -> None:
     if getattr(strategy, "_timeout", None) != default_pg_timeout:
         return
     meshes = (getattr(strategy, name, None) for name in ("_device_mesh", "sharding_mesh"))
-    groups = [group for mesh in meshes if mesh is not None for group in mesh.get_all_groups()]
+    groups = []
+    for mesh in meshes:
+        if mesh is not None:
+            for group in mesh.get_all_groups():
+                groups.append(group)
     set_timeouts([dist.group.WORLD, *groups])
 
 
@@ -80,7 +84,10 @@ def set_timeouts(groups: Sequence[Any]) -> None:
     """
     backends = []
     for group in groups:
-        devices = [device for device in group._device_types if device.type in ("cpu", "cuda")]
+        devices = []
+        for device in group._device_types:
+            if device.type in ("cpu", "cuda"):
+                devices.append(device)
         backends.append({group._get_backend(device) for device in devices})
     is_nccl_alone = all(backend.name() == "nccl" for backend in backends[0])
     for backend in set().union(*backends):
@@ -164,7 +171,9 @@ class FSDP2(ModelParallelStrategy):
         """
         assert self.saving is None, "one save in flight"
         path = Path(self.broadcast(filepath))
-        moments = [state.pop("state") for state in checkpoint["optimizer_states"]]
+        moments = []
+        for state in checkpoint["optimizer_states"]:
+            moments.append(state.pop("state"))
         tensors = {WEIGHTS: checkpoint.pop("state_dict"), MOMENTS: moments[0]}
         for part, state in frozen_parts(checkpoint["rlvr"]["reference"], checkpoint["rlvr"]["teachers"]).items():
             if state["weights"] is not None:

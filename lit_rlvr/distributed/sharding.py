@@ -60,7 +60,10 @@ def shard(
     """
     offloaded = CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu") if offload else OffloadPolicy()
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
-    layers = [module for module in root.modules() if isinstance(module, GradientCheckpointingLayer)]
+    layers = []
+    for module in root.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            layers.append(module)
     for module in (*reversed(layers), root):
         _fill(module, torch.device(mesh.device_type))
         fully_shard(module, mesh=mesh, reshard_after_forward=True, mp_policy=policy, offload_policy=offloaded)
@@ -120,7 +123,10 @@ def gathered(root: nn.Module) -> Iterator[None]:
 
     Collective; enter it on every rank.
     """
-    modules = [module for module in root.modules() if isinstance(module, FSDPModule)]
+    modules = []
+    for module in root.modules():
+        if isinstance(module, FSDPModule):
+            modules.append(module)
     _GATHERED.update(modules)
     for module in modules:
         module.set_reshard_after_forward(False, recurse=False)
@@ -139,12 +145,17 @@ def whole_parameters(root: nn.Module) -> Iterator[nn.Parameter]:
 
     Collective if they are sharded; iterate on every rank.
     """
-    modules = [module for module in root.modules() if isinstance(module, FSDPModule)]
+    modules = []
+    for module in root.modules():
+        if isinstance(module, FSDPModule):
+            modules.append(module)
     if not modules:
         yield from root.parameters()
     for module in modules:
         module.unshard()  # its own parameters, without those of sharded modules in it
-        yield from [parameter for parameter in module.parameters() if not isinstance(parameter, DTensor)]
+        for parameter in module.parameters():
+            if not isinstance(parameter, DTensor):
+                yield parameter
         module.reshard()
 
 
@@ -240,7 +251,11 @@ def own_shard(tensor: Tensor) -> Tensor:
 
 def storages(tensors: Iterable[Any]) -> set[int]:
     """Return the addresses of the memory of this rank's shards."""
-    return {own_shard(tensor).untyped_storage().data_ptr() for tensor in tensors if isinstance(tensor, Tensor)}
+    storages = set()
+    for tensor in tensors:
+        if isinstance(tensor, Tensor):
+            storages.add(own_shard(tensor).untyped_storage().data_ptr())
+    return storages
 
 
 def live_parts(tensors: dict[str, Any], live: set[int]) -> dict[str, Any]:
@@ -266,7 +281,10 @@ def with_copies(tensors: dict[str, Any], copies: dict[str, Any]) -> dict[str, An
 
 def has_shards(tensors: Iterable[Any]) -> bool:
     """Return whether this rank holds only shards of some of these tensors."""
-    return any(isinstance(tensor, DTensor) for tensor in tensors)
+    for tensor in tensors:
+        if isinstance(tensor, DTensor):
+            return True
+    return False
 
 
 def find_shard(value: Any, place: str = "") -> str | None:
@@ -280,7 +298,10 @@ def find_shard(value: Any, place: str = "") -> str | None:
     else:
         return None
     places = (find_shard(part, f"{place}.{name}".lstrip(".")) for name, part in parts)
-    return next((found for found in places if found is not None), None)
+    for found in places:
+        if found is not None:
+            return found
+    return None
 
 
 def weights_sha256(model: nn.Module) -> str:

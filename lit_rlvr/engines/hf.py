@@ -113,7 +113,9 @@ class HFEngine(InPlaceEngine):
         """
         policy = self.policy
         context = self.context
-        together = [rows[0].prompt if rows[0].observed else rows[0].start for rows in starts]
+        together = []
+        for rows in starts:
+            together.append(rows[0].prompt if rows[0].observed else rows[0].start)
         logits, attend, position, cache, routes = self._prefill(policy, together, starts)
         for rows, prompt, route in zip(starts, together, routes, strict=True):
             for row in rows:
@@ -138,9 +140,14 @@ class HFEngine(InPlaceEngine):
                 if stop or len(row.tokens) == row.limit:
                     turn = read_completion(context.tokenizer, row.tokens, row.logprobs, stop)
                     turns.stopped(row.p, row.g, replace(turn, routes=torch.cat(row.routes) if row.routes else None))
-            again += [[row] for row, how in answered(turns.waiting) if how.pixels is not None]
+            for row, how in answered(turns.waiting):
+                if how.pixels is not None:
+                    again.append([row])
             left = {id(rows[0]) for rows in again}
-            keep = [b for b, row in enumerate(alive) if row.whole is None and id(row) not in left]
+            keep = []
+            for b, row in enumerate(alive):
+                if row.whole is None and id(row) not in left:
+                    keep.append(b)
             alive = [alive[b] for b in keep]
             kept = index_tensor(keep, device)
             if alive:

@@ -173,7 +173,10 @@ class VLLMServerEngine(RolloutEngine):
         """Return the adapters' settings if all servers take them, and log what the syncs send; None = merge them."""
         if adapter is None:
             return None
-        urls = [server.url for server in self.servers if not self._takes[server].include(adapter)]
+        urls = []
+        for server in self.servers:
+            if not self._takes[server].include(adapter):
+                urls.append(server.url)
         if urls:
             reason = f"; start {urls[0]} with {lora_options(adapter)} to send them alone"
         else:
@@ -236,7 +239,11 @@ class VLLMServerEngine(RolloutEngine):
     @property
     def _lost(self) -> list[VLLMServer]:
         """The servers without the weights of the last sync."""
-        return [replica.server for replica in self._replicas if replica.failure is not None]
+        lost = []
+        for replica in self._replicas:
+            if replica.failure is not None:
+                lost.append(replica.server)
+        return lost
 
     def sync(self, policy: Policy) -> None:
         with self._weights_change:  # on all ranks, so that no server is taken back meanwhile
@@ -285,7 +292,10 @@ class VLLMServerEngine(RolloutEngine):
 
         Servers that split the model otherwise, or quantise it, are compared with those alone that do the same.
         """
-        servers = [server for server in self.servers if server not in self._lost]
+        servers = []
+        for server in self.servers:
+            if server not in self._lost:
+                servers.append(server)
 
         def compare() -> str:
             if rank() > 0 or (len(servers) == 1 and self._copies[servers[0]] == 1):
@@ -311,7 +321,11 @@ class VLLMServerEngine(RolloutEngine):
         for replica in self._replicas:
             if replica.server.url not in answering:
                 self._loop.run(self._dispatch.drop(replica, f"{replica.server.url} does not answer"))
-        return [server for server in self.servers if server.url in answering]
+        alive = []
+        for server in self.servers:
+            if server.url in answering:
+                alive.append(server)
+        return alive
 
     def restore(self, policy: Policy) -> None:
         self._policy, self._names_adapter = policy, bool(self._adapter and policy.adapter_config)
@@ -466,7 +480,9 @@ class VLLMServerEngine(RolloutEngine):
         return {"token_ids": with_single_placeholders(self._policy, prompt), "content_parts": parts}
 
     def _completion(self, choice: dict[str, Any], salt: str | None) -> Completion:
-        logprobs = [float(content["logprob"]) for content in choice["logprobs"]["content"]]
+        logprobs = []
+        for content in choice["logprobs"]["content"]:
+            logprobs.append(float(content["logprob"]))
         stopped = choice["finish_reason"] == "stop"
         turn = read_completion(self._context.tokenizer, choice["token_ids"], logprobs, stopped)
         labels = ["none"] * len(turn.token_ids)
@@ -498,11 +514,17 @@ def differing_copies(digests: dict[str, dict[str, set[str]]]) -> str:
         digests: of each server, by its URL: the digests of each weight, one for each replica that differs.
     """
     for url, weights in digests.items():
-        split = [name for name, variants in weights.items() if len(variants) > 1]
+        split = []
+        for name, variants in weights.items():
+            if len(variants) > 1:
+                split.append(name)
         if split:
             return f"{url}: its replicas hold different weights after a sync ({split[0]}); start it again"
     for (url, a), (other, b) in combinations(digests.items(), 2):
-        differing = [name for name in a if a.keys() == b.keys() and a[name] != b[name]]
+        differing = []
+        for name in a:
+            if a.keys() == b.keys() and a[name] != b[name]:
+                differing.append(name)
         if differing:
             return f"{url} and {other} hold different weights after a sync ({differing[0]}); start them again"
     return ""

@@ -66,8 +66,14 @@ def probe_prompts(prompts: Sequence[Prompt], together: bool = True) -> list[Prom
     by_rank = gather([len(prompt.token_ids) for prompt in prompts])
     sizes = sorted((length, r, k) for r, lengths in enumerate(by_rank) for k, length in enumerate(lengths))
     chosen = dict.fromkeys((sizes[len(sizes) // 2], sizes[-1], sizes[0]))  # without repeats
-    rank_prompts = {size: prompts[size[2]] for size in chosen if size[1] == this_rank}
-    gathered = {size: prompt for part in gather(rank_prompts) for size, prompt in part.items()}
+    rank_prompts = {}
+    for size in chosen:
+        if size[1] == this_rank:
+            rank_prompts[size] = prompts[size[2]]
+    gathered = {}
+    for part in gather(rank_prompts):
+        for size, prompt in part.items():
+            gathered[size] = prompt
     return [gathered[size] for size in chosen]
 
 
@@ -142,8 +148,14 @@ def trainer_logprobs(
     rollout = Rollout.unscored(prompts, groups, sampling, len(groups[0]))
     with training_autocast(policy.device, dtype):
         logp, _ = policy.logprobs(rollout, list(range(len(rollout.token_ids))))  # (B, T)
-    lengths = [len(completion.token_ids) for group in groups for completion in group]
-    return [row[:length].float().cpu() for row, length in zip(logp, lengths, strict=True)]
+    lengths = []
+    for group in groups:
+        for completion in group:
+            lengths.append(len(completion.token_ids))
+    logprobs = []
+    for row, length in zip(logp, lengths, strict=True):
+        logprobs.append(row[:length].float().cpu())
+    return logprobs
 
 
 @option_group("rollout.safeguards")
@@ -315,7 +327,10 @@ class SyncedEngine:
             self._restart_after(crash)
         if prompts:
             self._restarts = 0
-        return [groups_by_prompt[p] for p in range(len(prompts))]
+        groups = []
+        for p in range(len(prompts)):
+            groups.append(groups_by_prompt[p])
+        return groups
 
     def check_labels(self, group: list[Completion]) -> None:
         """Refuse tokens that other weights than the last sync's sampled.

@@ -282,7 +282,10 @@ class VLLMEngine(RolloutEngine):
 
         cannot = f"rollout.engine: vllm cannot run {type(model).__name__} on a CPU:"
         taken = CPUAttentionBackend.get_supported_head_sizes()
-        sizes = {head_sizes(layer)[0] for layer in layer_configs(model.config) if not hasattr(layer, "kv_lora_rank")}
+        sizes = set()
+        for layer in layer_configs(model.config):
+            if not hasattr(layer, "kv_lora_rank"):
+                sizes.add(head_sizes(layer)[0])
         if sizes - {*taken}:
             raise UserError(
                 f"{cannot} its attention has heads of {min(sizes - {*taken})}, and vLLM's kernels take "
@@ -700,7 +703,10 @@ def with_tied_head(
 
 def lora_rank(rank: int) -> int:
     """Return the smallest `max_lora_rank` of vLLM that takes adapters of this rank, or its largest one."""
-    return next((known for known in LORA_RANKS if known >= rank), LORA_RANKS[-1])
+    for known in LORA_RANKS:
+        if known >= rank:
+            return known
+    return LORA_RANKS[-1]
 
 
 def smallest_block() -> int:

@@ -136,10 +136,15 @@ def environment_fingerprint(environment: Environment | None) -> str | None:
     if environment is None:
         return None
     digest = hashlib.sha256(pickled(environment))
-    classes = [cls for cls in type(environment).__mro__ if cls not in (ABC, object)]
+    classes = []
+    for cls in type(environment).__mro__:
+        if cls not in (ABC, object):
+            classes.append(cls)
     for cls in (*classes, *environment.source_classes):
         digest.update(inspect.getsource(cls).encode())
-    names = [cls.__qualname__ for cls in (type(environment), *environment.source_classes)]
+    names = []
+    for cls in (type(environment), *environment.source_classes):
+        names.append(cls.__qualname__)
     return f"{' of '.join(names)} {digest.hexdigest()[:12]}"
 
 
@@ -191,7 +196,10 @@ class TurnRewards(Reward):
         super().__init__(weight=weight, name=TURN_REWARDS, truncated_is_wrong=False)
 
     def __call__(self, completion: Completion, sample: Sample) -> RewardResult | None:
-        given = [turn.reward for turn in completion.turns if turn.reward is not None]
+        given = []
+        for turn in completion.turns:
+            if turn.reward is not None:
+                given.append(turn.reward)
         if not given:
             return None
         return RewardResult(math.fsum(given), None)

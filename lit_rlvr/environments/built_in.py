@@ -167,7 +167,9 @@ class SQLShell(Tools):
             sql: One SELECT statement of SQLite.
         """
         rows = run_query(self._path, sql, self._limits).rows
-        lines = [" | ".join(map(_sql_value, row)) for row in rows[: self.shown_rows]]
+        lines = []
+        for row in rows[: self.shown_rows]:
+            lines.append(" | ".join(map(_sql_value, row)))
         left = len(rows) - len(lines)
         return "\n".join([*lines, *([f"... and {left} more rows"] if left else [])]) or "no rows"
 

@@ -176,7 +176,10 @@ class EnvironmentChoice(Environment):
         self._environments = dict(environments)
         if any(isinstance(environment, Agent) for environment in environments.values()):
             raise UserError("rollout.environment: an Agent plays all rows; give it alone")
-        playing = [environment for environment in environments.values() if not isinstance(environment, SingleTurn)]
+        playing = []
+        for environment in environments.values():
+            if not isinstance(environment, SingleTurn):
+                playing.append(environment)
         roles = {environment.role for environment in playing}
         if len(roles) != 1:
             raise UserError(
@@ -223,11 +226,17 @@ class EnvironmentChoice(Environment):
 
     @property
     def begins(self) -> bool:
-        return any(environment.begins for environment in self._environments.values())
+        for environment in self._environments.values():
+            if environment.begins:
+                return True
+        return False
 
     def reset(self, sample: Sample) -> Opening:
         self._chosen = self._of(sample)
-        row = {name: value for name, value in sample.row.items() if name != "environment"}
+        row = {}
+        for name, value in sample.row.items():
+            if name != "environment":
+                row[name] = value
         return self._chosen.reset(replace(sample, row=row))
 
     @property
@@ -242,7 +251,10 @@ class EnvironmentChoice(Environment):
 
     @property
     def has_reward(self) -> bool:
-        return any(environment.has_reward for environment in self._environments.values())
+        for environment in self._environments.values():
+            if environment.has_reward:
+                return True
+        return False
 
 
 RESERVED_NAMES = {name for name in dir(Tools) if not name.startswith("_")}
@@ -255,7 +267,9 @@ def tool_methods(holder: object) -> dict[str, Callable[..., Any]]:
         reserved = RESERVED_NAMES
     else:
         reserved = {"reset", "get_reward"}
-    names = [name for name, _ in inspect.getmembers(type(holder), inspect.isfunction)]
+    names = []
+    for name, _ in inspect.getmembers(type(holder), inspect.isfunction):
+        names.append(name)
     methods = {}
     for name in names:
         if not name.startswith("_") and name not in reserved:
@@ -359,4 +373,7 @@ def is_content(value: Any) -> bool:
 
 def is_image(value: Any) -> bool:
     """Return True for a PIL image, without importing PIL."""
-    return any(cls.__module__ == "PIL.Image" and cls.__name__ == "Image" for cls in type(value).__mro__)
+    for cls in type(value).__mro__:
+        if cls.__module__ == "PIL.Image" and cls.__name__ == "Image":
+            return True
+    return False

@@ -73,8 +73,12 @@ def first_completions(group: ScoredGroup, size: int) -> ScoredGroup:
     tensors = {}
     for name in ("rewards", "correct", "has_correct", "failed", "stopped"):
         tensors[name] = getattr(scores, name)[:, :size]
-    lists: Any = {name: [getattr(scores, name)[0][:size]] for name in ("statuses", "details")}
-    parts = {name: part[:, :size] for name, part in scores.parts.items()}
+    lists: Any = {}
+    for name in ("statuses", "details"):
+        lists[name] = [getattr(scores, name)[0][:size]]
+    parts = {}
+    for name, part in scores.parts.items():
+        parts[name] = part[:, :size]
     return completions[:size], replace(scores, **tensors, **lists, parts=parts)
 
 

@@ -180,7 +180,10 @@ def _start(arguments: Sequence[str], share: Share, log: Path) -> subprocess.Pope
 
 
 def _last_line(log: Path) -> str:
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    lines = []
+    for line in log.read_text(errors="replace").splitlines():
+        if line.strip():
+            lines.append(line)
     if lines:
         return lines[-1].removeprefix("lit-rlvr: error: ")
     return "it said nothing"

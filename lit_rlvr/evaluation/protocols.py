@@ -177,7 +177,10 @@ def make_protocol(suite: str, suite_settings: Mapping[str, Any], shared_settings
             if settings.get(key) is not None:
                 given[key] = settings[key]
         resolved |= given
-    prompts = {key: resolved.pop(key) for key in PROMPT_SETTINGS if key in resolved}
+    prompts = {}
+    for key in PROMPT_SETTINGS:
+        if key in resolved:
+            prompts[key] = resolved.pop(key)
     return Protocol(**resolved, prompts=prompts)
 
 

@@ -123,9 +123,15 @@ class Records:
         settings = json.loads(json.dumps(settings | ({} if suites is None else {"suites": suites})))
         saved = read_json(settings_path)
         before = saved if isinstance(saved, dict) else None
-        files = [path for path in (merged, *sorted(folder.glob(SHARES))) if path.is_file()]
+        files = []
+        for path in (merged, *sorted(folder.glob(SHARES))):
+            if path.is_file():
+                files.append(path)
         is_started = before is not None and bool(files)
-        existing = [name for name in OUTPUT if (folder / name).exists()]
+        existing = []
+        for name in OUTPUT:
+            if (folder / name).exists():
+                existing.append(name)
         if existing and not is_started and set(before or {}) != set(settings):
             raise UserError(f"--out: {folder} holds a {existing[0]} not from an evaluation; choose another folder")
         if before is not None and is_started:
@@ -176,7 +182,11 @@ class Records:
 
     def missing(self, part: str, prompts: Iterable[Prompt]) -> list[Prompt]:
         """Return the prompts of a part that have no records yet."""
-        return [prompt for prompt in prompts if (part, prompt.sample.id) not in self._groups]
+        without = []
+        for prompt in prompts:
+            if (part, prompt.sample.id) not in self._groups:
+                without.append(prompt)
+        return without
 
     def add(self, part: str, prompt: Prompt, completions: list[Completion], scores: Scores, p: int = 0) -> None:
         """Record group `p` of the scores in one write.

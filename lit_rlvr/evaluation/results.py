@@ -158,7 +158,10 @@ def averages(suites: Collection[Mapping[str, Any]], names: Iterable[str]) -> dic
     """
     means = {}
     for name in names:
-        values = [suite[name] for suite in suites if suite.get(name) is not None]
+        values = []
+        for suite in suites:
+            if suite.get(name) is not None:
+                values.append(suite[name])
         if values:
             means[name] = fmean(values)
     return means
@@ -183,6 +186,8 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Return a Markdown table of printable cells, with numbers aligned right."""
     lines = []
     for row in (header, ["---", *["---:"] * (len(header) - 1)], *rows):
-        cells = [one_line(str(cell)).replace("|", "\\|") for cell in row]
+        cells = []
+        for cell in row:
+            cells.append(one_line(str(cell)).replace("|", "\\|"))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

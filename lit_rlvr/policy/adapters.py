@@ -242,8 +242,12 @@ def load_adapter(model: Any, folder: str | Path, empty: bool = False) -> None:
 
 def mismatched_weights(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
     """Return the names that only one of two sets of weights has, or whose shapes differ."""
-    shapes = {(name, tensor.shape) for name, tensor in weights.items()}
-    expected_shapes = {(name, tensor.shape) for name, tensor in expected.items()}
+    shapes = set()
+    for name, tensor in weights.items():
+        shapes.add((name, tensor.shape))
+    expected_shapes = set()
+    for name, tensor in expected.items():
+        expected_shapes.add((name, tensor.shape))
     return sorted({name for name, _ in shapes ^ expected_shapes}, key=_natural)
 
 
@@ -324,7 +328,10 @@ def adapted_layers(model: Any, lora: Lora) -> dict[str, Tensor]:
     linear = language_layers(model)
     experts: dict[str, Tensor] = {}
     if lora.vision_tower:
-        seen = {id(module) for part in vision_modules(model) for module in part.modules()}
+        seen = set()
+        for part in vision_modules(model):
+            for module in part.modules():
+                seen.add(id(module))
         tower = []
         for n, module in model.named_modules():
             if id(module) in seen and isinstance(module, nn.Linear):
@@ -388,7 +395,11 @@ def used_adapters(layer: Any, view: str | None) -> list[str]:
         layer: a layer with adapters.
         view: `ADAPTER` = those that are trained; `FIRST` = those that training started with; None = none.
     """
-    return [name for name in layer.r if name == view or (view == ADAPTER and name == SUBTRACTED)]
+    adapters = []
+    for name in layer.r:
+        if name == view or (view == ADAPTER and name == SUBTRACTED):
+            adapters.append(name)
+    return adapters
 
 
 def merged_parameters(
@@ -436,7 +447,9 @@ def adapter_config(model: Any, view: str | None = ADAPTER) -> dict[str, Any] | N
     """
     layers = adapted_modules(model)
     kinds = set()
-    language = {id(layer) for _, layer in language_modules(model)}
+    language = set()
+    for _, layer in language_modules(model):
+        language.add(id(layer))
     for layer in layers.values():
         if hasattr(layer, "r") and id(layer) in language:
             names = used_adapters(layer, view)
@@ -468,7 +481,10 @@ def adapter_weights(
         view: see `used_adapters`.
         full_tensor: returns all of a weight, which may be sharded.
     """
-    layers: Any = [(name, layer) for name, layer in model.named_modules() if hasattr(layer, "base_layer")]
+    layers: Any = []
+    for name, layer in model.named_modules():
+        if hasattr(layer, "base_layer"):
+            layers.append((name, layer))
     for path, layer in layers:
         names = used_adapters(layer, view)
         if names:
@@ -502,13 +518,17 @@ def save_adapter(model: nn.Module, config: Any, base: str, folder: Path) -> None
     config.base_model_name_or_path = base
     config.inference_mode = True
     config.save_pretrained(folder)
-    weights = {name: weight.contiguous() for name, weight in adapter_weights(model)}
+    weights = {}
+    for name, weight in adapter_weights(model):
+        weights[name] = weight.contiguous()
     save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
 def untrained_matrices(model: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
     """Return the matrices B of the trained adapter, each with the values with which it changes nothing."""
-    matrices = [layer.lora_B for layer in adapted_modules(model).values()]
+    matrices = []
+    for layer in adapted_modules(model).values():
+        matrices.append(layer.lora_B)
     return [
         (b[ADAPTER].weight, b[SUBTRACTED].weight.data if SUBTRACTED in b else torch.zeros_like(b[ADAPTER].weight.data))
         for b in matrices
@@ -518,7 +538,10 @@ def untrained_matrices(model: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
 @contextmanager
 def adapter_dropout(model: nn.Module, seed: int) -> Iterator[None]:
     """Enable the adapters' dropout within this context, if they have any, with random numbers from a seed."""
-    layers = [layer for layer in adapted_modules(model).values() if isinstance(layer.lora_dropout[ADAPTER], nn.Dropout)]
+    layers = []
+    for layer in adapted_modules(model).values():
+        if isinstance(layer.lora_dropout[ADAPTER], nn.Dropout):
+            layers.append(layer)
     if not layers:
         yield
         return
@@ -550,7 +573,10 @@ def changing_weights(model: Any) -> frozenset[str] | None:
         if parameter.requires_grad:
             within.add(_layer(name).rpartition(".")[0])
     plain = [name for name in parameters if ".lora_" not in name]
-    names = {_plain_name(name) for name in plain if _layer(name).rpartition(".")[0] in within}
+    names = set()
+    for name in plain:
+        if _layer(name).rpartition(".")[0] in within:
+            names.add(_plain_name(name))
     if len(names) == len(plain):
         return None
     tied = model.get_output_embeddings().weight.requires_grad
@@ -595,7 +621,9 @@ def using_adapters(model: nn.Module, view: str | None) -> Iterator[None]:
         model: the model.
         view: see `used_adapters`.
     """
-    layers = [(layer, layer.active_adapters) for layer in adapted_modules(model).values()]
+    layers = []
+    for layer in adapted_modules(model).values():
+        layers.append((layer, layer.active_adapters))
     for layer, trained in layers:
         names = used_adapters(layer, view)
         layer._disable_adapters = not names

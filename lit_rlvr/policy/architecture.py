@@ -59,7 +59,10 @@ def has_recurrent_layers(config: Any) -> bool:
 
     Such a layer sees the tokens of its row in their order, so completions cannot share a prompt in one row.
     """
-    return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in DynamicCache(config=config).layers)
+    for layer in DynamicCache(config=config).layers:
+        if isinstance(layer, LinearAttentionCacheLayerMixin):
+            return True
+    return False
 
 
 def first_of(config: Any, names: tuple[str, ...]) -> int:

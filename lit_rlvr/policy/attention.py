@@ -152,7 +152,10 @@ def shared_prefix_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
-    refused = [name for name in _REFUSED if kwargs.get(name) is not None]
+    refused = []
+    for name in _REFUSED:
+        if kwargs.get(name) is not None:
+            refused.append(name)
     if refused:
         raise CannotShare(", ".join(refused))
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling

@@ -118,7 +118,9 @@ def _routes(groups: Sequence[Group], shared_prefix: bool) -> Tensor | None:
     for g in groups:
         rows.append((len(g.prompt), g.routes or [like.new_full((len(g.prompt), *like.shape[1:]), -1)]))
     if shared_prefix:
-        prompts = [routes[0][:length] for length, routes in rows]
+        prompts = []
+        for length, routes in rows:
+            prompts.append(routes[0][:length])
         laid = torch.cat(prompts + [route[length:] for length, routes in rows for route in routes])
     else:
         laid = pad_sequence([route for _, routes in rows for route in routes], True, -1.0).flatten(0, 1)
@@ -164,16 +166,27 @@ def _shared_row(groups: Sequence[Group], device: torch.device, method: Method | 
 
 
 def _single_rows(groups: Sequence[Group]) -> Layout:
-    rows = [(group, g, c) for group in groups for g, c in enumerate(group.completions)]
-    inputs = [[*group.prompt, *c[:-1]] for group, _, c in rows]
+    rows = []
+    for group in groups:
+        for g, c in enumerate(group.completions):
+            rows.append((group, g, c))
+    inputs = []
+    for group, _, c in rows:
+        inputs.append([*group.prompt, *c[:-1]])
     width = max(map(len, inputs))
     ids = torch.tensor([tokens + [0] * (width - len(tokens)) for tokens in inputs])
     lengths = torch.tensor([len(tokens) for tokens in inputs])
     position_ids = []
     for group, g, _ in rows:
         position_ids.append(torch.cat([group.position_ids, group.after(g, width - len(group.prompt))], 1))
-    row = [r for r, (_, _, c) in enumerate(rows) for _ in c]
-    column = [len(group.prompt) - 1 + t for group, _, c in rows for t in range(len(c))]
+    row = []
+    for r, (_, _, c) in enumerate(rows):
+        for _ in c:
+            row.append(r)
+    column = []
+    for group, _, c in rows:
+        for t in range(len(c)):
+            column.append(len(group.prompt) - 1 + t)
     return ids, _by_rows(torch.stack(position_ids, 1)), torch.arange(width) < lengths[:, None], None, row, column
 
 
@@ -215,7 +228,10 @@ def cut_microbatches(
     for prompt in sorted({i // group_size for i in rows}):
         piece: list[int] = []
         length = prompt_lengths[prompt]
-        members = [i for i in rows if i // group_size == prompt]
+        members = []
+        for i in rows:
+            if i // group_size == prompt:
+                members.append(i)
         for i in sorted(members, key=lambda i: completion_lengths[i]):
             cost = max(completion_lengths[i] - 1, 0)
             if piece and (not shared_prefix or length + cost > budget):

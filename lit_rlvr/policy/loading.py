@@ -133,7 +133,9 @@ def check_files(folder: str, wanted: int) -> None:
             raise UserError(f"model: {path} is a pointer of Git LFS, not the weights; run `git lfs pull` in {folder}")
         with reading(path.name, folder), safe_open(path, framework="pt") as file:
             tensors = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
-            types = {name: tensor.get_dtype() for name, tensor in tensors.items()}
+            types = {}
+            for name, tensor in tensors.items():
+                types[name] = tensor.get_dtype()
             count += sum(prod(tensor.get_shape()) for tensor in tensors.values())
         for name, kind in types.items():
             if not kind.startswith(("F", "BF")):
@@ -229,8 +231,12 @@ def differing_tokens(folder: str, other: str, key: str) -> dict[int, str]:
         UserError: an ordinary token differs; names the first.
     """
     tokenizers = [load_tokenizer(model) for model in (folder, other)]
-    tokens = {i: token for token, i in tokenizers[0].get_vocab().items()}
-    other_tokens = {i: token for token, i in tokenizers[1].get_vocab().items()}
+    tokens = {}
+    for token, i in tokenizers[0].get_vocab().items():
+        tokens[i] = token
+    other_tokens = {}
+    for token, i in tokenizers[1].get_vocab().items():
+        other_tokens[i] = token
     added = {i for tokenizer in tokenizers for i in tokenizer.added_tokens_decoder} - {tokenizers[0].eos_token_id}
     if tokenizers[0].eos_token_id == tokenizers[1].eos_token_id:
         other_tokens[tokenizers[0].eos_token_id] = tokens[tokenizers[0].eos_token_id]
@@ -243,7 +249,11 @@ def differing_tokens(folder: str, other: str, key: str) -> dict[int, str]:
 
 
 def has_tokenizer(folder: Path) -> bool:
-    return any(path for name in TOKENIZER_FILES for path in folder.glob(name))
+    for name in TOKENIZER_FILES:
+        for path in folder.glob(name):
+            if path:
+                return True
+    return False
 
 
 def read_tokenizer(folder: str) -> PreTrainedTokenizerBase:
@@ -460,7 +470,10 @@ def weight_files(folder: str) -> list[str]:
         if index is None:
             return []
         names = sorted({*json.loads(Path(index).read_text())["weight_map"].values()})
-        return [str(cached_file(folder, name)) for name in names]
+        files = []
+        for name in names:
+            files.append(str(cached_file(folder, name)))
+        return files
 
 
 def load_policy(

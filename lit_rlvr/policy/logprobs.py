@@ -138,7 +138,9 @@ class _Score(torch.autograd.Function):
             size = len(target) * len(weight) * features.element_size()
             kept: list[Tensor] | None = [] if keep and size <= KEPT_BYTES else None
             wide = torch.promote_types(dtype, torch.float32)
-            results = [torch.zeros(len(target), dtype=wide, device=hidden.device) for _ in range(4)]
+            results = []
+            for _ in range(4):
+                results.append(torch.zeros(len(target), dtype=wide, device=hidden.device))
             for k, (h, t) in enumerate(zip(features.split(ctx.rows), target.split(ctx.rows), strict=True)):
                 raw = _logits(h, head, bias)
                 chunk = slice(k * ctx.rows, (k + 1) * ctx.rows)
@@ -243,7 +245,10 @@ def _blocks(logits: Tensor, compared: bool) -> list[slice]:
         size = len(logits)
     else:
         size = max(1, max_logits // logits.shape[1])
-    return [slice(start, start + size) for start in range(0, max(1, len(logits)), max(1, size))]
+    blocks = []
+    for start in range(0, max(1, len(logits)), max(1, size)):
+        blocks.append(slice(start, start + size))
+    return blocks
 
 
 def _logits(hidden: Tensor, head: Tensor, bias: Tensor | None) -> Tensor:

@@ -447,7 +447,10 @@ def _join_sequences(rows: Rows, lengths: Sequence[Sequence[int]]) -> Rows:
     """
     if all(len(of_completion) == 1 for of_completion in lengths):
         return rows
-    completion = [k for k, of_completion in enumerate(lengths) for _ in of_completion]
+    completion = []
+    for k, of_completion in enumerate(lengths):
+        for _ in of_completion:
+            completion.append(k)
     start = []
     for part in lengths:
         for end, length in zip(accumulate(part), part, strict=True):

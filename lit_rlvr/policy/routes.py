@@ -105,11 +105,11 @@ def same_routing() -> tuple[AbstractContextManager[Any], AbstractContextManager[
 
 def routers(model: nn.Module) -> dict[int, nn.Module]:
     """Return the routers of a mixture of experts by the number of their layer; transformers' class names end alike."""
-    return {
-        int(re.findall(r"layers\.(\d+)\.", name)[-1]): module
-        for name, module in language_modules(model)
-        if type(module).__name__.endswith("Router")
-    }
+    routers = {}
+    for name, module in language_modules(model):
+        if type(module).__name__.endswith("Router"):
+            routers[int(re.findall(r"layers\.(\d+)\.", name)[-1])] = module
+    return routers
 
 
 def watch_routers(model: Any, option: str) -> None:

@@ -289,7 +289,9 @@ def _linked(source: str, write: Callable[[Path], Any], key: int) -> Path:
     if not Path(source).is_dir():
         with reading("the files", source):
             source = snapshot_download(source, allow_patterns=FILES)
-    files = [path.resolve() for path in Path(source).iterdir()]
+    files = []
+    for path in Path(source).iterdir():
+        files.append(path.resolve())
 
     def fill(target: Path) -> None:
         write(target)

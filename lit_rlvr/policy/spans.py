@@ -291,4 +291,7 @@ def _gradient(
 
 def _heads(x: Tensor, lengths: list[int]) -> list[Tensor]:
     """Reshape (T, H, D) into blocks (1, H, L, D)."""
-    return [piece.transpose(0, 1)[None] for piece in x.split(lengths)]
+    heads = []
+    for piece in x.split(lengths):
+        heads.append(piece.transpose(0, 1)[None])
+    return heads

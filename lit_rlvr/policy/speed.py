@@ -72,7 +72,11 @@ def uncompile_layers(model: nn.Module) -> None:
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
     """Return the layers of the language model, first to last."""
-    return [module for _, module in language_modules(model) if isinstance(module, GradientCheckpointingLayer)]
+    layers: list[nn.Module] = []
+    for _, module in language_modules(model):
+        if isinstance(module, GradientCheckpointingLayer):
+            layers.append(module)
+    return layers
 
 
 def _forward(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -110,7 +114,10 @@ def checkpointing(model: nn.Module) -> Iterator[None]:
     for m in model.modules():
         if isinstance(m, GradientCheckpointingLayer) and m.gradient_checkpointing:
             layers.append(m)
-    chosen = [layer for layer in layers if torch.is_grad_enabled() and not layer.training]
+    chosen = []
+    for layer in layers:
+        if torch.is_grad_enabled() and not layer.training:
+            chosen.append(layer)
     for layer in chosen:
         layer.training = True
     try:

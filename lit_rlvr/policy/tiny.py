@@ -89,7 +89,9 @@ def byte_tokenizer(
         roles: attribute of the tokenizer -> special token.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: i for i, token in enumerate([*specials, *alphabet])}
+    vocabulary = {}
+    for i, token in enumerate([*specials, *alphabet]):
+        vocabulary[token] = i
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()

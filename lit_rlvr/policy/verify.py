@@ -188,7 +188,9 @@ def _sample(
     groups: list[tuple[Group, list[Pixels]]] = []
     pixels: list[Pixels] = []
     for start, cuts in ((11, (12, 16, 21)), (47, (15, 16, 22, 25))):
-        ids = [i % vocabulary for i in range(start, start + cuts[-1])]
+        ids = []
+        for i in range(start, start + cuts[-1]):
+            ids.append(i % vocabulary)
         image: list[Pixels] = []
         placeholders: list[int] = []
         if start == 47 and policy.family is not None:
@@ -196,7 +198,9 @@ def _sample(
             placeholders = [*image[0].placeholders[0]]
         prompt = [*ids[:6], *placeholders, *ids[6 : cuts[0]]]
         position_ids = policy.position_ids(Prompt(Sample("check", "", ""), prompt, image[0] if image else None))
-        completions = [ids[begin:end] for begin, end in pairwise(cuts)]
+        completions = []
+        for begin, end in pairwise(cuts):
+            completions.append(ids[begin:end])
         groups.append((Group(prompt, completions, position_ids), image))
         pixels += image * (1 if policy.shared_prefix else len(completions))
     laid_out = [group for group, _ in groups]
@@ -231,7 +235,10 @@ def _trained_once(policy: Policy, dtype: torch.dtype, method: attention.Method |
         logp = policy(rows, Sampling(), False, pixels=pixels).logp
     logp.sum().backward()
     for layer in decoder_layers(policy.model):
-        gradients = [weight.grad for weight in layer.parameters() if weight.grad is not None]
+        gradients = []
+        for weight in layer.parameters():
+            if weight.grad is not None:
+                gradients.append(weight.grad)
         if gradients:
             break
     flat = torch.cat([full_tensor(gradient).flatten().float() for gradient in gradients])

@@ -195,7 +195,8 @@ class Reward(ChecksArguments, ABC):
         (result,) = self.score([(completion, sample)])
         correct = {True: "yes", False: "no", None: "not reported"}[result.correct]
         stages = [("value", f"{result.value:g}"), ("correct", correct), ("status", result.status)]
-        stages += [(criterion, f"{score:g}") for criterion, score in result.criteria.items()]
+        for criterion, score in result.criteria.items():
+            stages.append((criterion, f"{score:g}"))
         if result.detail:
             return [*stages, ("detail", result.detail)]
         return stages
@@ -377,7 +378,10 @@ def row_weights(sample: Sample, weights: Mapping[str, float]) -> dict[str, float
     if named is None:
         in_columns = (named_rewards(sample, column, weights) for column in REWARD_COLUMNS)
         named = dict.fromkeys(next(filter(None, in_columns), list(weights)))
-    chosen = {name: named[name] for name in weights if name in named}
+    chosen = {}
+    for name in weights:
+        if name in named:
+            chosen[name] = named[name]
     known_weights = {}
     for name, weight in chosen.items():
         if weight is None:
@@ -402,8 +406,14 @@ def named_rewards(sample: Sample, column: str, weights: Iterable[str]) -> list[s
         column: the column.
         weights: the names of all rewards.
     """
-    names = {name.casefold() for name in names_in(sample, column)}
-    return [name for name in weights if name.casefold() in names]
+    names = set()
+    for name in names_in(sample, column):
+        names.add(name.casefold())
+    rewards = []
+    for name in weights:
+        if name.casefold() in names:
+            rewards.append(name)
+    return rewards
 
 
 def groups_of(pairs: Sequence[Pair]) -> list[list[int]]:
@@ -463,7 +473,10 @@ class CheckedReward(Reward):
     def score(self, pairs: Sequence[Pair]) -> list[RewardResult]:
         results = [RewardResult(0.0, False if self.reports_correct else None, "ok", "cut off")] * len(pairs)
         skips = self.truncated_is_wrong and not self.may_be_negative
-        judged = [i for i, (c, _) in enumerate(pairs) if not (skips and c.truncated)]
+        judged = []
+        for i, (c, _) in enumerate(pairs):
+            if not (skips and c.truncated):
+                judged.append(i)
         for i, result in zip(judged, self.check([pairs[i] for i in judged]), strict=True):
             results[i] = self.result_of(result, pairs[i][0])
         return results

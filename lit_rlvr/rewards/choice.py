@@ -73,7 +73,10 @@ class Choice(Reward):
     def score(self, pairs: Sequence[Pair]) -> list[RewardResult]:
         if self.otherwise is None:
             return super().score(pairs)
-        others = [i for i, (_, sample) in enumerate(pairs) if not correct_options(sample)]
+        others = []
+        for i, (_, sample) in enumerate(pairs):
+            if not correct_options(sample):
+                others.append(i)
         judged = dict(zip(others, self.otherwise.score([pairs[i] for i in others]), strict=True))
         return [judged[i] if i in judged else self._judge(*pair) for i, pair in enumerate(pairs)]
 

@@ -122,7 +122,9 @@ def read_tests(cell: str) -> list[Case]:
     else:
         text = unpack(cell)
     try:
-        tests = [Case(test["input"], test["output"]) for test in json.loads(text)]
+        tests = []
+        for test in json.loads(text):
+            tests.append(Case(test["input"], test["output"]))
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"no list of tests with input and output ({type(error).__name__}: {error})") from error
     if not all(isinstance(text, str) for test in tests for text in test):
@@ -239,7 +241,10 @@ def extract_program(text: str, function: str = "") -> str:
     for block in fenced_blocks(without_thoughts(text)):
         if block.content.strip():
             fenced.append(block)
-    tagged = [block for block in fenced if _PYTHON.fullmatch(block.language)]
+    tagged = []
+    for block in fenced:
+        if _PYTHON.fullmatch(block.language):
+            tagged.append(block)
     blocks = tagged or [block for block in fenced if not block.language]
     programs = [block.content for block in blocks if not _OUTPUT.fullmatch(block.heading)] or [
         block.content for block in blocks
@@ -280,7 +285,10 @@ def _names(program: str) -> tuple[set[str], set[str]]:
             if symbol.is_global():
                 symbols.append(symbol)
     bound = _bound(top.get_symbols())
-    used = {symbol.get_name() for symbol in symbols if symbol.is_referenced()}
+    used = set()
+    for symbol in symbols:
+        if symbol.is_referenced():
+            used.add(symbol.get_name())
     return bound, used - bound - _bound(symbols)
 
 

@@ -66,7 +66,9 @@ class Scores:
 
         Such a completion must be masked out of the loss and of its group's statistics.
         """
-        judged = [status != "unjudged" for status in chain(*self.statuses)]
+        judged = []
+        for status in chain(*self.statuses):
+            judged.append(status != "unjudged")
         return ~self.failed & torch.tensor(judged, dtype=torch.bool).reshape(self.failed.shape)
 
 
@@ -120,13 +122,17 @@ def judge(rewards: Sequence[Reward], pairs: Sequence[Pair], whole_rollout: bool 
     Raises:
         UserError: a reward changed a setting of torch that training reads.
     """
-    outcomes = {k: completion.outcome for k, (completion, _) in enumerate(pairs)}
+    outcomes = {}
+    for k, (completion, _) in enumerate(pairs):
+        outcomes[k] = completion.outcome
     failures = {}
     for k, outcome in outcomes.items():
         if outcome and outcome.status in ("timeout", "error"):
             failures[k] = outcome
     weights = own_weights(rewards)
-    sample_weights = {id(sample): row_weights(sample, weights) for _, sample in pairs}
+    sample_weights = {}
+    for _, sample in pairs:
+        sample_weights[id(sample)] = row_weights(sample, weights)
     judgements: Judgements = {}
     for reward in rewards:
         if whole_rollout not in (None, reward.whole_rollout):
@@ -151,7 +157,9 @@ def _settle_correct(
         names: the names of the rewards that judge each of the P samples.
         width: G, the completions of each sample.
     """
-    settled = {name: [*column] for name, column in results.items()}
+    settled = {}
+    for name, column in results.items():
+        settled[name] = [*column]
     judging = [rewards[0].name] * len(names) * width
     rows_by_rewards: dict[tuple[str, ...], list[int]] = {}  # the rewards of a row -> its completions
     for b in range(len(judging)):
@@ -241,7 +249,10 @@ def _correct(row: dict[str, RewardResult], judging: str, status: Status) -> bool
     """
     if status == "error":
         return None
-    return next((result.correct for result in (row[judging], *row.values()) if result.correct is not None), None)
+    for result in (row[judging], *row.values()):
+        if result.correct is not None:
+            return result.correct
+    return None
 
 
 def _correct_source(rewards: Sequence[Reward], results: Judgements) -> str:
@@ -254,7 +265,10 @@ def _correct_source(rewards: Sequence[Reward], results: Judgements) -> str:
             reporting.append(name)
         if column and all(result.status == "error" for result in column):
             failed.append(name)
-    may_report = [reward.name for reward in rewards if reward.reports_correct is not False]
+    may_report = []
+    for reward in rewards:
+        if reward.reports_correct is not False:
+            may_report.append(reward.name)
     # One that failed may report `correct` elsewhere.
     return next(chain(marked, reporting, failed, may_report), rewards[0].name)
 
@@ -281,7 +295,10 @@ def _with_correct(name: str, column: list[RewardResult], counts_ones: bool) -> l
         _say_rule(name, counts_ones)
     if not counts_ones:
         return column
-    return [r if r.status in VALUES else replace(r, correct=r.value == 1) for r in column]
+    results = []
+    for r in column:
+        results.append(r if r.status in VALUES else replace(r, correct=r.value == 1))
+    return results
 
 
 def _reported(result: RewardResult) -> RewardResult:

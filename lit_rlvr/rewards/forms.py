@@ -61,7 +61,9 @@ def trl_arguments(pairs: Sequence[Pair], function: Any) -> Arguments:
     """
     annotated = parameters_of(function).get("completions")
     messages = annotated is not None and re.search(r"[Ll]ist\[(typing\.)?[Ll]ist\b", str(annotated.annotation))
-    chats = [bool(messages) or not isinstance(sample.prompt, str) for _, sample in pairs]
+    chats = []
+    for _, sample in pairs:
+        chats.append(bool(messages) or not isinstance(sample.prompt, str))
     rows = [sample.row for _, sample in pairs]
     names = dict.fromkeys(name for row in rows for name in row if name not in NEVER_COLUMNS)
     answers = [sample.label for _, sample in pairs]
@@ -149,7 +151,9 @@ def openrlhf_arguments(pairs: Sequence[Pair], function: Any) -> Arguments:
     """
     prompts = []
     for _, sample in pairs:
-        texts = [content_text(message["content"]) for message in as_messages(sample.prompt)]
+        texts = []
+        for message in as_messages(sample.prompt):
+            texts.append(content_text(message["content"]))
         prompts.append("\n\n".join(texts))
     return {
         "queries": [p + c.full_text for p, (c, _) in zip(prompts, pairs, strict=True)],
@@ -335,7 +339,9 @@ def rows_of_columns(columns: Mapping[str, Any]) -> Any:
     if "rewards" not in columns:
         raise TypeError(f"a dict of all completions must have `rewards`; its keys are {', '.join(map(str, columns))}")
     names = {SCORE_KEYS[0]: "rewards"} | ({ACCURACY_KEYS[0]: "scores"} if columns.get("scores") is not None else {})
-    lists = [as_list(columns[name]) for name in names.values()]
+    lists = []
+    for name in names.values():
+        lists.append(as_list(columns[name]))
     return [dict(zip(names, row, strict=True)) for row in zip(*lists, strict=True)]
 
 
@@ -354,7 +360,10 @@ def numbers_of(value: Any) -> dict[str, list[float]]:
     if isinstance(logs, Mapping):
         parts = logs
     else:
-        parts = {n: part for n, part in value.items() if n not in SCORE_KEYS}
+        parts = {}
+        for n, part in value.items():
+            if n not in SCORE_KEYS:
+                parts[n] = part
     numbers = {}
     for name, part in parts.items():
         values = as_list(part)

@@ -279,7 +279,10 @@ def check_arguments(function: Any, form: Form, options: Mapping[str, Any], where
     if form.takes_columns or not parameters:
         return  # the data have the others
     names = {*form.arguments([(NO_COMPLETION, NO_SAMPLE)], function), *options}
-    missing = [name for name in required(parameters) if name not in names]
+    missing = []
+    for name in required(parameters):
+        if name not in names:
+            missing.append(name)
     if missing:
         raise UserError(
             f"{where}: as a function of {form.library} it gets {', '.join(form.parameters)}, not {', '.join(missing)}; "
@@ -369,7 +372,9 @@ def as_rewards(rewards: Sequence[Reward | str]) -> list[Reward]:
     Raises:
         UserError: the rewards cannot be used together, or one cannot be isolated as requested.
     """
-    built = [FunctionReward(reward) if isinstance(reward, str) else reward for reward in rewards]
+    built = []
+    for reward in rewards:
+        built.append(FunctionReward(reward) if isinstance(reward, str) else reward)
     check_rewards(built)
     for reward in built:
         if reward.isolation is not None:

@@ -65,12 +65,14 @@ def without_unreadable(
     for a, outcome in zip(answers, outcomes, strict=True):
         if outcome.value is False:
             unreadable.add(a)
-    return [
-        RewardResult(0.0, None, "unjudged", f"the reference {sample.answer!r} cannot be read")
-        if unreadable.issuperset(sample.references)
-        else result
-        for result, (_, sample) in zip(results, pairs, strict=True)
-    ]
+    kept = []
+    for result, (_, sample) in zip(results, pairs, strict=True):
+        kept.append(
+            RewardResult(0.0, None, "unjudged", f"the reference {sample.answer!r} cannot be read")
+            if unreadable.issuperset(sample.references)
+            else result
+        )
+    return kept
 
 
 class CosineScaled(MathAnswer):
@@ -148,7 +150,9 @@ class LCPO(MathAnswer):
         self.delta = delta
 
     def score(self, pairs: Sequence[Pair]) -> list[RewardResult]:
-        targets = [self._target(sample) for _, sample in pairs]
+        targets = []
+        for _, sample in pairs:
+            targets.append(self._target(sample))
         results = without_unreadable(super().score(pairs), pairs, self.cpu_seconds)
         return [
             result
@@ -206,8 +210,13 @@ class RelativeLength(MathAnswer):
         """Judge a batch of whole groups, in order."""
         results = without_unreadable(super().score(pairs), pairs, self.cpu_seconds)
         for group in groups_of(pairs):
-            judged = [k for k in group if results[k].status not in ("error", "unjudged")]
-            lengths = [pairs[k][0].length for k in judged]
+            judged = []
+            for k in group:
+                if results[k].status not in ("error", "unjudged"):
+                    judged.append(k)
+            lengths = []
+            for k in judged:
+                lengths.append(pairs[k][0].length)
             for k, length in zip(judged, lengths, strict=True):
                 results[k] = self._shaped(results[k], length, lengths)
         return results

@@ -51,7 +51,9 @@ class MathAnswer(CheckedReward):
         return f"\\boxed{{{sample.answer}}}"
 
     def check(self, pairs: Sequence[Pair]) -> list[RewardResult]:
-        results = [verdict(outcome) for outcome in self._run("check", pairs)]
+        results = []
+        for outcome in self._run("check", pairs):
+            results.append(verdict(outcome))
         if self.second_opinion:
             return self._asked_again(results, pairs)
         return results
@@ -69,9 +71,15 @@ class MathAnswer(CheckedReward):
 
     def _asked_again(self, results: list[RewardResult], pairs: Sequence[Pair]) -> list[RewardResult]:
         """Return results in which answers that Math-Verify calls right, against this check, are right and disputed."""
-        wrong = [k for k, result in enumerate(results) if result.correct is False and result.status != "timeout"]
+        wrong = []
+        for k, result in enumerate(results):
+            if result.correct is False and result.status != "timeout":
+                wrong.append(k)
         outcomes = self._run("second_opinion", [pairs[k] for k in wrong])
-        disputed = {k for k, outcome in zip(wrong, outcomes, strict=True) if outcome.value is True}
+        disputed = set()
+        for k, outcome in zip(wrong, outcomes, strict=True):
+            if outcome.value is True:
+                disputed.add(k)
         for k in range(len(results)):
             self.metrics.setdefault(f"{self.name}/disputed", []).append(float(k in disputed))
         return [

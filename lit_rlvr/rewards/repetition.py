@@ -31,7 +31,9 @@ class RepetitionPenalty(Reward):
 
     def __call__(self, completion: Completion, sample: Sample) -> float:
         tokens = zip(completion.token_ids, completion.from_model, strict=True)
-        ids = [token if is_sampled else None for token, is_sampled in tokens]
+        ids = []
+        for token, is_sampled in tokens:
+            ids.append(token if is_sampled else None)
         starts = range(len(ids) - self.ngram_size + 1)
         ngrams = []
         for i in starts:

@@ -69,16 +69,24 @@ class SQLExecution(CheckedReward):
 
     def check(self, pairs: Sequence[Pair]) -> list[RewardResult]:
         outcomes = self._run([(completion.full_text, sample) for completion, sample in pairs])
-        killed = [k for k, outcome in enumerate(outcomes) if outcome.status == "timeout"]
+        killed = []
+        for k, outcome in enumerate(outcomes):
+            if outcome.status == "timeout":
+                killed.append(k)
         references = self._run([(None, pairs[k][1]) for k in killed])  # the reference may be the cause
         for k, outcome in zip(killed, references, strict=True):
             if outcome.status == "timeout":
                 outcomes[k] = Outcome(None, "error", f"the reference query: {outcome.detail}")
         results = [verdict(outcome) for outcome in outcomes]
-        empty = [k for k, result in enumerate(results) if result.detail.startswith(NO_ROWS)]
+        empty = []
+        for k, result in enumerate(results):
+            if result.detail.startswith(NO_ROWS):
+                empty.append(k)
         if empty and not self._has_warned:
             self._has_warned = True
-            ids = {pairs[k][1].id for k in empty}
+            ids = set()
+            for k in empty:
+                ids.add(pairs[k][1].id)
             first_sample = pairs[empty[0]][1]
             log.warning(
                 "reward %s: the references of %d of %d prompts have no rows (first, %s), so %s",
@@ -229,7 +237,10 @@ def extract_sql(text: str) -> str:
     if "```" not in text and "~~~" not in text:
         return next(reversed(_bare_queries(text)), "")
     blocks = [_content(block) for block in fenced_blocks(text)] + _INLINE.findall(text)
-    contents = [content.strip() for content in blocks if content.strip()]
+    contents = []
+    for content in blocks:
+        if content.strip():
+            contents.append(content.strip())
     return next(filter(_QUERY.match, reversed(contents)), contents[-1] if contents else "")
 
 
@@ -307,7 +318,12 @@ def with_equal_numbers(
         rows_found: rows of the completion's result.
         tolerance: the largest error of a number with a fraction, absolute or relative; whole numbers are exact.
     """
-    values = {value for rows in (wanted, rows_found) for row in rows for value in row if isinstance(value, int | float)}
+    values = set()
+    for rows in (wanted, rows_found):
+        for row in rows:
+            for value in row:
+                if isinstance(value, int | float):
+                    values.add(value)
     replacements: dict[Any, Any] = {}
     for lower, value in pairwise(sorted(values)):
         is_whole = float(lower).is_integer() and float(value).is_integer()
@@ -357,7 +373,9 @@ def _match(wanted: list[SQLRow], columns: list[SQLRow], left: list[SQLRow], righ
         return True
     left = [(*row, value) for row, value in zip(left, wanted[0], strict=True)]
     for column in dict.fromkeys(columns):  # equal columns need one try
-        rows = [(*row, value) for row, value in zip(right, column, strict=True)]
+        rows = []
+        for row, value in zip(right, column, strict=True):
+            rows.append((*row, value))
         if left == rows if ordered else Counter(left) == Counter(rows):
             rest = list(columns)
             rest.remove(column)

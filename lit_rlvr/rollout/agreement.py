@@ -37,7 +37,10 @@ def agreement_metrics(rollout: Scores | Rollout) -> dict[str, float]:
                 counts[name, f"value of {earlier:d}"] += result.value  # type: ignore[assignment]
             if earlier is None:
                 earlier = result.correct
-    by_name = [float(counts[name, kind]) for name in names for kind in COUNTS]
+    by_name = []
+    for name in names:
+        for kind in COUNTS:
+            by_name.append(float(counts[name, kind]))
     sums = all_sum(torch.tensor(by_name, dtype=torch.float64).view(len(names), len(COUNTS)))
     metrics: dict[str, float] = {}
     for name, (*cells, right_sum, wrong_sum) in zip(names, sums.tolist(), strict=True):

@@ -113,7 +113,9 @@ def take_group(rollout: Rollout, p: int) -> Rollout:
     """Return a rollout of one group alone, with copies of its tensors: a view would be sent with its whole tensor."""
     group = slice(p, p + 1)
     rows = slice(p * rollout.group_size, (p + 1) * rollout.group_size)
-    taken: dict[str, Any] = {name: getattr(rollout, name)[group] for name in LIST_FIELDS}
+    taken: dict[str, Any] = {}
+    for name in LIST_FIELDS:
+        taken[name] = getattr(rollout, name)[group]
     for name in (*TOKEN_FIELDS, *GROUP_FIELDS):
         values = getattr(rollout, name)
         if values is None:

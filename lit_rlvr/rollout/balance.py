@@ -109,7 +109,9 @@ def even_out(summaries: Summaries, minibatches: int, pinned_groups: int) -> list
 
     for minibatch in range(minibatches):
         while True:
-            load = [sum(tokens_of(r, minibatch).values()) for r in range(len(places))]
+            load = []
+            for r in range(len(places)):
+                load.append(sum(tokens_of(r, minibatch).values()))
             full = load.index(max(load))
             empty = load.index(min(load))
             gap = load[full] - load[empty]

@@ -70,7 +70,7 @@ class Demonstrations:
         self.sampling = sampling
         self.ends = turn_ends(model_folder, data.tokenizer)
         with suppress(BadRow, UserError):  # a template that shows no such turn
-            probe = [{"role": role, "content": "?"} for role in ("user", "assistant")]
+            probe = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "?"}]
             turns = split_turns(probe, data.chat, data.tokenizer, data.opening, self.ends, option)
             last = turns.sequences[0][-1].token_ids
             self.ends = tuple(sorted(self.ends, key=lambda end: end not in last))
@@ -207,8 +207,14 @@ class Demonstrations:
     def pairs(self, prompts: Sequence[Prompt]) -> list[Pair]:
         """Return the prompts of a batch with their completions; a conversation has one for each of its sequences."""
         if self.episodes is None:
-            return [pair for prompt in prompts for pair in self._pairs(prompt)]
-        new = [prompt for prompt in prompts if prompt.sample.id not in self._played]
+            pairs = []
+            for prompt in prompts:
+                pairs.extend(self._pairs(prompt))
+            return pairs
+        new = []
+        for prompt in prompts:
+            if prompt.sample.id not in self._played:
+                new.append(prompt)
         played = {}
         for prompt, pair in zip(new, self._play(new), strict=True):
             played[prompt.sample.id] = pair
@@ -246,7 +252,10 @@ class Demonstrations:
         missing = len(prompt.sample.images) - sum(part.images for part in turns.sequences[-1])
         if missing:
             raise BadRow(f"{missing} of its images are not in the conversation", "image")
-        return [self._pair(prompt, parts) for parts in turns.sequences]
+        pairs = []
+        for parts in turns.sequences:
+            pairs.append(self._pair(prompt, parts))
+        return pairs
 
     def _pair(self, prompt: Prompt, parts: Sequence[Part]) -> Pair:
         """Return a sequence of a conversation as a prompt and its completion."""
@@ -302,7 +311,10 @@ class Demonstrations:
                         "ends before its episode does, because the environment answered the last turn; add a turn, or "
                         "allow fewer (rollout.sampling.max_turns)",
                     )
-        return [(prompt, completed[p]) for p, prompt in enumerate(opened)]
+        played = []
+        for p, prompt in enumerate(opened):
+            played.append((prompt, completed[p]))
+        return played
 
     def _check_episode(self, prompt: Prompt, episode: Completion, left: int) -> None:
         """Refuse an episode that failed, or that ended before its last turn."""

@@ -116,8 +116,13 @@ class Episodes(Turns):
         outcomes = self._reset(prompts, seeds)
         opened = []
         for p, prompt in enumerate(prompts):
-            row = {g: outcomes[p, g] for g in range(len(seeds[p]))}
-            texts = {g: outcome.value.begun for g, outcome in row.items() if outcome.status == "ok"}
+            row = {}
+            for g in range(len(seeds[p])):
+                row[g] = outcomes[p, g]
+            texts = {}
+            for g, outcome in row.items():
+                if outcome.status == "ok":
+                    texts[g] = outcome.value.begun
             different = []
             for k, text in enumerate([*texts.values()]):
                 if text not in [*texts.values()][:k]:
@@ -135,9 +140,9 @@ class Episodes(Turns):
                     )
             if len(starts) > 1:
                 longer = self._common_start(starts)
-                tails = {
-                    g: starts[different.index(text)].token_ids[len(longer.token_ids) :] for g, text in texts.items()
-                }
+                tails = {}
+                for g, text in texts.items():
+                    tails[g] = starts[different.index(text)].token_ids[len(longer.token_ids) :]
                 for g, outcome in row.items():
                     self._openings[p, g] = outcome, tuple(tails.get(g, starts[0].token_ids[len(longer.token_ids) :]))
             elif starts:
@@ -160,11 +165,17 @@ class Episodes(Turns):
     def _reset(self, prompts: Sequence[Prompt], seeds: Sequence[Sequence[int]]) -> dict[tuple[int, int], Outcome]:
         """Begin the episodes of all completions; return how that went."""
         self._workers.forget()
-        places = [(p, g) for p in range(len(prompts)) for g in range(len(seeds[p]))]
+        places = []
+        for p in range(len(prompts)):
+            for g in range(len(seeds[p])):
+                places.append((p, g))
         for number, (p, g) in enumerate(places):
             self._workers.call(number, seeds[p][g], prompts[p].sample)
         outcomes = dict(self._workers.outcomes(len(places)))
-        return {place: outcomes[number] for number, place in enumerate(places)}
+        by_place = {}
+        for number, place in enumerate(places):
+            by_place[place] = outcomes[number]
+        return by_place
 
     def begin(self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]]) -> None:
         if ([prompt.sample.id for prompt in prompts], [list(row_seeds) for row_seeds in seeds]) != self._opened_batch:
@@ -394,7 +405,10 @@ def turn_metrics(rollout: Rollout) -> dict[str, float]:
     }
     total = dict(zip(sums, all_sum(torch.tensor([*sums.values()], dtype=torch.float64)).tolist(), strict=True))
     size = total.pop("size")
-    return {name: value / max(size, 1.0) for name, value in total.items()}
+    metrics = {}
+    for name, value in total.items():
+        metrics[name] = value / max(size, 1.0)
+    return metrics
 
 
 def _as_placeholder(block: dict[str, Any]) -> dict[str, Any]:

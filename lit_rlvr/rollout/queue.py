@@ -125,7 +125,10 @@ def in_time(groups: Collection[GroupState], prompts: int) -> bool:
         prompts: how many a step trains on at least.
     """
     steps_left = sorted(group.left for group in groups if math.isfinite(group.left) and not group.dead)
-    return all(place < steps * prompts for place, steps in enumerate(steps_left))
+    for place, steps in enumerate(steps_left):
+        if not (place < steps * prompts):
+            return False
+    return True
 
 
 class QueueSource(SyncSource):
@@ -236,11 +239,17 @@ class QueueSource(SyncSource):
 
     def _begin_again(self) -> None:
         """Restart an engine that has crashed, and generate again what it has not finished."""
-        over = [(future, groups) for future, groups in self._running if future.done()]
+        over = []
+        for future, groups in self._running:
+            if future.done():
+                over.append((future, groups))
         self._running = [(future, groups) for future, groups in self._running if not future.done()]
         crashes = [crash for future, _ in over if (crash := catch_crash(future.result)) is not None]
         if over:
-            prompts = [group.prompt for _, groups in over for group in groups]
+            prompts = []
+            for _, groups in over:
+                for group in groups:
+                    prompts.append(group.prompt)
             self.sampler.synced_engine.restart_if(crashes[0] if crashes else None, prompts, self.sampling)
         for _, groups in over:
             unfinished = []
@@ -397,7 +406,10 @@ class QueueSource(SyncSource):
         sent = {}
         for state in moved:
             sent[state.number] = (groups[state.number], self._scoring.result(groups[state.number]))
-        received = {number: scored for part in gather_objects(sent) for number, scored in part.items()}
+        received = {}
+        for part in gather_objects(sent):
+            for number, scored in part.items():
+                received[number] = scored
         numbers_here = []
         for state, place in zip(chosen, places, strict=True):
             if place == rank():
@@ -537,7 +549,9 @@ def even_places(ranks: list[int], world: int) -> list[int]:
         ranks: where each group is.
         world: number of ranks.
     """
-    room = [len(ranks) * (r + 1) // world - len(ranks) * r // world for r in range(world)]
+    room = []
+    for r in range(world):
+        room.append(len(ranks) * (r + 1) // world - len(ranks) * r // world)
     places: list[int | None] = []
     for r in ranks:
         stays = room[r] > 0
@@ -552,7 +566,10 @@ def even_places(ranks: list[int], world: int) -> list[int]:
 
 def versions_of(groups: list[QueuedGroup], rollout: Rollout) -> Tensor:
     """Return the version of the weights that sampled each token (B, T); elsewhere the one its group began with."""
-    started = [group.started for group in groups for _ in group.completions or []]
+    started = []
+    for group in groups:
+        for _ in group.completions or []:
+            started.append(group.started)
     versions = torch.tensor(started)[:, None].repeat(1, rollout.token_ids.shape[1])
     return with_sampled(versions, groups, lambda completion: [int(version) for version in completion.labels])
 

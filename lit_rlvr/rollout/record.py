@@ -182,7 +182,9 @@ class Record:
         """
         after = len(self) + 1
         if any(path >= self._path(after + 1, 0) for path in self.folder.glob("iteration-[0-9]*.npz")):
-            paths = [self._path(after, r) for r in range(world_size())]
+            paths = []
+            for r in range(world_size()):
+                paths.append(self._path(after, r))
             missing = next(path for path in paths if not path.is_file())
             if after > 1:
                 shorter = f", or delete these to train on the {after - 1} iteration(s) before it"
@@ -353,7 +355,9 @@ def unpack_rollout(
 
 def _as_turn(fields: dict[str, Any]) -> Turn:
     """Return a turn as JSON holds it."""
-    places = {name: tuple(fields.get(name, ())) for name in ("span", "observed")}
+    places = {}
+    for name in ("span", "observed"):
+        places[name] = tuple(fields.get(name, ()))
     return Turn(**fields | places)
 
 
@@ -372,7 +376,9 @@ def _has_observed_images(rollout: Rollout) -> bool:
     rows = [completion for group in rollout.completions for completion in group]
     if any(turn.observed for row in rows for turn in row.turns):  # an agent's
         return any(prompt.pixels or prompt.sample.images for prompt in rollout.prompts) or any(r.pixels for r in rows)
-    pairs = [(p.pixels, p.sample.images) for p in rollout.prompts]
+    pairs = []
+    for p in rollout.prompts:
+        pairs.append((p.pixels, p.sample.images))
     in_prompts = any(pixels is not None and len(pixels.placeholders) > len(images) for pixels, images in pairs)
     return in_prompts or any(row.pixels is not None for row in rows)
 

@@ -73,7 +73,10 @@ class ReferenceRewards:
         if self._version != version:
             self._pool = {}
             self._version = version
-        missing = {p.sample.id: p for p in prompts if p.sample.id not in self._pool}
+        missing = {}
+        for p in prompts:
+            if p.sample.id not in self._pool:
+                missing[p.sample.id] = p
         if not all_max(len(missing), device):
             return
         wanted = list(missing.values())

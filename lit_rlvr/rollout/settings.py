@@ -156,7 +156,9 @@ class RolloutSettings(ChecksArguments):
         """Yield what is wrong with the settings, a line each."""
         samples = self.evaluation.samples
         by_set = samples if isinstance(samples, dict) else {"": samples}
-        samples_of = {f"rollout.evaluation.samples{name and f'.{name}'}": count for name, count in by_set.items()}
+        samples_of = {}
+        for name, count in by_set.items():
+            samples_of[f"rollout.evaluation.samples{name and f'.{name}'}"] = count
         for option, count in {"rollout.group_size": self.group_size, **samples_of}.items():
             if count < (0 if option in samples_of else 1):
                 yield f"{option}: {count} is not positive"

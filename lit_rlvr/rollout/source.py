@@ -236,7 +236,9 @@ class SyncSource(RolloutSource):
         }
         if selection.only_mixed:
             summaries = number_mixed(summaries, self.round_size(summaries, batch), num_prompts)
-            numbers = {p: group.number for p, group in enumerate(summaries[rank()])}
+            numbers = {}
+            for p, group in enumerate(summaries[rank()]):
+                numbers[p] = group.number
             rollout.kept = {p: number for p, number in numbers.items() if number is not None}
         return summaries
 

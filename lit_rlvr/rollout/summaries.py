@@ -28,7 +28,10 @@ def mixed_groups(scored: Scores | Rollout, by: str = "reward") -> list[int]:
         else:
             values = scored.parts[by]
         known = scored.has_reward & ~values.isnan()
-    return [int(p) for p in is_mixed(values, known).flatten().nonzero().flatten()]
+    groups = []
+    for p in is_mixed(values, known).flatten().nonzero().flatten():
+        groups.append(int(p))
+    return groups
 
 
 def trainable_groups(module: RLVRModule, rollout: Rollout) -> list[bool]:

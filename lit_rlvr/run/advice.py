@@ -322,7 +322,10 @@ class RunHistory:
         for line in text.splitlines():
             if line.startswith(TRIED_BEFORE):
                 lines.append(line.removeprefix(TRIED_BEFORE))
-        names = {name for line in lines for name in line.split(", ")}
+        names = set()
+        for line in lines:
+            for name in line.split(", "):
+                names.add(name)
         earlier = frozenset(key for key, name in TRIED.items() if name in names)
         has_bare_start = "warm_start.steps" in own and "warm_start.solution" not in own
         prompts = lookup(config, "data.init_args.prompts_per_rollout")
@@ -346,7 +349,10 @@ class RunHistory:
             case: which of its cases.
             numbers: the numbers of the run in the row's sentence.
         """
-        rows = [row for row in ADVICE if row.state == state and row.case == case]
+        rows = []
+        for row in ADVICE:
+            if row.state == state and row.case == case:
+                rows.append(row)
         for row in rows:
             if row.tried not in self.own | self.earlier:
                 return f"{row.sentence.format(**numbers)}: `{row.command.format(**numbers)}`"
@@ -401,7 +407,10 @@ def keep_earlier(folder: Path) -> str:
 
 
 def _as_line(tried: Collection[str]) -> str:
-    names = [name for key, name in TRIED.items() if key in tried]
+    names = []
+    for key, name in TRIED.items():
+        if key in tried:
+            names.append(name)
     if names:
         return f"{TRIED_BEFORE}{', '.join(names)}\n"
     return ""

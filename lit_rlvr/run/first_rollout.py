@@ -31,7 +31,9 @@ class FirstRollout(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if pl_module.iteration != 1 or pl_module.demonstrates or not trainer.is_global_zero:
             return
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        metrics = {}
+        for name, value in trainer.callback_metrics.items():
+            metrics[name] = float(value)
         prompts = len(batch.rollout.prompts) * trainer.world_size
         line = (
             f"first rollout: {round((1 - metrics['train/no_signal']) * prompts)} of {prompts} prompts give a signal "

@@ -141,7 +141,11 @@ def delete_backup(root: str | Path) -> None:
 
 def list_run_files(root: Path) -> list[Path]:
     """List the files that a run wrote to its folder, and no others."""
-    return [path for pattern in RUN_FILES for path in sorted(root.glob(pattern))]
+    files = []
+    for pattern in RUN_FILES:
+        for path in sorted(root.glob(pattern)):
+            files.append(path)
+    return files
 
 
 def move_to_failed(root: Path) -> bool:
@@ -208,7 +212,10 @@ def lock_folder(root: Path, option: str) -> Iterator[None]:
         UserError: the folder cannot be written, or another process has locked it; the message names the `option`.
     """
     check_writable(root, option)
-    created = [path for path in (root, *root.parents) if not path.exists()]
+    created = []
+    for path in (root, *root.parents):
+        if not path.exists():
+            created.append(path)
     root.mkdir(parents=True, exist_ok=True)
     try:
         with locked(root, option):
@@ -287,8 +294,14 @@ def _check_no_foreign_files(root: Path) -> None:
             foreign.append(root / name)
     if not (foreign or _evidence_of_run(root) or (root / BACKUP).exists() or _has_config(root)):
         # Subfolders may hold a logger's or tracker's files.
-        files = [path for path in list_run_files(root) if path.parent == root]
-        foreign = [path for path in files if path.name != LIVE or read_live(root) is None]
+        files = []
+        for path in list_run_files(root):
+            if path.parent == root:
+                files.append(path)
+        foreign = []
+        for path in files:
+            if path.name != LIVE or read_live(root) is None:
+                foreign.append(path)
         config = root / "config.yaml"
         foreign += [config] if config.is_file() and config.stat().st_size else []
     if foreign:
@@ -316,7 +329,10 @@ def _has_config(root: Path) -> bool:
 
 def _evidence_of_run(root: Path) -> list[Path]:
     """Return the files that identify a run folder; none for a run that failed before its first step."""
-    evidence = [root / name for name in RESULTS if (root / name).exists()]
+    evidence = []
+    for name in RESULTS:
+        if (root / name).exists():
+            evidence.append(root / name)
     evidence += [root / "checkpoints"] if list_checkpoints(root) else []
     only_metrics = evidence == [root / "metrics.csv"] and _has_config(root)
     if only_metrics and not _has_steps(root / "metrics.csv"):

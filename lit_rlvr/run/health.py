@@ -122,7 +122,10 @@ def is_rising(metrics: Metrics) -> bool:
     signal = course(metrics, "train/no_signal")
     accuracy = course(metrics, "rollout/accuracy")
     if not signal.is_long:
-        return any(share < 1 for share in signal.values)
+        for share in signal.values:
+            if share < 1:
+                return True
+        return False
     if not accuracy.is_long:
         reward = course(metrics, "rollout/reward")
         return reward.rises and reward.last > reward.middle
@@ -180,7 +183,10 @@ def progress(metrics: Metrics, history: RunHistory = NOTHING_TRIED, num_prompts:
         history: what has been tried on its task.
         num_prompts: training prompts of its data; 0 = unknown.
     """
-    validated = [row for _, row in sorted(metrics.items()) if "val/accuracy" in row]
+    validated = []
+    for _, row in sorted(metrics.items()):
+        if "val/accuracy" in row:
+            validated.append(row)
     cut = course(metrics, "rollout/truncated")
     accuracy = course(metrics, "rollout/accuracy")
     if len(validated) < 2 or not accuracy.values:
@@ -275,7 +281,11 @@ class Validated:
 
 def set_values(row: Mapping[str, float], metric: str) -> list[float]:
     """Return a metric of each validation set."""
-    return [value for name, value in row.items() if re.fullmatch(f"val/[^/]+/{metric}", name)]
+    values = []
+    for name, value in row.items():
+        if re.fullmatch(f"val/[^/]+/{metric}", name):
+            values.append(value)
+    return values
 
 
 def _unread(row: Mapping[str, float]) -> float:
@@ -307,7 +317,11 @@ def findings(metrics: Metrics, history: RunHistory = NOTHING_TRIED) -> list[RunF
         metrics: the run's.
         history: what has been tried, and so is not advised.
     """
-    return [finding for look in LOOKS for finding in look(metrics, history)]
+    findings = []
+    for look in LOOKS:
+        for finding in look(metrics, history):
+            findings.append(finding)
+    return findings
 
 
 LARGE_STEP = 0.05
@@ -412,7 +426,10 @@ class _AroundFall:
         return self._mean(name, self.old), self._mean(name, self.new)
 
     def _mean(self, name: str, steps: list[int]) -> float:
-        values = [self.metrics[step][name] for step in steps if name in self.metrics[step]]
+        values = []
+        for step in steps:
+            if name in self.metrics[step]:
+                values.append(self.metrics[step][name])
         return fmean(values or [math.nan])
 
     def change(self, name: str) -> str:
@@ -428,7 +445,10 @@ def _likely_cause(metrics: Metrics, good: int, last: int, held_out: bool) -> tup
         last: the last one to look at.
         held_out: whether the fall is on a validation set.
     """
-    steps = [step for step in course(metrics, "rollout/accuracy").steps if step <= last]
+    steps = []
+    for step in course(metrics, "rollout/accuracy").steps:
+        if step <= last:
+            steps.append(step)
     known = sum(step <= good for step in steps) + 1  # the rollout after the last good step was sampled by its weights
     around = _AroundFall(metrics, steps[:known][-STRETCH:], steps[known:][-RECENT:])
     accuracy_before, accuracy_since = around.means("rollout/accuracy")
@@ -462,7 +482,9 @@ def _large_step(around: _AroundFall, since: list[int]) -> tuple[str, str] | None
         around: the metrics.
         since: all steps since the last good one.
     """
-    moved = {step: around.metrics[step].get("train/kl_step", 0.0) for step in since}
+    moved = {}
+    for step in since:
+        moved[step] = around.metrics[step].get("train/kl_step", 0.0)
     for step, nats in moved.items():
         if nats > LARGE_STEP:
             return (
@@ -725,7 +747,10 @@ def _failed_checks(metrics: Metrics, history: RunHistory) -> Iterator[RunFinding
 
 def _form_alone(metrics: Metrics, history: RunHistory) -> Iterator[RunFinding]:
     """Look at a warm start on bare answers, after which the accuracy is that of a constant guess."""
-    validated = [row for _, row in sorted(metrics.items()) if "val/accuracy" in row]
+    validated = []
+    for _, row in sorted(metrics.items()):
+        if "val/accuracy" in row:
+            validated.append(row)
     if not history.has_bare_start or not validated:
         return
     after = Validated.of_row(validated[0])

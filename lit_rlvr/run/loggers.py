@@ -60,7 +60,10 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        new = {name: float(value) for name, value in metrics.items() if not math.isnan(value)}
+        new = {}
+        for name, value in metrics.items():
+            if not math.isnan(value):
+                new[name] = float(value)
         key = int(step or 0)
         row = self.rows.get(key, {}) | new
         self._pending |= self.rows.get(key) != row
@@ -104,7 +107,10 @@ def run_root(trainer: Trainer) -> Path:
 
 def metrics_file(trainer: Trainer) -> MetricsFile | None:
     """Return the trainer's metrics.csv; None if it has none."""
-    return next((logger for logger in trainer.loggers if isinstance(logger, MetricsFile)), None)
+    for logger in trainer.loggers:
+        if isinstance(logger, MetricsFile):
+            return logger
+    return None
 
 
 def metric_rows(trainer: Trainer) -> Mapping[int, Mapping[str, float]]:

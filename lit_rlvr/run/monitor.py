@@ -151,7 +151,10 @@ def why_stopped(trainer: Trainer, has_ended: bool) -> str | None:
     if has_ended or not trainer.should_stop or any(getattr(callback, "ends_run", False) for callback in callbacks):
         return None
     names = " or ".join(dotted_path_of(type(c)) for c in callbacks if is_own(type(c))) or "a callback"
-    reasons = [c.stopping_reason_message for c in callbacks if isinstance(c, EarlyStopping)]
+    reasons = []
+    for c in callbacks:
+        if isinstance(c, EarlyStopping):
+            reasons.append(c.stopping_reason_message)
     for timer in callbacks:
         if isinstance(timer, Timer):
             left = timer.time_remaining()
@@ -186,7 +189,9 @@ class LostWork(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if not trainer.is_global_zero:
             return
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        metrics = {}
+        for name, value in trainer.callback_metrics.items():
+            metrics[name] = float(value)
         for line in self.look(metrics, pl_module.selection):
             log.warning("step %d: %s (%s)", trainer.global_step, line, GUIDE)
         for finding in in_vain(metric_rows(trainer), self._history):

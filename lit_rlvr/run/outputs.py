@@ -163,8 +163,12 @@ def draw_noise(axis: Any, rows: Mapping[int, Mapping[str, float]]) -> None:
     if not validated:
         return
     steps = [step for step, _ in validated]
-    lower = [each.accuracy - CERTAIN * each.error for _, each in validated]
-    upper = [each.accuracy + CERTAIN * each.error for _, each in validated]
+    lower = []
+    for _, each in validated:
+        lower.append(each.accuracy - CERTAIN * each.error)
+    upper = []
+    for _, each in validated:
+        upper.append(each.accuracy + CERTAIN * each.error)
     axis.fill_between(steps, lower, upper, color="C1", alpha=0.2, linewidth=0)
     guess = validated[-1][1].guess
     if guess:

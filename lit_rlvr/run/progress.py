@@ -63,7 +63,10 @@ class Budget(ChecksArguments, Callback):
     @property
     def ends_run(self) -> bool:
         """True if a limit is reached."""
-        return any(self.used[name] >= limit for name, limit in self.limits.items())
+        for name, limit in self.limits.items():
+            if self.used[name] >= limit:
+                return True
+        return False
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["budget"] = self.used
@@ -150,7 +153,9 @@ class RunProgress(ProgressBar):
     ) -> None:
         if not self._enabled:
             return
-        values = {k: float(v) for k, v in trainer.callback_metrics.items()}
+        values = {}
+        for k, v in trainer.callback_metrics.items():
+            values[k] = float(v)
         text = _progress_text(values)
         estimator = callback_of(trainer, ProgressEstimator)
         total = estimator.steps(trainer)

@@ -132,7 +132,10 @@ def _other_model(
         mismatches: what does not fit, a text each.
     """
     matches = [re.search(r"\blayers\.\d+\.", key) for key in weights]
-    layers = {match[0] for match in matches if match is not None}
+    layers = set()
+    for match in matches:
+        if match is not None:
+            layers.add(match[0])
     if any("lora_" in key for key in weights):
         has = f"adapters of {trained_on}"
     else:
@@ -177,7 +180,10 @@ def load_trained_model(checkpoint: Path, settings: dict[str, Any]) -> tuple[Any,
     else:
         model = random_model(resolve_model(settings["model"], settings.get("config_overrides")))
     if lora:
-        expected = {n: p for n, p in model.named_parameters() if is_saved(n)}
+        expected = {}
+        for n, p in model.named_parameters():
+            if is_saved(n):
+                expected[n] = p
     else:
         expected = model.state_dict()
     mismatches = mismatched_weights(weights, expected)

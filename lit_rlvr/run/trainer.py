@@ -238,7 +238,10 @@ def check_parts(model: Any, data: Any) -> None:
 
 def _with_files(data: PromptDataModule, folder: Path) -> list[GivenRows]:
     """Name the files of the run for the rows that were given in Python; return these rows."""
-    named = {f"{dataset.name}_{split}": rows for dataset in data.validated for split, rows in dataset.given.items()}
+    named = {}
+    for dataset in data.validated:
+        for split, rows in dataset.given.items():
+            named[f"{dataset.name}_{split}"] = rows
     for name, rows in named.items():
         rows.file = str(folder / "rows" / f"{name}.jsonl")
     return [*named.values()]

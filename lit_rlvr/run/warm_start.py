@@ -506,14 +506,18 @@ def accuracy_before(
 
 def _scores_before(policy: Policy, dataset: PromptDataModule, tokenizer: Any, rollout: RolloutCallback) -> Scores:
     """Return the scores of one completion for each of the first questions of a validation set."""
-    prompts = [dataset.prepare(prompt) for prompt in dataset.prompts["validation"][:MEASURED]]
+    prompts = []
+    for prompt in dataset.prompts["validation"][:MEASURED]:
+        prompts.append(dataset.prepare(prompt))
     log.info("Warm start: %d questions of %s before it", len(prompts), dataset.name)
     engine = HFEngine()
     engine.start(EngineContext.in_place(policy, tokenizer, len(prompts)))
     sampling = rollout.eval_sampling.with_banned(policy.placeholder_ids)
     with torch.no_grad():
         generated = engine.generate(prompts, sampling, [[number] for number in range(len(prompts))])
-    groups = [prompt.for_rewards(group) for prompt, group in zip(prompts, generated, strict=True)]
+    groups = []
+    for prompt, group in zip(prompts, generated, strict=True):
+        groups.append(prompt.for_rewards(group))
     return score_rollout(rollout.rewards, groups, [prompt.sample for prompt in prompts])
 
 

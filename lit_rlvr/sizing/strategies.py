@@ -249,7 +249,11 @@ class JobSizes:
         budgets = [self.budget]
         while budgets[-1] // 2 >= self.prompt + self.completion:
             budgets.append(budgets[-1] // 2)
-        plans = [plan for budget in budgets for plan in self.plans(gpus, budget) if plan.fits]
+        plans = []
+        for budget in budgets:
+            for plan in self.plans(gpus, budget):
+                if plan.fits:
+                    plans.append(plan)
         best = min(plans, key=lambda plan: (plan.strategy.lora, plan.strategy.offload), default=None)
         if best is not None and self.automatic:
             return self.with_most_tokens(best)
@@ -265,15 +269,15 @@ class JobSizes:
             placement: whether weights are sharded and kept on the CPU; None = choose.
             checkpointing: None = choose.
         """
+        plans = []
         if placement is None:
-            plans = [plan for plan in self.plans(gpus) if plan.strategy.lora == self.lora]
+            for plan in self.plans(gpus):
+                if plan.strategy.lora == self.lora:
+                    plans.append(plan)
         else:  # also one that `plans` would not propose, such as shards on a single GPU
             sharded, offload = placement
-            strategies = []
             for recomputes in (False, True):
-                strategies.append(Strategy(sharded, recomputes, self.lora, offload))
-            plans = []
-            for strategy in strategies:
+                strategy = Strategy(sharded, recomputes, self.lora, offload)
                 plans.append(self.plan(strategy, gpus, self.budget))
         plans = [plan for plan in plans if checkpointing in (None, plan.strategy.checkpointing)]
         enough = min(ENOUGH_SEQUENCES, self.prompts_on_each(gpus) * self.group)

@@ -68,7 +68,11 @@ def find_calls(text: str) -> list[Call]:
 
 def as_dicts(calls: Iterable[Call]) -> list[dict[str, Any]]:
     """Return the calls that could be read, each `{"name": ..., "arguments": {...}}`."""
-    return [{"name": call.name, "arguments": call.named} for call in calls if not call.problem]
+    dicts = []
+    for call in calls:
+        if not call.problem:
+            dicts.append({"name": call.name, "arguments": call.named})
+    return dicts
 
 
 def split_calls(text: str) -> tuple[str, list[Call]]:
@@ -215,7 +219,11 @@ def _as_calls(value: Any) -> list[Call]:
     if isinstance(value, dict) and isinstance(value.get("tool_calls"), list):
         value = value["tool_calls"]
     if isinstance(value, list) and value:
-        return [call for item in value for call in _as_calls(item if isinstance(item, dict) else None)]
+        calls: list[Call] = []
+        for item in value:
+            for call in _as_calls(item if isinstance(item, dict) else None):
+                calls.append(call)
+        return calls
     if isinstance(value, dict) and isinstance(value.get("function"), dict):
         value = value["function"]
     if isinstance(value, dict):
@@ -287,9 +295,14 @@ def _python_calls(text: str) -> list[Call]:
     """Read calls as in Python, one on each line, or a list of them."""
     try:
         parsed = _JSONNames().visit(ast.parse(text.strip()))
-        lines = [line.value if isinstance(line, ast.Expr) else line for line in parsed.body]
+        lines = []
+        for line in parsed.body:
+            lines.append(line.value if isinstance(line, ast.Expr) else line)
         nodes = lines[0].elts if len(lines) == 1 and isinstance(lines[0], ast.List) else lines
-        return [_python_call(node) for node in nodes or [None]]
+        calls: list[Call] = []
+        for node in nodes or [None]:
+            calls.append(_python_call(node))
+        return calls
     except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError) as error:
         return [Call(problem=f"the call cannot be read: {type(error).__name__}: {error}")]
 
@@ -445,6 +458,9 @@ _JSON_TYPES = {
 def _types(schema: dict[str, Any]) -> set[str]:
     """Return the types that a JSON schema allows; none if it allows all."""
     kinds = schema.get("type", [])
-    parts = [part for key in ("anyOf", "oneOf") for part in schema.get(key, ())]
+    parts = []
+    for key in ("anyOf", "oneOf"):
+        for part in schema.get(key, ()):
+            parts.append(part)
     nullable = {"null"} if schema.get("nullable") else set()
     return {*([kinds] if isinstance(kinds, str) else kinds)}.union(nullable, *map(_types, parts))

@@ -155,12 +155,18 @@ def ends_in_thoughts(text: str) -> bool:
 
 def closes_thoughts(text: str) -> bool:
     """Return whether a text has a mark at which thoughts end."""
-    return any(mark["closing"] for mark in MARK.finditer(text))
+    for mark in MARK.finditer(text):
+        if mark["closing"]:
+            return True
+    return False
 
 
 @lru_cache(maxsize=16)
 def _special_tokens(tokenizer: Any) -> dict[str, int]:
-    added = {str(token): number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    added = {}
+    for number, token in tokenizer.added_tokens_decoder.items():
+        if token.special:
+            added[str(token)] = number
     return dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)) | added
 
 

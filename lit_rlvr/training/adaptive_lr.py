@@ -232,7 +232,9 @@ def measured_rows(plan: StepPlan, one_in: int) -> list[int]:
         p = i // rollout.group_size
         members_by_key.setdefault(derive_seed("measured", rollout.prompts[p].sample.id, repeats[p]), []).append(i)
     groups = sorted((key, len(members)) for part in gather_objects(members_by_key) for key, members in part.items())
-    chosen = {key for key, _ in groups[: min(MEASURED_GROUPS, max(1, len(groups) // one_in))]}
+    chosen = set()
+    for key, _ in groups[: min(MEASURED_GROUPS, max(1, len(groups) // one_in))]:
+        chosen.add(key)
     most = max(1, sum(size for _, size in groups) // one_in)  # of a group
     return sorted(i for key, members in members_by_key.items() if key in chosen for i in members[:most])
 

@@ -228,7 +228,9 @@ def _is_finite(value: Tensor | None) -> bool:
 
 def _microbatch(plan: StepPlan, k: int, alone: MicrobatchGradients) -> dict[str, Any]:
     """Return what a micro-batch run by itself gave: its rows, its loss, and whether loss and gradient are finite."""
-    finite = [_is_finite(value) for value in (alone.loss, *alone.gradients)]
+    finite = []
+    for value in (alone.loss, *alone.gradients):
+        finite.append(_is_finite(value))
     return {"rows": plan.microbatches[k], "loss": float(alone.loss), "finite": all(finite)}
 
 

@@ -146,12 +146,18 @@ class LossModule(ABC):
         """
         if in_loss and need in self.objective_needs:
             return True
-        return any(need in term.needs for term in self.terms if (term.place == "loss") == in_loss)
+        for term in self.terms:
+            if (term.place == "loss") == in_loss and need in term.needs:
+                return True
+        return False
 
     @property
     def trains_all_rows(self) -> bool:
         """True if rows with advantage 0 can have a gradient: from a term in the loss, or, in a subclass, from it."""
-        return any(term.place == "loss" for term in self.terms)
+        for term in self.terms:
+            if term.place == "loss":
+                return True
+        return False
 
     @property
     def needs_step_tokens(self) -> bool:
@@ -248,7 +254,10 @@ class LossModule(ABC):
         live = rollout.mask.any(1)  # (B,) rows with a token in the loss
         if not self.trains_all_rows:
             live &= (advantages != 0).any(1).cpu()
-        return [int(i) for i in live.nonzero().flatten()]
+        rows = []
+        for i in live.nonzero().flatten():
+            rows.append(int(i))
+        return rows
 
     def split_groups(self, rollout: Rollout) -> list[list[int]]:
         """Split the groups to train on into `updates_per_rollout` parts, by position in the (shuffled) prompt stream.
@@ -258,7 +267,9 @@ class LossModule(ABC):
         """
         count = self.updates_per_rollout
         if rollout.kept is None:
-            numbers = {p: p for p in range(len(rollout.prompts))}
+            numbers = {}
+            for p in range(len(rollout.prompts)):
+                numbers[p] = p
         else:
             numbers = rollout.kept
         parts: list[list[int]] = [[] for _ in range(count)]

@@ -68,7 +68,10 @@ def staleness_metrics(
     """
     rollout = prepared.rollout
     groups = {p for minibatch in minibatches for p in minibatch}
-    rows = [i for i in prepared.live if i // rollout.group_size in groups]
+    rows = []
+    for i in prepared.live:
+        if i // rollout.group_size in groups:
+            rows.append(i)
     mask = rollout.mask[rows]
     age = prepared.age[rows][mask].double() / len(minibatches)
     oldest = float(age.max()) if len(age) else 0.0

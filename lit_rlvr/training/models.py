@@ -217,7 +217,9 @@ class Models:
             self.teachers.held[label] = teacher = Reference()
             teacher.policy = self._load_frozen(folder, plan)
         if self.teachers.held:
-            models: list[Any] = [each.model for each in (policy, *self.teachers.policies)]
+            models: list[Any] = []
+            for each in (policy, *self.teachers.policies):
+                models.append(each.model)
             policy.teachable = min(model.get_input_embeddings().num_embeddings for model in models)
         if options.model is None:
             self.teachers.held[""] = teacher = Reference(None if options.ema is None else 1, options.ema or 1.0)

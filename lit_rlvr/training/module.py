@@ -306,7 +306,10 @@ class RLVRModule(ChecksArguments, LossModule, LightningModule):
             first_lr = AdaptiveLR.of(self).lr
         else:
             first_lr = self.lr
-        trainable = [p for p in self.policy.parameters() if p.requires_grad]
+        trainable = []
+        for p in self.policy.parameters():
+            if p.requires_grad:
+                trainable.append(p)
         return build_optimizer(trainable, first_lr, self.optim)
 
     def configure_optimizers(self) -> Any:
@@ -382,7 +385,10 @@ class RLVRModule(ChecksArguments, LossModule, LightningModule):
         self._logged |= {name for update in metrics for name in update}
         for name in sorted(self._logged):
             # NaN if no update has it, because no row was run: Lightning would repeat the previous iteration's value.
-            values = [update[name] for update in metrics if name in update]
+            values = []
+            for update in metrics:
+                if name in update:
+                    values.append(update[name])
             self.log(name, sum(values) / len(values) if values else math.nan)
 
     def on_train_batch_end(self, outputs: Any, batch: PromptBatch, batch_idx: int) -> None:
@@ -412,12 +418,20 @@ class RLVRModule(ChecksArguments, LossModule, LightningModule):
     @property
     def trained(self) -> list[str]:
         """The names of the parameters in the optimizer, in its order."""
-        return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
+        names = []
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                names.append(name)
+        return names
 
     @property
     def saved(self) -> list[str]:
         """The names of the parameters of adapters that a checkpoint holds."""
-        return [name for name, _ in self.named_parameters() if is_saved(name)]
+        names = []
+        for name, _ in self.named_parameters():
+            if is_saved(name):
+                names.append(name)
+        return names
 
     def _identity(self) -> dict[str, str]:
         identity = run_identity(self.data, self, self.advantage, self.policy)

@@ -61,7 +61,11 @@ def build_optimizer(parameters: Sequence[Tensor], lr: float, optim: Optim) -> An
 
 def all_parameters(optimizer: Any) -> list[Tensor]:
     """Return the parameters of all groups of an optimizer."""
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    parameters = []
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameters.append(parameter)
+    return parameters
 
 
 def unallocated(optimizer: Any, device: torch.device) -> int:

@@ -45,7 +45,9 @@ class RandomStep:
         """
         generator = torch.Generator().manual_seed(seed)
         signs = torch.randint(0, 2, (BLOCK,), generator=generator).float() * 2 - 1  # on the CPU: the same everywhere
-        weights = [own_shard(parameter).detach() for parameter in all_parameters(self.optimizer)]
+        weights = []
+        for parameter in all_parameters(self.optimizer):
+            weights.append(own_shard(parameter).detach())
         kept = []
         for weight, step in zip(weights, self._last_step(weights), strict=True):
             kept.append(weight.clone())

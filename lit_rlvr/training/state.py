@@ -40,9 +40,13 @@ class RunState:
 
         Collective: call it on every rank.
         """
-        states: dict[str, Any] = {key: part.state_dict() for key, part in self.parts.items()}
+        states: dict[str, Any] = {}
+        for key, part in self.parts.items():
+            states[key] = part.state_dict()
         for key, parts_of in self.groups.items():
-            of_group = {name: part.state_dict() for name, part in parts_of().items()}
+            of_group = {}
+            for name, part in parts_of().items():
+                of_group[name] = part.state_dict()
             states[key] = {name: state for name, state in of_group.items() if state}
         return states
 

@@ -99,7 +99,10 @@ def plan_step(
     rollout = prepared.rollout
     options = algorithm.loss_options
     device = limits.device
-    rows = [p * rollout.group_size + g for p in groups for g in range(rollout.group_size)]
+    rows = []
+    for p in groups:
+        for g in range(rollout.group_size):
+            rows.append(p * rollout.group_size + g)
     mask = to_device(rollout.mask, device)
     rollout_logp = to_device(rollout.rollout_logprobs, device)
     normalisers = count_normalisers(rollout, rows, options, device)

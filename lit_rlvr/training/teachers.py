@@ -177,7 +177,11 @@ class Teachers:
     @property
     def averaged(self) -> dict[str, Reference]:
         """The teachers whose weights change and are their own."""
-        return {label: teacher for label, teacher in self.held.items() if teacher.update_every}
+        averaged = {}
+        for label, teacher in self.held.items():
+            if teacher.update_every:
+                averaged[label] = teacher
+        return averaged
 
     @property
     def policies(self) -> list[Policy]:
@@ -298,10 +302,15 @@ class Teachers:
         Collective: call it on every rank.
         """
         inputs = replace(rollout, prompts=[self.asked(prompt) for prompt in rollout.prompts])
-        labels = [self._label(prompt.sample) for prompt in rollout.prompts]
+        labels = []
+        for prompt in rollout.prompts:
+            labels.append(self._label(prompt.sample))
         logp = torch.zeros(rollout.mask.shape)
         for label in [*self.held, *self.servers]:
-            own_rows = [i for i in rows if labels[i // rollout.group_size] == label]
+            own_rows = []
+            for i in rows:
+                if labels[i // rollout.group_size] == label:
+                    own_rows.append(i)
             if label in self.held:
                 scored = score(inputs, self.held[label].policy, own_rows)
                 logp = to_device(logp, scored.device) + scored
@@ -360,7 +369,9 @@ def server_logprobs(server: VLLMServer, rollout: Rollout, rows: list[int]) -> Te
     """Return the log-probabilities (B, T) of some rows that a server gives; 0 in the others."""
     size = rollout.group_size
     logp = torch.zeros(rollout.mask.shape)
-    pairs = [(rollout.prompts[i // size], rollout.completions[i // size][i % size]) for i in rows]
+    pairs = []
+    for i in rows:
+        pairs.append((rollout.prompts[i // size], rollout.completions[i // size][i % size]))
     sequences = []
     for prompt, completion in pairs:
         for part in cut_sequences(completion.token_ids, completion.sequence_lengths):

@@ -37,7 +37,9 @@ def chosen_tokens(
     chance = chances(prepared.rollout).to(mask.device)
     fields = (prepared.old_logp, rollout_logp, prepared.entropy, advantages, chance)
     columns = torch.stack([values[in_step].double() for values in fields])  # (5, N of this rank)
-    sizes = [int(size) for size in gather_rows(torch.tensor([columns.shape[1]]))]
+    sizes = []
+    for size in gather_rows(torch.tensor([columns.shape[1]])):
+        sizes.append(int(size))
     padded = torch.nn.functional.pad(columns, (0, max(sizes) - columns.shape[1]))
     parts = gather_rows(padded[None])  # (ranks, 5, the longest)
     all_tokens = torch.cat([part[:, :size] for part, size in zip(parts, sizes, strict=True)], dim=1)  # (5, N)

@@ -39,14 +39,20 @@ class Trace:
             trained: the groups that are trained on.
         """
         self.watched = list(range(min(self.prompts, len(advantages))))
-        live = [p for p in sorted(trained) if bool((advantages[p] != 0).any())]
+        live = []
+        for p in sorted(trained):
+            if bool((advantages[p] != 0).any()):
+                live.append(p)
         self.live = bool(live)
         if live and not set(live) & set(self.watched):
             self.watched[-1] = live[0]
 
     def watch(self, rows: list[int], group_size: int, x: LossInputs) -> None:
         """Record the per-token numbers of watched rows once their gradients are computed."""
-        chosen = {k: row for k, row in enumerate(rows) if row // group_size in self.watched}
+        chosen = {}
+        for k, row in enumerate(rows):
+            if row // group_size in self.watched:
+                chosen[k] = row
         if not chosen:
             return
 

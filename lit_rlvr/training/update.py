@@ -104,7 +104,9 @@ class Updater:
         Collective: call it on every rank.
         """
         initial = InitialLogprobs(to_device(rollout.mask, self.policy.device))
-        rows = [int(i) for i in rollout.mask.any(1).nonzero().flatten()]
+        rows = []
+        for i in rollout.mask.any(1).nonzero().flatten():
+            rows.append(int(i))
         algorithm = self.algorithm
         if algorithm.needs_step_tokens or any(term.place != "loss" for term in algorithm.terms):
             needs_entropy = algorithm.needs_step_tokens or algorithm.needs("entropy", in_loss=False)
@@ -161,7 +163,10 @@ class Updater:
         recomputes = prepared.importance.prox_logp_method == "recompute"
         if prepared.old_logp is None and len(minibatches) > 1 and recomputes:
             first = set(minibatches[0])
-            later = [i for i in prepared.live if i // rollout.group_size not in first]
+            later = []
+            for i in prepared.live:
+                if i // rollout.group_size not in first:
+                    later.append(i)
             prepared.old_logp, _ = self.logprobs(rollout, self.policy, later)
         if algorithm.needs("ref_logp"):
             prepared.ref_logp, _ = self.logprobs(rollout, self.reference, prepared.live)

@@ -53,7 +53,10 @@ class Validation:
         for name, metrics in self._metrics.items():
             for metric, value in metrics.compute().items():
                 results[f"{prefix}/{name}/{metric}"] = value
-        accuracies = [value for key, value in results.items() if key.endswith("/accuracy")]
+        accuracies = []
+        for key, value in results.items():
+            if key.endswith("/accuracy"):
+                accuracies.append(value)
         if accuracies:
             results[f"{prefix}/accuracy"] = sum(accuracies) / len(accuracies)
         self.results = results

@@ -239,7 +239,11 @@ class EvaluationMetrics(nn.Module):
         return {name: value for name, value in metrics.items() if not math.isnan(value)}
 
     def _pass_at(self) -> list[PassAtK]:
-        return [metric for metric in self.pass_at.values() if isinstance(metric, PassAtK)]
+        found = []
+        for metric in self.pass_at.values():
+            if isinstance(metric, PassAtK):
+                found.append(metric)
+        return found
 
 
 def _rewards_by_answer(rewards: Iterable[dict[str, list[float]]], references: Collection[str]) -> dict[str, float]:

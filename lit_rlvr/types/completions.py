@@ -185,4 +185,7 @@ _T = TypeVar("_T")
 def cut_sequences(values: Sequence[_T], lengths: Sequence[int]) -> list[Sequence[_T]]:
     """Cut the values of a completion's tokens into those of its sequences, which have these lengths."""
     ends = accumulate(lengths)
-    return [values[end - length : end] for end, length in zip(ends, lengths, strict=True)]
+    sequences = []
+    for end, length in zip(ends, lengths, strict=True):
+        sequences.append(values[end - length : end])
+    return sequences

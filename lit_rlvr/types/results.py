@@ -76,7 +76,10 @@ def recorded_places(results: Mapping[str, RewardResult]) -> dict[str, Any]:
     Args:
         results: what each reward says of the completion.
     """
-    places = [result.places for result in results.values() if result.places is not None]
+    places = []
+    for result in results.values():
+        if result.places is not None:
+            places.append(result.places)
     if not places:
         return {}
     shapes = {}

@@ -185,7 +185,9 @@ class Rollout:
     @property
     def has_reward(self) -> Tensor:
         """(P, G) bool: True for completions with a reward, False if a check failed or no reward judges it."""
-        values = [[status not in ("error", "unjudged") for status in group] for group in self.statuses]
+        values = []
+        for group in self.statuses:
+            values.append([status not in ("error", "unjudged") for status in group])
         return self._table(values).bool()
 
     def record(self, p: int, g: int, digits: int | None = None) -> dict[str, Any]:
@@ -258,7 +260,9 @@ class Rollout:
         is_observed = [False] * len(completion.token_ids)
         spans = [turn.observed for turn in completion.turns if turn.observed]
         if not spans:
-            spans = [(before.span[1], after.span[0]) for before, after in pairwise(completion.turns)]
+            spans = []
+            for before, after in pairwise(completion.turns):
+                spans.append((before.span[1], after.span[0]))
         for start, end in spans:
             for t in range(start, end):
                 is_observed[t] = completion.token_ids[t] not in banned

@@ -88,18 +88,14 @@ class Prompt:
 
     def for_rewards(self, group: Sequence[Completion]) -> list[Completion]:
         """Return completions of this prompt as rewards get them: with its prefill, in its own field or in the text."""
+        return [self._for_rewards(completion) for completion in group]
+
+    def _for_rewards(self, completion: Completion) -> Completion:
         if not self.score_prefill:
-            return [replace(completion, prefill=self.prefill, routes=None) for completion in group]
-        return [
-            replace(
-                completion,
-                routes=None,
-                text=self.prefill + completion.text,
-                raw=self.prefill + completion.raw if completion.raw else "",
-                turns=tuple(replace(turn, text=self.prefill + turn.text) for turn in completion.turns),
-            )
-            for completion in group
-        ]
+            return replace(completion, prefill=self.prefill, routes=None)
+        turns = tuple(replace(turn, text=self.prefill + turn.text) for turn in completion.turns)
+        raw = self.prefill + completion.raw if completion.raw else ""
+        return replace(completion, routes=None, text=self.prefill + completion.text, raw=raw, turns=turns)
 
 
 Pair = tuple[Completion, Sample]

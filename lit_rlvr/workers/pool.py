@@ -79,7 +79,9 @@ class Waiting:
             since = begun
         times = int((begun - since) / SLOW_REWARD_SECONDS) + 1
         while not self._over.wait(max(0.0, since + times * SLOW_REWARD_SECONDS - time.time())):
-            names = [self._rows[number] for number in list(self._begun)[:1]]
+            names = []
+            for number in list(self._begun)[:1]:
+                names.append(self._rows[number])
             row = "".join(f", now row {name}" for name in names if name)
             if not (self._begun or self._done):
                 row = "; worker processes are still starting"
@@ -231,7 +233,11 @@ class WorkerPool:
 
     def busy(self) -> list[WorkerProcess]:
         """Return the workers that `listen` waits for."""
-        return [worker for worker in self._live if worker.asked is not None]
+        workers = []
+        for worker in self._live:
+            if worker.asked is not None:
+                workers.append(worker)
+        return workers
 
     def feed(self) -> None:
         """Let free workers load functions and begin jobs, starting workers while there is work for more."""
@@ -326,7 +332,10 @@ def listen(pools: Sequence[WorkerPool], block: bool = True) -> list[tuple[int, O
     Raises:
         UserError: a worker could not load a function, or a function raised it.
     """
-    busy = [(pool, worker) for pool in pools for worker in pool.busy()]
+    busy = []
+    for pool in pools:
+        for worker in pool.busy():
+            busy.append((pool, worker))
     patience = min((worker.deadline for _, worker in busy), default=0.0) - time.monotonic()
     ready = wait([worker.connection for _, worker in busy], max(0.0, patience) if block else 0)
     for pool, worker in busy:

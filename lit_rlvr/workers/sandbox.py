@@ -142,7 +142,10 @@ def _last_line(stderr: BinaryIO) -> str:
     """Return the end of what was written to standard error: an exception's type and message."""
     size = os.fstat(stderr.fileno()).st_size
     lines = os.pread(stderr.fileno(), MESSAGE_BYTES, max(0, size - MESSAGE_BYTES)).decode(errors="replace").split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+    for line in reversed(lines):
+        if line.strip():
+            return line.strip()
+    return ""
 
 
 def _check_end(code: int, message: str) -> None:

@@ -278,16 +278,22 @@ def judge_rows(
         checkup: counts the judged texts.
     """
     texts = [texts_of(gold, frequent, in_endings) for gold in golds]
-    pairs = [pair for gold, row in zip(golds, texts, strict=True) for pair in pairs_of_texts(reward, gold, row)]
+    pairs = []
+    for gold, row in zip(golds, texts, strict=True):
+        for pair in pairs_of_texts(reward, gold, row):
+            pairs.append(pair)
     results = iter(reward.score(pairs))
     for gold, row in zip(golds, texts, strict=True):
+        groups = []
         if reward.compares:
-            groups = [(next(results), next(results), next(results)) for _ in row]
+            for _ in row:
+                groups.append((next(results), next(results), next(results)))
         else:
             judged = [next(results) for _ in row]
             best = next((result for text, result in zip(row, judged, strict=True) if text.kind == GOLD), None)
             floor = next(result for text, result in zip(row, judged, strict=True) if not text.text)
-            groups = [(result, best or floor, floor) for result in judged]
+            for result in judged:
+                groups.append((result, best or floor, floor))
         gold_paid = any(is_paid(*group) for text, group in zip(row, groups, strict=True) if text.kind == GOLD)
         for text, (result, best, floor) in zip(row, groups, strict=True):
             if result.status == "error":
@@ -322,8 +328,13 @@ def reads_endings(reward: Reward, golds: Sequence[Gold]) -> bool:
 
 def ending_pairs(golds: Sequence[Gold]) -> list[Pair]:
     """Return the numbers among gold answers in the form that is tried, in an ordinary ending, and an empty text."""
-    numbers = [gold for gold in golds if gold.answer and gold.kind in NUMERIC_KINDS]
-    groups = [(gold, [gold.text, ENDINGS[0].format(gold.answer), ""]) for gold in numbers]
+    numbers = []
+    for gold in golds:
+        if gold.answer and gold.kind in NUMERIC_KINDS:
+            numbers.append(gold)
+    groups = []
+    for gold in numbers:
+        groups.append((gold, [gold.text, ENDINGS[0].format(gold.answer), ""]))
     pairs = []
     for gold, texts in groups:
         pairs += pairs_of(list(map(written, texts)), gold.sample)
@@ -332,7 +343,10 @@ def ending_pairs(golds: Sequence[Gold]) -> list[Pair]:
 
 def form_pairs(golds: Sequence[Gold]) -> list[Pair]:
     """Return gold answers in a form, each with an empty text."""
-    groups = [(gold, [gold.text, ""]) for gold in golds if gold.answer]
+    groups = []
+    for gold in golds:
+        if gold.answer:
+            groups.append((gold, [gold.text, ""]))
     pairs = []
     for gold, texts in groups:
         pairs += pairs_of(list(map(written, texts)), gold.sample)
@@ -347,12 +361,15 @@ def texts_of(gold: Gold, frequent: Sequence[str], in_endings: bool = False) -> l
         frequent: the most frequent answers of the data.
         in_endings: whether answers also stand in `ENDINGS`.
     """
-    if gold.answer:
-        rewrites = [rewrite for rewrite in REWRITES if gold.kind in rewrite.kinds]
-    else:
-        rewrites = []
-    written = [(rewrite, rewrite.apply(gold)) for rewrite in rewrites]
-    tried = [TriedText(rewrite.name, rewrite.keeps, text) for rewrite, text in written if text is not None]
+    rewrites = []
+    for rewrite in REWRITES:
+        if gold.answer and gold.kind in rewrite.kinds:
+            rewrites.append(rewrite)
+    tried = []
+    for rewrite in rewrites:
+        text = rewrite.apply(gold)
+        if text is not None:
+            tried.append(TriedText(rewrite.name, rewrite.keeps, text))
     if in_endings and gold.kind in NUMERIC_KINDS:
         for ending in ENDINGS:
             tried.append(TriedText("in an ordinary ending", True, ending.format(gold.answer)))
@@ -371,13 +388,18 @@ def texts_of(gold: Gold, frequent: Sequence[str], in_endings: bool = False) -> l
 
 def read_golds(reward: Reward, samples: Sequence[Sample], form: str) -> list[Gold]:
     """Return the gold answers of samples, each with answers of other rows that have the same kind."""
-    golds = [read_gold(sample, writer(reward, sample, form)) for sample in samples]
+    golds = []
+    for sample in samples:
+        golds.append(read_gold(sample, writer(reward, sample, form)))
     others: dict[Kind, dict[str, None]] = {}
     for gold in golds:
         others.setdefault(gold.kind, {})[gold.answer] = None
     with_others = []
     for gold in golds:
-        different = [answer for answer in others[gold.kind] if answer != gold.answer]
+        different = []
+        for answer in others[gold.kind]:
+            if answer != gold.answer:
+                different.append(answer)
         with_others.append(replace(gold, others=tuple(different[:MOST_OTHERS])))
     return with_others
 

@@ -87,7 +87,9 @@ def run_command(command: str, arguments: list[str]) -> int:
         return 0
     findings = check_by_name(name, {**(model.get("init_args") or {}), **config.init_args})
     failed = [finding.name for finding in findings if not finding.ok]
-    result = [vars(finding) | {"ok": finding.ok} for finding in findings]
+    result = []
+    for finding in findings:
+        result.append(vars(finding) | {"ok": finding.ok})
     show_result({"class": name, "ok": not failed, "properties": result}, lambda: print_findings(name, findings))
     return int(bool(failed))
 

@@ -257,7 +257,9 @@ def read_batch(arrays: Mapping[str, np.ndarray]) -> FrozenBatch:
 
     lengths = mask.sum(1).reshape(rewards.shape)  # (P, G)
     mask = mask & rewarded.reshape(-1, 1)
-    filled = {name: tensor(np.where(mask, array, 0)) for name, array in tokens.items()}
+    filled = {}
+    for name, array in tokens.items():
+        filled[name] = tensor(np.where(mask, array, 0))
     reference_rewards = None
     if "reference_rewards" in groups:
         reference_rewards = tensor(groups["reference_rewards"])

@@ -22,7 +22,11 @@ FREQUENT = 5
 def frequent_answers(golds: Sequence[Gold]) -> list[str]:
     """Return the most frequent answers of the data, those that occur twice at least."""
     counts = Counter(gold.answer for gold in golds)
-    return [answer for answer, count in counts.most_common(FREQUENT) if count > 1]
+    answers = []
+    for answer, count in counts.most_common(FREQUENT):
+        if count > 1:
+            answers.append(answer)
+    return answers
 
 
 def shortcuts(gold: Gold, frequent: Sequence[str]) -> Iterator[tuple[str, str, str]]:

@@ -232,4 +232,7 @@ def reason(log: Path, status: int) -> str:
         return errors[-1].removeprefix("lit-rlvr: error: ")
     if status < 0:
         return f"killed by {signal.Signals(-status).name}"
-    return next((line for line in reversed(lines) if line.strip()), f"exit status {status}")
+    for line in reversed(lines):
+        if line.strip():
+            return line
+    return f"exit status {status}"

@@ -73,7 +73,11 @@ class PrintedClaim:
         more = values(self.more)
         less = values(self.less)
         by_seed = ((more.get(seed), less.get(seed)) for seed in seeds)
-        return [(x, y) for x, y in by_seed if x is not None and y is not None]
+        pairs = []
+        for x, y in by_seed:
+            if x is not None and y is not None:
+                pairs.append((x, y))
+        return pairs
 
     @property
     def averaged(self) -> list[str]:
@@ -95,7 +99,9 @@ class PrintedClaim:
         return float(value)
 
     def _before(self, task: Mapping[str, Any]) -> float | None:
-        tables = [table["suites"] for table in task.get("before_suites", {}).values()]
+        tables = []
+        for table in task.get("before_suites", {}).values():
+            tables.append(table["suites"])
         means = []
         for suite in self.averaged:
             spread = next((table[suite].get(self.metric) for table in tables if suite in table), None)
@@ -182,7 +188,9 @@ class DecidedClaim:
 def decide(claims: Sequence[PrintedClaim], results: Mapping[str, Any]) -> list[DecidedClaim]:
     """Return the claims with their results: the primary ones, tested together, before the others, each alone."""
     groups = [[claim for claim in claims if claim.primary]]
-    groups += [[claim] for claim in claims if not claim.primary]
+    for claim in claims:
+        if not claim.primary:
+            groups.append([claim])
     decided: list[DecidedClaim] = []
     for group in groups:
         pairs = [claim.pairs(results) for claim in group]

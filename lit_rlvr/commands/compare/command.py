@@ -150,7 +150,9 @@ def _write_results(folder: StudyFolder) -> None:
     """
     root = folder.root
     study = folder.study
-    runs = [read_cell(state.cell, root) for state in folder.with_status("done")]
+    runs = []
+    for state in folder.with_status("done"):
+        runs.append(read_cell(state.cell, root))
     if runs and not any(study.metric in run.last for run in runs):
         log.warning("metric: no run has %s at its last step; it has %s", study.metric, ", ".join(runs[0].last))
     starts = {task: suites for task in study.tasks if (suites := read_suites(root / start_folder(task)))}

@@ -64,7 +64,9 @@ def draw_figures(study: Study, runs: Sequence[FinishedRun], folder: Path) -> dic
         for metric, title in SET_CURVES.items():
             for name in _sets(groups, metric):
                 curves[f"{metric}_{name}"] = (f"val/{name}/{metric}", title.format(name))
-        figures = {name: _draw_curve(study, groups, colours, *curves[name]) for name in curves}
+        figures = {}
+        for name in curves:
+            figures[name] = _draw_curve(study, groups, colours, *curves[name])
         figures["pass_at_k"] = _draw_pass_at_k(groups, colours)
         drawn[task] = []
         for name, figure in figures.items():

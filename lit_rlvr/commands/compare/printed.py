@@ -137,7 +137,10 @@ class Paper:
             UserError: names the first one and what there is.
         """
         for claim in self.claims:
-            cells = [cell for cell in (claim.more, claim.less) if isinstance(cell, str)]
+            cells = []
+            for cell in (claim.more, claim.less):
+                if isinstance(cell, str):
+                    cells.append(cell)
             _check_known(study, claim.task, cells, claim.averaged, suites)
         for table in self.tables:
             known = SPREAD_COLUMNS if table.metric == "run" else [*suites, AVERAGE]
@@ -176,8 +179,12 @@ def load_printed(name: str) -> Paper:
         values = load_yaml(path.read_text())
         if not isinstance(values, dict) or not values.keys() & {"tables", "claims"}:
             raise KeyError("tables")
-        tables = [_read_table(table) for table in values.get("tables", ())]
-        claims = [PrintedClaim(**claim) for claim in values.get("claims", ())]
+        tables = []
+        for table in values.get("tables", ()):
+            tables.append(_read_table(table))
+        claims = []
+        for claim in values.get("claims", ()):
+            claims.append(PrintedClaim(**claim))
         study = str(values["study"])
         seeds = values.get("seeds")
     except KeyError as error:

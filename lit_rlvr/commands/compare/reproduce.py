@@ -191,8 +191,12 @@ def run_command(command: str, arguments: Sequence[str]) -> None:
     config = parser.parse_args(list(arguments))
     if config.list:
         items = list(paper_items())
-        lines = [f"{name}: {how}" + f" ({cost})" * bool(cost) for name, how, cost in items]
-        rows = [{"name": name, "how": how, "cost": cost} for name, how, cost in items]
+        lines = []
+        for name, how, cost in items:
+            lines.append(f"{name}: {how}" + f" ({cost})" * bool(cost))
+        rows = []
+        for name, how, cost in items:
+            rows.append({"name": name, "how": how, "cost": cost})
         show_result(rows, lambda: print(*lines, sep="\n"))
         return
     if config.table is None or config.out is None:

@@ -108,7 +108,10 @@ def load_study(name: str) -> Study:
     """
     path = find_config(name, "STUDY")
     study = read_config(path, KEYS, "STUDY")
-    missing = [key for key in ("name", "cells", "baseline", "budget") if key not in study]
+    missing = []
+    for key in ("name", "cells", "baseline", "budget"):
+        if key not in study:
+            missing.append(key)
     if missing:
         raise UserError(f"STUDY: {path}: `{missing[0]}` is missing")
     tasks = _named(study.get("tasks", {"task": {}}), "tasks", path)
@@ -151,7 +154,10 @@ def _are_seeds(value: Any) -> bool:
     """Return True for a list of different whole numbers from 0."""
     if not isinstance(value, list) or not value:
         return False
-    numbers = {seed for seed in value if type(seed) is int and seed >= 0}
+    numbers = set()
+    for seed in value:
+        if type(seed) is int and seed >= 0:
+            numbers.add(seed)
     return len(numbers) == len(value)
 
 
@@ -192,7 +198,9 @@ def _named(section: Any, key: str, path: Path) -> dict[str, dict[str, Any]]:
     """Check the tasks or cells, whose names become folders; return name -> config."""
     if not isinstance(section, dict) or not section:
         raise UserError(f"STUDY: {path}: {key}: give a mapping of names to the options each changes")
-    named = {str(name): config or {} for name, config in section.items()}
+    named = {}
+    for name, config in section.items():
+        named[str(name)] = config or {}
     allowed = [key for key in TOP_KEYS if key not in SET_BY_STUDY]
     for name, config in named.items():
         where = f"STUDY: {path}: {key}.{name}"
@@ -221,7 +229,11 @@ def _bases(layer: dict[str, Any], path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _without_base(layer: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in layer.items() if key != "base"}
+    own = {}
+    for key, value in layer.items():
+        if key != "base":
+            own[key] = value
+    return own
 
 
 def _budget_layer(unit: str, count: int) -> dict[str, Any]:

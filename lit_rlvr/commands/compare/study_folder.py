@@ -78,7 +78,11 @@ class StudyFolder:
 
     def with_status(self, *statuses: CellStatus) -> list[State]:
         """Return the states of the cells that have one of these statuses."""
-        return [state for state in self.states.values() if state.status in statuses]
+        status = []
+        for state in self.states.values():
+            if state.status in statuses:
+                status.append(state)
+        return status
 
     def _write(self) -> None:
         cells = []

@@ -61,7 +61,11 @@ class FinishedRun:
 
     def history(self, metric: str) -> list[float]:
         """Return the values of a metric in the training iterations, in order."""
-        return [row[metric] for row in self.rows.values() if metric in row]
+        values = []
+        for row in self.rows.values():
+            if metric in row:
+                values.append(row[metric])
+        return values
 
     @property
     def last(self) -> MetricRow:
@@ -131,7 +135,10 @@ def _overall(study: Study, runs: Sequence[FinishedRun]) -> dict[str, Any]:
     """
     by_cell: dict[str, list[dict[int, float]]] = {}
     for name in study.names:
-        runs_of_cell = [run for run in runs if run.cell.name == name]
+        runs_of_cell = []
+        for run in runs:
+            if run.cell.name == name:
+                runs_of_cell.append(run)
         by_cell[name] = []
         for task in study.tasks:
             of_task = []
@@ -152,12 +159,18 @@ def _task(study: Study, runs: list[FinishedRun]) -> dict[str, Any]:
     cells = {}
     values = {}
     for name in study.names:
-        runs_of_cell = [run for run in runs if run.cell.name == name]
+        runs_of_cell = []
+        for run in runs:
+            if run.cell.name == name:
+                runs_of_cell.append(run)
         cells[name] = _cell_results(study, runs_of_cell)
         values[name] = _values(runs_of_cell, study.metric)
     for name, versus in against_baseline(values, study.baseline).items():
         cells[name]["versus_baseline"] = versus
-    before = [run.rows[0] for run in runs if 0 in run.rows]
+    before = []
+    for run in runs:
+        if 0 in run.rows:
+            before.append(run.rows[0])
     return {
         "before": spread([row[study.metric] for row in before if study.metric in row]),
         "before_pass_at_k": pass_at_k_spreads(before),
@@ -193,9 +206,14 @@ def _cell_results(study: Study, runs: Sequence[FinishedRun]) -> dict[str, Any]:
 
 def _one_run(run: FinishedRun) -> dict[str, Any]:
     """Return one run's numbers for users' own analyses: its last validation, and its metrics by quarter."""
-    quarters_by_metric = {name: quarters(run.history(name)) for name in QUARTER_METRICS}
+    quarters_by_metric = {}
+    for name in QUARTER_METRICS:
+        quarters_by_metric[name] = quarters(run.history(name))
     losses = run.history("train/loss")
-    accuracies = [row[ACCURACY] for row in run.rows.values() if ACCURACY in row]
+    accuracies = []
+    for row in run.rows.values():
+        if ACCURACY in row:
+            accuracies.append(row[ACCURACY])
     suites = {}
     for suite, results in run.suites.items():
         suites[suite] = {name: finite(value) for name, value in _flat_numbers(results).items()}
@@ -217,11 +235,11 @@ def _one_run(run: FinishedRun) -> dict[str, Any]:
 def quarters(history: Sequence[float]) -> list[float | None]:
     """Return the means over each quarter of at least four values."""
     n = len(history)
+    means: list[float | None] = []
     if n >= 4:
-        parts = [history[n * k // 4 : n * (k + 1) // 4] for k in range(4)]
-    else:
-        parts = []
-    return [finite(mean(part)) for part in parts]
+        for k in range(4):
+            means.append(finite(mean(history[n * k // 4 : n * (k + 1) // 4])))
+    return means
 
 
 def finite(value: float) -> float | None:
@@ -259,12 +277,20 @@ def _tables(study: Study, suites_by_seed: Sequence[Mapping[str, Mapping[str, Any
 
 
 def _flat_numbers(results: Mapping[str, Any]) -> MetricRow:
-    return {key: value for key, value in results.items() if isinstance(value, float)}
+    numbers = {}
+    for key, value in results.items():
+        if isinstance(value, float):
+            numbers[key] = value
+    return numbers
 
 
 def _values(runs: Sequence[FinishedRun], metric: str) -> dict[int, float]:
     """Return the metric at the last step by seed, without seeds that lack it."""
-    return {run.cell.seed: run.last[metric] for run in runs if metric in run.last}
+    values = {}
+    for run in runs:
+        if metric in run.last:
+            values[run.cell.seed] = run.last[metric]
+    return values
 
 
 def against_baseline(values: Mapping[str, Mapping[int, float]], baseline: str) -> dict[str, dict[str, Any]]:
@@ -287,9 +313,10 @@ def against_baseline(values: Mapping[str, Mapping[int, float]], baseline: str) -
                 "p_sign_flip": sign_flip_test(differences),
                 "improvement": with_interval(probability_of_improvement, [scores], [values[baseline]]),
             }
-    tested = {
-        name: versus["p_sign_flip"] for name, versus in versus_baseline.items() if versus["p_sign_flip"] is not None
-    }
+    tested = {}
+    for name, versus in versus_baseline.items():
+        if versus["p_sign_flip"] is not None:
+            tested[name] = versus["p_sign_flip"]
     adjusted = dict(zip(tested, holm([*tested.values()]), strict=True))
     return {name: versus | {"p_holm": adjusted.get(name)} for name, versus in versus_baseline.items()}
 

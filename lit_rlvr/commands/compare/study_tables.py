@@ -32,7 +32,10 @@ def _table(title: str, columns: Sequence[str], rows: Mapping[str, Mapping[str, S
 
 def _best_in_bold(cells: Sequence[str]) -> list[str]:
     """Mark the largest of a column's printed means, if they differ."""
-    means = {float(cell.partition(" ")[0]) for cell in cells if cell != "-"}
+    means = set()
+    for cell in cells:
+        if cell != "-":
+            means.add(float(cell.partition(" ")[0]))
     best = f"{max(means):.1f}" if len(means) > 1 else None
     return [f"**{cell}**" if cell.partition(" ")[0] == best else cell for cell in cells]
 
@@ -105,7 +108,9 @@ def _across(title: str, suites: Sequence[str], keys: Mapping[str, str], rows: Ma
 
 
 def _by_category(suite: str, key: str, rows: Mapping[str, Any]) -> Iterator[str]:
-    by_cell = {name: row["suites"].get(suite, {}).get("categories", {}) for name, row in rows.items()}
+    by_cell = {}
+    for name, row in rows.items():
+        by_cell[name] = row["suites"].get(suite, {}).get("categories", {})
     categories = list(dict.fromkeys(category for row in by_cell.values() for category in row))
     if categories:
         cells = {}
@@ -139,7 +144,8 @@ def report(study: Study, results: Mapping[str, Any], figures: Mapping[str, list[
         result = results["tasks"][task]
         parts += [f"## {task}", _main_table(study, result), _tested(study, result), _used(result)]
         parts += suite_tables(study.suites, result)
-        parts += [f"![{path.stem}]({path.as_posix()})" for path in figures[task]]
+        for path in figures[task]:
+            parts.append(f"![{path.stem}]({path.as_posix()})")
     parts += _overall(study, results)
     if failed:
         errors = []
@@ -168,7 +174,9 @@ def _main_table(study: Study, task: Mapping[str, Any]) -> str:
         versus = cell.get("versus_baseline")
         against = [""] * 5
         if versus:
-            p_values = [_p(versus[key]) for key in ("p_t", "p_sign_flip", "p_holm")]
+            p_values = []
+            for key in ("p_t", "p_sign_flip", "p_holm"):
+                p_values.append(_p(versus[key]))
             against = [plus_minus(versus["difference"]), *p_values, _interval(versus["improvement"])]
         rows.append([name, str(cell["n"]), plus_minus(cell), _interval(cell["iqm"]), *against])
     header = [
@@ -235,7 +243,9 @@ def _used(task: Mapping[str, Any]) -> str:
     units = ("steps", "samples", "tokens")
     rows = []
     for name, cell in task["cells"].items():
-        used = [plus_minus(cell["used"][unit], 0) for unit in units]
+        used = []
+        for unit in units:
+            used.append(plus_minus(cell["used"][unit], 0))
         seconds = plus_minus(cell["seconds_per_step"].get("step"), 2)
         if cell["loss_variance"] is None:
             variance = "-"

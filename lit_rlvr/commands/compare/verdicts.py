@@ -116,7 +116,10 @@ def paired_differences(
     assert not any(map(isnan, chain(*differences))), "NaN would give p = 0"
     raw = [sign_flip_test(values) for values in differences]
     adjusted = holm([1.0 if p is None else p for p in raw])
-    sized = {k: size for k, size in enumerate(printed) if size is not None and len(differences[k]) > 1}
+    sized = {}
+    for k, size in enumerate(printed):
+        if size is not None and len(differences[k]) > 1:
+            sized[k] = size
     below = dict(zip(sized, holm([smaller_test(differences[k], size) for k, size in sized.items()]), strict=True))
     tested: list[PairedDifference | None] = []
     for k, (values, p) in enumerate(zip(pairs, raw, strict=True)):

@@ -51,7 +51,9 @@ def run_command(command: str, arguments: list[str]) -> None:
     parser.add_argument("folder", type=str, help="folder to write; it is new or empty, and its name is the module's")
     parser.add_argument("--kind", type=str, default="task", help=f"what the project is about: {', '.join(KINDS)}")
     config = parser.parse_args(arguments)
-    files = [str(path) for path in init(Path(config.folder), config.kind)]
+    files = []
+    for path in init(Path(config.folder), config.kind):
+        files.append(str(path))
     line = f"cd {shlex.quote(config.folder)}; {installer()} pytest; pytest; lit-rlvr fit --config config.yaml"
     show_result({"files": files, "next": line}, lambda: print(*files, line, sep="\n"))
 
@@ -75,9 +77,14 @@ def init(folder: Path, kind: str = "task") -> list[Path]:
         raise UserError(f"{folder} is not empty; choose another folder, or remove its files first")
     name = module_name(folder.absolute().name)
     check_writable(folder, "init")
-    texts = {path.name: path.read_text() for path in (PROJECTS / kind).iterdir() if path.is_file()}
+    texts = {}
+    for path in (PROJECTS / kind).iterdir():
+        if path.is_file():
+            texts[path.name] = path.read_text()
     texts["README.md"] = (PROJECTS / "README.md").read_text().format(**KINDS[kind])
-    written = {folder / file.replace(TASK_MODULE, name): text for file, text in sorted(texts.items())}
+    written = {}
+    for file, text in sorted(texts.items()):
+        written[folder / file.replace(TASK_MODULE, name)] = text
     for path, text in written.items():
         write_atomically(path, text.replace(TASK_MODULE, name))
     return [*written]

@@ -51,7 +51,9 @@ def chart(title: str, curves_of_groups: Sequence[Curve | None], numbers: Sequenc
     for step in nice_ticks(0, last, most=7):
         if step <= last and step == int(step):
             steps.append(step)
-    ends = {(number_text(c.mean[0]), number_text(c.mean[-1])) for _, c in curves}
+    ends = set()
+    for _, c in curves:
+        ends.add((number_text(c.mean[0]), number_text(c.mean[-1])))
     return dict(
         title=title,
         summary=" \N{RIGHTWARDS ARROW} ".join(next(iter(ends))) if len(curves) == 1 else "",
@@ -178,7 +180,9 @@ def thin(long: Curve) -> Curve:
     width = -(-len(long.steps) // MAX_POINTS)
     if width == 1:
         return long
-    parts = [slice(start, start + width) for start in range(0, len(long.steps), width)]
+    parts = []
+    for start in range(0, len(long.steps), width):
+        parts.append(slice(start, start + width))
     return Curve(
         [long.steps[part][-1] for part in parts],
         [fmean(long.mean[part]) for part in parts],
@@ -193,7 +197,9 @@ def panels(groups: Sequence[RunGroup]) -> list[Panel]:
     Accuracy and pass@k of each validation set come after the validation accuracy.
     """
     names = ((name, name.removeprefix("val/").rpartition("/")) for name in _validation_metrics(groups))
-    set_charts = [(f"{metric} on {part}", (name,)) for name, (part, _, metric) in names]
+    set_charts = []
+    for name, (part, _, metric) in names:
+        set_charts.append((f"{metric} on {part}", (name,)))
     return _drawn(groups, [*BEFORE_SETS, *set_charts, *AFTER_SETS])
 
 
@@ -220,10 +226,16 @@ def _drawn(groups: Sequence[RunGroup], wanted: ChartMetrics) -> list[Panel]:
 def _validation_metrics(groups: Sequence[RunGroup]) -> list[str]:
     """Return `val/<set>/pass@k` for k above 1, and `val/<set>/accuracy` if there are several sets."""
     runs = chain(*(group.runs for group in groups))
-    names = [name for name in metric_names(runs) if name.startswith("val/")]
+    names = []
+    for name in metric_names(runs):
+        if name.startswith("val/"):
+            names.append(name)
     accuracies = []
     for name in names:
         if name.endswith("/accuracy") and name.count("/") == 2:
             accuracies.append(name)
-    passes = [name for name in names if "/pass@" in name and not name.endswith("/pass@1")]
+    passes = []
+    for name in names:
+        if "/pass@" in name and not name.endswith("/pass@1"):
+            passes.append(name)
     return (accuracies if len(accuracies) > 1 else []) + passes

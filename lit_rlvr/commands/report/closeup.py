@@ -63,9 +63,14 @@ def extremes(rewards: Sequence[float | None]) -> list[int]:
 
     They are half of `MOST_COMPLETIONS` each with the highest and lowest rewards, or all of a small group.
     """
-    known = {g: reward for g, reward in enumerate(rewards) if reward is not None}
+    known = {}
+    for g, reward in enumerate(rewards):
+        if reward is not None:
+            known[g] = reward
     ranked = sorted(known, key=lambda g: -known[g])
-    ranked += [g for g in range(len(rewards)) if g not in known]
+    for g in range(len(rewards)):
+        if g not in known:
+            ranked.append(g)
     half = MOST_COMPLETIONS // 2
     if len(ranked) <= MOST_COMPLETIONS:
         return ranked
@@ -76,7 +81,10 @@ def turns_of(row: dict[str, Any]) -> list[tuple[str, str | None, float | None]]:
     """Return (completion, observation, reward) of each turn; without an environment, the completion alone."""
     turns = row.get("turns")
     if turns:
-        return [(turn["text"], turn["observation"], turn.get("reward")) for turn in turns]
+        rows = []
+        for turn in turns:
+            rows.append((turn["text"], turn["observation"], turn.get("reward")))
+        return rows
     return [(row["completion"], None, None)]
 
 

@@ -80,7 +80,10 @@ def first_with_gradient(saved: Iterable[SavedGroups]) -> tuple[int, str, dict[st
 
 def has_gradient(group: dict[str, Any]) -> bool:
     """Return whether a saved group has a gradient on any of its tokens."""
-    return any(completion["advantage"] and any(completion.get("weight", [])) for completion in group["completions"])
+    for completion in group["completions"]:
+        if completion["advantage"] and any(completion.get("weight", [])):
+            return True
+    return False
 
 
 def show_group(step: int, algorithm: str, group: dict[str, Any]) -> None:
@@ -89,7 +92,9 @@ def show_group(step: int, algorithm: str, group: dict[str, Any]) -> None:
     console.print(f"{algorithm}, step {step}, prompt {group['id']}; answer {group['answer']}\n", style="bold")
     console.print(group["prompt"])
     headings = (column.replace(" ", "\n") for column in COMPLETION_COLUMNS)
-    rows = [(str(g), *cells(completion)) for g, completion in enumerate(group["completions"])]
+    rows = []
+    for g, completion in enumerate(group["completions"]):
+        rows.append((str(g), *cells(completion)))
     console.print_table(table_of(("g", *headings), rows, title="\nFrom reward to weight"))
     numbers = [row[0] for row in rows]
     criteria = criteria_rows(group["completions"])
@@ -142,7 +147,9 @@ def criteria_rows(completions: Sequence[dict[str, Any]]) -> list[tuple[str, ...]
     scores = [completion.get("criteria", {}) for completion in completions]
     rows = []
     for name in dict.fromkeys(chain(*scores)):
-        texts = [f"{given[name]:.3g}" if name in given else "" for given in scores]
+        texts = []
+        for given in scores:
+            texts.append(f"{given[name]:.3g}" if name in given else "")
         rows.append((name, *texts))
     return rows
 
@@ -152,7 +159,9 @@ def turn_reward_rows(completions: Sequence[dict[str, Any]]) -> list[tuple[str, .
     rewards = [completion.get("turn_rewards", []) for completion in completions]
     rows = []
     for k in range(max(map(len, rewards), default=0)):
-        given = [own[k] if k < len(own) else None for own in rewards]
+        given = []
+        for own in rewards:
+            given.append(own[k] if k < len(own) else None)
         rows.append((str(k), *("" if reward is None else f"{reward:g}" for reward in given)))
     return rows
 
@@ -244,7 +253,9 @@ def _completion_view(
     more = 0
     if limit is not None:
         more = len(completion["tokens"][limit:])
-    tokens = [_token_view(*token, largest) for token in token_details(completion)[:limit]]
+    tokens = []
+    for token in token_details(completion)[:limit]:
+        tokens.append(_token_view(*token, largest))
     return {"number": number, "cells": cells(completion), "thought": thoughts, "tokens": tokens, "more": more}
 
 

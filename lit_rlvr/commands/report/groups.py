@@ -37,7 +37,10 @@ class RunGroup:
     @property
     def settings(self) -> RunSettings:
         """The settings of the first run that has some."""
-        return next((run.settings for run in self.runs if run.settings), {})
+        for run in self.runs:
+            if run.settings:
+                return run.settings
+        return {}
 
     @property
     def problems(self) -> list[str]:
@@ -64,7 +67,10 @@ def read_groups(folders: Sequence[Path], read: Callable[[Path], RunRecord] = rea
     for folder in folders:
         if (folder / "study.json").is_file():
             studies.append(read_study(folder, read))
-    runs = [read(folder) for folder in folders if not (folder / "study.json").is_file()]
+    runs = []
+    for folder in folders:
+        if not (folder / "study.json").is_file():
+            runs.append(read(folder))
     groups = [*(group for _, cells in studies for group in cells), *group_runs(runs)]
     return " + ".join(title for title, _ in studies) or _title(groups), groups
 
@@ -129,8 +135,14 @@ def _name(runs: list[RunRecord]) -> str:
 
 def _title(groups: list[RunGroup]) -> str:
     """Return a title that names the algorithms and the data, or the groups if no run names these."""
-    models = [group.settings["model"] for group in groups if "model" in group.settings]
-    data = [group.settings["data"] for group in groups if "data" in group.settings]
+    models = []
+    for group in groups:
+        if "model" in group.settings:
+            models.append(group.settings["model"])
+    data = []
+    for group in groups:
+        if "data" in group.settings:
+            data.append(group.settings["data"])
     if not models or not data:
         return _listed([group.name for group in groups], "groups of runs")
     return f"{_listed(models, 'algorithms')} on {_listed(data, 'data sets')}"

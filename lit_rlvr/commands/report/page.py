@@ -92,17 +92,25 @@ def contents(groups: Sequence[RunGroup], all_curves: bool = True) -> dict[str, A
     """
     names = list(dict.fromkeys(group.name for group in groups))
     tasks = list(dict.fromkeys(group.task for group in groups))
-    labels = [group.name if len(tasks) == 1 else f"{group.name} on {group.task}" for group in groups]
+    labels = []
+    for group in groups:
+        labels.append(group.name if len(tasks) == 1 else f"{group.name} on {group.task}")
     styles = []
     for group in groups:
         number = names.index(group.name)
         styles.append(f"s{number % COLOURS}" + " dashed" * (number >= COLOURS))
-    legends = [
-        {"number": k, "name": group.name, "label": labels[k], "style": styles[k]} for k, group in enumerate(groups)
-    ]
-    configured = [k for k, group in enumerate(groups) if group.settings]
+    legends = []
+    for k, group in enumerate(groups):
+        legends.append({"number": k, "name": group.name, "label": labels[k], "style": styles[k]})
+    configured = []
+    for k, group in enumerate(groups):
+        if group.settings:
+            configured.append(k)
     settings = [groups[k].settings for k in configured]
-    histories = [(run, RunHistory.of_config(run.config)) for group in groups for run in group.runs]
+    histories = []
+    for group in groups:
+        for run in group.runs:
+            histories.append((run, RunHistory.of_config(run.config)))
     charts_of_tasks = []
     for name in tasks:
         charts_of_tasks.append(_task(name, groups, legends, all_curves))

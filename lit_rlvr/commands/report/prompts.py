@@ -250,7 +250,11 @@ class CompletionsIndex:
                     rows.append(row)
         except (OSError, ValueError):
             return []
-        return [row for row in rows if (row["id"], row["step"]) == (visit.id, visit.step)]
+        group = []
+        for row in rows:
+            if (row["id"], row["step"]) == (visit.id, visit.step):
+                group.append(row)
+        return group
 
 
 def index_completions(run: RunRecord) -> CompletionsIndex:

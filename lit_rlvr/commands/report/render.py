@@ -64,8 +64,14 @@ def image_uris(run_folder: Path, record: Mapping[str, Any]) -> list[str]:
         run_folder: the run folder.
         record: a line of completions.jsonl or a saved group; `images` has the thumbnails' keys.
     """
-    paths = [thumbnail_path(run_folder, key) for key in image_keys(record)]
-    return [data_url("png", path.read_bytes()) for path in paths if path.is_file()]
+    paths = []
+    for key in image_keys(record):
+        paths.append(thumbnail_path(run_folder, key))
+    uris = []
+    for path in paths:
+        if path.is_file():
+            uris.append(data_url("png", path.read_bytes()))
+    return uris
 
 
 def added_uris(run_folder: Path, completion: Mapping[str, Any]) -> list[str]:
@@ -84,7 +90,10 @@ def small_uris(run_folder: Path, prompts: Iterable[TrackedPrompt]) -> dict[str, 
     for prompt in prompts:
         if prompt.images:
             firsts[prompt.id] = thumbnail_path(run_folder, prompt.images[0])
-    uris = {name: _small_uri(path) for name, path in firsts.items() if path.is_file()}
+    uris = {}
+    for name, path in firsts.items():
+        if path.is_file():
+            uris[name] = _small_uri(path)
     return {name: uri for name, uri in uris.items() if uri}
 
 

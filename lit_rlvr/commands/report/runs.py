@@ -43,18 +43,28 @@ def flatten(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
     if isinstance(value, dict) and "class_path" in value:
         yield name, str(value["class_path"]).rpartition(".")[2]
         value = value.get("init_args") or {}
-        yield from (pair for key in value for pair in flatten(value[key], f"{name}.{key}"))
+        for key in value:
+            for pair in flatten(value[key], f"{name}.{key}"):
+                yield pair
     elif isinstance(value, dict) and value:
-        yield from (pair for key in value for pair in flatten(value[key], f"{name}.{key}" if name else str(key)))
+        for key in value:
+            for pair in flatten(value[key], f"{name}.{key}" if name else str(key)):
+                yield pair
     elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
-        yield from (pair for i, item in enumerate(value) for pair in flatten(item, f"{name}[{i}]"))
+        for i, item in enumerate(value):
+            for pair in flatten(item, f"{name}[{i}]"):
+                yield pair
     else:
         yield name, value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def without_seed(settings: RunSettings) -> RunSettings:
     """Return the settings that the runs of a group share."""
-    return {name: value for name, value in settings.items() if name not in PER_RUN}
+    own = {}
+    for name, value in settings.items():
+        if name not in PER_RUN:
+            own[name] = value
+    return own
 
 
 def differences(groups: Sequence[RunSettings]) -> list[tuple[str, list[str]]]:

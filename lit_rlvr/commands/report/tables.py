@@ -75,7 +75,11 @@ RUN_COLUMNS = (
 
 def run_rows(groups: Iterable[RunGroup]) -> list[tuple[str, list[str]]]:
     """Return (folder, cells under `RUN_COLUMNS`) of every run."""
-    return [(str(run.path), _run_cells(run)) for group in groups for run in group.runs]
+    rows = []
+    for group in groups:
+        for run in group.runs:
+            rows.append((str(run.path), _run_cells(run)))
+    return rows
 
 
 def _run_cells(run: RunRecord) -> list[str]:
@@ -137,7 +141,10 @@ def _known(values: Iterable[float | None]) -> list[float]:
 
 
 def _gibibytes(runs: Iterable[RunRecord]) -> list[float]:
-    return [megabytes / 1024 for megabytes in _summary_numbers(runs, "peak_memory_mb")]
+    gibibytes = []
+    for megabytes in _summary_numbers(runs, "peak_memory_mb"):
+        gibibytes.append(megabytes / 1024)
+    return gibibytes
 
 
 def _summary_numbers(runs: Iterable[RunRecord], name: str) -> list[float]:

@@ -126,7 +126,10 @@ class FollowedFolders:
         """Re-read changed files, except completions.jsonl, of the folders that are still there."""
         changed = False
         runs: dict[str, FollowedRun] = {}
-        folders = [folder for folder in self._given if not self.runs or folder.is_dir()]
+        folders = []
+        for folder in self._given:
+            if not self.runs or folder.is_dir():
+                folders.append(folder)
         if not folders:
             return
 
@@ -184,8 +187,14 @@ def find_runs(folder: Path) -> list[Path]:
         for path in sorted(folder.glob(pattern)):
             if _holds_run(path):
                 below.append(path)
-    studies = {path for path in below if (path / "study.json").is_file()}
-    folders = [path for path in below if not studies & {*path.parents}]
+    studies = set()
+    for path in below:
+        if (path / "study.json").is_file():
+            studies.add(path)
+    folders = []
+    for path in below:
+        if not studies & {*path.parents}:
+            folders.append(path)
     if not folders:
         raise UserError(
             f"{folder} holds no run (config.yaml, metrics.csv, summary.json); give a folder that `lit-rlvr fit` or "

@@ -127,7 +127,10 @@ def _frame(folders: FollowedFolders) -> dict[str, Any]:
 
 def _states(folders: FollowedFolders) -> list[tuple[str, Any, int]]:
     """Return (folder, status, number of visited prompts) of every run."""
-    return [(name, run.status, len(run.completions.prompts)) for name, run in folders.runs.items()]
+    states = []
+    for name, run in folders.runs.items():
+        states.append((name, run.status, len(run.completions.prompts)))
+    return states
 
 
 def _find_run(folders: FollowedFolders, name: str) -> FollowedRun:

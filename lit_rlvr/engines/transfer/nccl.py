@@ -117,7 +117,9 @@ class NCCLTransfer(WeightTransfer):
         from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo, NCCLTrainerWeightTransferEngine
 
         targets = servers if rank() == 0 else ()
-        addresses = [own_address(server.url, self.address) for server in targets]
+        addresses = []
+        for server in targets:
+            addresses.append(own_address(server.url, self.address))
         # A server on this machine reaches an address that another machine can reach, too.
         address = self.address or min(addresses, key=lambda a: ip_address(a).is_loopback, default="")
         workers = [server.workers() for server in targets]

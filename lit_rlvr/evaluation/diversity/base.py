@@ -39,7 +39,10 @@ class DiversityMeasure(Metric):
         Args:
             groups: the completions of each prompt, at least two each.
         """
-        scores = [score for score in self.score(groups) if score is not None]
+        scores = []
+        for score in self.score(groups):
+            if score is not None:
+                scores.append(score)
         self.total += sum(scores)
         self.prompts += len(scores)
 

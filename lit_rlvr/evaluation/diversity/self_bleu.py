@@ -68,7 +68,10 @@ def self_bleu(completions: CompletionGroup, tokenizer: Callable[[str], str]) -> 
             first, second = largest[ngram]
             clipped[len(ngram) - 1] += second if count == first else count
             totals[len(ngram) - 1] += count
-        others = [other for j, (_, other) in enumerate(counts) if j != i]
+        others = []
+        for j, (_, other) in enumerate(counts):
+            if j != i:
+                others.append(other)
         closest = min(others, key=lambda other: (abs(other - length), other))
         bleu = BLEU.compute_bleu(clipped, totals, length, closest, smooth_method="exp", effective_order=True)
         total += bleu.score

@@ -64,7 +64,10 @@ def vision_modules(model: Any) -> list[nn.Module]:
 
 def language_modules(model: Any) -> Iterator[tuple[str, nn.Module]]:
     """Return a model's modules with their names, except those of `vision_modules`."""
-    left_out = {id(module) for part in vision_modules(model) for module in part.modules()}
+    left_out = set()
+    for part in vision_modules(model):
+        for module in part.modules():
+            left_out.add(id(module))
     return ((name, module) for name, module in model.named_modules() if id(module) not in left_out)
 
 

@@ -158,7 +158,11 @@ class ImageProcessor(ABC):
         if count != len(placeholders):
             raise UserError(f"{count} image placeholders for {len(placeholders)} images")
         images = iter(placeholders)
-        return [t for token in token_ids for t in (next(images) if token in markers else (token,))]
+        expanded = []
+        for token in token_ids:
+            for t in next(images) if token in markers else (token,):
+                expanded.append(t)
+        return expanded
 
 
 def made_up_pixels(height: int, width: int) -> Tensor:

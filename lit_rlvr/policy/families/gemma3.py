@@ -38,7 +38,9 @@ class SquareProcessor(ImageProcessor):
                 f"model: the image processor of {folder} has do_pan_and_scan, which adds parts of an image to it; not "
                 "supported: set it to false"
             )
-        runs = {count: self._encode("\n" * count) for count in range(1, MOST_NEWLINES + 1)}
+        runs = {}
+        for count in range(1, MOST_NEWLINES + 1):
+            runs[count] = self._encode("\n" * count)
         self._newlines = {ids[0]: count for count, ids in runs.items() if len(ids) == 1}
 
     def placeholders(self, width: int, height: int) -> tuple[int, ...]:

@@ -182,4 +182,8 @@ class Gemma4(VisionFamily):
 
 
 def _audio_modules(model: Any) -> list[nn.Module]:
-    return [part for part in (model.base_model.audio_tower, model.base_model.embed_audio) if part is not None]
+    modules = []
+    for part in (model.base_model.audio_tower, model.base_model.embed_audio):
+        if part is not None:
+            modules.append(part)
+    return modules

@@ -142,7 +142,9 @@ class QwenImageProcessor(ImageProcessor):
     def _cut_image(self, image: Any) -> tuple[dict[str, Tensor], tuple[int, ...]]:
         """Return the model's inputs of an image, and its placeholders."""
         outputs = self.processor(images=[image], do_resize=False, return_tensors="pt")
-        inputs = {name: outputs[name] for name in ("pixel_values", "image_grid_thw")}
+        inputs = {}
+        for name in ("pixel_values", "image_grid_thw"):
+            inputs[name] = outputs[name]
         return inputs, (self.family.image_token_id,) * self.family.features(inputs)
 
     def _cut_video(self, video: Video) -> tuple[dict[str, Tensor], tuple[int, ...]]:
@@ -342,7 +344,10 @@ class QwenVL(VisionFamily):
         video = self.video_token_id
         if video is None:
             return marks
-        return {k: mark + 2 * (token_ids == video).int() for k, mark in marks.items()}
+        inputs = {}
+        for k, mark in marks.items():
+            inputs[k] = mark + 2 * (token_ids == video).int()
+        return inputs
 
     def position_ids(self, model: Any, token_ids: Sequence[int], pixels: Pixels | None) -> Tensor:
         """Return the positions (3, L): those of an image's features are its grid's, in time, height and width.

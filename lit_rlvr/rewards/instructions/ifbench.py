@@ -34,7 +34,10 @@ def find_ifbench_check(name: str, hint: str) -> Check:
         raise UserError(
             f"the instruction {name!r} is not of IFEval, IFTrain, Tulu 3 or IFBench{'; ' * bool(hint)}{hint}"
         )
-    missing = [data for data, folder in CORPORA.items() if not _has_data(f"{folder}/{data}")]
+    missing = []
+    for data, folder in CORPORA.items():
+        if not _has_data(f"{folder}/{data}"):
+            missing.append(data)
     if missing:
         raise UserError(
             f"the instruction {name!r} is checked with nltk's data, of which {', '.join(missing)} are not there; "

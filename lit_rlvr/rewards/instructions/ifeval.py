@@ -37,14 +37,19 @@ def count_matches(pattern: str, text: str) -> int:
 
 def count_parts(pattern: str, text: str) -> int:
     """Return the number of parts between separators; 0 if one of them, but the first and the last, is empty."""
-    parts = [part.strip() for part in re.split(pattern, text)]
+    parts = []
+    for part in re.split(pattern, text):
+        parts.append(part.strip())
     if not all(parts[1:-1]):
         return 0
     return sum(map(bool, parts))
 
 
 def _has_keywords(text: str, *, keywords: Sequence[str]) -> bool:
-    return all(count_matches(keyword, text) for keyword in keywords)
+    for keyword in keywords:
+        if not count_matches(keyword, text):
+            return False
+    return True
 
 
 def has_keyword_frequency(text: str, *, keyword: str, frequency: int, relation: str) -> bool:
@@ -105,8 +110,14 @@ def _is_constrained_response(text: str) -> bool:
 
 
 def _has_highlights(text: str, *, num_highlights: int) -> bool:
-    single = [found for found in re.findall(r"\*([^\n\*]*)\*", text) if found.strip()]
-    double = [found for found in re.findall(r"\*\*([^\n\*]*)\*\*", text) if found.strip()]
+    single = []
+    for found in re.findall(r"\*([^\n\*]*)\*", text):
+        if found.strip():
+            single.append(found)
+    double = []
+    for found in re.findall(r"\*\*([^\n\*]*)\*\*", text):
+        if found.strip():
+            double.append(found)
     return len(single) + len(double) >= num_highlights
 
 
@@ -130,11 +141,16 @@ def _is_fenced_json(text: str) -> bool:
 
 
 def _has_title(text: str) -> bool:
-    return any(title.lstrip("<").rstrip(">").strip() for title in re.findall(r"<<[^\n]+>>", text))
+    for title in re.findall(r"<<[^\n]+>>", text):
+        if title.lstrip("<").rstrip(">").strip():
+            return True
+    return False
 
 
 def _has_two_responses(text: str) -> bool:
-    responses = [part.strip() for part in text.split("******")]
+    responses = []
+    for part in text.split("******"):
+        responses.append(part.strip())
     given = [response for response in responses if response]
     return all(responses[1:-1]) and len(given) == 2 and given[0] != given[1]
 

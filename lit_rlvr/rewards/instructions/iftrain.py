@@ -82,7 +82,9 @@ def _as_word(word: str | list[str]) -> str:
 
 def _has_phrases(text: str, *, phrase: str, small_n: int) -> bool:
     words = phrase.split()
-    found = [part.split() for part in re.findall(rf"{words[0]} .*? {words[-1]}", text)]
+    found = []
+    for part in re.findall(rf"{words[0]} .*? {words[-1]}", text):
+        found.append(part.split())
     if len(found) != small_n or any(len(part) != len(words) for part in found):
         return False
     return all(sum(a != b for a, b in zip(part, words, strict=True)) == 1 for part in found)
@@ -98,16 +100,27 @@ def _is_copied_span(text: str, *, prompt_to_repeat: str, n_end: int, n_start: in
 
 def _has_hyphens_between_sentences(text: str) -> bool:
     sentences = _simple_sentences(text.replace("-", " "))
-    return all(part == part.strip() == sentence for part, sentence in zip(text.split("-"), sentences, strict=False))
+    for part, sentence in zip(text.split("-"), sentences, strict=False):
+        if not (part == part.strip() == sentence):
+            return False
+    return True
 
 
 def _has_no_adjacent_letters(text: str) -> bool:
-    letters = [word[0].lower() for word in text.split()]
-    return all(len(a) == len(b) == 1 and ord(b) - ord(a) != 1 for a, b in pairwise(letters))
+    letters = []
+    for word in text.split():
+        letters.append(word[0].lower())
+    for a, b in pairwise(letters):
+        if not (len(a) == len(b) == 1 and ord(b) - ord(a) != 1):
+            return False
+    return True
 
 
 def _is_in_square_brackets(text: str) -> bool:
-    return all(word.startswith("[") and word.endswith("]") for word in text.split())
+    for word in text.split():
+        if not (word.startswith("[") and word.endswith("]")):
+            return False
+    return True
 
 
 def _has_word_once(text: str, *, keyword: str) -> bool:
@@ -127,7 +140,10 @@ def _has_two_paragraphs(text: str) -> bool:
 
 
 def _has_first_word_in_sentences(text: str, *, first_word: str | list[str]) -> bool:
-    return all(_first_word_of(sentence) == _as_word(first_word).lower() for sentence in _simple_sentences(text))
+    for sentence in _simple_sentences(text):
+        if _first_word_of(sentence) != _as_word(first_word).lower():
+            return False
+    return True
 
 
 def _begins_with_word(text: str, *, first_word: str) -> bool:
@@ -135,7 +151,10 @@ def _begins_with_word(text: str, *, first_word: str) -> bool:
 
 
 def _has_last_word_in_sentences(text: str, *, last_word: str | list[str]) -> bool:
-    return all(_last_word_of(sentence) == _as_word(last_word).lower() for sentence in _simple_sentences(text))
+    for sentence in _simple_sentences(text):
+        if _last_word_of(sentence) != _as_word(last_word).lower():
+            return False
+    return True
 
 
 def _ends_with_word(text: str, *, last_word: str) -> bool:
@@ -144,9 +163,10 @@ def _ends_with_word(text: str, *, last_word: str) -> bool:
 
 def _is_wrapped_in_bigrams(text: str) -> bool:
     words = text.split()
-    return all(
-        first.startswith("<<") and second.endswith(">>") for first, second in zip(words[::2], words[1::2], strict=False)
-    )
+    for first, second in zip(words[::2], words[1::2], strict=False):
+        if not (first.startswith("<<") and second.endswith(">>")):
+            return False
+    return True
 
 
 def _is_copied_n_times(text: str, *, prompt_to_repeat: str, N: int) -> bool:
@@ -175,7 +195,11 @@ def _is_composed(text: str, *, n_sent: int, n_words: int) -> bool:
     sentences = [_simple_sentences(paragraph) for paragraph in paragraphs]
     if any(len(part) != n_sent for part in sentences) or count_parts(r"\s?\*\*\*\s?", text) != 3:
         return False
-    return all(len(split_words(sentence)) == n_words for part in sentences for sentence in part)
+    for part in sentences:
+        for sentence in part:
+            if len(split_words(sentence)) != n_words:
+                return False
+    return True
 
 
 def _has_unique_words(text: str) -> bool:
@@ -188,7 +212,10 @@ def _has_words_once_and_twice(text: str, *, keyword1: str, keyword2: str) -> boo
 
 
 def _has_palindrome(text: str) -> bool:
-    return any(word == word[::-1] for word in text.split())
+    for word in text.split():
+        if word == word[::-1]:
+            return True
+    return False
 
 
 def _has_keyword_in_place(text: str, *, keyword: str | list[str], n: int, m: int) -> bool:

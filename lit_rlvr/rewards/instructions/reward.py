@@ -79,10 +79,14 @@ class InstructionFollowing(CheckedReward):
 
     def _result(self, names: Sequence[str], followed: Sequence[Followed]) -> RewardResult:
         for mode in Followed._fields:
-            values = [float(getattr(given, mode)) for given in followed]
+            values = []
+            for given in followed:
+                values.append(float(getattr(given, mode)))
             self.metrics.setdefault(f"{self.name}/prompt_{mode}", []).append(float(all(values)))
             self.metrics.setdefault(f"{self.name}/instruction_{mode}", []).extend(values)
-        counted = [given.loose if self.loose else given.strict for given in followed]
+        counted = []
+        for given in followed:
+            counted.append(given.loose if self.loose else given.strict)
         is_correct = all(counted)
         value = fmean(counted) if self.partial else float(is_correct)
         broken = []

@@ -89,7 +89,10 @@ def _read(value: Any) -> list[Instruction]:
     if not isinstance(value, Mapping):
         raise ValueError(f"no instructions in {str(value)[:80]!r}")
     if "func_name" in value:
-        arguments = {key: given for key, given in value.items() if key not in TULU_COLUMNS}
+        arguments = {}
+        for key, given in value.items():
+            if key not in TULU_COLUMNS:
+                arguments[key] = given
         return [Instruction(value["func_name"], _whole(arguments))]
     names = next((as_object(value[key]) for key in NAMES if value.get(key) is not None), None)
     if not isinstance(names, list) or not names:
@@ -105,7 +108,10 @@ def _read(value: Any) -> list[Instruction]:
 
 def _whole(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return arguments without nulls, and with whole numbers that Arrow made floats as integers."""
-    given = {key: value for key, value in arguments.items() if value is not None}
+    given = {}
+    for key, value in arguments.items():
+        if value is not None:
+            given[key] = value
     whole_numbers = {}
     for key, value in given.items():
         if isinstance(value, float) and value.is_integer():

@@ -34,7 +34,10 @@ def _tenth(number: int) -> int:
 
 
 def _has_keywords(text: str, *, keyword_list: Sequence[str]) -> bool:
-    return all(keyword.lower() in text.lower() for keyword in keyword_list)
+    for keyword in keyword_list:
+        if keyword.lower() not in text.lower():
+            return False
+    return True
 
 
 def _has_keyword_frequency(text: str, *, word: str, N: int) -> bool:
@@ -106,7 +109,9 @@ def _begins_with_prompt(text: str, *, original_prompt: str) -> bool:
 
 
 def _has_two_responses(text: str) -> bool:
-    responses = [response.strip() for response in text.split("******")]
+    responses = []
+    for response in text.split("******"):
+        responses.append(response.strip())
     return len(responses) == 2 and responses[0] != responses[1]
 
 

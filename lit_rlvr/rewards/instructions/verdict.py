@@ -19,7 +19,9 @@ def check_instructions(text: str, instructions: Sequence[Instruction]) -> list[F
     """Check a text by each instruction; an empty text follows none."""
     results = []
     for instruction in instructions:
-        follows = [_follows(variant, instruction) for variant in loose_variants(text)]
+        follows = []
+        for variant in loose_variants(text):
+            follows.append(_follows(variant, instruction))
         results.append(Followed(follows[0], any(follows)))
     return results
 

@@ -144,7 +144,9 @@ class Judge(CheckedReward):
             fields: field of the reply -> the values that it may have.
         """
         material = {"question": prompt_text(sample.told)} | {title: answer.text for title, answer in answers.items()}
-        shown = {title: answer.images for title, answer in answers.items()}
+        shown = {}
+        for title, answer in answers.items():
+            shown[title] = answer.images
         return ask_about(task, material, fields, self.has_reason, self.images_of(sample), shown)
 
     def questions_about(self, pairs: Sequence[Pair]) -> set[Question]:

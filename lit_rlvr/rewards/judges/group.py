@@ -90,7 +90,8 @@ class GroupJudge(Judge):
             sample = pairs[group[0]][1]
             calls = self.calls(sample, {seen[k] for k in group if seen[k].text})
             calls_of_groups.append(calls)
-            questions += [self.question(sample, shown) for shown in calls]
+            for shown in calls:
+                questions.append(self.question(sample, shown))
         replies = iter(self.ask(questions))
         results = [RewardResult(0.0, None, "unjudged")] * len(pairs)
         for group, calls in zip(groups, calls_of_groups, strict=True):
@@ -98,7 +99,10 @@ class GroupJudge(Judge):
             for number, shown in enumerate(calls):
                 standings |= self.standings(number, shown, next(replies))
             for k in group:
-                others = [seen[other] for other in group if other != k]
+                others = []
+                for other in group:
+                    if other != k:
+                        others.append(seen[other])
                 results[k] = self.result(seen[k], others, standings)
         return results
 
@@ -158,7 +162,9 @@ class GroupJudge(Judge):
 
     def question(self, sample: Sample, shown: Shown) -> Question:
         """Return the question about some answers to a row."""
-        answers = {f"answer {number}": answer for number, answer in enumerate(shown, 1)}
+        answers = {}
+        for number, answer in enumerate(shown, 1):
+            answers[f"answer {number}"] = answer
         if self.by == "scores":
             name = "score"
             values = tuple(range(self.highest + 1))
@@ -167,7 +173,9 @@ class GroupJudge(Judge):
             name = "rank"
             values = tuple(range(1, len(shown) + 1))
             form = "Rank the answers from 1, the best. Equally good answers share a rank."
-        fields = {f"{name}_{number}": values for number in range(1, len(shown) + 1)}
+        fields = {}
+        for number in range(1, len(shown) + 1):
+            fields[f"{name}_{number}"] = values
         return self.compare(f"{self.task}\n{form}", sample, answers, fields)
 
     def standings(self, call: int, shown: Shown, reply: Reply) -> dict[Seen, Standing]:
@@ -189,9 +197,15 @@ class GroupJudge(Judge):
         highest = self.highest
         if self.by == "ranks":
             highest = len(shown) - 1
-        gains = [(found[0] - found[1]) / highest for found in marks.values() if len(found) > 1]
+        gains = []
+        for found in marks.values():
+            if len(found) > 1:
+                gains.append((found[0] - found[1]) / highest)
         self.metrics.setdefault(f"{self.name}/place_bias", []).extend(gains)
-        return {answer: Standing(call, sum(found) / len(found)) for answer, found in marks.items()}
+        standings = {}
+        for answer, found in marks.items():
+            standings[answer] = Standing(call, sum(found) / len(found))
+        return standings
 
     def result(self, answer: Seen, others: Sequence[Seen], standings: Mapping[Seen, Standing]) -> RewardResult:
         """Return the result of a completion.

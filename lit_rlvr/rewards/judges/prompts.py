@@ -119,7 +119,10 @@ class Question:
 
 
 def _image_parts(urls: Sequence[str]) -> list[dict[str, Any]]:
-    return [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    parts = []
+    for url in urls:
+        parts.append({"type": "image_url", "image_url": {"url": url}})
+    return parts
 
 
 def _values_text(fields: Iterable[tuple[str, Values]]) -> str:

@@ -34,7 +34,10 @@ def find_judgement(text: str, fields: Fields) -> dict[str, Any] | None:
     for object_ in Objects(whole, fields):
         found.append(Judgement(object_, read_fields(object_.pairs, fields)))
     judgements = [judgement for judgement in found if judgement.fields is not None]
-    standing = [judgement for judgement in judgements if stands_alone(whole, judgement.object)]
+    standing = []
+    for judgement in judgements:
+        if stands_alone(whole, judgement.object):
+            standing.append(judgement)
     if not judgements:
         return None
     last = (standing or judgements)[-1]
@@ -216,7 +219,10 @@ def read_fields(pairs: Pairs, fields: Fields) -> dict[str, Any] | None:
             found[name] = meant.pop()
     if len(found) == len(fields) and None not in found.values():
         return found
-    inner = [read_fields(value, fields) for _, value in pairs if isinstance(value, Pairs)]
+    inner = []
+    for _, value in pairs:
+        if isinstance(value, Pairs):
+            inner.append(read_fields(value, fields))
     filled = [judged for judged in inner if judged is not None]
     if len(filled) == 1 and not found:
         return filled[0]
@@ -257,7 +263,10 @@ def _meaning_of_text(text: str, values: Values) -> int | str | None:
     if _NUMBER.fullmatch(text):
         return meaning(float(text), values)
     folded = text.casefold()
-    same = [value for value in values if isinstance(value, str) and value.casefold() == folded]
+    same = []
+    for value in values:
+        if isinstance(value, str) and value.casefold() == folded:
+            same.append(value)
     if same:
         if len(same) == 1:
             return same[0]
@@ -428,7 +437,9 @@ def read_usage(usage: Any, has_completion: bool = True) -> Tokens | None:
     """
     if not isinstance(usage, Mapping):
         return None
-    counts = {name: _count(value) for name, value in usage.items()}
+    counts = {}
+    for name, value in usage.items():
+        counts[name] = _count(value)
     prompt = _first_known(counts, _PROMPT)
     completion = _first_known(counts, _COMPLETION)
     total = counts.get("total_tokens")
@@ -442,7 +453,10 @@ def read_usage(usage: Any, has_completion: bool = True) -> Tokens | None:
 
 
 def _first_known(counts: Mapping[str, int | None], names: Sequence[str]) -> int | None:
-    known = [counts[name] for name in names if counts.get(name) is not None]
+    known = []
+    for name in names:
+        if counts.get(name) is not None:
+            known.append(counts[name])
     if known:
         return known[0]
     return None

@@ -120,7 +120,9 @@ class RewardModel(CheckedReward):
         So the last digits of a score never depend on when other groups finish.
         """
         if self._is_on_cpu:
-            batches = [[k] for k in range(len(pairs))]
+            batches = []
+            for k in range(len(pairs)):
+                batches.append([k])
         else:
             batches = groups_of(pairs)
         values = [0.0] * len(pairs)
@@ -135,7 +137,9 @@ class RewardModel(CheckedReward):
         import torch
 
         model, tokenizer = self._parts
-        rows = [_token_ids(tokenizer, conversation_of(pair)) for pair in pairs]
+        rows = []
+        for pair in pairs:
+            rows.append(_token_ids(tokenizer, conversation_of(pair)))
         scores = [0.0] * len(rows)
         with torch.inference_mode():
             for batch in batches_of([len(row) for row in rows]):

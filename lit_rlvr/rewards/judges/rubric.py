@@ -102,7 +102,9 @@ class RubricJudge(Judge):
         return read_rubric(lookup(sample.row, self.column), where)
 
     def check(self, pairs: Sequence[Pair]) -> list[RewardResult]:
-        questions_of_pairs = [self.questions(pair) if self.text_of(pair) else [] for pair in pairs]
+        questions_of_pairs = []
+        for pair in pairs:
+            questions_of_pairs.append(self.questions(pair) if self.text_of(pair) else [])
         replies = iter(self.ask([*chain(*questions_of_pairs)]))
         results = []
         for pair, questions in zip(pairs, questions_of_pairs, strict=True):
@@ -128,7 +130,9 @@ class RubricJudge(Judge):
         for number, criterion in enumerate(self.rubric_of(sample), 1):
             named[f"score_{number}"] = criterion
         if self.one_call_each:
-            parts = [{name: criterion} for name, criterion in named.items()]
+            parts = []
+            for name, criterion in named.items():
+                parts.append({name: criterion})
         else:
             parts = [named]
         scores = tuple(range(self.highest + 1))
@@ -136,7 +140,9 @@ class RubricJudge(Judge):
         shown = {"answer": self.images_shown(completion)}
         questions = []
         for part in parts:
-            listed = [f"{name}: {criterion}" for name, criterion in part.items()]
+            listed = []
+            for name, criterion in part.items():
+                listed.append(f"{name}: {criterion}")
             task = "\n".join([self.task, *listed])
             questions.append(ask_about(task, material, dict.fromkeys(part, scores), self.has_reason, images, shown))
         return questions
@@ -147,7 +153,10 @@ class RubricJudge(Judge):
         if failures:
             return RewardResult(0.0, None, "error", failures[0])
         grades = [reply for reply in replies if isinstance(reply, dict)]
-        scores = [score / self.highest for reply in grades for score in reply.values()]
+        scores = []
+        for reply in grades:
+            for score in reply.values():
+                scores.append(score / self.highest)
         total = sum(weight * score for weight, score in zip(rubric.values(), scores, strict=True))
         value = min(max(total / sum(max(weight, 0.0) for weight in rubric.values()), 0.0), 1.0)
         detail = f"{value:.3g}, right from {self.threshold:g} on"
@@ -189,8 +198,12 @@ def read_rubric(rubric: Any, where: str) -> Rubric:
         rubric = _criteria_in(_without_nulls(rubric))
     if not isinstance(rubric, list) or not rubric:
         raise UserError(f"{where}: {given_text(given)} is no list of criteria, nor JSON text of one; give some")
-    places = [f"{where}: criterion {number}" for number in range(1, len(rubric) + 1)]
-    read = [_criterion(entry, place) for entry, place in zip(rubric, places, strict=True)]
+    places = []
+    for number in range(1, len(rubric) + 1):
+        places.append(f"{where}: criterion {number}")
+    read = []
+    for entry, place in zip(rubric, places, strict=True):
+        read.append(_criterion(entry, place))
     has_weights = any(weight is not None for _, weight in read)
     criteria: Rubric = {}
     for (text, weight), place in zip(read, places, strict=True):
@@ -207,10 +220,16 @@ def read_rubric(rubric: Any, where: str) -> Rubric:
 
 def _criteria_in(rubric: Mapping[str, Any]) -> list[Any]:
     """Return the criteria that a mapping holds as its only list, or whose texts are its keys."""
-    lists = [value for value in rubric.values() if isinstance(value, list)]
+    lists = []
+    for value in rubric.values():
+        if isinstance(value, list):
+            lists.append(value)
     if len(lists) == 1:
         return lists[0]
-    return [_entry(text, entry) for text, entry in rubric.items()]
+    criteria = []
+    for text, entry in rubric.items():
+        criteria.append(_entry(text, entry))
+    return criteria
 
 
 def _entry(text: str, entry: Any) -> Any:
@@ -235,15 +254,23 @@ def _criterion(entry: Any, place: str) -> tuple[str, Any]:
         if isinstance(entry, str):
             return (entry, None)
         return ("", None)
-    named = {plain_key(str(key)): (key, value) for key, value in _without_nulls(entry).items()}
-    text_keys = [key for key in TEXTS if isinstance(named.get(key, ("", None))[1], str)]
+    named = {}
+    for key, value in _without_nulls(entry).items():
+        named[plain_key(str(key))] = (key, value)
+    text_keys = []
+    for key in TEXTS:
+        if isinstance(named.get(key, ("", None))[1], str):
+            text_keys.append(key)
     if not text_keys:
         if not named:
             return "", None
         raise UserError(
             f"{place} says in none of its keys ({', '.join(map(str, entry))}) what it asks for; say it as {TEXTS[0]}"
         )
-    weights = {named[key][0]: named[key][1] for key in WEIGHTS if key in named}
+    weights = {}
+    for key in WEIGHTS:
+        if key in named:
+            weights[named[key][0]] = named[key][1]
     others = []
     for name, (key, _) in named.items():
         if name not in (*text_keys[:1], *NOTES, *WEIGHTS):
@@ -277,4 +304,8 @@ def _as_weight(weight: Any, place: str) -> float:
 
 def _without_nulls(entry: Mapping[Any, Any]) -> dict[Any, Any]:
     """Return a mapping without the keys that hold null, or no number."""
-    return {key: value for key, value in entry.items() if not is_missing(value)}
+    nulls = {}
+    for key, value in entry.items():
+        if not is_missing(value):
+            nulls[key] = value
+    return nulls

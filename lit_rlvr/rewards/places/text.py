@@ -47,7 +47,9 @@ def find_points(text: str) -> Numbers:
 def _places(found: list[tuple[str, ...]]) -> Numbers:
     if len(found) > MOST_PLACES:
         return []
-    places = [tuple(map(float, numbers)) for numbers in found]
+    places = []
+    for numbers in found:
+        places.append(tuple(map(float, numbers)))
     if any(abs(number) > LARGEST for place in places for number in place):
         return []
     return places

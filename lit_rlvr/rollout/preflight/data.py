@@ -76,7 +76,8 @@ def scored_samples(rollout: RolloutSettings, data: PromptDataModule) -> list[Sam
     for other in data.validated:
         for split, prompts in other.prompts.items():
             if split != "train" and rollout.samples_of(other.name):
-                samples += [prompt.sample for prompt in prompts]
+                for prompt in prompts:
+                    samples.append(prompt.sample)
     return samples
 
 

@@ -66,7 +66,9 @@ def check_selection(rollout: RolloutSettings, module: RLVRModule, data: PromptDa
             f"data.curriculum: it goes by `correct`, which {', '.join(names)} do not report; give a threshold or "
             "another reward"
         )
-    rows = [prompt.sample for prompt in data.prompts.get("train", ())]
+    rows = []
+    for prompt in data.prompts.get("train", ()):
+        rows.append(prompt.sample)
     weights = dict.fromkeys(names, 1.0)
     if by in names and (without := next((row for row in rows if by not in row_weights(row, weights)), None)):
         raise UserError(

@@ -105,7 +105,10 @@ def call(program: str, function: str) -> None:
     The arguments are the lines of standard input, as JSON or Python literals. What the program prints goes to standard
     error.
     """
-    arguments = [argument(line) for line in sys.stdin.read().split("\n") if line.strip()]
+    arguments = []
+    for line in sys.stdin.read().split("\n"):
+        if line.strip():
+            arguments.append(argument(line))
     with open(os.dup(1), "w") as output:
         os.dup2(2, 1)
         names = execute(program, "solution")

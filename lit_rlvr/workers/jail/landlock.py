@@ -49,7 +49,9 @@ def read_only_beneath(paths: Iterable[str]) -> bool:
 
 def _call(number: int, *arguments: int | bytes) -> int:
     libc = ctypes.CDLL(None, use_errno=True)
-    values = [ctypes.c_long(value) if isinstance(value, int) else value for value in arguments]
+    values = []
+    for value in arguments:
+        values.append(ctypes.c_long(value) if isinstance(value, int) else value)
     result: int = libc.syscall(ctypes.c_long(number), *values)
     if result < 0:
         raise OSError(ctypes.get_errno(), f"Landlock: {os.strerror(ctypes.get_errno())}")

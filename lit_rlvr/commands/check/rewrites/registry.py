@@ -121,10 +121,10 @@ def _registered(function: Rewriter, keeps: bool, kinds: tuple[Kind, ...], whole:
 def _is_a_reference(answer: str, gold: Gold) -> bool:
     """Return True if a broken answer is, by value or by letters, one of the references after all."""
     value = value_of_answer(answer)
-    return any(
-        comparable(answer) == comparable(reference) or (value is not None and value == value_of_answer(reference))
-        for reference in (gold.answer, *gold.sample.references)
-    )
+    for reference in (gold.answer, *gold.sample.references):
+        if comparable(answer) == comparable(reference) or (value is not None and value == value_of_answer(reference)):
+            return True
+    return False
 
 
 def decimal(value: Fraction) -> str | None:

@@ -40,6 +40,10 @@ def test_every_solution_is_rewarded() -> None:
 
 
 def test_no_drawer_is_in_both_sets() -> None:
-    train = {sample.prompt for sample in Drawers().rows("train")}
-    held_out = {sample.prompt for sample in Drawers().rows("validation")}
+    train = set()
+    for sample in Drawers().rows("train"):
+        train.add(sample.prompt)
+    held_out = set()
+    for sample in Drawers().rows("validation"):
+        held_out.add(sample.prompt)
     assert held_out and not train & held_out

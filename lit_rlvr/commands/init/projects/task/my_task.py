@@ -20,7 +20,9 @@ class Backwards(PromptDataModule):
 
         `row` holds what else a reward needs. Its `solution` is the target of the warm start.
         """
-        words = ["".join(letters) for letters in itertools.product("abcdefgh", repeat=4)]
+        words = []
+        for letters in itertools.product("abcdefgh", repeat=4):
+            words.append("".join(letters))
         random.Random(0).shuffle(words)
         for word in {"train": words[128:], "validation": words[:128], "test": []}[split]:
             yield Sample(id=word, prompt=f"{word} backwards:", answer=word[::-1], row={"solution": word[::-1]})

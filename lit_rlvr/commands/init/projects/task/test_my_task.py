@@ -27,7 +27,11 @@ def test_every_solution_is_rewarded() -> None:
 
 
 def test_no_question_is_in_both_sets() -> None:
-    train = {sample.prompt for sample in Backwards().rows("train")}
-    held_out = {sample.prompt for sample in Backwards().rows("validation")}
+    train = set()
+    for sample in Backwards().rows("train"):
+        train.add(sample.prompt)
+    held_out = set()
+    for sample in Backwards().rows("validation"):
+        held_out.add(sample.prompt)
     assert len(train) > 1000 and len(held_out) == 128
     assert not train & held_out
