@@ -25,8 +25,7 @@ from workload import wait_for_gpu
 
 from lit_rlvr.algorithms import GRPO
 from lit_rlvr.media import Pixels
-from lit_rlvr.policy import loading
-from lit_rlvr.policy import logprobs as scoring
+from lit_rlvr.policy import loading, logprobs as scoring
 from lit_rlvr.policy.families.qwen_vl import VLM_SPECIALS, save_tiny_vlm
 from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.policy.policy import Policy

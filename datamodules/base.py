@@ -72,7 +72,7 @@ from lit_rlvr.datamodules.reading.stream import (
 from lit_rlvr.environments.base import Environment
 from lit_rlvr.errors import UserError, refuse_all
 from lit_rlvr.policy.families.base import ImageProcessor
-from lit_rlvr.rewards.base import Reward, own_weights, row_weights
+from lit_rlvr.rewards.base import Reward, own_weights, reward_weights_of
 from lit_rlvr.rewards.forms import as_messages
 from lit_rlvr.types import Prompt, Sample
 
@@ -360,13 +360,13 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         some_need_none = rewards is not None and not (rewards and all(reward.needs_answer for reward in rewards))
         lacking = {"prompt": asks, "answer": scores or some_need_none}
         names = [reward.name for reward in rewards or ()]
-        refuse_all(
-            f"data.rewards of the set {data.name}: there is no reward {name!r}; "
-            + did_you_mean(name, names, f"the rewards are {', '.join(names)} (rollout.rewards)")
-            for data in self.validated
-            for name in data.reward_names - {*names}
-            if names
-        )
+        problems = []
+        for data in self.validated:
+            for name in data.reward_names - {*names}:
+                near = did_you_mean(name, names, f"the rewards are {', '.join(names)} (rollout.rewards)")
+                if names:
+                    problems.append(f"data.rewards of the set {data.name}: there is no reward {name!r}; {near}")
+        refuse_all(problems)
         for data in self.validated:
             data.judges_by_answer = [] if scores else [*(rewards or ())]
             data.optional |= {field for field, may_lack in lacking.items() if may_lack}
@@ -694,7 +694,7 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         if isinstance(row, BadRow) or row.answer or not self.judges_by_answer:
             return row
         judged = replace(row, rewards=self._rewards if row.rewards is None else row.rewards)
-        names = row_weights(judged, own_weights(self.judges_by_answer))
+        names = reward_weights_of(judged, own_weights(self.judges_by_answer))
         needing = []
         for reward in self.judges_by_answer:
             if reward.needs_answer and reward.name in names:

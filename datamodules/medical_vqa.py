@@ -55,7 +55,10 @@ def draw_counts(samples: Sequence[Sample], counts: Counts | None, seed: int, opt
         return list(samples)
     drawn: set[str] = set()
     for name, count in counts.items():
-        rows = [sample for sample in samples if sample.category == name]
+        rows = []
+        for sample in samples:
+            if sample.category == name:
+                rows.append(sample)
         if len(rows) < count:
             raise UserError(f"{option}: {count} rows of {name} are wanted, {len(rows)} are left")
         drawn |= {sample.id for sample in subsample(rows, count, derive_seed(seed, name))}
@@ -100,7 +103,10 @@ def evaluation_pool(samples: Sequence[Sample], evaluation: Counts, training: Cou
 
 def without_overlap(samples: Sequence[Sample], evaluation: Sequence[Sample], disjoint: Disjoint) -> list[Sample]:
     """Return the samples that share no image with the evaluation and, for `question`, no question either."""
-    images = {key for sample in evaluation for key in image_hashes(sample)}
+    images = set()
+    for sample in evaluation:
+        for key in image_hashes(sample):
+            images.add(key)
     if disjoint == "question":
         questions = {question_words(sample) for sample in evaluation}
     else:

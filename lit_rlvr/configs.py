@@ -241,13 +241,14 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 def _use_yaml12_numbers(loader: Any) -> None:
     """Let a YAML loader read 010 and 1:30 as YAML 1.2 does; YAML 1.1 takes them for octal and base 60, 8 and 90."""
     numbers = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
-    loader.yaml_implicit_resolvers = {
-        character: [
-            (tag, re.compile(rf"(?![-+]?0[0-9_])(?!.*:)(?:{form.pattern})", form.flags) if tag in numbers else form)
-            for tag, form in forms
-        ]
-        for character, forms in loader.yaml_implicit_resolvers.items()
-    }
+    resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+    for character, forms in loader.yaml_implicit_resolvers.items():
+        resolvers[character] = []
+        for tag, form in forms:
+            if tag in numbers:
+                form = re.compile(rf"(?![-+]?0[0-9_])(?!.*:)(?:{form.pattern})", form.flags)
+            resolvers[character].append((tag, form))
+    loader.yaml_implicit_resolvers = resolvers
 
 
 def _int_before_float(typehint: Any) -> Any:

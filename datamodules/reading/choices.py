@@ -132,7 +132,9 @@ def _ordered(pairs: Sequence[tuple[str, Any]]) -> tuple[list[Any], list[str]]:
         by_label[label.upper()] = text
     labels = sorted(by_label, key=lambda label: (len(label), label))
     count = len(labels)
-    from_zero = [str(number) for number in range(count)]
+    from_zero = []
+    for number in range(count):
+        from_zero.append(str(number))
     from_one = []
     for number in range(1, count + 1):
         from_one.append(str(number))
@@ -176,7 +178,9 @@ def format_options(options: Sequence[str]) -> str:
 
 def find_letter(answer: str, options: Sequence[str]) -> str | None:
     """Return the letter of the option whose text is the answer, ignoring case and outer space; else None."""
-    texts = [option.strip().lower() for option in options]
+    texts = []
+    for option in options:
+        texts.append(option.strip().lower())
     wanted = answer.strip().lower()
     if wanted in texts:
         return ascii_uppercase[texts.index(wanted)]

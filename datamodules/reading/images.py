@@ -196,7 +196,9 @@ def place_images(sample: Sample) -> Sample:
         messages = [{"content": sample.prompt}]
     else:
         messages = sample.prompt
-    contents = [_parts(message["content"]) for message in messages]
+    contents = []
+    for message in messages:
+        contents.append(_parts(message["content"]))
     for content in contents:
         _check_named_files(content)
     parts = _places([{"content": content} for content in contents])

@@ -59,14 +59,10 @@ class Arithmetic(GeneratedDataModule):
     def rows(self, split: Split) -> Iterator[Sample]:
         """Yield the training pairs or the held-out pairs; there is no test set."""
         held_out = set(random.Random(derive_seed("split", self.seed)).sample(self.pairs, self.held_out))
-        if split == "validation":
-            pairs = [pair for pair in self.pairs if pair in held_out]
-        elif split == "train":
-            pairs = [pair for pair in self.pairs if pair not in held_out]
-        else:
-            pairs = []
-        for a, b in pairs:
-            yield self._sample(a, b)
+        for pair in self.pairs:
+            own = "validation" if pair in held_out else "train"
+            if split == own:
+                yield self._sample(*pair)
 
     def _sample(self, a: int, b: int) -> Sample:
         if self.operation == "add":
@@ -122,16 +118,20 @@ class MultiStepArithmetic(GeneratedDataModule):
                 f"held_out={held_out} and tested={tested} at least 0"
             )
         sizes: dict[Split, int] = {"validation": held_out, "train": problems, "test": tested}
-        self.sets = [split for split, size in sizes.items() for _ in range(size)]
+        self.sets: list[Split] = []
+        for split, size in sizes.items():
+            self.sets += [split] * size
         self.lengths = lengths
         self.high = high
-        refuse_all(
-            f"problems={problems}, held_out={held_out}, tested={tested}: {length} numbers up to {high} make too few "
-            f"different problems; at most {high**length} of this length in all"
-            for length, count in Counter(lengths).items()
+        too_few = []
+        for length, count in Counter(lengths).items():
             # of two terms there are half as many again, so drawing them ends
-            if len(self.sets) * count > high**length * len(lengths)
-        )
+            if len(self.sets) * count > high**length * len(lengths):
+                too_few.append(
+                    f"problems={problems}, held_out={held_out}, tested={tested}: {length} numbers up to {high} make "
+                    f"too few different problems; at most {high**length} of this length in all"
+                )
+        refuse_all(too_few)
 
     def rows(self, split: Split) -> Iterator[Sample]:
         """Yield the problems of a set; no two sets share a problem."""

@@ -315,7 +315,11 @@ class Session:
     @property
     def kept(self) -> list[SampledMessage]:
         """Its messages without auxiliary ones, sampled or not."""
-        return [message for message in self.messages if not message.is_auxiliary]
+        found = []
+        for message in self.messages:
+            if not message.is_auxiliary:
+                found.append(message)
+        return found
 
     def row_tokens(self, start: int, without: SampledMessage | None = None) -> int:
         """Return the most tokens of its row.
@@ -446,7 +450,10 @@ def shared_start(sessions: Sequence[Session]) -> Text:
     Raises:
         UserError: two sequences begin with different tokens.
     """
-    sequences = [sequence for session in sessions for sequence in sequences_of(session)]
+    sequences = []
+    for session in sessions:
+        for sequence in sequences_of(session):
+            sequences.append(sequence)
     if not sequences:
         return (), None
     length = min(len(first.prompt) for session in sessions for first in session.trained if first.parent is None)

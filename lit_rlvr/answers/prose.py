@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from collections.abc import Set as Collection
+from collections.abc import Iterable, Iterator, Sequence, Set as Collection
 from dataclasses import replace
 
 from lit_rlvr.answers.asides import without_asides, without_contrast, without_subordinate

@@ -130,7 +130,10 @@ def _visible_gpus() -> list[str]:
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     count = torch.cuda.device_count()
     if given is None:
-        return [str(k) for k in range(count)]
+        gpus = []
+        for k in range(count):
+            gpus.append(str(k))
+        return gpus
     return given.split(",")[:count]
 
 
@@ -139,7 +142,9 @@ def _free_ports(count: int) -> list[int]:
     sockets = []
     for _ in range(count):
         sockets.append(socket.create_server((LOOPBACK, 0)))
-    ports = [listener.getsockname()[1] for listener in sockets]
+    ports = []
+    for listener in sockets:
+        ports.append(listener.getsockname()[1])
     for listener in sockets:
         listener.close()
     return ports

@@ -396,7 +396,9 @@ def judge_completions(
     with progress_bar(name, len(prompts)) as advance:
         for start in range(0, len(prompts), QUESTIONS_PER_BATCH):
             batch = prompts[start : start + QUESTIONS_PER_BATCH]
-            groups = [completions[prompt.sample.id] for prompt in batch]
+            groups = []
+            for prompt in batch:
+                groups.append(completions[prompt.sample.id])
             batch = [replace(p, prefill=group[0].prefill or p.prefill) for p, group in zip(batch, groups, strict=True)]
             judged = []
             for prompt, group in zip(batch, groups, strict=True):

@@ -245,7 +245,9 @@ def right_completions(group: list[RecordRow], limit: int) -> list[Any]:
     for row in sorted(ended, key=lambda row: -row["reward"]):
         text = row["completion"]
         if row.get("turns"):
-            text = [turn["text"] for turn in row["turns"]]
+            text = []
+            for turn in row["turns"]:
+                text.append(turn["text"])
         if text not in texts:
             texts.append(text)
     return texts[:limit]

@@ -39,7 +39,9 @@ def our_option_for(name: str, known: Iterable[str]) -> str | None:
     """Return our option for one of TRL or verl, as it is called among the known ones, or if they have its group."""
     option = OPTIONS_OF_OTHERS.get(name.rpartition(".")[2].lstrip("-"), "")
     parts = option.split(".")
-    named = {other.lstrip("-"): other for other in known}
+    named = {}
+    for other in known:
+        named[other.lstrip("-")] = other
     for start in range(len(parts)):
         end = ".".join(parts[start:])
         if end in named:

@@ -70,7 +70,9 @@ _Batch = TypeVar("_Batch", bound=Batch)
 def load_data(name: str) -> dict[str, np.ndarray]:
     """Load a file of `data/`; the arrays are read-only."""
     with np.load(DATA / f"{name}.npz", allow_pickle=False) as data:
-        arrays = {key: data[key] for key in data.files}
+        arrays = {}
+        for key in data.files:
+            arrays[key] = data[key]
     for array in arrays.values():
         array.flags.writeable = False
     return arrays

@@ -273,10 +273,13 @@ def live_parts(tensors: dict[str, Any], live: set[int]) -> dict[str, Any]:
 
 def with_copies(tensors: dict[str, Any], copies: dict[str, Any]) -> dict[str, Any]:
     """Return nested tensors with `copies` of some in their place."""
-    return {
-        name: with_copies(value, copies.get(name, {})) if isinstance(value, dict) else copies.get(name, value)
-        for name, value in tensors.items()
-    }
+    replaced = {}
+    for name, value in tensors.items():
+        if isinstance(value, dict):
+            replaced[name] = with_copies(value, copies.get(name, {}))
+        else:
+            replaced[name] = copies.get(name, value)
+    return replaced
 
 
 def has_shards(tensors: Iterable[Any]) -> bool:

@@ -143,7 +143,9 @@ class HFEngine(InPlaceEngine):
             for row, how in answered(turns.waiting):
                 if how.pixels is not None:
                     again.append([row])
-            left = {id(rows[0]) for rows in again}
+            left = set()
+            for rows in again:
+                left.add(id(rows[0]))
             keep = []
             for b, row in enumerate(alive):
                 if row.whole is None and id(row) not in left:

@@ -257,10 +257,12 @@ class ThoughtBudget(Turns):
 
     def answers(self, least: int) -> list[Answer]:
         answers = super().answers(0)
-        return answers + [
-            (p, g, answer if isinstance(answer, Completion) else self._begun(p, g, answer, self._turns.opened))
-            for p, g, answer in self._turns.answers(max(0, least - len(answers)))
-        ]
+        for p, g, answer in self._turns.answers(max(0, least - len(answers))):
+            if isinstance(answer, Completion):
+                answers.append((p, g, answer))
+            else:
+                answers.append((p, g, self._begun(p, g, answer, self._turns.opened)))
+        return answers
 
     def _begun(self, p: int, g: int, how: Continuation, opened: str) -> Continuation:
         """Take note of a turn, and return its beginning, which is within the budget.

@@ -78,10 +78,16 @@ def match(completions: CompletionsById, samples: list[Sample], part: str) -> lis
     unknown = [name for name in completions if name not in ids]
     if unknown:
         raise UserError(f"--completions: {part}: there is no question {unknown[0]!r}; ids are like {samples[0].id!r}")
-    counts = {len(group) for group in completions.values()}
+    counts = set()
+    for group in completions.values():
+        counts.add(len(group))
     if len(counts) > 1:
         raise UserError(f"--completions: {part}: some questions have {min(counts)} completions, others {max(counts)}")
-    return [sample for sample in samples if sample.id in completions]
+    found = []
+    for sample in samples:
+        if sample.id in completions:
+            found.append(sample)
+    return found
 
 
 RecordRow = dict[str, Any]

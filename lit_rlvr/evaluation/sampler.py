@@ -256,7 +256,9 @@ class Sampler:
                 groups = self.engine.generate(prompts, sampling, seeds, done, episodes)
             for p, group in enumerate(groups):
                 done(p, group)
-        scored = [future.result() for future in futures.values()]
+        scored = []
+        for future in futures.values():
+            scored.append(future.result())
         if all(bool(scores.failed.all()) for scores in scored):
             name, reason = next((n, r.detail) for n, r in scored[0].details[0][0].items() if r.status == "error")
             raise UserError(

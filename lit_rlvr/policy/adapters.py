@@ -348,10 +348,10 @@ def adapted_layers(model: Any, lora: Lora) -> dict[str, Tensor]:
         if lora.layers is None or name.rpartition(".")[2] in lora.layers:
             chosen.append(name)
     known = sorted({name.rpartition(".")[2] for name in linear})
-    if lora.layers is None:
-        unknown = []
-    else:
-        unknown = [name for name in lora.layers if name not in known]
+    unknown = []
+    for name in lora.layers or ():
+        if name not in known:
+            unknown.append(name)
     if unknown or not chosen:
         raise UserError(f"model.lora.layers: {unknown} names no layer of the language model; it has {', '.join(known)}")
     return {name: model.get_submodule(name).weight for name in chosen} | experts

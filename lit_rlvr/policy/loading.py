@@ -230,7 +230,9 @@ def differing_tokens(folder: str, other: str, key: str) -> dict[int, str]:
     Raises:
         UserError: an ordinary token differs; names the first.
     """
-    tokenizers = [load_tokenizer(model) for model in (folder, other)]
+    tokenizers = []
+    for model in (folder, other):
+        tokenizers.append(load_tokenizer(model))
     tokens = {}
     for token, i in tokenizers[0].get_vocab().items():
         tokens[i] = token
@@ -343,7 +345,10 @@ def end_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...
     after = tokenizer(text, add_special_tokens=False).input_ids
     if {*after} & {*ids}:
         return ids
-    known = [token for token in after if token in tokenizer.added_tokens_decoder]
+    known = []
+    for token in after:
+        if token in tokenizer.added_tokens_decoder:
+            known.append(token)
     names = ", ".join(str(tokenizer.convert_ids_to_tokens(token)) for token in ids)
     template = f"model: the chat template of {tokenizer.name_or_path} ends a turn with"
     if known:

@@ -41,7 +41,7 @@ def unlogged() -> Iterator[None]:
         _IS_LOGGED.reset(token)
 
 
-class ProcessPlace(NamedTuple):
+class RunProcess(NamedTuple):
     """The place of a process in a run.
 
     Args:
@@ -57,7 +57,7 @@ class ProcessPlace(NamedTuple):
     machines: int = 1
 
     @classmethod
-    def within(cls, trainer: Any) -> ProcessPlace:
+    def within(cls, trainer: Any) -> RunProcess:
         """Return the place of this process in a Trainer's run."""
         return cls(trainer.strategy.root_device, trainer.world_size, trainer.node_rank, trainer.num_nodes)
 
@@ -65,7 +65,9 @@ class ProcessPlace(NamedTuple):
 class Reward(ChecksArguments, ABC):
     """Base class of rewards: scores completions.
 
-    Subclasses pass their `**kwargs` to it.
+    Subclasses pass their `**kwargs` to it. A run calls, in this order: `check_reference` for each row, `set_process`,
+    `connect`, `begin_run`; then for each rollout `begin_rollout` and `score`; at the end `close`. A subclass needs only
+    `__call__`.
 
     Args:
         weight: factor of this reward in the weighted sum.
@@ -139,25 +141,25 @@ class Reward(ChecksArguments, ABC):
         if _IS_LOGGED.get():
             self._metrics = metrics
 
-    def place(self, place: ProcessPlace) -> None:
-        """Take note of this process's place in the run; called before `begin_run` and `connect`.
+    def set_process(self, process: RunProcess) -> None:
+        """Learn which process of the run this is; called first, before `begin_run` and `connect`.
 
         Raises:
             UserError: this reward cannot have a copy of its own in each process.
         """
 
     def connect(self) -> None:
-        """Reach what this reward needs outside of this process; called before the weights load.
+        """Reach what this reward needs outside of this process; called once, before the weights load.
 
         Raises:
             UserError: it is not there.
         """
 
     def begin_run(self, folder: Path) -> None:
-        """Take note of the run's folder, which is ready for the run's files; may be called more than once."""
+        """Learn the run's folder, which is ready for files; called before the first step, and perhaps earlier too."""
 
     def begin_rollout(self, step: int, max_steps: int) -> None:
-        """Take note that a rollout of training begins.
+        """Learn that a rollout of training begins; its completions are scored next.
 
         Args:
             step: optimizer steps that the run has taken.
@@ -364,7 +366,7 @@ def own_weights(rewards: Sequence[Reward]) -> dict[str, float]:
     return {reward.name: reward.weight for reward in rewards}
 
 
-def row_weights(sample: Sample, weights: Mapping[str, float]) -> dict[str, float]:
+def reward_weights_of(sample: Sample, weights: Mapping[str, float]) -> dict[str, float]:
     """Return the rewards that judge completions of a row, each with its weight.
 
     These are the row's own (`Sample.rewards`), else the one that a column of verl's or open-instruct's data names, else
@@ -395,7 +397,11 @@ def names_in(sample: Sample, column: str) -> list[str]:
     """Return the names that a column of a row has: a text, or a list of texts, also in JSON text."""
     cell = as_object(sample.row.get(column))
     cells = cell if isinstance(cell, list) else [cell]
-    return [name for name in cells if isinstance(name, str)]
+    names = []
+    for name in cells:
+        if isinstance(name, str):
+            names.append(name)
+    return names
 
 
 def named_rewards(sample: Sample, column: str, weights: Iterable[str]) -> list[str]:
@@ -432,7 +438,9 @@ def check_prefills(rewards: Sequence[Reward], prompts: Iterable[Prompt]) -> None
     """
     weights = own_weights(rewards)
     begun = (prompt for prompt in prompts if prompt.prefill and not prompt.score_prefill)
-    seen = dict.fromkeys((name, prompt.prefill) for prompt in begun for name in row_weights(prompt.sample, weights))
+    seen = dict.fromkeys(
+        (name, prompt.prefill) for prompt in begun for name in reward_weights_of(prompt.sample, weights)
+    )
     for reward in rewards:
         for prefill in (prefill for name, prefill in seen if name == reward.name):
             reward.check_prefill(prefill)

@@ -87,7 +87,9 @@ class Choice(Reward):
 
 def correct_options(sample: Sample) -> frozenset[int]:
     """Return the numbers of the right options, from 0; none if a reference is no option, or the sample has none."""
-    options = [_options(answer, sample) for answer in sample.references]
+    options = []
+    for answer in sample.references:
+        options.append(_options(answer, sample))
     if all(options):
         return frozenset().union(*options)
     return frozenset()

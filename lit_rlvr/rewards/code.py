@@ -378,7 +378,11 @@ def _close_words(expected: str, word: str, tolerance: float) -> bool:
 
 @lru_cache(maxsize=1)  # the completions of a group have the same tests
 def _cases(cells: tuple[str, ...]) -> list[Case]:
-    return [test for cell in cells for test in read_tests(cell)]
+    cases = []
+    for cell in cells:
+        for test in read_tests(cell):
+            cases.append(test)
+    return cases
 
 
 def _short(text: str) -> str:

@@ -19,7 +19,7 @@ from lit_rlvr.common.log import log
 from lit_rlvr.common.paths import shown
 from lit_rlvr.distributed.collectives import gather_objects
 from lit_rlvr.errors import UserError
-from lit_rlvr.rewards.base import Reward, check_rewards, own_weights, row_weights
+from lit_rlvr.rewards.base import Reward, check_rewards, own_weights, reward_weights_of
 from lit_rlvr.types import Completion, Pair, Prompt, RewardResult, Sample, Status
 
 Judgements = dict[str, list[RewardResult]]  # a reward's name -> its results, one per completion
@@ -112,7 +112,7 @@ def judge(rewards: Sequence[Reward], pairs: Sequence[Pair], whole_rollout: bool 
     """Return the results of each reward for some completions, by the reward's name.
 
     A completion whose environment failed is not judged: all rewards get that failure. A reward that is not of the
-    completion's row (`row_weights`) does not judge it.
+    completion's row (`reward_weights_of`) does not judge it.
 
     Args:
         rewards: the rewards.
@@ -132,7 +132,7 @@ def judge(rewards: Sequence[Reward], pairs: Sequence[Pair], whole_rollout: bool 
     weights = own_weights(rewards)
     sample_weights = {}
     for _, sample in pairs:
-        sample_weights[id(sample)] = row_weights(sample, weights)
+        sample_weights[id(sample)] = reward_weights_of(sample, weights)
     judgements: Judgements = {}
     for reward in rewards:
         if whole_rollout not in (None, reward.whole_rollout):
@@ -206,7 +206,7 @@ def combine(rewards: Sequence[Reward], results: Judgements, samples: Sequence[Sa
         stopped.append(any(result.status == "timeout" and result.correct is None for result in row_results))
     groups = len(samples)
     weights = own_weights(rewards)
-    sample_weights = [row_weights(sample, weights) for sample in samples]  # P
+    sample_weights = [reward_weights_of(sample, weights) for sample in samples]  # P
     results, judging = _settle_correct(rewards, results, [tuple(named) for named in sample_weights], width)
     rows = [dict(zip(results, row_results, strict=True)) for row_results in zip(*results.values(), strict=True)]  # B
     worst: list[Status] = []  # B

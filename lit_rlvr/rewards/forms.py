@@ -121,7 +121,9 @@ def mapping_in(sample: Sample, column: str) -> dict[str, Any]:
 
 def verl_batch_arguments(pairs: Sequence[Pair], function: Any) -> Arguments:
     """Return the arguments that verl's batch reward manager gives."""
-    calls = [verl_arguments([pair], function) for pair in pairs]
+    calls = []
+    for pair in pairs:
+        calls.append(verl_arguments([pair], function))
     names = zip(VERL.parameters, VERL_BATCH.parameters, strict=True)
     arguments: Arguments = {}
     for singular, plural in names:

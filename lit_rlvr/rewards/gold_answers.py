@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from lit_rlvr.common.columns import as_object
 from lit_rlvr.common.log import log
 from lit_rlvr.errors import UserError, refuse_all
-from lit_rlvr.rewards.base import REWARD_COLUMNS, Reward, named_rewards, names_in, own_weights, row_weights
+from lit_rlvr.rewards.base import REWARD_COLUMNS, Reward, named_rewards, names_in, own_weights, reward_weights_of
 from lit_rlvr.rewards.combine import score_rollout
 from lit_rlvr.sampling import Sampling
 from lit_rlvr.types import Completion, Prompt, Sample
@@ -54,13 +54,15 @@ def check_references(rewards: Sequence[Reward], samples: Sequence[Sample]) -> No
             named = {name.casefold() for name in named_rewards(sample, column, weights)}
             for name in names_in(sample, column):
                 chosen.setdefault((sample.dataset, column, name.casefold() in named), sample)
-    refuse_all(
-        f"{sample.source or sample.id}: {column}: there is no reward {sample.row[column]!r}, but one for other rows; "
-        f"name the reward of each row in a column of its own (data.columns.reward); {known}"
-        for (dataset, column, matches), sample in chosen.items()
-        if not matches and (dataset, column, True) in chosen
-    )
-    judging = [(sample, row_weights(sample, weights)) for sample in samples]
+    problems = []
+    for (dataset, column, matches), sample in chosen.items():
+        if not matches and (dataset, column, True) in chosen:
+            problems.append(
+                f"{sample.source or sample.id}: {column}: there is no reward {sample.row[column]!r}, but one for other "
+                f"rows; name the reward of each row in a column of its own (data.columns.reward); {known}"
+            )
+    refuse_all(problems)
+    judging = [(sample, reward_weights_of(sample, weights)) for sample in samples]
     counts = Counter(name for _, names in judging for name in names)
     unused = [name for name in weights if judging and not counts[name]]
     if unused:
@@ -117,7 +119,7 @@ def warn_of_gold_answers(rewards: Sequence[Reward], samples: Sequence[Sample]) -
     chosen = _spread([sample for sample in samples if sample.answer], GOLD_SAMPLES)
     weights = own_weights(rewards)
     for reward in rewards:
-        row_samples = [sample for sample in chosen if reward.name in row_weights(sample, weights)]
+        row_samples = [sample for sample in chosen if reward.name in reward_weights_of(sample, weights)]
         texts = [(reward.gold_completion(sample), sample) for sample in row_samples]
         pairs = [(Completion(text, (), "stop"), sample) for text, sample in texts if text is not None]
         results = zip(pairs, reward.score(pairs) if pairs else [], strict=True)

@@ -67,11 +67,9 @@ def without_unreadable(
             unreadable.add(a)
     kept = []
     for result, (_, sample) in zip(results, pairs, strict=True):
-        kept.append(
-            RewardResult(0.0, None, "unjudged", f"the reference {sample.answer!r} cannot be read")
-            if unreadable.issuperset(sample.references)
-            else result
-        )
+        if unreadable.issuperset(sample.references):
+            result = RewardResult(0.0, None, "unjudged", f"the reference {sample.answer!r} cannot be read")
+        kept.append(result)
     return kept
 
 
@@ -108,10 +106,10 @@ class CosineScaled(MathAnswer):
 
     def score(self, pairs: Sequence[Pair]) -> list[RewardResult]:
         results = without_unreadable(super().score(pairs), pairs, self.cpu_seconds)
-        return [
-            result if result.status == "unjudged" else self._scaled(result, completion)
-            for result, (completion, _) in zip(results, pairs, strict=True)
-        ]
+        for k, (result, (completion, _)) in enumerate(zip(results, pairs, strict=True)):
+            if result.status != "unjudged":
+                results[k] = self._scaled(result, completion)
+        return results
 
     def _scaled(self, result: RewardResult, completion: Completion) -> RewardResult:
         if result.status == "error":
@@ -154,12 +152,10 @@ class LCPO(MathAnswer):
         for _, sample in pairs:
             targets.append(self._target(sample))
         results = without_unreadable(super().score(pairs), pairs, self.cpu_seconds)
-        return [
-            result
-            if result.status in ("error", "unjudged")
-            else replace(result, value=self._value(result, target - c.length))
-            for result, target, (c, _) in zip(results, targets, pairs, strict=True)
-        ]
+        for k, (result, target) in enumerate(zip(results, targets, strict=True)):
+            if result.status not in ("error", "unjudged"):
+                results[k] = replace(result, value=self._value(result, target - pairs[k][0].length))
+        return results
 
     def check_reference(self, sample: Sample) -> None:
         self._target(sample)

@@ -80,12 +80,11 @@ class MathAnswer(CheckedReward):
         for k, outcome in zip(wrong, outcomes, strict=True):
             if outcome.value is True:
                 disputed.add(k)
-        for k in range(len(results)):
+        for k, result in enumerate(results):
             self.metrics.setdefault(f"{self.name}/disputed", []).append(float(k in disputed))
-        return [
-            RewardResult(1.0, True, "ok", result.detail, {"disputed": 1.0}) if k in disputed else result
-            for k, result in enumerate(results)
-        ]
+            if k in disputed:
+                results[k] = RewardResult(1.0, True, "ok", result.detail, {"disputed": 1.0})
+        return results
 
     def _run(self, check: str, pairs: Sequence[Pair]) -> list[Outcome]:
         """Run a function of `lit_rlvr.answers.verdict` on completions in worker processes."""

@@ -204,7 +204,9 @@ def check_sql(
     if not sql:
         return False, "parse_fail", "no SQL"
     try:
-        references = [_reference_result(path, reference, limits) for path in databases]
+        references = []
+        for path in databases:
+            references.append(_reference_result(path, reference, limits))
     except ExecutionFailed as failure:
         return False, "error", f"the reference query failed ({failure.reason}): {reference}"
     if any(result.rows for result in references):

@@ -45,14 +45,18 @@ def balance(
         if p not in stay:
             leaving[p] = light(rollout, p)
     sent = gather_objects(leaving)
-    arrived = [take_group(rollout, p) if r == rank() else sent[r][p] for r, p in places]
-    if cut is not None:
-        arrived = [
-            group if r == rank() else _with_pixels(group, lambda pixels: cut(pixels.images))
-            for group, (r, _) in zip(arrived, places, strict=True)
-        ]
-    numbers = {p: summaries[r][q].number for p, (r, q) in enumerate(places)}
-    kept = {p: number for p, number in numbers.items() if number is not None}
+    arrived = []
+    kept = {}
+    for p, (r, q) in enumerate(places):
+        if r == rank():
+            arrived.append(take_group(rollout, q))
+        elif cut is None:
+            arrived.append(sent[r][q])
+        else:
+            arrived.append(_with_pixels(sent[r][q], lambda pixels: cut(pixels.images)))
+        number = summaries[r][q].number
+        if number is not None:
+            kept[p] = number
     return replace(reduce(join, arrived), kept=None if rollout.kept is None else kept)
 
 

@@ -18,7 +18,7 @@ from lit_rlvr.errors import UserError, check_all
 from lit_rlvr.plan import RunPlan
 from lit_rlvr.policy.precision import use_deterministic_kernels
 from lit_rlvr.rewards import shared_pool
-from lit_rlvr.rewards.base import ProcessPlace, unlogged
+from lit_rlvr.rewards.base import RunProcess, unlogged
 from lit_rlvr.rewards.combine import logged_metrics
 from lit_rlvr.rollout.agreement import agreement_metrics
 from lit_rlvr.rollout.engine_context import engine_context
@@ -30,7 +30,8 @@ from lit_rlvr.rollout.preflight.sizes import check_settings, log_sizes
 from lit_rlvr.rollout.queue import QueueSource
 from lit_rlvr.rollout.record import Record, ReplaySource, replay_settings
 from lit_rlvr.rollout.settings import RolloutSettings
-from lit_rlvr.rollout.source import RolloutSource, SyncSource
+from lit_rlvr.rollout.source import RolloutSource
+from lit_rlvr.rollout.sync import SyncSource
 from lit_rlvr.sampling import Sampling
 from lit_rlvr.training.module import RLVRModule
 from lit_rlvr.training.optimizer import updates_per_iteration
@@ -185,6 +186,19 @@ class RolloutCallback(RolloutSettings, Callback):
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._begin_rewards(trainer)
 
+    def open_rewards(self, trainer: Trainer, run_folder: Path | None) -> None:
+        """Let the rewards reach what they need outside of this process.
+
+        Args:
+            trainer: knows this process.
+            run_folder: where what the run has spent counts from the start on; None = it is not ready for a new run.
+        """
+        for reward in self.rewards:
+            reward.set_process(RunProcess.within(trainer))
+            if run_folder is not None:
+                reward.begin_run(run_folder)
+            reward.connect()
+
     def _begin_rewards(self, trainer: Trainer) -> None:
         """Tell the rewards the run's folder, before a validation at the start and again before the first step."""
         for reward in self.rewards:
@@ -243,10 +257,7 @@ class RolloutCallback(RolloutSettings, Callback):
 
     def _set_up_measurement(self, trainer: Trainer, module: RLVRModule, plan: RunPlan) -> None:
         """Connect the rewards, and say what the measurement needs."""
-        for reward in self.rewards:
-            reward.place(ProcessPlace.within(trainer))
-            reward.begin_run(Path(trainer.default_root_dir))
-            reward.connect()
+        self.open_rewards(trainer, Path(trainer.default_root_dir))
         log_sizes(self, module, plan, None)
 
     def _choose_source(self, trainer: Trainer, module: RLVRModule, data: PromptDataModule, stage: str) -> RolloutSource:

@@ -338,7 +338,7 @@ class DemonstrationSource(RolloutSource):
         demonstrations: of the training data.
         module: the algorithm.
         fingerprint: of all completions; a resumed run compares it.
-        pinned_groups: as for `SyncSource`.
+        pinned_groups: as for `CollectingSource`.
     """
 
     generates = False

@@ -396,7 +396,10 @@ def turn_metrics(rollout: Rollout) -> dict[str, float]:
 
     Collective: call it on every rank.
     """
-    episodes = [completion.turns for group in rollout.completions for completion in group]
+    episodes = []
+    for group in rollout.completions:
+        for completion in group:
+            episodes.append(completion.turns)
     sums = {
         "rollout/turns": sum(len(turns) for turns in episodes),
         "rollout/tool_calls": sum(turn.calls for turns in episodes for turn in turns),

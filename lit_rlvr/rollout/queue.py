@@ -23,7 +23,7 @@ from lit_rlvr.errors import UserError
 from lit_rlvr.rewards.background import BackgroundScoring
 from lit_rlvr.rewards.combine import Scores
 from lit_rlvr.rollout.generate import completion_seeds
-from lit_rlvr.rollout.source import STAGE_TEXTS, SyncSource
+from lit_rlvr.rollout.source import STAGE_TEXTS, CollectingSource
 from lit_rlvr.rollout.summaries import Summaries, count_repeats, mixed_groups
 from lit_rlvr.training.optimizer import updates_per_iteration
 from lit_rlvr.types import Completion, Prompt, PromptBatch, Rollout
@@ -65,7 +65,7 @@ class GroupState(NamedTuple):
     """What all ranks know of a group; sorted, those come first that are trained on first.
 
     Args:
-        left: the steps after this one in which it can still be trained on; infinite before its sampling begins.
+        left: the iterations after this one that can still train on it; infinite before its sampling begins.
         number: its place in the stream of prompts.
         rank: where it is.
         finished: whether all its completions are sampled.
@@ -84,14 +84,14 @@ class GroupState(NamedTuple):
 def choose(
     groups: Sequence[GroupState], prompts: int, wanted: int = 0, most: int = 0, in_order: bool = False, ranks: int = 1
 ) -> list[GroupState] | None:
-    """Return the groups that a step trains on, those with the oldest weights first; None = it has to wait.
+    """Return the groups that an iteration trains on, those with the oldest weights first; None = it has to wait.
 
-    A step leaves only groups that the steps after it can take in time. Else it takes more, up to the oldest group that
-    still runs, and waits for that one.
+    An iteration leaves only groups that those after it can take in time. Else it takes more, up to the oldest group
+    that still runs, and waits for that one.
 
     Args:
         groups: of all ranks.
-        prompts: how many the step needs.
+        prompts: how many the iteration needs.
         wanted: how many of them must be mixed, above 0 with dynamic sampling.
         most: after how many it takes fewer.
         in_order: take groups in the order of the prompts, so that no thread's speed changes the result.
@@ -109,7 +109,7 @@ def choose(
         if count < prompts or count % ranks or (mixed < wanted and count < most):
             continue
         rest = {*groups} - {*ready[:count]}
-        # A step with fewer mixed groups than prompts leaves more to later ones, which take more if they must.
+        # An iteration with fewer mixed groups than prompts leaves more to later ones, which take more if they must.
         if in_order or in_time(rest, len(groups) if wanted and mixed < prompts else prompts):
             return ready[:count]
         if count >= ahead:
@@ -118,34 +118,34 @@ def choose(
 
 
 def in_time(groups: Collection[GroupState], prompts: int) -> bool:
-    """Return whether the steps after this one can train on all these groups before they are too old.
+    """Return whether the iterations after this one can train on all these groups before they are too old.
 
     Args:
         groups: those that are left; nobody trains on dead ones.
-        prompts: how many a step trains on at least.
+        prompts: how many an iteration trains on at least.
     """
-    steps_left = sorted(group.left for group in groups if math.isfinite(group.left) and not group.dead)
-    for place, steps in enumerate(steps_left):
-        if not (place < steps * prompts):
+    lefts = sorted(group.left for group in groups if math.isfinite(group.left) and not group.dead)
+    for place, left in enumerate(lefts):
+        if place >= left * prompts:
             return False
     return True
 
 
-class QueueSource(SyncSource):
+class QueueSource(CollectingSource):
     """Generates groups during training, and trains on the first that finish; none of their tokens was sampled by
     weights more than `staleness` iterations old.
 
     A group is admitted only if it can still be used (AReaL, arXiv:2505.24298, eq. 3): with version v, at most
     (staleness + v + 1) P groups have been, without those that give no signal where mixed ones are asked for. What was
-    admitted is finished and trained on, the oldest first, unless it takes longer than `max_group_seconds`; a step waits
-    until those after it can take all others in time, so that long completions are not lost. With an engine that
+    admitted is finished and trained on, the oldest first, unless it takes longer than `max_group_seconds`; an iteration
+    waits until those after it can take all others in time, so that long completions are not lost. With an engine that
     takes weights while it generates (servers), a group may be sampled by several versions. In this process, what runs
     ends before weights change, and groups are taken in the order of their prompts, so that a resumed run is exact.
 
     Checkpoints store what is finished. What ran is generated again on resuming, with the same seeds.
 
     Args:
-        args, kwargs: the arguments of `SyncSource`.
+        args, kwargs: the arguments of `CollectingSource`.
         staleness: the most iterations between the weights that sample a token and those that train on it, at least 1.
         max_group_seconds: drop a group that has been sampled for longer; None = none.
     """
@@ -154,17 +154,17 @@ class QueueSource(SyncSource):
         super().__init__(*args, **kwargs)
         self.staleness = staleness
         self.max_group_seconds = max_group_seconds
-        self._dropped = 0  # groups, since the last step
+        self._dropped = 0  # groups, since the last iteration
         self._groups: list[QueuedGroup] = []  # this rank's, from admission to training
         self._admitted = 0  # groups, over all ranks
         self._ready: dict[str, Prompt] = {}  # sample id -> prompt of the loader's batch, prepared
         self._running: list[tuple[Future[None], list[QueuedGroup]]] = []
         self._changed = threading.Event()  # a group has finished
-        self._lengths: list[int] = []  # of completions that finished since the last step
+        self._lengths: list[int] = []  # of completions that finished since the last iteration
         self._expected: dict[str, float] = {}  # sample id -> mean length of its last completions on this rank
         self._idle_since: float | None = None
         self._idle_seconds = 0.0
-        self._taken_at: float | None = None  # when the last step had its groups
+        self._taken_at: float | None = None  # when the last iteration had its groups
         self._seconds_of_generation = 0.0
         self._version = 0  # of the weights that the engine has
         self._saved: dict[str, Any] | None = None
@@ -281,18 +281,14 @@ class QueueSource(SyncSource):
         if not self._concurrent:
             wait([future for future, _ in self._running])
 
-    # ---- the groups of a step -----------------------------------------------------------------------------
+    # ---- the groups of an iteration -----------------------------------------------------------------------
 
     def sample(self, batch: PromptBatch) -> tuple[Rollout, Summaries]:
         """Return the rollout of the groups that finish first, enough of them mixed, and what all ranks know of them."""
         return self.assemble_groups(self.take(batch))
 
-    def wants_more(self, summaries: Summaries, rounds: int, batch: PromptBatch) -> bool:
-        """Return False: `take` has waited for enough mixed groups."""
-        return False
-
     def take(self, batch: PromptBatch) -> list[QueuedGroup]:
-        """Admit groups, and wait for those of this step; return this rank's.
+        """Admit groups, and wait for those of this iteration; return this rank's.
 
         Collective: call it on every rank.
         """
@@ -351,7 +347,7 @@ class QueueSource(SyncSource):
             if group.started is None:
                 left = math.inf
             else:
-                left = self._steps_left(group.started)
+                left = self._iterations_left(group.started)
             scored = finished and (self._scoring.is_scored(group) or not self._concurrent)  # there it is waited for
             if judge and scored and group.mixed is None:
                 scores = self._scoring.scores([group], self.group_size)
@@ -359,8 +355,8 @@ class QueueSource(SyncSource):
             states.append(GroupState(left, group.number, rank(), finished, group.mixed is True, group.mixed is False))
         return [state for part in gather_objects(states) for state in part]
 
-    def _steps_left(self, started: int) -> float:
-        """Return in how many steps after this one a group can be trained on that began with this version."""
+    def _iterations_left(self, started: int) -> float:
+        """Return how many iterations after this one can train on a group that began with this version."""
         return self.staleness - (self.module.updates - started) / updates_per_iteration(self.module)
 
     def _settle(self, group: QueuedGroup) -> None:
@@ -444,7 +440,6 @@ class QueueSource(SyncSource):
         return rollout, summaries
 
     def round_size(self, summaries: Summaries, batch: PromptBatch) -> int:
-        """Return the number of this rank's groups: there is one round."""
         return len(summaries[rank()])
 
     def sample_reference(self, prompts: list[Prompt], seeds: list[list[int]]) -> Scores | None:
@@ -462,7 +457,7 @@ class QueueSource(SyncSource):
         self._version = self.module.updates
 
     def _log_queue(self, states: list[GroupState]) -> None:
-        """Keep metrics of the groups before a step.
+        """Keep metrics of the groups before an iteration.
 
         Collective: call it on every rank.
         """
@@ -481,12 +476,9 @@ class QueueSource(SyncSource):
             "rollout/queue/finished_length": total / count if count else math.nan,
         }
 
-    def release_engine(self) -> None:
-        """Leave the engine as it is: it generates during training."""
-
     @property
     def generation_seconds(self) -> float:
-        """Seconds since the last step had its groups."""
+        """Seconds since the last iteration had its groups."""
         return self._seconds_of_generation
 
     # ---- start and end ------------------------------------------------------------------------------------
@@ -528,7 +520,9 @@ class QueueSource(SyncSource):
         self._admitted = queue["admitted"]
         for values in queue["groups"][rank() :: world_size()]:
             group = self._queued(values["number"], self.data.stream.by_id[values["sample_id"]])
-            if values["completions"] is not None and self._steps_left(values["started"]) >= 0:  # staleness may be lower
+            if (
+                values["completions"] is not None and self._iterations_left(values["started"]) >= 0
+            ):  # staleness may be lower
                 group.started = values["started"]
                 group.has_versions = True
                 self._finish(group, [Completion(**fields) for fields in values["completions"]])

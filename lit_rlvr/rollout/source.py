@@ -11,23 +11,20 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lit_rlvr.common.terminal import progress
 from lit_rlvr.distributed.collectives import rank, world_size
-from lit_rlvr.errors import UserError
 from lit_rlvr.rewards.combine import Scores
-from lit_rlvr.rollout.assemble import join
 from lit_rlvr.rollout.balance import balance
-from lit_rlvr.rollout.generate import GroupSampler, completion_seeds
+from lit_rlvr.rollout.generate import GroupSampler
 from lit_rlvr.rollout.reference_rewards import ReferenceRewards
 from lit_rlvr.rollout.summaries import (
     Summaries,
     count_mixed,
-    count_repeats,
     count_successes,
     gather_summaries,
     number_mixed,
     trainable_groups,
 )
 from lit_rlvr.sampling import Sampling
-from lit_rlvr.training.loop import collect
+from lit_rlvr.training.loop import CollectSteps, collect
 from lit_rlvr.training.module import RLVRModule
 from lit_rlvr.types import Completion, Prompt, PromptBatch, Rollout
 
@@ -93,8 +90,8 @@ class RolloutSource(ABC):
         """Restore what `state_dict` returned."""
 
 
-class SyncSource(RolloutSource):
-    """Samples a rollout, waits for it, and trains on it: the weights that sample are those that are trained.
+class CollectingSource(CollectSteps, RolloutSource):
+    """Makes a rollout by the steps of `collect`: samples groups, and chooses those to train on.
 
     Args:
         sampler: generates and scores.
@@ -126,7 +123,7 @@ class SyncSource(RolloutSource):
         self.seconds: defaultdict[str, float] = defaultdict(float)  # by stage of the iteration
 
     def next(self, batch: PromptBatch) -> Rollout:
-        """Return the rollout of one iteration, which `collect` in training/loop.py makes by the methods below."""
+        """Return the rollout of one iteration, which `collect` in training/loop.py makes by the steps below."""
         self.metrics = {}
         self.extra_completions = []
         self.seconds = defaultdict(float)
@@ -136,48 +133,9 @@ class SyncSource(RolloutSource):
         return rollout
 
     def sync_weights(self, prompts: list[Prompt] | None) -> None:
-        """Give the engine the policy's weights.
-
-        Args:
-            prompts: those that a probe of the engine may score, if one is due; None = no probe.
-        """
         with self.timed("sync"):
             version = "policy", self.module.updates
             self.sampler.synced_engine.sync_weights(self.module.policy, version, prompts, self.sampling)
-
-    def sample(self, batch: PromptBatch) -> tuple[Rollout, Summaries]:
-        """Sample and score G completions of each prompt; return also what all ranks know of the groups."""
-        return self.sample_round(batch.prompts, rounds=1)
-
-    def sample_round(self, prompts: list[Prompt], rounds: int) -> tuple[Rollout, Summaries]:
-        """Sample and score a round of prompts.
-
-        Args:
-            prompts: this rank's prompts of this round.
-            rounds: sampling rounds so far, this one included.
-        """
-        repeats = self.count_repeats_in_round(rounds)
-        seeds = completion_seeds(prompts, repeats, self.group_size, "rollout", self.module.iteration)
-        rollout, seconds = self.sampler.sample(prompts, seeds, self.sampling, self.data, self.module.updates)
-        for stage, passed in seconds.items():
-            self.seconds[stage] += passed
-        rollout.repeats = repeats
-        return rollout, self.summarise(rollout)
-
-    def count_repeats_in_round(self, rounds: int) -> list[int]:
-        """Return how often each of this rank's prompts of this round occurred earlier in the iteration: in earlier
-        rounds, on lower ranks, or earlier on this rank.
-
-        Args:
-            rounds: sampling rounds so far, this one included.
-        """
-        size = self.data.prompts_per_rollout
-        prompts, _ = self.data.stream.take(rounds * size, self.data.cursor)
-        per_rank = size // world_size()
-        sample_ids = [prompt.sample.id for prompt in prompts]
-        repeats = count_repeats(sample_ids)  # of all prompts of the iteration so far
-        first = len(repeats) - size + rank() * per_rank  # this rank's first prompt of this round
-        return repeats[first : first + per_rank]
 
     def summarise(self, rollout: Rollout) -> Summaries:
         """Return what all ranks know of each other's groups.
@@ -186,45 +144,8 @@ class SyncSource(RolloutSource):
         """
         return gather_summaries(rollout, trainable_groups(self.module, rollout), self.module.selection.by)
 
-    def wants_more(self, summaries: Summaries, rounds: int, batch: PromptBatch) -> bool:
-        """Return whether dynamic sampling needs another round: too few groups are mixed.
-
-        Args:
-            summaries: what all ranks know of the groups so far.
-            rounds: sampling rounds so far.
-            batch: the prompts of the first round.
-        """
-        selection = self.module.selection
-        needed = selection.num_needed(len(batch) * world_size())
-        return count_mixed(summaries) < needed and rounds < selection.max_rounds
-
-    def sample_more(
-        self, rollout: Rollout, summaries: Summaries, rounds: int, batch: PromptBatch
-    ) -> tuple[Rollout, Summaries]:
-        """Sample a round of further prompts, and join its groups to those of the earlier rounds.
-
-        Args:
-            rollout: of the earlier rounds.
-            summaries: what all ranks know of them.
-            rounds: sampling rounds, this one included.
-            batch: says where the data's cursor is; it moves on.
-        """
-        further = self.data.train_dataloader().take(batch.cursor)
-        batch.cursor = further.cursor
-        further_rollout, further_summaries = self.sample_round(further.prompts, rounds)
-        summaries = [before + after for before, after in zip(summaries, further_summaries, strict=True)]
-        return join(rollout, further_rollout), summaries
-
     def select(self, rollout: Rollout, summaries: Summaries, batch: PromptBatch) -> Summaries:
-        """Return the groups to train on, and count successes and mixed groups.
-
-        With dynamic sampling that trains on mixed groups alone, the mixed ones get numbers, and the others get none.
-
-        Args:
-            rollout: gets `kept` if only mixed groups are trained on.
-            summaries: what all ranks know of their groups.
-            batch: the prompts of the first round; it gets the successes of all prompts.
-        """
+        # With dynamic sampling that trains on mixed groups alone, those get numbers.
         batch.successes = count_successes(summaries)
         selection = self.module.selection
         num_prompts = len(batch) * world_size()
@@ -242,12 +163,7 @@ class SyncSource(RolloutSource):
             rollout.kept = {p: number for p, number in numbers.items() if number is not None}
         return summaries
 
-    def round_size(self, summaries: Summaries, batch: PromptBatch) -> int:
-        """Return the number of each rank's groups in one round: mixed groups are numbered round by round."""
-        return len(batch)
-
     def add_reference_rewards(self, rollout: Rollout) -> None:
-        """Score completions of the reference policy for the same prompts, if the advantage needs them."""
         module, requested = self.module, self.module.reference_completions
         if requested is None:
             return
@@ -255,6 +171,10 @@ class SyncSource(RolloutSource):
             rollout.reference_rewards = self.reference_rewards.rewards(
                 requested, module.reference.version, rollout, module.iteration, module.device, self.sample_reference
             )
+
+    @abstractmethod
+    def round_size(self, summaries: Summaries, batch: PromptBatch) -> int:
+        """Return the number of this rank's groups in one round: mixed groups are numbered round by round."""
 
     def sample_reference(self, prompts: list[Prompt], seeds: list[list[int]]) -> Scores | None:
         """Score new completions of the reference, sampled as in training; None without prompts."""
@@ -265,17 +185,12 @@ class SyncSource(RolloutSource):
         return scores
 
     def balance(self, rollout: Rollout, summaries: Summaries) -> Rollout:
-        """Even out the groups' tokens over the ranks."""
         module = self.module
         if module.policy.family is not None:
             cut = module.image_processor.cut
         else:
             cut = None
         return balance(rollout, summaries, module.updates_per_rollout, self.pinned_groups, cut)
-
-    def release_engine(self) -> None:
-        """Free the engine's memory for training."""
-        self.sampler.synced_engine.sleep()
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -290,12 +205,3 @@ class SyncSource(RolloutSource):
 
     def state_dict(self) -> dict[str, Any]:
         return {"reference": self.reference_rewards.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        groups = state.get("queue", {}).get("groups")
-        if groups:
-            raise UserError(
-                f"rollout.staleness: the checkpoint has {len(groups)} groups that were on their way; resume with the "
-                "staleness that it was made with"
-            )
-        self.reference_rewards.load_state_dict(state["reference"])

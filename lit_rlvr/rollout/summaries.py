@@ -124,13 +124,12 @@ def number_mixed(summaries: Summaries, prompts_per_rank: int, limit: int) -> Sum
         prompts_per_rank: prompts of each rank in one sampling round.
         limit: how many groups to keep, over all ranks.
     """
-    places = sorted(
-        (p // prompts_per_rank, r, p % prompts_per_rank)
-        for r, rank_groups in enumerate(summaries)
-        for p, group in enumerate(rank_groups)
-        if group.is_mixed
-    )
-    numbers = {(r, k * prompts_per_rank + p): number for number, (k, r, p) in enumerate(places[:limit])}  # k: rounds
+    places = []
+    for r, rank_groups in enumerate(summaries):
+        for p, group in enumerate(rank_groups):
+            if group.is_mixed:
+                places.append((p // prompts_per_rank, r, p))  # by sampling round, then by rank
+    numbers = {(r, p): number for number, (_, r, p) in enumerate(sorted(places)[:limit])}
     numbered = []
     for r, rank_groups in enumerate(summaries):
         numbered_groups = []

@@ -123,7 +123,10 @@ def plot_run(rows: Mapping[int, Mapping[str, float]], path: Path, title: str) ->
         path: the PNG to write.
         title: the title of the figure.
     """
-    logged = {name for row in rows.values() for name in row}
+    logged = set()
+    for row in rows.values():
+        for name in row:
+            logged.add(name)
     panels = [LOSS_PANEL, *PANELS[1:]]
     if "rollout/reward" in logged:
         panels[0] = PANELS[0]

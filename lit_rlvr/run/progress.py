@@ -163,11 +163,11 @@ class RunProgress(ProgressBar):
             self._bar.update(self._task, total=total, completed=trainer.global_step, description=text)
             return
         left = estimator.seconds(trainer.global_step, total)
-        seconds = ", ".join(
-            f"{part} {values[f'time/{part}']:.1f}"
-            for part in ("sync", "generate", "score", "train")
-            if f"time/{part}" in values
-        )
+        times = []
+        for part in ("sync", "generate", "score", "train"):
+            if f"time/{part}" in values:
+                times.append(f"{part} {values[f'time/{part}']:.1f}")
+        seconds = ", ".join(times)
         print(
             f"step {trainer.global_step}{'' if total is None else f'/{total}'}  {text}  ({seconds} s)  "
             f"{'?' if left is None else f'{left:.0f} s'} left",
@@ -184,7 +184,11 @@ class RunProgress(ProgressBar):
             when = "before training"
         else:
             when = f"step {pl_module.updates}"
-        text = "  ".join(f"{k.removeprefix('val/')} {v:.3f}" for k, v in results.items() if k.count("/") > 1)
+        of_sets = []
+        for name, value in results.items():
+            if name.count("/") > 1:
+                of_sets.append(f"{name.removeprefix('val/')} {value:.3f}")
+        text = "  ".join(of_sets)
         self._console.print(f"validation, {when}: {text}", soft_wrap=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

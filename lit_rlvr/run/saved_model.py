@@ -131,7 +131,9 @@ def _other_model(
         trained_on: the name of the model that it was trained on.
         mismatches: what does not fit, a text each.
     """
-    matches = [re.search(r"\blayers\.\d+\.", key) for key in weights]
+    matches = []
+    for key in weights:
+        matches.append(re.search(r"\blayers\.\d+\.", key))
     layers = set()
     for match in matches:
         if match is not None:

@@ -24,7 +24,6 @@ from lit_rlvr.distributed.checkpoints import CheckpointFiles
 from lit_rlvr.distributed.fsdp2 import prepare_groups
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.precision import auto_precision, compute_dtype
-from lit_rlvr.rewards.base import ProcessPlace
 from lit_rlvr.rollout.callback import RolloutCallback, rollout_of
 from lit_rlvr.run.checkpoint import RunCheckpoint
 from lit_rlvr.run.loggers import callback_of, open_loggers
@@ -171,11 +170,7 @@ class Trainer(ChecksArguments, lightning.pytorch.Trainer):
     def _train(self, run: Run, model: Any, datamodule: Any, weights_only: bool | None) -> None:
         """Train a run, whose folder is locked and whose settings are known."""
         RunParts(self, model, datamodule, self.warm_start).prepare()
-        for reward in rollout_of(self).rewards:
-            reward.place(ProcessPlace.within(self))
-            if run.checkpoint is not None:  # what the run has spent counts from the start on
-                reward.begin_run(run.folder)
-            reward.connect()
+        rollout_of(self).open_rewards(self, None if run.checkpoint is None else run.folder)
         validates = self.limit_val_batches and not model.demonstrates
         if self.warm_start.steps and validates and run.checkpoint is None and is_first_process():
             self.accuracy_before_warm_start = accuracy_before(

@@ -263,7 +263,10 @@ class WarmStart:
         if self.categories is None:
             return prompts
         categories = {prompt.sample.category for prompt in prompts}
-        missing = [category for category in self.categories if category not in categories]
+        missing = []
+        for category in self.categories:
+            if category not in categories:
+                missing.append(category)
         if missing:
             raise UserError(
                 f"warm_start.categories: no training prompt has the category {missing[0]!r}; the data has "

@@ -259,11 +259,12 @@ def _with_other_keys(name: str, others: dict[str, Any]) -> Call:
 
 def _as_mapped_calls(value: Any) -> list[Call]:
     """Read a list of objects in which a tool's name is the key of its arguments."""
-    if isinstance(value, list):
-        parts = [part for part in value if isinstance(part, dict)]
-    else:
-        parts = []
-    return [_with_arguments(name, named) for part in parts for name, named in part.items()] or _as_calls(None)
+    calls = []
+    for part in value if isinstance(value, list) else ():
+        if isinstance(part, dict):
+            for name, named in part.items():
+                calls.append(_with_arguments(name, named))
+    return calls or _as_calls(None)
 
 
 def _written_calls(text: str, read: Callable[[Any], list[Call]] = _as_calls) -> list[Call]:

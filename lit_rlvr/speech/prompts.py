@@ -9,9 +9,13 @@ def prompt_text(prompt: Any) -> str:
     """Return a prompt, which is text or chat messages, as text."""
     if not isinstance(prompt, list):
         return str(prompt)
-    return "\n".join(
-        f"{m.get('role')}: {content_text(m.get('content'))}" if isinstance(m, dict) else str(m) for m in prompt
-    )
+    lines = []
+    for message in prompt:
+        if isinstance(message, dict):
+            lines.append(f"{message.get('role')}: {content_text(message.get('content'))}")
+        else:
+            lines.append(str(message))
+    return "\n".join(lines)
 
 
 def content_text(content: Any) -> str:
@@ -20,6 +24,10 @@ def content_text(content: Any) -> str:
         if content is None:
             return ""
         return str(content)
-    return "".join(
-        part.get("text", f"<{part.get('type', 'image')}>") if isinstance(part, dict) else str(part) for part in content
-    )
+    texts = []
+    for part in content:
+        if isinstance(part, dict):
+            texts.append(str(part.get("text", f"<{part.get('type', 'image')}>")))
+        else:
+            texts.append(str(part))
+    return "".join(texts)

@@ -31,7 +31,10 @@ def contradictions(module: Any) -> Iterator[str]:
             yield f"{term.option}: {type(term).__name__} needs a teacher; give model.teacher"
         elif term.place != "loss" and module.demonstrates:
             yield f"{term.option}: {name} has no {term.place}; use a term in the loss"
-    metrics = [term.metric for term in module.terms if term.metric]
+    metrics = []
+    for term in module.terms:
+        if term.metric:
+            metrics.append(term.metric)
     duplicates = sorted({name for name in metrics if metrics.count(name) > 1 or name in RESERVED})
     if duplicates:
         yield f"model.terms: the metric {duplicates[0]!r} has another meaning already; give each term one of its own"

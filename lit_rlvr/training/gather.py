@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 from lit_rlvr.advantages import Advantage, GroupBatch
 from lit_rlvr.advantages.base import impute
 from lit_rlvr.distributed.collectives import all_max, gather_columns, gather_rows, rank, to_device
-from lit_rlvr.rewards.base import row_weights
+from lit_rlvr.rewards.base import reward_weights_of
 from lit_rlvr.types import TURN_REWARDS, Rollout
 
 
@@ -43,7 +43,7 @@ def gather_groups(rollout: Rollout, rewards: Tensor, advantage: Advantage) -> Gr
         failed = torch.tensor([[status == "error" for status in group] for group in rollout.statuses])  # (P, G)
         sample_weights = []  # P
         for prompt in rollout.prompts:
-            sample_weights.append(row_weights(prompt.sample, rollout.weights))
+            sample_weights.append(reward_weights_of(prompt.sample, rollout.weights))
         for name, part in rollout.parts.items():
             parts[name] = part.masked_fill(failed, math.nan)
             by_prompt = torch.tensor([named.get(name, 0.0) for named in sample_weights])  # (P,)
@@ -101,7 +101,7 @@ def rewards_of_turns(rollout: Rollout, rewards: Tensor) -> Tensor:
     others = rewards - rollout.rewards  # (P, G), what terms take from the rewards
     weights = torch.zeros(rewards.shape)  # (P, G)
     for p, prompt in enumerate(rollout.prompts):
-        for name, weight in row_weights(prompt.sample, rollout.weights).items():
+        for name, weight in reward_weights_of(prompt.sample, rollout.weights).items():
             if name == TURN_REWARDS:
                 weights[p] = weight
             else:  # not the sum less the turns' rewards, whose rounding would tell equal returns apart

@@ -4,7 +4,7 @@ Lightning calls both for each batch of prompts: `collect` through `RolloutCallba
 `RolloutSource.next`, `train` through `RLVRModule.training_step`. What is timed, logged and shown stands there, around
 these lines. Each function they call is one idea, in the file that its import or its object names:
 
-    source       rollout/source.py (SyncSource), rollout/queue.py (QueueSource, `rollout.staleness` above 0)
+    source       rollout/source.py, with rollout/sync.py, or rollout/queue.py if `rollout.staleness` is above 0
     updater      training/update.py: the policy, its optimizer, and what an optimizer step needs besides
     algorithm    algorithms/ (the objective), training/loss.py (advantages, loss and terms)
 
@@ -13,12 +13,13 @@ Shapes: P prompts of this rank, G completions of each, B = P x G rows, T tokens 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from lit_rlvr.objectives import Stats
-from lit_rlvr.training.failures import retry_smaller
+from lit_rlvr.training.failures import find_not_finite, retry_smaller
 from lit_rlvr.training.loss_inputs import loss_inputs
 from lit_rlvr.training.prepared import PreparedRollout
 from lit_rlvr.training.step import StepPlan, plan_step
@@ -27,31 +28,55 @@ from lit_rlvr.training.update import Updater
 from lit_rlvr.types import Prompt, PromptBatch, Rollout
 
 
-class CollectSteps(Protocol):
-    """The steps of `collect`; `SyncSource` and `QueueSource` implement them, and say more of each."""
+class CollectSteps(ABC):
+    """The steps of `collect`, which a source of rollouts implements."""
 
+    @abstractmethod
     def sync_weights(self, prompts: list[Prompt] | None) -> None:
-        """Give the engine the policy's weights."""
+        """Give the engine the policy's weights.
 
+        Args:
+            prompts: those that a probe of the engine may score, if one is due; None = no probe.
+        """
+
+    @abstractmethod
     def sample(self, batch: PromptBatch) -> tuple[Rollout, Any]:
         """Return scored groups of this rank, and summaries of the groups of all ranks."""
 
     def wants_more(self, summaries: Any, rounds: int, batch: PromptBatch) -> bool:
         """Return whether too few groups are mixed after some rounds of sampling."""
+        return False
 
     def sample_more(self, rollout: Rollout, summaries: Any, rounds: int, batch: PromptBatch) -> tuple[Rollout, Any]:
-        """Return the groups with those of further prompts, and the summaries of them all."""
+        """Return the groups with those of further prompts, and the summaries of them all.
 
+        Args:
+            rollout: of the earlier rounds.
+            summaries: what all ranks know of them.
+            rounds: sampling rounds, this one included.
+            batch: says where the data's cursor is; it moves on.
+        """
+        return rollout, summaries
+
+    @abstractmethod
     def select(self, rollout: Rollout, summaries: Any, batch: PromptBatch) -> Any:
-        """Return the summaries of the groups to train on."""
+        """Return the summaries with the groups to train on numbered, and count successes and mixed groups.
 
+        Args:
+            rollout: gets `kept` if only mixed groups are trained on.
+            summaries: what all ranks know of their groups.
+            batch: the prompts of the first round; it gets the successes of all prompts.
+        """
+
+    @abstractmethod
     def add_reference_rewards(self, rollout: Rollout) -> None:
         """Add the rewards of a reference policy's completions, if the advantage asks for them."""
 
+    @abstractmethod
     def balance(self, rollout: Rollout, summaries: Any) -> Rollout:
         """Return this rank's share of the chosen groups, with as many tokens as the others have."""
 
-    def release_engine(self) -> None:
+    def release_engine(self) -> None:  # noqa: B027  # an engine that samples during training is left as it is
         """Free the engine's memory for training."""
 
 
@@ -100,9 +125,10 @@ def train(updater: Updater, rollout: Rollout, number: int, trace: Trace | None =
         attempt = partial(accumulate, updater, prepared, minibatch, number)
         plan, sums = retry_smaller(updater.budget, rollout, attempt)  # in smaller micro-batches if memory runs out
         norm = updater.reduce_and_clip()  # of the gradient over all ranks, before it is clipped
-        is_finite = updater.check_finite(plan, sums, norm, number)  # saves the groups of one that is not
-        metrics |= updater.measure(plan, sums, norm, is_finite)
-        if is_finite and not rollout.is_unrewarded:  # no reward judged any of it (RolloutCallback.fill_batch)
+        not_finite = find_not_finite(sums.get("loss"), norm)  # None = loss and gradient are finite on all ranks
+        updater.count_step(plan, not_finite, number)  # saves the groups of one that is not finite
+        metrics |= updater.measure(plan, sums, norm, not_finite is None)
+        if not_finite is None and not rollout.is_unrewarded:  # no reward judged any of it (RolloutCallback.fill_batch)
             metrics |= updater.take_step(plan)
         else:
             updater.skip_step()
@@ -135,6 +161,7 @@ def accumulate(
         for k in range(len(plan.microbatches)):
             output = updater.forward(plan, k)  # (rows, T) log-probabilities and entropies
             old_logp = plan.old_logprobs(k, output.logp)  # at the iteration's beginning; in its first step, as now
+            prepared.keep_old_logprobs(plan.indices[k], old_logp)  # of its first step, for later ones
             inputs, stats = loss_inputs(plan, k, output, old_logp)
             stats |= updater.watch(plan, k, output, inputs)
             loss, loss_stats = updater.algorithm.loss(inputs)  # the objective and the terms

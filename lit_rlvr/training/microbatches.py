@@ -52,7 +52,9 @@ def cut_step(rollout: Rollout, live: list[int], limits: StepLimits) -> tuple[lis
 
 def cut_rows(rollout: Rollout, rows: list[int], budget: int, shared_prefix: bool) -> list[list[int]]:
     """Cut rows of a rollout into micro-batches of at most `budget` input tokens."""
-    prompt_lengths = [len(prompt.token_ids) for prompt in rollout.prompts]
+    prompt_lengths = []
+    for prompt in rollout.prompts:
+        prompt_lengths.append(len(prompt.token_ids))
     lengths = []
     for length, group in zip(prompt_lengths, rollout.completions, strict=True):
         for completion in group:

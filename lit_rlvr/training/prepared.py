@@ -49,3 +49,13 @@ class PreparedRollout:
     def is_first_step(self) -> bool:
         """True if no step was taken or skipped yet, so that the weights are those of the iteration's beginning."""
         return self.steps_taken == 0
+
+    def keep_old_logprobs(self, index: Tensor, logp: Tensor) -> None:
+        """Keep rows of the first step, whose weights are those of the iteration's beginning, for later steps.
+
+        Args:
+            index: (rows,) long.
+            logp: (rows, T).
+        """
+        if self.is_first_step and self.old_logp is not None:
+            self.old_logp[index] = logp.to(self.old_logp.dtype)

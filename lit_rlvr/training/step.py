@@ -59,8 +59,8 @@ class StepPlan:
     def old_logprobs(self, k: int, logp: Tensor) -> Tensor:
         """Return the log-probabilities (rows, T) of micro-batch k under the policy at the iteration's beginning.
 
-        - In the first step: the current ones, because the weights are still the same. They are kept for later steps.
-        - In later steps: those that were kept, or computed before the first step.
+        - In the first step: the current ones, because the weights are still the same.
+        - In later steps: those that `PreparedRollout.keep_old_logprobs` kept, or that were computed before the first.
         - Else, with `prox_logp_method: loglinear`: between the current ones and those at sampling time.
 
         Args:
@@ -71,8 +71,6 @@ class StepPlan:
         index = self.indices[k]
         logp = logp.detach()
         if prepared.is_first_step:
-            if prepared.old_logp is not None:
-                prepared.old_logp[index] = logp.to(prepared.old_logp.dtype)
             return logp
         if prepared.old_logp is not None:
             return prepared.old_logp[index]

@@ -185,7 +185,10 @@ class Teachers:
 
     @property
     def policies(self) -> list[Policy]:
-        return [reference.policy for reference in self.held.values()]
+        policies = []
+        for reference in self.held.values():
+            policies.append(reference.policy)
+        return policies
 
     def check(self, data: Any, sampling: Sampling) -> list[Prompt]:
         """Refuse training rows without a teacher, or that it cannot score; return the prompts that it gets.

@@ -26,7 +26,6 @@ from lit_rlvr.training.failures import (
     MicrobatchGradients,
     SkippedSteps,
     TokenBudget,
-    find_not_finite,
     retry_smaller,
     save_step,
 )
@@ -261,25 +260,28 @@ class Updater:
 
     # ---- the step -----------------------------------------------------------------------------------------
 
-    def check_finite(self, plan: StepPlan, sums: Stats, norm: Tensor, number: int) -> bool:
-        """Return whether loss and gradient are finite on all ranks; count the step, and save its groups if not.
+    def count_step(self, plan: StepPlan, not_finite: list[str] | None, number: int) -> None:
+        """Count a step as finite or not, and save the groups of one that is not.
 
         Collective: call it on every rank.
+
+        Args:
+            plan: of the step.
+            not_finite: as `find_not_finite` returns it.
+            number: of the step in the run, from 1.
 
         Raises:
             UserError: too many steps in a row were not finite.
         """
-        not_finite = find_not_finite(sums.get("loss"), norm)
         if not_finite is None:
             self.skipped.add_finite(plan.prepared.rollout.is_unrewarded)
-            return True
+            return
         with self.dropout(number):
             saved = save_step(self.run_folder, number, not_finite, plan, self.microbatch_gradients)
         self.skipped.add(number, not_finite, saved)
-        return False
 
     def measure(self, plan: StepPlan, sums: Stats, norm: Tensor, is_finite: bool) -> dict[str, float]:
-        """Return the metrics of a step before it is taken.
+        """Return the metrics of a step before it is taken; its noise joins the averages of the noise scale.
 
         Collective: call it on every rank.
         """
@@ -327,5 +329,7 @@ class Updater:
         if self.sharded:
             reduce_over_copies(self.policy, now=True)
         self.backward_on_rank(loss)
-        gradients = [parameter.grad for parameter in all_parameters(self.optimizer)]
+        gradients = []
+        for parameter in all_parameters(self.optimizer):
+            gradients.append(parameter.grad)
         return MicrobatchGradients(loss.detach(), gradients, terms)

@@ -261,7 +261,10 @@ def _rewards_by_answer(rewards: Iterable[dict[str, list[float]]], references: Co
     if not by_answer:
         return {}
     most = max(by_answer.values(), key=len)
-    everything = [value for values in by_answer.values() for value in values]
+    everything = []
+    for values in by_answer.values():
+        for value in values:
+            everything.append(value)
     return {
         "reward": fmean(everything),
         "same_answer": len(most) / len(everything),

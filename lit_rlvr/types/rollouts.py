@@ -19,7 +19,10 @@ from lit_rlvr.types.samples import Prompt
 
 @dataclass
 class PromptBatch:
-    """A batch of P prompts from a DataModule's loader. The rollout callback fills `rollout` in place.
+    """A batch of P prompts from a DataModule's loader.
+
+    The rollout callback sets `rollout`, `greedy` and `demonstrations`; a source that takes further prompts moves
+    `cursor`, and it sets `successes`.
 
     Args:
         prompts: this rank's P prompts.
@@ -72,6 +75,10 @@ class Rollout:
     """P prompts with G scored completions each, on this rank.
 
     Row p * G + g of a (B, T) tensor is completion g of prompt p; completions are right-padded.
+
+    `GroupSampler` builds it. Then the source sets `repeats`, `kept`, `reference_rewards` and, where weights are older,
+    `versions` and `stale_cache`; the callback sets `is_unrewarded`, and `train` sets `advantages`. Only a replay writes
+    another field, `mask`.
 
     Args:
         prompts: the P prompts.
@@ -129,10 +136,11 @@ class Rollout:
     @property
     def unreadable(self) -> dict[str, Tensor]:
         """Name -> (P, G) bool, True = that reward found no answer to judge (status "parse_fail")."""
-        return {
-            name: self._table([[row[name].status == "parse_fail" for row in group] for group in self.details]).bool()
-            for name in (self.parts if self.details else ())
-        }
+        unreadable = {}
+        for name in self.parts if self.details else ():
+            statuses = [[row[name].status == "parse_fail" for row in group] for group in self.details]
+            unreadable[name] = self._table(statuses).bool()
+        return unreadable
 
     @classmethod
     def unscored(
@@ -258,7 +266,10 @@ class Rollout:
         """
         banned = set(self.sampling.banned_token_ids)
         is_observed = [False] * len(completion.token_ids)
-        spans = [turn.observed for turn in completion.turns if turn.observed]
+        spans = []
+        for turn in completion.turns:
+            if turn.observed:
+                spans.append(turn.observed)
         if not spans:
             spans = []
             for before, after in pairwise(completion.turns):

@@ -342,7 +342,11 @@ def listen(pools: Sequence[WorkerPool], block: bool = True) -> list[tuple[int, O
         if worker.connection in ready or time.monotonic() >= worker.deadline:
             pool.hear(worker)
             pool.feed()
-    return [ended for pool in pools for ended in pool.take_ended()]
+    ended_workers = []
+    for pool in pools:
+        for ended in pool.take_ended():
+            ended_workers.append(ended)
+    return ended_workers
 
 
 def _kill_all(workers: list[WorkerProcess], owner: int) -> None:

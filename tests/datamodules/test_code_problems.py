@@ -17,8 +17,7 @@ import pytest
 from lit_rlvr.datamodules import CodeProblems
 from lit_rlvr.datamodules.reading.split import ReadingOptions
 from lit_rlvr.errors import UserError
-from lit_rlvr.rewards import CodeTests
-from lit_rlvr.rewards import code as code_tests
+from lit_rlvr.rewards import CodeTests, code as code_tests
 from lit_rlvr.types import Completion, RewardResult
 
 

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 from fuzzing import examples
 from hostile_answers import ANSWERS
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from lit_rlvr.rewards import Choice, Format, MathAnswer, OpenAnswer, Reward, SQLExecution
 from lit_rlvr.types import Completion, Sample

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from fuzzing import examples
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from tiny_runs import FIT, fit, tiny_config
 
 pytestmark = pytest.mark.slow

@@ -4,8 +4,7 @@ import random
 
 import pytest
 import torch
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 from lit_rlvr.policy.layout import Group, Rows, build_rows, cut_microbatches
 

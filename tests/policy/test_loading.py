@@ -21,8 +21,8 @@ from lit_rlvr.policy.loading import (
     load_policy,
     load_tokenizer,
     outline,
+    save_model as save_trained,
 )
-from lit_rlvr.policy.loading import save_model as save_trained
 
 CLI = Callable[..., Any]
 Spoil = Callable[[Path], Any]

@@ -16,8 +16,7 @@ from tiny import make_prompt, make_rollout, plain_logprobs, save_model, start_en
 from tiny_environments import Echo
 from tiny_episodes import between
 from tiny_fit import fit
-from tiny_runs import fit as run
-from tiny_runs import metrics, summary, to
+from tiny_runs import fit as run, metrics, summary, to
 from torch import Tensor
 from torch.nn.functional import normalize
 

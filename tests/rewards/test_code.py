@@ -15,8 +15,7 @@ import pytest
 from hostile_answers import assert_linear
 
 from lit_rlvr.errors import UserError
-from lit_rlvr.rewards import CodeTests, code
-from lit_rlvr.rewards import code as code_tests
+from lit_rlvr.rewards import CodeTests, code, code as code_tests
 from lit_rlvr.rewards.code import check_call_tests, check_code, extract_program, read_tests, same_output, same_value
 from lit_rlvr.types import Completion, RewardResult, Sample
 from lit_rlvr.workers.sandbox import ProgramLimits

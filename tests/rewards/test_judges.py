@@ -26,7 +26,7 @@ from lit_rlvr.rewards import (
     RewardModelServer,
     RubricJudge,
 )
-from lit_rlvr.rewards.base import ProcessPlace
+from lit_rlvr.rewards.base import RunProcess
 from lit_rlvr.rewards.combine import logged_metrics, score_rollout
 from lit_rlvr.rewards.judges import reward_model
 from lit_rlvr.rewards.judges.rubric import read_rubric
@@ -248,7 +248,7 @@ def test_each_machine_has_a_file_of_answers_and_a_part_of_the_limits(tmp_path: P
 
     def started(machine: int, machines: int, processes: int, **more: Any) -> PointwiseJudge:
         judge = PointwiseJudge(server=stub.server(**options, **more))
-        judge.place(ProcessPlace(torch.device("cpu"), processes, machine, machines))
+        judge.set_process(RunProcess(torch.device("cpu"), processes, machine, machines))
         judge.begin_run(tmp_path)
         return judge
 
@@ -370,7 +370,7 @@ def test_a_reward_model_is_on_the_gpu_of_its_process(
 
     monkeypatch.setattr(RewardModel, "scores_of", scores_of)
     reward = RewardModel("folder", given)
-    reward.place(ProcessPlace(torch.device("cuda", 3), processes))
+    reward.set_process(RunProcess(torch.device("cuda", 3), processes))
     assert reward._device == wanted
     other = replace(SAMPLE, id="other")
     pairs = paired("a", "bcd") + [(completion, other) for completion, _ in paired("ef")] + paired("ghij")
@@ -380,7 +380,7 @@ def test_a_reward_model_is_on_the_gpu_of_its_process(
 
 def test_a_gpu_that_several_processes_would_share_is_refused() -> None:
     with pytest.raises(UserError, match=r"RewardModel\.device: each of the 2 processes .* onto cuda:1; give cuda"):
-        RewardModel("folder", "cuda:1").place(ProcessPlace(torch.device("cuda", 0), 2))
+        RewardModel("folder", "cuda:1").set_process(RunProcess(torch.device("cuda", 0), 2))
 
 
 def test_rows_of_similar_lengths_are_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:

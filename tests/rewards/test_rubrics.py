@@ -14,7 +14,7 @@ import pytest
 from lit_rlvr.common.columns import column_of, lookup, single
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import LCPO, Format, MathAnswer, RubricJudge
-from lit_rlvr.rewards.base import own_weights, row_weights
+from lit_rlvr.rewards.base import own_weights, reward_weights_of
 from lit_rlvr.rewards.gold_answers import check_references
 from lit_rlvr.rewards.judges.rubric import read_rubric
 from lit_rlvr.types import Sample
@@ -128,9 +128,9 @@ def test_paths_lead_into_dicts_lists_and_their_text() -> None:
 @pytest.mark.parametrize("column", ["dataset", "data_source"])
 def test_a_column_chooses_the_rewards_of_a_row_in_any_form(cell: Any, column: str) -> None:
     weights = own_weights([MathAnswer(name="math"), Format("{answer}", name="format", weight=0.5)])
-    assert row_weights(Sample("a", "?", "5", row={column: cell}), weights) == {"math": 1.0}
-    assert row_weights(Sample("a", "?", "5", row={column: ["math", "format"]}), weights) == weights
-    assert row_weights(Sample("a", "?", "5", row={column: ["other", 3, None]}), weights) == weights
+    assert reward_weights_of(Sample("a", "?", "5", row={column: cell}), weights) == {"math": 1.0}
+    assert reward_weights_of(Sample("a", "?", "5", row={column: ["math", "format"]}), weights) == weights
+    assert reward_weights_of(Sample("a", "?", "5", row={column: ["other", 3, None]}), weights) == weights
 
 
 def test_an_answer_for_each_of_several_rewards_is_refused() -> None:

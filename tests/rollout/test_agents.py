@@ -32,8 +32,7 @@ from lit_rlvr.agents.processes import LAUNCHER
 from lit_rlvr.agents.replies import anthropic_body, openai_body, read_reply
 from lit_rlvr.agents.requests import ChatRequest, RequestError, SamplingRules, read_openai
 from lit_rlvr.agents.session import Group, Limits, Session, completion_of, shared_start
-from lit_rlvr.commands import evaluate
-from lit_rlvr.commands import filter as filter_command
+from lit_rlvr.commands import evaluate, filter as filter_command
 from lit_rlvr.commands.report.explain import call_rows
 from lit_rlvr.datamodules.reading.chat import Chat
 from lit_rlvr.datamodules.reading.images import ImageOptions

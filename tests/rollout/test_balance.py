@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from tiny import make_rollout, random_ids
 from tiny_vlms import picture
 from two_ranks import in_two_ranks

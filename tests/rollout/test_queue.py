@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from lightning.pytorch import LightningModule, Trainer
 from tiny import make_rollout, random_ids
 from tiny_engines import Streaming

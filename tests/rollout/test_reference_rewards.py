@@ -11,7 +11,7 @@ from tiny_runs import CLI, assert_same_run, metrics
 
 from lit_rlvr.distributed.checkpoints import last_checkpoint
 from lit_rlvr.rollout.reference_rewards import ReferenceRewards
-from lit_rlvr.rollout.source import SyncSource
+from lit_rlvr.rollout.sync import SyncSource
 
 FIT = ("fit", "--config", "tiny.yaml", "--model", "AAPO", "--model.init_args.lr", "0.01")
 ABOVE = """

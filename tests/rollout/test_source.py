@@ -11,7 +11,8 @@ from two_ranks import in_two_ranks
 from lit_rlvr.algorithms import DAPO
 from lit_rlvr.datamodules import PromptDataModule
 from lit_rlvr.rollout.callback import rollout_of
-from lit_rlvr.rollout.source import RolloutSource, SyncSource
+from lit_rlvr.rollout.source import RolloutSource
+from lit_rlvr.rollout.sync import SyncSource
 
 
 def sampled(folder: Path, root: Path, answers: list[str], **options: Any) -> tuple[RolloutSource, Recorder]:

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 from stub_judge import StubJudge
 from tiny import save_model, tiny_moe
-from tiny_fit import Recording
-from tiny_fit import fit as fit_here
+from tiny_fit import Recording, fit as fit_here
 from tiny_rewards import judged_as_is
 from tiny_runs import fit, to
 

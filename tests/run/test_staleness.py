@@ -7,8 +7,7 @@ import torch
 from plans import plan_without_trainer
 from tiny_engines import Copying
 from tiny_fit import fit
-from tiny_runs import CLI, FIT, STRATEGIES, completions, in_two_processes, metrics, summary, to
-from tiny_runs import fit as run
+from tiny_runs import CLI, FIT, STRATEGIES, completions, fit as run, in_two_processes, metrics, summary, to
 
 from lit_rlvr.rollout.preflight.sizes import check_settings
 

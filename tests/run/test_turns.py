@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_runs import CLI
-from tiny_runs import fit as run
+from tiny_runs import CLI, fit as run
 
 TURNS = (
     "--rollout.environment",

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_fit import fit
-from tiny_runs import CLI, assert_same_run, metrics, to
-from tiny_runs import fit as fit_command
+from tiny_runs import CLI, assert_same_run, fit as fit_command, metrics, to
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard

@@ -277,7 +277,9 @@ def judge_rows(
         in_endings: whether answers also stand in `ENDINGS`.
         checkup: counts the judged texts.
     """
-    texts = [texts_of(gold, frequent, in_endings) for gold in golds]
+    texts = []
+    for gold in golds:
+        texts.append(texts_of(gold, frequent, in_endings))
     pairs = []
     for gold, row in zip(golds, texts, strict=True):
         for pair in pairs_of_texts(reward, gold, row):

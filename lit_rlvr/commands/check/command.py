@@ -86,7 +86,10 @@ def run_command(command: str, arguments: list[str]) -> int:
         show_checkup(name, config)
         return 0
     findings = check_by_name(name, {**(model.get("init_args") or {}), **config.init_args})
-    failed = [finding.name for finding in findings if not finding.ok]
+    failed = []
+    for finding in findings:
+        if not finding.ok:
+            failed.append(finding.name)
     result = []
     for finding in findings:
         result.append(vars(finding) | {"ok": finding.ok})
@@ -198,7 +201,10 @@ def check_term(name: str, term: Term) -> list[Finding]:
     Raises:
         UserError: the term needs what only a model has.
     """
-    missing = [need for need in term.needs if need in OF_A_MODEL]
+    missing = []
+    for need in term.needs:
+        if need in OF_A_MODEL:
+            missing.append(need)
     if missing:
         raise UserError(
             f"check: {name} needs {', '.join(missing)} of a model, which frozen batches have not; try it in a run"

@@ -337,7 +337,10 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
         if path.is_file() and not zipfile.is_zipfile(path):
             raise UserError(f"batch: {path} is no .npz file; write one with numpy's savez")
         with np.load(path, allow_pickle=False) as data:
-            return {name: data[name] for name in data.files}
+            arrays = {}
+            for name in data.files:
+                arrays[name] = data[name]
+            return arrays
     except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
         raise UserError(
             f"batch: {path} is not a readable .npz of plain arrays: {str(error).splitlines()[0]}"

@@ -227,7 +227,10 @@ def run_cells(folder: StudyFolder, jobs: int, lock: int, cluster: Cluster | None
 def reason(log: Path, status: int) -> str:
     """Return why a run failed: its last reported error, else the signal that killed it, else its last line."""
     lines = log.read_text(errors="replace").rpartition(BEGIN)[2].splitlines()[1:]
-    errors = [line for line in lines if ERROR_LINE.match(line)]
+    errors = []
+    for line in lines:
+        if ERROR_LINE.match(line):
+            errors.append(line)
     if errors:
         return errors[-1].removeprefix("lit-rlvr: error: ")
     if status < 0:

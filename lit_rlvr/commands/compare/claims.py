@@ -205,8 +205,14 @@ def lacking_pairs(decided: Sequence[DecidedClaim]) -> list[str]:
     for d in decided:
         if d.result is None:
             lines.append(f"{d.claim.says}: no pair of runs has {d.claim.measure}.")
-    primary = [d.result for d in decided if d.claim.primary]
-    counts = [result.n for result in primary if result is not None]
+    primary = []
+    for d in decided:
+        if d.claim.primary:
+            primary.append(d.result)
+    counts = []
+    for result in primary:
+        if result is not None:
+            counts.append(result.n)
     if counts and min(counts) < least_pairs(len(primary)):
         lines.append(
             f"Too few seeds: sign flips need {least_pairs(len(primary))} pairs to reach {LEVEL:g} among {len(primary)} "

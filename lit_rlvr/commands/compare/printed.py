@@ -161,7 +161,9 @@ def _check_known(study: Study, task: str, cells: Iterable[str], columns: Iterabl
 
 def _read_table(given: Mapping[str, Any]) -> PrintedTable:
     task = str(given["task"])
-    columns = [str(column) for column in given["columns"]]
+    columns = []
+    for column in given["columns"]:
+        columns.append(str(column))
     rows = {}
     for row, cells in given["rows"].items():
         rows[str(row)] = [PrintedValue.parse(cell) for cell in cells]

@@ -270,7 +270,9 @@ def _tables(study: Study, suites_by_seed: Sequence[Mapping[str, Mapping[str, Any
             of_suites[name]["categories"] = _over_seeds(categories, _over_seeds)
         averages_by_seed = []
         for suites in suites_by_seed:
-            numbers = [_flat_numbers(suites[name]) for name in group]
+            numbers = []
+            for name in group:
+                numbers.append(_flat_numbers(suites[name]))
             averages_by_seed.append(averages(numbers, dict.fromkeys(chain(*numbers))))
         tables[table] = {"suites": of_suites, "average": _over_seeds(averages_by_seed)}
     return tables

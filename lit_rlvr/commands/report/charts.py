@@ -217,7 +217,9 @@ def more_panels(groups: Sequence[RunGroup]) -> list[Panel]:
 def _drawn(groups: Sequence[RunGroup], wanted: ChartMetrics) -> list[Panel]:
     panels = []
     for title, metrics in wanted:
-        curves = [curve(group.runs, metrics) for group in groups]
+        curves = []
+        for group in groups:
+            curves.append(curve(group.runs, metrics))
         if any(curves):
             panels.append((title, curves))
     return panels

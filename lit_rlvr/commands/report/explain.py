@@ -144,7 +144,9 @@ def _number(value: float | None, form: str) -> str:
 
 def criteria_rows(completions: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
     """Return the criteria of a rubric, or the measures of places, each with its score of every completion."""
-    scores = [completion.get("criteria", {}) for completion in completions]
+    scores = []
+    for completion in completions:
+        scores.append(completion.get("criteria", {}))
     rows = []
     for name in dict.fromkeys(chain(*scores)):
         texts = []
@@ -156,7 +158,9 @@ def criteria_rows(completions: Sequence[dict[str, Any]]) -> list[tuple[str, ...]
 
 def turn_reward_rows(completions: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
     """Return the turns, each with its reward in every completion; none if no turn has a reward."""
-    rewards = [completion.get("turn_rewards", []) for completion in completions]
+    rewards = []
+    for completion in completions:
+        rewards.append(completion.get("turn_rewards", []))
     rows = []
     for k in range(max(map(len, rewards), default=0)):
         given = []
@@ -194,10 +198,12 @@ def token_details(completion: dict[str, Any]) -> list[tuple[str, float, bool, st
             if own:
                 numbers += f", advantage {advantage:+.3f}"
             details.append((weight, bool(advantage) and weight == 0, numbers))
-    return [
-        (token, *(numbers if sampled else (0.0, False, OBSERVED)))
-        for token, sampled, numbers in zip(completion["tokens"], _sampled_mask(completion), details, strict=True)
-    ]
+    rows = []
+    for token, sampled, detail in zip(completion["tokens"], _sampled_mask(completion), details, strict=True):
+        if not sampled:
+            detail = (0.0, False, OBSERVED)
+        rows.append((token, *detail))
+    return rows
 
 
 def _sampled_mask(completion: dict[str, Any]) -> list[bool]:

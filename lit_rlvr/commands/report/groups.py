@@ -109,7 +109,9 @@ def group_runs(runs: Iterable[RunRecord]) -> list[RunGroup]:
     for run in runs:
         key = tuple(sorted(without_seed(run.settings).items())) if run.settings else run.path
         groups.setdefault(key, []).append(run)
-    names = [_name(members) for members in groups.values()]
+    names = []
+    for members in groups.values():
+        names.append(_name(members))
     run_groups = []
     for name, members in zip(names, groups.values(), strict=True):
         run_groups.append(

@@ -145,7 +145,9 @@ def _task(name: str, groups: Sequence[RunGroup], legends: Sequence[dict[str, Any
     for group, legend in zip(groups, legends, strict=True):
         if group.task == name:
             chosen.append(legend)
-    members = [groups[legend["number"]] for legend in chosen]
+    members = []
+    for legend in chosen:
+        members.append(groups[legend["number"]])
     numbers = [legend["number"] for legend in chosen]
     columns, rows = results_table(members)
     return dict(

@@ -74,7 +74,9 @@ def differences(groups: Sequence[RunSettings]) -> list[tuple[str, list[str]]]:
     """
     rows = []
     for name in dict.fromkeys(chain(*map(without_seed, groups))):
-        values = [settings.get(name, MISSING) for settings in groups]
+        values = []
+        for settings in groups:
+            values.append(settings.get(name, MISSING))
         if len(set(values)) > 1:
             rows.append((name, values))
     return sorted(rows, key=lambda row: MISSING in row[1])
@@ -86,7 +88,9 @@ def main_settings(groups: Sequence[RunSettings]) -> list[tuple[str, str]]:
     names = sorted((name for name in listed if listed[name] in MAIN), key=lambda name: MAIN.index(listed[name]))
     shared = []
     for name in names:
-        values = {settings.get(name, MISSING) for settings in groups}
+        values = set()
+        for settings in groups:
+            values.add(settings.get(name, MISSING))
         if len(values) == 1:
             shared.append((name, values.pop()))
     return shared

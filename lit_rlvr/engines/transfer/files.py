@@ -52,10 +52,10 @@ class FileTransfer(WeightTransfer):
         self._written: list[Path] = []  # the first version, if later ones do not hold all weights, and the last
 
     def check_urls(self, urls: Sequence[str]) -> None:
-        if self.folder:
-            elsewhere = []
-        else:
-            elsewhere = [url for url in urls if not is_this_machine(url)]
+        elsewhere = []
+        for url in urls:
+            if not self.folder and not is_this_machine(url):
+                elsewhere.append(url)
         if elsewhere:
             raise UserError(
                 f"FileTransfer.folder: {elsewhere[0]} is not on this machine; give a folder that it and the trainer "

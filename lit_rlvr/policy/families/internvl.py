@@ -38,7 +38,9 @@ class CanvasProcessor(ImageProcessor):
 
     def cut(self, resized: Sequence[Any]) -> Pixels:
         outputs = self.processor(images=list(resized), crop_to_patches=True, return_tensors="pt")
-        counts = [int(count) for count in outputs["num_patches"]]
+        counts = []
+        for count in outputs["num_patches"]:
+            counts.append(int(count))
         tiles = outputs["pixel_values"].split(counts)  # (n, 3, side, side) each
         inputs = tuple({"pixel_values": image} for image in tiles)
         return Pixels(inputs, tuple(map(self._expanded, counts)), tuple(resized))

@@ -359,8 +359,14 @@ class QwenVL(VisionFamily):
             return super().position_ids(model, token_ids, None).expand(3, -1)
         ids = torch.tensor([list(token_ids)])
         marks = self.token_inputs(ids)
-        videos = [image for image in pixels.inputs if "second_per_grid_ts" in image]
-        images = [image for image in pixels.inputs if "second_per_grid_ts" not in image]
+        videos = []
+        for image in pixels.inputs:
+            if "second_per_grid_ts" in image:
+                videos.append(image)
+        images = []
+        for image in pixels.inputs:
+            if "second_per_grid_ts" not in image:
+                images.append(image)
         positions = model.model.get_rope_index(
             ids,
             **marks,

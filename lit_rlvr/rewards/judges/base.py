@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_rlvr.common.log import log
-from lit_rlvr.rewards.base import CheckedReward, ProcessPlace
+from lit_rlvr.rewards.base import CheckedReward, RunProcess
 from lit_rlvr.rewards.judges.images import as_urls, has_videos, image_urls
 from lit_rlvr.rewards.judges.prompts import Question, Reply, Seen, ask_about
 from lit_rlvr.rewards.judges.replies import Values
@@ -71,8 +71,8 @@ class Judge(CheckedReward):
         self._most_images: Sample | None = None
         self._last_images: tuple[Sample | None, tuple[str, ...]] = (None, ())
 
-    def place(self, place: ProcessPlace) -> None:
-        self.client.share(place)
+    def set_process(self, process: RunProcess) -> None:
+        self.client.share(process)
 
     def connect(self) -> None:
         self.client.connect(self.trial(), self.read)

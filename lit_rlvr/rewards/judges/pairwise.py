@@ -36,9 +36,13 @@ class PairwiseJudge(Judge):
     def check(self, pairs: Sequence[Pair]) -> list[RewardResult]:
         matches = [match for group in groups_of(pairs) for match in combinations(group, 2)]
         seen = [self.seen(pair) for pair in pairs]
-        asked = [(a, b) for a, b in matches if seen[a].text and seen[b].text and seen[a] != seen[b]]
-        orders = [order for a, b in asked for order in ((a, b), (b, a))]
-        questions = [self.question(pairs[a][1], seen[a], seen[b]) for a, b in orders]
+        orders = []
+        questions = []
+        for a, b in matches:
+            if seen[a].text and seen[b].text and seen[a] != seen[b]:
+                orders += [(a, b), (b, a)]
+                questions.append(self.question(pairs[a][1], seen[a], seen[b]))
+                questions.append(self.question(pairs[b][1], seen[b], seen[a]))
         replies = dict(zip(orders, self.ask(questions), strict=True))
         points: list[list[float]] = [[] for _ in pairs]
         failures: list[list[str]] = [[] for _ in pairs]

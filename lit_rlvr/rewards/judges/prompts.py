@@ -157,10 +157,10 @@ def ask_about(
     """
     material = {title: without_surrogates(text) for title, text in material.items()}
     mark = hashlib.sha256(json.dumps([*material.items()]).encode()).hexdigest()[:16]
-    parts = [
-        TOKEN.sub(lambda bracket: f"{bracket[0]} ", text).join((f"[{title} {mark}]\n", f"\n[end of {title} {mark}]"))
-        for title, text in material.items()
-    ]
+    parts = []
+    for title, text in material.items():
+        shown_text = TOKEN.sub(lambda bracket: f"{bracket[0]} ", text)
+        parts.append(f"[{title} {mark}]\n{shown_text}\n[end of {title} {mark}]")
     wanted = json.dumps(({"reason": "why, in a sentence"} if has_reason else {}) | dict.fromkeys(fields, "..."))
     values = _values_text(fields.items())
     form = f"Reply with one JSON object and nothing behind it: {wanted}, where {values}."

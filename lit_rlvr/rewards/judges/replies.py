@@ -33,7 +33,10 @@ def find_judgement(text: str, fields: Fields) -> dict[str, Any] | None:
     found = []
     for object_ in Objects(whole, fields):
         found.append(Judgement(object_, read_fields(object_.pairs, fields)))
-    judgements = [judgement for judgement in found if judgement.fields is not None]
+    judgements = []
+    for judgement in found:
+        if judgement.fields is not None:
+            judgements.append(judgement)
     standing = []
     for judgement in judgements:
         if stands_alone(whole, judgement.object):
@@ -256,7 +259,10 @@ def meaning(given: Any, values: Values) -> int | str | None:
 
 
 def _meaning_of_text(text: str, values: Values) -> int | str | None:
-    numbers = [value for value in values if isinstance(value, int)]
+    numbers = []
+    for value in values:
+        if isinstance(value, int):
+            numbers.append(value)
     share = _OF_HIGHEST.fullmatch(text)
     if share and numbers and int(share[2]) == max(numbers):
         text = share[1]
@@ -273,8 +279,14 @@ def _meaning_of_text(text: str, values: Values) -> int | str | None:
         return None
     if folded in _TRUTH:
         return _of_truth(_TRUTH[folded], values)
-    texts = [value for value in values if isinstance(value, str)]
-    named = [value for value in texts if _is_labelled(text, value)]
+    texts = []
+    for value in values:
+        if isinstance(value, str):
+            texts.append(value)
+    named = []
+    for value in texts:
+        if _is_labelled(text, value):
+            named.append(value)
     if len(named) == 1:
         return named[0]
     if "tie" in texts and _says_equal(text, texts):
@@ -284,7 +296,9 @@ def _meaning_of_text(text: str, values: Values) -> int | str | None:
 
 def _of_truth(truth: bool | None, values: Values) -> int | str | None:
     """Return the value that a truth means, of two of which one says so and the other does not."""
-    truths = {_TRUTH.get(value): value for value in values}
+    truths = {}
+    for value in values:
+        truths[_TRUTH.get(value)] = value
     if len(values) == 2 and truths.keys() == {True, False}:
         return truths.get(truth)
     return None

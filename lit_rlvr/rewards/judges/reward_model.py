@@ -10,7 +10,7 @@ from typing import Any
 from lit_rlvr.common.log import log
 from lit_rlvr.common.packages import expect_hub
 from lit_rlvr.errors import UserError, first_line
-from lit_rlvr.rewards.base import CheckedReward, ProcessPlace, groups_of, reaches
+from lit_rlvr.rewards.base import CheckedReward, RunProcess, groups_of, reaches
 from lit_rlvr.rewards.forms import as_messages
 from lit_rlvr.rewards.judges.base import NO_IMAGES, TRIAL, Judge
 from lit_rlvr.rewards.judges.prompts import Question, Reply
@@ -67,15 +67,15 @@ class RewardModel(CheckedReward):
             return False
         return hasattr(config, "vision_config")
 
-    def place(self, place: ProcessPlace) -> None:
+    def set_process(self, process: RunProcess) -> None:
         kind, _, index = self.device.partition(":")
-        if index and place.processes > 1:
+        if index and process.processes > 1:
             raise UserError(
-                f"rewards.RewardModel.device: each of the {place.processes} processes would load the model onto "
+                f"rewards.RewardModel.device: each of the {process.processes} processes would load the model onto "
                 f"{self.device}; give {kind}, which is each one's own, or serve the model (RewardModelServer)"
             )
-        if kind == place.device.type and not index:
-            self._device = str(place.device)  # a thread of its own scores, and its current GPU is the first one
+        if kind == process.device.type and not index:
+            self._device = str(process.device)  # a thread of its own scores, and its current GPU is the first one
 
     def connect(self) -> None:
         _ = self._parts

@@ -149,10 +149,16 @@ class RubricJudge(Judge):
 
     def result(self, rubric: Rubric, replies: Sequence[Reply]) -> RewardResult:
         """Return the result for the replies to the questions about a completion."""
-        failures = [reply for reply in replies if isinstance(reply, str)]
+        failures = []
+        for reply in replies:
+            if isinstance(reply, str):
+                failures.append(reply)
         if failures:
             return RewardResult(0.0, None, "error", failures[0])
-        grades = [reply for reply in replies if isinstance(reply, dict)]
+        grades = []
+        for reply in replies:
+            if isinstance(reply, dict):
+                grades.append(reply)
         scores = []
         for reply in grades:
             for score in reply.values():

@@ -15,7 +15,7 @@ from lit_rlvr.common.log import log
 from lit_rlvr.common.packages import require
 from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.errors import UserError, first_line, refuse_all
-from lit_rlvr.rewards.base import ProcessPlace
+from lit_rlvr.rewards.base import RunProcess
 from lit_rlvr.rewards.function import resolved
 from lit_rlvr.rewards.judges.answers import Answers, Spent, machine_file, machine_files
 from lit_rlvr.rewards.judges.prompts import Question, Reply
@@ -217,12 +217,12 @@ class Client:
         self._gone = answers.spent_in([file for machine, file in others.items() if machine >= self._machines])
         return answers
 
-    def share(self, place: ProcessPlace) -> None:
+    def share(self, process: RunProcess) -> None:
         """Take this process's part of the limits, and its machine's file of answers."""
-        self._machine = place.machine
-        self._machines = place.machines
-        self._slots = asyncio.Semaphore(max(1, self.server.max_concurrent // place.processes))
-        if self.server.answers and place.machines > 1:
+        self._machine = process.machine
+        self._machines = process.machines
+        self._slots = asyncio.Semaphore(max(1, self.server.max_concurrent // process.processes))
+        if self.server.answers and process.machines > 1:
             self.answers = self._open(Path(self.server.answers).expanduser())
 
     def begin_run(self, folder: Path) -> None:

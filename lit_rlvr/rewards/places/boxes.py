@@ -59,7 +59,9 @@ class Boxes(PlacesReward):
     def __call__(self, completion: Completion, sample: Sample) -> RewardResult:
         found = find_boxes(answer_text(completion))
         targets = self.targets(sample)
-        answers = [self.from_model(numbers, sample) for numbers in found]
+        answers = []
+        for numbers in found:
+            answers.append(self.from_model(numbers, sample))
         places = as_places(targets, answers)
         if not found:
             return RewardResult(0.0, False, "parse_fail", "no box", places=places)

@@ -53,13 +53,17 @@ class Points(PlacesReward):
     def __call__(self, completion: Completion, sample: Sample) -> RewardResult:
         found = find_points(answer_text(completion))
         targets = self.targets(sample)
-        answers = [self.from_model(numbers, sample) for numbers in found]
+        answers = []
+        for numbers in found:
+            answers.append(self.from_model(numbers, sample))
         places = as_places(targets, answers)
         if not found:
             return RewardResult(0.0, False, "parse_fail", "no point", places=places)
         sides = np.array(sample.coordinates[0].file if sample.coordinates else (1, 1), float)
         sides = sides / np.hypot(*sides)  # the diagonal is 1
-        points = [answer[0] * sides for answer in answers]
+        points = []
+        for answer in answers:
+            points.append(answer[0] * sides)
         scaled = [target * sides for target in targets]
         outside = np.array([[self._outside(point, target) for target in scaled] for point in points])
         scores = (outside == 0).astype(float)

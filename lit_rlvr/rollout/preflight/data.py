@@ -123,7 +123,9 @@ def report_rewards(rollout: RolloutSettings, data: PromptDataModule) -> None:
     """Report what a run should know of its rewards and answers when it starts; the rewards judge some references."""
     report_rewards_in_process(rollout.rewards)
     if not data.demonstrates:
-        samples = [prompt.sample for prompt in data.prompts["train"]]
+        samples = []
+        for prompt in data.prompts["train"]:
+            samples.append(prompt.sample)
         warn_of_gold_answers(rollout.rewards, samples)
     warn_of_answers(rollout, data)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lit_rlvr.errors import UserError, refuse_all
-from lit_rlvr.rewards.base import row_weights
+from lit_rlvr.rewards.base import reward_weights_of
 from lit_rlvr.rollout.settings import RolloutSettings
 from lit_rlvr.training.module import RLVRModule
 
@@ -70,7 +70,7 @@ def check_selection(rollout: RolloutSettings, module: RLVRModule, data: PromptDa
     for prompt in data.prompts.get("train", ()):
         rows.append(prompt.sample)
     weights = dict.fromkeys(names, 1.0)
-    if by in names and (without := next((row for row in rows if by not in row_weights(row, weights)), None)):
+    if by in names and (without := next((row for row in rows if by not in reward_weights_of(row, weights)), None)):
         raise UserError(
             f"model.dynamic_sampling: {by} does not judge {without.source or without.id}, so its group never counts; "
             "give reward, the weighted sum"
@@ -79,7 +79,10 @@ def check_selection(rollout: RolloutSettings, module: RLVRModule, data: PromptDa
 
 def check_whole_rollouts(rollout: RolloutSettings, module: RLVRModule, data: PromptDataModule) -> None:
     """Refuse rewards of whole rollouts where single groups are judged while others are sampled."""
-    late = [reward.name for reward in rollout.rewards if reward.whole_rollout]
+    late = []
+    for reward in rollout.rewards:
+        if reward.whole_rollout:
+            late.append(reward.name)
     if rollout.staleness and late and module.selection.num_needed(data.prompts_per_rollout):
         raise UserError(
             f"rollout.staleness: reward {late[0]} judges whole rollouts, but dynamic sampling has to know single "
