@@ -27,7 +27,9 @@ from lit_rlvr.rewards.combine import Scores, score_rollout
 from lit_rlvr.rewards.gold_answers import find_long_answers
 from lit_rlvr.rollout.preflight.lengths import context_length
 from lit_rlvr.run.advice import TUNED
-from lit_rlvr.run.health import CERTAIN, HOPELESS, rollout_factor
+from lit_rlvr.run.health.course import CERTAIN
+from lit_rlvr.run.health.findings import HOPELESS
+from lit_rlvr.run.health.progress import rollout_factor
 from lit_rlvr.run.warm_start import LARGE, WarmStart, WarmStartResult
 from lit_rlvr.sizing.memory import shape_of
 from lit_rlvr.training.validation_metrics import constant_guess

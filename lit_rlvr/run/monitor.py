@@ -24,19 +24,10 @@ from lit_rlvr.common.log import log
 from lit_rlvr.common.run_files import COLLAPSE, EARLY_STOP, VALIDATION
 from lit_rlvr.run.advice import GUIDE, RunHistory
 from lit_rlvr.run.collapse import paired_certainty
-from lit_rlvr.run.health import (
-    FEW_SAMPLES,
-    NEARLY_ALL,
-    NOT_JUDGED,
-    RECENT,
-    REPEAT,
-    Falls,
-    RunFall,
-    at_validation,
-    in_vain,
-    progress,
-    signal_case,
-)
+from lit_rlvr.run.health.course import FEW_SAMPLES, RECENT, REPEAT
+from lit_rlvr.run.health.falls import Falls, RunFall
+from lit_rlvr.run.health.findings import NEARLY_ALL, NOT_JUDGED, at_validation, in_vain, signal_case
+from lit_rlvr.run.health.progress import progress
 from lit_rlvr.run.loggers import callbacks_of, metric_rows, run_root
 from lit_rlvr.types import GroupSelection
 

@@ -29,7 +29,9 @@ from lit_rlvr.errors import RunStopped, UserError
 from lit_rlvr.media import Video
 from lit_rlvr.rollout.callback import rollout_of
 from lit_rlvr.run.advice import RunHistory
-from lit_rlvr.run.health import CERTAIN, Validated, best_validation, fallen, progress
+from lit_rlvr.run.health.course import CERTAIN
+from lit_rlvr.run.health.falls import fallen
+from lit_rlvr.run.health.progress import Validated, best_validation, progress
 from lit_rlvr.run.loggers import metric_rows, metrics_file, run_root
 from lit_rlvr.run.monitor import why_stopped
 from lit_rlvr.training.trace import Trace, drop_traces_after, write_trace

@@ -10,7 +10,7 @@ import yaml
 from tiny_runs import CLI
 
 from lit_rlvr.commands.tune import mixed_share
-from lit_rlvr.run.health import NOISY, rollout_factor
+from lit_rlvr.run.health.progress import NOISY, rollout_factor
 from lit_rlvr.training import models
 
 TUNE = ("tune", "--config", "tiny.yaml", "--minutes", 0.5)

@@ -10,7 +10,8 @@ from tiny_runs import CLI, FIT
 
 from lit_rlvr.run.advice import ADVICE, TRIED, Advice, RunHistory, describe_earlier
 from lit_rlvr.run.folder import CONFIG_HEADER
-from lit_rlvr.run.health import at_validation, best_validation, progress
+from lit_rlvr.run.health.findings import at_validation
+from lit_rlvr.run.health.progress import best_validation, progress
 from lit_rlvr.run.outputs import draw_noise
 
 SETTINGS = {

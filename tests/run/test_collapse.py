@@ -13,7 +13,8 @@ from tiny_runs import CLI, fit, metrics, summary, to
 from lit_rlvr.commands.report.runs import read_run
 from lit_rlvr.common.run_files import is_complete
 from lit_rlvr.run.collapse import FALSE_ALARMS, FallTest, certainty, paired_certainty, threshold
-from lit_rlvr.run.health import Falls, findings
+from lit_rlvr.run.health.falls import Falls
+from lit_rlvr.run.health.findings import findings
 from lit_rlvr.run.monitor import validation_falls
 
 

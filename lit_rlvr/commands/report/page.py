@@ -26,7 +26,8 @@ from lit_rlvr.commands.report.tables import RUN_COLUMNS, results_table, run_rows
 from lit_rlvr.common.terminal import show_result
 from lit_rlvr.configs import Parser
 from lit_rlvr.run.advice import RunHistory
-from lit_rlvr.run.health import findings, progress
+from lit_rlvr.run.health.findings import findings
+from lit_rlvr.run.health.progress import progress
 
 COLOURS = 8
 """Number of colours in the style sheet; further groups get dashed lines."""

@@ -12,7 +12,8 @@ from lit_rlvr.common.sockets import open_socket
 from lit_rlvr.common.terminal import show_result, wants_json
 from lit_rlvr.configs import Parser
 from lit_rlvr.run.advice import RunHistory
-from lit_rlvr.run.health import findings, progress
+from lit_rlvr.run.health.findings import findings
+from lit_rlvr.run.health.progress import progress
 
 
 def run_command(command: str, arguments: list[str]) -> None:

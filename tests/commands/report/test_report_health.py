@@ -7,8 +7,9 @@ import pytest
 from lit_rlvr.commands.report.groups import group_runs
 from lit_rlvr.commands.report.page import report_page
 from lit_rlvr.commands.report.runs import RunRecord
-from lit_rlvr.run.advice import RunHistory
-from lit_rlvr.run.health import GUIDE, findings, progress
+from lit_rlvr.run.advice import GUIDE, RunHistory
+from lit_rlvr.run.health.findings import findings
+from lit_rlvr.run.health.progress import progress
 
 ROOT = Path(__file__).parents[3]
 
