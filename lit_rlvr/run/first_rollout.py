@@ -15,7 +15,7 @@ from lit_rlvr.rollout.callback import rollout_of
 from lit_rlvr.run.loggers import callback_of
 from lit_rlvr.run.outputs import RunFolder
 from lit_rlvr.run.progress import ProgressEstimator
-from lit_rlvr.training.optimizer import updates_per_iteration
+from lit_rlvr.training.optimizer import steps_per_iteration
 from lit_rlvr.types import Rollout
 
 FEW = 0.1
@@ -72,5 +72,5 @@ class FirstRollout(Callback):
         validations = 1
         every = rollout_of(trainer).validate_every_rollouts
         if every:
-            validations += total // updates_per_iteration(trainer.lightning_module) // every
+            validations += total // steps_per_iteration(trainer.lightning_module) // every
         return total * step_seconds + validations * sum(callback_of(trainer, RunFolder).validation_seconds)

@@ -18,7 +18,7 @@ from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import more_bits_than_autocast
 from lit_rlvr.training.failures import TokenBudget, retry_smaller
 from lit_rlvr.training.microbatches import logprobs_in_microbatches
-from lit_rlvr.training.optimizer import all_parameters, set_lr, updates_per_iteration
+from lit_rlvr.training.optimizer import all_parameters, set_lr, steps_per_iteration
 from lit_rlvr.training.random_step import RandomStep
 from lit_rlvr.training.step import StepPlan
 from lit_rlvr.types import Rollout
@@ -66,7 +66,7 @@ class AdaptiveLR:
         else:
             middle = first * 10
         return cls(
-            module.lr.max_kl / updates_per_iteration(module), first, (min(first, middle / 150), max(first, middle * 6))
+            module.lr.max_kl / steps_per_iteration(module), first, (min(first, middle / 150), max(first, middle * 6))
         )
 
     def adapt(self, kl: float, cosine: float, optimizer: Any, schedule: Any) -> None:
