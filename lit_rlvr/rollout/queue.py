@@ -353,7 +353,7 @@ class QueueSource(CollectingSource):
                 scores = self._scoring.scores([group], self.group_size)
                 group.mixed = bool(mixed_groups(scores, self.module.selection.by))
             states.append(GroupState(left, group.number, rank(), finished, group.mixed is True, group.mixed is False))
-        return [state for part in gather_objects(states) for state in part]
+        return list(chain.from_iterable(gather_objects(states)))
 
     def _iterations_left(self, started: int) -> float:
         """Return how many iterations after this one can train on a group that began with this version."""

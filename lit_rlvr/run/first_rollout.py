@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from itertools import chain
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
@@ -48,7 +49,7 @@ class FirstRollout(Callback):
     @staticmethod
     def _invented(rollout: Rollout) -> str:
         """Return what to do if completions go on with questions of their own; "" if few do."""
-        completions = [completion for group in rollout.completions for completion in group]
+        completions = list(chain.from_iterable(rollout.completions))
         words = Counter(next_question(completion.answer)[1] for completion in completions)
         words.pop("", None)
         if not words or words.total() < FEW * len(completions):

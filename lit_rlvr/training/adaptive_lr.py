@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from math import exp, inf, isnan, nan, sqrt
 from typing import Any
 
@@ -225,7 +226,7 @@ def measured_rows(plan: StepPlan, one_in: int) -> list[int]:
         one_in: choose one in this many of all ranks' rows, from at most `MEASURED_GROUPS` groups.
     """
     rollout = plan.prepared.rollout
-    rows = sorted(i for part in plan.microbatches[: plan.num_counted] for i in part)  # this rank's
+    rows = sorted(chain.from_iterable(plan.microbatches[: plan.num_counted]))  # this rank's
     repeats = rollout.repeats or [0] * len(rollout.prompts)
     members_by_key: dict[int, list[int]] = {}
     for i in rows:

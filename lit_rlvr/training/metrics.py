@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import torch
 from torch import Tensor
 
@@ -67,7 +69,7 @@ def staleness_metrics(
         log_zero: False = return {} also if no token is old.
     """
     rollout = prepared.rollout
-    groups = {p for minibatch in minibatches for p in minibatch}
+    groups = set(chain.from_iterable(minibatches))
     rows = []
     for i in prepared.live:
         if i // rollout.group_size in groups:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -382,7 +383,7 @@ class RLVRModule(ChecksArguments, LossModule, LightningModule):
         for term in self.terms:
             term.renew(self.policy, self.iteration)
         self.data.commit(batch.cursor, batch.successes)
-        self._logged |= {name for update in metrics for name in update}
+        self._logged |= set(chain.from_iterable(metrics))
         for name in sorted(self._logged):
             # NaN if no update has it, because no row was run: Lightning would repeat the previous iteration's value.
             values = []
