@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from lit_rlvr.answers.find import find_answer, normalise
+from lit_rlvr.errors import UserError
 from lit_rlvr.rewards.base import Reward
 from lit_rlvr.types import Completion, RewardResult, Sample
 
