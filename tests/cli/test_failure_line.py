@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tiny_runs import CLI, FIT
 
-import lit_rlvr.rollout.source as sync
+import lit_rlvr.rollout.sync as sync
 from lit_rlvr.cli.error_lines import TRACEBACK
 
 MINE = """
