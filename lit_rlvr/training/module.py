@@ -56,6 +56,18 @@ class RLVRModule(ChecksArguments, LossModule, LightningModule):
     each in a file of its own: `model_source` and `models` load weights, `validation` measures, `updater` has the
     operations of the loop (training/loop.py), and `state` is what a checkpoint has of them.
 
+    Example:
+        ```python
+        from lit_rlvr import RLVRModule, masked_sum
+
+
+        class Plain(RLVRModule):
+            has_ratio = False  # the loss has no ratio to the sampling policy, so it takes one update per rollout
+
+            def objective(self, x):
+                return -masked_sum(x.logp * x.advantages, x.token_weight, x.mask), {}
+        ```
+
     Args:
         model: `smollm2` (the embedded SmolLM2-135M-Instruct), a model folder, or a hub id.
         advantage: estimator: a registered name, a class_path, or a dotted path to a function.
