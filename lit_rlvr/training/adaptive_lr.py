@@ -17,11 +17,11 @@ from lit_rlvr.distributed.sharding import has_shards, own_shard
 from lit_rlvr.objectives import kl_estimate
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import more_bits_than_autocast
-from lit_rlvr.training.failures import TokenBudget, retry_smaller
-from lit_rlvr.training.microbatches import logprobs_in_microbatches
 from lit_rlvr.training.optimizer import all_parameters, set_lr, steps_per_iteration
 from lit_rlvr.training.random_step import RandomStep
-from lit_rlvr.training.step import StepPlan
+from lit_rlvr.training.step.memory import TokenBudget, retry_smaller
+from lit_rlvr.training.step.microbatches import logprobs_in_microbatches
+from lit_rlvr.training.step.plan import StepPlan
 from lit_rlvr.types import Rollout
 
 

@@ -5,7 +5,7 @@ Lightning calls both for each batch of prompts: `collect` through `RolloutCallba
 these lines. Each function they call is one idea, in the file that its import or its object names:
 
     source       rollout/source.py, with rollout/sync.py, or rollout/queue.py if `rollout.staleness` is above 0
-    updater      training/update.py: the policy, its optimizer, and what an optimizer step needs besides
+    updater      training/step/updater.py: the policy, its optimizer, and what an optimizer step needs besides
     algorithm    algorithms/ (the objective), training/loss.py (advantages, loss and terms)
 
 Shapes: P prompts of this rank, G completions of each, B = P x G rows, T tokens of the longest completion.
@@ -19,12 +19,13 @@ from functools import partial
 from typing import Any
 
 from lit_rlvr.objectives import Stats
-from lit_rlvr.training.failures import find_not_finite, retry_smaller
-from lit_rlvr.training.loss_inputs import loss_inputs
-from lit_rlvr.training.prepared import PreparedRollout
-from lit_rlvr.training.step import StepPlan, plan_step
+from lit_rlvr.training.step.failures import find_not_finite
+from lit_rlvr.training.step.loss_inputs import loss_inputs
+from lit_rlvr.training.step.memory import retry_smaller
+from lit_rlvr.training.step.plan import StepPlan, plan_step
+from lit_rlvr.training.step.prepared import PreparedRollout
+from lit_rlvr.training.step.updater import Updater
 from lit_rlvr.training.trace import Trace
-from lit_rlvr.training.update import Updater
 from lit_rlvr.types import Prompt, PromptBatch, Rollout
 
 

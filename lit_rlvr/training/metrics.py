@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lit_rlvr.distributed.collectives import all_sum, gather_rows
 from lit_rlvr.objectives import Stats
-from lit_rlvr.training.prepared import PreparedRollout
+from lit_rlvr.training.step.prepared import PreparedRollout
 
 
 def advantage_metrics(advantages: Tensor, sums: Stats, mask: Tensor) -> dict[str, float]:

@@ -31,7 +31,6 @@ from lit_rlvr.policy.sources import ModelSource
 from lit_rlvr.policy.speed import return_freed_memory
 from lit_rlvr.training.adaptive_lr import AdaptiveLR
 from lit_rlvr.training.contradictions import contradictions
-from lit_rlvr.training.failures import SkippedSteps, TokenBudget, UnrewardedRollouts
 from lit_rlvr.training.loop import train
 from lit_rlvr.training.loss import LossModule
 from lit_rlvr.training.models import Models
@@ -39,9 +38,11 @@ from lit_rlvr.training.noise_scale import NoiseScale
 from lit_rlvr.training.optimizer import apply_options, build_optimizer, check_lr, schedule_of_run
 from lit_rlvr.training.reference import Reference
 from lit_rlvr.training.state import RunState, named_terms
+from lit_rlvr.training.step.failures import SkippedSteps, UnrewardedRollouts
+from lit_rlvr.training.step.memory import TokenBudget
+from lit_rlvr.training.step.updater import Updater
 from lit_rlvr.training.terms import Term
 from lit_rlvr.training.trace import Trace
-from lit_rlvr.training.update import Updater
 from lit_rlvr.training.validation import Validation, check_sets
 from lit_rlvr.types import GroupSelection, PromptBatch
 

@@ -18,7 +18,7 @@ from lit_rlvr.algorithms import RLVRModule
 from lit_rlvr.conformance import Batch, Step, replay_step
 from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import LossInputs, StepTokens, aggregation_weights
-from lit_rlvr.training.loss_inputs import correction_weights
+from lit_rlvr.training.step.loss_inputs import correction_weights
 from lit_rlvr.training.terms import InitialLogprobs, Need, term_costs
 
 

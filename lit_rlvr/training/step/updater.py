@@ -22,21 +22,16 @@ from lit_rlvr.policy.adapters import adapter_dropout
 from lit_rlvr.policy.logprobs import PolicyOutput
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.training.adaptive_lr import AdaptiveLR, AdaptiveStep
-from lit_rlvr.training.failures import (
-    MicrobatchGradients,
-    SkippedSteps,
-    TokenBudget,
-    retry_smaller,
-    save_step,
-)
 from lit_rlvr.training.loss import LossModule
-from lit_rlvr.training.loss_inputs import loss_inputs
 from lit_rlvr.training.metrics import staleness_metrics, step_metrics
-from lit_rlvr.training.microbatches import StepLimits, logprobs_in_microbatches
 from lit_rlvr.training.noise_scale import MicrobatchNorms, NoiseScale, step_noise
 from lit_rlvr.training.optimizer import all_parameters
-from lit_rlvr.training.prepared import PreparedRollout
-from lit_rlvr.training.step import StepPlan
+from lit_rlvr.training.step.failures import MicrobatchGradients, SkippedSteps, save_step
+from lit_rlvr.training.step.loss_inputs import loss_inputs
+from lit_rlvr.training.step.memory import TokenBudget, retry_smaller
+from lit_rlvr.training.step.microbatches import StepLimits, logprobs_in_microbatches
+from lit_rlvr.training.step.plan import StepPlan
+from lit_rlvr.training.step.prepared import PreparedRollout
 from lit_rlvr.training.teachers import Teachers
 from lit_rlvr.training.terms import InitialLogprobs, broken_terms
 from lit_rlvr.training.trace import Trace

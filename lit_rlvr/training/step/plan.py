@@ -9,10 +9,10 @@ from torch import Tensor
 from lit_rlvr.distributed.collectives import index_tensor, to_device
 from lit_rlvr.objectives import loglinear_old
 from lit_rlvr.training.loss import LossModule
-from lit_rlvr.training.microbatches import StepLimits, cut_step
-from lit_rlvr.training.normalisers import ObservedTokens, count_normalisers, observed_tokens, weigh_tokens
-from lit_rlvr.training.prepared import PreparedRollout
-from lit_rlvr.training.token_choice import chosen_tokens
+from lit_rlvr.training.step.microbatches import StepLimits, cut_step
+from lit_rlvr.training.step.normalisers import ObservedTokens, count_normalisers, observed_tokens, weigh_tokens
+from lit_rlvr.training.step.prepared import PreparedRollout
+from lit_rlvr.training.step.token_choice import chosen_tokens
 
 
 @dataclass

@@ -9,7 +9,7 @@ from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.distributed.collectives import gather_rows, index_tensor, rank
 from lit_rlvr.objectives import GOLDEN_RATIO, StepTokens
 from lit_rlvr.training.loss import LossModule
-from lit_rlvr.training.prepared import PreparedRollout
+from lit_rlvr.training.step.prepared import PreparedRollout
 from lit_rlvr.types import Rollout
 
 
