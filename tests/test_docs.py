@@ -29,6 +29,7 @@ from transformers import TrainingArguments
 from trl import GRPOConfig
 from trl.rewards import accuracy_reward
 
+import lit_rlvr
 from lit_rlvr import advantages, algorithms
 from lit_rlvr.advantages import GroupBatch
 from lit_rlvr.cli.early_check import IndexedNames
@@ -126,6 +127,21 @@ def test_every_proof_that_is_named_exists() -> None:
             assert any(f"def {name}(" in text for text in files), name
             proofs += 1
     assert proofs > 10
+
+
+def test_what_people_copy_imports_public_names() -> None:
+    """From `lit_rlvr`, and from the two modules that are doors of their own: the answer check, and the command line."""
+    projects = ROOT / "lit_rlvr/commands/init/projects"
+    sources = {str(page): "\n".join(blocks("python", page)) for page in PAGES}
+    sources |= {str(file): file.read_text() for file in [*projects.rglob("*.py"), *ROOT.glob("docs/tutorials/*.py")]}
+    inside = []
+    for name, code in sources.items():
+        for module, names in re.findall(r"(?m)^ *from (lit_rlvr[\w.]*) import \(?([^)\n]*)", code):
+            if module == "lit_rlvr":
+                inside += [f"{name}: {word}" for word in re.findall(r"\w+", names) if not hasattr(lit_rlvr, word)]
+            elif module not in ("lit_rlvr.answers", "lit_rlvr.cli.main"):
+                inside.append(f"{name}: {module}")
+    assert inside == []
 
 
 def test_commits_that_are_cited_exist() -> None:
