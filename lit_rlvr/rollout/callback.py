@@ -223,6 +223,7 @@ class RolloutCallback(RolloutSettings, Callback):
         if self.deterministic and device == "cuda":
             use_deterministic_kernels()
         plan = self.plan = self.plan_run(trainer, module, data)
+        # `RunParts.prepare` has asked the same before the weights loaded; a plain `lightning.Trainer` has not.
         check_all(lambda: check_settings(self, module, plan), lambda: check_data(self, module, data))
         # Numbers depend on these, and the settings do not tell them; a resumed run compares.
         self._provenance = {"code": user_code(), "validation": {}, "threads": {}, "weights": {}}
