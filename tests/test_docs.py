@@ -325,6 +325,37 @@ def test_the_home_page_leads_to_every_page() -> None:
     assert pages - linked == {"index.md"}
 
 
+def page_of_entry(entry: Any) -> str:
+    """Return the page of an entry of the site's menu; that of a list of pages is its first one."""
+    while not isinstance(entry, str):
+        if isinstance(entry, dict):
+            (entry,) = entry.values()
+        else:
+            entry = entry[0]
+    return entry
+
+
+def test_the_menu_of_the_site_is_the_home_page() -> None:
+    """Both have the same sections, and in each section the same pages, in the same order."""
+    _, *sections = re.split(r"(?m)^## ", (ROOT / "docs/index.md").read_text())
+    shown = []
+    for section in sections:
+        title, _, text = section.partition("\n")
+        pages = []
+        for link in re.findall(r"\]\(([^)]+)\)", text):
+            page = re.sub(r"^\.\./", "repository/", link)
+            pages.append(page if page.endswith(".md") else f"{page}.md")
+        shown.append((title, pages))
+    _, *entries = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+    menu = []
+    for entry in entries:
+        ((title, pages),) = entry.items()
+        menu.append((title, [page_of_entry(page) for page in pages]))
+    assert menu == shown
+    starts = dict(menu)["Start"]
+    assert "concepts.md" in starts[:2]
+
+
 def test_excerpts_stand_in_their_files() -> None:
     """The block after a line that links to a file and ends in a colon has lines of that file; `# ...` omits some."""
     shown = set()
