@@ -162,6 +162,32 @@ def test_the_way_to_the_loop_is_that_of_the_code() -> None:
             scope = defined[part]
 
 
+def attributes_of(path: Path) -> set[str]:
+    """Return the attributes that the classes of a file declare or set."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            found.add(node.target.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            found.add(node.attr)
+    return found
+
+
+def test_the_owners_of_the_diagram_are_those_of_the_code() -> None:
+    """Each class stands in the file of its line, and its attribute in that of the line that it is indented under."""
+    text = (ROOT / "docs/concepts.md").read_text()
+    lines = re.findall(r"(?m)^([│├└─ ]*)(\w+): (\w+) +(\w+/\w+\.py)", text)
+    assert len(lines) > 10
+    above: dict[int, Path] = {}  # depth -> file of the last line
+    for indent, attribute, name, file in lines:
+        path = ROOT / "lit_rlvr" / file
+        assert f"\nclass {name}(" in path.read_text() or f"\nclass {name}:" in path.read_text(), f"{name} in {file}"
+        depth = len(indent) // 3
+        if depth > 1:  # what a trainer has, Lightning names
+            assert attribute in attributes_of(above[depth - 1]), f"{attribute} of {name}"
+        above[depth] = path
+
+
 @pytest.mark.parametrize(
     ("before", "fields"), [("`groups` has these fields", GroupBatch), ("`x` is the input", LossInputs)]
 )
@@ -315,6 +341,25 @@ def test_links_lead_somewhere() -> None:
             if not target.startswith("https://") and not (file.exists() and (not anchor or anchor in headings(file))):
                 broken.append(f"{page.name}: {target}")
     assert not broken
+
+
+def test_the_helpers_of_tests_are_listed() -> None:
+    named = re.findall(r"`(\w+\.py)`(?=.*\|)", (TESTS / "helpers/README.md").read_text())
+    assert sorted(named) == sorted(path.name for path in (TESTS / "helpers").glob("*.py"))
+
+
+def test_the_step_of_the_list_of_helpers_trains(tiny_model_folder: Path, tmp_path: Path) -> None:
+    names: dict[str, Any] = {}
+    exec("\n".join(blocks("python", TESTS / "helpers/README.md")), names)
+    names["test_a_step_has_a_gradient"](tiny_model_folder, tmp_path)
+
+
+def test_contributing_lists_the_tests_of_whole_runs() -> None:
+    table = (ROOT / "CONTRIBUTING.md").read_text().partition("in `tests/run/` |\n")[2].partition("\n\n")[0]
+    named = [name for row in table.splitlines()[1:] for name in re.findall(r"\w+", row.split("|")[2])]
+    assert sorted(f"test_{name}.py" for name in named) == sorted(
+        path.name for path in (TESTS / "run").glob("test_*.py")
+    )
 
 
 def test_the_home_page_leads_to_every_page() -> None:
