@@ -554,7 +554,7 @@ def test_plug_points_run(run_folder: Path, vlm_folder: Path, lit_rlvr: Any) -> N
         "tracker": ["--trackers", "my_task.Lines"],
         "teacher": ["--model", "OPD", "--model.init_args.teacher.prompt", "my_task.Hint"],
     }  # fmt: skip
-    for environment in ("my_env.Countdown", "my_env.Shop", "my_task.SecondTry"):
+    for environment in ("my_env.Countdown", "my_env.Shop"):
         turns = ["--rollout.sampling.max_turns", "2", "--rollout.sampling.max_tokens", "4"]
         parts[environment] = ["--rollout.environment", f"{{class_path: {environment}}}", *turns]
     pages = [ROOT / f"docs/{name}.md" for name in ("extend", "plugins", "data", "judges", "algorithms/opd")]
