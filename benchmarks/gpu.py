@@ -79,7 +79,7 @@ from lit_rlvr.policy.speed import enable_checkpointing, uncompile_layers
 from lit_rlvr.policy.tiny import CHAT_TEMPLATE, byte_tokenizer
 from lit_rlvr.sampling import Sampling
 from lit_rlvr.sizing.memory import Strategy, largest_microbatch, shape_of, training_memory
-from lit_rlvr.training.microbatches import logprobs_in_microbatches
+from lit_rlvr.training.step.microbatches import logprobs_in_microbatches
 from lit_rlvr.types import Prompt, Rollout, Sample
 
 TEXT = {

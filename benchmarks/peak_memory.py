@@ -41,8 +41,8 @@ from lit_rlvr.policy.precision import training_autocast
 from lit_rlvr.policy.speed import enable_checkpointing
 from lit_rlvr.sizing.memory import Microbatch, Strategy, Terms, largest_microbatch, shape_of, training_memory
 from lit_rlvr.sizing.published import PUBLISHED
-from lit_rlvr.training.microbatches import cut_rows
 from lit_rlvr.training.optimizer import build_optimizer
+from lit_rlvr.training.step.microbatches import cut_rows
 from lit_rlvr.types import Rollout
 
 GIB = 2**30

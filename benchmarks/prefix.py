@@ -20,7 +20,7 @@ from plots import Panel, draw
 from training import SMALL, build_policy, build_vlm, make_rollout, with_image
 
 from lit_rlvr.policy.policy import Policy
-from lit_rlvr.training.microbatches import cut_rows
+from lit_rlvr.training.step.microbatches import cut_rows
 from lit_rlvr.types import Rollout
 
 BUDGET = 4096  # tokens_per_microbatch, the product's default

@@ -112,6 +112,17 @@ class EvaluationData:
 class PromptDataModule(ChecksArguments, LightningDataModule):
     """Prompts with reference answers from files, folders or the hub.
 
+    Example:
+        ```python
+        from lit_rlvr import PromptDataModule, Sample
+
+
+        class Reverse(PromptDataModule):
+            def rows(self, split):  # "train", "validation" or "test"
+                for word in ("stone", "river", "cloud") if split == "train" else ("bread",):
+                    yield Sample(id=word, prompt=f"Spell {word} backwards.", answer=word[::-1])
+        ```
+
     Args:
         train: training rows: a file (jsonl, json, csv, tsv, also with .gz; parquet, arrow), a folder of such files
             or saved by `datasets`, a hub name `org/name[@config][:split]`, or `package:svamp/train.jsonl` (ships with

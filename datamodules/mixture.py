@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from lit_rlvr.common.arguments import check_within
@@ -47,11 +48,9 @@ class Mixture(PromptDataModule):
             raise UserError("data: give weights or a temperature, not both")
         check_within("(0, inf)", "data", temperature=temperature)
         refuse_twice([part.name for part in sets], "data.sets", "sets are", "set `name` on one of them")
-        refuse_all(
-            f"data.sets: {part.name} is a mixture itself; give its sets here"
-            for part in sets
-            if isinstance(part, Mixture)
-        )
+        for part in sets:
+            if isinstance(part, Mixture):
+                raise UserError(f"data.sets: {part.name} is a mixture itself; give its sets here")
         self.parts = list(sets)
         self.temperature = temperature
         super().__init__(
@@ -68,12 +67,14 @@ class Mixture(PromptDataModule):
         )
         self.weights = dict(weights or {})
         self._owners = {part.name: part for part in sets}
-        refuse_all(
-            f"data.sets: {part.name} has an order, a curriculum or weights of its own; set them for the whole mixture, "
-            "and leave them out here"
-            for part in sets
-            if part.order != "shuffled" or part.success is not None or part.weights
-        )
+        problems = []
+        for part in sets:
+            if part.order != "shuffled" or part.success is not None or part.weights:
+                problems.append(
+                    f"data.sets: {part.name} has an order, a curriculum or weights of its own; set them for the whole "
+                    "mixture, and leave them out here"
+                )
+        refuse_all(problems)
         for part in sets:
             if part.evaluation == EvaluationData():
                 part.evaluation = replace(self.evaluation, also_validate=None)
@@ -144,7 +145,7 @@ class Mixture(PromptDataModule):
                     raise UserError(f"data.sets: two sets have rows of {dataset}; rename one of the files")
         self.bad_rows[split] = [row for part in self.parts for row in part.bad_rows[split]]
         self.too_long[split] = [name for part in self.parts for name in part.too_long[split]]
-        prompts = [prompt for prompts in prompts_by_part.values() for prompt in prompts]
+        prompts = list(chain.from_iterable(prompts_by_part.values()))
         samples = with_distinct_ids([prompt.sample for prompt in prompts])
         check_ids(samples)
         if split == "train" and self.temperature is not None:

@@ -40,11 +40,11 @@ def schema_text(path: Path, example_rows: int = 0) -> str:
         ).fetchall()
         if not statements:
             raise sqlite3.DatabaseError("it holds no table")
-        text = "\n".join(
-            f"{sql.strip()};" + (_examples(database, name, example_rows) if example_rows else "")
-            for name, sql in statements
-        )
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        parts = []
+        for name, sql in statements:
+            examples = _examples(database, name, example_rows) if example_rows else ""
+            parts.append(f"{sql.strip()};{examples}")
+    return "\n".join(parts).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _examples(database: sqlite3.Connection, table: str, count: int) -> str:

@@ -31,6 +31,7 @@ from lit_rlvr.advantages import (
     StepReturns as StepReturns,
     register as register,
 )
+from lit_rlvr.advantages.base import centered as centered
 from lit_rlvr.algorithms import (
     AAPO as AAPO,
     APMPO as APMPO,
@@ -65,6 +66,8 @@ from lit_rlvr.algorithms.apmpo_schedule import (
 from lit_rlvr.commands.check import (
     check_algorithm as check_algorithm,
 )
+from lit_rlvr.common.arguments import check_within as check_within
+from lit_rlvr.conformance.functions import check_loss as check_loss
 from lit_rlvr.datamodules import (
     Arithmetic as Arithmetic,
     CellArea as CellArea,
@@ -147,6 +150,7 @@ from lit_rlvr.evaluation.diversity import (
     CosineSimilarity as CosineSimilarity,
     Embedder as Embedder,
     SelfBLEU4 as SelfBLEU4,
+    measure_diversity as measure_diversity,
 )
 from lit_rlvr.media import (
     Pixels as Pixels,

@@ -73,11 +73,11 @@ class Sampling:
                 "left out, because max_thought_tokens=0 sets no budget",
             ),
         )
-        refuse_all(
-            f"sampling.{name}: {getattr(self, name)} must be {wanted}"
-            for name, is_invalid, wanted in checks
-            if is_invalid
-        )
+        problems = []
+        for name, is_invalid, wanted in checks:
+            if is_invalid:
+                problems.append(f"sampling.{name}: {getattr(self, name)} must be {wanted}")
+        refuse_all(problems)
 
     @property
     def truncates_distribution(self) -> bool:

@@ -37,7 +37,7 @@ from lit_rlvr.policy.precision import dither, training_autocast
 from lit_rlvr.policy.sources import resolve_model
 from lit_rlvr.rollout.record import Record, unpack_rollout
 from lit_rlvr.sampling import Sampling
-from lit_rlvr.training.microbatches import cut_rows
+from lit_rlvr.training.step.microbatches import cut_rows
 from lit_rlvr.types import Rollout
 
 STEPS = (1, 2, 4, 9, 20, 60, 200)

@@ -40,10 +40,10 @@ from lit_rlvr.algorithms import GRPO, RLVRModule
 from lit_rlvr.commands.check.parity import build_object
 from lit_rlvr.common.run_files import read_metrics
 from lit_rlvr.options import Importance
-from lit_rlvr.training.loss_inputs import loss_inputs
-from lit_rlvr.training.prepared import PreparedRollout
-from lit_rlvr.training.step import StepPlan, plan_step
-from lit_rlvr.training.update import Updater
+from lit_rlvr.training.step.loss_inputs import loss_inputs
+from lit_rlvr.training.step.plan import StepPlan, plan_step
+from lit_rlvr.training.step.prepared import PreparedRollout
+from lit_rlvr.training.step.updater import Updater
 from lit_rlvr.types import Rollout
 
 LEARNING_RATES = (1e-4, 2e-4, 4e-4, 8e-4)

@@ -29,6 +29,7 @@ from transformers import TrainingArguments
 from trl import GRPOConfig
 from trl.rewards import accuracy_reward
 
+import lit_rlvr
 from lit_rlvr import advantages, algorithms
 from lit_rlvr.advantages import GroupBatch
 from lit_rlvr.cli.early_check import IndexedNames
@@ -128,6 +129,21 @@ def test_every_proof_that_is_named_exists() -> None:
     assert proofs > 10
 
 
+def test_what_people_copy_imports_public_names() -> None:
+    """From `lit_rlvr`, and from the two modules that are doors of their own: the answer check, and the command line."""
+    projects = ROOT / "lit_rlvr/commands/init/projects"
+    sources = {str(page): "\n".join(blocks("python", page)) for page in PAGES}
+    sources |= {str(file): file.read_text() for file in [*projects.rglob("*.py"), *ROOT.glob("docs/tutorials/*.py")]}
+    inside = []
+    for name, code in sources.items():
+        for module, names in re.findall(r"(?m)^ *from (lit_rlvr[\w.]*) import \(?([^)\n]*)", code):
+            if module == "lit_rlvr":
+                inside += [f"{name}: {word}" for word in re.findall(r"\w+", names) if not hasattr(lit_rlvr, word)]
+            elif module not in ("lit_rlvr.answers", "lit_rlvr.cli.main"):
+                inside.append(f"{name}: {module}")
+    assert inside == []
+
+
 def test_commits_that_are_cited_exist() -> None:
     """In HEAD's history; a commit of another project stands after its name."""
     if not (ROOT / ".git").exists():
@@ -176,7 +192,7 @@ def attributes_of(path: Path) -> set[str]:
 def test_the_owners_of_the_diagram_are_those_of_the_code() -> None:
     """Each class stands in the file of its line, and its attribute in that of the line that it is indented under."""
     text = (ROOT / "docs/concepts.md").read_text()
-    lines = re.findall(r"(?m)^([│├└─ ]*)(\w+): (\w+) +(\w+/\w+\.py)", text)
+    lines = re.findall(r"(?m)^([│├└─ ]*)(\w+): (\w+) +(\w[\w/]*\.py)", text)
     assert len(lines) > 10
     above: dict[int, Path] = {}  # depth -> file of the last line
     for indent, attribute, name, file in lines:

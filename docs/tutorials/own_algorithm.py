@@ -9,9 +9,8 @@ import numpy as np
 from matplotlib import pyplot
 from torch import Tensor
 
-from lit_rlvr.algorithms import RLVRModule
+from lit_rlvr import LossInputs, RLVRModule, Stats, masked_sum, ratio
 from lit_rlvr.cli.main import run
-from lit_rlvr.objectives import LossInputs, Stats, masked_sum, ratio
 
 
 class SPO(RLVRModule):

@@ -5,7 +5,7 @@ import random
 import re
 from pathlib import Path
 
-from lit_rlvr.types import Completion, Sample
+from lit_rlvr import Completion, Sample
 
 NAMES = ("Ann", "Ben", "Dan", "Eve", "Ian", "Joe", "Kim", "Leo", "Mia", "Sam", "Tom", "Zoe")
 

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from lit_rlvr.rewards import Reward
-from lit_rlvr.types import Completion, Sample
+from lit_rlvr import Completion, Reward, Sample
 
 CELL, SIDE = 14, 84  # pixels
 

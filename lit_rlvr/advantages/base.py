@@ -106,6 +106,21 @@ class Advantage(ChecksArguments, ABC):
     Training calls it once per rollout, on every rank with the same numbers. An estimator that keeps state between
     rollouts returns it in `state_dict`, which checkpoints store.
 
+    Example:
+        ```python
+        from dataclasses import dataclass
+
+        from lit_rlvr import Advantage
+
+
+        @dataclass
+        class Scaled(Advantage):
+            scale: float = 2.0
+
+            def __call__(self, groups):
+                return self.scale * (groups.rewards - groups.rewards.mean(1, keepdim=True))  # (P, G)
+        ```
+
     Attributes:
         min_group: smallest group size that the estimator works with.
         needs_parts: True = it uses `parts`, each reward by itself.

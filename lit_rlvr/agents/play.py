@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -347,7 +348,7 @@ class AgentEpisodes:
         jobs.sort(key=lambda job: order[id(job.session)])  # so that it does not depend on who was faster
         stops = list(dict.fromkeys(job.message.request.stop for job in jobs))
         if together:
-            stops = list(dict.fromkeys(stop for of_rank in gather_objects(stops) for stop in of_rank))
+            stops = list(dict.fromkeys(chain.from_iterable(gather_objects(stops))))
         for stop in stops:
             batch = []
             for job in jobs:
@@ -434,7 +435,7 @@ class _Groups:
         self.prompts = list(prompts)
         self.completions: list[list[Completion]] = [[] for _ in prompts]
         self.sessions = sessions
-        self.every = [session for group in sessions for session in group]
+        self.every = list(chain.from_iterable(sessions))
         self.dropped: set[int] = set()
         self._places = {session: p for p, group in enumerate(sessions) for session in group}
 
@@ -510,10 +511,11 @@ def _with_urls(messages: list[dict[str, Any]], images: Sequence[Any]) -> list[di
     for message in messages:
         content = message["content"]
         if not isinstance(content, str):
-            content = [
-                {"type": "image_url", "image_url": {"url": png_url(next(left))}} if part["type"] == "image" else part
-                for part in content
-            ]
+            content = []
+            for part in message["content"]:
+                if part["type"] == "image":
+                    part = {"type": "image_url", "image_url": {"url": png_url(next(left))}}
+                content.append(part)
         shown.append({**message, "content": content})
     return shown
 

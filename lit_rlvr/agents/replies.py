@@ -166,10 +166,10 @@ def _openai_head(reply: Reply, request: ChatRequest, kind: str) -> Body:
 def _openai_message(reply: Reply) -> Body:
     message: Body = {"role": "assistant", "content": reply.content}
     if reply.calls:
-        message["tool_calls"] = [
-            call | {"function": call["function"] | {"arguments": json.dumps(call["function"]["arguments"])}}
-            for call in reply.calls
-        ]
+        message["tool_calls"] = []
+        for call in reply.calls:
+            arguments = json.dumps(call["function"]["arguments"])
+            message["tool_calls"].append(call | {"function": call["function"] | {"arguments": arguments}})
     if reply.thoughts:
         message["reasoning_content"] = reply.thoughts
     return message

@@ -59,7 +59,7 @@ class ClipCov(GRPO):
         self.covariance_low = covariance_low
         self.covariance_high = covariance_high
 
-    def select(self, step: StepTokens) -> Tensor:
+    def select_tokens(self, step: StepTokens) -> Tensor:
         covariance = covariances(step)  # (N,)
         between = (covariance > self.covariance_low) & (covariance < self.covariance_high)
         chance = torch.where(between, step.chance, -1.0)

@@ -50,7 +50,7 @@ class KLCov(RLVRModule):
         self.penalty_share = penalty_share
         self.penalty_coef = penalty_coef
 
-    def select(self, step: StepTokens) -> Tensor:
+    def select_tokens(self, step: StepTokens) -> Tensor:
         return largest(covariances(step), int(self.penalty_share * len(step.old_logp)), step.chance)
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:

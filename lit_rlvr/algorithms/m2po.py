@@ -46,7 +46,7 @@ class M2PO(RLVRModule):
         check_within("(0, inf)", "model", threshold=threshold)
         self.threshold = threshold
 
-    def select(self, step: StepTokens) -> Tensor:
+    def select_tokens(self, step: StepTokens) -> Tensor:
         distance = (step.old_logp - step.rollout_logp).abs()  # (N,)
         ascending = distance.sort().values.square()
         means = ascending.cumsum(0) / torch.arange(1, len(ascending) + 1, device=ascending.device)

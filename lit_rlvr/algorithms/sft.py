@@ -13,8 +13,8 @@ from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import LossInputs, Stats, masked_sum
 from lit_rlvr.options import KL, AutoLR, Importance, Loss, Teacher
 from lit_rlvr.training.loss import Advantages
-from lit_rlvr.training.microbatches import logprobs_in_microbatches
 from lit_rlvr.training.module import RLVRModule
+from lit_rlvr.training.step.microbatches import logprobs_in_microbatches
 from lit_rlvr.training.terms import InitialLogprobs
 from lit_rlvr.training.validation import Validation
 from lit_rlvr.types import PromptBatch, Rollout

@@ -17,7 +17,7 @@ from lit_rlvr.rollout.preflight.sizes import log_sizes
 from lit_rlvr.run.parts import RunParts
 from lit_rlvr.sizing.gpus import GIB
 from lit_rlvr.sizing.strategies import describe_run
-from lit_rlvr.training.optimizer import train_whole_rollouts, updates_per_iteration, warn_of_rate
+from lit_rlvr.training.optimizer import steps_per_iteration, train_whole_rollouts, warn_of_rate
 
 PROMPTS = 2
 """Number of prompts that a dry run shows."""
@@ -42,7 +42,7 @@ def settings(run: RunParts) -> dict[str, Any]:
     if iterations is not None:
         passes = iterations * data.prompts_per_rollout / len(data.prompts["train"])
         limits.append(
-            f"{iterations * updates_per_iteration(module)} optimizer steps, {iterations} iterations, "
+            f"{iterations * steps_per_iteration(module)} optimizer steps, {iterations} iterations, "
             f"{passes:.3g} passes over the training prompts"
         )
     return {
@@ -105,14 +105,14 @@ def dry_run(run: RunParts) -> None:
     Raises:
         UserError: `fit` would refuse the run, too.
     """
-    train_whole_rollouts(run.trainer, updates_per_iteration(run.module))
+    train_whole_rollouts(run.trainer, steps_per_iteration(run.module))
     run.prepare()
     log_sizes(run.rollout, run.module, run.plan, run.data)
     warn_of_answers(run.rollout, run.data)
     if run.iterations is None:
         steps = None
     else:
-        steps = run.iterations * updates_per_iteration(run.module)
+        steps = run.iterations * steps_per_iteration(run.module)
     warn_of_rate(run.module.lr, run.module.optim, steps)
     report = {
         "run": settings(run),

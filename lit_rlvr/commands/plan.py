@@ -9,7 +9,7 @@ from rich.table import Table
 
 from lit_rlvr.common.terminal import Terminal, show_result, table_of
 from lit_rlvr.sizing.gpus import GIB, GPUs
-from lit_rlvr.sizing.strategies import FREE, LEAST_SEQUENCES, JobSizes, MemoryPlan
+from lit_rlvr.sizing.strategies import FREE, LEAST_SEQUENCES, JobSizes, MemoryEstimate
 
 
 def show_plan(job: JobSizes, gpus: GPUs, sequences: int | None = None) -> None:
@@ -47,7 +47,7 @@ def described(job: JobSizes, gpus: GPUs) -> dict[str, Any]:
     }
 
 
-def _described_plan(plan: MemoryPlan) -> dict[str, Any]:
+def _described_plan(plan: MemoryEstimate) -> dict[str, Any]:
     return {
         "name": plan.name,
         "terms": {name: value / GIB for name, value in plan.terms.items()},

@@ -49,7 +49,10 @@ def checkpoint_folder(run_folder: str | Path) -> Path:
 def list_checkpoints(run_folder: str | Path) -> list[Path]:
     """Return a run's checkpoints, oldest first; a folder that this user may not read is an error, not an empty one."""
     folder = checkpoint_folder(run_folder)  # `Path.glob` finds nothing in a folder that may not be read
-    paths = (p for p in (folder.iterdir() if folder.is_dir() else ()) if re.fullmatch(r"step-\d+\.ckpt", p.name))
+    paths = []
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if re.fullmatch(r"step-\d+\.ckpt", path.name):
+            paths.append(path)
     return sorted(paths, key=lambda path: int(path.stem.removeprefix("step-")))
 
 

@@ -263,10 +263,10 @@ def has_the_right_direction(prepare: PrepareStep, batch: Batch) -> Finding:
     """
     sampled = replace(batch, old_logp=batch.logp)
     step = prepare(sampled)
-    moves = [
-        -torch.where(batch.mask, loss_and_gradient(step, sampled, None, given)[1], 0.0).sum(1)  # (B,) of the logp
-        for given in (step.advantages, torch.zeros_like(step.advantages))
-    ]
+    moves = []
+    for advantages in (step.advantages, torch.zeros_like(step.advantages)):
+        _, gradient = loss_and_gradient(step, sampled, None, advantages)
+        moves.append(-torch.where(batch.mask, gradient, 0.0).sum(1))  # (B,) of the logp
     sign = step.advantages.reshape(len(batch.logp), -1).mean(1).sign()  # (B,)
     move = moves[0] - moves[1]
     threshold = EXACT * move.abs().max()
@@ -335,10 +335,10 @@ def ignores_order(measure: Measure, batch: Batch) -> list[Finding]:
     base = measure(batch)
 
     def finding(name: str, rows: list[int], about: str, cause: str) -> Finding:
-        expected = {
-            key: value if key == "loss" else value.reshape(len(rows), -1)[rows].view_as(value)  # (P, G) or (B, T)
-            for key, value in base.items()
-        }
+        expected = dict(base)
+        for key, value in base.items():
+            if key != "loss":
+                expected[key] = value.reshape(len(rows), -1)[rows].view_as(value)  # (P, G) or (B, T)
         return Finding(name, error(measure(reorder(batch, rows)), expected), EXACT, about, cause)
 
     return [

@@ -79,6 +79,8 @@ class EngineContext:
 class RolloutEngine(ChecksArguments, ABC):
     """An engine generates completions from a copy of (or a view on) the policy's weights.
 
+    docs/plugins.md has one of 35 lines; `InPlaceEngine` is the base of those that decode with the trained weights.
+
     Attributes:
         exact: its log-probabilities equal the trainer's up to rounding, so importance correction is off by default.
         concurrent: several threads can generate at once, and weights can be synced meanwhile: what runs is continued

@@ -122,7 +122,7 @@ class HFEngine(InPlaceEngine):
                 row.routes = [] if route is None else [route[-len(prompt.token_ids) :]]
         device = policy.device
         eos = set(policy.eos_token_ids)
-        alive = [row for rows in starts for row in rows]  # of each row of the cache
+        alive = list(chain.from_iterable(starts))  # of each row of the cache
         again: list[list[_Row]] = []
         while alive:
             uniform = torch.tensor([row.uniform[len(row.tokens)] for row in alive], dtype=torch.float64)

@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from textwrap import shorten
 from typing import Any
 
@@ -111,7 +112,7 @@ def check_engine(
     middle = torch.median if flips else torch.mean
     exact = engine.compute_dtype == torch.float32
     worst = 0.0
-    completions = [completion for group in groups for completion in group]
+    completions = list(chain.from_iterable(groups))
     for completion, logprobs in zip(completions, expected, strict=True):
         differences = (logprobs - torch.tensor(completion.logprobs)).abs()
         difference = float(differences.max() if exact else middle(differences))

@@ -60,6 +60,24 @@ class Environment(ABC):
     affects only that completion. If the worker dies, another copy gets the same turns again, so all randomness must
     come from the sample or from Python's `random`, which the worker seeds before every call.
 
+    Example:
+        ```python
+        from lit_rlvr import Environment, Observation
+
+
+        class GuessAgain(Environment):
+            def reset(self, sample):
+                self.answer = sample.answer
+                self.guessed = False
+
+            def step(self, turn):
+                self.guessed = turn.text.strip() == self.answer
+                return Observation("Guess again.", done=self.guessed)
+
+            def reward(self):
+                return self.guessed
+        ```
+
     Args:
         limits: limits on one call of `reset`, `step` or `reward`.
 

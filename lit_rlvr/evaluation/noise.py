@@ -18,7 +18,7 @@ from lit_rlvr.rewards.combine import Scores
 from lit_rlvr.rollout.assemble import assemble, join
 from lit_rlvr.sampling import Sampling
 from lit_rlvr.sizing.memory import shape_of
-from lit_rlvr.training.failures import TokenBudget
+from lit_rlvr.training.step.memory import TokenBudget
 from lit_rlvr.types import Completion, Prompt
 
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -180,9 +181,7 @@ class Records:
             rewrite |= bool(torn) or len(complete) < len(groups)
             self._groups = complete | self._groups
         if rewrite:
-            write_atomically(
-                self.path, "".join(map(_record_line, (row for rows in self._groups.values() for row in rows)))
-            )
+            write_atomically(self.path, "".join(map(_record_line, chain.from_iterable(self._groups.values()))))
             for path in {*files} - {self.path}:
                 path.unlink()
 

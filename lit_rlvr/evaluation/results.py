@@ -105,7 +105,7 @@ def by_category(samples: Sequence[Sample], scores: Mapping[str, np.ndarray]) -> 
 
 def markdown(results: Mapping[str, Mapping[str, Any]], title: str) -> str:
     """Return a table of all suites and their average, one of further results, and one of categories for each suite."""
-    names = {name for r in results.values() for name in r}
+    names = set(chain.from_iterable(results.values()))
     columns = [f"pass@{k}" for k in sampled_ks(names)]
     if "greedy" in names:
         columns.append("greedy")

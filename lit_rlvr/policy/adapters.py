@@ -528,11 +528,12 @@ def untrained_matrices(model: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
     """Return the matrices B of the trained adapter, each with the values with which it changes nothing."""
     matrices = []
     for layer in adapted_modules(model).values():
-        matrices.append(layer.lora_B)
-    return [
-        (b[ADAPTER].weight, b[SUBTRACTED].weight.data if SUBTRACTED in b else torch.zeros_like(b[ADAPTER].weight.data))
-        for b in matrices
-    ]
+        trained = layer.lora_B[ADAPTER].weight
+        if SUBTRACTED in layer.lora_B:
+            matrices.append((trained, layer.lora_B[SUBTRACTED].weight.data))
+        else:
+            matrices.append((trained, torch.zeros_like(trained.data)))
+    return matrices
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -93,7 +94,7 @@ def build_rows(
         parts = _single_rows(groups)
     input_ids, position_ids, attend, segments, row, column = parts
     completions = [c for group in groups for c in group.completions]
-    target = [token for c in completions for token in c]
+    target = list(chain.from_iterable(completions))
     sequence = [k for k, c in enumerate(completions) for _ in c]
     position = [t for c in completions for t in range(len(c))]
     columns = torch.tensor([row, column, target, sequence, position], dtype=torch.long)  # (5, N)

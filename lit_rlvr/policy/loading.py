@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerBase
 from lit_rlvr.common.files import reading, scratch_folder, writing
 from lit_rlvr.common.log import log
 from lit_rlvr.common.packages import require
-from lit_rlvr.errors import UserError, first_line, refuse_all
+from lit_rlvr.errors import UserError, first_line
 from lit_rlvr.options import Lora
 from lit_rlvr.policy.adapters import MISFIT
 from lit_rlvr.policy.families import family_of
@@ -246,7 +246,8 @@ def differing_tokens(folder: str, other: str, key: str) -> dict[int, str]:
     for i in sorted(tokens.keys() | other_tokens.keys()):
         if tokens.get(i) != other_tokens.get(i):
             differing[i] = f"token {i} is {other_tokens.get(i)!r} in {other} and {tokens.get(i)!r} in {folder}"
-    refuse_all(f"{key}: {differing[i]}; use a model with the same tokenizer" for i in [*differing.keys() - added][:1])
+            if i not in added:
+                raise UserError(f"{key}: {differing[i]}; use a model with the same tokenizer")
     return differing
 
 

@@ -117,7 +117,7 @@ class BackgroundScoring:
         """Score groups as one batch, which keeps every worker busy."""
         parts = [self._pairs[key] for key in keys]
         try:
-            results = judge(self._rewards, [pair for pairs in parts for pair in pairs], whole_rollout=False)
+            results = judge(self._rewards, list(chain.from_iterable(parts)), whole_rollout=False)
         except BaseException as error:  # raised again in the thread that waits for the scores
             for key in keys:
                 self._found[key].set_exception(error)

@@ -69,6 +69,16 @@ class Reward(ChecksArguments, ABC):
     `connect`, `begin_run`; then for each rollout `begin_rollout` and `score`; at the end `close`. A subclass needs only
     `__call__`.
 
+    Example:
+        ```python
+        from lit_rlvr import Reward
+
+
+        class EndsWithAnswer(Reward):
+            def __call__(self, completion, sample):
+                return completion.text.strip().endswith(sample.answer)  # True and False also report `correct`
+        ```
+
     Args:
         weight: factor of this reward in the weighted sum.
         correct_from: take `correct` (accuracy, pass@k) from this reward. If no reward sets this, `correct` comes from

@@ -78,7 +78,13 @@ class Choice(Reward):
             if not correct_options(sample):
                 others.append(i)
         judged = dict(zip(others, self.otherwise.score([pairs[i] for i in others]), strict=True))
-        return [judged[i] if i in judged else self._judge(*pair) for i, pair in enumerate(pairs)]
+        results = []
+        for i, pair in enumerate(pairs):
+            if i in judged:
+                results.append(judged[i])
+            else:
+                results.append(self._judge(*pair))
+        return results
 
     def close(self) -> None:
         if self.otherwise is not None:

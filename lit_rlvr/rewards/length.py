@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from lit_rlvr.common.arguments import check_within
@@ -57,7 +58,7 @@ def without_unreadable(
         cpu_seconds: CPU time in which a reference must be read.
     """
     references = list(dict.fromkeys(sample.references for _, sample in pairs))
-    answers = list(dict.fromkeys(answer for several in references for answer in several))
+    answers = list(dict.fromkeys(chain.from_iterable(references)))
     outcomes = shared_pool().run(
         "lit_rlvr.answers.verdict:is_readable", [(a,) for a in answers], cpu_seconds=cpu_seconds
     )

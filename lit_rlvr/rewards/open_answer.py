@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from lit_rlvr.answers.find import find_answer, normalise
-from lit_rlvr.errors import refuse_all
+from lit_rlvr.errors import UserError
 from lit_rlvr.rewards.base import Reward
 from lit_rlvr.types import Completion, RewardResult, Sample
 
@@ -39,12 +39,12 @@ class OpenAnswer(Reward):
         return f"\\boxed{{{sample.answer}}}"
 
     def check_reference(self, sample: Sample) -> None:
-        refuse_all(
-            f"rewards.OpenAnswer: the answer {answer!r} of {sample.source or sample.id} has no words, numbers or signs "
-            "to compare with; give another answer, or leave the row out"
-            for answer in sample.references
-            if not words(answer)
-        )
+        for answer in sample.references:
+            if not words(answer):
+                raise UserError(
+                    f"rewards.OpenAnswer: the answer {answer!r} of {sample.source or sample.id} has no words, numbers "
+                    "or signs to compare with; give another answer, or leave the row out"
+                )
 
     def __call__(self, completion: Completion, sample: Sample) -> RewardResult:
         self.check_reference(sample)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from itertools import chain
 
 import torch
 
@@ -29,7 +30,7 @@ def agreement_metrics(rollout: Scores | Rollout) -> dict[str, float]:
     if not names:
         return {}
     counts = Counter[tuple[str, str]]()
-    for results in (results for group in rollout.details for results in group):
+    for results in chain.from_iterable(rollout.details):
         earlier: bool | None = None
         for name, result in results.items():
             if earlier is not None and result.correct is not None:

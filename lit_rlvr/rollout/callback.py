@@ -34,7 +34,7 @@ from lit_rlvr.rollout.source import RolloutSource
 from lit_rlvr.rollout.sync import SyncSource
 from lit_rlvr.sampling import Sampling
 from lit_rlvr.training.module import RLVRModule
-from lit_rlvr.training.optimizer import updates_per_iteration
+from lit_rlvr.training.optimizer import steps_per_iteration
 from lit_rlvr.types import PromptBatch, Rollout
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class RolloutCallback(RolloutSettings, Callback):
             module.log("rollout/retired_prompts", data.stream.retired_share(data.cursor))
         if self._record is not None and batch.rollout is not None:
             self._record.add(
-                module.iteration, batch.rollout, batch.cursor, module.updates - updates_per_iteration(module)
+                module.iteration, batch.rollout, batch.cursor, module.updates - steps_per_iteration(module)
             )
         self._stop_after_replay(trainer, module.iteration)
 

@@ -25,7 +25,7 @@ from lit_rlvr.rewards.combine import Scores
 from lit_rlvr.rollout.generate import completion_seeds
 from lit_rlvr.rollout.source import STAGE_TEXTS, CollectingSource
 from lit_rlvr.rollout.summaries import Summaries, count_repeats, mixed_groups
-from lit_rlvr.training.optimizer import updates_per_iteration
+from lit_rlvr.training.optimizer import steps_per_iteration
 from lit_rlvr.types import Completion, Prompt, PromptBatch, Rollout
 
 POLL = 0.05
@@ -353,11 +353,11 @@ class QueueSource(CollectingSource):
                 scores = self._scoring.scores([group], self.group_size)
                 group.mixed = bool(mixed_groups(scores, self.module.selection.by))
             states.append(GroupState(left, group.number, rank(), finished, group.mixed is True, group.mixed is False))
-        return [state for part in gather_objects(states) for state in part]
+        return list(chain.from_iterable(gather_objects(states)))
 
     def _iterations_left(self, started: int) -> float:
         """Return how many iterations after this one can train on a group that began with this version."""
-        return self.staleness - (self.module.updates - started) / updates_per_iteration(self.module)
+        return self.staleness - (self.module.updates - started) / steps_per_iteration(self.module)
 
     def _settle(self, group: QueuedGroup) -> None:
         """Replace the labels of the weights that sampled a finished group by their versions, once.

@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -247,7 +248,7 @@ KEYS = {"has_correct": "judged"}
 
 def pack_rollout(rollout: Rollout, about: dict[str, Any]) -> dict[str, np.ndarray]:
     """Return a rollout as arrays: numbers of the tokens without padding, and as JSON the rest, in `about`."""
-    completions = [completion for group in rollout.completions for completion in group]
+    completions = list(chain.from_iterable(rollout.completions))
     about = about | {
         "ids": [prompt.sample.id for prompt in rollout.prompts],
         "prompts": [prompt.token_ids for prompt in rollout.prompts],
@@ -373,7 +374,7 @@ def _padded(flat: Tensor, inside: Tensor) -> Tensor:
 
 def _has_observed_images(rollout: Rollout) -> bool:
     """Return whether an environment has added images to prompts or completions, or an agent may have changed them."""
-    rows = [completion for group in rollout.completions for completion in group]
+    rows = list(chain.from_iterable(rollout.completions))
     if any(turn.observed for row in rows for turn in row.turns):  # an agent's
         return any(prompt.pixels or prompt.sample.images for prompt in rollout.prompts) or any(r.pixels for r in rows)
     pairs = []

@@ -25,7 +25,7 @@ from lit_rlvr.rollout.episodes import check_turns
 from lit_rlvr.rollout.record import Replay
 from lit_rlvr.sampling import EvalSampling, Sampling
 from lit_rlvr.training.module import RLVRModule
-from lit_rlvr.training.optimizer import updates_per_iteration
+from lit_rlvr.training.optimizer import steps_per_iteration
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -275,7 +275,7 @@ class RolloutSettings(ChecksArguments):
 
     def most_sampled_tokens(self, trainer: Trainer, module: RLVRModule, data: PromptDataModule) -> int:
         """Return the most tokens that a run samples to train on; 0 = its steps are not bounded."""
-        rollouts = max(0, math.ceil(trainer.max_steps / updates_per_iteration(module)))
+        rollouts = max(0, math.ceil(trainer.max_steps / steps_per_iteration(module)))
         return rollouts * data.prompts_per_rollout * self.completions_of(module) * self.sampling.max_tokens
 
     def plan_run(self, trainer: Trainer, module: RLVRModule, data: PromptDataModule) -> RunPlan:

@@ -144,7 +144,7 @@ class CollectingSource(CollectSteps, RolloutSource):
         """
         return gather_summaries(rollout, trainable_groups(self.module, rollout), self.module.selection.by)
 
-    def select(self, rollout: Rollout, summaries: Summaries, batch: PromptBatch) -> Summaries:
+    def choose_groups(self, rollout: Rollout, summaries: Summaries, batch: PromptBatch) -> Summaries:
         # With dynamic sampling that trains on mixed groups alone, those get numbers.
         batch.successes = count_successes(summaries)
         selection = self.module.selection

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 from lit_rlvr.advantages.base import is_mixed
@@ -93,7 +94,7 @@ def gather_summaries(rollout: Rollout, runs: Sequence[bool], by: str = "reward")
 def count_successes(summaries: Summaries) -> dict[str, tuple[int, int]]:
     """Return the correct completions of each prompt on all ranks, and those that count in accuracies."""
     counts: dict[str, tuple[int, int]] = {}
-    for group in (group for rank_groups in summaries for group in rank_groups):
+    for group in chain.from_iterable(summaries):
         correct, counted = counts.get(group.sample_id, (0, 0))
         counts[group.sample_id] = correct + group.correct, counted + group.counted
     return counts

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from itertools import chain
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
@@ -15,7 +16,7 @@ from lit_rlvr.rollout.callback import rollout_of
 from lit_rlvr.run.loggers import callback_of
 from lit_rlvr.run.outputs import RunFolder
 from lit_rlvr.run.progress import ProgressEstimator
-from lit_rlvr.training.optimizer import updates_per_iteration
+from lit_rlvr.training.optimizer import steps_per_iteration
 from lit_rlvr.types import Rollout
 
 FEW = 0.1
@@ -48,7 +49,7 @@ class FirstRollout(Callback):
     @staticmethod
     def _invented(rollout: Rollout) -> str:
         """Return what to do if completions go on with questions of their own; "" if few do."""
-        completions = [completion for group in rollout.completions for completion in group]
+        completions = list(chain.from_iterable(rollout.completions))
         words = Counter(next_question(completion.answer)[1] for completion in completions)
         words.pop("", None)
         if not words or words.total() < FEW * len(completions):
@@ -72,5 +73,5 @@ class FirstRollout(Callback):
         validations = 1
         every = rollout_of(trainer).validate_every_rollouts
         if every:
-            validations += total // updates_per_iteration(trainer.lightning_module) // every
+            validations += total // steps_per_iteration(trainer.lightning_module) // every
         return total * step_seconds + validations * sum(callback_of(trainer, RunFolder).validation_seconds)

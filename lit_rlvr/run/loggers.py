@@ -10,6 +10,7 @@ from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -74,7 +75,7 @@ class MetricsFile(Logger):
         """Rewrite the file atomically."""
         if not self._pending:
             return
-        names = sorted({name for row in self.rows.values() for name in row})
+        names = sorted(set(chain.from_iterable(self.rows.values())))
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, ["step", *names], restval="")
         writer.writeheader()

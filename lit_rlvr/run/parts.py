@@ -14,7 +14,7 @@ from lit_rlvr.run.checkpoint import RunCheckpoint
 from lit_rlvr.run.loggers import callback_of
 from lit_rlvr.run.progress import Budget
 from lit_rlvr.run.warm_start import WarmStart
-from lit_rlvr.training.optimizer import check_schedule, total_steps, updates_per_iteration
+from lit_rlvr.training.optimizer import check_schedule, steps_per_iteration, total_steps
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -58,7 +58,7 @@ class RunParts:
     @property
     def steps(self) -> int | None:
         """The optimizer steps of the whole run, without regard to its budget; None without a limit."""
-        return total_steps(self.trainer, len(self.data.train_dataloader()), updates_per_iteration(self.module))
+        return total_steps(self.trainer, len(self.data.train_dataloader()), steps_per_iteration(self.module))
 
     @property
     def iterations(self) -> int | None:
@@ -66,7 +66,7 @@ class RunParts:
         if self.steps is None:
             counts = []
         else:
-            counts = [math.ceil(self.steps / updates_per_iteration(self.module))]
+            counts = [math.ceil(self.steps / steps_per_iteration(self.module))]
         samples = self.limits.get("samples")
         if samples is not None:
             per_rollout = self.data.prompts_per_rollout * self.rollout.completions_of(self.module)

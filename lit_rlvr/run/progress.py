@@ -17,7 +17,7 @@ from lit_rlvr.common.arguments import ChecksArguments, check_within
 from lit_rlvr.common.init_arguments import init_arguments
 from lit_rlvr.common.terminal import Terminal
 from lit_rlvr.run.loggers import callback_of, callbacks_of
-from lit_rlvr.training.optimizer import updates_per_iteration
+from lit_rlvr.training.optimizer import steps_per_iteration
 
 
 class Budget(ChecksArguments, Callback):
@@ -229,7 +229,7 @@ class ProgressEstimator(Callback):
         The iterations up to now may have had a different number of updates, and an iteration takes all of its own.
         """
         step, iteration = self._first_position or _position(trainer)
-        updates = updates_per_iteration(trainer.lightning_module)
+        updates = steps_per_iteration(trainer.lightning_module)
         limits = []
         for callback in callbacks_of(trainer):
             if isinstance(callback, Budget):

@@ -33,7 +33,7 @@ from lit_rlvr.run.progress import Budget, ProgressEstimator, RunProgress
 from lit_rlvr.run.ranks import RankSetUp
 from lit_rlvr.run.stop import StopOnSignal
 from lit_rlvr.run.trackers.feed import Trackers
-from lit_rlvr.training.optimizer import train_whole_rollouts, updates_per_iteration
+from lit_rlvr.training.optimizer import steps_per_iteration, train_whole_rollouts
 
 DEFAULT_FOLDER = "runs/default"
 """The run folder if `trainer.default_root_dir` is not set."""
@@ -136,7 +136,7 @@ class RunStart(Callback):
                 done = 0
             else:
                 done = checkpoint_step(self.run.checkpoint)
-            train_whole_rollouts(trainer, updates_per_iteration(pl_module), done)
+            train_whole_rollouts(trainer, steps_per_iteration(pl_module), done)
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._has_started:

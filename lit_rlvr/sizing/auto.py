@@ -9,7 +9,7 @@ from lit_rlvr.common.log import log
 from lit_rlvr.errors import UserError
 from lit_rlvr.options import DEFAULT_TOKENS
 from lit_rlvr.sizing.gpus import GIB
-from lit_rlvr.sizing.strategies import MemoryPlan, describe_run
+from lit_rlvr.sizing.strategies import MemoryEstimate, describe_run
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -58,7 +58,7 @@ def trains_on_gpus(trainer: Trainer) -> bool:
     return trainer.strategy.root_device.type != "cpu"
 
 
-def _report(plan: MemoryPlan, step_tokens: int) -> None:
+def _report(plan: MemoryEstimate, step_tokens: int) -> None:
     """Say what was chosen, and why not more."""
     if not plan.fits:
         reason = "IT WILL NOT FIT: `lit-rlvr plan` proposes a strategy or adapters"

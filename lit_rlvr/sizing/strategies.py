@@ -57,7 +57,7 @@ STEP_TERMS = ("gathered", "activations", "temporary")
 
 
 @dataclass(frozen=True)
-class MemoryPlan:
+class MemoryEstimate:
     """A strategy, and the bytes it needs on each GPU.
 
     Args:
@@ -220,7 +220,7 @@ class JobSizes:
             layers = inside * self.size
         return layers + self.whole.outside * self.size + 2 * GIB
 
-    def plans(self, gpus: GPUs, budget: int | None = None) -> list[MemoryPlan]:
+    def plans(self, gpus: GPUs, budget: int | None = None) -> list[MemoryEstimate]:
         """Return a plan for every strategy, the fastest first, those with adapters last.
 
         Args:
@@ -241,7 +241,7 @@ class JobSizes:
                     plans.append(self.plan(strategy, gpus, budget or self.budget))
         return plans
 
-    def proposal(self, gpus: GPUs) -> MemoryPlan | None:
+    def proposal(self, gpus: GPUs) -> MemoryEstimate | None:
         """Return the plan of the fastest strategy that fits.
 
         Prefer smaller micro-batches, then shards on the CPU, to adapters, because those change results.
@@ -259,7 +259,7 @@ class JobSizes:
             return self.with_most_tokens(best)
         return best
 
-    def choice(self, gpus: GPUs, placement: tuple[bool, bool] | None, checkpointing: bool | None) -> MemoryPlan:
+    def choice(self, gpus: GPUs, placement: tuple[bool, bool] | None, checkpointing: bool | None) -> MemoryEstimate:
         """Return the plan of the fastest strategy that fits without a change of results, or else the smallest one.
 
         Shards on the CPU come last, and before them strategies that leave vLLM memory for few sequences at once.
@@ -293,7 +293,7 @@ class JobSizes:
         inputs = self.completion - 1
         return prompts * (self.prompt * (1 if self.shared_prefix else self.group) + self.group * inputs)
 
-    def with_most_tokens(self, plan: MemoryPlan) -> MemoryPlan:
+    def with_most_tokens(self, plan: MemoryEstimate) -> MemoryEstimate:
         """Return a plan of this job with the most tokens in a micro-batch that fit: doubled up to those of a step."""
         enough = self.step_tokens(plan.gpus)
         best = self.plan(plan.strategy, plan.gpus, min(FEWEST_TOKENS, enough))
@@ -304,7 +304,7 @@ class JobSizes:
             best = larger
         return best
 
-    def fits_each_machine(self, plan: MemoryPlan, machines: int) -> bool:
+    def fits_each_machine(self, plan: MemoryEstimate, machines: int) -> bool:
         """Return whether each machine holds a copy of the sharded model by itself.
 
         Then only gradients cross the network.
@@ -313,7 +313,7 @@ class JobSizes:
         gpus = GPUs(plan.gpus.count // machines, plan.gpus.gib)
         return plan.strategy.sharded and machines > 1 and on_one_machine.plan(plan.strategy, gpus, plan.budget).fits
 
-    def reason(self, plan: MemoryPlan) -> str:
+    def reason(self, plan: MemoryEstimate) -> str:
         """Return one line that says what a plan needs, and what its faster alternatives would."""
         gpus = plan.gpus
         before = takewhile(lambda other: other != plan, self.plans(gpus))
@@ -331,7 +331,7 @@ class JobSizes:
             f"{faster}{advice}"
         )
 
-    def plan(self, strategy: Strategy, gpus: GPUs, budget: int) -> MemoryPlan:
+    def plan(self, strategy: Strategy, gpus: GPUs, budget: int) -> MemoryEstimate:
         """Return the plan of a strategy.
 
         Args:
@@ -362,9 +362,9 @@ class JobSizes:
         host = state + teacher if strategy.offload else 0.0
         terms |= {"vLLM": vllm, "generation": generation}
         at_once = self.sequences(gpus, vllm) if self.share else None
-        return MemoryPlan(strategy, gpus, budget, terms, host, self.vllm_sleeps, at_once)
+        return MemoryEstimate(strategy, gpus, budget, terms, host, self.vllm_sleeps, at_once)
 
-    def arguments(self, plan: MemoryPlan) -> str:
+    def arguments(self, plan: MemoryEstimate) -> str:
         """Return the arguments that the plan adds to the command line."""
         machines = math.ceil(plan.gpus.count / MACHINE_GPUS)
         copies = self.fits_each_machine(plan, machines)
@@ -458,7 +458,7 @@ def describe_job(
     )
 
 
-def describe_run(trainer: Trainer, module: RLVRModule, data: PromptDataModule) -> tuple[JobSizes, MemoryPlan]:
+def describe_run(trainer: Trainer, module: RLVRModule, data: PromptDataModule) -> tuple[JobSizes, MemoryEstimate]:
     """Return the sizes of a run that a trainer is built for, and its plan for the trainer's devices.
 
     With copies of a sharded model, they are those of one copy.

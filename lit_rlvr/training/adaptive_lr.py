@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from math import exp, inf, isnan, nan, sqrt
 from typing import Any
 
@@ -16,11 +17,11 @@ from lit_rlvr.distributed.sharding import has_shards, own_shard
 from lit_rlvr.objectives import kl_estimate
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import more_bits_than_autocast
-from lit_rlvr.training.failures import TokenBudget, retry_smaller
-from lit_rlvr.training.microbatches import logprobs_in_microbatches
-from lit_rlvr.training.optimizer import all_parameters, set_lr, updates_per_iteration
+from lit_rlvr.training.optimizer import all_parameters, set_lr, steps_per_iteration
 from lit_rlvr.training.random_step import RandomStep
-from lit_rlvr.training.step import StepPlan
+from lit_rlvr.training.step.memory import TokenBudget, retry_smaller
+from lit_rlvr.training.step.microbatches import logprobs_in_microbatches
+from lit_rlvr.training.step.plan import StepPlan
 from lit_rlvr.types import Rollout
 
 
@@ -66,7 +67,7 @@ class AdaptiveLR:
         else:
             middle = first * 10
         return cls(
-            module.lr.max_kl / updates_per_iteration(module), first, (min(first, middle / 150), max(first, middle * 6))
+            module.lr.max_kl / steps_per_iteration(module), first, (min(first, middle / 150), max(first, middle * 6))
         )
 
     def adapt(self, kl: float, cosine: float, optimizer: Any, schedule: Any) -> None:
@@ -225,7 +226,7 @@ def measured_rows(plan: StepPlan, one_in: int) -> list[int]:
         one_in: choose one in this many of all ranks' rows, from at most `MEASURED_GROUPS` groups.
     """
     rollout = plan.prepared.rollout
-    rows = sorted(i for part in plan.microbatches[: plan.num_counted] for i in part)  # this rank's
+    rows = sorted(chain.from_iterable(plan.microbatches[: plan.num_counted]))  # this rank's
     repeats = rollout.repeats or [0] * len(rollout.prompts)
     members_by_key: dict[int, list[int]] = {}
     for i in rows:

@@ -5,7 +5,7 @@ Lightning calls both for each batch of prompts: `collect` through `RolloutCallba
 these lines. Each function they call is one idea, in the file that its import or its object names:
 
     source       rollout/source.py, with rollout/sync.py, or rollout/queue.py if `rollout.staleness` is above 0
-    updater      training/update.py: the policy, its optimizer, and what an optimizer step needs besides
+    updater      training/step/updater.py: the policy, its optimizer, and what an optimizer step needs besides
     algorithm    algorithms/ (the objective), training/loss.py (advantages, loss and terms)
 
 Shapes: P prompts of this rank, G completions of each, B = P x G rows, T tokens of the longest completion.
@@ -19,12 +19,13 @@ from functools import partial
 from typing import Any
 
 from lit_rlvr.objectives import Stats
-from lit_rlvr.training.failures import find_not_finite, retry_smaller
-from lit_rlvr.training.loss_inputs import loss_inputs
-from lit_rlvr.training.prepared import PreparedRollout
-from lit_rlvr.training.step import StepPlan, plan_step
+from lit_rlvr.training.step.failures import find_not_finite
+from lit_rlvr.training.step.loss_inputs import loss_inputs
+from lit_rlvr.training.step.memory import retry_smaller
+from lit_rlvr.training.step.plan import StepPlan, plan_step
+from lit_rlvr.training.step.prepared import PreparedRollout
+from lit_rlvr.training.step.updater import Updater
 from lit_rlvr.training.trace import Trace
-from lit_rlvr.training.update import Updater
 from lit_rlvr.types import Prompt, PromptBatch, Rollout
 
 
@@ -59,7 +60,7 @@ class CollectSteps(ABC):
         return rollout, summaries
 
     @abstractmethod
-    def select(self, rollout: Rollout, summaries: Any, batch: PromptBatch) -> Any:
+    def choose_groups(self, rollout: Rollout, summaries: Any, batch: PromptBatch) -> Any:
         """Return the summaries with the groups to train on numbered, and count successes and mixed groups.
 
         Args:
@@ -95,14 +96,14 @@ def collect(source: CollectSteps, batch: PromptBatch) -> Rollout:
     while source.wants_more(summaries, rounds, batch):  # dynamic sampling, until enough are mixed (DAPO, eq. 11)
         rounds += 1
         rollout, summaries = source.sample_more(rollout, summaries, rounds, batch)
-    summaries = source.select(rollout, summaries, batch)  # which groups to train on
+    summaries = source.choose_groups(rollout, summaries, batch)  # which groups to train on
     source.add_reference_rewards(rollout)  # of a reference policy for the same prompts, if the advantage asks (AAPO)
     rollout = source.balance(rollout, summaries)  # as many tokens on each rank
     source.release_engine()  # its memory is free for training
     return rollout
 
 
-def train(updater: Updater, rollout: Rollout, number: int, trace: Trace | None = None) -> Iterator[dict[str, float]]:
+def train(updater: Updater, rollout: Rollout, step: int, trace: Trace | None = None) -> Iterator[dict[str, float]]:
     """Take the optimizer steps on a rollout; yield the metrics of each.
 
     Collective: call it on every rank.
@@ -110,7 +111,7 @@ def train(updater: Updater, rollout: Rollout, number: int, trace: Trace | None =
     Args:
         updater: has the policy, the algorithm and the optimizer.
         rollout: scored groups of this rank.
-        number: the number of the first step in the run, from 1.
+        step: the number of the first optimizer step in the run, from 1.
         trace: records what the steps do with some tokens.
     """
     algorithm = updater.algorithm
@@ -119,14 +120,14 @@ def train(updater: Updater, rollout: Rollout, number: int, trace: Trace | None =
     rollout.advantages = advantages.per_completion  # (P, G), for logs; the loss gets advantages.per_row
     epoch = algorithm.split_groups(rollout)  # this rank's groups of each optimizer step
     minibatches = epoch * algorithm.epochs_per_rollout
-    prepared = updater.prepare(rollout, advantages.per_row, initial, minibatches, number, trace)
+    prepared = updater.prepare(rollout, advantages.per_row, initial, minibatches, step, trace)
     metrics = advantages.metrics
     for minibatch in minibatches:
-        attempt = partial(accumulate, updater, prepared, minibatch, number)
+        attempt = partial(accumulate, updater, prepared, minibatch, step)
         plan, sums = retry_smaller(updater.budget, rollout, attempt)  # in smaller micro-batches if memory runs out
         norm = updater.reduce_and_clip()  # of the gradient over all ranks, before it is clipped
         not_finite = find_not_finite(sums.get("loss"), norm)  # None = loss and gradient are finite on all ranks
-        updater.count_step(plan, not_finite, number)  # saves the groups of one that is not finite
+        updater.count_step(plan, not_finite, step)  # saves the groups of one that is not finite
         metrics |= updater.measure(plan, sums, norm, not_finite is None)
         if not_finite is None and not rollout.is_unrewarded:  # no reward judged any of it (RolloutCallback.fill_batch)
             metrics |= updater.take_step(plan)
@@ -135,12 +136,10 @@ def train(updater: Updater, rollout: Rollout, number: int, trace: Trace | None =
         updater.end_step(prepared)
         yield metrics
         metrics = {}
-        number += 1
+        step += 1
 
 
-def accumulate(
-    updater: Updater, prepared: PreparedRollout, minibatch: list[int], number: int
-) -> tuple[StepPlan, Stats]:
+def accumulate(updater: Updater, prepared: PreparedRollout, minibatch: list[int], step: int) -> tuple[StepPlan, Stats]:
     """Accumulate this rank's gradients over the micro-batches of an optimizer step.
 
     Collective: call it on every rank.
@@ -149,7 +148,7 @@ def accumulate(
         updater: has the policy and the optimizer.
         prepared: the rollout.
         minibatch: positions of this rank's groups in the step.
-        number: the number of the step in the run, from 1.
+        step: the number of the optimizer step in the run, from 1.
 
     Returns:
         The step's plan, and sums over the tokens that were run.
@@ -157,7 +156,7 @@ def accumulate(
     plan = plan_step(prepared, minibatch, updater.algorithm, updater.limits)  # normalisers, micro-batches
     sums = Stats()
     updater.begin_step(plan)
-    with updater.dropout(number):
+    with updater.dropout(step):
         for k in range(len(plan.microbatches)):
             output = updater.forward(plan, k)  # (rows, T) log-probabilities and entropies
             old_logp = plan.old_logprobs(k, output.logp)  # at the iteration's beginning; in its first step, as now

@@ -4,7 +4,7 @@ An algorithm overrides
 
 - `objective`, its loss;
 - `observe`, if the loss depends on statistics of the whole rollout;
-- `select`, if the loss chooses tokens of a whole step.
+- `select_tokens`, if the loss chooses tokens of a whole step.
 
 Training (`training/module.py`) and the replay of a frozen batch (`commands/check/replay.py`) both use this class.
 """
@@ -116,7 +116,7 @@ class LossModule(ABC):
         super().__init__()
         check_takes(self.objective, "x")
         check_takes(self.observe, "groups")
-        check_takes(self.select, "step")
+        check_takes(self.select_tokens, "step")
         self.advantage = resolve_advantage(advantage)
         self.loss_options = loss
         self.kl = kl
@@ -161,8 +161,8 @@ class LossModule(ABC):
 
     @property
     def needs_step_tokens(self) -> bool:
-        """Whether some tokens are chosen by all tokens of a step: by `select`, or by their entropy."""
-        return type(self).select is not LossModule.select or self.loss_options.top_entropy_quantile < 1
+        """Whether some tokens are chosen by all tokens of a step: by `select_tokens`, or by their entropy."""
+        return type(self).select_tokens is not LossModule.select_tokens or self.loss_options.top_entropy_quantile < 1
 
     @abstractmethod
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
@@ -187,7 +187,7 @@ class LossModule(ABC):
         """
         return {}
 
-    def select(self, step: StepTokens) -> Tensor | None:
+    def select_tokens(self, step: StepTokens) -> Tensor | None:
         """Choose tokens by a threshold over all tokens of an optimizer step; the objective finds them in `x.selected`.
 
         Args:
@@ -198,19 +198,19 @@ class LossModule(ABC):
         """
         return None
 
-    def select_tokens(self, step: StepTokens) -> tuple[Tensor, Tensor | None]:
-        """Return the tokens (N,) whose objective counts, those of the highest entropy, and the result of `select`.
+    def choose_tokens(self, step: StepTokens) -> tuple[Tensor, Tensor | None]:
+        """Return the tokens (N,) whose objective counts (the highest entropies), and the result of `select_tokens`.
 
         Raises:
-            UserError: `select` returns something else.
+            UserError: `select_tokens` returns something else.
         """
         in_objective = torch.ones_like(step.old_logp, dtype=torch.bool)
         if not len(in_objective):
             return in_objective, in_objective
-        with inputs_stay(self.select, step, "step"):
-            chosen = self.select(replace(step))
+        with inputs_stay(self.select_tokens, step, "step"):
+            chosen = self.select_tokens(replace(step))
         if chosen is not None:
-            require_choice(self.select, chosen, in_objective)
+            require_choice(self.select_tokens, chosen, in_objective)
         if self.loss_options.top_entropy_quantile < 1:
             share = self.loss_options.top_entropy_quantile
             count = math.ceil(round(share * len(in_objective), 6))  # 0.07 x 100 is 7.000000000000001

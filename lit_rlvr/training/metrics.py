@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import torch
 from torch import Tensor
 
 from lit_rlvr.distributed.collectives import all_sum, gather_rows
 from lit_rlvr.objectives import Stats
-from lit_rlvr.training.prepared import PreparedRollout
+from lit_rlvr.training.step.prepared import PreparedRollout
 
 
 def advantage_metrics(advantages: Tensor, sums: Stats, mask: Tensor) -> dict[str, float]:
@@ -67,7 +69,7 @@ def staleness_metrics(
         log_zero: False = return {} also if no token is old.
     """
     rollout = prepared.rollout
-    groups = {p for minibatch in minibatches for p in minibatch}
+    groups = set(chain.from_iterable(minibatches))
     rows = []
     for i in prepared.live:
         if i // rollout.group_size in groups:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -30,7 +31,6 @@ from lit_rlvr.policy.sources import ModelSource
 from lit_rlvr.policy.speed import return_freed_memory
 from lit_rlvr.training.adaptive_lr import AdaptiveLR
 from lit_rlvr.training.contradictions import contradictions
-from lit_rlvr.training.failures import SkippedSteps, TokenBudget, UnrewardedRollouts
 from lit_rlvr.training.loop import train
 from lit_rlvr.training.loss import LossModule
 from lit_rlvr.training.models import Models
@@ -38,9 +38,11 @@ from lit_rlvr.training.noise_scale import NoiseScale
 from lit_rlvr.training.optimizer import apply_options, build_optimizer, check_lr, schedule_of_run
 from lit_rlvr.training.reference import Reference
 from lit_rlvr.training.state import RunState, named_terms
+from lit_rlvr.training.step.failures import SkippedSteps, UnrewardedRollouts
+from lit_rlvr.training.step.memory import TokenBudget
+from lit_rlvr.training.step.updater import Updater
 from lit_rlvr.training.terms import Term
 from lit_rlvr.training.trace import Trace
-from lit_rlvr.training.update import Updater
 from lit_rlvr.training.validation import Validation, check_sets
 from lit_rlvr.types import GroupSelection, PromptBatch
 
@@ -54,6 +56,18 @@ class RLVRModule(ChecksArguments, LossModule, LightningModule):
     It is a `LossModule` (training/loss.py): advantages and loss, without Lightning. What else it needs are its parts,
     each in a file of its own: `model_source` and `models` load weights, `validation` measures, `updater` has the
     operations of the loop (training/loop.py), and `state` is what a checkpoint has of them.
+
+    Example:
+        ```python
+        from lit_rlvr import RLVRModule, masked_sum
+
+
+        class Plain(RLVRModule):
+            has_ratio = False  # the loss has no ratio to the sampling policy, so it takes one update per rollout
+
+            def objective(self, x):
+                return -masked_sum(x.logp * x.advantages, x.token_weight, x.mask), {}
+        ```
 
     Args:
         model: `smollm2` (the embedded SmolLM2-135M-Instruct), a model folder, or a hub id.
@@ -382,7 +396,7 @@ class RLVRModule(ChecksArguments, LossModule, LightningModule):
         for term in self.terms:
             term.renew(self.policy, self.iteration)
         self.data.commit(batch.cursor, batch.successes)
-        self._logged |= {name for update in metrics for name in update}
+        self._logged |= set(chain.from_iterable(metrics))
         for name in sorted(self._logged):
             # NaN if no update has it, because no row was run: Lightning would repeat the previous iteration's value.
             values = []

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lit_rlvr.distributed.collectives import all_sum, world_size
 from lit_rlvr.distributed.sharding import whole_parameters
-from lit_rlvr.training.step import StepPlan
+from lit_rlvr.training.step.plan import StepPlan
 
 
 class MicrobatchNorms:

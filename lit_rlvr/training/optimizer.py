@@ -115,7 +115,7 @@ def schedule_of_run(module: Any, optimizer: Any) -> Any:
         optimizer: the optimizer.
     """
     batches = len(module.data.train_dataloader())
-    steps = total_steps(module.trainer, batches, updates_per_iteration(module))
+    steps = total_steps(module.trainer, batches, steps_per_iteration(module))
     warn_of_rate(module.lr, module.optim, steps)
     return build_schedule(optimizer, module.optim, steps)
 
@@ -158,7 +158,7 @@ def warn_of_rate(lr: float | AutoLR, optim: Optim, steps: int | None) -> None:
         )
 
 
-def updates_per_iteration(module: Any) -> int:
+def steps_per_iteration(module: Any) -> int:
     """Return the number of optimizer steps that an algorithm takes on a rollout."""
     return int(module.updates_per_rollout * module.epochs_per_rollout)
 

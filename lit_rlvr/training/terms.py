@@ -61,6 +61,16 @@ class Term(ChecksArguments):
     """A cost of each token, which training lowers in addition to the objective.
 
     Example:
+        ```python
+        from lit_rlvr import Term
+
+
+        class Confidence(Term):
+            metric = "confidence"
+
+            def cost(self, x):
+                return x.logp  # (B, T); lower log-probabilities cost less
+        ```
         ```yaml
         model:
           class_path: GRPO

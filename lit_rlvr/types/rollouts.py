@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import torch
@@ -289,7 +289,7 @@ class Rollout:
 
     @property
     def _rows(self) -> list[Completion]:
-        return [completion for group in self.completions for completion in group]
+        return list(chain.from_iterable(self.completions))
 
     def _of_turns(self, values: Sequence[Sequence[float]]) -> Tensor:
         """Return for each sampled token (B, T) the value of its turn; 0 elsewhere, and in completions without turns."""
@@ -323,7 +323,7 @@ def pad_completions(completions: list[list[Completion]]) -> tuple[Tensor, Tensor
         token_ids (B, T) long, mask (B, T) bool (True = sampled by the model), rollout_logprobs (B, T) float; T is the
         longest completion, at least 1.
     """
-    rows = [completion for group in completions for completion in group]
+    rows = list(chain.from_iterable(completions))
     width = max([1, *(len(row.token_ids) for row in rows)])
     token_ids = torch.zeros(len(rows), width, dtype=torch.long)
     logprobs = torch.zeros(len(rows), width)

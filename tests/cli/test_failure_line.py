@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tiny_runs import CLI, FIT
 
-import lit_rlvr.rollout.source as rollout_source
+import lit_rlvr.rollout.sync as sync
 from lit_rlvr.cli.error_lines import TRACEBACK
 
 MINE = """
@@ -265,6 +265,6 @@ def test_the_traceback_is_shown_on_request(run_folder: Path, lit_rlvr: CLI, monk
 
 
 def test_a_bug_of_ours_keeps_its_traceback(run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rollout_source, "count_repeats", lambda *_: None)
+    monkeypatch.setattr(sync, "count_repeats", lambda *_: None)
     with pytest.raises(TypeError):
         lit_rlvr(*FIT)

@@ -21,7 +21,7 @@ from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.rollout.record import Replay
 from lit_rlvr.sampling import Sampling
 from lit_rlvr.training.module import RLVRModule
-from lit_rlvr.training.step import StepPlan
+from lit_rlvr.training.step.plan import StepPlan
 from lit_rlvr.types import Completion, Rollout, cut_sequences
 
 Gradients = dict[str, Tensor]

@@ -47,9 +47,9 @@ class Rebinds(GRPO):
         return super().objective(x)
 
 class SelectsInPlace(M2PO):
-    def select(self, step):
+    def select_tokens(self, step):
         step.entropy.zero_()
-        return super().select(step)
+        return super().select_tokens(step)
 """
 
 

@@ -25,11 +25,11 @@ from lit_rlvr.policy import attention, verify, vision_attention
 from lit_rlvr.policy.logprobs import PolicyOutput
 from lit_rlvr.policy.precision import is_half
 from lit_rlvr.sampling import Sampling
-from lit_rlvr.training.microbatches import StepLimits
 from lit_rlvr.training.module import RLVRModule
-from lit_rlvr.training.prepared import PreparedRollout
-from lit_rlvr.training.step import StepPlan
-from lit_rlvr.training.update import Updater
+from lit_rlvr.training.step.microbatches import StepLimits
+from lit_rlvr.training.step.plan import StepPlan
+from lit_rlvr.training.step.prepared import PreparedRollout
+from lit_rlvr.training.step.updater import Updater
 from lit_rlvr.types import Completion, Prompt
 
 register()
@@ -174,10 +174,10 @@ ADDS_FEATURES = {
 }
 # whether loss and gradient are finite, the sums for the metrics, and the gradient's norm
 REST = {
-    "training/failures.py _is_finite: aten._local_scalar_dense.default": 2,
+    "training/step/failures.py _is_finite: aten._local_scalar_dense.default": 2,
     "training/metrics.py step_metrics: aten._to_copy.default": 1,
     "training/noise_scale.py end: aten._to_copy.default": 1,
-    "training/update.py measure: aten._local_scalar_dense.default": 1,
+    "training/step/updater.py measure: aten._local_scalar_dense.default": 1,
 }
 
 COOL = Sampling(temperature=0.7, top_p=1.0, max_tokens=4)

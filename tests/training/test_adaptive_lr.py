@@ -21,9 +21,9 @@ from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import kl_estimate
 from lit_rlvr.options import AutoLR, Optim
 from lit_rlvr.training.adaptive_lr import AdaptiveLR, AdaptiveStep, mean_kl, measured_rows, step_cosine
-from lit_rlvr.training.microbatches import logprobs_in_microbatches
 from lit_rlvr.training.optimizer import build_optimizer, build_schedule
 from lit_rlvr.training.random_step import RandomStep
+from lit_rlvr.training.step.microbatches import logprobs_in_microbatches
 
 UNVALIDATED = ("--trainer.limit_val_batches", 0, "--trainer.num_sanity_val_steps", 0)
 

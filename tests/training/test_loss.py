@@ -56,7 +56,7 @@ def test_a_loss_without_a_class_is_that_of_the_class(tiny_model_folder: Path, tm
         torch.testing.assert_close(seen.weights[-1][name], value, rtol=0, atol=1e-6)
 
 
-# ---- select_tokens --------------------------------------------------------------------------------------------
+# ---- choose_tokens --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("share", "count", "wanted"), [(0.3, 56, 17), (0.2, 55, 11), (0.07, 100, 7), (0.001, 56, 1)])
@@ -65,7 +65,7 @@ def test_the_tokens_of_the_highest_entropy_are_as_many_as_the_rule_says(share: f
     for alike in (1, 4, count):
         tokens = StepTokens(*torch.rand(5, count, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
         tokens.entropy = tokens.entropy[torch.arange(count) // alike * alike] * (1 + 1e-7 * tokens.advantages)
-        chosen, _ = GRPO(loss={"top_entropy_quantile": share}).select_tokens(tokens)
+        chosen, _ = GRPO(loss={"top_entropy_quantile": share}).choose_tokens(tokens)
         assert int(chosen.sum()) == wanted
         assert tokens.entropy[chosen].min() >= tokens.entropy[~chosen].max() * (1 - 1e-5)
         tied = (tokens.entropy - tokens.entropy[chosen].min()).abs() < 1e-6

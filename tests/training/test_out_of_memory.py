@@ -16,7 +16,7 @@ from lit_rlvr.algorithms import GRPO
 from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import LossInputs, Stats
 from lit_rlvr.policy.policy import Policy
-from lit_rlvr.training.failures import TokenBudget, retry_smaller
+from lit_rlvr.training.step.memory import TokenBudget, retry_smaller
 from lit_rlvr.types import Rollout
 
 CUDA = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of ...")
@@ -164,7 +164,7 @@ def test_with_shards_the_next_start_has_a_smaller_budget(
 def test_the_machine_s_own_error_is_known() -> None:
     source = """if True:
         import resource, torch
-        from lit_rlvr.training.failures import is_out_of_memory
+        from lit_rlvr.training.step.memory import is_out_of_memory
         resource.setrlimit(resource.RLIMIT_AS, (1 << 33, 1 << 33))
         try:
             torch.empty(1 << 40, dtype=torch.uint8)

@@ -19,7 +19,7 @@ from lit_rlvr.algorithms import GRPO
 from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import LossInputs, Stats
 from lit_rlvr.rewards import FunctionReward
-from lit_rlvr.training.failures import SavedStep, SkippedSteps
+from lit_rlvr.training.step.failures import SavedStep, SkippedSteps
 
 Poison = Callable[[LossInputs, Tensor], Tensor]
 SMALL = {"compute": {"tokens_per_microbatch": 200}}  # two groups of six in a micro-batch

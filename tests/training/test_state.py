@@ -2,8 +2,8 @@
 
 import pytest
 
-from lit_rlvr.training.failures import SkippedSteps
 from lit_rlvr.training.state import RunState
+from lit_rlvr.training.step.failures import SkippedSteps
 
 
 def test_a_part_that_every_checkpoint_has_may_not_be_missing() -> None:

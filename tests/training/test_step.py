@@ -17,11 +17,11 @@ from lit_rlvr.algorithms import GRPO
 from lit_rlvr.options import Importance
 from lit_rlvr.policy.logprobs import PolicyOutput
 from lit_rlvr.sampling import Sampling
-from lit_rlvr.training.loss_inputs import correction_weights, loss_inputs
-from lit_rlvr.training.microbatches import StepLimits
-from lit_rlvr.training.prepared import PreparedRollout
-from lit_rlvr.training.step import StepPlan, plan_step
-from lit_rlvr.training.token_choice import chances
+from lit_rlvr.training.step.loss_inputs import correction_weights, loss_inputs
+from lit_rlvr.training.step.microbatches import StepLimits
+from lit_rlvr.training.step.plan import StepPlan, plan_step
+from lit_rlvr.training.step.prepared import PreparedRollout
+from lit_rlvr.training.step.token_choice import chances
 
 LIVE = [0, 1, 3, 4]
 PLAIN = torch.tensor([[1 / 6, 1 / 6, 1 / 6], [1 / 2, 0, 0]])

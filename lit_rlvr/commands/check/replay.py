@@ -18,7 +18,7 @@ from lit_rlvr.algorithms import RLVRModule
 from lit_rlvr.conformance import Batch, Step, replay_step
 from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import LossInputs, StepTokens, aggregation_weights
-from lit_rlvr.training.loss_inputs import correction_weights
+from lit_rlvr.training.step.loss_inputs import correction_weights
 from lit_rlvr.training.terms import InitialLogprobs, Need, term_costs
 
 
@@ -158,7 +158,7 @@ def frozen_inputs(batch: FrozenBatch, algorithm: RLVRModule, logp: Tensor, advan
 def _chosen_tokens(
     batch: FrozenBatch, algorithm: RLVRModule, advantages: Tensor, rollout: Tensor
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return the results (B, T) of `select_tokens` on the whole batch; None = it is not asked.
+    """Return the results (B, T) of `choose_tokens` on the whole batch; None = it is not asked.
 
     Args:
         batch: the frozen batch.
@@ -178,7 +178,7 @@ def _chosen_tokens(
     tokens = StepTokens(
         batch.old_logp[in_loss], rollout[in_loss], entropy[in_loss], advantages.expand(in_loss.shape)[in_loss]
     )
-    counted, selected = algorithm.select_tokens(tokens)
+    counted, selected = algorithm.choose_tokens(tokens)
     return _as_mask(counted, in_loss), _as_mask(selected, in_loss)
 
 

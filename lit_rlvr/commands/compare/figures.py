@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,7 @@ def _draw_pass_at_k(groups: RunsByName, colours: Mapping[str, Any]) -> Any:
     for cell, runs in groups.items():
         after[cell] = pass_at_k_spreads([run.last for run in runs])
     before = pass_at_k_spreads([run.rows.get(0, {}) for runs in groups.values() for run in runs])
-    names = sorted({name for spreads in after.values() for name in spreads})
+    names = sorted(set(chain.from_iterable(after.values())))
     if not names:
         return None
     figure, axes = new_figure("", "k", len(names))

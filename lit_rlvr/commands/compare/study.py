@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import reduce
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,7 @@ class Study:
     @property
     def all_suites(self) -> list[str | dict[str, Any]]:
         """The suites of all tables."""
-        return [suite for suites in self.suites.values() for suite in suites]
+        return list(chain.from_iterable(self.suites.values()))
 
     @property
     def seeds(self) -> list[int]:

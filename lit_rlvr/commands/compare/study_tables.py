@@ -111,7 +111,7 @@ def _by_category(suite: str, key: str, rows: Mapping[str, Any]) -> Iterator[str]
     by_cell = {}
     for name, row in rows.items():
         by_cell[name] = row["suites"].get(suite, {}).get("categories", {})
-    categories = list(dict.fromkeys(category for row in by_cell.values() for category in row))
+    categories = list(dict.fromkeys(chain.from_iterable(by_cell.values())))
     if categories:
         cells = {}
         for name, row in by_cell.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,7 @@ class CosineSimilarity(DiversityMeasure):
     def score(self, groups: Sequence[CompletionGroup]) -> list[float | None]:
         if not groups:
             return []
-        embeddings = self.embedder([text for group in groups for text in group])  # (N, D)
+        embeddings = self.embedder(list(chain.from_iterable(groups)))  # (N, D)
         parts = embeddings.split([len(group) for group in groups])
         return [mean_cosine(part) for part in parts]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from statistics import fmean
 from typing import Any
 
@@ -126,5 +127,5 @@ def accuracies(criteria: Sequence[Mapping[str, float]]) -> dict[str, float]:
                 by_prompt.append([value for name, value in row.items() if name.startswith(f"{mode} ")])
         if by_prompt:
             results[f"prompt_{mode}"] = fmean(float(all(values)) for values in by_prompt)
-            results[f"instruction_{mode}"] = fmean(value for values in by_prompt for value in values)
+            results[f"instruction_{mode}"] = fmean(chain.from_iterable(by_prompt))
     return results

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 from lit_rlvr.common.log import log
@@ -172,7 +173,7 @@ def _padded(rows: Sequence[list[int]], model: Any) -> dict[str, Any]:
     """Return the inputs of a batch, and name the padding to the model, which reads the last token before it."""
     import torch
 
-    used = {token for row in rows for token in row}
+    used = set(chain.from_iterable(rows))
     pad = next(token for token in range(len(used) + 1) if token not in used)
     width = max(map(len, rows))
     ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows])

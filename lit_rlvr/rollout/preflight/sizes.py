@@ -12,7 +12,7 @@ from lit_rlvr.policy.precision import bf16_slowdown
 from lit_rlvr.rollout.preflight.lengths import length_requirements
 from lit_rlvr.rollout.settings import RolloutSettings
 from lit_rlvr.training.module import RLVRModule
-from lit_rlvr.training.optimizer import updates_per_iteration
+from lit_rlvr.training.optimizer import steps_per_iteration
 
 if TYPE_CHECKING:
     from lit_rlvr.datamodules import PromptDataModule
@@ -84,7 +84,7 @@ def _warn_of_slow_or_unfit(rollout: RolloutSettings, module: RLVRModule, plan: R
             "this CPU multiplies in bfloat16 %.0f times slower than in float32; use --trainer.precision 32-true", factor
         )
     name = type(module).__name__
-    updates = updates_per_iteration(module)
+    updates = steps_per_iteration(module)
     if updates > 1 and not module.has_ratio:
         log.warning("%s has no ratio: only the first of %d updates per rollout is on-policy", name, updates)
     if updates == 1 and module.needs_updates:

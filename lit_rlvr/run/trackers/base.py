@@ -6,6 +6,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,7 +26,7 @@ class Samples:
     @staticmethod
     def of(records: Sequence[Mapping[str, Any]]) -> Samples:
         """Build the table from records of completions.jsonl; lists, such as the messages of a chat, become JSON."""
-        columns = list(dict.fromkeys(name for record in records for name in record))
+        columns = list(dict.fromkeys(chain.from_iterable(records)))
         rows = []
         for record in records:
             rows.append([_plain(record.get(name)) for name in columns])

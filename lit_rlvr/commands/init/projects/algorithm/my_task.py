@@ -7,11 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_rlvr.advantages import Advantage
-from lit_rlvr.algorithms import RLVRModule
-from lit_rlvr.common.arguments import check_within
-from lit_rlvr.objectives import LossInputs, Stats, masked_sum, ratio
-from lit_rlvr.options import Loss
+from lit_rlvr import Advantage, Loss, LossInputs, RLVRModule, Stats, check_within, masked_sum, ratio
 
 
 class UpperClip(RLVRModule):

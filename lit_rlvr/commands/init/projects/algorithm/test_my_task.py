@@ -8,8 +8,7 @@ import pytest
 import torch
 from my_task import UpperClip
 
-from lit_rlvr.commands.check import check_algorithm
-from lit_rlvr.objectives import LossInputs
+from lit_rlvr import LossInputs, check_algorithm
 
 
 @pytest.mark.parametrize("clip", [0.0, 0.2])

@@ -6,10 +6,7 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-from lit_rlvr.datamodules import PromptDataModule
-from lit_rlvr.datamodules.base import Split
-from lit_rlvr.environments import Environment, Observation
-from lit_rlvr.types import Sample, Turn
+from lit_rlvr import Environment, Observation, PromptDataModule, Sample, Split, Turn
 
 
 class Drawers(PromptDataModule):

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import pytest
 from my_task import Drawer, Drawers
 
-from lit_rlvr.environments import Observation
-from lit_rlvr.types import Sample, Turn
+from lit_rlvr import Observation, Sample, Turn
 
 
 def play(sample: Sample, turns: Sequence[str]) -> tuple[list[Observation], bool]:

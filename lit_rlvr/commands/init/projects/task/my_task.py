@@ -6,10 +6,7 @@ import itertools
 import random
 from collections.abc import Iterator
 
-from lit_rlvr.datamodules import PromptDataModule
-from lit_rlvr.datamodules.base import Split
-from lit_rlvr.rewards import Reward
-from lit_rlvr.types import Completion, RewardResult, Sample
+from lit_rlvr import Completion, PromptDataModule, Reward, RewardResult, Sample, Split
 
 
 class Backwards(PromptDataModule):

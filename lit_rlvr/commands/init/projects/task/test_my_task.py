@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from my_task import Backwards, InPlace
 
-from lit_rlvr.types import Completion, RewardResult, Sample
+from lit_rlvr import Completion, RewardResult, Sample
 
 
 def judge(text: str, sample: Sample) -> RewardResult:

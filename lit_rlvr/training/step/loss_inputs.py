@@ -9,8 +9,8 @@ from lit_rlvr.distributed.collectives import rank
 from lit_rlvr.objectives import LossInputs, Stats, importance_weights, log_ratio, masked_mean
 from lit_rlvr.options import Importance
 from lit_rlvr.policy.logprobs import PolicyOutput
-from lit_rlvr.training.prepared import PreparedRollout
-from lit_rlvr.training.step import StepPlan
+from lit_rlvr.training.step.plan import StepPlan
+from lit_rlvr.training.step.prepared import PreparedRollout
 
 
 def loss_inputs(plan: StepPlan, k: int, output: PolicyOutput, old_logp: Tensor) -> tuple[LossInputs, Stats]:

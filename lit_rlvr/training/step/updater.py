@@ -22,21 +22,16 @@ from lit_rlvr.policy.adapters import adapter_dropout
 from lit_rlvr.policy.logprobs import PolicyOutput
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.training.adaptive_lr import AdaptiveLR, AdaptiveStep
-from lit_rlvr.training.failures import (
-    MicrobatchGradients,
-    SkippedSteps,
-    TokenBudget,
-    retry_smaller,
-    save_step,
-)
 from lit_rlvr.training.loss import LossModule
-from lit_rlvr.training.loss_inputs import loss_inputs
 from lit_rlvr.training.metrics import staleness_metrics, step_metrics
-from lit_rlvr.training.microbatches import StepLimits, logprobs_in_microbatches
 from lit_rlvr.training.noise_scale import MicrobatchNorms, NoiseScale, step_noise
 from lit_rlvr.training.optimizer import all_parameters
-from lit_rlvr.training.prepared import PreparedRollout
-from lit_rlvr.training.step import StepPlan
+from lit_rlvr.training.step.failures import MicrobatchGradients, SkippedSteps, save_step
+from lit_rlvr.training.step.loss_inputs import loss_inputs
+from lit_rlvr.training.step.memory import TokenBudget, retry_smaller
+from lit_rlvr.training.step.microbatches import StepLimits, logprobs_in_microbatches
+from lit_rlvr.training.step.plan import StepPlan
+from lit_rlvr.training.step.prepared import PreparedRollout
 from lit_rlvr.training.teachers import Teachers
 from lit_rlvr.training.terms import InitialLogprobs, broken_terms
 from lit_rlvr.training.trace import Trace
@@ -123,7 +118,7 @@ class Updater:
         advantages: Tensor,
         initial: InitialLogprobs,
         minibatches: list[list[int]],
-        number: int,
+        step: int,
         trace: Trace | None,
     ) -> PreparedRollout:
         """Return a rollout with what stays fixed during its updates, and choose what its trace records.
@@ -137,7 +132,7 @@ class Updater:
             advantages: (B, 1) or (B, T).
             initial: what `initial_logprobs` returned.
             minibatches: the groups of each optimizer step.
-            number: the number of the first step in the run, from 1.
+            step: the number of the first optimizer step in the run, from 1.
             trace: records what the updates do with its tokens; None = nothing does.
         """
         algorithm = self.algorithm
@@ -148,7 +143,7 @@ class Updater:
             advantages,
             live=algorithm.live_rows(rollout, advantages),
             importance=algorithm.resolve_importance(rollout.exact),
-            age=number - 1 - rollout.versions,
+            age=step - 1 - rollout.versions,
             trace=trace,
             old_logp=initial.logp,
             entropy=initial.entropy,
@@ -206,9 +201,9 @@ class Updater:
         self.optimizer.zero_grad()
         self.norms.begin(plan)
 
-    def dropout(self, number: int) -> AbstractContextManager[None]:
-        """Return a context in which adapters drop the same inputs whenever step `number` is taken."""
-        return adapter_dropout(self.policy.model, derive_seed("dropout", run_seed(), number, rank()))
+    def dropout(self, step: int) -> AbstractContextManager[None]:
+        """Return a context in which adapters drop the same inputs whenever a step of this number is taken."""
+        return adapter_dropout(self.policy.model, derive_seed("dropout", run_seed(), step, rank()))
 
     def forward(self, plan: StepPlan, k: int) -> PolicyOutput:
         """Run the policy on micro-batch k, and before it a teacher whose divergence is in the loss; return what the
@@ -260,7 +255,7 @@ class Updater:
 
     # ---- the step -----------------------------------------------------------------------------------------
 
-    def count_step(self, plan: StepPlan, not_finite: list[str] | None, number: int) -> None:
+    def count_step(self, plan: StepPlan, not_finite: list[str] | None, step: int) -> None:
         """Count a step as finite or not, and save the groups of one that is not.
 
         Collective: call it on every rank.
@@ -268,7 +263,7 @@ class Updater:
         Args:
             plan: of the step.
             not_finite: as `find_not_finite` returns it.
-            number: of the step in the run, from 1.
+            step: its number in the run, from 1.
 
         Raises:
             UserError: too many steps in a row were not finite.
@@ -276,9 +271,9 @@ class Updater:
         if not_finite is None:
             self.skipped.add_finite(plan.prepared.rollout.is_unrewarded)
             return
-        with self.dropout(number):
-            saved = save_step(self.run_folder, number, not_finite, plan, self.microbatch_gradients)
-        self.skipped.add(number, not_finite, saved)
+        with self.dropout(step):
+            saved = save_step(self.run_folder, step, not_finite, plan, self.microbatch_gradients)
+        self.skipped.add(step, not_finite, saved)
 
     def measure(self, plan: StepPlan, sums: Stats, norm: Tensor, is_finite: bool) -> dict[str, float]:
         """Return the metrics of a step before it is taken; its noise joins the averages of the noise scale.

@@ -9,10 +9,10 @@ from torch import Tensor
 from lit_rlvr.distributed.collectives import index_tensor, to_device
 from lit_rlvr.objectives import loglinear_old
 from lit_rlvr.training.loss import LossModule
-from lit_rlvr.training.microbatches import StepLimits, cut_step
-from lit_rlvr.training.normalisers import ObservedTokens, count_normalisers, observed_tokens, weigh_tokens
-from lit_rlvr.training.prepared import PreparedRollout
-from lit_rlvr.training.token_choice import chosen_tokens
+from lit_rlvr.training.step.microbatches import StepLimits, cut_step
+from lit_rlvr.training.step.normalisers import ObservedTokens, count_normalisers, observed_tokens, weigh_tokens
+from lit_rlvr.training.step.prepared import PreparedRollout
+from lit_rlvr.training.step.token_choice import chosen_tokens
 
 
 @dataclass
@@ -27,7 +27,7 @@ class StepPlan:
         plain_weight: (B, T) weight of each token in the loss, 0 outside this step's groups, without the importance
             correction.
         in_objective: (B, T) bool, the tokens whose objective counts; None = all.
-        selected: (B, T) bool, the tokens that `LossModule.select` chose; None = the loss chooses none.
+        selected: (B, T) bool, the tokens that `LossModule.select_tokens` chose; None = the loss chooses none.
         correct: (B,) bool, the completions that a reward calls right; None = neither the loss nor a term needs it.
         observed: the tokens that an environment answered; None = no term needs them.
         sequence_share: a sequence's weight in a sequence-level loss: 1 / the step's sequences on all ranks.

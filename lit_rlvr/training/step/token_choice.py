@@ -9,14 +9,14 @@ from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.distributed.collectives import gather_rows, index_tensor, rank
 from lit_rlvr.objectives import GOLDEN_RATIO, StepTokens
 from lit_rlvr.training.loss import LossModule
-from lit_rlvr.training.prepared import PreparedRollout
+from lit_rlvr.training.step.prepared import PreparedRollout
 from lit_rlvr.types import Rollout
 
 
 def chosen_tokens(
     prepared: PreparedRollout, rows: list[int], mask: Tensor, rollout_logp: Tensor, algorithm: LossModule
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return the results (B, T) of `LossModule.select_tokens` over all ranks' tokens of a step; None = it is not asked.
+    """Return the results (B, T) of `LossModule.choose_tokens` over all ranks' tokens of a step; None = it is not asked.
 
     Collective: call it on every rank.
 
@@ -45,7 +45,7 @@ def chosen_tokens(
     all_tokens = torch.cat([part[:, :size] for part, size in zip(parts, sizes, strict=True)], dim=1)  # (5, N)
     first = sum(sizes[: rank()])
     results: list[Tensor | None] = []
-    for chosen in algorithm.select_tokens(StepTokens(*(values.clone() for values in all_tokens))):
+    for chosen in algorithm.choose_tokens(StepTokens(*(values.clone() for values in all_tokens))):
         if chosen is None:
             results.append(None)
             continue

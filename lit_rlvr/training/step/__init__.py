@@ -1,0 +1,1 @@
+"""One optimizer step: what is planned, run, measured and taken, and what happens when a part of it fails."""
