@@ -45,7 +45,7 @@ the intervals of GPG, AAPO, FIPO and TOPR leave 0 out, and the sign-flip test do
 """
 
 OPENING = """
-# Findings: the papers' claims on a tiny model
+# The studies behind the findings: rules, tables and readings
 
 We trained a Llama of a third of a million parameters {runs} times on sums of two to five numbers, on two processor
 cores, and asked which claims of three papers show. What we saw holds for this model and these tasks only.

@@ -178,6 +178,32 @@ def test_the_way_to_the_loop_is_that_of_the_code() -> None:
             scope = defined[part]
 
 
+def attributes_of(path: Path) -> set[str]:
+    """Return the attributes that the classes of a file declare or set."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            found.add(node.target.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            found.add(node.attr)
+    return found
+
+
+def test_the_owners_of_the_diagram_are_those_of_the_code() -> None:
+    """Each class stands in the file of its line, and its attribute in that of the line that it is indented under."""
+    text = (ROOT / "docs/concepts.md").read_text()
+    lines = re.findall(r"(?m)^([│├└─ ]*)(\w+): (\w+) +(\w[\w/]*\.py)", text)
+    assert len(lines) > 10
+    above: dict[int, Path] = {}  # depth -> file of the last line
+    for indent, attribute, name, file in lines:
+        path = ROOT / "lit_rlvr" / file
+        assert f"\nclass {name}(" in path.read_text() or f"\nclass {name}:" in path.read_text(), f"{name} in {file}"
+        depth = len(indent) // 3
+        if depth > 1:  # what a trainer has, Lightning names
+            assert attribute in attributes_of(above[depth - 1]), f"{attribute} of {name}"
+        above[depth] = path
+
+
 @pytest.mark.parametrize(
     ("before", "fields"), [("`groups` has these fields", GroupBatch), ("`x` is the input", LossInputs)]
 )
@@ -333,12 +359,62 @@ def test_links_lead_somewhere() -> None:
     assert not broken
 
 
+def test_the_helpers_of_tests_are_listed() -> None:
+    named = re.findall(r"`(\w+\.py)`(?=.*\|)", (TESTS / "helpers/README.md").read_text())
+    assert sorted(named) == sorted(path.name for path in (TESTS / "helpers").glob("*.py"))
+
+
+def test_the_step_of_the_list_of_helpers_trains(tiny_model_folder: Path, tmp_path: Path) -> None:
+    names: dict[str, Any] = {}
+    exec("\n".join(blocks("python", TESTS / "helpers/README.md")), names)
+    names["test_a_step_has_a_gradient"](tiny_model_folder, tmp_path)
+
+
+def test_contributing_lists_the_tests_of_whole_runs() -> None:
+    table = (ROOT / "CONTRIBUTING.md").read_text().partition("in `tests/run/` |\n")[2].partition("\n\n")[0]
+    named = [name for row in table.splitlines()[1:] for name in re.findall(r"\w+", row.split("|")[2])]
+    assert sorted(f"test_{name}.py" for name in named) == sorted(
+        path.name for path in (TESTS / "run").glob("test_*.py")
+    )
+
+
 def test_the_home_page_leads_to_every_page() -> None:
     """The home page links each page for users, the tutorials included; algorithms and api have lists of their own."""
     docs = ROOT / "docs"
     linked = set(re.findall(r"\]\(([\w/]+\.md)", (docs / "index.md").read_text()))
     pages = {str(page.relative_to(docs)) for folder in (docs, docs / "tutorials") for page in folder.glob("*.md")}
     assert pages - linked == {"index.md"}
+
+
+def page_of_entry(entry: Any) -> str:
+    """Return the page of an entry of the site's menu; that of a list of pages is its first one."""
+    while not isinstance(entry, str):
+        if isinstance(entry, dict):
+            (entry,) = entry.values()
+        else:
+            entry = entry[0]
+    return entry
+
+
+def test_the_menu_of_the_site_is_the_home_page() -> None:
+    """Both have the same sections, and in each section the same pages, in the same order."""
+    _, *sections = re.split(r"(?m)^## ", (ROOT / "docs/index.md").read_text())
+    shown = []
+    for section in sections:
+        title, _, text = section.partition("\n")
+        pages = []
+        for link in re.findall(r"\]\(([^)]+)\)", text):
+            page = re.sub(r"^\.\./", "repository/", link)
+            pages.append(page if page.endswith(".md") else f"{page}.md")
+        shown.append((title, pages))
+    _, *entries = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+    menu = []
+    for entry in entries:
+        ((title, pages),) = entry.items()
+        menu.append((title, [page_of_entry(page) for page in pages]))
+    assert menu == shown
+    starts = dict(menu)["Start"]
+    assert "concepts.md" in starts[:2]
 
 
 def test_excerpts_stand_in_their_files() -> None:
@@ -494,7 +570,7 @@ def test_plug_points_run(run_folder: Path, vlm_folder: Path, lit_rlvr: Any) -> N
         "tracker": ["--trackers", "my_task.Lines"],
         "teacher": ["--model", "OPD", "--model.init_args.teacher.prompt", "my_task.Hint"],
     }  # fmt: skip
-    for environment in ("my_env.Countdown", "my_env.Shop", "my_task.SecondTry"):
+    for environment in ("my_env.Countdown", "my_env.Shop"):
         turns = ["--rollout.sampling.max_turns", "2", "--rollout.sampling.max_tokens", "4"]
         parts[environment] = ["--rollout.environment", f"{{class_path: {environment}}}", *turns]
     pages = [ROOT / f"docs/{name}.md" for name in ("extend", "plugins", "data", "judges", "algorithms/opd")]

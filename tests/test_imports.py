@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import re
 from pathlib import Path
 
 import pytest
@@ -108,3 +109,20 @@ def test_imports_run_downwards_only() -> None:
         if package_of(module) != package_of(other) and height[package_of(module)] <= height[package_of(other)]
     ]
     assert not upwards
+
+
+def test_contributing_has_the_same_layers() -> None:
+    """Its second block has a line for each layer, with the commands as one package; its first block, the map, has the
+    same packages."""
+    text = (ROOT / "CONTRIBUTING.md").read_text().partition("## Where things are")[2]
+    plain, lines = re.findall(r"```text\n(.*?)```", text, re.S)[:2]
+    named = r"([\w/]+?)(?:/|\.py)(?=[,\s])"
+    shown = [set(re.findall(named, line.partition("#")[0])) for line in lines.splitlines(keepends=True)]
+    expected, seen = [], {""}
+    for layer in LAYERS:
+        packages = {"commands" if name.startswith("commands.") else name.replace(".", "/") for name in layer} - seen
+        seen |= packages
+        if packages:
+            expected.append(packages)
+    assert shown == expected
+    assert sorted(re.findall(named, plain)) == sorted(seen - {""})
