@@ -18,6 +18,7 @@ from torch import Tensor
 from lit_rlvr.common.files import save_smaller_sizes, smaller_sizes, write_atomically
 from lit_rlvr.common.log import log
 from lit_rlvr.common.paths import shown
+from lit_rlvr.common.resuming import how_to_resume
 from lit_rlvr.distributed.collectives import all_max, rank
 from lit_rlvr.distributed.sharding import full_tensor
 from lit_rlvr.errors import ResumableError, UserError, first_line
@@ -77,7 +78,7 @@ class SkippedSteps:
         if self.in_a_row > self.limit:
             raise UserError(
                 f"{problem}, after {self.limit} skipped in a row (model.optim.max_skipped_steps); its batch is in "
-                f"{shown(saved.path)}; {remedy}, and resume with --ckpt_path last"
+                f"{shown(saved.path)}; {remedy}, and {how_to_resume()}"
             )
         log.warning("%s: the step is skipped, its batch is in %s", problem, shown(saved.path))
 
@@ -378,7 +379,7 @@ def retry_smaller(budget: TokenBudget, rollout: Rollout, function: Callable[[], 
                 raise ResumableError(
                     f"{trouble}; with sharded weights the step cannot be retried here, but the next start uses at "
                     f"most {left} tokens at once instead of {budget.tokens} "
-                    "(model.compute.tokens_per_microbatch): resume with --ckpt_path last"
+                    f"(model.compute.tokens_per_microbatch): {how_to_resume()}"
                 )
         if not all_max(trouble is not None, budget.device):
             return cast(_T, result)
