@@ -12,6 +12,7 @@ from typing import Any
 
 from lit_rlvr.common.arguments import check_within, given_text
 from lit_rlvr.common.seeds import derive_seed
+from lit_rlvr.datamodules.reading.readers import HUB_NAME
 from lit_rlvr.datamodules.reading.rows import rank_zero_warn
 from lit_rlvr.datamodules.reading.stream import Cursor, PromptStream
 from lit_rlvr.errors import UserError, refuse_all
@@ -59,8 +60,10 @@ _FORMAT = re.compile(r"\.(jsonl|json|csv|tsv|parquet|arrow)(\.gz)?$")
 
 
 def _may_be_file(text: str) -> bool:
-    """Return False for words that stand in the place of a row: there is no such file, and no hub name has spaces."""
-    return len(text.split()) < 2 or bool(_FORMAT.search(text)) or Path(text).exists()
+    """Return False for a prompt in the place of a row: no such file exists, and it is no path and no hub name."""
+    if _FORMAT.search(text) or os.path.exists(text):  # Path.exists raises where a text is too long for a path
+        return True
+    return len(text.split()) < 2 and ("/" in text or HUB_NAME.fullmatch(text) is not None)
 
 
 def _short_name(file: str) -> str:

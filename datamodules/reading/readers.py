@@ -25,6 +25,7 @@ from PIL import Image
 
 from lit_rlvr.common.arguments import type_text
 from lit_rlvr.common.files import write_atomically
+from lit_rlvr.common.packages import HUB_SECONDS, expect_hub
 from lit_rlvr.common.paths import why_not_a_file
 from lit_rlvr.datamodules.reading.cells import BadRow
 from lit_rlvr.errors import UserError
@@ -48,12 +49,12 @@ def load_from_hub(location: str, split: str) -> Any:
     import datasets
     from huggingface_hub import HfApi
 
+    expect_hub(location)
     match = HUB_NAME.fullmatch(location)
     assert match is not None
     try:
         if not _is_cached(match["name"], datasets.config.HF_DATASETS_CACHE):
-            # one quick request: without a network, `load_dataset` retries for half a minute
-            HfApi().dataset_info(match["name"], timeout=10)
+            HfApi().dataset_info(match["name"], timeout=HUB_SECONDS)  # one request, where `load_dataset` retries
         return datasets.load_dataset(match["name"], match["config"], split=match["split"] or split)
     except Exception as error:  # network, access, missing config or split: every cause is reported
         reason = " ".join(str(error).split())[:300]

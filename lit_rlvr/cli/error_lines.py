@@ -18,6 +18,7 @@ from lit_rlvr.common.arguments import TYPE_NAMES, fits, init_parameters
 from lit_rlvr.common.did_you_mean import nearest
 from lit_rlvr.common.files import write_failure
 from lit_rlvr.common.foreign_names import counted_hint, our_option_for
+from lit_rlvr.common.resuming import how_to_resume
 from lit_rlvr.common.user_code import OWN_FOLDERS, find_user_line
 from lit_rlvr.configs import TOP_KEYS
 from lit_rlvr.errors import START_AGAIN, ResumableError, UserError, cause_of, first_line, user_error_in
@@ -38,7 +39,7 @@ def failure_line(error: Exception) -> str | None:
     if cause is not None and not isinstance(error, ArgumentError):
         return str(cause)
     if is_lost(error):
-        return f"a process of the run is lost: {first_line(error).partition('. ')[0]}; resume with --ckpt_path last"
+        return f"a process of the run is lost: {first_line(error).partition('. ')[0]}; {how_to_resume()}"
     line_error = find_user_line(error)
     if line_error:
         return f"{line_error[0]}: {first_line(line_error[1])} ({TRACEBACK}=1 shows the whole traceback)"

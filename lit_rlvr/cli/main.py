@@ -19,6 +19,7 @@ from lit_rlvr.cli.user_modules import add_user_modules
 from lit_rlvr.commands.registry import COMMANDS, WITHOUT_RESULT
 from lit_rlvr.common.did_you_mean import did_you_mean
 from lit_rlvr.common.log import log
+from lit_rlvr.common.resuming import how_to_resume, running
 from lit_rlvr.common.terminal import discard_output, one_line
 from lit_rlvr.common.user_code import user_line
 from lit_rlvr.errors import RunStopped, UserError, shorten_line, was_caused_by
@@ -80,11 +81,12 @@ def run(arguments: Sequence[str]) -> int:
     _set_up_output()
     from lit_rlvr.common.terminal import results_as_json
 
-    try:
-        with results_as_json() if as_json else nullcontext():
-            return _call(command, arguments[1:], others)
-    except (Exception, KeyboardInterrupt, SystemExit) as error:
-        return _status_of(error)
+    with running(command):
+        try:
+            with results_as_json() if as_json else nullcontext():
+                return _call(command, arguments[1:], others)
+        except (Exception, KeyboardInterrupt, SystemExit) as error:
+            return _status_of(error)
 
 
 def _commands_of_others(command: str) -> Mapping[str, EntryPoint]:
@@ -161,7 +163,7 @@ def _status_of(error: BaseException) -> int:
 
     if isinstance(error, RunStopped):
         if is_first_process():
-            print(f"lit-rlvr: {error}{'; resume with --ckpt_path last' if error.saved else ''}", file=sys.stderr)
+            print(f"lit-rlvr: {error}{f'; {how_to_resume()}' if error.saved else ''}", file=sys.stderr)
         return 128 + error.signal_number
     if isinstance(error, KeyboardInterrupt):
         return _interrupted(error)

@@ -247,7 +247,7 @@ def sample_suites(
         lengths = []
         for suite in suites:
             lengths.append(_length_requirement(suite, prompts[suite.name], plans[suite.name]))
-        owner = SyncedEngine(_engine_of_its_own(config), resume="run the same command again to continue")
+        owner = SyncedEngine(_engine_of_its_own(config))
         sampler = start_sampler(module.model_folder, owner, module.tokenizer, getattr(torch, config.dtype), lengths)
         with progress_bar("questions", missing, done=total - missing) as advance:
             _sample_missing_parts(missing_parts, sampler, records, advance)

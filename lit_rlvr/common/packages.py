@@ -91,6 +91,8 @@ def expect_hub(source: str) -> None:
         )
         constants.HF_HUB_OFFLINE = True
         os.environ["HF_HUB_OFFLINE"] = "1"
+        if "datasets" in sys.modules:  # it has read the variable when it was imported
+            sys.modules["datasets"].config.HF_HUB_OFFLINE = True
 
 
 def missing_compiler() -> str | None:

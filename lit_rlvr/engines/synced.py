@@ -15,6 +15,7 @@ import torch
 
 from lit_rlvr.common.arguments import check_within, option_group
 from lit_rlvr.common.log import log
+from lit_rlvr.common.resuming import how_to_resume
 from lit_rlvr.common.seeds import derive_seed, run_seed
 from lit_rlvr.common.user_code import comes_from_library
 from lit_rlvr.distributed.collectives import gather_objects, lost_peer, rank
@@ -196,18 +197,11 @@ class SyncedEngine:
     Args:
         engine: the engine that generates; it is started here.
         safeguards: how often it is probed, and how many crashes in a row it survives.
-        resume: tells the user how to continue once the engine has crashed too often.
     """
 
-    def __init__(
-        self,
-        engine: RolloutEngine,
-        safeguards: Safeguards = Safeguards(),  # frozen
-        resume: str = "resume with --ckpt_path last",
-    ) -> None:
+    def __init__(self, engine: RolloutEngine, safeguards: Safeguards = Safeguards()) -> None:  # frozen
         self.engine = engine
         self._safeguards = safeguards
-        self._resume = resume
         self._context: EngineContext | None = None
         self._policy: Policy | None = None  # whose weights it holds
         self._version: Hashable | None = None  # of these weights; None = it may hold others
@@ -372,7 +366,7 @@ class SyncedEngine:
             if self._sharded and not self.engine.keeps_weights:
                 raise ResumableError(
                     f"engine {self.engine.name} crashed: {crash}; with sharded weights no process can restart it "
-                    f"alone; {self._resume}"
+                    f"alone; {how_to_resume()}"
                 )
             kind = re.sub(r"0x[\da-f]+|\d+", "", crash)
             if not self._has_generated and kind == self._first_crash:
@@ -384,7 +378,7 @@ class SyncedEngine:
             if self._restarts == self._safeguards.max_engine_restarts:
                 raise ResumableError(
                     f"engine {self.engine.name} crashed: {crash}; after {self._restarts} restart(s) in a row "
-                    f"(rollout.safeguards.max_engine_restarts) the run ends; {self._resume}"
+                    f"(rollout.safeguards.max_engine_restarts) the run ends; {how_to_resume()}"
                 )
             self._restarts = self._restarts + 1
             self._is_probed = False

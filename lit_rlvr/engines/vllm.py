@@ -21,6 +21,7 @@ from torch import Tensor
 from lit_rlvr.common.files import save_smaller_sizes, smaller_sizes
 from lit_rlvr.common.log import log
 from lit_rlvr.common.packages import missing_compiler
+from lit_rlvr.common.resuming import how_to_resume
 from lit_rlvr.distributed.sharding import full_tensor
 from lit_rlvr.engines.base import EngineContext, RolloutEngine
 from lit_rlvr.engines.process_group import executor_on, separate_cache, vllm_world
@@ -389,7 +390,7 @@ class VLLMEngine(RolloutEngine):
                 log.warning("engine vllm: out of GPU memory; %s", remedy)
                 raise
             raise ResumableError(
-                f"engine vllm: out of GPU memory when it woke up; {remedy}: resume with --ckpt_path last"
+                f"engine vllm: out of GPU memory when it woke up; {remedy}: {how_to_resume()}"
             ) from error
 
     def _sync(self, policy: Policy) -> None:

@@ -376,6 +376,14 @@ def test_the_command_prints_one_document(folder: Path, lit_rlvr: CLI) -> None:
     assert {**first, "seconds": 0} == {**second, "seconds": 0}
 
 
+def test_a_budget_that_is_used_up_is_said_for_this_command(folder: Path, lit_rlvr: CLI) -> None:
+    with StubJudge(lambda question: {"reason": "", "score": 5}) as stub:
+        server = json.dumps(stub.server(max_calls=3))
+        arguments = ("--init_args.server", server, "--data", "sums.jsonl", "--rows", "2")
+        refusal = lit_rlvr("check", "PointwiseJudge", *arguments).refusal
+    assert refusal.endswith("max_calls: the budget is used up (3 of 3); raise it, and run the command again")
+
+
 def test_one_text_is_judged_stage_by_stage(folder: Path, lit_rlvr: CLI) -> None:
     arguments = ("--text", "\x1b[31mB [red]", "--reference", "B", "--options", "lung", "liver", "--row.shop", "open")
     done = lit_rlvr("check", "graded_task.Staged", *arguments)

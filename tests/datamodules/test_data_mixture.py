@@ -257,6 +257,8 @@ BAD: dict[str, tuple[Callable[[Path], PromptDataModule], str]] = {
     "no rows": (lambda folder: TextMath(train=[*_files(folder), str(folder / "empty.jsonl")]), r"empty\.jsonl: no usa"),
     "texts": (lambda _: TextMath(train=["What is 4/2?", "And 1+1?"]),
               r"^data\.train: 'What is 4/2\?' is no file and no hub name; give rows as dicts of columns, such as"),
+    "a long text": (lambda _: TextMath(train=["What is 4/2? " * 99]), r"is no file and no hub name; give rows as"),
+    "no spaces": (lambda _: TextMath(train=["1+1=?"]), r"^data\.train: '1\+1=\?' is no file and no hub name; give r"),
     "file weights": (lambda folder: TextMath(train=dict.fromkeys(_files(folder), 0)), r"data\.train: all weights a"),
     "same stem": (lambda folder: TextMath(train=_files(folder) * 2), r"data\.train: two files are called a;"),
     "other columns": (lambda folder: TextMath(train=[*_files(folder), str(folder / "odd.jsonl")]),

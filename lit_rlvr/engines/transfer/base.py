@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_rlvr.common.resuming import how_to_resume
 from lit_rlvr.distributed.collectives import world_size
 from lit_rlvr.engines.client import VLLMServer
 from lit_rlvr.errors import UserError, first_line
@@ -84,4 +85,4 @@ def weights_or_exit(weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str
     except Exception as error:
         if world_size() == 1 or isinstance(error, UserError):
             raise
-        raise UserError(f"a weight cannot be gathered: {first_line(error)}; resume with --ckpt_path last") from error
+        raise UserError(f"a weight cannot be gathered: {first_line(error)}; {how_to_resume()}") from error

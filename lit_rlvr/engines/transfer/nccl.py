@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_rlvr.common.resuming import how_to_resume
 from lit_rlvr.distributed.collectives import gather_objects, raise_on_all_ranks, rank, world_size
 from lit_rlvr.distributed.sharding import shapes_alone
 from lit_rlvr.engines.client import ServerError, VLLMServer, on_each
@@ -87,7 +88,7 @@ class NCCLTransfer(WeightTransfer):
         if world_size() > 1:
             raise UserError(
                 f"{server.url} was restarted and lost its weights, which no process can send over NCCL alone: it gets "
-                "them with the next update; if no other server is left, resume with --ckpt_path last"
+                f"them with the next update; if no other server is left, {how_to_resume()}"
             )
         with on_gpu(self._device):  # the thread that restores a server begins on the first one
             self.close()
@@ -317,7 +318,7 @@ def call_within(client: UpdateClient, action: Callable[[], Any], abort: Callable
                 end = "a connection that begins cannot be aborted"
             else:
                 end = "it was aborted and has not ended"
-            raise UserError(f"{why}; {end}, so the run ends: resume with --ckpt_path last") from client.failure
+            raise UserError(f"{why}; {end}, so the run ends: {how_to_resume()}") from client.failure
     if client.failure is not None:
         raise client.failure
     if late:

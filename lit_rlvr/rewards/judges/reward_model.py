@@ -62,6 +62,7 @@ class RewardModel(CheckedReward):
         """Whether the model is one of images and text; False if its config cannot be read, which `connect` says."""
         from transformers import AutoConfig
 
+        expect_hub(self.model)
         try:
             config = AutoConfig.from_pretrained(self.model, trust_remote_code=False)
         except (OSError, ValueError):

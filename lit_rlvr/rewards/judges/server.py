@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 from lit_rlvr.common.arguments import check_within, option_group
 from lit_rlvr.common.log import log
 from lit_rlvr.common.packages import require
+from lit_rlvr.common.resuming import how_to_resume
 from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.errors import UserError, first_line, refuse_all
 from lit_rlvr.rewards.base import RunProcess
@@ -410,13 +411,13 @@ class Client:
             whose = f"the part of each of {self._machines} machines"
         else:
             whose = "the budget"
+        remedy = f"raise it, and {how_to_resume()}"
+        if self.answers.path != ":memory:":
+            remedy += ": no answer is paid for twice"
         problems = []
         for option, (used, limit) in budget.items():
             if limit is not None and used >= limit:
-                problems.append(
-                    f"{WHERE}.{option}: {whose} is used up ({used} of {limit}); raise it, and resume with --ckpt_path "
-                    "last: no answer is paid for twice"
-                )
+                problems.append(f"{WHERE}.{option}: {whose} is used up ({used} of {limit}); {remedy}")
         refuse_all(problems)
 
     def _part(self, limit: int | None, gone: int) -> int | None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from lit_rlvr.common.files import write_atomically
 from lit_rlvr.common.log import log
 from lit_rlvr.common.paths import shown
+from lit_rlvr.common.resuming import how_to_resume
 from lit_rlvr.distributed.collectives import all_max, rank
 from lit_rlvr.distributed.sharding import full_tensor
 from lit_rlvr.errors import UserError
@@ -72,7 +73,7 @@ class SkippedSteps:
         if self.in_a_row > self.limit:
             raise UserError(
                 f"{problem}, after {self.limit} skipped in a row (model.optim.max_skipped_steps); its batch is in "
-                f"{shown(saved.path)}; {remedy}, and resume with --ckpt_path last"
+                f"{shown(saved.path)}; {remedy}, and {how_to_resume()}"
             )
         log.warning("%s: the step is skipped, its batch is in %s", problem, shown(saved.path))
 

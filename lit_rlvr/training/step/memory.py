@@ -14,6 +14,7 @@ import torch
 
 from lit_rlvr.common.files import save_smaller_sizes, smaller_sizes
 from lit_rlvr.common.log import log
+from lit_rlvr.common.resuming import how_to_resume
 from lit_rlvr.distributed.collectives import all_max, rank
 from lit_rlvr.errors import ResumableError, UserError, first_line
 from lit_rlvr.options import DEFAULT_TOKENS
@@ -129,7 +130,7 @@ def retry_smaller(budget: TokenBudget, rollout: Rollout, function: Callable[[], 
                 raise ResumableError(
                     f"{trouble}; with sharded weights the step cannot be retried here, but the next start uses at "
                     f"most {left} tokens at once instead of {budget.tokens} "
-                    "(model.compute.tokens_per_microbatch): resume with --ckpt_path last"
+                    f"(model.compute.tokens_per_microbatch): {how_to_resume()}"
                 )
         if not all_max(trouble is not None, budget.device):
             return cast(_T, result)
