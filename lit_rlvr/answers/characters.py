@@ -55,6 +55,7 @@ _VULGAR = re.compile(r"(?:(\d)\s*|(?<!\s)\s+)?([\u00bc-\u00be\u2150-\u215e\u2189
 _POWER_OF_CODE = re.compile(
     r"(?:(?<=[\d)\]}])|(?<=\b[A-Za-z]))(?:\*\*|\s\*\*\s)(?:(?P<exponent>-?(?:\d+(?:\.\d+)?|[A-Za-z]\b))|(?=\())"
 )
+_NOT_ASCII = re.compile("[^\\x00-\\x7f]")
 _ROOT = re.compile(r"([\u221a\u221b\u221c])\s*(\{[^{}]*\}|\([^()]*\)|\d+(?:\.\d+)?|\\?[A-Za-z]+|)")
 _ORDER = {"\u221a": "", "\u221b": "[3]", "\u221c": "[4]"}
 
@@ -94,12 +95,20 @@ def _with_caret(match: re.Match[str]) -> str:
 
 def _ascii(text: str) -> str:
     """Return NFKC of the text with ASCII digits, dashes and spaces, without characters that have no width."""
-    text = _translated(unicodedata.normalize("NFKC", text))
-    return "".join(
-        str(unicodedata.decimal(c)) if unicodedata.category(c) == "Nd" else " " if c == "\u2028" else c
-        for c in text
-        if unicodedata.category(c) != "Cf"
-    )
+    return _NOT_ASCII.sub(_plain_character, _translated(unicodedata.normalize("NFKC", text)))
+
+
+def _plain_character(match: re.Match[str]) -> str:
+    """Return an ASCII digit or space for another one, and nothing for a character without a width."""
+    character = match[0]
+    category = unicodedata.category(character)
+    if category == "Nd":
+        return str(unicodedata.decimal(character))
+    if category == "Cf":
+        return ""
+    if character == "\u2028":
+        return " "
+    return character
 
 
 def _translated(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import lru_cache
 
 from lit_rlvr.answers.characters import plain_characters, with_carets
 
@@ -20,34 +21,49 @@ _WRAPPED = re.compile(
     r"\\(?:text(?:bf|it|rm|sf|tt|normal|up)?|math(?:rm|bf|it|sf|tt|normal)|boldsymbol|bm|mbox|hbox|fbox|f?boxed|emph"
     r"|underline|operatorname\*?|ensuremath|textsc|pmb|cancel)\s*\{"
 )
-_REPLACED: dict[str, str | Callable[[re.Match[str]], str]] = {
-    r"\\(?:lbrace|\{)(?![A-Za-z])": r"\\{", r"\\(?:rbrace|\})(?![A-Za-z])": r"\\}",
-    r"\\(?:langle|lbrack)(?![A-Za-z])": lambda m: "(" if "angle" in m[0] else "[",
-    r"\\(?:rangle|rbrack)(?![A-Za-z])": lambda m: ")" if "angle" in m[0] else "]",
-    r"\\ce(?=\s*\{)": r"\\mathrm",
-    r"(?<=\d)\s+and\s+(?:a|one)\s+half(?![A-Za-z])": " 1/2",
-    r"(?<=\d)\s+and\s+(?:a|one)\s+quarter(?![A-Za-z])": " 1/4",
-    r"\\(?:[dtcs]|nice)frac(?![A-Za-z])": r"\\frac",
-    r"\{([:,.])\}": r"\1", r"\bUS\s*\\\$": r"\\$", r"\\pounds(?![A-Za-z])": "GBP ", r"(?i:\binfinity\b)": r"\\infty ",
-    r"\{\s*(\w+)\s*\\choose\s*(\w+)\s*\}": r"\\binom{\1}{\2}", r"^(\w+)\s*\\choose\s*(\w+)$": r"\\binom{\1}{\2}",
-    r"\{\}?\s*\^\s*\{?(\d+)\}?\s*C_\{?(\d+)\}?|(?<![\w}])\^\s*\{?(\d+)\}?\s*C_\{?(\d+)\}?": r"\\binom{\1\3}{\2\4}",
-    r"\\[()\[\]]": " ", r"\\%|\bper ?cent\b|\bpercent(?:age)?\b": "%",
-    r"\\(?:leq?q?(?:slant)?)(?![A-Za-z])|<=|=<": r"\\le ", r"\\(?:geq?q?(?:slant)?)(?![A-Za-z])|>=": r"\\ge ",
-    r"\\lt(?![A-Za-z])": "<", r"\\gt(?![A-Za-z])": ">", r"\\(?:neq?|not\s*=)(?![A-Za-z])|!=": r"\\ne ",
-    r"\\(?:approx|simeq|cong|doteq)(?![A-Za-z])|~=": r"\\approx ", r"\\(?:varnothing|O)(?![A-Za-z])": r"\\emptyset ",
-    r"\\(?:back)?slash(?![A-Za-z])|(?<=[\])}RZ])\s*\\(?![A-Za-z,;:! {}])": r"\\setminus ",
-    r"\^\s*(?:\{\s*\\(?:circ|degree)\s*\}|\\(?:circ|degree)(?![A-Za-z]))|\\degree(?![A-Za-z])": r"^\\circ ",
-    r"\\(?:l|c|d|v)dots(?![A-Za-z])|\.\.\.": r"\\dots ", r"\\(?:quad|qquad|thinspace|,|;|:|!|\s)": " ",
-    r"(?<=\d)~(?=\d{3}(?!\d))": "", r"~": " ",
-    r"\\(?:rightarrow|longrightarrow|implies|Rightarrow)(?![A-Za-z])|-+>": r"\\to ", r"\\mid(?![A-Za-z])": "|",
-    r"\\(?:wedge|land)(?![A-Za-z])": " and ", r"\\(?:vee|lor)(?![A-Za-z])": " or ",
-    r"\\[lr]?vert(?![A-Za-z])": "|",
-    r"\\(?:hat|vec|mathbf)\s*\{?\s*\\?([ijk])(?:math)?(?![A-Za-z])\s*\}?": r"\1", r"\{,\}": ",",
-    r"(?<=\d)\s*\^\s*\{?\s*(st|nd|rd|th)\s*\}?": r"\1",
- r"\s*\^\s*": "^", r"\*\*(?=[\d({-])": "^",
-    r"\\(?:ast|star)(?![A-Za-z])": "*", r"\\colon(?![A-Za-z])": ":", r"(?<=[\])])\s*U\s*(?=[\[(])": r"\\cup ",
-}  # fmt: skip
-_REPLACEMENTS = [(re.compile(pattern), new) for pattern, new in _REPLACED.items()]
+_REPLACED: tuple[tuple[str, str, str | Callable[[re.Match[str]], str]], ...] = (
+    ("\\", r"\\(?:lbrace|\{)(?![A-Za-z])", r"\\{"), ("\\", r"\\(?:rbrace|\})(?![A-Za-z])", r"\\}"),
+    ("\\", r"\\(?:langle|lbrack)(?![A-Za-z])", lambda m: "(" if "angle" in m[0] else "["),
+    ("\\", r"\\(?:rangle|rbrack)(?![A-Za-z])", lambda m: ")" if "angle" in m[0] else "]"),
+    ("\\", r"\\ce(?=\s*\{)", r"\\mathrm"),
+    ("half", r"(?<=\d)\s+and\s+(?:a|one)\s+half(?![A-Za-z])", " 1/2"),
+    ("quarter", r"(?<=\d)\s+and\s+(?:a|one)\s+quarter(?![A-Za-z])", " 1/4"),
+    ("\\", r"\\(?:[dtcs]|nice)frac(?![A-Za-z])", r"\\frac"),
+    ("{", r"\{([:,.])\}", r"\1"), ("\\", r"\bUS\s*\\\$", r"\\$"), ("\\", r"\\pounds(?![A-Za-z])", "GBP "),
+    ("", r"(?i:\binfinity\b)", r"\\infty "),
+    ("\\", r"\{\s*(\w+)\s*\\choose\s*(\w+)\s*\}", r"\\binom{\1}{\2}"),
+    ("\\", r"^(\w+)\s*\\choose\s*(\w+)$", r"\\binom{\1}{\2}"),
+    (
+        "C_", r"\{\}?\s*\^\s*\{?(\d+)\}?\s*C_\{?(\d+)\}?|(?<![\w}])\^\s*\{?(\d+)\}?\s*C_\{?(\d+)\}?",
+        r"\\binom{\1\3}{\2\4}",
+    ),
+    ("\\", r"\\[()\[\]]", " "), ("\\", r"\\%", "%"), ("per", r"\bper ?cent\b|\bpercent(?:age)?\b", "%"),
+    ("\\", r"\\(?:leq?q?(?:slant)?)(?![A-Za-z])", r"\\le "), ("=", r"<=|=<", r"\\le "),
+    ("\\", r"\\(?:geq?q?(?:slant)?)(?![A-Za-z])", r"\\ge "), (">=", r">=", r"\\ge "),
+    ("\\", r"\\lt(?![A-Za-z])", "<"), ("\\", r"\\gt(?![A-Za-z])", ">"),
+    ("\\", r"\\(?:neq?|not\s*=)(?![A-Za-z])", r"\\ne "), ("!=", r"!=", r"\\ne "),
+    ("\\", r"\\(?:approx|simeq|cong|doteq)(?![A-Za-z])", r"\\approx "), ("~=", r"~=", r"\\approx "),
+    ("\\", r"\\(?:varnothing|O)(?![A-Za-z])", r"\\emptyset "),
+    ("\\", r"\\(?:back)?slash(?![A-Za-z])|(?<=[\])}RZ])\s*\\(?![A-Za-z,;:! {}])", r"\\setminus "),
+    (
+        "\\", r"\^\s*(?:\{\s*\\(?:circ|degree)\s*\}|\\(?:circ|degree)(?![A-Za-z]))|\\degree(?![A-Za-z])",
+        r"^\\circ ",
+    ),
+    ("\\", r"\\(?:l|c|d|v)dots(?![A-Za-z])", r"\\dots "), ("...", r"\.\.\.", r"\\dots "),
+    ("\\", r"\\(?:quad|qquad|thinspace|,|;|:|!|\s)", " "),
+    ("~", r"(?<=\d)~(?=\d{3}(?!\d))", ""), ("~", r"~", " "),
+    ("\\", r"\\(?:rightarrow|longrightarrow|implies|Rightarrow)(?![A-Za-z])", r"\\to "), ("->", r"-+>", r"\\to "),
+    ("\\", r"\\mid(?![A-Za-z])", "|"),
+    ("\\", r"\\(?:wedge|land)(?![A-Za-z])", " and "), ("\\", r"\\(?:vee|lor)(?![A-Za-z])", " or "),
+    ("\\", r"\\[lr]?vert(?![A-Za-z])", "|"),
+    ("\\", r"\\(?:hat|vec|mathbf)\s*\{?\s*\\?([ijk])(?:math)?(?![A-Za-z])\s*\}?", r"\1"), ("{,}", r"\{,\}", ","),
+    ("^", r"(?<=\d)\s*\^\s*\{?\s*(st|nd|rd|th)\s*\}?", r"\1"),
+    ("^", r"\s*\^\s*", "^"), ("**", r"\*\*(?=[\d({-])", "^"),
+    ("\\", r"\\(?:ast|star)(?![A-Za-z])", "*"), ("\\", r"\\colon(?![A-Za-z])", ":"),
+    ("U", r"(?<=[\])])\s*U\s*(?=[\[(])", r"\\cup "),
+)  # fmt: skip
+"""Characters that a text must have, a pattern, and what stands in its place."""
+_REPLACEMENTS = [(needed, re.compile(pattern), new) for needed, pattern, new in _REPLACED]
 _LEAD = re.compile(
     r"(?i)(?:on|the)\s+(?=\d+(?:st|nd|rd|th))|(?:(?:so|thus|hence|therefore),?\s+)?(?:(?:the|our|my)\s+)?(?:(?:final|correct)\s+)?(?:answers?|results?|"
     r"solutions?|values?)\s*(?:is|are|=|:)\s*|(?:is|are|equals?|approximately|approx\.?|about|roughly|exactly|only)\s+"
@@ -78,6 +94,7 @@ _US_DOLLAR = re.compile(r"\bUS\s*\\?\$")
 _ENDS = " \t\r\n.,;:"
 
 
+@lru_cache(maxsize=4096)
 def clean(text: str) -> str:
     """Return the text without what only changes how LaTeX looks: sizes, colours, fonts, spaces, delimiters."""
     text = _THOUSANDS.sub(
@@ -86,8 +103,9 @@ def clean(text: str) -> str:
     text = _ENVIRONMENT.sub(_rows, _STYLES.sub(" ", _REALS.sub(r"\\mathbb{R}", text)))
     text = _unwrapped(text)
     text = re.sub(r"\\\\\s*(?:\[[\d.\s]*[a-z]{2}\])?", "\x00", text)  # the end of a matrix's row
-    for pattern, new in _REPLACEMENTS:
-        text = pattern.sub(new, text)
+    for needed, pattern, new in _REPLACEMENTS:
+        if needed in text:
+            text = pattern.sub(new, text)
     text = text.replace("\x00", "\\\\")
     text = with_carets(_US_DOLLAR.sub("$", text))
     text = re.sub(r"\\\$", " USD ", re.sub(r"\*\*|__|`|\\\\\s*$", " ", text))
@@ -148,6 +166,7 @@ def _unwrapped(text: str) -> str:
 
 
 BRACKETS = {"(": ")", "[": "]", "{": "}"}
+_BRACKET = re.compile(r"[()\[\]{}]")
 
 
 def closing_bracket(text: str, start: int) -> int:
@@ -166,19 +185,21 @@ def separators_outside(text: str, separator: re.Pattern[str]) -> list[re.Match[s
     """Return the separators that stand outside brackets; brackets of intervals need not match."""
     separators = []
     depth = 0
-    position = 0
-    while position < len(text):
-        if depth == 0:
-            match = separator.match(text, position)
+    match = separator.search(text)
+    bracket = _BRACKET.search(text)
+    while match:
+        if bracket and (depth or bracket.start() < match.start()):
+            depth = max(depth + (1 if bracket[0] in "([{" else -1), 0)
+            position = bracket.end()
+        elif depth:
+            break
         else:
-            match = None
-        if match and match.end() > position:
             separators.append(match)
             position = match.end()
-            continue
-        depth += text[position] in "([{"
-        depth -= text[position] in ")]}" and depth > 0
-        position += 1
+        if match.start() < position:
+            match = separator.search(text, position)
+        if bracket and bracket.start() < position:
+            bracket = _BRACKET.search(text, position)
     return separators
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence, Set as Collection
 from dataclasses import replace
+from functools import lru_cache
 
 from lit_rlvr.answers.asides import without_asides, without_contrast, without_subordinate
 from lit_rlvr.answers.characters import ALPHABET, plain_characters
@@ -186,7 +187,7 @@ def _in_sentence(answer: Found, keys: Collection[str]) -> Iterator[str]:
         yield from candidates(Found(_conclusion(corrected), "phrase"), keys)
         return
     instead = contrast(text)
-    if instead and next(_spans(instead), None):
+    if instead and _spans(instead):
         yield from candidates(Found(instead, "phrase"), keys)
         return
     if is_phrase and begins_with_denial(text):
@@ -208,14 +209,14 @@ def _in_sentence(answer: Found, keys: Collection[str]) -> Iterator[str]:
     else:
         text = _before_reason(_without_parts(_conclusion(text)))
         main = without_contrast(text)
-        if main != text and (next(_spans(main), None) or _only_count(main)):
+        if main != text and (_spans(main) or _only_count(main)):
             text = main
         text = without_subordinate(text, list(_spans(text)))
         text = _COUNTED_FROM.split(text)[0]
         if _ASKS.match(text) and "=" not in text:
             return
     share = _SHARE_OF.match(text)
-    if share and read_numeral(share[1]) is not None and len(list(_spans(text))) == 1:
+    if share and read_numeral(share[1]) is not None and len(_spans(text)) == 1:
         yield share[1]
         return
     stated = _behind_colon(text)
@@ -258,7 +259,7 @@ def _in_sentence(answer: Found, keys: Collection[str]) -> Iterator[str]:
     for phrase in dict.fromkeys((clause, text.rstrip(".")) if verb else (text.rstrip("."), clause)):
         if _is_value(phrase):
             yield phrase
-    if next(_spans(clause), None):
+    if _spans(clause):
         searched = clause
     else:
         searched = text
@@ -339,13 +340,13 @@ def _before_reason(text: str) -> str:
     if reason is None:
         return text
     before = text[: reason.start()]
-    first = next(_spans(before), None)
-    if next(_spans(text), None) is None and not _REJECTS.search(before) and not before.startswith(" "):
+    first = next(iter(_spans(before)), None)
+    if not _spans(text) and not _REJECTS.search(before) and not before.startswith(" "):
         return before
     if first is None or _REJECTS.search(before):
         return text
     verb = _verb(before, False)
-    has_value_behind = verb is not None and next(_spans(before[verb.end() :]), None) is not None
+    has_value_behind = verb is not None and len(_spans(before[verb.end() :])) > 0
     holds = not _THEREFORE.sub("", before[: first[0]]) and _HOLDS.match(before[first[1] :])
     is_only = len(_without_known(before)) == 1 and not _STATES.search(text, reason.end())
     if has_value_behind or holds or is_only or _is_value(before):
@@ -366,7 +367,7 @@ _PARTS = re.compile(
 def _without_parts(text: str) -> str:
     """Return a text without the parts of its count: "12, of which 4 are red"."""
     whole = _PARTS.split(text)[0]
-    if next(_spans(whole), None):
+    if _spans(whole):
         return whole
     return text
 
@@ -420,7 +421,7 @@ _OWN_REASON = re.compile(rf"[;.,]\s+(?:and\s+)?{_OTHER_REASON}")
 def _behind_reason(text: str, pattern: re.Pattern[str]) -> str:
     """Return what stands behind the reason of a second clause, if it has a value: "2 or -2; since x > 0, x = 2"."""
     for reason in pattern.finditer(text):
-        if next(_spans(text[reason.end() :]), None):
+        if _spans(text[reason.end() :]):
             return text[reason.end() :]
     return text
 
@@ -428,11 +429,11 @@ def _behind_reason(text: str, pattern: re.Pattern[str]) -> str:
 def _conclusion(text: str) -> str:
     """Return the conclusion of a line behind its last "so", if it has a value; else the line."""
     reason = _REASON_FIRST.match(text)
-    if reason and next(_spans(text[reason.end() :]), None):
+    if reason and _spans(text[reason.end() :]):
         text = text[reason.end() :]
     text = _behind_reason(text, _OWN_REASON)
     last = _SO.split(text)[-1]
-    if next(_spans(last), None):
+    if _spans(last):
         return last
     return text
 
@@ -607,8 +608,9 @@ def has_value(values: Iterable[Reading]) -> bool:
     return False
 
 
-def _spans(text: str) -> Iterator[tuple[int, int]]:
-    """Yield where mathematics stands in prose; lists of it ("3 and 4") are one."""
+@lru_cache(maxsize=1024)
+def _spans(text: str) -> tuple[tuple[int, int], ...]:
+    """Return where mathematics stands in prose; lists of it ("3 and 4") are one."""
     spans: list[tuple[int, int]] = []
     taken = [match.span() for match in _DELIMITED.finditer(text) if _is_mathematics(match)]
     for match in _SPAN.finditer(text):
@@ -625,19 +627,23 @@ def _spans(text: str) -> Iterator[tuple[int, int]]:
             joined[-1] = (joined[-1][0], end)
         else:
             joined.append((start, end))
-    yield from joined
+    return tuple(joined)
+
+
+_ALPHABETIC = re.compile(f"[{ALPHABET}]")
+_UNIT_AND_EXPONENT = re.compile(r"[A-Za-z]\^\{?-?\d\}?")
 
 
 def _is_exponent_of_unit(text: str, match: re.Match[str]) -> bool:
     """Return True for what a unit behind a number ends with: the "^{2}" of "cm^{2}", "m^{2}" behind "84"."""
-    if re.match(r"\^", match[0]) and re.search(rf"[{ALPHABET}]$", text[: match.start()]):
-        return True
-    is_behind_number = re.search(r"[\d}$)]\s+$", text[: match.start()]) is not None
-    return (
-        is_behind_number
-        and re.fullmatch(r"[A-Za-z]\^\{?-?\d\}?", match[0]) is not None
-        and read_unit(match[0]) is not None
-    )
+    start = match.start()
+    if match[0].startswith("^"):
+        return start > 0 and _ALPHABETIC.match(text, start - 1) is not None
+    if not _UNIT_AND_EXPONENT.fullmatch(match[0]):
+        return False
+    before = text[:start].rstrip()
+    is_behind_number = before[-1:].isdecimal() or before.endswith(("}", "$", ")"))
+    return len(before) < start and is_behind_number and read_unit(match[0]) is not None
 
 
 def _is_mathematics(match: re.Match[str]) -> bool:

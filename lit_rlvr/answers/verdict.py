@@ -76,7 +76,10 @@ def check(
     if not right and has_decimal_comma(text):
         pointed = with_decimal_point(found)
         values = [reference for reference in references if not _option_letter(reference)]
-        verdicts_of_values = [_judge(pointed, value, rules) for value in values]
+        if pointed == found:
+            verdicts_of_values = []
+        else:
+            verdicts_of_values = [_judge(pointed, value, rules) for value in values]
         for value in filter(is_decimal_comma, values):
             verdicts_of_values.append(_judge(pointed, pointed_number(value), rules))
         right = [verdict for verdict in verdicts_of_values if verdict.correct]
