@@ -76,6 +76,25 @@ class EngineContext:
         return cls("", policy, tokenizer, max_tokens=0, max_sequences=sequences, seed=0)
 
 
+@dataclass(frozen=True)
+class EngineMemory:
+    """What an engine takes of the GPUs that train; by default nothing, because it generates elsewhere.
+
+    Args:
+        share: of each GPU's memory, for its weights, keys and values.
+        fitted: the share is the smallest in which all sequences are generated at once, as far as memory allows.
+        quantized: its layers are in 8 bits.
+        sleeps: it frees its memory while the model trains.
+        in_place: it decodes with the trained weights; its keys and values take what they need.
+    """
+
+    share: float = 0.0
+    fitted: bool = False
+    quantized: bool = False
+    sleeps: bool = True
+    in_place: bool = False
+
+
 class RolloutEngine(ChecksArguments, ABC):
     """An engine generates completions from a copy of (or a view on) the policy's weights.
 
@@ -133,6 +152,14 @@ class RolloutEngine(ChecksArguments, ABC):
     def route_problems(self, plan: RunPlan) -> Iterator[str]:
         """Yield why the engine does not return the experts that tokens use (`Completion.routes`)."""
         yield f"rollout.replay_routes: engine {self.name} does not return the experts of tokens; use rollout.engine: hf"
+
+    def memory(self, staleness: int) -> EngineMemory:
+        """Return what it takes of the GPUs that train, for `lit-rlvr plan` and `strategy: auto`.
+
+        Args:
+            staleness: `rollout.staleness`; above 0 it generates during training.
+        """
+        return EngineMemory()
 
     @abstractmethod
     def start(self, context: EngineContext) -> None:
@@ -261,6 +288,9 @@ class InPlaceEngine(RolloutEngine):
         if hasattr(self, "context"):
             return self.context.dtype
         return torch.float32
+
+    def memory(self, staleness: int) -> EngineMemory:
+        return EngineMemory(in_place=True)
 
     def start(self, context: EngineContext) -> None:
         self.context = context

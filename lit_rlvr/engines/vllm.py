@@ -23,7 +23,7 @@ from lit_rlvr.common.log import log
 from lit_rlvr.common.packages import missing_compiler
 from lit_rlvr.common.resuming import how_to_resume
 from lit_rlvr.distributed.sharding import full_tensor
-from lit_rlvr.engines.base import EngineContext, RolloutEngine
+from lit_rlvr.engines.base import EngineContext, EngineMemory, RolloutEngine
 from lit_rlvr.engines.process_group import executor_on, separate_cache, vllm_world
 from lit_rlvr.engines.transfer.base import Settings
 from lit_rlvr.engines.transfer.files import write_weights
@@ -56,6 +56,8 @@ _RESERVE_SHARE = 0.08
 """The share of the GPU's memory left free for them if that is more."""
 SMALLER = 0.8
 """How much of its share an engine keeps that found no memory when it woke."""
+DEFAULT_SHARE = 0.4
+"""Share of a GPU's memory, where it is not measured."""
 GPU_SEQUENCES = 1024
 """The most sequences generated at once on a GPU."""
 CPU_SEQUENCES = 256
@@ -187,6 +189,15 @@ class VLLMEngine(RolloutEngine):
             yield f"{reason} on a CPU; use rollout.engine: hf"
         if plan.sampling.stop:
             yield f"{reason} with rollout.sampling.stop; use rollout.engine: hf"
+
+    def memory(self, staleness: int) -> EngineMemory:
+        sleeps = self.sleep_mode and not staleness
+        return EngineMemory(
+            share=self.gpu_memory_utilization or DEFAULT_SHARE,
+            fitted=self.gpu_memory_utilization is None and sleeps,
+            quantized=self.quantized,
+            sleeps=sleeps,
+        )
 
     def start(self, context: EngineContext) -> None:
         on_gpu = torch.cuda.is_available()
@@ -362,7 +373,7 @@ class VLLMEngine(RolloutEngine):
         if self.gpu_memory_utilization is not None:
             return self.gpu_memory_utilization
         if not self.sleep_mode:
-            return 0.4
+            return DEFAULT_SHARE
         if self._memory_share is None:
             free, total = torch.cuda.mem_get_info()
             left = max(0.1, (free - reserved) / total - max(_RESERVE_BYTES / total, _RESERVE_SHARE))
