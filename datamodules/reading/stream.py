@@ -74,7 +74,8 @@ class PromptStream:
         prompts: list[Prompt] = []
         while len(prompts) < count:
             prompt = self.prompts[self.order(epoch)[position]]
-            prompts += [prompt] * (not self.is_retired(prompt.sample.id, epoch))
+            if not self.is_retired(prompt.sample.id, epoch):
+                prompts.append(prompt)
             position += 1
             if position >= len(self.prompts):
                 epoch = epoch + 1

@@ -208,25 +208,22 @@ def sample_suites(
     os.environ["PL_GLOBAL_SEED"] = str(config.seed)
     module = ModelSource(resolve_run_model(config.model))
     limits = find_limits(resolve_dtype_and_length(config, module), config.like or config.model)
-    prompts: dict[str, list[Prompt]] = {}
-    for suite in suites:
-        option = f"--suite: {suite.name}"
-        prompts[suite.name] = load_prompts(module, suite.data, suite.rewards, suite.environment, "test", option)
-    plans = {}
-    for suite in suites:
-        plans[suite.name] = suite.protocol.parts(limits)
-    for suite in suites:
-        for sampling, _ in plans[suite.name].values():
-            check_turns(f"--suite: {suite.name}: --max_turns", sampling, suite.environment)
     settings = {
         "model": module.model,
         "engine": resolve_engine(config.engine).name,
         "dtype": config.dtype,
         "seed": config.seed,
     }
+    prompts: dict[str, list[Prompt]] = {}
+    plans = {}
     fingerprints = {}
     for suite in suites:
-        fingerprints[suite.name] = suite_fingerprint(plans[suite.name], prompts[suite.name], suite.environment)
+        name = suite.name
+        prompts[name] = load_prompts(module, suite.data, suite.rewards, suite.environment, "test", f"--suite: {name}")
+        plans[name] = suite.protocol.parts(limits)
+        for sampling, _ in plans[name].values():
+            check_turns(f"--suite: {name}: --max_turns", sampling, suite.environment)
+        fingerprints[name] = suite_fingerprint(plans[name], prompts[name], suite.environment)
     records = Records(out, settings, fingerprints, share.file if share else None)
     missing_parts: list[MissingPart] = []
     total = 0

@@ -232,10 +232,13 @@ def print_prompts(preview: dict[str, Any]) -> None:
         facts = [
             f"{prompt['tokens']} tokens",
             f"answer {prompt['answer']!r}" if prompt["answer"] else "no answer",
-            *[f"or {' or '.join(map(repr, prompt['aliases']))}"] * bool(prompt["aliases"]),
-            *[f"options {prompt['options']}"] * bool(prompt["options"]),
-            *[f"category {prompt['category']!r}"] * bool(prompt["category"]),
         ]
+        if prompt["aliases"]:
+            facts.append(f"or {' or '.join(map(repr, prompt['aliases']))}")
+        if prompt["options"]:
+            facts.append(f"options {prompt['options']}")
+        if prompt["category"]:
+            facts.append(f"category {prompt['category']!r}")
         for k, image in enumerate(prompt["images"], 1):
             place = f", {image['file']}" if image["file"] else ""
             frames = f"{image['frames']} frames of " if "frames" in image else ""

@@ -258,7 +258,8 @@ class SyncedEngine:
             return
         self._policy = policy
         self._version = None
-        self._syncs += prompts is not None
+        if prompts is not None:
+            self._syncs += 1
         is_first = prompts is not None and self._syncs == 1
         if is_first and policy.has_zero_adapters():
             with policy.nonzero_adapters():  # else an engine that leaves adapters out would pass
@@ -316,7 +317,8 @@ class SyncedEngine:
             for group in groups:  # an engine need not report them before
                 self.check_labels(group)
             groups_by_prompt.update(dict(enumerate(groups)) | before)
-            self._has_generated |= bool(groups)
+            if groups:
+                self._has_generated = True
 
         while (crash := catch_crash(attempt)) is not None:
             self._restart_after(crash)

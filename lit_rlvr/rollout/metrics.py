@@ -214,9 +214,12 @@ def thought_counts(rollout: Rollout, tokenizer: Any) -> dict[str, Tensor]:
             if any(MARK.search(prompt.prefill + turn.text) for turn in turns):  # else no token need be decoded
                 thoughts = count_thought_tokens(texts, completion.token_ids, completion.from_model, prompt.prefill)
                 tokens += thoughts.tokens
-                thinking += thoughts.tokens > 0
-                closed += thoughts.are_closed
-            unclosed += ends_in_thoughts(prompt.prefill + completion.text)
+                if thoughts.tokens:
+                    thinking += 1
+                if thoughts.are_closed:
+                    closed += 1
+            if ends_in_thoughts(prompt.prefill + completion.text):
+                unclosed += 1
     counts = {
         "rollout/thought_tokens": tokens,
         "rollout/unclosed_thoughts": unclosed,

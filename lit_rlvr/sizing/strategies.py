@@ -390,6 +390,18 @@ class JobSizes:
         return " ".join(argument for argument, wanted in chosen.items() if wanted)
 
 
+def _teachers(module: RLVRModule, config: Any) -> list[Shape]:
+    """Return the sizes of the teachers that an algorithm loads, with the config of its own model."""
+    options = module.teachers.options
+    shapes = []
+    if options is not None:
+        for model in options.folders:
+            shapes.append(shape_of(PUBLISHED.get(model) or load_model_config(teacher_folder(model))))
+        if options.ema is not None:
+            shapes.append(replace(shape_of(config), published=FLOAT))
+    return shapes
+
+
 def describe_job(
     module: RLVRModule,
     data: PromptDataModule,
@@ -409,13 +421,7 @@ def describe_job(
         config = PUBLISHED.get(module.model)
     if config is None:
         config = load_model_config(module.model_folder)
-    teachers = []
-    teacher = module.teachers.options
-    if teacher is not None:
-        for model in teacher.folders:
-            teachers.append(shape_of(PUBLISHED.get(model) or load_model_config(teacher_folder(model))))
-        if teacher.ema is not None:
-            teachers.append(replace(shape_of(config), published=FLOAT))
+    teachers = _teachers(module, config)
     compared = None
     if module.teachers.in_loss:
         compared = teachers[0] if teachers else shape_of(config)
