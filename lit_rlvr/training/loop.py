@@ -121,15 +121,18 @@ def train(updater: Updater, rollout: Rollout, step: int, trace: Trace | None = N
     epoch = algorithm.split_groups(rollout)  # this rank's groups of each optimizer step
     minibatches = epoch * algorithm.epochs_per_rollout
     prepared = updater.prepare(rollout, advantages.per_row, initial, minibatches, step, trace)
-    metrics = advantages.metrics
+    metrics = dict(advantages.metrics)
     for minibatch in minibatches:
         attempt = partial(accumulate, updater, prepared, minibatch, step)
         plan, sums = retry_smaller(updater.budget, rollout, attempt)  # in smaller micro-batches if memory runs out
         norm = updater.reduce_and_clip()  # of the gradient over all ranks, before it is clipped
         not_finite = find_not_finite(sums.get("loss"), norm)  # None = loss and gradient are finite on all ranks
-        updater.count_step(plan, not_finite, step)  # saves the groups of one that is not finite
-        metrics |= updater.measure(plan, sums, norm, not_finite is None)
-        if not_finite is None and not rollout.is_unrewarded:  # no reward judged any of it (RolloutCallback.fill_batch)
+        is_finite = not_finite is None
+        updater.skipped.count(is_finite, rollout.is_unrewarded)  # a step is skipped if either fails
+        if not_finite is not None:
+            updater.report_not_finite(plan, not_finite, step)  # saves its groups; too many in a row end the run
+        metrics |= updater.measure(plan, sums, norm, is_finite)
+        if is_finite and not rollout.is_unrewarded:  # a reward judged some of it (RolloutCallback.fill_batch)
             metrics |= updater.take_step(plan)
         else:
             updater.skip_step()

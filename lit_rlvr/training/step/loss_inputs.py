@@ -107,7 +107,7 @@ def input_stats(x: LossInputs, token_correction: Tensor, prepared: PreparedRollo
         }
     if prepared.importance.drops:
         stats["importance_dropped"] = ((token_correction == 0) & mask).sum()
-    if prepared.logs_weights:
+    if prepared.staleness:
         stats |= {"weight": (token_correction * mask).sum(), "weight_squared": (token_correction * mask).square().sum()}
     return stats
 
