@@ -274,7 +274,7 @@ class InPlaceEngine(RolloutEngine):
 
     Attributes:
         context: the settings that it was started with.
-        policy: the trained policy or a reference, as of the last `sync`; `sample` may call `policy.model`.
+        policy: the trained policy or a reference, as of the last `sync`; `decode` may call `policy.model`.
     """
 
     exact = True
@@ -319,10 +319,10 @@ class InPlaceEngine(RolloutEngine):
         half = self.compute_dtype != torch.float32
         # A reference is the model with other adapters, and FSDP2 gathers weights for a whole policy only.
         with self.policy.weights(), torch.autocast(self.policy.device.type, self.compute_dtype, enabled=half):
-            return self.sample(prompts, sampling, seeds, done, turns)
+            return self.decode(prompts, sampling, seeds, done, turns)
 
     @abstractmethod
-    def sample(
+    def decode(
         self,
         prompts: Sequence[Prompt],
         sampling: Sampling,

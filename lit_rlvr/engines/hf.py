@@ -68,7 +68,7 @@ class HFEngine(InPlaceEngine):
         """Yield nothing: it returns the experts of tokens."""
         yield from ()
 
-    def sample(
+    def decode(
         self,
         prompts: Sequence[Prompt],
         sampling: Sampling,
@@ -90,10 +90,10 @@ class HFEngine(InPlaceEngine):
         while starts:
             sizes = accumulate(len(rows) for rows in starts)
             count = max(1, sum(size <= self.max_sequences for size in sizes))  # groups to decode together
-            starts = starts[count:] + self._decode(starts[:count], sampling, turns, answered)
+            starts = starts[count:] + self._decode_together(starts[:count], sampling, turns, answered)
         return finished_groups(groups)
 
-    def _decode(
+    def _decode_together(
         self,
         starts: Sequence[Sequence[_Row]],
         sampling: Sampling,

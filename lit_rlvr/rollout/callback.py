@@ -176,7 +176,7 @@ class RolloutCallback(RolloutSettings, Callback):
         data = next((other for other in module.data.validated if other.name == batch.name), module.data)
         seeds = completion_seeds(batch.prompts, [0] * len(batch), samples, "validation", batch.name)
         with unlogged():
-            rollout, _ = self.sampler.sample(batch.prompts, seeds, sampling, data)
+            rollout, _ = self.sampler.generate(batch.prompts, seeds, sampling, data)
         return rollout
 
     on_test_batch_start = on_validation_batch_start

@@ -187,10 +187,10 @@ def set_metrics(rollout: Rollout, names: Sequence[str]) -> dict[str, float]:
     )
     table = torch.stack([column.double() for column in columns], 1)  # (P, 6)
     sums = all_sum(is_of.double() @ table)  # (sets, 6)
-    prompts, dead, rewards, with_reward, right, judged = sums.unbind(1)
+    prompts, without_signal, rewards, with_reward, right, judged = sums.unbind(1)
     metrics = {
         "prompts": prompts / prompts.sum(),
-        "no_signal": dead / prompts,
+        "no_signal": without_signal / prompts,
         "reward": rewards / with_reward,
         "accuracy": right / judged,
     }

@@ -41,14 +41,14 @@ class CollectSteps(ABC):
         """
 
     @abstractmethod
-    def sample(self, batch: PromptBatch) -> tuple[Rollout, Any]:
+    def generate(self, batch: PromptBatch) -> tuple[Rollout, Any]:
         """Return scored groups of this rank, and summaries of the groups of all ranks."""
 
     def wants_more(self, summaries: Any, rounds: int, batch: PromptBatch) -> bool:
         """Return whether too few groups are mixed after some rounds of sampling."""
         return False
 
-    def sample_more(self, rollout: Rollout, summaries: Any, rounds: int, batch: PromptBatch) -> tuple[Rollout, Any]:
+    def generate_more(self, rollout: Rollout, summaries: Any, rounds: int, batch: PromptBatch) -> tuple[Rollout, Any]:
         """Return the groups with those of further prompts, and the summaries of them all.
 
         Args:
@@ -91,11 +91,11 @@ def collect(source: CollectSteps, batch: PromptBatch) -> Rollout:
         batch: the prompts of this rank.
     """
     source.sync_weights(batch.prompts)  # the engine samples with the policy as it is now
-    rollout, summaries = source.sample(batch)  # generate, score, assemble; summaries of the groups of all ranks
+    rollout, summaries = source.generate(batch)  # generate, score, assemble; summaries of the groups of all ranks
     rounds = 1
     while source.wants_more(summaries, rounds, batch):  # dynamic sampling, until enough are mixed (DAPO, eq. 11)
         rounds += 1
-        rollout, summaries = source.sample_more(rollout, summaries, rounds, batch)
+        rollout, summaries = source.generate_more(rollout, summaries, rounds, batch)
     summaries = source.choose_groups(rollout, summaries, batch)  # which groups to train on
     source.add_reference_rewards(rollout)  # of a reference policy for the same prompts, if the advantage asks (AAPO)
     rollout = source.balance(rollout, summaries)  # as many tokens on each rank
