@@ -158,6 +158,8 @@ from lit_rlvr.media import (
 from lit_rlvr.objectives import (
     LossInputs as LossInputs,
     Stats as Stats,
+    StepTokens as StepTokens,
+    largest as largest,
     masked_sum as masked_sum,
     ratio as ratio,
     row_sum as row_sum,

@@ -51,7 +51,7 @@ class LossInputs:
         rollout_logp: (B, T) log-probabilities that the tokens were sampled with, as the engine reports them.
         ref_logp: (B, T) log-probabilities under the reference policy; None unless the loss or a term needs it.
         entropy: (B, T) exact entropy of the policy at each position; None if it is not computed.
-        selected: (B, T) bool, the tokens that the loss's `select` has chosen; None if it has none.
+        selected: (B, T) bool, the tokens that the loss's `select_tokens` has chosen; None if it has none.
         correct: (B,) bool, True for completions that a reward calls right; None unless the loss or a term needs it.
         divergence: (B, T) divergence from the teacher at each position, which has a gradient; None without that term.
         expert_imbalance: (B, T) loss of the use of experts at each position; None without that term.

@@ -7,6 +7,7 @@ import importlib
 import inspect
 import json
 import os
+import pkgutil
 import re
 import subprocess
 import sys
@@ -357,6 +358,18 @@ def test_links_lead_somewhere() -> None:
             if not target.startswith("https://") and not (file.exists() and (not anchor or anchor in headings(file))):
                 broken.append(f"{page.name}: {target}")
     assert not broken
+
+
+def test_the_members_of_the_python_reference_exist() -> None:
+    """The site leaves out a member that is not there, without a word."""
+    missing = []
+    for page in sorted((ROOT / "docs/api").glob("*.md")):
+        for path, members in re.findall(r"(?m)^::: ([\w.]+)\n    options:\n      members: \[(.*)\]", page.read_text()):
+            described = pkgutil.resolve_name(path)
+            for member in filter(None, members.split(", ")):
+                if not hasattr(described, member):
+                    missing.append(f"{page.name}: {path}.{member}")
+    assert not missing
 
 
 def test_the_helpers_of_tests_are_listed() -> None:

@@ -182,6 +182,12 @@ def test_a_broken_algorithm_lacks_what_it_breaks(algorithm: type[RLVRModule], br
     assert failed(findings) == broken, "\n".join(map(str, findings))
 
 
+def test_completions_without_a_chosen_token_may_stay_where_they_are() -> None:
+    """Clip-Cov that leaves out half of all tokens, and with them whole completions."""
+    halved = algorithms.ClipCov(clip_share=0.5, covariance_low=-0.0001, covariance_high=100.0)
+    assert "direction" not in failed(check_algorithm(halved))
+
+
 def to_the_first(groups: GroupBatch) -> Tensor:
     return groups.rewards - groups.rewards[:1]
 
