@@ -64,18 +64,24 @@ def probe_prompts(prompts: Sequence[Prompt], together: bool = True) -> list[Prom
         prompts: this rank's.
         together: choose from the prompts of all ranks, and return the same ones on each; then call it on every rank.
     """
-    gather, this_rank = (gather_objects, rank()) if together else (lambda values: [values], 0)
-    by_rank = gather([len(prompt.token_ids) for prompt in prompts])
+    own_sizes = [len(prompt.token_ids) for prompt in prompts]
+    if together:
+        by_rank = gather_objects(own_sizes)
+        this_rank = rank()
+    else:
+        by_rank = [own_sizes]
+        this_rank = 0
     sizes = sorted((length, r, k) for r, lengths in enumerate(by_rank) for k, length in enumerate(lengths))
     chosen = dict.fromkeys((sizes[len(sizes) // 2], sizes[-1], sizes[0]))  # without repeats
     rank_prompts = {}
     for size in chosen:
         if size[1] == this_rank:
             rank_prompts[size] = prompts[size[2]]
-    gathered = {}
-    for part in gather(rank_prompts):
-        for size, prompt in part.items():
-            gathered[size] = prompt
+    gathered = rank_prompts
+    if together:
+        gathered = {}
+        for part in gather_objects(rank_prompts):
+            gathered |= part
     return [gathered[size] for size in chosen]
 
 

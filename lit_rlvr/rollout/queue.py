@@ -435,8 +435,9 @@ class QueueSource(CollectingSource):
         for group in groups:
             self._scoring.forget(group)
         summaries = self.summarise(rollout)
-        repeats = count_repeats(group.sample_id for rank_groups in summaries for group in rank_groups)
-        rollout.repeats = repeats[sum(map(len, summaries[: rank()])) :][: len(groups)]
+        repeats = count_repeats(group.sample_id for rank_groups in summaries for group in rank_groups)  # of all ranks
+        start = sum(len(rank_groups) for rank_groups in summaries[: rank()])
+        rollout.repeats = repeats[start : start + len(groups)]
         return rollout, summaries
 
     def round_size(self, summaries: Summaries, batch: PromptBatch) -> int:

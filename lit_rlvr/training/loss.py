@@ -61,7 +61,7 @@ from lit_rlvr.training.terms import (
 from lit_rlvr.types import Rollout
 
 
-class Advantages(NamedTuple):
+class EstimatedAdvantages(NamedTuple):
     """The advantages of this rank's completions.
 
     Args:
@@ -217,7 +217,7 @@ class LossModule(ABC):
             in_objective = largest(step.entropy, count, step.chance)
         return in_objective, chosen
 
-    def estimate_advantages(self, rollout: Rollout, initial: InitialLogprobs) -> Advantages:
+    def estimate_advantages(self, rollout: Rollout, initial: InitialLogprobs) -> EstimatedAdvantages:
         """Return the advantages of this rank's rows, from all ranks' groups.
 
         Collective: call it on every rank.
@@ -234,7 +234,7 @@ class LossModule(ABC):
         metrics = advantage_metrics(per_completion, cost_sums, initial.mask) | metrics
         if self.teachers.in_loss:
             metrics["no_signal"] = 0.0
-        return Advantages(per_row, per_completion, {f"train/{name}": value for name, value in metrics.items()})
+        return EstimatedAdvantages(per_row, per_completion, {f"train/{name}": value for name, value in metrics.items()})
 
     def _of_this_rank(self, estimates: Tensor, groups: GroupBatch, rollout: Rollout) -> tuple[Tensor, Tensor]:
         """Return this rank's rows (B, 1) or (B, T) of the estimates, and the mean (P, G) of each completion."""

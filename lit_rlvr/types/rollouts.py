@@ -271,7 +271,6 @@ class Rollout:
             if turn.observed:
                 spans.append(turn.observed)
         if not spans:
-            spans = []
             for before, after in pairwise(completion.turns):
                 spans.append((before.span[1], after.span[0]))
         for start, end in spans:
