@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_rlvr.agents.play import agent_metrics
 from lit_rlvr.common.log import log
+from lit_rlvr.common.resuming import run_folder_option
 from lit_rlvr.distributed.checkpoints import user_code, warn_of_changes
 from lit_rlvr.errors import UserError, check_all
 from lit_rlvr.plan import RunPlan
@@ -283,7 +284,7 @@ class RolloutCallback(RolloutSettings, Callback):
         run_folder = Path(str(self.replay.rollouts_from)).expanduser().absolute()
         if run_folder.resolve() == Path(trainer.default_root_dir).resolve():
             raise UserError(
-                "rollout.replay.rollouts_from: it is this run's own folder; set another trainer.default_root_dir"
+                f"rollout.replay.rollouts_from: it is this run's own folder; set another {run_folder_option()}"
             )
         source = ReplaySource(Record(run_folder), module, data, self.sampling, self.mask_truncated)
         source.check(self._replay_settings(trainer, data), begins(self.environment))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +160,7 @@ class Trainer(ChecksArguments, lightning.pytorch.Trainer):
         if datamodule is None and val_dataloaders is None:  # Lightning takes a data module in either place
             datamodule = train_dataloaders
         check_parts(model, datamodule)
-        with _names_of_python(), Run.open(Path(self.default_root_dir), ckpt_path, overwrite) as run:
+        with Run.open(Path(self.default_root_dir), ckpt_path, overwrite) as run:
             choose_compute(self, model, datamodule)
             run.given = _with_files(datamodule, run.folder)
             run.settings = self._settings(model, datamodule)
@@ -262,23 +261,3 @@ def check_trainer_options(options: Mapping[str, Any]) -> None:
     for option, (default, replacement) in REPLACEMENTS.items():
         if options.get(option, default) not in (None, default):
             raise UserError(f"trainer.{option}: the algorithm does this itself; use {replacement}")
-
-
-NAMES_OF_PYTHON = {
-    "trainer.default_root_dir": "default_root_dir",
-    "--ckpt_path last": 'ckpt_path="last"',
-    "--overwrite true": "overwrite=True",
-}
-"""Option of the command line -> argument in Python."""
-
-
-@contextmanager
-def _names_of_python() -> Iterator[None]:
-    """Let errors name the arguments in Python rather than options of the command line."""
-    try:
-        yield
-    except UserError as error:
-        for option, argument in NAMES_OF_PYTHON.items():
-            error.messages = tuple(message.replace(option, argument) for message in error.messages)
-        error.args = ("\n".join(error.messages),)
-        raise

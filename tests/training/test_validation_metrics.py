@@ -8,7 +8,7 @@ import torch
 from tiny import make_rollout
 
 from lit_rlvr.errors import UserError
-from lit_rlvr.training.validation_metrics import ValidationMetrics, PassAtK, by_length, given_answer, pass_at_k
+from lit_rlvr.training.validation_metrics import PassAtK, ValidationMetrics, by_length, given_answer, pass_at_k
 from lit_rlvr.types import Rollout
 
 
