@@ -219,7 +219,7 @@ def fit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ConfigCheck]:
 
 
 @pytest.mark.parametrize("case", SAID)
-def test_what_is_wrong_is_said_in_one_line(fit: ConfigCheck, case: str) -> None:
+def test_a_wrong_value_is_said_with_its_option_and_what_it_takes(fit: ConfigCheck, case: str) -> None:
     wrong, said = SAID[case]
     with pytest.raises(ArgumentError) as error:
         fit.check(RIGHT | wrong)

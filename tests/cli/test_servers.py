@@ -225,7 +225,7 @@ def test_a_server_that_lives_is_asked_whether_it_answers(monkeypatch: pytest.Mon
     assert server._wait() == -9 and server.answered_at is None, "of each process anew"
 
 
-def test_without_a_number_it_is_one_line(run_folder: Path) -> None:
+def test_servers_without_a_number_are_refused(run_folder: Path) -> None:
     done = launch(["fit", "--config", "quickstart", "--servers"], run_folder)
     assert done.returncode == 2
     assert done.stderr == "lit-rlvr: error: --servers: '' is no number of servers; give 1 or more\n"

@@ -372,6 +372,8 @@ def test_arguments_without_types_are_options(own: Path, lit_rlvr: CLI) -> None:
         (["--config", "nowhere.yaml"], "there is no file 'nowhere.yaml'"),
     ],
 )
-def test_bad_input_is_one_line(own: Path, lit_rlvr: CLI, arguments: list[str], said: str) -> None:
+def test_what_is_no_algorithm_advantage_or_reward_is_refused(
+    own: Path, lit_rlvr: CLI, arguments: list[str], said: str
+) -> None:
     done = lit_rlvr("check", *arguments)
     assert (done.status, said in done.err, done.err.count("\n"), done.out) == (2, True, 1, "")

@@ -280,7 +280,7 @@ def _files(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_one_line(name: str, tmp_path: Path, chat_tokenizer: Any) -> None:
+def test_wrong_sets_files_weights_and_curricula_are_refused(name: str, tmp_path: Path, chat_tokenizer: Any) -> None:
     make, message = BAD[name]
     with pytest.raises(UserError, match=message) as caught:
         built(make(tmp_path), chat_tokenizer)
