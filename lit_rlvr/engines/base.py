@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lit_rlvr.common.arguments import ChecksArguments
-from lit_rlvr.engines.turns import OnGroupDone, Turns, within_budget
+from lit_rlvr.engines.turns import OnGroupDone, Row, Turns, ends_with_stop, read_completion, within_budget
 from lit_rlvr.plan import RunPlan
 from lit_rlvr.sampling import Sampling
 from lit_rlvr.types import Completion, Prompt
@@ -98,7 +98,7 @@ class EngineMemory:
 class RolloutEngine(ChecksArguments, ABC):
     """An engine generates completions from a copy of (or a view on) the policy's weights.
 
-    docs/plugins.md has one of 35 lines; `InPlaceEngine` is the base of those that decode with the trained weights.
+    docs/plugins.md has one of 20 lines; `InPlaceEngine` is the base of those that decode with the trained weights.
 
     Attributes:
         exact: its log-probabilities equal the trainer's up to rounding, so importance correction is off by default.
@@ -321,7 +321,6 @@ class InPlaceEngine(RolloutEngine):
         with self.policy.weights(), torch.autocast(self.policy.device.type, self.compute_dtype, enabled=half):
             return self.decode(prompts, sampling, seeds, done, turns)
 
-    @abstractmethod
     def decode(
         self,
         prompts: Sequence[Prompt],
@@ -332,6 +331,44 @@ class InPlaceEngine(RolloutEngine):
     ) -> list[list[Completion]]:
         """Do what `generate` promises with `policy.model`, which has the weights of the policy while this runs.
 
-        Each rank holds the full weights, and may call the model as often as it needs to: this is not collective. The
+        By default the completions are sampled one after the other, by `sample_turn`; a fast engine overrides it. Each
+        rank holds the full weights, and may call the model as often as it needs to: this is not collective. The
         arguments are those of `generate`; `turns` has begun.
         """
+        groups = []
+        for p, prompt in enumerate(prompts):
+            limit = self.context.limit(sampling.max_tokens, len(prompt.token_ids))
+            group = []
+            for g, seed in enumerate(seeds[p]):
+                group.append(self._completion(Row(p, g, prompt, seed, limit), sampling, turns))
+            groups.append(group)
+            if done is not None:
+                done(p, group)
+        return groups
+
+    def _completion(self, row: Row, sampling: Sampling, turns: Turns) -> Completion:
+        """Return a completion after all its turns."""
+        opening = turns.opening(row.p, row.g)
+        if opening is not None:
+            row.continue_with(opening)
+        while True:
+            row.tokens, row.logprobs = self.sample_turn(row.start, sampling, row.seed, row.limit)
+            has_ended = row.tokens[-1] in self.policy.eos_token_ids
+            stopped = has_ended or ends_with_stop(self.context.tokenizer, row, sampling.stop)
+            turns.stopped(row.p, row.g, read_completion(self.context.tokenizer, row.tokens, row.logprobs, stopped))
+            ((_, _, answer),) = turns.answers(least=1)
+            if isinstance(answer, Completion):
+                return answer
+            row.next_turn(answer)
+
+    def sample_turn(self, prompt: Prompt, sampling: Sampling, seed: int, limit: int) -> tuple[list[int], list[float]]:
+        """Return the tokens of one turn, at least one, and their log-probabilities.
+
+        Args:
+            prompt: everything before the turn.
+            sampling: how tokens are drawn.
+            seed: the result depends on it alone, and on the weights.
+            limit: the most tokens; the turn ends earlier with a token of `policy.eos_token_ids`, or a text of
+                `sampling.stop`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} defines neither `sample_turn` nor `decode`")
