@@ -112,7 +112,10 @@ from lit_rlvr.engines import (
     RolloutEngine as RolloutEngine,
     VLLMEngine as VLLMEngine,
 )
-from lit_rlvr.engines.base import InPlaceEngine as InPlaceEngine
+from lit_rlvr.engines.base import (
+    InPlaceEngine as InPlaceEngine,
+    OneByOneEngine as OneByOneEngine,
+)
 from lit_rlvr.engines.server import (
     VLLMServerEngine as VLLMServerEngine,
 )

@@ -98,7 +98,8 @@ class EngineMemory:
 class RolloutEngine(ChecksArguments, ABC):
     """An engine generates completions from a copy of (or a view on) the policy's weights.
 
-    docs/plugins.md has one of 20 lines; `InPlaceEngine` is the base of those that decode with the trained weights.
+    docs/plugins.md has one of 20 lines. `InPlaceEngine` is the base of those that decode with the trained weights,
+    `OneByOneEngine` of those that do so one completion after the other.
 
     Attributes:
         exact: its log-probabilities equal the trainer's up to rounding, so importance correction is off by default.
@@ -321,6 +322,7 @@ class InPlaceEngine(RolloutEngine):
         with self.policy.weights(), torch.autocast(self.policy.device.type, self.compute_dtype, enabled=half):
             return self.decode(prompts, sampling, seeds, done, turns)
 
+    @abstractmethod
     def decode(
         self,
         prompts: Sequence[Prompt],
@@ -331,10 +333,22 @@ class InPlaceEngine(RolloutEngine):
     ) -> list[list[Completion]]:
         """Do what `generate` promises with `policy.model`, which has the weights of the policy while this runs.
 
-        By default the completions are sampled one after the other, by `sample_turn`; a fast engine overrides it. Each
-        rank holds the full weights, and may call the model as often as it needs to: this is not collective. The
+        Each rank holds the full weights, and may call the model as often as it needs to: this is not collective. The
         arguments are those of `generate`; `turns` has begun.
         """
+
+
+class OneByOneEngine(InPlaceEngine):
+    """An in-place engine that samples one completion after the other: a subclass samples single turns."""
+
+    def decode(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        seeds: Sequence[Sequence[int]],
+        done: OnGroupDone | None,
+        turns: Turns,
+    ) -> list[list[Completion]]:
         groups = []
         for p, prompt in enumerate(prompts):
             limit = self.context.limit(sampling.max_tokens, len(prompt.token_ids))
@@ -361,6 +375,7 @@ class InPlaceEngine(RolloutEngine):
                 return answer
             row.next_turn(answer)
 
+    @abstractmethod
     def sample_turn(self, prompt: Prompt, sampling: Sampling, seed: int, limit: int) -> tuple[list[int], list[float]]:
         """Return the tokens of one turn, at least one, and their log-probabilities.
 
@@ -371,4 +386,3 @@ class InPlaceEngine(RolloutEngine):
             limit: the most tokens; the turn ends earlier with a token of `policy.eos_token_ids`, or a text of
                 `sampling.stop`.
         """
-        raise NotImplementedError(f"{type(self).__name__} defines neither `sample_turn` nor `decode`")
