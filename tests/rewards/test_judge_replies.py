@@ -130,6 +130,7 @@ def test_the_text_of_a_message_is_read_from_any_content(content: Any, text: str)
         (chat(None, finish_reason="content_filter"), "the server's filter has stopped it"),
         (chat(None, refusal="I cannot"), "the judge refuses: 'I cannot'"),
         (chat(None, reasoning_content="hm"), "it has thoughts and no answer"),
+        (chat(None, tool_calls=[{"id": "1"}], finish_reason="tool_calls"), "it calls a tool in place of an answer"),
         (chat(None), "it is empty"),
         (chat("so"), ""),
     ],
@@ -144,9 +145,9 @@ def test_what_a_message_lacks_is_named(body: Any, lack: str) -> None:
     [
         ({"error": {"message": "overloaded", "code": 529}}, "sends an error as an answer: 'overloaded'"),
         ({"detail": "not found"}, "sends an error as an answer: 'not found'"),
-        ({"choices": []}, "sends an error as an answer: {'choices': []}"),
-        ({"choices": None}, "sends an error as an answer"),
-        ({}, "sends an error as an answer"),
+        ({"choices": []}, "sends an answer without choices: {'choices': []}"),
+        ({"choices": None}, "sends an answer without choices"),
+        ({}, "sends an answer without choices"),
         ([1], "sends no answer but [1]"),
         (7, "sends no answer but 7"),
         (None, "sends no answer but"),
@@ -156,8 +157,22 @@ def test_a_body_that_is_no_reply_is_named(body: Any, line: str) -> None:
     with pytest.raises(NoAnswerError) as caught:
         read_chat(body)
     assert line in str(caught.value)
-    with pytest.raises(NoAnswerError, match=r"sends a page and no answer .*; most servers' base_url ends with /v1"):
-        parse_body(" <!DOCTYPE html><html>")
+
+
+@pytest.mark.parametrize(
+    ("body", "line"),
+    [
+        (" <!DOCTYPE html><html>", r"sends a page and no answer .*; most servers' base_url ends with /v1"),
+        ("\n", "sends an empty answer"),
+        ('data: {"choices": []}\n\ndata: [DONE]\n', "streams its answer, which is not read; turn that off"),
+        ("upstream\ntimed out", r"sends no JSON but 'upstream\\ntimed out'"),
+        ("[" * 100_000, r"sends no JSON but '\[\["),
+    ],
+)
+def test_a_body_that_is_no_json_is_named(body: str, line: str) -> None:
+    with pytest.raises(NoAnswerError, match=line) as caught:
+        parse_body(body)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 200
 
 
 @pytest.mark.parametrize(

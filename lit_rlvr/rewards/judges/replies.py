@@ -358,14 +358,20 @@ def parse_body(body: str) -> Any:
     """Return the value of a body in JSON.
 
     Raises:
-        ValueError: it is none.
-        NoAnswerError: it is a page.
+        NoAnswerError: it is none.
     """
+    if not body.strip():
+        raise NoAnswerError("the server sends an empty answer")
+    if body.startswith(("data:", "event:")):
+        raise NoAnswerError("the server streams its answer, which is not read; turn that off in the server")
     if body.lstrip().startswith("<"):
         raise NoAnswerError(
             f"the server sends a page and no answer ({given_text(body.strip())}); most servers' base_url ends with /v1"
         )
-    return json.loads(body)
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise NoAnswerError(f"the server sends no JSON but {given_text(body.strip())}") from error
 
 
 def read_chat(body: Any) -> Received:
@@ -382,11 +388,11 @@ def read_chat(body: Any) -> Received:
         choice = choices[0]
     if not isinstance(choice, Mapping):
         error = body.get("error") or body.get("detail") or body.get("message")
+        if not error:
+            raise NoAnswerError(f"the server sends an answer without choices: {given_text(dict(body))}")
         if isinstance(error, Mapping):
-            said = error.get("message", error)
-        else:
-            said = error
-        raise NoAnswerError(f"the server sends an error as an answer: {given_text(said if said else dict(body))}")
+            error = error.get("message", error)
+        raise NoAnswerError(f"the server sends an error as an answer: {given_text(error)}")
     message = choice.get("message")
     if not isinstance(message, Mapping):
         message = {"content": choice.get("text")}
@@ -421,6 +427,8 @@ def _lack(choice: Mapping[str, Any], message: Mapping[str, Any], text: str) -> s
         return "the server's filter has stopped it (finish_reason content_filter)"
     if message.get("refusal"):
         return f"the judge refuses: {given_text(message['refusal'])}"
+    if message.get("tool_calls"):
+        return "it calls a tool in place of an answer"
     thoughts = bool(message.get("reasoning_content") or message.get("reasoning")) or bool(text.strip())
     has_answer = bool(without_thoughts(text).strip())
     if reason in ("length", "max_tokens"):
