@@ -1,11 +1,12 @@
 """Other packages: messages about missing ones name the command that installs them, and installed ones bring parts."""
 
 import re
+import socket
 import subprocess
 import sys
-import time
 import tomllib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,10 +18,12 @@ from tiny_vlms import save_llava
 import lit_rlvr.common.packages as packages
 from lit_rlvr.commands import doctor
 from lit_rlvr.commands.registry import COMMANDS
+from lit_rlvr.datamodules.reading.readers import read_rows
 from lit_rlvr.engines import resolve_engine
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.families import family_of
 from lit_rlvr.policy.sources import resolve_model
+from lit_rlvr.rewards import RewardModel
 from lit_rlvr.run.trackers.feed import choose_trackers
 
 
@@ -74,19 +77,38 @@ def test_a_look_for_pip_leaves_setuptools_importable() -> None:
 def test_a_hub_that_does_not_answer_is_asked_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
+    """Whether a model, a reward model or a data set is looked up first."""
+    import datasets
     from huggingface_hub import constants
 
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "0")  # put back at the end
-    packages.expect_hub(str(tmp_path))
-    assert not constants.HF_HUB_OFFLINE and not caplog.text, "a folder needs none"
-    started = time.monotonic()
-    for model in ("org/one", "org/two"):
-        with pytest.raises(UserError, match="is neither a folder nor a model on the hub"):
-            resolve_model(model)
-    assert time.monotonic() - started < packages.HUB_SECONDS
-    assert caplog.text.count("http://127.0.0.1:9 does not answer (") == 1
+    def refused(look_up: Callable[[], object], message: str) -> None:
+        with pytest.raises(UserError, match=message):
+            look_up()
+
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    for first in range(3):
+        with socket.create_server(("127.0.0.1", 0)) as hub:
+            endpoint = f"http://127.0.0.1:{hub.getsockname()[1]}"
+            monkeypatch.setattr(packages, "HUB_SECONDS", 0.5)
+            monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+            monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+            monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+            monkeypatch.setenv("HF_HUB_OFFLINE", "0")  # put back at the end
+            caplog.clear()
+            packages.expect_hub(str(tmp_path))
+            assert not constants.HF_HUB_OFFLINE and not caplog.text, "a folder needs none"
+            look_ups = [
+                partial(refused, lambda: resolve_model("org/one"), "is neither a folder nor a model on the hub"),
+                partial(refused, RewardModel("org/two").connect, "org/two cannot be loaded"),
+                partial(refused, lambda: list(read_rows("org/three")), "nor a reachable hub data set"),
+            ]
+            for look_up in (*look_ups[first:], *look_ups[:first]):
+                look_up()
+            hub.settimeout(0.1)
+            hub.accept()[0].close()
+            with pytest.raises(TimeoutError):
+                hub.accept()
+        assert caplog.text.count(f"{endpoint} does not answer (") == 1
 
 
 @pytest.mark.parametrize(

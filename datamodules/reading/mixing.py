@@ -12,7 +12,7 @@ from typing import Any
 
 from lit_rlvr.common.arguments import check_within, given_text
 from lit_rlvr.common.seeds import derive_seed
-from lit_rlvr.datamodules.reading.readers import HUB_NAME
+from lit_rlvr.datamodules.reading.readers import GIVE_ROWS, HUB_NAME
 from lit_rlvr.datamodules.reading.rows import rank_zero_warn
 from lit_rlvr.datamodules.reading.stream import Cursor, PromptStream
 from lit_rlvr.errors import UserError, refuse_all
@@ -37,10 +37,7 @@ def named_files(train: Any) -> tuple[dict[str, str], dict[str, float]]:
     files = [os.fspath(file) for file in train]
     words = next((file for file in files if not _may_be_file(file)), "")
     if words:
-        raise UserError(
-            f"data.train: {given_text(words)} is no file and no hub name; give rows as dicts of columns, such as "
-            "{'prompt': ..., 'answer': ...}"
-        )
+        raise UserError(f"data.train: {given_text(words)} is no file and no hub name; {GIVE_ROWS}")
     names = [_short_name(file) for file in files]
     for longer in (_stem, _folder, _folder_and_stem, _file_name):
         if len(set(names)) == len(names):

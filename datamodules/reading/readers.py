@@ -35,6 +35,9 @@ from lit_rlvr.types import Sample
 HUB_NAME = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(@(?P<config>[\w.-]+))?(:(?P<split>.+))?")
 """`name` or `org/name`, `@config`, `:split`."""
 
+GIVE_ROWS = "give rows as dicts of columns, such as {'prompt': ..., 'answer': ...}"
+"""What to do where a text stands in the place of a row."""
+
 
 def load_from_hub(location: str, split: str) -> Any:
     """Load a `datasets.Dataset` from the local cache or the hub.
@@ -58,8 +61,12 @@ def load_from_hub(location: str, split: str) -> Any:
         return datasets.load_dataset(match["name"], match["config"], split=match["split"] or split)
     except Exception as error:  # network, access, missing config or split: every cause is reported
         reason = " ".join(str(error).split())[:300]
+        remedy = ""
+        if "/" not in match["name"]:
+            remedy = f"; if it is a prompt, {GIVE_ROWS}"
         raise UserError(
-            f"{location}: neither a file or folder here nor a reachable hub data set ({type(error).__name__}: {reason})"
+            f"{location}: neither a file or folder here nor a reachable hub data set "
+            f"({type(error).__name__}: {reason}){remedy}"
         ) from error
 
 

@@ -319,19 +319,22 @@ def _shorten(text: str) -> str:
 
 
 def _nearest(key: str, known: Iterable[str]) -> str:
-    """Return a hint with the most similar known name: from the key's own group, or else from all dotted names."""
+    """Return a hint with the known name that ends like the key, or else the most similar: from the key's own group, or
+    else from all dotted names."""
     group, dot, name = key.rpartition(".")
     names = [other for other in known if other != key]
     replacement = our_option_for(key, names)
     if replacement:
         return f"; did you mean {replacement!r}?"
-    same = []
-    for other in names:
-        if other.rpartition(".")[2] == name.lstrip("-"):
-            same.append(other)
-    if same and not dot:
-        of_the_model = [other for other in same if "model.init_args." in other]
-        return f"; did you mean {min(of_the_model or same)!r}?"
+    for end in (key, group):  # `lora.rank` has no option of its own where `lora` can be null
+        same = []
+        for other in names:
+            if end and other.endswith("." + end.lstrip("-")):
+                same.append(other)
+        if same:
+            of_the_model = [other for other in same if "model.init_args." in other]
+            outermost = min(of_the_model or same, key=lambda other: (other.count("."), other))
+            return f"; did you mean {outermost!r}?"
     siblings = []
     for other in names:
         if dot and other.rpartition(".")[0] == group:

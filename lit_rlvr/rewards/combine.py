@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lit_rlvr.common.log import log
 from lit_rlvr.common.paths import shown
+from lit_rlvr.common.resuming import how_to_resume
 from lit_rlvr.distributed.collectives import gather_objects
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards.base import Reward, check_rewards, own_weights, reward_weights_of
@@ -422,5 +423,6 @@ def stop_on_failures(
         remedy = "; raise the limits that stopped it (cpu_seconds, wall_seconds, memory_mb)"
     raise UserError(
         f"reward {name!r} failed on {failed} of {total} completions, above {bound}; "
-        f"first, on sample {rows[0]['id']}: {reason}{remedy}; all of them are in {shown(path)}"
+        f"first, on sample {rows[0]['id']}: {reason}{remedy}; all of them are in {shown(path)}; mend it, and "
+        f"{how_to_resume()}"
     )

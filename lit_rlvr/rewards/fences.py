@@ -40,7 +40,8 @@ def fenced_blocks(text: str) -> list[Block]:
     A block begins with three or more backticks or tildes, also behind other text, as in a list. It ends at a line that
     begins with at least as many, at a line that ends with them, or at the end of the text. As in Markdown, a fence that
     is indented by four columns more than the opening one closes nothing (it stands in a docstring), unless no other
-    does, and neither does one in a comment ("# ```").
+    does, and neither does one in a comment ("# ```"). Within a text of three quotes in Python a fence closes nothing
+    either, unless the text never ends.
     """
     blocks = []
     place = 0
@@ -51,6 +52,7 @@ def fenced_blocks(text: str) -> list[Block]:
         if end is None or end.start() == len(text):
             end = re.compile(rf"^[ \t>]*{fence[0]}{{{len(fence)},}}|\Z", re.MULTILINE).search(text, opening.end())
         assert end is not None, "a text has an end"
+        end = _behind_quotes(text, opening, end)
         before = opening["before"].strip(_LIST_OR_QUOTE)
         heading = before or text[max(0, start - _HEADING_CHARACTERS) : start].rstrip().rpartition("\n")[2]
         content = _without_margin(text[opening.end() : end.start()], ">" in opening["before"])
@@ -70,6 +72,41 @@ def _closing(opening: re.Match[str]) -> re.Pattern[str]:
     tab = "\t" if "\t" in before else ""
     indent = rf"[ >{tab}]{{0,{len(before) + 3}}}"
     return re.compile(rf"^{indent}{fence[0]}{{{len(fence)},}}|(?<![#\s])[ \t]?{fence}[ \t]*$|\Z", re.MULTILINE)
+
+
+_PYTHON = re.compile(r"[ \t{.]*(?:i?(?:python|py|pypy)[\d.]*\b.*)?", re.IGNORECASE)
+_PYTHON_TEXT = re.compile(
+    r"#[^\n]*"
+    r"|(?P<quotes>\"{3}|'{3})(?:(?:\\.|(?!(?P=quotes)).)*+(?P<whole>(?P=quotes)))?"
+    r"|\"(?:\\.|[^\"\\\n])*+\"?"
+    r"|'(?:\\.|[^'\\\n])*+'?",
+    re.DOTALL,
+)
+"""A comment or a text of Python; one of three quotes that never ends has no `whole`."""
+
+
+def _behind_quotes(text: str, opening: re.Match[str], end: re.Match[str]) -> re.Match[str]:
+    """Return the fence that closes a block: the first at which no text of three quotes is open, or else the first."""
+    if not _PYTHON.fullmatch(opening["tag"]):
+        return end
+    fence = re.compile(rf"^[ \t>]*{opening['fence']}", re.MULTILINE)
+    start = opening.end()
+    later: re.Match[str] | None = end
+    while later is not None and (quotes := _open_quotes(text[start : later.start()])):
+        closing = text.find(quotes, later.end())
+        if closing < 0:
+            return end
+        start = closing + len(quotes)
+        later = fence.search(text, start)
+    return later or end
+
+
+def _open_quotes(content: str) -> str:
+    """Return the three quotes with which a text begins in a part of a program and does not end there; "" = none."""
+    for found in _PYTHON_TEXT.finditer(content):
+        if found["quotes"] and not found["whole"]:
+            return found["quotes"]
+    return ""
 
 
 def _without_margin(content: str, is_quoted: bool) -> str:

@@ -158,11 +158,13 @@ _INLINE = re.compile(r"```(?:(?:sqlite|sql)\b)?([^`\n]*)```", re.IGNORECASE)
 _START = r"(?:SELECT|WITH\s+(?:RECURSIVE\s+)?\S+\s*(?:\([^)]*\)\s*)?AS)\b"  # not every text that begins with "With"
 _QUERY = re.compile(rf"(?:\s|\(|--[^\n]*\n|/\*.*?\*/)*+(?:{_START}|VALUES\b)", re.DOTALL | re.IGNORECASE)
 _BARE = re.compile(
-    rf"^[ \t]*(?:[^\n:]{{0,80}}\b(?:sql|query|answer|statement)\b[^\n:]{{0,20}}:[ \t]*)?(`?)({_START}.*)",
+    rf"^[ \t>]*(?:[^\n:=]{{0,80}}\b(?:sql|query|answer|statement)\b[^\n:=]{{0,20}}[:=][ \t]*)?([`\"*]*)({_START}.*)",
     re.DOTALL | re.I | re.M,
 )
-_END = re.compile(r"(?:;\s*){2,}\Z")
-"""Several semicolons at the end of a query, of which SQLite takes one."""
+_IN_SENTENCE = re.compile(rf"`({_START}[^`\n]*)`", re.IGNORECASE)
+"""A query as code within a sentence."""
+_END = re.compile(r"(?:;(?:\s|--[^\n]*+|/\*.*?\*/)*+){2,}\Z", re.DOTALL)
+"""Several semicolons at the end of a query, of which SQLite takes one, with comments behind them."""
 _TAGS = re.compile(r"</?(?:answer|sql|query|final_answer)>", re.IGNORECASE)
 _CLAUSES = "SELECT|FROM|WHERE|GROUP|HAVING|ORDER|LIMIT|UNION|INTERSECT|EXCEPT|JOIN|INNER|LEFT|CROSS|ON|AND|OR"
 _GOES_ON = re.compile(r"(?:[,(]|\b(?:UNION|ALL|INTERSECT|EXCEPT|AND|OR|FROM|WHERE|BY|SELECT|ON))\s*\Z", re.IGNORECASE)
@@ -269,10 +271,12 @@ def _bare_queries(text: str) -> list[str]:
         if is_open and _continues(queries[-1], paragraph):
             queries[-1] += f"\n\n{paragraph}"
         elif match := _BARE.search(paragraph):
-            if match[1] and "`" in match[2]:
-                queries.append(match[2].rpartition("`")[0])
+            if match[1] and match[1][::-1] in match[2]:
+                queries.append(match[2].rpartition(match[1][::-1])[0])
             else:
                 queries.append(match[2])
+        elif inline := _IN_SENTENCE.findall(paragraph):
+            queries.append(inline[-1])
         else:
             is_open = False
             continue

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -119,7 +119,7 @@ ADVICE: tuple[Advice, ...] = (
     Advice(
         "No better than at the start", "",
         "more or larger rollouts, or more validation questions: {visible:.2f} is the smallest gain that these show",
-        f"{_FIT} --trainer.max_steps 100 --data.init_args.prompts_per_rollout 16",
+        f"{_FIT} --trainer.max_steps {{more_steps}} --data.init_args.prompts_per_rollout {{more_prompts}}",
     ),
     Advice(
         SMALL_ROLLOUTS, "the data have more prompts",
@@ -170,7 +170,7 @@ ADVICE: tuple[Advice, ...] = (
         "Completions are cut off", "",
         "raise rollout.sampling.max_tokens (in validation rollout.evaluation.sampling.max_tokens), take cut "
         "completions out of the loss (rollout.mask_truncated), or reward short answers (Overlong)",
-        f"{_FIT} --rollout.sampling.max_tokens 512",
+        f"{_FIT} --rollout.sampling.max_tokens {{more_tokens}}",
     ),
     Advice(
         "Completions grow long", "",
@@ -281,7 +281,7 @@ ADVICE: tuple[Advice, ...] = (
     ),
     Advice(
         "The accuracy fell", "cut off", "raise rollout.sampling.max_tokens, or reward short answers (Overlong)",
-        f"{_FIT} --rollout.sampling.max_tokens 512",
+        f"{_FIT} --rollout.sampling.max_tokens {{more_tokens}}",
     ),
     Advice(
         "The accuracy fell", "no cause is seen",
@@ -290,6 +290,13 @@ ADVICE: tuple[Advice, ...] = (
     ),
 )  # fmt: skip
 """All advice. Of a state's rows, the run shows the first that has not been tried."""
+
+LARGER = {
+    "more_tokens": ("rollout.sampling.max_tokens", 512),
+    "more_steps": ("trainer.max_steps", 100),
+    "more_prompts": ("data.init_args.prompts_per_rollout", 16),
+}
+"""Number in a command -> the setting of which it is twice the run's value, and the number for a run that has none."""
 
 
 @dataclass(frozen=True)
@@ -301,12 +308,14 @@ class RunHistory:
         earlier: keys that came before it.
         has_bare_start: whether the run's warm start is on the answers themselves.
         prompts_per_rollout: of the run; 0 = unknown.
+        larger: number of `LARGER` -> twice the run's value.
     """
 
     own: frozenset[str] = frozenset()
     earlier: frozenset[str] = frozenset()
     has_bare_start: bool = False
     prompts_per_rollout: int = 0
+    larger: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def of_config(cls, text: str) -> RunHistory:
@@ -331,7 +340,12 @@ class RunHistory:
         prompts = lookup(config, "data.init_args.prompts_per_rollout")
         if not isinstance(prompts, int):
             prompts = 0
-        return cls(own, earlier, has_bare_start, prompts)
+        larger = {}
+        for name, (option, _) in LARGER.items():
+            value = lookup(config, option)
+            if isinstance(value, int) and value > 0:  # -1 is no limit
+                larger[name] = 2 * value
+        return cls(own, earlier, has_bare_start, prompts, larger)
 
     @classmethod
     def of_folder(cls, folder: Path) -> RunHistory:
@@ -349,6 +363,8 @@ class RunHistory:
             case: which of its cases.
             numbers: the numbers of the run in the row's sentence.
         """
+        without = {name: number for name, (_, number) in LARGER.items()}
+        numbers = {**without, **self.larger, **numbers}
         rows = []
         for row in ADVICE:
             if row.state == state and row.case == case:

@@ -131,7 +131,7 @@ class WarmStart:
             sampling: training's settings, with the limits of an episode.
             dtype: the data type in which the run computes.
             device: the device on which it trains.
-            seconds: ends the training on each column early, with its next check; None = no limit. What was ended early
+            seconds: ends the training on each column early, after a step; None = no limit. What was ended early
                 is not taken from the cache again.
 
         Returns:
@@ -387,7 +387,7 @@ class ExactMatch(Callback):
         demonstrations: the solutions.
         held_out: the prompts to check.
         target: the share that has to be exact.
-        seconds: ends the training with the next check; None = no limit.
+        seconds: ends the training after the step in which they are over; None = no limit.
 
     Attributes:
         result: what the last check found.
@@ -420,7 +420,8 @@ class ExactMatch(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         step = trainer.global_step
         steps = self.start.steps
-        if step % self.start.check_every and step != steps:
+        is_late = self.seconds is not None and time.perf_counter() - self._started > self.seconds
+        if step % self.start.check_every and step != steps and not is_late:
             return
         data = self.demonstrations.data
         pairs = self.demonstrations.pairs([data.prepare(prompt) for prompt in self.held_out])
@@ -438,7 +439,6 @@ class ExactMatch(Callback):
             seconds,
             seconds / step * (steps - step),
         )
-        is_late = self.seconds is not None and seconds > self.seconds
         was_cut = is_late and share < self.target and step < steps
         self.result = {"exact": share, "target": self.target, "steps": step, "was_cut": was_cut}
         trainer.should_stop = share >= self.target or is_late

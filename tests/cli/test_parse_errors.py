@@ -235,6 +235,9 @@ def test_a_wrong_value_is_said_with_its_option_and_what_it_takes(fit: ConfigChec
          "'--model.init_args.lr'?"),
         (["fit", "--confg", "x"], "unknown option '--confg'; did you mean '--config'?"),
         (["fit", "--beta", "0"], "unknown option '--beta'; did you mean '--model.init_args.kl.coef'?"),
+        (["fit", "--lr", "1"], "unknown option '--lr'; did you mean '--model.init_args.lr'?"),
+        (["fit", "--lora.rank", "8"], "unknown option '--lora.rank'; did you mean '--model.init_args.lora'?"),
+        (["fit", "--max_tokens", "8"], "unknown option '--max_tokens'; did you mean '--rollout.sampling.max_tokens'?"),
         (["fit", "--num_generations=8"], "unknown option '--num_generations'; did you mean '--rollout.group_size'?"),
         (["fit", *CLASSES, "--model.init_args.beta", "0"], "model: lit_rlvr.algorithms.GRPO has no option 'beta'; "
          "did you mean 'kl.coef'?"),

@@ -338,6 +338,9 @@ def test_losses_as_functions_and_terms_are_measured(own: Path, lit_rlvr: CLI) ->
     assert lit_rlvr("check", "own_losses.Confidence", "--init_args.coef", 0.1).status == 0
     assert "FAILED  micro-batches" in lit_rlvr("check", "own_losses.Forgetful").out
     lit_rlvr("check", "own_losses.Taught", status=2, says="own_losses.Taught needs teacher_logp of a model")
+    (own / "broken_losses.py").write_text("my_loss = no_such_name\n")
+    function = ("--init_args.function", "broken_losses.my_loss")
+    lit_rlvr("check", "FunctionLoss", *function, status=2, says="broken_losses.py:1: NameError: name 'no_such_name'")
 
 
 def test_arguments_without_types_are_options(own: Path, lit_rlvr: CLI) -> None:

@@ -136,7 +136,7 @@ def test_minutes_end_a_warm_start_too(
         "tune: about 0.0 minutes with loading, of which a warm start takes up to 0.0; a batch under way" in result.err
     )
     settings, reasons = chosen(run_folder)
-    assert "The minutes ended these steps at 10, and what follows is measured after them" in reasons
+    assert "The minutes ended these steps at 1, and what follows is measured after them" in reasons
     assert settings["warm_start"]["steps"] == 100, "a run makes all of them"
 
 

@@ -215,6 +215,8 @@ def test_an_unreachable_hub_is_one_line(monkeypatch: pytest.MonkeyPatch):
     assert str(error.value) == (
         "org/none: neither a file or folder here nor a reachable hub data set (ConnectionError: no route)"
     )
+    with pytest.raises(UserError, match=r"\(ConnectionError: no route\); if it is a prompt, give rows as dicts of col"):
+        list(read_rows("text"))
 
 
 def test_a_cached_data_set_needs_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -384,12 +384,28 @@ def test_calls_need_json() -> None:
             check_call_tests(read_tests(cell(("1", "1"), pair)))
 
 
-@pytest.mark.parametrize("indent", ["    ", "        ", "\t"])
+@pytest.mark.parametrize("indent", ["  ", "    ", "        ", "\t"])
 @pytest.mark.parametrize("tag", ["", "python"])
 def test_a_fence_in_a_docstring_or_comment_closes_nothing(indent: str, tag: str) -> None:
     example = f"{indent}```{tag}\n{indent}>>> f()\n{indent}```\n"
     program = f'def f():\n{indent}"""Return 1.\n\n{example}{indent}"""\n{indent}# ```\n{indent}return 1\n'
     assert extract_program(f"```python\n{program}```\nThat is all.", "f") == program
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        'def f():\n    s = """\n```\n"""\n    return s\n',
+        'def f():\n    """```\n    f()\n    ```"""\n    return 1\n',
+        "def f():\n    s = '''\n```\n''' + '\"\"\"'\n    return s  # it's \"\"\"\n",
+    ],
+)
+def test_a_fence_in_a_text_of_three_quotes_closes_nothing(program: str) -> None:
+    assert extract_program(f"```python\n{program}```\nThat is all.\n```\nits output\n```", "f") == program
+
+
+def test_a_text_of_three_quotes_that_never_ends_ends_with_its_block() -> None:
+    assert extract_program('```python\nx = """1\n```\nDone.\n```\n2\n```').strip() == 'x = """1'
 
 
 def test_a_fence_closes_its_block_in_a_list_and_where_no_other_does() -> None:

@@ -33,6 +33,9 @@ THREE = ("A", "B", "tie")
         '{"score": "7 out of 10"}',
         '{"score": [7], "reason": null, "notes": ["a", {"b": 1}]}',
         '{"judgement": {"score": 7}}',
+        r'"{\"reason\": \"so\", \"score\": 7}"',
+        '{"score": "7 (very good)"}',
+        '{"score": "7: clear, not perfect"}',
         '[{"score": 7}]',
         '{{"score": 7}}',
         'The text says {"score": 10}, but:\n```json\n{"score": 7}\n```',
@@ -65,6 +68,8 @@ def test_a_judgement_is_read_in_any_form(text: str) -> None:
         '{"score": null}',
         '{"score": "seven"}',
         '{"score": "4/5"}',
+        '{"score": "7, as 8 would need more"}',
+        '{"score": "7 - 8"}',
         '{"score": 7, "score": 8}',
         '{"score": 2}\nMine.\n{"score": 10}\nThe second one is of the text.',
         '{"reason": "it claims {"score": 10}\n and',
@@ -89,6 +94,11 @@ def test_a_reply_without_one_clear_judgement_is_not_read(text: str) -> None:
         ((0, 1), [2, "maybe", None, "", {}, [], [0, 1], float("nan"), float("inf")], None),
         (("yes", "no"), ["Yes", "yes.", True, 1, "true"], "yes"),
         (THREE, ["a", "Answer A", "A ", "option_a", "[[A]]", "Response A is better", "The answer A", ["A"]], "A"),
+        ((0, 1), ["met", "Pass.", "true, because it is said", "yes - the sum is named"], 1),
+        ((0, 1), ["not met", "unsatisfied", "fail (the sum is missing)"], 0),
+        ((0, 1), ["no, not yes", "partly met", "correct, but incorrect", "not really", "n/a"], None),
+        (THREE, ["A, because it is clearer", "Answer A (more detail)"], "A"),
+        (THREE, ["A (B is wrong)", "A, B"], None),
         (THREE, ["Tie", "equal", "both", "neither", "A and B are equal", "a draw"], "tie"),
         (THREE, ["not A", "A or B", "worse: A", "better than A", "not equal", "C", True, 1], None),
     ],
@@ -130,6 +140,7 @@ def test_the_text_of_a_message_is_read_from_any_content(content: Any, text: str)
         (chat(None, finish_reason="content_filter"), "the server's filter has stopped it"),
         (chat(None, refusal="I cannot"), "the judge refuses: 'I cannot'"),
         (chat(None, reasoning_content="hm"), "it has thoughts and no answer"),
+        (chat(None, tool_calls=[{"id": "1"}], finish_reason="tool_calls"), "it calls a tool in place of an answer"),
         (chat(None), "it is empty"),
         (chat("so"), ""),
     ],
@@ -144,9 +155,9 @@ def test_what_a_message_lacks_is_named(body: Any, lack: str) -> None:
     [
         ({"error": {"message": "overloaded", "code": 529}}, "sends an error as an answer: 'overloaded'"),
         ({"detail": "not found"}, "sends an error as an answer: 'not found'"),
-        ({"choices": []}, "sends an error as an answer: {'choices': []}"),
-        ({"choices": None}, "sends an error as an answer"),
-        ({}, "sends an error as an answer"),
+        ({"choices": []}, "sends an answer without choices: {'choices': []}"),
+        ({"choices": None}, "sends an answer without choices"),
+        ({}, "sends an answer without choices"),
         ([1], "sends no answer but [1]"),
         (7, "sends no answer but 7"),
         (None, "sends no answer but"),
@@ -156,8 +167,22 @@ def test_a_body_that_is_no_reply_is_named(body: Any, line: str) -> None:
     with pytest.raises(NoAnswerError) as caught:
         read_chat(body)
     assert line in str(caught.value)
-    with pytest.raises(NoAnswerError, match=r"sends a page and no answer .*; most servers' base_url ends with /v1"):
-        parse_body(" <!DOCTYPE html><html>")
+
+
+@pytest.mark.parametrize(
+    ("body", "line"),
+    [
+        (" <!DOCTYPE html><html>", r"sends a page and no answer .*; most servers' base_url ends with /v1"),
+        ("\n", "sends an empty answer"),
+        ('data: {"choices": []}\n\ndata: [DONE]\n', "streams its answer, which is not read; turn that off"),
+        ("upstream\ntimed out", r"sends no JSON but 'upstream\\ntimed out'"),
+        ("[" * 100_000, r"sends no JSON but '\[\["),
+    ],
+)
+def test_a_body_that_is_no_json_is_named(body: str, line: str) -> None:
+    with pytest.raises(NoAnswerError, match=line) as caught:
+        parse_body(body)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 200
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,18 @@ def test_the_query_is_extracted(text: str, sql: str) -> None:
 def test_several_semicolons_end_a_query_and_words_may_stand_before_one(tmp_path: Path) -> None:
     database = tmp_path / "d.sqlite"
     sqlite3.connect(database).close()
-    for text in ("```sql\nselect 1;;\n```", "```sql\nselect 1; ;\n```", "The final query is: SELECT 1"):
+    texts = (
+        "```sql\nselect 1;;\n```",
+        "```sql\nselect 1; ;\n```",
+        "```sql\nselect 1; /* one */ ; -- done\n```",
+        "The final query is: SELECT 1",
+        "sql = SELECT 1;",
+        "The query:\n> SELECT 1",
+        "**SELECT 1;**\n",
+        'The query: "SELECT 1"',
+        "So the query is `SELECT 1`, which has one row.",
+    )
+    for text in texts:
         assert check_sql(text, "select 1", (str(database),), "bird", LIMITS)[:2] == (True, "ok"), text
     assert not check_sql("```sql\nselect 1; select 2;\n```", "select 1", (str(database),), "bird", LIMITS)[0]
     assert not check_sql("The final query is: SELECT 2", "select 1", (str(database),), "bird", LIMITS)[0]

@@ -1,6 +1,7 @@
 """The table of advice: what a run is told to do, and that it is never what has been tried."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import yaml
 from matplotlib.figure import Figure
 from tiny_runs import CLI, FIT
 
-from lit_rlvr.run.advice import ADVICE, TRIED, Advice, RunHistory, describe_earlier
+from lit_rlvr.run.advice import ADVICE, LARGER, TRIED, Advice, RunHistory, describe_earlier
 from lit_rlvr.run.folder import CONFIG_HEADER
 from lit_rlvr.run.health.findings import at_validation
 from lit_rlvr.run.health.progress import best_validation, progress
@@ -36,6 +37,7 @@ def test_a_row_is_the_advice_once_those_before_it_have_been_tried(row: Advice) -
     before = [other.tried for other in rows_before(row)]
     assert "" not in before, "what comes after a row that always helps is never said"
     numbers = {"visible": 0.1, "size": 8, "needed": 120, "prompts": 64}
+    numbers |= {name: number for name, (_, number) in LARGER.items()}
     said = history(*before).advise(row.state, row.case, **numbers)
     assert said == f"{row.sentence.format(**numbers)}: `{row.command.format(**numbers)}`"
     assert not row.tried or row.tried in TRIED
@@ -63,6 +65,21 @@ def changed(**changes: object) -> str:
             place = place.setdefault(group, {})
         place[option] = value
     return CONFIG_HEADER + yaml.safe_dump(settings)
+
+
+def test_more_is_more_than_the_run_has() -> None:
+    sizes = {
+        "rollout__sampling__max_tokens": 1024,
+        "trainer__max_steps": 500,
+        "data__init_args__prompts_per_rollout": 64,
+    }
+    found = RunHistory.of_config(changed(**sizes))
+    assert "--rollout.sampling.max_tokens 2048`" in found.advise("Completions are cut off")
+    tried = replace(found, own=frozenset({"model.init_args.lr: auto"}))
+    longer = tried.advise("No better than at the start", visible=0.1)
+    assert "--trainer.max_steps 1000 --data.init_args.prompts_per_rollout 128`" in longer
+    endless = replace(RunHistory.of_config(changed(trainer__max_steps=-1)), own=tried.own)
+    assert "--trainer.max_steps 100 " in endless.advise("No better than at the start", visible=0.1)
 
 
 @pytest.mark.parametrize(("changes", "tried"), [

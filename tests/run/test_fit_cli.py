@@ -385,7 +385,15 @@ def test_an_unwritable_folder_is_refused_before_weights_load(
 
 def test_a_reward_that_raises_stops_the_run_and_shows_where(run_folder: Path, lit_rlvr: CLI) -> None:
     result = lit_rlvr(*FIT, "--rollout.rewards", "[tiny_rewards.broken]")
-    assert_refused(result, "broken", "KeyError", "no_such_column", "max_failure_rate", "failed_rewards.jsonl")
+    assert_refused(
+        result,
+        "broken",
+        "KeyError",
+        "no_such_column",
+        "max_failure_rate",
+        "failed_rewards.jsonl",
+        "mend it, and resume",
+    )
     rows = [json.loads(line) for line in (run_folder / "run" / "failed_rewards.jsonl").read_text().splitlines()]
     assert rows and all("KeyError" in row["failed"]["broken"] for row in rows)
 

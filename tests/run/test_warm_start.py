@@ -208,14 +208,14 @@ def test_until_counts_from_a_constant_guess_on(
     assert (result.target, result.steps) == (target, 4 if target > 0.6 else 2)
 
 
-def test_a_limit_in_seconds_ends_it_with_the_next_check_and_is_not_cached(
+def test_a_limit_in_seconds_ends_it_after_a_step_and_is_not_cached(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lit_rlvr.run.warm_start.exact_match", lambda *_: 0.1)
     start, data = WarmStart(solution="answer", steps=4, check_every=2, batch_size=4), worded(["a", "b"] * 8)
     (cut,) = start.apply(GRPO(model="tiny-llama"), data, seconds=0.0)
     (whole,) = start.apply(GRPO(model="tiny-llama"), data)
-    assert (cut.steps, cut.was_cut, whole.steps, whole.was_cut) == (2, True, 4, False)
+    assert (cut.steps, cut.was_cut, whole.steps, whole.was_cut) == (1, True, 4, False)
     assert cut.folder != whole.folder and Path(cut.folder, "config.json").is_file()
 
 

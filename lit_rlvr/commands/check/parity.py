@@ -12,6 +12,7 @@ from lit_rlvr.algorithms import RLVRModule
 from lit_rlvr.commands.check.replay import load_arrays, replay
 from lit_rlvr.common.files import check_new
 from lit_rlvr.common.terminal import Terminal, show_result, table_of
+from lit_rlvr.common.user_code import find_user_line
 from lit_rlvr.configs import Parser, find_config, read_config
 from lit_rlvr.errors import UserError, user_error_in
 
@@ -80,6 +81,8 @@ def build_object(spec: Any, where: str, kind: type = RLVRModule) -> Any:
     try:
         return parser.instantiate(parser.parse_object({"algorithm": spec})).algorithm
     except ArgumentError as error:
+        if find_user_line(error):
+            raise  # the command's line names the place in the user's code
         raise UserError(f"{where}: {explain_parse_error(error).removeprefix('algorithm').lstrip('.: ')}") from error
     except (UserError, ValueError) as error:
         cause = user_error_in(error)

@@ -26,6 +26,7 @@ def find_judgement(text: str, fields: Fields) -> dict[str, Any] | None:
     Objects within a sentence are quoted, unless the text ends with one. An object with text behind it counts only if no
     other one says something else.
     """
+    text = _unquoted(text)
     whole = text.strip()
     given = Objects(whole, fields).at(0)
     if given is None or whole[given.end :].strip():
@@ -51,6 +52,17 @@ def find_judgement(text: str, fields: Fields) -> dict[str, Any] | None:
     if standing:
         return last.fields
     return None
+
+
+def _unquoted(text: str) -> str:
+    """Return the text that a JSON text stands for: some servers encode an object twice."""
+    try:
+        inner = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    if isinstance(inner, str):
+        return inner
+    return text
 
 
 def stands_alone(text: str, given: Object) -> bool:
@@ -234,11 +246,18 @@ def read_fields(pairs: Pairs, fields: Fields) -> dict[str, Any] | None:
 
 # ---- what the value of a field means ----------------------------------------------------------------------------
 
-_TRUTH = {1: True, 0: False, "yes": True, "no": False, "true": True, "false": False}
+_TRUTH: dict[int | str | None, bool] = {1: True, 0: False}
 """What says that something is so, or is not."""
+for _so, _not_so in (
+    ("yes", "no"), ("true", "false"), ("y", "n"), ("met", "unmet"), ("pass", "fail"), ("passed", "failed"),
+    ("present", "absent"), ("satisfied", "unsatisfied"), ("fulfilled", "unfulfilled"), ("correct", "incorrect"),
+):  # fmt: skip
+    _TRUTH |= {_so: True, _not_so: False, f"not {_so}": False}
 _EQUAL = {"tie", "tied", "ties", "draw", "equal", "equally", "same", "both", "neither"}
 """Words that say `tie`."""
 _DENIES = {"not", "no", "never", "neither", "nor", "non", "against", "worse", "worst"}
+_EXPLAINED = re.compile(r"([\w.]+(?: [\w.]+)?) ?(?:[(,;:\u2013\u2014]|- )(.*)")
+"""A value with a remark behind it."""
 _OF_HIGHEST = re.compile(r"(\d+)\s*(?:/|out of|of)\s*(\d+)")
 
 
@@ -291,7 +310,17 @@ def _meaning_of_text(text: str, values: Values) -> int | str | None:
         return named[0]
     if "tie" in texts and _says_equal(text, texts):
         return "tie"
+    explained = _EXPLAINED.fullmatch(text)
+    if explained and not _names_value(explained[2], values):
+        return _meaning_of_text(explained[1], values)
     return None
+
+
+def _names_value(text: str, values: Values) -> bool:
+    """Return whether a text has a number, or a word that is one of the values or says that something is so."""
+    words = {word.casefold() for word in re.findall(r"\w+", text)}
+    meant = {str(value).casefold() for value in values} | {str(said).casefold() for said in _TRUTH}
+    return bool(words & meant) or bool(re.search(r"\d", text))
 
 
 def _of_truth(truth: bool | None, values: Values) -> int | str | None:
@@ -358,14 +387,20 @@ def parse_body(body: str) -> Any:
     """Return the value of a body in JSON.
 
     Raises:
-        ValueError: it is none.
-        NoAnswerError: it is a page.
+        NoAnswerError: it is none.
     """
+    if not body.strip():
+        raise NoAnswerError("the server sends an empty answer")
+    if body.startswith(("data:", "event:")):
+        raise NoAnswerError("the server streams its answer, which is not read; turn that off in the server")
     if body.lstrip().startswith("<"):
         raise NoAnswerError(
             f"the server sends a page and no answer ({given_text(body.strip())}); most servers' base_url ends with /v1"
         )
-    return json.loads(body)
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise NoAnswerError(f"the server sends no JSON but {given_text(body.strip())}") from error
 
 
 def read_chat(body: Any) -> Received:
@@ -382,11 +417,11 @@ def read_chat(body: Any) -> Received:
         choice = choices[0]
     if not isinstance(choice, Mapping):
         error = body.get("error") or body.get("detail") or body.get("message")
+        if not error:
+            raise NoAnswerError(f"the server sends an answer without choices: {given_text(dict(body))}")
         if isinstance(error, Mapping):
-            said = error.get("message", error)
-        else:
-            said = error
-        raise NoAnswerError(f"the server sends an error as an answer: {given_text(said if said else dict(body))}")
+            error = error.get("message", error)
+        raise NoAnswerError(f"the server sends an error as an answer: {given_text(error)}")
     message = choice.get("message")
     if not isinstance(message, Mapping):
         message = {"content": choice.get("text")}
@@ -421,6 +456,8 @@ def _lack(choice: Mapping[str, Any], message: Mapping[str, Any], text: str) -> s
         return "the server's filter has stopped it (finish_reason content_filter)"
     if message.get("refusal"):
         return f"the judge refuses: {given_text(message['refusal'])}"
+    if message.get("tool_calls"):
+        return "it calls a tool in place of an answer"
     thoughts = bool(message.get("reasoning_content") or message.get("reasoning")) or bool(text.strip())
     has_answer = bool(without_thoughts(text).strip())
     if reason in ("length", "max_tokens"):

@@ -67,7 +67,10 @@ def findings(metrics: Metrics, history: RunHistory = NOTHING_TRIED) -> list[RunF
 
 def _without_signal(metrics: Metrics, history: RunHistory) -> Iterator[RunFinding]:
     signal = course(metrics, "train/no_signal")
+    unjudged = course(metrics, "reward/status/unjudged")
     if not signal.values or signal.last <= HIGH_SHARE:
+        return
+    if unjudged.values and unjudged.values[-1] == 1:  # the run itself names the reward that judges nothing
         return
     solved = course(metrics, "rollout/accuracy")
     evidence = f"{signal.last:.0%} of the prompts had the same reward for all of their completions"

@@ -127,6 +127,10 @@ def test_an_entropy_may_not_fall_where_nothing_is_learnt() -> None:
         assert found.title == "The entropy collapsed" and f"{accuracy[-1]:.0%} of the completions" in found.evidence
 
 
+def test_rewards_that_nothing_gave_are_not_called_equal() -> None:
+    assert findings(run(train__no_signal=[1.0] * 20, reward__status__unjudged=[1.0] * 20).metrics) == []
+
+
 def test_a_reward_is_not_compared_with_the_held_out_accuracy() -> None:
     partial_credit = run(
         rollout__reward=[0.8] * 10 + [0.875] * 10, rollout__accuracy=[0.2] * 20, val__accuracy=[0.25] + [0.198] * 19
