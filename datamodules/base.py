@@ -34,6 +34,7 @@ from lit_rlvr.datamodules.reading.conversations import without_nulls
 from lit_rlvr.datamodules.reading.curriculum import Curriculum, RunningSuccess, Successes
 from lit_rlvr.datamodules.reading.images import ImageOptions, check_media
 from lit_rlvr.datamodules.reading.mixing import MixedStream, check_weights, named_files, refuse_twice
+from lit_rlvr.datamodules.reading.options import ReadingOptions
 from lit_rlvr.datamodules.reading.readers import GivenRows, read_rows
 from lit_rlvr.datamodules.reading.rows import (
     DataRow,
@@ -49,7 +50,6 @@ from lit_rlvr.datamodules.reading.rows import (
 from lit_rlvr.datamodules.reading.split import (
     CHARACTERS,
     FAR_TOO_LONG,
-    ReadingOptions,
     check_held_out,
     drop_long,
     exchange_images,

@@ -12,8 +12,8 @@ from lit_rlvr.common.arguments import check_within
 from lit_rlvr.datamodules.base import EvaluationData, PromptDataModule, Split
 from lit_rlvr.datamodules.reading.assistant_turns import TrainedTurns
 from lit_rlvr.datamodules.reading.mixing import refuse_twice
+from lit_rlvr.datamodules.reading.options import ReadingOptions
 from lit_rlvr.datamodules.reading.rows import check_ids, with_distinct_ids
-from lit_rlvr.datamodules.reading.split import ReadingOptions
 from lit_rlvr.datamodules.reading.stream import EvalLoader
 from lit_rlvr.environments.base import Environment
 from lit_rlvr.errors import UserError, refuse_all

@@ -101,7 +101,7 @@ from lit_rlvr.datamodules.reading.curriculum import (
 from lit_rlvr.datamodules.reading.images import (
     ImageOptions as ImageOptions,
 )
-from lit_rlvr.datamodules.reading.split import (
+from lit_rlvr.datamodules.reading.options import (
     ReadingOptions as ReadingOptions,
 )
 from lit_rlvr.distributed.fsdp2 import (
@@ -115,9 +115,6 @@ from lit_rlvr.engines import (
 from lit_rlvr.engines.base import InPlaceEngine as InPlaceEngine
 from lit_rlvr.engines.server import (
     VLLMServerEngine as VLLMServerEngine,
-)
-from lit_rlvr.engines.synced import (
-    Safeguards as Safeguards,
 )
 from lit_rlvr.engines.transfer import (
     FileTransfer as FileTransfer,
@@ -221,6 +218,7 @@ from lit_rlvr.rollout.record import (
 )
 from lit_rlvr.rollout.settings import (
     Evaluation as Evaluation,
+    Safeguards as Safeguards,
 )
 from lit_rlvr.run.checkpoint import (
     RunCheckpoint as RunCheckpoint,

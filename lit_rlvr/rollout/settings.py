@@ -12,7 +12,7 @@ from lit_rlvr.common.arguments import MAX_SIZE, ChecksArguments, check_within, o
 from lit_rlvr.common.init_arguments import init_arguments, with_class_defaults
 from lit_rlvr.engines import resolve_engine
 from lit_rlvr.engines.base import RolloutEngine
-from lit_rlvr.engines.synced import Safeguards, SyncedEngine
+from lit_rlvr.engines.synced import SyncedEngine
 from lit_rlvr.engines.vllm import GPU_SEQUENCES
 from lit_rlvr.environments import Agent, Environment, as_environment
 from lit_rlvr.environments.base import rewards_with
@@ -51,6 +51,34 @@ class Evaluation:
     sampling: EvalSampling = EvalSampling()  # noqa: RUF009  # frozen
     samples: int | dict[str, int] = 1
     greedy: bool = False
+
+
+@option_group("rollout.safeguards")
+@dataclass(frozen=True)
+class Safeguards:
+    """The checks of a run, and the numbers of failures that it survives.
+
+    Args:
+        probe_every: compare the engine's log-probabilities with the trainer's after the first weight sync that can be
+            probed and after every `probe_every`-th one; 0 = after the first only.
+        max_engine_restarts: how many times in a row, without a complete batch in between, a crashed engine is
+            restarted, with the same weights and batch, before the run ends.
+        max_failure_rate: share of completions whose reward may fail through the checker's own fault (they are masked
+            out of the loss), or be stopped by the limits of its worker; above it the run saves the examples and stops.
+        max_group_seconds: with `staleness` on servers, drop a group whose completions have not ended after so many
+            seconds, and name it; null = wait for it.
+    """
+
+    probe_every: int = 10
+    max_engine_restarts: int = 3
+    max_failure_rate: float = 0.05
+    max_group_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        counts = {"probe_every": self.probe_every, "max_engine_restarts": self.max_engine_restarts}
+        check_within("[0, inf)", "rollout.safeguards", **counts)
+        check_within("[0, 1]", "rollout.safeguards", max_failure_rate=self.max_failure_rate)
+        check_within("(0, inf)", "rollout.safeguards", max_group_seconds=self.max_group_seconds)
 
 
 class RolloutSettings(ChecksArguments):
@@ -97,7 +125,7 @@ class RolloutSettings(ChecksArguments):
         environment: Environment | str | dict[str, str] | dict[str, Environment] | None = None,
         mask_truncated: bool = False,
         staleness: int = 0,
-        safeguards: Safeguards = Safeguards(),  # noqa: B008
+        safeguards: Safeguards = Safeguards(),
         replay: Replay = Replay(),  # noqa: B008
         replay_routes: bool = False,
         deterministic: bool = False,
@@ -111,7 +139,7 @@ class RolloutSettings(ChecksArguments):
         replay = option_groups["replay"]
         self.group_size = group_size
         self.engine = resolve_engine(engine)
-        self.synced_engine = SyncedEngine(self.engine, safeguards)
+        self.synced_engine = SyncedEngine(self.engine, safeguards.probe_every, safeguards.max_engine_restarts)
         self.sampling = sampling
         self.evaluation = evaluation
         self.validate_every_rollouts = validate_every_rollouts

@@ -12,7 +12,7 @@ from datasets import Dataset, DatasetDict
 from lit_rlvr.datamodules import Arithmetic, CellArea, PromptDataModule, TextToSQL
 from lit_rlvr.datamodules.base import EvaluationData
 from lit_rlvr.datamodules.reading.chat import Chat
-from lit_rlvr.datamodules.reading.split import ReadingOptions
+from lit_rlvr.datamodules.reading.options import ReadingOptions
 from lit_rlvr.environments import Environment
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Sample

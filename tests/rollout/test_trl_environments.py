@@ -17,7 +17,7 @@ from transformers import AutoConfig
 
 from lit_rlvr.datamodules import PromptDataModule
 from lit_rlvr.datamodules.reading.chat import Chat
-from lit_rlvr.datamodules.reading.split import ReadingOptions
+from lit_rlvr.datamodules.reading.options import ReadingOptions
 from lit_rlvr.environments import as_environment
 from lit_rlvr.environments.tools import WrappedTools
 from lit_rlvr.errors import UserError
