@@ -16,21 +16,21 @@ from typing import Any, Literal
 from lightning.pytorch import LightningDataModule
 
 from lit_rlvr.common.arguments import ChecksArguments, check_within, option_group
-from lit_rlvr.common.columns import as_object, parse_text
+from lit_rlvr.common.columns import as_object
 from lit_rlvr.common.did_you_mean import did_you_mean
 from lit_rlvr.common.init_arguments import init_arguments, snake_case, with_class_defaults
 from lit_rlvr.common.seeds import run_seed
 from lit_rlvr.common.user_code import check_takes, defined_at
-from lit_rlvr.datamodules.reading.assistant_turns import Part, TrainedTurns, split_turns
+from lit_rlvr.datamodules.parts.encoder import PromptEncoder
+from lit_rlvr.datamodules.reading.assistant_turns import TrainedTurns
 from lit_rlvr.datamodules.reading.cells import BadRow, as_answers, as_reward_weights
-from lit_rlvr.datamodules.reading.chat import Chat, break_up, special_tokens
+from lit_rlvr.datamodules.reading.chat import Chat
 from lit_rlvr.datamodules.reading.checks import (
     FIELDS,
     check_columns,
     require_sample,
     require_samples,
 )
-from lit_rlvr.datamodules.reading.conversations import without_nulls
 from lit_rlvr.datamodules.reading.curriculum import Curriculum, RunningSuccess, Successes
 from lit_rlvr.datamodules.reading.images import ImageOptions, check_media
 from lit_rlvr.datamodules.reading.mixing import MixedStream, check_weights, named_files, refuse_twice
@@ -39,17 +39,13 @@ from lit_rlvr.datamodules.reading.readers import GivenRows, read_rows
 from lit_rlvr.datamodules.reading.rows import (
     DataRow,
     FileLayout,
-    abbreviate,
     check_ids,
     filter_rows,
-    joined_text,
     map_columns,
     rank_zero_warn,
     with_distinct_ids,
 )
 from lit_rlvr.datamodules.reading.split import (
-    CHARACTERS,
-    FAR_TOO_LONG,
     check_held_out,
     drop_long,
     exchange_images,
@@ -73,7 +69,6 @@ from lit_rlvr.environments.base import Environment
 from lit_rlvr.errors import UserError, refuse_all
 from lit_rlvr.policy.families.base import ImageProcessor
 from lit_rlvr.rewards.base import Reward, own_weights, reward_weights_of
-from lit_rlvr.rewards.forms import as_messages
 from lit_rlvr.types import Prompt, Sample
 
 Split = Literal["train", "validation", "test"]
@@ -224,12 +219,10 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         self.reading = reading
         self.images = images
         self.evaluation = evaluation
-        self.chat = chat
-        self._reports_special_tokens = True
-        self._openings: dict[str, str] = {}  # by the template's arguments
         self.prompts_per_rollout = prompts_per_rollout
         self.seed = seed
         self.name: str = name or snake_case(type(self).__name__)
+        self._encoder = PromptEncoder(self.name, chat, self)
         refuse_twice(
             [other.name for other in self.validated],
             "data.evaluation.also_validate",
@@ -246,7 +239,6 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         self._ahead = PreparesAhead(self.prepare)
         self._fingerprint: dict[str, str] | None = None
         self._restored: dict[str, str] | None = None
-        self.environment: Environment | None = None
         self.optional: frozenset[str] = frozenset()  # fields of prompt and answer that rows may lack
         self.judges_by_answer: list[Reward] = []  # those of them that judge a row may need its answer
 
@@ -382,182 +374,46 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
             data.judges_by_answer = [] if scores else [*(rewards or ())]
             data.optional |= {field for field, may_lack in lacking.items() if may_lack}
             if environment is not None and data.environment is not environment:
-                data.environment = environment
-                data.chat = data.chat.with_tools(environment.tools)
+                data._encoder.offer_tools(environment)
                 data.prompts.clear()  # `setup` tokenises them with the tools
                 data._stream = None
 
+    @property
+    def chat(self) -> Chat:
+        """The format of prompts, which offers the tools of the run's environment."""
+        return self._encoder.chat
+
+    @property
+    def environment(self) -> Environment | None:
+        """The run's environment, if it has one."""
+        return self._encoder.environment
+
+    @property
+    def opening(self) -> str:
+        """The beginning of an answer that stands in the prompt; a row may have another."""
+        return self._encoder.opening
+
     def render(self, sample: Sample) -> str:
         """Return the exact text the model sees, special tokens and prefill included."""
-        return self._render(sample, self._chat_of(sample))
+        return self._encoder.render(sample)
 
-    def _render(self, sample: Sample, chat: Chat) -> str:
-        return chat.text(chat.messages(self._with_plain_prompt(sample)), self.tokenizer, sample.source)
+    def encode(self, sample: Sample) -> Prompt:
+        """Tokenise `render`'s text, with as many placeholders of each image as it has features."""
+        return self._encoder.encode(sample, self.reading.max_prompt_tokens)
 
-    def _chat_of(self, sample: Sample) -> Chat:
-        """Return the format of a sample's prompt, which offers the tools of the environment.
-
-        If completions come from the data, it offers those of the row's column `tools`.
-        """
-        chat = self.chat.for_row(sample)
-        if self.environment is not None:
-            if chat is not self.chat and not self.environment.takes_row_templates:
-                raise UserError(
-                    f"{sample.source}: chat_template_kwargs: with an environment all rows have the same, those of "
-                    "data.init_args.chat; leave the column out"
-                )
-            return chat.with_tools(self.environment.tools_of(sample))
-        if self.demonstrates:
-            tools = parse_text(sample.row.get("tools"))
-        else:
-            tools = None
-        if not tools:
-            return chat
-        if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-            raise UserError(f"{sample.source}: tools: not a list of JSON schemas, as chat templates take them")
-        return chat.with_tools(self.as_plain(without_nulls(tools), sample, "a tool"))
+    def prepare(self, prompt: Prompt) -> Prompt:
+        """Return the prompt ready for a batch, with its images decoded and cut into patches."""
+        return self._encoder.prepare(prompt)
 
     def split_turns(
         self, sample: Sample, turns: Sequence[dict[str, Any]], ends: Sequence[int], trains_empty_thoughts: bool = True
     ) -> TrainedTurns:
-        """Return the tokens of a sample's conversation, in parts that the model reads and writes alternately.
-
-        Args:
-            sample: the sample.
-            turns: the messages after the sample's prompt.
-            ends: the tokens that end a turn.
-            trains_empty_thoughts: False = the model reads the empty thoughts at the beginning of a turn.
-
-        Raises:
-            BadRow: the chat template does not show which tokens are the model's.
-        """
-        chat = self._chat_of(sample)
-        messages = as_messages(self.as_plain(sample.prompt, sample, "a prompt"))
-        written = self.as_plain(list(turns), sample, "a completion", is_written=True)
-        whole = replace(sample, prompt=[*messages, *written])
-        trained = split_turns(
-            chat.messages(whole),
-            chat,
-            self.tokenizer,
-            self._opening_of(chat),
-            ends,
-            sample.source,
-            trains_empty_thoughts,
-        )
-        return trained._replace(sequences=[self._with_images(parts, sample) for parts in trained.sequences])
-
-    def _with_images(self, parts: list[Part], sample: Sample) -> list[Part]:
-        """Return the parts of a sequence with as many placeholders of each image as it has features."""
-        if not sample.images:
-            return parts
-        placeholders = self.image_processor.placeholders_of(sample.images)
-        with_counts = []
-        for part in parts:
-            count = sum(map(part.token_ids.count, self.image_processor.family.prompt_token_ids))
-            token_ids = self.image_processor.expand(part.token_ids, placeholders[:count])
-            with_counts.append(Part(token_ids, part.is_written, count))
-            placeholders = placeholders[count:]
-        return with_counts
-
-    @property
-    def opening(self) -> str:
-        """The beginning of an answer that stands in the prompt, after the header of the model's turn.
-
-        A row may say otherwise.
-        """
-        return self._opening_of(self.chat)
-
-    def _opening_of(self, chat: Chat) -> str:
-        """Return the beginning of an answer in a format of prompts, which depends on the template's arguments alone."""
-        options = repr(chat.chat_template_kwargs)
-        if options not in self._openings:
-            self._openings[options] = chat.opening(self.tokenizer)
-        return self._openings[options]
-
-    def _with_plain_prompt(self, sample: Sample) -> Sample:
-        return replace(sample, prompt=self.as_plain(sample.prompt, sample, "a prompt"))
+        """Return the tokens of a sample's conversation; see `PromptEncoder.split_turns`."""
+        return self._encoder.split_turns(sample, turns, ends, trains_empty_thoughts)
 
     def as_plain(self, value: Any, sample: Sample, where: str, is_written: bool = False) -> Any:
-        """Return a text or messages of a sample with the special tokens in them as text, unless the option is `keep`.
-
-        Args:
-            value: the text or the messages.
-            sample: the sample that they belong to.
-            where: what it is of the sample, for the message.
-            is_written: the model writes it, so marks of thoughts stay.
-        """
-        tokens = special_tokens(self.tokenizer, is_written)
-        if tokens.search(joined_text(value)) is None:
-            return value
-        # If neither holds, rows of this set have been reported.
-        if self._reports_special_tokens or self.chat.special_tokens == "refuse":
-            self._report_special_tokens(self.name, where, [sample])
-        if self.chat.special_tokens == "keep":
-            return value
-        return break_up(value, tokens)
-
-    def _report_special_tokens(self, name: str, where: str, samples: Sequence[Sample]) -> None:
-        """Name the samples that have special tokens.
-
-        Raises:
-            UserError: the option is `refuse`.
-        """
-        report = f"{name}: special tokens of the model in {where} ({abbreviate([s.source or s.id for s in samples])})"
-        if self.chat.special_tokens == "refuse":
-            raise UserError(f"{report}. Remove them, or choose `data.chat.special_tokens: break`")
-        if self.chat.special_tokens == "keep":
-            does = "stay control tokens"
-        else:
-            does = "are broken up with a zero-width space"
-        rank_zero_warn(f"{report} {does} (data.chat.special_tokens: {self.chat.special_tokens})")
-        self._reports_special_tokens = False
-
-    def encode(self, sample: Sample) -> Prompt:
-        """Tokenise `render`'s text, with as many placeholders of each image as it has features.
-
-        Of a text with more than `FAR_TOO_LONG` times `max_prompt_tokens` tokens, whose tokenisation could take minutes,
-        keep that many tokens.
-        """
-        chat = self._chat_of(sample)
-        limit = FAR_TOO_LONG * self.reading.max_prompt_tokens
-        messages = chat.messages(self._with_plain_prompt(sample))
-        if messages != as_messages(sample.prompt):
-            sample = replace(sample, conversation=tuple(messages))
-        text = chat.text(messages, self.tokenizer, sample.source)
-        token_ids = self._token_ids(text[: limit * CHARACTERS])
-        if len(token_ids) < 2 * limit and len(text) > limit * CHARACTERS:
-            token_ids = self._token_ids(text)
-        if len(token_ids) > limit:
-            token_ids = token_ids[:limit]
-        elif sample.images:
-            try:
-                placeholders = self.image_processor.placeholders_of(sample.images)
-                token_ids = self.image_processor.expand(token_ids, placeholders)
-                sample = replace(sample, coordinates=self.image_processor.coordinates_of(sample.images))
-            except UserError as error:
-                raise UserError(f"{sample.source}: {error}") from error
-        return Prompt(sample, token_ids, prefill=self._opening_of(chat), score_prefill=chat.score_prefill)
-
-    def _token_ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
-
-    def prepare(self, prompt: Prompt) -> Prompt:
-        """Return the prompt ready for a batch, with its images decoded and cut into patches.
-
-        Raises:
-            UserError: an image file has disappeared, broken or changed its size since it was checked.
-        """
-        if not prompt.sample.images:
-            return prompt
-        try:
-            pixels = self.image_processor.pixels(prompt.sample.images)
-            self.image_processor.family.check_features(prompt.token_ids, pixels)
-        except OSError as error:
-            where = prompt.sample.source
-            raise UserError(f"{where}: image: {error}; it was there when the data were loaded, restore it") from error
-        except UserError as error:
-            raise UserError(f"{prompt.sample.source}: {error}") from error
-        return replace(prompt, pixels=pixels)
+        """Return a text or messages of a sample without special tokens; see `PromptEncoder.as_plain`."""
+        return self._encoder.as_plain(value, sample, where, is_written)
 
     # ---- reading the sets ---------------------------------------------------------------------------------
 
@@ -581,13 +437,7 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
     def _tokenised(self, split: Split) -> list[Prompt]:
         """Tokenise a split; drop the prompts that are too long."""
         samples = self.load(split)
-        tokens = special_tokens(self.tokenizer)
-        rows = []
-        for sample in samples:
-            if tokens.search(joined_text(sample.prompt)):
-                rows.append(sample)
-        if rows:
-            self._report_special_tokens(f"{self.name} {split}", f"{len(rows)} of {len(samples)} rows", rows)
+        self._encoder.report_special_tokens(samples, split)
         prompts = [self.encode(sample) for sample in samples]
         fitting, self.too_long[split] = drop_long(prompts, self.reading.max_prompt_tokens, f"{self.name} {split}")
         if not prompts and split != "train":
