@@ -5,8 +5,7 @@ A new data set needs only `columns` in YAML, or a subclass with `sample` (conver
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,59 +15,45 @@ from typing import Any, Literal
 from lightning.pytorch import LightningDataModule
 
 from lit_rlvr.common.arguments import ChecksArguments, check_within, option_group
-from lit_rlvr.common.columns import as_object
-from lit_rlvr.common.did_you_mean import did_you_mean
 from lit_rlvr.common.init_arguments import init_arguments, snake_case, with_class_defaults
 from lit_rlvr.common.seeds import run_seed
-from lit_rlvr.common.user_code import check_takes, defined_at
+from lit_rlvr.common.user_code import check_takes
 from lit_rlvr.datamodules.parts.encoder import PromptEncoder
+from lit_rlvr.datamodules.parts.order import TrainingOrder
+from lit_rlvr.datamodules.parts.sets import SampleSets
+from lit_rlvr.datamodules.parts.sources import RowSources
 from lit_rlvr.datamodules.reading.assistant_turns import TrainedTurns
-from lit_rlvr.datamodules.reading.cells import BadRow, as_answers, as_reward_weights
+from lit_rlvr.datamodules.reading.cells import BadRow, as_reward_weights
 from lit_rlvr.datamodules.reading.chat import Chat
-from lit_rlvr.datamodules.reading.checks import (
-    FIELDS,
-    check_columns,
-    require_sample,
-    require_samples,
-)
+from lit_rlvr.datamodules.reading.checks import FIELDS, check_columns, check_reward_names, require_sample
 from lit_rlvr.datamodules.reading.curriculum import Curriculum, RunningSuccess, Successes
-from lit_rlvr.datamodules.reading.images import ImageOptions, check_media
-from lit_rlvr.datamodules.reading.mixing import MixedStream, check_weights, named_files, refuse_twice
+from lit_rlvr.datamodules.reading.images import ImageOptions
+from lit_rlvr.datamodules.reading.layouts import FileLayout, LayoutReader, sample_of_fields
+from lit_rlvr.datamodules.reading.mixing import MixedStream, check_weights, refuse_twice
 from lit_rlvr.datamodules.reading.options import ReadingOptions
-from lit_rlvr.datamodules.reading.readers import GivenRows, read_rows
-from lit_rlvr.datamodules.reading.rows import (
-    DataRow,
-    FileLayout,
-    check_ids,
-    filter_rows,
-    map_columns,
-    rank_zero_warn,
-    with_distinct_ids,
-)
+from lit_rlvr.datamodules.reading.rows import DataRow, map_columns, rank_zero_warn
 from lit_rlvr.datamodules.reading.split import (
     check_held_out,
     drop_long,
     exchange_images,
-    hold_out,
     index_questions,
+    split_off,
     subsample,
 )
 from lit_rlvr.datamodules.reading.stream import (
-    START_CURSOR,
     Cursor,
     EvalLoader,
     PreparesAhead,
     PromptStream,
     TrainLoader,
-    check_fingerprint,
     difficulty_of,
-    fingerprint,
+    order_keys,
     prompt_hashes,
 )
 from lit_rlvr.environments.base import Environment
-from lit_rlvr.errors import UserError, refuse_all
+from lit_rlvr.errors import UserError
 from lit_rlvr.policy.families.base import ImageProcessor
-from lit_rlvr.rewards.base import Reward, own_weights, reward_weights_of
+from lit_rlvr.rewards.base import Reward
 from lit_rlvr.types import Prompt, Sample
 
 Split = Literal["train", "validation", "test"]
@@ -194,26 +179,15 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         columns = dict(columns or {})
         check_columns(columns, (*self.fields, "difficulty"))
         self._difficulty = columns.pop("difficulty", "difficulty")
-        self.locations: dict[str, str | None] = {}
-        self.given: dict[str, GivenRows] = {}
-        self.files, self.weights = named_files(train)
-        files: Any = ", ".join(self.files.values()) or train
-        rows_of = {"train": files, "validation": validation, "test": test}
-        for split, rows in rows_of.items():
-            if rows is None or isinstance(rows, str | os.PathLike):
-                self.locations[split] = None if rows is None else os.fspath(rows)
-            else:
-                self.init_args[split] = self.given[split] = GivenRows(rows, split)
-                self.locations[split] = self.given[split].name
+        self._sources = RowSources(train, validation, test)
+        self.locations, self.given = self._sources.locations, self._sources.given
+        self.weights = self._sources.weights
+        self.init_args |= self.given
         self.validation_split = validation_split
         self.columns = columns
         self.order = order
-        if curriculum is None:
-            self.success = None
-        else:
-            self.success = RunningSuccess(curriculum)
         try:
-            self._rewards = as_reward_weights(rewards)
+            reward_weights = as_reward_weights(rewards)
         except BadRow as error:
             raise UserError(f"data.rewards: {error.reason}") from error
         self.reading = reading
@@ -222,25 +196,19 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         self.prompts_per_rollout = prompts_per_rollout
         self.seed = seed
         self.name: str = name or snake_case(type(self).__name__)
-        self._encoder = PromptEncoder(self.name, chat, self)
         refuse_twice(
             [other.name for other in self.validated],
             "data.evaluation.also_validate",
             "validation sets are",
             "set `name` on one of them",
         )
-        self.cursor: Cursor = dict(START_CURSOR)
-        self._samples: dict[str, list[Sample]] = {}
         self.prompts: dict[str, list[Prompt]] = {}
-        self._readers: dict[str, Callable[[DataRow], Any]] = {}  # of the layout of each file
-        self.bad_rows: dict[str, list[BadRow]] = {}
         self.too_long: dict[str, list[str]] = {}
-        self._stream: PromptStream | None = None
+        self._layouts = LayoutReader(self.layouts)
+        self._sets = SampleSets(self.name, self._sources, reading, images, reward_weights)
+        self._encoder = PromptEncoder(self.name, chat, self)
+        self._order = TrainingOrder(curriculum)
         self._ahead = PreparesAhead(self.prepare)
-        self._fingerprint: dict[str, str] | None = None
-        self._restored: dict[str, str] | None = None
-        self.optional: frozenset[str] = frozenset()  # fields of prompt and answer that rows may lack
-        self.judges_by_answer: list[Reward] = []  # those of them that judge a row may need its answer
 
     # ---- what subclasses override -------------------------------------------------------------------------
 
@@ -252,14 +220,9 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         Args:
             split: "train", "validation" or "test".
         """
-        location = self.given.get(split, self.locations[split])
-        if location is None:
-            if split == "train":
-                raise UserError(f"{type(self).__name__}: no training data, set data.init_args.train")
-            return
-        files = self.files if split == "train" and self.files else {self.name: location}
-        rows = ((name, row) for name, file in files.items() for row in read_rows(file, split))
-        for index, (name, row) in enumerate(rows):
+        if split == "train" and self.locations["train"] is None:
+            raise UserError(f"{type(self).__name__}: no training data, set data.init_args.train")
+        for index, (name, row) in enumerate(self._sources.read(split, self.name)):
             try:
                 if isinstance(row.value, BadRow):
                     raise row.value
@@ -286,10 +249,7 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         if self.columns or not self.layouts:
             return map_columns(row, self.columns or {}, fallback_id, source, self.optional, self.reading.answers)
         fields = {"id": fallback_id, **self.read_layout(row, source)}
-        cell = fields.pop("answer")
-        answer, *aliases = as_answers(cell, self.reading.answers)
-        whole = as_object(cell) if self.reading.answers == "object" else None
-        return Sample(**fields, answer=answer, aliases=tuple(aliases), row=row, source=source, answer_object=whole)
+        return sample_of_fields(fields, row, source, self.reading.answers)
 
     def read_layout(self, row: DataRow, source: str) -> Any:
         """Read a row with its file's layout: the first of `layouts` that fits one of the file's rows.
@@ -297,13 +257,7 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         Raises:
             BadRow: no known layout has these columns, the row holds video or audio, or it cannot be used.
         """
-        file = source.rpartition(":")[0]
-        read = self._readers.get(file) or next((read for needs, read in self.layouts if needs <= row.keys()), None)
-        if read is None:
-            raise BadRow(f"no known layout, the columns are {', '.join(row)}; map them with `columns`", "columns")
-        self._readers[file] = read
-        check_media(row, (), images=False)
-        return read(row)
+        return self._layouts.read(row, source)
 
     # ---- the model ----------------------------------------------------------------------------------------
 
@@ -333,7 +287,7 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
     @property
     def reward_names(self) -> set[str]:
         """The rewards that judge the set's rows, as its option `rewards` names them."""
-        return {*(self._rewards or {})}
+        return {*(self._sets.rewards or {})}
 
     def _model(self, name: str) -> Any:
         if self.trainer is None:
@@ -362,21 +316,25 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         scores = environment is not None and (environment.has_reward or bool(environment.reward_functions))
         some_need_none = rewards is not None and not (rewards and all(reward.needs_answer for reward in rewards))
         lacking = {"prompt": asks, "answer": scores or some_need_none}
-        names = [reward.name for reward in rewards or ()]
-        problems = []
+        named = {data.name: data.reward_names for data in self.validated}
+        check_reward_names(named, [reward.name for reward in rewards or ()])
+        optional = [field for field, may_lack in lacking.items() if may_lack]
         for data in self.validated:
-            for name in data.reward_names - {*names}:
-                near = did_you_mean(name, names, f"the rewards are {', '.join(names)} (rollout.rewards)")
-                if names:
-                    problems.append(f"data.rewards of the set {data.name}: there is no reward {name!r}; {near}")
-        refuse_all(problems)
-        for data in self.validated:
-            data.judges_by_answer = [] if scores else [*(rewards or ())]
-            data.optional |= {field for field, may_lack in lacking.items() if may_lack}
+            data._sets.require(optional, [] if scores else rewards or ())
             if environment is not None and data.environment is not environment:
                 data._encoder.offer_tools(environment)
                 data.prompts.clear()  # `setup` tokenises them with the tools
-                data._stream = None
+                data._order.forget()
+
+    @property
+    def optional(self) -> frozenset[str]:
+        """The fields, of prompt and answer, that rows may lack."""
+        return self._sets.optional
+
+    @property
+    def bad_rows(self) -> dict[str, list[BadRow]]:
+        """Split -> the rows that cannot be used."""
+        return self._sets.bad_rows
 
     @property
     def chat(self) -> Chat:
@@ -460,22 +418,13 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
 
     def _make_stream(self) -> None:
         """Create the stream of training prompts, once they are loaded."""
-        if "train" in self.prompts and self._stream is None:
-            self._stream = self._new_stream(self.prompts["train"])
-            self._fingerprint = fingerprint(self._stream)
-            check_fingerprint(self._restored, self._fingerprint)
+        if "train" in self.prompts and not self._order.is_known:
+            self._order.use(self._new_stream(self.prompts["train"]))
             self.train_dataloader()  # raises early if the sizes do not fit
 
     def _new_stream(self, prompts: list[Prompt]) -> PromptStream:
         """Return the stream of all training prompts, in the order and with the weights of the options."""
-        keys: dict[str, float] = {}
-        if self.order != "shuffled":
-            keys = {}
-            for number, p in enumerate(prompts):
-                if self.order == "given":
-                    keys[p.sample.id] = number
-                else:
-                    keys[p.sample.id] = self.difficulty(p.sample)
+        keys = order_keys([prompt.sample for prompt in prompts], self.order, self.difficulty)
         options = prompts, self.seed, run_seed(), keys, *(() if self.success is None else (self.success.is_retired,))
         if not self.weights:
             return PromptStream(*options)
@@ -497,17 +446,13 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
 
     def load(self, split: Split) -> list[Sample]:
         """Return the checked samples of a split, in file order, not yet tokenised."""
-        samples = self._read(split)
-        if self.validation_split is not None and split != "test":
-            if self._read("validation"):
-                raise UserError("validation_split: there is already a validation set, give only one of the two")
-            train = self._read("train")
-            held_out = hold_out(len(train), self.validation_split, self.seed)
-            samples = []
-            for i, sample in enumerate(train):
-                if (i in held_out) == (split == "validation"):
-                    samples.append(sample)
-        return self._draw_rows(samples, split)
+        if self.validation_split is None or split == "test":
+            return self._draw_rows(self._read(split), split)
+        if self._read("validation"):
+            raise UserError("validation_split: there is already a validation set, give only one of the two")
+        train, validation = split_off(self._read("train"), self.validation_split, self.seed)
+        samples = {"train": train, "validation": validation}
+        return self._draw_rows(samples[split], split)
 
     def _draw_rows(self, samples: list[Sample], split: Split) -> list[Sample]:
         """Return at most as many samples of a split as the options allow, for evaluation perhaps with other images."""
@@ -517,52 +462,9 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
             samples = exchange_images(samples, self.seed)
         return subsample(samples, self.evaluation.limit, self.seed)
 
-    def _with_set(self, sample: Sample) -> Sample:
-        """Return a sample with the name of its set, and with the set's rewards if it has none of its own."""
-        rewards = sample.rewards
-        if rewards is None:
-            rewards = self._rewards
-        return replace(sample, dataset=sample.dataset or self.name, rewards=rewards)
-
     def _read(self, split: Split) -> list[Sample]:
-        """Read all usable rows of a split; later calls return the same list."""
-        if split not in self._samples:
-            name = f"{self.name} {split}"
-            rows = map(self._with_answer, require_samples(self.rows(split), self.rows))
-            good, self.bad_rows[split] = filter_rows(
-                rows,
-                name,
-                self.reading.max_bad_rows,
-                self.optional,
-                self.images,
-                not self.demonstrates,
-            )
-            good = [self._with_set(sample) for sample in good]
-            names = {sample.dataset for sample in good}
-            unused = [file for name, file in self.files.items() if split == "train" and name not in names]
-            empty = unused or [location for location in (self.locations[split],) if location and not good]
-            if empty:
-                raise UserError(f"{empty[0]}: no usable row in it")
-            if not good and split == "train":
-                raise UserError(f"{defined_at(self.rows)} must give Samples for the split 'train', it gave none")
-            good = with_distinct_ids(good)
-            check_ids(good)
-            self._samples[split] = good
-        return self._samples[split]
-
-    def _with_answer(self, row: Sample | BadRow) -> Sample | BadRow:
-        """Return a row, or a bad row for one without the answer that a reward needs which judges it."""
-        if isinstance(row, BadRow) or row.answer or not self.judges_by_answer:
-            return row
-        judged = replace(row, rewards=self._rewards if row.rewards is None else row.rewards)
-        names = reward_weights_of(judged, own_weights(self.judges_by_answer))
-        needing = []
-        for reward in self.judges_by_answer:
-            if reward.needs_answer and reward.name in names:
-                needing.append(reward.name)
-        if not needing:
-            return row
-        return BadRow(f"missing, and the reward {needing[0]} judges by it", "answer", row.source)
+        """Return all usable rows of a split; they are read once."""
+        return self._sets.read(split, self.rows, self.demonstrates)
 
     # ---- loaders ------------------------------------------------------------------------------------------
 
@@ -634,18 +536,15 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
     @property
     def stream(self) -> PromptStream:
         """The endless stream of training prompts; `stream.take(count, cursor)` takes any number of them."""
-        if self._stream is None:
-            raise RuntimeError("no training prompts yet: call `setup('fit')` first")
-        return self._stream
+        return self._order.stream
 
     def on_prompts(self, prompts: Sequence[Prompt], prompts_per_rollout: int) -> PromptDataModule:
         """Return a copy that trains on some of its prompts, in an order of the data seed alone."""
         other = copy(self)
         other.prompts = self.prompts | {"train": list(prompts)}
         other.prompts_per_rollout = min(prompts_per_rollout, len(prompts))
-        other.cursor = dict(START_CURSOR)
-        other._stream = PromptStream(prompts, self.seed)
-        other.success = None
+        other._order = TrainingOrder()
+        other._order.use(PromptStream(prompts, self.seed))
         return other
 
     def _ranks(self) -> tuple[int, int]:
@@ -663,15 +562,20 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
             cursor: the position behind the last prompt that training consumed.
             successes: sample id -> successes of the iteration, over all ranks; the curriculum learns from them.
         """
-        self.cursor = dict(cursor)
-        if self.success is not None:
-            self.success.add(successes, lambda sample_id: self.stream.epoch_of(sample_id, cursor))
+        self._order.commit(cursor, successes)
+
+    @property
+    def cursor(self) -> Cursor:
+        """The position behind the last prompt that training consumed."""
+        return self._order.cursor
+
+    @property
+    def success(self) -> RunningSuccess | None:
+        """The running success of the prompts; None without a curriculum."""
+        return self._order.success
 
     def state_dict(self) -> dict[str, Any]:
-        state = {"cursor": dict(self.cursor), "fingerprint": self._fingerprint}
-        if self.success is None:
-            return state
-        return state | {"success": dict(self.success.known)}
+        return self._order.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the position, before or after `setup`.
@@ -679,8 +583,4 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         Raises:
             UserError: the training data differ from those of the checkpoint.
         """
-        self.commit(state_dict["cursor"])
-        if self.success is not None:
-            self.success.known = dict(state_dict.get("success", {}))
-        self._restored = state_dict["fingerprint"]
-        check_fingerprint(self._restored, self._fingerprint)
+        self._order.load_state_dict(state_dict)

@@ -11,6 +11,7 @@ from typing import Any
 from lit_rlvr.common.arguments import check_within
 from lit_rlvr.datamodules.base import EvaluationData, PromptDataModule, Split
 from lit_rlvr.datamodules.reading.assistant_turns import TrainedTurns
+from lit_rlvr.datamodules.reading.cells import BadRow
 from lit_rlvr.datamodules.reading.mixing import refuse_twice
 from lit_rlvr.datamodules.reading.options import ReadingOptions
 from lit_rlvr.datamodules.reading.rows import check_ids, with_distinct_ids
@@ -125,6 +126,16 @@ class Mixture(PromptDataModule):
             part.use_model(self)
         super().setup(stage)
 
+    @property
+    def bad_rows(self) -> dict[str, list[BadRow]]:
+        bad_rows: dict[str, list[BadRow]] = {}
+        for split in self.prompts:
+            bad_rows[split] = []
+            if split != "validation":  # each set validates on its own
+                for part in self.parts:
+                    bad_rows[split] += part.bad_rows[split]
+        return bad_rows
+
     def load(self, split: Split) -> list[Sample]:
         samples = []
         for part in self.parts:
@@ -133,7 +144,6 @@ class Mixture(PromptDataModule):
 
     def _tokenised(self, split: Split) -> list[Prompt]:
         if split == "validation":  # each set validates on its own
-            self.bad_rows[split] = []
             self.too_long[split] = []
             return []
         prompts_by_part = {}
@@ -143,7 +153,6 @@ class Mixture(PromptDataModule):
             for dataset in {prompt.sample.dataset for prompt in prompts_by_part[part.name]}:
                 if self._owners.setdefault(dataset, part) is not part:
                     raise UserError(f"data.sets: two sets have rows of {dataset}; rename one of the files")
-        self.bad_rows[split] = [row for part in self.parts for row in part.bad_rows[split]]
         self.too_long[split] = [name for part in self.parts for name in part.too_long[split]]
         prompts = list(chain.from_iterable(prompts_by_part.values()))
         samples = with_distinct_ids([prompt.sample for prompt in prompts])

@@ -42,6 +42,19 @@ def hold_out(rows: int, size: int | float, seed: int) -> set[int]:
     return set(random.Random(derive_seed("split", seed)).sample(range(rows), count))
 
 
+def split_off(samples: Sequence[Sample], size: int | float, seed: int) -> tuple[list[Sample], list[Sample]]:
+    """Return the samples to train on, and those that are held out for validation; see `hold_out`."""
+    held_out = hold_out(len(samples), size, seed)
+    train = []
+    validation = []
+    for i, sample in enumerate(samples):
+        if i in held_out:
+            validation.append(sample)
+        else:
+            train.append(sample)
+    return train, validation
+
+
 def subsample(items: list[_T], limit: int | None, seed: int) -> list[_T]:
     """Draw at most `limit` items by seed, in their original order; return all of them without a limit."""
     if limit is None or limit >= len(items):
