@@ -22,8 +22,7 @@ from lit_rlvr.datamodules.parts.encoder import PromptEncoder
 from lit_rlvr.datamodules.parts.order import TrainingOrder
 from lit_rlvr.datamodules.parts.sets import SampleSets
 from lit_rlvr.datamodules.parts.sources import RowSources
-from lit_rlvr.datamodules.reading.assistant_turns import TrainedTurns
-from lit_rlvr.datamodules.reading.cells import BadRow, as_reward_weights
+from lit_rlvr.datamodules.reading.cells import BadRow
 from lit_rlvr.datamodules.reading.chat import Chat
 from lit_rlvr.datamodules.reading.checks import FIELDS, check_columns, check_reward_names, require_sample
 from lit_rlvr.datamodules.reading.curriculum import Curriculum, RunningSuccess, Successes
@@ -48,7 +47,6 @@ from lit_rlvr.datamodules.reading.stream import (
     TrainLoader,
     difficulty_of,
     order_keys,
-    prompt_hashes,
 )
 from lit_rlvr.environments.base import Environment
 from lit_rlvr.errors import UserError
@@ -131,6 +129,7 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         name: the set's name in metrics (`val/<name>/...`); the class name in snake case by default.
 
     Attributes:
+        encoder: renders and encodes its prompts.
         fields: the fields that `columns` can map.
         layouts: the layouts that are read without `columns`; a reader returns the fields of a `Sample` in a dict.
         parts: the DataModules that it mixes.
@@ -171,11 +170,8 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         self.init_args = init_arguments() | option_groups
         reading, images = option_groups["reading"], option_groups["images"]
         chat, evaluation = option_groups["chat"], option_groups["evaluation"]
-        check_takes(self.rows, "split")
-        check_takes(self.sample, "row", "index", "source")
+        self._check_class(reading)
         check_within("[1, inf)", "data", prompts_per_rollout=prompts_per_rollout)
-        if reading.answers != "any" and not self.has_answer_lists:
-            raise UserError(f"data.reading.answers: {type(self).__name__} has no lists of answers; leave it out")
         columns = dict(columns or {})
         check_columns(columns, (*self.fields, "difficulty"))
         self._difficulty = columns.pop("difficulty", "difficulty")
@@ -186,29 +182,28 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         self.validation_split = validation_split
         self.columns = columns
         self.order = order
-        try:
-            reward_weights = as_reward_weights(rewards)
-        except BadRow as error:
-            raise UserError(f"data.rewards: {error.reason}") from error
         self.reading = reading
         self.images = images
         self.evaluation = evaluation
         self.prompts_per_rollout = prompts_per_rollout
         self.seed = seed
         self.name: str = name or snake_case(type(self).__name__)
-        refuse_twice(
-            [other.name for other in self.validated],
-            "data.evaluation.also_validate",
-            "validation sets are",
-            "set `name` on one of them",
-        )
+        names = [other.name for other in self.validated]
+        refuse_twice(names, "data.evaluation.also_validate", "validation sets are", "set `name` on one of them")
         self.prompts: dict[str, list[Prompt]] = {}
         self.too_long: dict[str, list[str]] = {}
         self._layouts = LayoutReader(self.layouts)
-        self._sets = SampleSets(self.name, self._sources, reading, images, reward_weights)
-        self._encoder = PromptEncoder(self.name, chat, self)
+        self._sets = SampleSets(self.name, self._sources, reading, images, rewards)
+        self.encoder = PromptEncoder(self.name, chat, self)
         self._order = TrainingOrder(curriculum)
         self._ahead = PreparesAhead(self.prepare)
+
+    def _check_class(self, reading: ReadingOptions) -> None:
+        """Refuse methods of a subclass that take other arguments, and an option that it does not have."""
+        check_takes(self.rows, "split")
+        check_takes(self.sample, "row", "index", "source")
+        if reading.answers != "any" and not self.has_answer_lists:
+            raise UserError(f"data.reading.answers: {type(self).__name__} has no lists of answers; leave it out")
 
     # ---- what subclasses override -------------------------------------------------------------------------
 
@@ -247,7 +242,7 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         """
         fallback_id = f"{self.name}:{index + 1}"
         if self.columns or not self.layouts:
-            return map_columns(row, self.columns or {}, fallback_id, source, self.optional, self.reading.answers)
+            return map_columns(row, self.columns or {}, fallback_id, source, self._sets.optional, self.reading.answers)
         fields = {"id": fallback_id, **self.read_layout(row, source)}
         return sample_of_fields(fields, row, source, self.reading.answers)
 
@@ -274,29 +269,23 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
     @property
     def demonstrates(self) -> bool:
         """True if the trainer's model is trained on the completions that the data hold."""
-        if self.trainer is None:
-            module = self._module
-        else:
-            module = self.trainer.lightning_module
-        return bool(getattr(module, "demonstrates", False))
+        return bool(getattr(self._module_of_model, "demonstrates", False))
 
     def use_model(self, module: Any) -> None:
         """Take tokenizer and image processor from a module that has no trainer yet, or from another DataModule."""
         self._module = module
 
     @property
-    def reward_names(self) -> set[str]:
-        """The rewards that judge the set's rows, as its option `rewards` names them."""
-        return {*(self._sets.rewards or {})}
+    def _module_of_model(self) -> Any:
+        """The trainer's module, or that of `use_model`; None before there is one."""
+        if self.trainer is None:
+            return self._module
+        return self.trainer.lightning_module
 
     def _model(self, name: str) -> Any:
-        if self.trainer is None:
-            module = self._module
-        else:
-            module = self.trainer.lightning_module
-        if module is None:
+        if self._module_of_model is None:
             raise RuntimeError(f"no {name}: attach a trainer, or set `data.{name}`")
-        return module
+        return self._module_of_model
 
     # ---- what the model sees ------------------------------------------------------------------------------
 
@@ -316,20 +305,15 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         scores = environment is not None and (environment.has_reward or bool(environment.reward_functions))
         some_need_none = rewards is not None and not (rewards and all(reward.needs_answer for reward in rewards))
         lacking = {"prompt": asks, "answer": scores or some_need_none}
-        named = {data.name: data.reward_names for data in self.validated}
+        named = {data.name: data._sets.rewards or {} for data in self.validated}
         check_reward_names(named, [reward.name for reward in rewards or ()])
         optional = [field for field, may_lack in lacking.items() if may_lack]
         for data in self.validated:
             data._sets.require(optional, [] if scores else rewards or ())
-            if environment is not None and data.environment is not environment:
-                data._encoder.offer_tools(environment)
+            if environment is not None and data.encoder.environment is not environment:
+                data.encoder.offer_tools(environment)
                 data.prompts.clear()  # `setup` tokenises them with the tools
                 data._order.forget()
-
-    @property
-    def optional(self) -> frozenset[str]:
-        """The fields, of prompt and answer, that rows may lack."""
-        return self._sets.optional
 
     @property
     def bad_rows(self) -> dict[str, list[BadRow]]:
@@ -339,39 +323,23 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
     @property
     def chat(self) -> Chat:
         """The format of prompts, which offers the tools of the run's environment."""
-        return self._encoder.chat
+        return self.encoder.chat
 
-    @property
-    def environment(self) -> Environment | None:
-        """The run's environment, if it has one."""
-        return self._encoder.environment
-
-    @property
-    def opening(self) -> str:
-        """The beginning of an answer that stands in the prompt; a row may have another."""
-        return self._encoder.opening
+    def encoder_of(self, sample: Sample) -> PromptEncoder:
+        """Return the encoder of the set that a sample is of."""
+        return self.encoder
 
     def render(self, sample: Sample) -> str:
         """Return the exact text the model sees, special tokens and prefill included."""
-        return self._encoder.render(sample)
+        return self.encoder.render(sample)
 
     def encode(self, sample: Sample) -> Prompt:
         """Tokenise `render`'s text, with as many placeholders of each image as it has features."""
-        return self._encoder.encode(sample, self.reading.max_prompt_tokens)
+        return self.encoder.encode(sample, self.reading.max_prompt_tokens)
 
     def prepare(self, prompt: Prompt) -> Prompt:
         """Return the prompt ready for a batch, with its images decoded and cut into patches."""
-        return self._encoder.prepare(prompt)
-
-    def split_turns(
-        self, sample: Sample, turns: Sequence[dict[str, Any]], ends: Sequence[int], trains_empty_thoughts: bool = True
-    ) -> TrainedTurns:
-        """Return the tokens of a sample's conversation; see `PromptEncoder.split_turns`."""
-        return self._encoder.split_turns(sample, turns, ends, trains_empty_thoughts)
-
-    def as_plain(self, value: Any, sample: Sample, where: str, is_written: bool = False) -> Any:
-        """Return a text or messages of a sample without special tokens; see `PromptEncoder.as_plain`."""
-        return self._encoder.as_plain(value, sample, where, is_written)
+        return self.encoder.prepare(prompt)
 
     # ---- reading the sets ---------------------------------------------------------------------------------
 
@@ -390,12 +358,12 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
                 other.setup("validate")
         if new and "train" in self.prompts:
             self._compare_sets()
-        self._make_stream()
+        self._order_prompts()
 
     def _tokenised(self, split: Split) -> list[Prompt]:
         """Tokenise a split; drop the prompts that are too long."""
         samples = self.load(split)
-        self._encoder.report_special_tokens(samples, split)
+        self.encoder.report_special_tokens(samples, split)
         prompts = [self.encode(sample) for sample in samples]
         fitting, self.too_long[split] = drop_long(prompts, self.reading.max_prompt_tokens, f"{self.name} {split}")
         if not prompts and split != "train":
@@ -408,7 +376,7 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         Raises:
             UserError: the training set has all questions of this DataModule's own validation set.
         """
-        has_environment = self.environment is not None
+        has_environment = self.encoder.environment is not None
         train = index_questions(self.prompts["train"], has_environment)
         for data in self.validated:
             validation = data.prompts.get("validation")
@@ -416,20 +384,19 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
                 refuse = data not in (self.evaluation.also_validate or ())
                 check_held_out(train, validation, data.name, has_environment, refuse)
 
-    def _make_stream(self) -> None:
-        """Create the stream of training prompts, once they are loaded."""
-        if "train" in self.prompts and not self._order.is_known:
-            self._order.use(self._new_stream(self.prompts["train"]))
-            self.train_dataloader()  # raises early if the sizes do not fit
-
-    def _new_stream(self, prompts: list[Prompt]) -> PromptStream:
-        """Return the stream of all training prompts, in the order and with the weights of the options."""
+    def _order_prompts(self) -> None:
+        """Put the training prompts in order, once they are loaded."""
+        if "train" not in self.prompts or self._order.is_known:
+            return
+        prompts = self.prompts["train"]
         keys = order_keys([prompt.sample for prompt in prompts], self.order, self.difficulty)
         options = prompts, self.seed, run_seed(), keys, *(() if self.success is None else (self.success.is_retired,))
-        if not self.weights:
-            return PromptStream(*options)
-        check_weights(self.weights, self.datasets, self.weights_option)
-        return MixedStream(self.weights, *options)
+        if self.weights:
+            check_weights(self.weights, self.datasets, self.weights_option)
+            self._order.use(MixedStream(self.weights, *options))
+        else:
+            self._order.use(PromptStream(*options))
+        self.train_dataloader()  # raises early if the sizes do not fit
 
     def difficulty(self, sample: Sample) -> float:
         """Return a sample's difficulty, by which `order` sorts.
@@ -510,18 +477,6 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
             for prompts in data.prompts.values():
                 loaded += prompts
         return loaded
-
-    @property
-    def loaded(self) -> list[Sample]:
-        """The samples of these prompts."""
-        return [prompt.sample for prompt in self.loaded_prompts]
-
-    def validation_hashes(self) -> dict[str, dict[str, str]]:
-        """Return name -> hashes of the prompts of each validation set; a resumed run compares them."""
-        hashes = {}
-        for data in self.validated:
-            hashes[data.name] = prompt_hashes(data.prompts["validation"])
-        return hashes
 
     def test_dataloader(self) -> list[EvalLoader]:
         return self.eval_loader("test", self._ranks())

@@ -10,7 +10,7 @@ from typing import Any
 
 from lit_rlvr.common.arguments import check_within
 from lit_rlvr.datamodules.base import EvaluationData, PromptDataModule, Split
-from lit_rlvr.datamodules.reading.assistant_turns import TrainedTurns
+from lit_rlvr.datamodules.parts.encoder import PromptEncoder
 from lit_rlvr.datamodules.reading.cells import BadRow
 from lit_rlvr.datamodules.reading.mixing import refuse_twice
 from lit_rlvr.datamodules.reading.options import ReadingOptions
@@ -97,11 +97,8 @@ class Mixture(PromptDataModule):
     def encode(self, sample: Sample) -> Prompt:
         return self.part_of(sample).encode(sample)
 
-    def split_turns(self, sample: Sample, *args: Any, **kwargs: Any) -> TrainedTurns:
-        return self.part_of(sample).split_turns(sample, *args, **kwargs)
-
-    def as_plain(self, value: Any, sample: Sample, where: str, is_written: bool = False) -> Any:
-        return self.part_of(sample).as_plain(value, sample, where, is_written)
+    def encoder_of(self, sample: Sample) -> PromptEncoder:
+        return self.part_of(sample).encoder
 
     def difficulty(self, sample: Sample) -> float:
         return self.part_of(sample).difficulty(sample)

@@ -8,7 +8,7 @@ from typing import Any
 
 from lit_rlvr.common.user_code import defined_at
 from lit_rlvr.datamodules.parts.sources import RowSources
-from lit_rlvr.datamodules.reading.cells import BadRow
+from lit_rlvr.datamodules.reading.cells import BadRow, as_reward_weights
 from lit_rlvr.datamodules.reading.checks import require_samples
 from lit_rlvr.datamodules.reading.images import ImageOptions
 from lit_rlvr.datamodules.reading.options import ReadingOptions
@@ -26,10 +26,10 @@ class SampleSets:
         sources: where the rows are.
         reading: how many bad rows a file may have.
         images: where images are.
-        rewards: name of a reward -> its weight, of rows that name none of their own; None = all rewards.
+        rewards: the option of a data module: names of the rewards that judge rows which name none themselves.
 
     Attributes:
-        rewards: see above.
+        rewards: name of such a reward -> its weight, None for its own; None = all rewards.
         optional: the fields, of prompt and answer, that rows may lack.
         bad_rows: split -> the rows that cannot be used.
     """
@@ -40,9 +40,12 @@ class SampleSets:
         sources: RowSources,
         reading: ReadingOptions,
         images: ImageOptions,
-        rewards: Mapping[str, float | None] | None,
+        rewards: list[str] | dict[str, float] | None,
     ) -> None:
-        self.rewards = rewards
+        try:
+            self.rewards = as_reward_weights(rewards)
+        except BadRow as error:
+            raise UserError(f"data.rewards: {error.reason}") from error
         self.optional: frozenset[str] = frozenset()
         self.bad_rows: dict[str, list[BadRow]] = {}
         self._name = name

@@ -58,7 +58,7 @@ def load_prompts(
     data.setup("test" if split == "test" else "fit")
     if not data.prompts[split]:
         raise UserError(f"{option}: there is no {split} set")
-    check_references(rewards, data.loaded)
+    check_references(rewards, [prompt.sample for prompt in data.loaded_prompts])
     check_prefills(rewards, data.prompts[split])
     return data.prompts[split]
 

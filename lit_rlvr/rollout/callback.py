@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_rlvr.agents.play import agent_metrics
 from lit_rlvr.common.log import log
+from lit_rlvr.datamodules.reading.stream import prompt_hashes
 from lit_rlvr.distributed.checkpoints import user_code, warn_of_changes
 from lit_rlvr.errors import UserError, check_all
 from lit_rlvr.plan import RunPlan
@@ -252,7 +253,8 @@ class RolloutCallback(RolloutSettings, Callback):
         module.teachers.connect()
         if trainer.is_global_zero:
             report_rewards(self, data)
-        self._provenance["validation"] = data.validation_hashes()
+        for other in data.validated:
+            self._provenance["validation"][other.name] = prompt_hashes(other.prompts["validation"])
         if trainer.is_global_zero:
             self._provenance["weights"] = module.models.frozen_versions()
 

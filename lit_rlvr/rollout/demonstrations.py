@@ -71,7 +71,7 @@ class Demonstrations:
         self.ends = turn_ends(model_folder, data.tokenizer)
         with suppress(BadRow, UserError):  # a template that shows no such turn
             probe = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "?"}]
-            turns = split_turns(probe, data.chat, data.tokenizer, data.opening, self.ends, option)
+            turns = split_turns(probe, data.chat, data.tokenizer, data.encoder.opening, self.ends, option)
             last = turns.sequences[0][-1].token_ids
             self.ends = tuple(sorted(self.ends, key=lambda end: end not in last))
         plays = environment is not None and column is not None
@@ -246,7 +246,9 @@ class Demonstrations:
             if closes_thoughts(target) or not ends_in_thoughts(prompt.prefill):
                 return [(prompt, self._turn(target.removeprefix(prompt.prefill), prompt.sample))]
             target = [{"role": "assistant", "content": target}]  # the template may close the thought
-        turns = self.data.split_turns(prompt.sample, target, self.ends, self.trains_empty_thoughts)
+        turns = self.data.encoder_of(prompt.sample).split_turns(
+            prompt.sample, target, self.ends, self.trains_empty_thoughts
+        )
         if turns.empty_thoughts:
             self._with_empty_thoughts.add(prompt.sample.id)
         missing = len(prompt.sample.images) - sum(part.images for part in turns.sequences[-1])
@@ -273,7 +275,7 @@ class Demonstrations:
 
     def _turn(self, text: str, sample: Sample) -> Completion:
         """Return a text of a sample as a turn, as if the model had sampled it."""
-        text = self.data.as_plain(text, sample, "a completion", is_written=True)
+        text = self.data.encoder_of(sample).as_plain(text, sample, "a completion", is_written=True)
         token_ids = self.data.tokenizer(text, add_special_tokens=False).input_ids
         return Completion(text, (*token_ids, self.ends[0]), "stop")
 

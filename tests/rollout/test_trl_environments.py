@@ -199,7 +199,7 @@ def test_environments_without_tools_and_by_name() -> None:
     assert (both.needs_turns, both.title) == (True, "Single or Target")
     data = PromptDataModule()
     data.use_environment(both)
-    assert data.optional == {"prompt", "answer"}
+    assert data.sample({}, 0, "f:1").prompt == ""
     with pytest.raises(UserError, match=r"a: its data set is 'two', but rollout\.environment has one, count"):
         both.tools_of(Sample("a", "", "", dataset="two"))
 

@@ -65,13 +65,13 @@ def check_thoughts(rollout: RolloutSettings, data: PromptDataModule) -> None:
     settings = {"rollout.sampling": rollout.sampling, "rollout.evaluation.sampling": rollout.eval_sampling}
     for option, sampling in settings.items():
         if sampling.max_thought_tokens:
-            check_room_for_answer(sampling, data.tokenizer, data.opening, option)
+            check_room_for_answer(sampling, data.tokenizer, data.encoder.opening, option)
 
 
 def scored_samples(rollout: RolloutSettings, data: PromptDataModule) -> list[Sample]:
     """Return the samples whose completions rewards judge."""
     if not data.demonstrates:
-        return data.loaded
+        return [prompt.sample for prompt in data.loaded_prompts]
     samples = []
     for other in data.validated:
         for split, prompts in other.prompts.items():
