@@ -60,7 +60,7 @@ class RLVRTrainer(Trainer):
         model.teachers.check(datamodule, rollout.sampling)
         description = describe_prompts(datamodule, split, prompts, None if out is None else Path(out), model, rollout)
         check_references(rollout.rewards, scored_samples(rollout, datamodule))
-        warn_of_answers(rollout, datamodule)
+        warn_of_answers(rollout, datamodule, rollout.long_answers)
         if episodes:
             dtype = compute_dtype(str(self.precision))
             description["episodes"] = play_episodes(datamodule, split, episodes, model, rollout, dtype)

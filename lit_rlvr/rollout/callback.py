@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from lit_rlvr.agents.play import agent_metrics
 from lit_rlvr.common.log import log
 from lit_rlvr.datamodules.reading.stream import prompt_hashes
 from lit_rlvr.distributed.checkpoints import user_code, warn_of_changes
+from lit_rlvr.engines.synced import SyncedEngine
 from lit_rlvr.errors import UserError, check_all
 from lit_rlvr.plan import RunPlan
 from lit_rlvr.policy.precision import use_deterministic_kernels
@@ -22,11 +24,13 @@ from lit_rlvr.rewards import shared_pool
 from lit_rlvr.rewards.base import RunProcess, unlogged
 from lit_rlvr.rewards.combine import logged_metrics
 from lit_rlvr.rollout.agreement import agreement_metrics
+from lit_rlvr.rollout.demonstrations import DemonstrationSets, DemonstrationSource
 from lit_rlvr.rollout.engine_context import engine_context
 from lit_rlvr.rollout.episodes import begins, turn_metrics
 from lit_rlvr.rollout.generate import GroupSampler, completion_seeds
 from lit_rlvr.rollout.metrics import rollout_metrics, set_metrics
 from lit_rlvr.rollout.preflight.data import check_data, report_rewards
+from lit_rlvr.rollout.preflight.lengths import LongAnswerSearch
 from lit_rlvr.rollout.preflight.sizes import check_settings, log_sizes
 from lit_rlvr.rollout.queue import QueueSource
 from lit_rlvr.rollout.record import Record, ReplaySource, replay_settings
@@ -51,6 +55,8 @@ class RolloutCallback(RolloutSettings, Callback):
         plan: what follows from the run's settings; made in `setup`, before the weights load.
         source: where rollouts come from; built in `setup`.
         sampler: generates and scores; built in `setup`.
+        demonstrations: the completions to learn from, if the data have some.
+        long_answers: finds gold answers that are too long for completions.
         ends_run: whether the run has trained on all of `replay.rollouts_from`.
     """
 
@@ -60,6 +66,19 @@ class RolloutCallback(RolloutSettings, Callback):
     ends_run = False
     _record: Record | None = None  # of this run
     _provenance: dict[str, dict[str, Any]]
+
+    @cached_property
+    def synced_engine(self) -> SyncedEngine:
+        """The engine with the weights that it was synced to."""
+        return SyncedEngine(self.engine, self.safeguards.probe_every, self.safeguards.max_engine_restarts)
+
+    @cached_property
+    def demonstrations(self) -> DemonstrationSets:
+        return DemonstrationSets()
+
+    @cached_property
+    def long_answers(self) -> LongAnswerSearch:
+        return LongAnswerSearch()
 
     # ---- one iteration ------------------------------------------------------------------------------------
 
@@ -155,7 +174,7 @@ class RolloutCallback(RolloutSettings, Callback):
             return
         self._start_engine(trainer, module)
         self.source.wait()
-        sampling = self.eval_sampling
+        sampling = self.eval_sampling.with_banned(module.policy.placeholder_ids)
         self.synced_engine.sync_weights(module.policy, ("policy", module.updates), batch.prompts, sampling)
         batch.rollout = self._validate(module, batch, sampling, samples)
         if self.evaluation.greedy:
@@ -164,7 +183,7 @@ class RolloutCallback(RolloutSettings, Callback):
 
     def _add_demonstrations(self, module: RLVRModule, batch: PromptBatch) -> None:
         """Add the completions that the data hold to a validation batch."""
-        demonstrations = self.demonstrations[batch.name]
+        demonstrations = self.demonstrations.by_name[batch.name]
         first = [prompt for prompts in demonstrations.data.prompts.values() for prompt in prompts[:1]]
         prompts = batch.prompts or [module.data.prepare(first[0])]
         batch.demonstrations = demonstrations.rollout(prompts, module.policy.placeholder_ids)
@@ -225,7 +244,7 @@ class RolloutCallback(RolloutSettings, Callback):
             use_deterministic_kernels()
         plan = self.plan = self.plan_run(trainer, module, data)
         # `RunParts.prepare` has asked the same before the weights loaded; a plain `lightning.Trainer` has not.
-        check_all(lambda: check_settings(self, module, plan), lambda: check_data(self, module, data))
+        check_all(lambda: check_settings(self, module, plan), lambda: self.check_data(module, data))
         # Numbers depend on these, and the settings do not tell them; a resumed run compares.
         self._provenance = {"code": user_code(), "validation": {}, "threads": {}, "weights": {}}
         if device == "cpu":
@@ -247,12 +266,20 @@ class RolloutCallback(RolloutSettings, Callback):
         )
         self.source = self._choose_source(trainer, module, data, stage)
 
+    def check_data(self, module: RLVRModule, data: PromptDataModule) -> None:
+        """Check the settings against the loaded data, and read the completions to learn from.
+
+        Raises:
+            UserError: names the settings and the rows.
+        """
+        check_data(self, module, data, self.demonstrations, self.long_answers)
+
     def _set_up_training(self, trainer: Trainer, module: RLVRModule, data: PromptDataModule, plan: RunPlan) -> None:
         """Say what the run needs and connect its teachers; `Trainer.fit` connects the rewards before a warm start."""
         log_sizes(self, module, plan, data)
         module.teachers.connect()
         if trainer.is_global_zero:
-            report_rewards(self, data)
+            report_rewards(self, data, self.long_answers)
         for other in data.validated:
             self._provenance["validation"][other.name] = prompt_hashes(other.prompts["validation"])
         if trainer.is_global_zero:
@@ -270,9 +297,8 @@ class RolloutCallback(RolloutSettings, Callback):
         if stage == "fit" and self.replay.rollouts_from is not None:
             return self.replay_source(trainer, module, data)
         if stage == "fit" and module.demonstrates:
-            from lit_rlvr.rollout.demonstrations import DemonstrationSource  # it imports the data sets
-
-            return DemonstrationSource(self.demonstrations[data.name], module, self.demonstrated, pinned)
+            demonstrations = self.demonstrations.by_name[data.name]
+            return DemonstrationSource(demonstrations, module, self.demonstrations.fingerprint, pinned)
         arguments = self.sampler, module, data, self.group_size, self.sampling, pinned
         if self.staleness:
             limit = self.safeguards.max_group_seconds
@@ -309,9 +335,7 @@ class RolloutCallback(RolloutSettings, Callback):
         if self.synced_engine.started:
             return
         self.sampler.start(engine_context(self, trainer, module), module.policy, module.data)
-        placeholders = module.policy.placeholder_ids
-        self.source.ban(placeholders)
-        self.eval_sampling = self.eval_sampling.with_banned(placeholders)
+        self.source.ban(module.policy.placeholder_ids)
 
     # ---- checkpoints --------------------------------------------------------------------------------------
 
@@ -337,8 +361,7 @@ class RolloutCallback(RolloutSettings, Callback):
             self.source.close()
         if self.sampler is not None:
             self.sampler.close()
-        for demonstrations in self.demonstrations.values():
-            demonstrations.close()
+        self.demonstrations.close()
         for reward in self.rewards:
             reward.close()
         shared_pool().close()

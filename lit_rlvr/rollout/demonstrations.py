@@ -22,6 +22,7 @@ from lit_rlvr.errors import UserError
 from lit_rlvr.policy.loading import turn_ends
 from lit_rlvr.rollout.balance import balance
 from lit_rlvr.rollout.episodes import Episodes, between_turns
+from lit_rlvr.rollout.settings import RolloutSettings
 from lit_rlvr.rollout.source import RolloutSource
 from lit_rlvr.rollout.summaries import gather_summaries, trainable_groups
 from lit_rlvr.sampling import Sampling
@@ -331,6 +332,48 @@ class Demonstrations:
 
     def _error(self, prompt: Prompt, problem: str) -> UserError:
         return UserError(f"{self.option}: {prompt.sample.source or prompt.sample.id}: {self.column}: {problem}")
+
+
+class DemonstrationSets:
+    """The completions to learn from in the data of a run, those of each set.
+
+    Attributes:
+        by_name: name of a set -> its completions; {} = they are not read yet, or the run samples its own.
+        fingerprint: of those to train on; a resumed run compares it.
+    """
+
+    def __init__(self) -> None:
+        self.by_name: dict[str, Demonstrations] = {}
+        self.fingerprint = ""
+
+    def read(self, rollout: RolloutSettings, module: RLVRModule, data: PromptDataModule) -> None:
+        """Read them once.
+
+        Raises:
+            UserError: a row has none, or one that is too long.
+        """
+        if self.by_name:
+            return
+        for other in data.validated:
+            demonstrations = Demonstrations(
+                other,
+                module.target,
+                "model.target",
+                module.model_folder,
+                rollout.environment,
+                rollout.sampling,
+                module.target_empty_thoughts == "train",
+            )
+            fingerprints = []
+            for prompts in other.prompts.values():
+                fingerprints.append(demonstrations.check(prompts))
+            self.fingerprint = self.fingerprint or fingerprints[0]
+            self.by_name[other.name] = demonstrations
+
+    def close(self) -> None:
+        """End the workers that played episodes."""
+        for demonstrations in self.by_name.values():
+            demonstrations.close()
 
 
 class DemonstrationSource(RolloutSource):
