@@ -50,6 +50,7 @@ from lit_rlvr.datamodules.reading.stream import (
 )
 from lit_rlvr.environments.base import Environment
 from lit_rlvr.errors import UserError
+from lit_rlvr.plan import planning_callback
 from lit_rlvr.policy.families.base import ImageProcessor
 from lit_rlvr.rewards.base import Reward
 from lit_rlvr.types import Prompt, Sample
@@ -345,9 +346,10 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Read, check and tokenise the sets of a stage, so that bad data fails before the weights load."""
-        for callback in () if self.trainer is None else self.trainer.callbacks:  # type: ignore[attr-defined]
-            if getattr(callback, "config_key", "") == "rollout":
-                self.use_environment(callback.environment, callback.judging_rewards(self.demonstrates))
+        if self.trainer is not None:
+            callback = planning_callback(self.trainer)
+            if callback is not None:
+                callback.instruct_data(self)
         new = "train" not in self.prompts
         for split in STAGE_SPLITS.get(stage, ("train", "validation", "test")):
             if split not in self.prompts:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 
 from lit_rlvr.agents.play import agent_metrics
 from lit_rlvr.common.log import log
@@ -18,7 +18,7 @@ from lit_rlvr.datamodules.reading.stream import prompt_hashes
 from lit_rlvr.distributed.checkpoints import user_code, warn_of_changes
 from lit_rlvr.engines.synced import SyncedEngine
 from lit_rlvr.errors import UserError, check_all
-from lit_rlvr.plan import RunPlan
+from lit_rlvr.plan import PlanningCallback, RunPlan
 from lit_rlvr.policy.precision import use_deterministic_kernels
 from lit_rlvr.rewards import shared_pool
 from lit_rlvr.rewards.base import RunProcess, unlogged
@@ -46,13 +46,12 @@ if TYPE_CHECKING:
     from lit_rlvr.datamodules import PromptDataModule
 
 
-class RolloutCallback(RolloutSettings, Callback):
+class RolloutCallback(RolloutSettings, PlanningCallback):
     """Fills each batch of prompts with a rollout before the algorithm sees it, in training and in validation.
 
     `RolloutSettings` documents its options.
 
     Attributes:
-        plan: what follows from the run's settings; made in `setup`, before the weights load.
         source: where rollouts come from; built in `setup`.
         sampler: generates and scores; built in `setup`.
         demonstrations: the completions to learn from, if the data have some.
@@ -60,11 +59,11 @@ class RolloutCallback(RolloutSettings, Callback):
         ends_run: whether the run has trained on all of `replay.rollouts_from`.
     """
 
-    plan: RunPlan | None = None
     source: RolloutSource = None  # type: ignore[assignment]
     sampler: GroupSampler = None  # type: ignore[assignment]
     ends_run = False
     _record: Record | None = None  # of this run
+    _pinned_groups = 0
     _provenance: dict[str, dict[str, Any]]
 
     @cached_property
@@ -235,6 +234,16 @@ class RolloutCallback(RolloutSettings, Callback):
             versions = self.teacher_versions
             self._record.begin(module.iteration, settings, module.policy.model, versions)
 
+    def instruct_data(self, data: PromptDataModule) -> None:
+        data.use_environment(self.environment, self.judging_rewards(data.demonstrates))
+
+    def pin_groups(self, count: int) -> None:
+        """Keep the first process's first groups of each rollout there, because it saves them.
+
+        Call it before `setup`.
+        """
+        self._pinned_groups = count
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse sizes and data that do not fit, connect teachers and judges, and build the source of rollouts."""
         module: RLVRModule = pl_module  # type: ignore[assignment]
@@ -292,14 +301,12 @@ class RolloutCallback(RolloutSettings, Callback):
 
     def _choose_source(self, trainer: Trainer, module: RLVRModule, data: PromptDataModule, stage: str) -> RolloutSource:
         """Return where the run's rollouts come from."""
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        pinned = max(getattr(callback, "save_prompts", 0) for callback in callbacks)  # the run folder saves the first
         if stage == "fit" and self.replay.rollouts_from is not None:
             return self.replay_source(trainer, module, data)
         if stage == "fit" and module.demonstrates:
             demonstrations = self.demonstrations.by_name[data.name]
-            return DemonstrationSource(demonstrations, module, self.demonstrations.fingerprint, pinned)
-        arguments = self.sampler, module, data, self.group_size, self.sampling, pinned
+            return DemonstrationSource(demonstrations, module, self.demonstrations.fingerprint, self._pinned_groups)
+        arguments = self.sampler, module, data, self.group_size, self.sampling, self._pinned_groups
         if self.staleness:
             limit = self.safeguards.max_group_seconds
             return QueueSource(*arguments, staleness=self.staleness, max_group_seconds=limit)
