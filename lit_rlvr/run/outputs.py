@@ -225,6 +225,10 @@ class RunFolder(ChecksArguments, Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         rollout_of(trainer).pin_groups(self.save_prompts)
 
+    def note_warm_start(self, accuracy_before: float | None) -> None:
+        """Take note of the accuracy before the warm start, which the run measures before it loads its weights."""
+        self.before_warm_start = accuracy_before
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._fit_start = time.perf_counter()
 
@@ -290,7 +294,6 @@ class RunFolder(ChecksArguments, Callback):
             self._last = (trainer.global_step, results.get("val/accuracy"))
         elif trainer.global_step == 0:
             self.accuracy_before = results.get("val/accuracy")
-            self.before_warm_start = getattr(trainer, "accuracy_before_warm_start", None)
             if self.before_warm_start is not None and "val/accuracy" in results:
                 results = results | {"val/accuracy_before_warm_start": self.before_warm_start}
             for logger in trainer.loggers:  # Lightning does not log the check before training
