@@ -32,6 +32,8 @@ from lit_rlvr.datamodules.reading.mixing import MixedStream, check_weights, refu
 from lit_rlvr.datamodules.reading.options import ReadingOptions
 from lit_rlvr.datamodules.reading.rows import DataRow, map_columns, rank_zero_warn
 from lit_rlvr.datamodules.reading.split import (
+    STAGE_SPLITS,
+    Split,
     check_held_out,
     drop_long,
     exchange_images,
@@ -54,15 +56,6 @@ from lit_rlvr.plan import planning_callback
 from lit_rlvr.policy.families.base import ImageProcessor
 from lit_rlvr.rewards.base import Reward
 from lit_rlvr.types import Prompt, Sample
-
-Split = Literal["train", "validation", "test"]
-
-STAGE_SPLITS: dict[str, tuple[Split, ...]] = {
-    "fit": ("train", "validation"),
-    "validate": ("validation",),
-    "test": ("test",),
-}
-"""The sets that each trainer stage needs."""
 
 
 @option_group("data.evaluation")

@@ -9,12 +9,13 @@ from itertools import chain
 from typing import Any
 
 from lit_rlvr.common.arguments import check_within
-from lit_rlvr.datamodules.base import EvaluationData, PromptDataModule, Split
+from lit_rlvr.datamodules.base import EvaluationData, PromptDataModule
 from lit_rlvr.datamodules.parts.encoder import PromptEncoder
 from lit_rlvr.datamodules.reading.cells import BadRow
 from lit_rlvr.datamodules.reading.mixing import refuse_twice
 from lit_rlvr.datamodules.reading.options import ReadingOptions
 from lit_rlvr.datamodules.reading.rows import check_ids, with_distinct_ids
+from lit_rlvr.datamodules.reading.split import Split
 from lit_rlvr.datamodules.reading.stream import EvalLoader
 from lit_rlvr.environments.base import Environment
 from lit_rlvr.errors import UserError, refuse_all

@@ -87,7 +87,6 @@ from lit_rlvr.datamodules import (
 )
 from lit_rlvr.datamodules.base import (
     EvaluationData as EvaluationData,
-    Split as Split,
 )
 from lit_rlvr.datamodules.reading.cells import (
     BadRow as BadRow,
@@ -103,6 +102,9 @@ from lit_rlvr.datamodules.reading.images import (
 )
 from lit_rlvr.datamodules.reading.options import (
     ReadingOptions as ReadingOptions,
+)
+from lit_rlvr.datamodules.reading.split import (
+    Split as Split,
 )
 from lit_rlvr.distributed.fsdp2 import (
     FSDP2 as FSDP2,

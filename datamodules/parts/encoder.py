@@ -11,7 +11,7 @@ from lit_rlvr.datamodules.reading.assistant_turns import Part, TrainedTurns, spl
 from lit_rlvr.datamodules.reading.chat import Chat, break_up, special_tokens
 from lit_rlvr.datamodules.reading.conversations import without_nulls
 from lit_rlvr.datamodules.reading.rows import abbreviate, joined_text, rank_zero_warn
-from lit_rlvr.datamodules.reading.split import CHARACTERS, FAR_TOO_LONG
+from lit_rlvr.datamodules.reading.split import CHARACTERS, FAR_TOO_LONG, Split
 from lit_rlvr.environments.base import Environment
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.families.base import ImageProcessor
@@ -133,7 +133,7 @@ class PromptEncoder:
             return value
         return break_up(value, tokens)
 
-    def report_special_tokens(self, samples: Sequence[Sample], split: str) -> None:
+    def report_special_tokens(self, samples: Sequence[Sample], split: Split) -> None:
         """Name the rows of a split whose prompts have special tokens; single prompts are then not reported again.
 
         Raises:

@@ -13,6 +13,7 @@ from lit_rlvr.datamodules.reading.checks import require_samples
 from lit_rlvr.datamodules.reading.images import ImageOptions
 from lit_rlvr.datamodules.reading.options import ReadingOptions
 from lit_rlvr.datamodules.reading.rows import check_ids, filter_rows, with_distinct_ids
+from lit_rlvr.datamodules.reading.split import Split
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards.base import Reward, own_weights, reward_weights_of
 from lit_rlvr.types import Sample
@@ -65,7 +66,7 @@ class SampleSets:
         self.optional |= {*optional}
         self._judges = judges
 
-    def read(self, split: str, rows: Callable[[Any], Any], has_closing_turns: bool) -> list[Sample]:
+    def read(self, split: Split, rows: Callable[[Split], Any], has_closing_turns: bool) -> list[Sample]:
         """Return the usable samples of a split, in file order; later calls return the same list.
 
         Args:
@@ -86,7 +87,7 @@ class SampleSets:
             self._samples[split] = samples
         return self._samples[split]
 
-    def _check(self, split: str, rows: Callable[[Any], Any], has_closing_turns: bool) -> list[Sample]:
+    def _check(self, split: Split, rows: Callable[[Split], Any], has_closing_turns: bool) -> list[Sample]:
         """Return the usable samples of a split, each with its set and rewards; keep and report the bad rows."""
         samples, self.bad_rows[split] = filter_rows(
             map(self._with_answer, require_samples(rows(split), rows)),

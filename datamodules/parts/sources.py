@@ -8,6 +8,7 @@ from typing import Any
 
 from lit_rlvr.datamodules.reading.mixing import named_files
 from lit_rlvr.datamodules.reading.readers import GivenRows, SourceRow, read_rows
+from lit_rlvr.datamodules.reading.split import Split
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Sample
 
@@ -41,7 +42,7 @@ class RowSources:
                 self.given[split] = GivenRows(rows, split)
                 self.locations[split] = self.given[split].name
 
-    def read(self, split: str, name: str) -> Iterator[tuple[str, SourceRow]]:
+    def read(self, split: Split, name: str) -> Iterator[tuple[str, SourceRow]]:
         """Yield the rows of a split, each with the name of its set; `name` is that of a single file's."""
         location = self.given.get(split, self.locations[split])
         if location is None:
@@ -53,7 +54,7 @@ class RowSources:
             for row in read_rows(file, split):
                 yield set_name, row
 
-    def check_used(self, split: str, samples: Iterable[Sample]) -> None:
+    def check_used(self, split: Split, samples: Iterable[Sample]) -> None:
         """Refuse a file that none of the usable samples of a split is from.
 
         Raises:

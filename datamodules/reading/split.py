@@ -8,7 +8,7 @@ import random
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.datamodules.reading.readers import cell_to_json
@@ -18,6 +18,15 @@ from lit_rlvr.media import kinds_of
 from lit_rlvr.types import Prompt, Sample
 
 _T = TypeVar("_T")
+
+Split = Literal["train", "validation", "test"]
+
+STAGE_SPLITS: dict[str, tuple[Split, ...]] = {
+    "fit": ("train", "validation"),
+    "validate": ("validation",),
+    "test": ("test",),
+}
+"""The sets that each trainer stage needs."""
 
 
 def hold_out(rows: int, size: int | float, seed: int) -> set[int]:

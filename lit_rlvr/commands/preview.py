@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from lit_rlvr.algorithms import RLVRModule
     from lit_rlvr.datamodules import PromptDataModule
-    from lit_rlvr.datamodules.base import Split
+    from lit_rlvr.datamodules.reading.split import Split
     from lit_rlvr.rollout.callback import RolloutCallback
 
 IMAGE_SOFTWARE = "lit-rlvr preview"

@@ -27,7 +27,7 @@ from lit_rlvr.types import Completion, Prompt
 
 if TYPE_CHECKING:
     from lit_rlvr.datamodules import PromptDataModule
-    from lit_rlvr.datamodules.base import Split
+    from lit_rlvr.datamodules.reading.split import Split
 
 Scored = Callable[[Prompt, list[Completion], Scores], None]
 
