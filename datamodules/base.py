@@ -295,15 +295,10 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         Raises:
             UserError: a set names a reward that there is not.
         """
-        asks = environment is not None and environment.begins
-        scores = environment is not None and (environment.has_reward or bool(environment.reward_functions))
-        some_need_none = rewards is not None and not (rewards and all(reward.needs_answer for reward in rewards))
-        lacking = {"prompt": asks, "answer": scores or some_need_none}
         named = {data.name: data._sets.rewards or {} for data in self.validated}
         check_reward_names(named, [reward.name for reward in rewards or ()])
-        optional = [field for field, may_lack in lacking.items() if may_lack]
         for data in self.validated:
-            data._sets.require(optional, [] if scores else rewards or ())
+            data._sets.expect(environment, rewards)
             if environment is not None and data.encoder.environment is not environment:
                 data.encoder.offer_tools(environment)
                 data.prompts.clear()  # `setup` tokenises them with the tools

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from lit_rlvr.datamodules.reading.images import ImageOptions
 from lit_rlvr.datamodules.reading.options import ReadingOptions
 from lit_rlvr.datamodules.reading.rows import check_ids, filter_rows, with_distinct_ids
 from lit_rlvr.datamodules.reading.split import Split
+from lit_rlvr.environments.base import Environment
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards.base import Reward, own_weights, reward_weights_of
 from lit_rlvr.types import Sample
@@ -54,17 +55,22 @@ class SampleSets:
         self._reading = reading
         self._images = images
         self._samples: dict[str, list[Sample]] = {}
-        self._judges: Sequence[Reward] = ()
+        self._judges: Sequence[Reward] = ()  # a row needs an answer if one of them judges it by that
 
-    def require(self, optional: Iterable[str], judges: Sequence[Reward]) -> None:
-        """Set what rows must have, before they are read.
+    def expect(self, environment: Environment | None, rewards: Sequence[Reward] | None) -> None:
+        """Let rows lack what the environment supplies or no reward needs; call it before they are read.
 
         Args:
-            optional: further fields that rows may lack.
-            judges: the rewards; a row needs an answer if one of them judges it by that.
+            environment: the run's environment, if it has one.
+            rewards: the rewards that judge the rows; None = some that need an answer in every row.
         """
-        self.optional |= {*optional}
-        self._judges = judges
+        scores = environment is not None and (environment.has_reward or bool(environment.reward_functions))
+        some_need_none = rewards is not None and not (rewards and all(reward.needs_answer for reward in rewards))
+        if environment is not None and environment.begins:
+            self.optional |= {"prompt"}
+        if scores or some_need_none:
+            self.optional |= {"answer"}
+        self._judges = () if scores else rewards or ()
 
     def read(self, split: Split, rows: Callable[[Split], Any], has_closing_turns: bool) -> list[Sample]:
         """Return the usable samples of a split, in file order; later calls return the same list.

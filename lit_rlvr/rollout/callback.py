@@ -29,7 +29,7 @@ from lit_rlvr.rollout.engine_context import engine_context
 from lit_rlvr.rollout.episodes import begins, turn_metrics
 from lit_rlvr.rollout.generate import GroupSampler, completion_seeds
 from lit_rlvr.rollout.metrics import rollout_metrics, set_metrics
-from lit_rlvr.rollout.preflight.data import check_data, report_rewards
+from lit_rlvr.rollout.preflight.data import inspect_data, report_rewards
 from lit_rlvr.rollout.preflight.lengths import LongAnswerSearch
 from lit_rlvr.rollout.preflight.sizes import check_settings, log_sizes
 from lit_rlvr.rollout.queue import QueueSource
@@ -253,7 +253,7 @@ class RolloutCallback(RolloutSettings, PlanningCallback):
             use_deterministic_kernels()
         plan = self.plan = self.plan_run(trainer, module, data)
         # `RunParts.prepare` has asked the same before the weights loaded; a plain `lightning.Trainer` has not.
-        check_all(lambda: check_settings(self, module, plan), lambda: self.check_data(module, data))
+        check_all(lambda: check_settings(self, module, plan), lambda: self.inspect_data(module, data))
         # Numbers depend on these, and the settings do not tell them; a resumed run compares.
         self._provenance = {"code": user_code(), "validation": {}, "threads": {}, "weights": {}}
         if device == "cpu":
@@ -275,13 +275,13 @@ class RolloutCallback(RolloutSettings, PlanningCallback):
         )
         self.source = self._choose_source(trainer, module, data, stage)
 
-    def check_data(self, module: RLVRModule, data: PromptDataModule) -> None:
-        """Check the settings against the loaded data, and read the completions to learn from.
+    def inspect_data(self, module: RLVRModule, data: PromptDataModule) -> None:
+        """Refuse data that do not fit the settings or the model's context; read the completions to learn from.
 
         Raises:
             UserError: names the settings and the rows.
         """
-        check_data(self, module, data, self.demonstrations, self.long_answers)
+        inspect_data(self, module, data, self.demonstrations, self.long_answers)
 
     def _set_up_training(self, trainer: Trainer, module: RLVRModule, data: PromptDataModule, plan: RunPlan) -> None:
         """Say what the run needs and connect its teachers; `Trainer.fit` connects the rewards before a warm start."""

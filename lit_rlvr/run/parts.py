@@ -87,7 +87,7 @@ class RunParts:
             data.setup("fit")
             check_all(
                 lambda: check_schedule(self.module.optim, self.steps),
-                lambda: rollout.check_data(self.module, data),
+                lambda: rollout.inspect_data(self.module, data),
                 lambda: callback_of(self.trainer, RunCheckpoint).check_metrics(self.trainer, self.module, data),
                 lambda: self.warm_start.check(self.module, data, rollout.environment, rollout.sampling),
                 lambda: rollout.replay.rollouts_from and rollout.replay_source(self.trainer, self.module, data),

@@ -80,7 +80,7 @@ def test_training_and_validation_references_are_checked_before_the_weights_load(
         made.use_model(module)
         made.setup("fit")
         with pytest.raises(UserError, match=rf"{where}: rewards.Spelt: '\d' is no word \(spelt: 1 of 3 rows\)"):
-            RolloutCallback(rewards=[Spelt()], engine="hf").check_data(module, made)
+            RolloutCallback(rewards=[Spelt()], engine="hf").inspect_data(module, made)
 
 
 def test_gold_answers_that_do_not_score_are_reported_in_a_line(caplog: Any) -> None:

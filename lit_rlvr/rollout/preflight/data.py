@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from lit_rlvr.datamodules import PromptDataModule
 
 
-def check_data(
+def inspect_data(
     rollout: RolloutSettings,
     module: RLVRModule,
     data: PromptDataModule,
     demonstrations: DemonstrationSets,
     long_answers: LongAnswerSearch,
 ) -> None:
-    """Check the settings against the loaded data and the model's context.
+    """Refuse data that do not fit the settings or the model's context; read the completions to learn from.
 
     Args:
         rollout: the settings of rollouts.
