@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any
@@ -345,5 +345,3 @@ def _file_of(source: str) -> str:
 
 
 DataRow = Mapping[str, Any]
-FileLayout = tuple[set[str], Callable[[DataRow], Any]]
-"""The columns that a layout needs, and its row reader."""

@@ -115,6 +115,23 @@ def difficulty_of(sample: Sample, column: str) -> float:
     return float(numbers[-1].replace(",", ""))
 
 
+def order_keys(samples: Sequence[Sample], order: str, difficulty: Callable[[Sample], float]) -> dict[str, float]:
+    """Return sample id -> the key by which an epoch is sorted; {} = an epoch is shuffled.
+
+    Args:
+        samples: the training samples, in file order.
+        order: "shuffled", "given" or "difficulty".
+        difficulty: returns the difficulty of a sample.
+    """
+    keys: dict[str, float] = {}
+    for number, sample in enumerate(samples):
+        if order == "given":
+            keys[sample.id] = number
+        elif order == "difficulty":
+            keys[sample.id] = difficulty(sample)
+    return keys
+
+
 Prepare = Callable[[Prompt], Prompt]
 
 

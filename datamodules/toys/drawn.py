@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from lit_rlvr.common.seeds import derive_seed
-from lit_rlvr.datamodules.base import Split
 from lit_rlvr.datamodules.reading.choices import format_options
+from lit_rlvr.datamodules.reading.split import Split
 from lit_rlvr.datamodules.toys.generated import GeneratedDataModule
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards.places.boxes import Boxes

@@ -15,7 +15,7 @@ from lit_rlvr.common.files import write_atomically
 from lit_rlvr.common.log import log
 from lit_rlvr.common.terminal import show_result
 from lit_rlvr.datamodules import PromptDataModule
-from lit_rlvr.datamodules.base import Split
+from lit_rlvr.datamodules.reading.split import Split
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.rewards.gold_answers import check_references
 from lit_rlvr.rollout.callback import rollout_of
@@ -60,7 +60,7 @@ class RLVRTrainer(Trainer):
         model.teachers.check(datamodule, rollout.sampling)
         description = describe_prompts(datamodule, split, prompts, None if out is None else Path(out), model, rollout)
         check_references(rollout.rewards, scored_samples(rollout, datamodule))
-        warn_of_answers(rollout, datamodule)
+        warn_of_answers(rollout, datamodule, rollout.long_answers)
         if episodes:
             dtype = compute_dtype(str(self.precision))
             description["episodes"] = play_episodes(datamodule, split, episodes, model, rollout, dtype)

@@ -21,7 +21,7 @@ from lit_rlvr.datamodules.reading.images import film_strip
 from lit_rlvr.errors import UserError
 from lit_rlvr.media import Video
 from lit_rlvr.rewards.combine import score_rollout
-from lit_rlvr.rollout.preflight.data import check_demonstrations
+from lit_rlvr.rollout.preflight.data import read_demonstrations
 from lit_rlvr.training.trace import calls_of
 from lit_rlvr.types import Completion, Prompt, RewardResult
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from lit_rlvr.algorithms import RLVRModule
     from lit_rlvr.datamodules import PromptDataModule
-    from lit_rlvr.datamodules.base import Split
+    from lit_rlvr.datamodules.reading.split import Split
     from lit_rlvr.rollout.callback import RolloutCallback
 
 IMAGE_SOFTWARE = "lit-rlvr preview"
@@ -82,8 +82,8 @@ def describe_prompts(
     for prompt in prompts[:count]:
         descriptions.append(_describe_prompt(data, prompt, folder))
     if split == "train" and module.demonstrates:
-        check_demonstrations(rollout, module, data)
-        demonstrations = rollout.demonstrations[data.name]
+        read_demonstrations(rollout, module, data, rollout.demonstrations)
+        demonstrations = rollout.demonstrations.by_name[data.name]
         for description, prompt in zip(descriptions, prompts, strict=False):
             _add_demonstration(description, demonstrations.pairs([prompt]), data.tokenizer)
         demonstrations.close()

@@ -26,6 +26,7 @@ from lit_rlvr.policy.precision import auto_precision, compute_dtype
 from lit_rlvr.rollout.callback import RolloutCallback, rollout_of
 from lit_rlvr.run.checkpoint import RunCheckpoint
 from lit_rlvr.run.loggers import callback_of, open_loggers
+from lit_rlvr.run.outputs import RunFolder
 from lit_rlvr.run.parts import RunParts
 from lit_rlvr.run.rank_zero import show_messages, silence_other_packages
 from lit_rlvr.run.run import CONFIGURABLE, DEFAULT_FOLDER, Run, RunStart, in_order, with_defaults
@@ -121,7 +122,6 @@ class Trainer(ChecksArguments, lightning.pytorch.Trainer):
             )
         self.run: Run | None = None  # opened by the command line before it builds the model; None = `fit` opens one
         self.warm_start = WarmStart()
-        self.accuracy_before_warm_start: float | None = None
         self._chosen_logger = logger
         self._options = {"accelerator": accelerator, "precision": precision} | options
         self.callbacks: list[Callback] = in_order(self.callbacks)
@@ -172,9 +172,8 @@ class Trainer(ChecksArguments, lightning.pytorch.Trainer):
         rollout_of(self).open_rewards(self, None if run.checkpoint is None else run.folder)
         validates = self.limit_val_batches and not model.demonstrates
         if self.warm_start.steps and validates and run.checkpoint is None and is_first_process():
-            self.accuracy_before_warm_start = accuracy_before(
-                model.model_folder, datamodule, rollout_of(self), self.strategy.root_device
-            )
+            accuracy = accuracy_before(model.model_folder, datamodule, rollout_of(self), self.strategy.root_device)
+            callback_of(self, RunFolder).note_warm_start(accuracy)
         self.make_warm_start(model, datamodule)
         run.loggers = open_loggers(self._chosen_logger, run.folder, run.checkpoint)
         others = (callback for callback in self.callbacks if not isinstance(callback, RunStart))

@@ -426,7 +426,7 @@ def describe_job(
     if module.teachers.in_loss:
         compared = teachers[0] if teachers else shape_of(config)
     prompts = data.prompts_per_rollout
-    demonstrations = rollout.demonstrations.get(data.name)  # once the data are read
+    demonstrations = rollout.demonstrations.by_name.get(data.name)  # once the data are read
     if demonstrations is not None:
         prompts *= demonstrations.most_sequences
     return JobSizes(

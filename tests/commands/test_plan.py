@@ -190,7 +190,7 @@ def test_each_sequence_of_a_conversation_is_a_row(tiny_model_folder: Path, tmp_p
     built = build_here("smoke/sft", tiny_model_folder, tmp_path)
     rollout, data = rollout_of(built.trainer), built.datamodule
     assert describe_run(built.trainer, built.model, data)[0].prompts == data.prompts_per_rollout
-    rollout.demonstrations[data.name] = SimpleNamespace(most_sequences=3)  # type: ignore[assignment]
+    rollout.demonstrations.by_name[data.name] = SimpleNamespace(most_sequences=3)  # type: ignore[assignment]
     assert describe_run(built.trainer, built.model, data)[0].prompts == 3 * data.prompts_per_rollout
 
 

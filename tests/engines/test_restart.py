@@ -16,7 +16,7 @@ from transformers import LlamaConfig
 
 from lit_rlvr.engines.base import EngineContext
 from lit_rlvr.engines.hf import HFEngine
-from lit_rlvr.engines.synced import Safeguards, SyncedEngine
+from lit_rlvr.engines.synced import SyncedEngine
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.policy.policy import Policy
@@ -116,7 +116,7 @@ def test_a_process_without_a_prompt_of_the_batch_restarts(tiny_model_folder: Pat
     """A rank may have no prompts in the last validation batch: its restarted engine is probed with the next prompts."""
     policy = load_policy(str(tiny_model_folder))
     inner = Crashing("sync", calls=[1])
-    engine = SyncedEngine(inner, Safeguards(max_engine_restarts=1))
+    engine = SyncedEngine(inner, max_restarts=1)
     start_engine(engine, policy, tiny_model_folder)
     engine.sync_weights(policy, "new")
     assert engine.generate([], Sampling(), []) == []
