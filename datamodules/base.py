@@ -123,7 +123,7 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         name: the set's name in metrics (`val/<name>/...`); the class name in snake case by default.
 
     Attributes:
-        encoder: renders and encodes its prompts.
+        prompt_encoder: renders and encodes its prompts.
         fields: the fields that `columns` can map.
         layouts: the layouts that are read without `columns`; a reader returns the fields of a `Sample` in a dict.
         parts: the DataModules that it mixes.
@@ -188,7 +188,7 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         self.too_long: dict[str, list[str]] = {}
         self._layouts = LayoutReader(self.layouts)
         self._sets = SampleSets(self.name, self._sources, reading, images, rewards)
-        self.encoder = PromptEncoder(self.name, chat, self)
+        self.prompt_encoder = PromptEncoder(self.name, chat, self)
         self._order = TrainingOrder(curriculum)
         self._ahead = PreparesAhead(self.prepare)
 
@@ -299,8 +299,8 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         check_reward_names(named, [reward.name for reward in rewards or ()])
         for data in self.validated:
             data._sets.expect(environment, rewards)
-            if environment is not None and data.encoder.environment is not environment:
-                data.encoder.offer_tools(environment)
+            if environment is not None and data.prompt_encoder.environment is not environment:
+                data.prompt_encoder.offer_tools(environment)
                 data.prompts.clear()  # `setup` tokenises them with the tools
                 data._order.forget()
 
@@ -312,23 +312,23 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
     @property
     def chat(self) -> Chat:
         """The format of prompts, which offers the tools of the run's environment."""
-        return self.encoder.chat
+        return self.prompt_encoder.chat
 
     def encoder_of(self, sample: Sample) -> PromptEncoder:
         """Return the encoder of the set that a sample is of."""
-        return self.encoder
+        return self.prompt_encoder
 
     def render(self, sample: Sample) -> str:
         """Return the exact text the model sees, special tokens and prefill included."""
-        return self.encoder.render(sample)
+        return self.prompt_encoder.render(sample)
 
     def encode(self, sample: Sample) -> Prompt:
         """Tokenise `render`'s text, with as many placeholders of each image as it has features."""
-        return self.encoder.encode(sample, self.reading.max_prompt_tokens)
+        return self.prompt_encoder.encode(sample, self.reading.max_prompt_tokens)
 
     def prepare(self, prompt: Prompt) -> Prompt:
         """Return the prompt ready for a batch, with its images decoded and cut into patches."""
-        return self.encoder.prepare(prompt)
+        return self.prompt_encoder.prepare(prompt)
 
     # ---- reading the sets ---------------------------------------------------------------------------------
 
@@ -353,7 +353,7 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
     def _tokenised(self, split: Split) -> list[Prompt]:
         """Tokenise a split; drop the prompts that are too long."""
         samples = self.load(split)
-        self.encoder.report_special_tokens(samples, split)
+        self.prompt_encoder.report_special_tokens(samples, split)
         prompts = [self.encode(sample) for sample in samples]
         fitting, self.too_long[split] = drop_long(prompts, self.reading.max_prompt_tokens, f"{self.name} {split}")
         if not prompts and split != "train":
@@ -366,7 +366,7 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         Raises:
             UserError: the training set has all questions of this DataModule's own validation set.
         """
-        has_environment = self.encoder.environment is not None
+        has_environment = self.prompt_encoder.environment is not None
         train = index_questions(self.prompts["train"], has_environment)
         for data in self.validated:
             validation = data.prompts.get("validation")

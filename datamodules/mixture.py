@@ -99,7 +99,7 @@ class Mixture(PromptDataModule):
         return self.part_of(sample).encode(sample)
 
     def encoder_of(self, sample: Sample) -> PromptEncoder:
-        return self.part_of(sample).encoder
+        return self.part_of(sample).prompt_encoder
 
     def difficulty(self, sample: Sample) -> float:
         return self.part_of(sample).difficulty(sample)

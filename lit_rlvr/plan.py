@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class RunPlan:
-    """A run before its weights load. `RolloutSettings.plan_run` makes it for a run that samples.
+    """A run before its weights load. `plan_run` makes it for a run that samples.
 
     Args:
         trains: the run trains, so it needs the reference and the teachers; False = it validates or tests.

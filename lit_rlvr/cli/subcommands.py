@@ -20,6 +20,7 @@ from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.rewards.gold_answers import check_references
 from lit_rlvr.rollout.callback import rollout_of
 from lit_rlvr.rollout.preflight.data import scored_samples, warn_of_answers
+from lit_rlvr.rollout.preflight.sizes import sequences_per_server
 from lit_rlvr.run.trainer import Trainer
 from lit_rlvr.sizing.gpus import GPUs
 from lit_rlvr.sizing.strategies import describe_job
@@ -156,7 +157,7 @@ class RLVRTrainer(Trainer):
         rollout = rollout_of(self)
         job = describe_job(model, datamodule, rollout, str(self.precision))
         if servers:
-            sequences = rollout.sequences_per_server(model, datamodule, servers)
+            sequences = sequences_per_server(rollout, model, datamodule, servers)
         else:
             sequences = None
         show_plan(job, GPUs.parse(gpus), sequences)

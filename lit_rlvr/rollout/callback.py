@@ -32,7 +32,7 @@ from lit_rlvr.rollout.generate import GroupSampler, completion_seeds
 from lit_rlvr.rollout.metrics import rollout_metrics, set_metrics
 from lit_rlvr.rollout.preflight.data import inspect_data, report_rewards
 from lit_rlvr.rollout.preflight.lengths import LongAnswerSearch
-from lit_rlvr.rollout.preflight.sizes import check_settings, log_sizes
+from lit_rlvr.rollout.preflight.sizes import check_settings, log_sizes, plan_run
 from lit_rlvr.rollout.queue import QueueSource
 from lit_rlvr.rollout.record import Record, ReplaySource, replay_settings
 from lit_rlvr.rollout.settings import RolloutSettings
@@ -252,7 +252,7 @@ class RolloutCallback(RolloutSettings, PlanningCallback):
         device = trainer.strategy.root_device.type
         if self.deterministic and device == "cuda":
             use_deterministic_kernels()
-        plan = self.plan = self.plan_run(trainer, module, data)
+        plan = self.plan = plan_run(self, trainer, module, data)
         # `RunParts.prepare` has asked the same before the weights loaded; a plain `lightning.Trainer` has not.
         check_all(lambda: check_settings(self, module, plan), lambda: self.inspect_data(module, data))
         # Numbers depend on these, and the settings do not tell them; a resumed run compares.

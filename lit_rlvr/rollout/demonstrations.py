@@ -72,7 +72,7 @@ class Demonstrations:
         self.ends = turn_ends(model_folder, data.tokenizer)
         with suppress(BadRow, UserError):  # a template that shows no such turn
             probe = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "?"}]
-            turns = split_turns(probe, data.chat, data.tokenizer, data.encoder.opening, self.ends, option)
+            turns = split_turns(probe, data.chat, data.tokenizer, data.prompt_encoder.opening, self.ends, option)
             last = turns.sequences[0][-1].token_ids
             self.ends = tuple(sorted(self.ends, key=lambda end: end not in last))
         plays = environment is not None and column is not None

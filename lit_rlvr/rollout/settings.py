@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lit_rlvr.common.arguments import MAX_SIZE, ChecksArguments, check_within, option_group
 from lit_rlvr.common.init_arguments import init_arguments, with_class_defaults
 from lit_rlvr.engines import resolve_engine
 from lit_rlvr.engines.base import RolloutEngine
-from lit_rlvr.engines.vllm import GPU_SEQUENCES
 from lit_rlvr.environments import Agent, Environment, as_environment
 from lit_rlvr.environments.base import rewards_with
 from lit_rlvr.errors import check_all, refuse_all
@@ -23,12 +21,6 @@ from lit_rlvr.rollout.episodes import check_turns
 from lit_rlvr.rollout.record import Replay
 from lit_rlvr.sampling import EvalSampling, Sampling
 from lit_rlvr.training.module import RLVRModule
-from lit_rlvr.training.optimizer import steps_per_iteration
-
-if TYPE_CHECKING:
-    from lightning.pytorch import Trainer
-
-    from lit_rlvr.datamodules import PromptDataModule
 
 
 @option_group("rollout.evaluation")
@@ -233,50 +225,6 @@ class RolloutSettings(ChecksArguments):
         if module.demonstrates:
             return 1
         return self.group_size
-
-    def most_completions(self, module: RLVRModule, data: PromptDataModule) -> int:
-        """Return the most completions that a run asks for at once: of a rollout, or of a batch of a validation."""
-        counts = [data.prompts_per_rollout * self.completions_of(module)]
-        for other in data.validated:
-            counts.append(other.evaluation.prompts_per_batch * self.samples_of(other.name))
-        return max(counts)
-
-    def sequences_per_server(self, module: RLVRModule, data: PromptDataModule, servers: int) -> int:
-        """Return how many sequences each server generates at once (`--max-num-seqs`): its share of all in flight.
-
-        Args:
-            module: the algorithm.
-            data: the data.
-            servers: copies of the model that generate, each on GPUs of its own.
-        """
-        in_flight = self.most_completions(module, data) * (1 + self.staleness)
-        group = self.completions_of(module)
-        groups = math.ceil(in_flight / (group * servers))  # a group stays together
-        return min(groups * group, GPU_SEQUENCES)
-
-    def most_sampled_tokens(self, trainer: Trainer, module: RLVRModule, data: PromptDataModule) -> int:
-        """Return the most tokens that a run samples to train on; 0 = its steps are not bounded."""
-        rollouts = max(0, math.ceil(trainer.max_steps / steps_per_iteration(module)))
-        return rollouts * data.prompts_per_rollout * self.completions_of(module) * self.sampling.max_tokens
-
-    def plan_run(self, trainer: Trainer, module: RLVRModule, data: PromptDataModule) -> RunPlan:
-        """Return what follows from the settings of a run, before its weights load."""
-        plan = self.add_to(RunPlan.of_trainer(trainer), module, data.prompts_per_rollout)
-        sampled = self.most_sampled_tokens(trainer, module, data)
-        return replace(plan, most_tokens=sampled * module.epochs_per_rollout)
-
-    def add_to(self, plan: RunPlan, module: RLVRModule, prompts: int) -> RunPlan:
-        """Return a plan with what these settings say of its rollouts, of some prompts each."""
-        return replace(
-            plan,
-            prompts=prompts,
-            completions=self.completions_of(module),
-            sampling=self.sampling,
-            staleness=0 if self.replay.rollouts_from else self.staleness,
-            replays_routes=self.replay_routes,
-            has_agent=isinstance(self.environment, Agent),
-            is_exact=self.engine.is_exact(plan.dtype),
-        )
 
     def samples_of(self, name: str) -> int:
         """Return the number of completions per prompt of a validation set."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lit_rlvr.errors import check_all
 from lit_rlvr.rollout.callback import RolloutCallback, rollout_of
-from lit_rlvr.rollout.preflight.sizes import check_settings
+from lit_rlvr.rollout.preflight.sizes import check_settings, plan_run
 from lit_rlvr.run.checkpoint import RunCheckpoint
 from lit_rlvr.run.loggers import callback_of
 from lit_rlvr.run.progress import Budget
@@ -52,7 +52,7 @@ class RunParts:
     @property
     def plan(self) -> RunPlan:
         """What follows from the run's settings."""
-        return self.rollout.plan_run(self.trainer, self.module, self.data)
+        return plan_run(self.rollout, self.trainer, self.module, self.data)
 
     @property
     def steps(self) -> int | None:

@@ -80,7 +80,7 @@ def check_thoughts(rollout: RolloutSettings, data: PromptDataModule) -> None:
     settings = {"rollout.sampling": rollout.sampling, "rollout.evaluation.sampling": rollout.eval_sampling}
     for option, sampling in settings.items():
         if sampling.max_thought_tokens:
-            check_room_for_answer(sampling, data.tokenizer, data.encoder.opening, option)
+            check_room_for_answer(sampling, data.tokenizer, data.prompt_encoder.opening, option)
 
 
 def scored_samples(rollout: RolloutSettings, data: PromptDataModule) -> list[Sample]:
