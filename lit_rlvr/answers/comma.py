@@ -8,12 +8,15 @@ from dataclasses import replace
 from lit_rlvr.answers.find import Found
 
 _WORDS = {
-    "de": "der die das und ist sind ein eine er sie wir f\u00fcr nicht mit von zu den dem des sich auf insgesamt also",
-    "es": "el la los las es son una un por para con que del se m\u00e1s en y total respuesta",
-    "fr": "le la les est sont une un des du et pour avec que dans il elle donc total r\u00e9ponse",
-    "it": "il lo la gli \u00e8 una un per con che di della sono quindi risposta",
-    "pt": "o a os as \u00e9 uma um por para com que do da s\u00e3o portanto resposta",
-    "nl": "de het een en van zijn met dus voor wij antwoord",
+    "de": "der die das und ist sind ein eine er sie wir f\u00fcr nicht mit von zu den dem des sich auf insgesamt also "
+    "im zum zur aus bei nach pro hat haben wird werden betr\u00e4gt kostet kosten dazu somit damit dann noch",
+    "es": "el la los las es son una un por para con que del se m\u00e1s en y total respuesta "
+    "al tiene hay cuesta entonces cada su sus",
+    "fr": "le la les est sont une un des du et pour avec que dans il elle donc total r\u00e9ponse "
+    "au aux sur par co\u00fbte chaque soit ce cette ses",
+    "it": "il lo la gli \u00e8 una un per con che di della sono quindi risposta al del dei costa ogni ha",
+    "pt": "o a os as \u00e9 uma um por para com que do da s\u00e3o portanto resposta em no na custa cada tem",
+    "nl": "de het een en van zijn met dus voor wij antwoord is kost elke per heeft op",
 }
 """Frequent words of languages with a decimal comma."""
 _SETS = [frozenset(words.split()) for words in _WORDS.values()]
@@ -32,6 +35,21 @@ def has_decimal_comma(text: str) -> bool:
         return True
     words = set(re.findall(r"[^\W\d_]+", text[-READ:].lower()))
     return len(words & _ENGLISH) < 2 and any(len(words & known) > 1 for known in _SETS)
+
+
+_DECIMAL_COMMA = re.compile(r"(?<![\d.,])(?:\d{1,3}(?:\.\d{3})+|\d+),\d+(?![\d.,])")
+_DECIMAL_POINT = re.compile(r"(?<![\d.,])\d*\.(?:\d{1,2}|\d{4,})(?![\d.,])")
+
+
+def has_only_decimal_commas(text: str) -> bool:
+    """Return True if a text in a language with a decimal comma has one and no decimal point."""
+    last = text[-READ:]
+    return has_decimal_comma(text) and bool(_DECIMAL_COMMA.search(last)) and not _DECIMAL_POINT.search(last)
+
+
+def has_dotted_thousands(text: str) -> bool:
+    """Return True for a text with a number such as "1.250", which English reads as a decimal."""
+    return _THOUSANDS.search(text) is not None
 
 
 def with_decimal_point(found: Found) -> Found:
