@@ -26,7 +26,10 @@ _CONTRAST = re.compile(
     r"(?i),?\s+(?:whereas|wohingegen|mientras que|tandis que|alors que|enquanto que|terwijl)\s(?=[^;:]*$)"
 )
 """Words before a clause about something else."""
-_TO_DO = r"(?:to|para|pour|per|um|om)\s+(?!(?:get|give|obtain|find|yield|have|be)\b)[^\W\d_]{3,}"
+_TO_DO = (
+    r"(?:(?:to|para|pour|per|um|om)\s+(?!(?:get|give|obtain|find|yield|have|be)\b)[^\W\d_]{3,}"
+    r"|(?:de|di|d['\u2019])\s*[^\W\d_]{2,}(?:[aei]r|[aei]re)\b)"
+)
 _CONJUNCTION = r"(?:and|but|so|then|und|aber|y|et|e)\s"
 _AUXILIARY = r"(?:needs?|ha[sd]|have|wants?|able|going|used)\s+to\b"
 _WORDS = rf"\s*\$?(?:\s+(?!{_CONJUNCTION})(?!{_AUXILIARY})[^\W\d_]+){{0,4}}?"
@@ -40,7 +43,7 @@ _IN = re.compile(rf"(?i){_WORDS}\s+(?:in|en|em|au cours de)\s+{_ARTICLE}")
 _TIME = (("s", 1),)
 _OF = re.compile(r"\s+of\s+")
 _TO_THE_OTHER_END = re.compile(r"\s*(?:to|until|till|-)\s*")
-_NOUN = re.compile(r"\$?\s+[^\W\d_]|\s*[.!]?$")
+_NOUN = re.compile(r"\$?(?:\s+|-)[^\W\d_]|\s*[.!]?$")
 _MONEY = re.compile(r"(?i)\s*(?:dollars?|cents?|euros?|pounds?)\b")
 _THAN = "|".join(
     [
@@ -58,6 +61,11 @@ _COMPARED = re.compile(rf"(?i)[%$]?(?:\s+[^\W\d_]+){{0,3}}?\s+(?:{_THAN})\b|\s+t
 _OPERATION = re.compile(
     r"(?i)\b(?:add|(?<!de )plus|subtract|minus|multipl|divid|combin|sum|product)|\btak\w+\s[^.;]*?\bfrom\b"
 )
+_MULTIPLE = re.compile(
+    r"(?i)[^.;]*?,\s+(?:which is |that is )?(?:twice|double|triple|half|(?:a|one|two) (?:third|quarter|fifth)s?(?: of)?"
+    r"|[a-z]+ times)(?: as \w+ as)?\s+(?:of\s+)?(?:the|his|her|its|their)?\s*\$?"
+)
+"""Between a number and another one of which it is a multiple: "60, twice the 30 of the first"."""
 _BRACKET = re.compile(r"\s\((?=[^()]*[A-Za-z]{3})[^()]*\)")
 """A note in brackets."""
 
@@ -111,6 +119,8 @@ def without_asides(text: str, spans: list[Span]) -> list[Span]:
 
 def _is_aside(text: str, previous: int, start: int, end: int) -> bool:
     """Return True if a number hangs on the one that ends at `previous`."""
+    if _MULTIPLE.fullmatch(text, previous, start):
+        return True
     if _OF.fullmatch(text, previous, start) or _FROM.fullmatch(text, previous, start):
         return True
     if _IN.fullmatch(text, previous, start) and _is_time(text, end):

@@ -230,8 +230,21 @@ def _without_check(tail: str) -> str:
     return tail
 
 
-_BULLET = re.compile(r"\s*(?:[-*+]|\u2022)\s+\$?([^\sA-Za-z=]+?)\$?\.?\s*")
-"""A line of a list whose item is a value without words or steps."""
+_BULLET = re.compile(r"\s*(?:[-*+]|\u2022)\s+\$?((?:[A-Za-z](?:_\{?\w\}?)?\s*=\s*)?[^\sA-Za-z=]+?)\$?[.,;]?\s*")
+"""A line of a list whose item is a value without words or steps; it may have a letter as its name."""
+
+
+def _first_values(rest: str) -> str:
+    """Return the values of the list that a text begins with, at least two, with commas between; "" without one."""
+    values: list[str] = []
+    for line in re.sub(r"^[:*\s]*\n", "", rest).splitlines():
+        bullet = _BULLET.fullmatch(line)
+        if bullet is None:
+            break
+        values.append(bullet[1])
+    if len(values) > 1:
+        return ", ".join(values)
+    return ""
 
 
 def _listed_values(tail: str) -> str:
@@ -383,7 +396,7 @@ def _phrases(text: str) -> list[Found]:
     for marker in markers[-3:]:
         rest = text[marker.end() : marker.end() + TAIL_CHARACTERS]
         lines = [(line, bare) for line in rest.splitlines(keepends=True) if (bare := _bare(line))]
-        bare = lines[0][1] if lines else ""
+        bare = _first_values(rest) or (lines[0][1] if lines else "")
         behind = "".join(line for line, _ in lines[1:])[:BEHIND_CHARACTERS]
         found.append(Found(bare, "phrase", behind=behind, otherwise=found[-1] if found else None))
     return found
@@ -415,7 +428,7 @@ def normalise(text: str) -> str:
     """Normalise text for comparison: no markup, outer space or quotes, final full stop or case; `(A)` becomes `a`."""
     text = _TEXT_COMMAND.sub(r"\1", with_carets(plain_characters(text)))
     text = re.sub(r"\\left|\\right|\\[,!;:]|\$|\*\*", "", text)
-    text = re.sub(r"([_^])\{(\w)\}", r"\1\2", text)
+    text = re.sub(r"([_^])\{([\w+-])\}", r"\1\2", text)
     text = re.sub(r"(?<!\w)\s+|\s+(?!\w)", "", text).rstrip(".")
     symbols = set(_SYMBOL.findall(text))
     if not any(symbol.swapcase() in symbols for symbol in symbols):  # m/M is not M/m

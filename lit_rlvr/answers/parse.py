@@ -47,6 +47,12 @@ LONGEST = 2000
 """Longer texts are compared as text only."""
 
 
+_SUBSTANCE = r"\d*\s*[a-z][\w{}()]*(?:\^\{?\d?[+-]\}?)?"
+_SUBSTANCES = rf"{_SUBSTANCE}(?:\s*\+\s*{_SUBSTANCE})*"
+_REACTION = re.compile(rf"{_SUBSTANCES}\s*(?:-+>|\\to)\s*{_SUBSTANCES}")
+"""A chemical reaction in normalised form."""
+
+
 @lru_cache(maxsize=4096)
 def parse(text: str) -> tuple[Reading, ...]:
     """Return all readings of a text, as text first."""
@@ -55,8 +61,8 @@ def parse(text: str) -> tuple[Reading, ...]:
     readings_of_text: list[Reading] = [Text(key)] if key else []
     if re.fullmatch(r"\w(?: \w)+", key) and not key.replace(" ", "").isdigit():
         readings_of_text.append(Text(key.replace(" ", "")))
-    if is_code(key.upper()) and "_" in key:
-        readings_of_text.append(Text(re.sub(r"[_{}]", "", key)))
+    if (is_code(key.upper()) and "_" in key) or _REACTION.fullmatch(key):
+        readings_of_text.append(Text(re.sub(r"[_{}\s]", "", key.replace("\\to", "->"))))
     if not re.search(r"\d|[\\^_=]", key) and (spelt := re.sub(r"\.\s*", " ", key).strip()) != key:  # initials
         readings_of_text.append(Text(spelt))
     if re.fullmatch(r"-?[\d.,]+ [a-z]+", key):
@@ -68,7 +74,10 @@ def parse(text: str) -> tuple[Reading, ...]:
     if article:
         readings_of_text.append(Text(key[article.end() :]))
     if len(text) <= LONGEST and (cleaned := clean(text)):
-        readings_of_text += [Text(normalise(cleaned)), *_read(cleaned, 0)]
+        cleaned_key = normalise(cleaned)
+        if _REACTION.fullmatch(cleaned_key):
+            readings_of_text.append(Text(re.sub(r"[_{}\s]", "", cleaned_key.replace("\\to", "->"))))
+        readings_of_text += [Text(cleaned_key), *_read(cleaned, 0)]
     if not any(isinstance(v, Labelled | Matrix) for v in readings_of_text):
         return tuple(dict.fromkeys(readings_of_text))
     return tuple(readings_of_text)
@@ -126,12 +135,35 @@ def _read(text: str, depth: int) -> list[Reading]:
     word = next((key for key, pattern in _SAID.items() if re.fullmatch(pattern, text, re.I)), None)
     if word:
         return [Text(word)]
+    vector = _basis_vector(text, depth)
+    if vector is not None:
+        return [vector, *read_formula(text)]
     first, second = (_plus_minus, _bracketed) if text[0] == "(" else (_bracketed, _plus_minus)
     for read in (_bound, _list, _set_operations, _relation, first, second):
         values = read(text, depth)
         if values:
             return values
     return read_formula(text)
+
+
+_COMPONENT = re.compile(r"\s*([-+]?)\s*([^-+ijk]*?)\s*([ijk])(?![A-Za-z])")
+
+
+def _basis_vector(text: str, depth: int) -> Series | None:
+    """Read a sum of the unit vectors i, j and k, at least two of them: "3i - j + 2k"."""
+    components: dict[str, str] = {}
+    position = 0
+    while match := _COMPONENT.match(text, position):
+        components[match[3]] = f"{match[1].removeprefix('+')}{match[2].strip(' *') or '1'}"
+        position = match.end()
+    names = "".join(components)
+    if position < len(text.rstrip()) or names not in ("ij", "ik", "jk", "ijk"):
+        return None
+    if "k" in names:
+        order = "ijk"
+    else:
+        order = "ij"
+    return Series(tuple(readings(components.get(name, "0"), depth + 1) for name in order), "()")
 
 
 _SIGNS_IN_WORDS = {
@@ -395,11 +427,22 @@ def _oriented(left: str, sign: str, right: str) -> tuple[str, str, str]:
     return {"<": (">", right, left), "\\le": ("\\ge", right, left)}.get(sign, (sign, left, right))
 
 
+_DESCRIBED = re.compile(r"^(?:[a-z]+ )*[a-z]{3,} (?=[A-Za-z]\s*$)")
+"""The words before the letter of a label: "the vertical line x"."""
+
+
 def _label(text: str) -> str:
+    text = _DESCRIBED.sub("", text)
     label = re.sub(r"[\s{}\\]|(?:^the )", "", text)
     if re.search(r"[A-Za-z]{2}", label):
         return label.casefold()
     return label
+
+
+_TASK = re.compile(
+    r"\\(?:int|oint|lim|sum|prod)(?![A-Za-z])|\\frac\s*\{\s*(?:d|\\partial)\s*\}\s*\{\s*(?:d|\\partial)\s*[a-z]\s*\}"
+)
+"""What is to be computed, on the left of its result."""
 
 
 def _equal_sides(sides: Sequence[str], depth: int) -> list[Reading]:
@@ -419,7 +462,11 @@ def _equal_sides(sides: Sequence[str], depth: int) -> list[Reading]:
         results.append(Labelled({_label(last): (readings(first, depth + 1),)}))
     elif to_sympy(first) is None and read_constant(last) is not None:  # the name of a sum, a determinant, ...
         results.append(Labelled({_label(first): (readings(last, depth + 1),)}))
-    elif len(sides) > 2 or (read_constant(first.replace("%", "")) is not None and _is_constant(last, depth)):
+    elif (
+        len(sides) > 2
+        or (_TASK.search(first) and to_sympy(first) is None)
+        or (read_constant(first.replace("%", "")) is not None and _is_constant(last, depth))
+    ):
         return _read(last, depth + 1)
     formulas = [to_sympy(side) for side in (first, last)]
     if len(sides) == 2 and all(isinstance(f, sympy.Expr) for f in formulas):

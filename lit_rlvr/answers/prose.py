@@ -53,7 +53,7 @@ _VERB = re.compile(
 _TO = r"to(?!\s+the\s+(?!power\b|first\b|second\b|third\b|(?:four|fif|six|seven|eigh|nin|ten|n)th\b)[a-z])"
 """Between the ends of a range, a base and its power, the terms of a ratio; not before a place."""
 _GOES_ON = re.compile(
-    rf"(?i)\$?\s*(?:(?:or|{_TO}|plus|minus|times|divided)\b|(?:percent|%)\s+of\b|\?|\(\s*wrong\b"
+    rf"(?i)\$?\s*(?:(?:or|{_TO}|plus|minus|times|divided)\b|(?:percent|%)\s+of\b(?=[^.;]*(?:\d|\bit\b|\bthat\b))|\?|\(\s*wrong\b"
     r"|can\s+be\s+(?:written|expressed)\b|(?:if|when|for)\b.*"
     r"\b(?:if|otherwise|else)\b)"
 )
@@ -96,7 +96,10 @@ _VERDICT_WORD = "|".join(sorted(YES_NO, key=len, reverse=True))
 _FIRST_WORD = re.compile(
     rf"(?i)(?:[{ALPHABET}]+[,:]\s+|so\s+)?({_VERDICT_WORD})(?![{ALPHABET}])(?=\s*(?:[,.;:!\uff0c\u3002-]|$))"
 )
-_LAST_WORD = re.compile(rf"(?i)(?:[,:]|\b(?:say|says|be)\b)\s*(?:so\s+)?({_VERDICT_WORD})\W*$")
+_LAST_WORD = re.compile(
+    r"(?i)(?:[,:.!?]|\b(?:say|says|be|evaluates to|returns?|prints?|outputs?|yields?)\b)\s*(?:so\s+)?"
+    rf"({_VERDICT_WORD})\W*$"
+)
 _SO = re.compile(
     r"(?i)(?:[,;.]|\s+and)\s+(?:i\.e\.,?\s+|(?:so|thus|hence|therefore|then|which (?:gives|means|makes)"
     r"|giving|making|namely|in other words|that is(?=,)|or equivalently)\b,?\s+"
@@ -239,7 +242,9 @@ def _in_sentence(answer: Found, keys: Collection[str]) -> Iterator[str]:
         yield count
     if verb and has_denial(text[: verb.end() + 4]):
         statement = text
-    if is_phrase or statement != text:
+    if _LISTED_WORDS.fullmatch(statement):
+        clause = statement
+    elif is_phrase or statement != text:
         clause = statement[: _cut(statement)]
     else:
         clause = statement
@@ -253,6 +258,8 @@ def _in_sentence(answer: Found, keys: Collection[str]) -> Iterator[str]:
     for phrase in dict.fromkeys((text, clause, with_article, _NOTE.sub("", text))):
         if not keys.isdisjoint(text_keys(parse(phrase))):
             yield phrase
+    if _LISTED_WORDS.fullmatch(statement):
+        yield statement
     named = _named(clause, keys)
     if named:
         yield named
@@ -286,6 +293,9 @@ def _in_sentence(answer: Found, keys: Collection[str]) -> Iterator[str]:
         yield from _above(answer, keys)
 
 
+_ITEM = r"[^\W\d_]+(?: (?!and\b)[^\W\d_]+)?"
+_LISTED_WORDS = re.compile(rf"{_ITEM},\s+{_ITEM}(?:,\s+{_ITEM})*(?:,?\s+and\s+{_ITEM}|,\s+{_ITEM})\.?")
+"""At least three items of one or two words: "red, green, and blue"."""
 _SHARE_OF = re.compile(
     r"(?i)(?:(?:so|thus|hence|therefore|then),?\s+)?([a-z]+(?:[- ][a-z]+){0,2}?)\s+of\s+"
     r"(?:(?:the|all|his|her|its|their|our)\s+){1,2}\d"
@@ -490,14 +500,20 @@ _GIVEN = re.compile(r"(?i)\b(?:the|these|those|both|all|my|your|his|her|its|our|
 """Before a number of things that are known: "the 9 places"."""
 
 
+_PROPERTY = re.compile(r"-(?:[a-z]+-)?[a-z]{2,}\s+[a-z]{3,}")
+"""Behind a number that describes a thing: "the 200-litre tank"."""
+
+
 def _without_known(text: str) -> list[tuple[int, int]]:
-    """Return the spans of a text that are no ordinal ("7th") and count nothing known; all if there is no other."""
+    """Return the spans of a text that are no ordinal ("7th"), count nothing known and describe nothing; all if there
+    is no other."""
     spans = list(_spans(text))
     new = []
     for start, end in spans:
         is_ordinal = re.match(r"(?:st|nd|rd|th)\b", text[end:]) is not None
         is_given = _GIVEN.search(text[:start]) is not None and re.match(r"\s+[a-z]{3}", text[end:]) is not None
-        if not (is_ordinal or is_given):
+        is_property = _PROPERTY.match(text, end) is not None
+        if not (is_ordinal or is_given or is_property):
             new.append((start, end))
     return new or spans
 
