@@ -200,7 +200,18 @@ def _last_line(tail: str) -> Found:
     lines = [bare for line in tail.splitlines() if (bare := _bare(line))] or [""]
     if len(lines) > 1 and len(lines[-1]) > 8 and lines[-2].startswith(lines[-1]):
         lines.pop()  # a loop that was cut off
-    return Found(lines[-1], "line", above=tuple(lines[-4:-1]))
+    return Found(_without_loop(lines[-1]), "line", above=tuple(lines[-4:-1]))
+
+
+_LOOP = re.compile(r"(?=[^A-Za-z]*[A-Za-z])(.{3,80}?)(?:\s+\1)+\s*(.*)")
+
+
+def _without_loop(line: str) -> str:
+    """Return a line that says the same again and again, perhaps cut off, once: "A: 8 A: 8 A:"."""
+    loop = _LOOP.fullmatch(line)
+    if loop and loop[1].startswith(loop[2]):
+        return loop[1]
+    return line
 
 
 _CHECK = re.compile(
