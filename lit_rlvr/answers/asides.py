@@ -61,6 +61,10 @@ _COMPARED = re.compile(rf"(?i)[%$]?(?:\s+[^\W\d_]+){{0,3}}?\s+(?:{_THAN})\b|\s+t
 _OPERATION = re.compile(
     r"(?i)\b(?:add|(?<!de )plus|subtract|minus|multipl|divid|combin|sum|product)|\btak\w+\s[^.;]*?\bfrom\b"
 )
+_RELATIVE = re.compile(
+    r"(?i)[^.;]*?(?<!,)\s(?:that|which|who)\s+(?!(?:\w+\s+){0,3}(?:is|are|was|were|equals?|makes?|gives?)\b)(?:\w+\s+){1,3}\$?"
+)
+"""Between a number and one in a clause that says which thing is meant: "5 for the toy that costs 9"."""
 _MULTIPLE = re.compile(
     r"(?i)[^.;]*?,\s+(?:which is |that is )?(?:twice|double|triple|half|(?:a|one|two) (?:third|quarter|fifth)s?(?: of)?"
     r"|[a-z]+ times)(?: as \w+ as)?\s+(?:of\s+)?(?:the|his|her|its|their)?\s*\$?"
@@ -119,7 +123,7 @@ def without_asides(text: str, spans: list[Span]) -> list[Span]:
 
 def _is_aside(text: str, previous: int, start: int, end: int) -> bool:
     """Return True if a number hangs on the one that ends at `previous`."""
-    if _MULTIPLE.fullmatch(text, previous, start):
+    if _MULTIPLE.fullmatch(text, previous, start) or _RELATIVE.fullmatch(text, previous, start):
         return True
     if _OF.fullmatch(text, previous, start) or _FROM.fullmatch(text, previous, start):
         return True

@@ -32,11 +32,13 @@ _SCRIPTS = re.compile(rf"(?<={_CJK})(?=[A-Za-z(])|(?<=[A-Za-z)])(?={_CJK})")
 _BRACKETS = str.maketrans("\u3010\u3011\u3016\u3017\u300a\u300b\u300e\u300f", "()()()()")
 
 _ANSWER = (
-    "answer|option|choice|answers|r\u00e9ponse|antwort|l\u00f6sung|respuesta|risposta|resposta|\u043e\u0442\u0432\u0435\u0442|"
+    "answer|option|choice|answers|opci\u00f3n|op\u00e7\u00e3o|opzione|optie|alternativa|variante|\u0432\u0430\u0440\u0438\u0430\u043d\u0442|"
+    "r\u00e9ponse|antwort|l\u00f6sung|respuesta|risposta|resposta|\u043e\u0442\u0432\u0435\u0442|"
     "\u7b54\u6848|\u7b54\u3048|\u6b63\u89e3|\u6545\u9009|\u9009\u9879|\uc815?\ub2f5"
 )
 _MARKER = re.compile(
-    rf"(?:{_ANSWER})(?:(?! [A-Z]\b)[ \w]){{0,30}}?\s*(?:[:=]|\b(?:is|are|would be|should be|must be|est|ist|es)\b"
+    rf"(?:{_ANSWER})(?:(?! [A-Z]\b)[ \w]){{0,30}}?\s*"
+    r"(?:[:=]|\b(?:is|are|would be|should be|must be|est|ist|es|\u00e9|\u00e8)\b"
     r"|\u5e94\u8be5\u662f|\u5e94\u4e3a|(?<!\u4e0d)\u662f|\u4e3a|\u306f|[\uc740\ub294])(?!\s*n[o']t\s*$)|\(\u7b54\u6848\)\s*:?",
     re.IGNORECASE,
 )
@@ -45,7 +47,7 @@ _FILLER = (
     r"so|thus|hence|therefore|then|clearly|obviously|definitely|probably|likely|i|i'd|i'll|we|you|my|the|this|that|it|"
     r"its|it's|that's|one|is|are|be|was|would|should|must|will|can|think|believe|say|guess|choose|chose|pick|picked|"
     r"select|selected|go|going|went|with|for|to|answer|final|correct|right|best|most|appropriate|true|option|choice|"
-    r"letter|both|either|but|\u6b63\u786e|\u7b54\u6848|\u9009\u9879|\u9009\u62e9|\u5e94\u8be5|\u6240\u4ee5|\u56e0\u6b64|"
+    r"letter|both|either|but|la|el|le|il|lo|die|der|das|letra|lettre|lettera|buchstabe|\u6b63\u786e|\u7b54\u6848|\u9009\u9879|\u9009\u62e9|\u5e94\u8be5|\u6240\u4ee5|\u56e0\u6b64|"
     r"\u672c\u9898|\u672c\u9898\u9009|\u6545\u9009|\u6545|\u9009|\u662f|\u4e3a|\u5e94|\u9879"
 )
 _FILLERS = rf"(?i:(?:[\s:,=\"'(\[|-]|(?<![^\W_])(?:{_FILLER})(?![^\W_]))*)"

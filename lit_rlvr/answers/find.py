@@ -49,6 +49,8 @@ class Found:
         boxes: the contents of several boxes, of which `text` is the last; else ().
         joiner: what stands between them: "or", or nothing but a new line.
         above: lines above a last one that may be a courtesy.
+        first: the first line of a text whose answer is its last line.
+        marked: what is bold or code at the end of a line or phrase.
         behind: what follows the answer, which may take it back.
         otherwise: what answers if `text` is only a heading or a note.
     """
@@ -58,6 +60,8 @@ class Found:
     boxes: tuple[str, ...] = ()
     joiner: Literal["", "and", "or", "line"] = ""
     above: tuple[str, ...] = ()
+    first: str = field(default="", compare=False)
+    marked: str = field(default="", compare=False)
     behind: str = field(default="", compare=False)
     otherwise: Found | None = field(default=None, compare=False)
 
@@ -147,7 +151,7 @@ def _find(text: str, boxed_only: bool) -> Found:
     phrases = _phrases(tail)
     if phrases:
         return phrases[-1]
-    return _last_line(tail)
+    return _last_line(tail, text)
 
 
 def _framed(text: str) -> tuple[int, int, str] | None:
@@ -191,16 +195,33 @@ def _with_surroundings(text: str, boxes: _Boxes) -> str:
     return f"{sign[1] or sign[2] if sign else ''}{f'({inside})' if is_sum else inside}{factor[1] if factor else ''}"
 
 
-def _last_line(tail: str) -> Found:
-    """Return the last line that is not empty, with the lines above it."""
+_MARKED = re.compile(r"(?:\*\*([^*\n]+)\*\*|`([^`\n]+)`)[\s.!]*$")
+FIRST_CHARACTERS = 200
+"""The most characters of a first line that are read."""
+
+
+def _marked(line: str) -> str:
+    """Return what is bold or code at the end of a line; "" without it."""
+    match = _MARKED.search(line)
+    if match:
+        return match[1] or match[2]
+    return ""
+
+
+def _last_line(tail: str, text: str) -> Found:
+    """Return the last line of a text's tail that is not empty, with the lines above it."""
     tail = _without_check(tail)
     listed = _listed_values(tail)
     if listed:
         return Found(listed, "line")
-    lines = [bare for line in tail.splitlines() if (bare := _bare(line))] or [""]
+    raw = [line for line in tail.splitlines() if _bare(line)] or [""]
+    lines = [_bare(line) for line in raw]
     if len(lines) > 1 and len(lines[-1]) > 8 and lines[-2].startswith(lines[-1]):
         lines.pop()  # a loop that was cut off
-    return Found(_without_loop(lines[-1]), "line", above=tuple(lines[-4:-1]))
+        raw.pop()
+    first = _bare(text.lstrip()[:FIRST_CHARACTERS].partition("\n")[0])
+    above = tuple(lines[-4:-1])
+    return Found(_without_loop(lines[-1]), "line", above=above, first=first, marked=_marked(raw[-1]))
 
 
 _LOOP = re.compile(r"(?=[^A-Za-z]*[A-Za-z])(.{3,80}?)(?:\s+\1)+\s*(.*)")
@@ -382,7 +403,7 @@ def _behind_hashes(text: str) -> str | None:
 
 
 _MARKER = re.compile(
-    r"(?i)(?:\banswers?\b|\b(?:correct|right|best)\s+(?:option|choice)\b|\bsolutions?\b(?=\s+(?:is|are)\b)"
+    r"(?i)(?:\banswers?\b(?:\s+to\s+(?:the|this|that|your)\s+(?:question|problem|exercise))?|\b(?:correct|right|best)\s+(?:option|choice)\b|\bsolutions?\b(?=\s+(?:is|are)\b)"
     r"|\u7b54\u6848|\u6545\u9009)[*_\s]*(?:\([^()\n]*\)\s*)?"
     r"(?:(?:is|are|would be)(?![A-Za-z])|[=:\uff1a\u4e3a\u662f\u3011]+)|\bfinal answer\b[*_#\s]*\n"
 )
@@ -409,7 +430,9 @@ def _phrases(text: str) -> list[Found]:
         lines = [(line, bare) for line in rest.splitlines(keepends=True) if (bare := _bare(line))]
         bare = _first_values(rest) or (lines[0][1] if lines else "")
         behind = "".join(line for line, _ in lines[1:])[:BEHIND_CHARACTERS]
-        found.append(Found(bare, "phrase", behind=behind, otherwise=found[-1] if found else None))
+        marked = _marked(lines[0][0]) if lines else ""
+        otherwise = found[-1] if found else None
+        found.append(Found(bare, "phrase", marked=marked, behind=behind, otherwise=otherwise))
     return found
 
 

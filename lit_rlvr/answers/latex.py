@@ -91,6 +91,8 @@ _PARAMETER = re.compile(
 _ANY = re.compile(r"[,;]?\s*\b(?:for|where|with)\s+(?:any|some|all)\s+(?:[a-z]+\s+)?[a-z](?:\s*[<>]\s*0)?$")
 """The end of an answer that says of a letter only that it is free."""
 _US_DOLLAR = re.compile(r"\bUS\s*\\?\$")
+_SET = re.compile(r"\{\s*[a-z]\s*[|:]")
+"""The beginning of a set by its condition: "{x | x > 0}"."""
 _ENDS = " \t\r\n.,;:"
 
 
@@ -124,7 +126,13 @@ def clean(text: str) -> str:
     text = re.sub(r"^(?i:minus|negative)\s+(?=[\d\\(])", "-", text)
     while lead := _LEAD.match(text):
         text = trim(text[lead.end() :])
-    if text[:1] == "{" and closing_bracket(text, 0) == len(text) - 1 and not split_outside(text[1:-1], COMMAS)[1:]:
+    is_set = _SET.match(text) is not None
+    if (
+        text[:1] == "{"
+        and not is_set
+        and closing_bracket(text, 0) == len(text) - 1
+        and not split_outside(text[1:-1], COMMAS)[1:]
+    ):
         text = trim(text[1:-1])
     remark = _REMARK.search(text)
     if remark is None or not remark.start():

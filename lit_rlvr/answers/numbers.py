@@ -297,7 +297,25 @@ def read_quantity(text: str) -> list[Reading]:
         else:
             inside = [head]
         return [Quantity(v, *unit) if unit and isinstance(v, Number) else v for v in inside]
-    return _read_amount(text)
+    return _read_amount(text) or _read_spelt(text)
+
+
+_SPELT = re.compile(
+    r"([A-Za-z]+(?:[- ][A-Za-z]+){0,7}?)\s+(?:of\s+)?(?:an?\s+)?"
+    r"((?:square |cubic )?[A-Za-z]{3,}(?: squared| cubed)?)"
+)
+
+
+def _read_spelt(text: str) -> list[Reading]:
+    """Read a number in words with a unit behind it: "two and a half hours", "half a litre"."""
+    match = _SPELT.fullmatch(text)
+    if match is None:
+        return []
+    unit = read_unit(match[2])
+    number = read_numeral(match[1])
+    if unit is None or number is None:
+        return []
+    return [Quantity(Number(sympy.Rational(number)), *unit)]
 
 
 def _read_amount(text: str) -> list[Reading]:

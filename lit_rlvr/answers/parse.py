@@ -13,7 +13,7 @@ from typing import Any
 
 import sympy
 
-from lit_rlvr.answers.characters import plain_characters
+from lit_rlvr.answers.characters import ALPHABET, plain_characters
 from lit_rlvr.answers.find import normalise
 from lit_rlvr.answers.formulas import is_code, read_formula, to_sympy
 from lit_rlvr.answers.frames import single_backslashes
@@ -51,6 +51,14 @@ _SUBSTANCE = r"\d*\s*[a-z][\w{}()]*(?:\^\{?\d?[+-]\}?)?"
 _SUBSTANCES = rf"{_SUBSTANCE}(?:\s*\+\s*{_SUBSTANCE})*"
 _REACTION = re.compile(rf"{_SUBSTANCES}\s*(?:-+>|\\to)\s*{_SUBSTANCES}")
 """A chemical reaction in normalised form."""
+_ION = re.compile(r"[a-z][a-z\d_{}()]*\^?\{?\d?[+-]\}?")
+
+
+def _chemical(key: str) -> list[Text]:
+    """Return a formula with lowered numbers, an ion or a reaction as it is typed without markup: "so42-"."""
+    if (is_code(key.upper()) and "_" in key) or _ION.fullmatch(key) or _REACTION.fullmatch(key):
+        return [Text(re.sub(r"[_{}^\s]", "", key.replace("\\to", "->")))]
+    return []
 
 
 @lru_cache(maxsize=4096)
@@ -61,8 +69,7 @@ def parse(text: str) -> tuple[Reading, ...]:
     readings_of_text: list[Reading] = [Text(key)] if key else []
     if re.fullmatch(r"\w(?: \w)+", key) and not key.replace(" ", "").isdigit():
         readings_of_text.append(Text(key.replace(" ", "")))
-    if (is_code(key.upper()) and "_" in key) or _REACTION.fullmatch(key):
-        readings_of_text.append(Text(re.sub(r"[_{}\s]", "", key.replace("\\to", "->"))))
+    readings_of_text += _chemical(key)
     if not re.search(r"\d|[\\^_=]", key) and (spelt := re.sub(r"\.\s*", " ", key).strip()) != key:  # initials
         readings_of_text.append(Text(spelt))
     if re.fullmatch(r"-?[\d.,]+ [a-z]+", key):
@@ -75,9 +82,7 @@ def parse(text: str) -> tuple[Reading, ...]:
         readings_of_text.append(Text(key[article.end() :]))
     if len(text) <= LONGEST and (cleaned := clean(text)):
         cleaned_key = normalise(cleaned)
-        if _REACTION.fullmatch(cleaned_key):
-            readings_of_text.append(Text(re.sub(r"[_{}\s]", "", cleaned_key.replace("\\to", "->"))))
-        readings_of_text += [Text(cleaned_key), *_read(cleaned, 0)]
+        readings_of_text += [*_chemical(cleaned_key), Text(cleaned_key), *_read(cleaned, 0)]
     if not any(isinstance(v, Labelled | Matrix) for v in readings_of_text):
         return tuple(dict.fromkeys(readings_of_text))
     return tuple(readings_of_text)
@@ -112,6 +117,8 @@ def _read(text: str, depth: int) -> list[Reading]:
         return [Text((option[1] or option[3]).lower()), *readings(option[2] or option[4], depth + 1)]
     if re.fullmatch(r"-?\d+(?:\.\d+)?(?:\s+-?\d+(?:\.\d+)?)+", text):
         return []  # a row of numbers
+    if re.fullmatch(r"[0-9A-Fa-f]+_\{?\(?16\)?\}?", text) and not text.partition("_")[0].isdigit():
+        return [Text(text.partition("_")[0].lower()), *read_parts(text)]
     for reader in (read_parts, read_number, read_quantity):
         results = reader(text)
         if results:
@@ -171,7 +178,7 @@ _SIGNS_IN_WORDS = {
     "at least": "\\ge", "greater than or equal to": "\\ge", "greater than": ">",
 }  # fmt: skip
 _BOUND_IN_WORDS = re.compile(
-    r"(?:(?:\\mathbb\{R\}|(?:all|any|the)?\s*(?:numbers?|values?(?:\s+of\s+[a-z])?)|[a-z])\s+)"
+    r"(?:(?:so|thus|hence|therefore|then),?\s+)?(?:(?:\\mathbb\{R\}|(?:all|any|the)?\s*(?:numbers?|values?(?:\s+of\s+[a-z])?)|[a-z])\s+)"
     r"(?:(?:that\s+|which\s+)?(?:is|are|must\s+be)\s+)?"
     rf"({'|'.join(_SIGNS_IN_WORDS)})\s+(-?[\d.]+|-?\\[a-z]+\S*)",
     re.IGNORECASE,
@@ -427,7 +434,7 @@ def _oriented(left: str, sign: str, right: str) -> tuple[str, str, str]:
     return {"<": (">", right, left), "\\le": ("\\ge", right, left)}.get(sign, (sign, left, right))
 
 
-_DESCRIBED = re.compile(r"^(?:[a-z]+ )*[a-z]{3,} (?=[A-Za-z]\s*$)")
+_DESCRIBED = re.compile(rf"^(?:[{ALPHABET}'\u2019]+ )*[{ALPHABET}'\u2019]{{2,}} (?=[A-Za-z]\s*$)")
 """The words before the letter of a label: "the vertical line x"."""
 
 

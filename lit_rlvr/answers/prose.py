@@ -104,6 +104,8 @@ _SO = re.compile(
     r"(?i)(?:[,;.]|\s+and)\s+(?:i\.e\.,?\s+|(?:so|thus|hence|therefore|then|which (?:gives|means|makes)"
     r"|giving|making|namely|in other words|that is(?=,)|or equivalently)\b,?\s+"
     r"(?!that\b|far\b|many\b|much\b|long\b)(?:(?:us|me|you|them)\s+)?)"
+    r"|(?<=\w)\.\s+(?:That|This)(?:'s|\s+(?:is|makes|gives|means))\s+(?!why\b|because\b|the same\b"
+    r"|[^.]*\b(?:more|[a-z]{2,}er|less) than\b)(?=[^.]*\.?$)"
 )
 """Before the conclusion of a line."""
 _REASON_FIRST = re.compile(r"(?i)(?:since|because|as|if|when|given that)\s[^,]*,\s+(?:then\s+)?(?=[A-Za-z]{2})")
@@ -204,8 +206,11 @@ def _in_sentence(answer: Found, keys: Collection[str]) -> Iterator[str]:
     if listed:  # a list literal
         yield re.sub(r"(?:^|(?<=,))\s*['\"]|['\"]\s*(?=,|$)", " ", listed[1]).strip()
         return
-    if not keys.isdisjoint(YES_NO.keys()) and (verdict := _verdict(text)):
+    if not keys.isdisjoint(YES_NO.keys()) and (verdict := _verdict(text) or _verdict_before(answer.first)):
         yield verdict
+        return
+    if _is_marked_answer(answer.marked, text, keys):
+        yield answer.marked
         return
     if is_phrase:
         text = _without_parts(_behind_reason(text, _OWN_REASON_CLAUSE))
@@ -239,7 +244,7 @@ def _in_sentence(answer: Found, keys: Collection[str]) -> Iterator[str]:
     if not re.search(r"\d", text):
         count = count or _only_count(text)
     if count and not _are_names(keys):
-        yield count
+        yield _with_spelt_unit(text, count)
     if verb and has_denial(text[: verb.end() + 4]):
         statement = text
     if _LISTED_WORDS.fullmatch(statement):
@@ -296,6 +301,17 @@ def _in_sentence(answer: Found, keys: Collection[str]) -> Iterator[str]:
 _ITEM = r"[^\W\d_]+(?: (?!and\b)[^\W\d_]+)?"
 _LISTED_WORDS = re.compile(rf"{_ITEM},\s+{_ITEM}(?:,\s+{_ITEM})*(?:,?\s+and\s+{_ITEM}|,\s+{_ITEM})\.?")
 """At least three items of one or two words: "red, green, and blue"."""
+
+
+def _with_spelt_unit(text: str, count: str) -> str:
+    """Return a number in words with the unit that stands behind it: "half a litre"."""
+    _, _, behind = text.partition(count)
+    unit = re.match(r"\s+(?:of\s+)?(?:an?\s+)?([A-Za-z]{3,})", behind)
+    if unit and read_unit(unit[1]) is not None:
+        return f"{count}{unit[0]}"
+    return count
+
+
 _SHARE_OF = re.compile(
     r"(?i)(?:(?:so|thus|hence|therefore|then),?\s+)?([a-z]+(?:[- ][a-z]+){0,2}?)\s+of\s+"
     r"(?:(?:the|all|his|her|its|their|our)\s+){1,2}\d"
@@ -423,6 +439,21 @@ def _verdict(text: str) -> str:
     return ""
 
 
+def _verdict_before(first: str) -> str:
+    """Return yes or no if the first line of a text begins with it."""
+    match = _FIRST_WORD.match(first)
+    if match:
+        return match[1]
+    return ""
+
+
+def _is_marked_answer(marked: str, text: str, keys: Collection[str]) -> bool:
+    """Return True if what is bold or code at the end of a text is the reference, and is not denied."""
+    if not marked or keys.isdisjoint(text_keys(parse(marked))):
+        return False
+    return not is_denied_before(text.rpartition(marked)[0], "")
+
+
 _OTHER_REASON = r"(?:since|because|as|given that)\s[^,;.]*,\s+(?:then\s+)?(?=[A-Za-z$\\])"
 _OWN_REASON_CLAUSE = re.compile(rf"[;.]\s+{_OTHER_REASON}")
 _OWN_REASON = re.compile(rf"[;.,]\s+(?:and\s+)?{_OTHER_REASON}")
@@ -448,10 +479,22 @@ def _conclusion(text: str) -> str:
     return text
 
 
+_KNOWN = re.compile(r"(?:all|both|the|these|those)\s+(?:of\s+)?(?:the\s+)?\d+\s+[a-z]{3}")
+_INFINITIVE = re.compile(r"\d.*\bto\s+$")
+
+
+def _verbs(text: str) -> Iterator[re.Match[str]]:
+    """Yield the verbs of a text but an infinitive behind the answer: "wait 14 days to get all 42 stamps"."""
+    for verb in _VERB.finditer(text):
+        is_purpose = _INFINITIVE.search(text, 0, verb.start()) and _KNOWN.match(text, verb.end())
+        if not is_purpose:
+            yield verb
+
+
 def _verb(text: str, is_phrase: bool) -> re.Match[str] | None:
     """Return the verb before the answer of a line, or of a phrase that is a sentence with another number before it."""
     if not is_phrase:
-        return _THERE.search(text) or max(_VERB.finditer(text), key=re.Match.start, default=None)
+        return _THERE.search(text) or max(_verbs(text), key=re.Match.start, default=None)
     cut = _cut(text)
     end = cut if cut is not None else len(text)
     verb = max(_VERB.finditer(text, 0, end), key=re.Match.start, default=None)
@@ -496,7 +539,10 @@ def _named(clause: str, keys: Collection[str]) -> str:
     return ""
 
 
-_GIVEN = re.compile(r"(?i)\b(?:the|these|those|both|all|my|your|his|her|its|our|their)\s+$")
+_GIVEN = re.compile(
+    r"(?i)\b(?:the|these|those|both|all|my|your|his|her|its|our|their"
+    r"|die|den|der|las|los|les|des|dos|dei|gli|delle|degli|alle[nr]?|todos los|todas las)\s+$"
+)
 """Before a number of things that are known: "the 9 places"."""
 
 
@@ -511,7 +557,7 @@ def _without_known(text: str) -> list[tuple[int, int]]:
     new = []
     for start, end in spans:
         is_ordinal = re.match(r"(?:st|nd|rd|th)\b", text[end:]) is not None
-        is_given = _GIVEN.search(text[:start]) is not None and re.match(r"\s+[a-z]{3}", text[end:]) is not None
+        is_given = _GIVEN.search(text[:start]) is not None and re.match(r"\s+[^\W\d_]{3}", text[end:]) is not None
         is_property = _PROPERTY.match(text, end) is not None
         if not (is_ordinal or is_given or is_property):
             new.append((start, end))
@@ -572,13 +618,16 @@ def _only_count(text: str) -> str:
             return ""
         count = _count(rest)
         before = text[: word.start()]
-        if not count or (before and count.lower() in ("one", "half", "second")):
+        has_unit = bool(count) and _with_spelt_unit(rest, count) != count
+        is_word = before and count.lower() in ("one", "half", "second")
+        if not count or (is_word and not has_unit):
             continue
         if _OFFSET.match(rest, rest.find(count) + len(count)):
             continue
         end = word.start() + rest.find(count) + len(count)
         is_denied_here = is_denied(text[end:]) or is_denied_before(before, text[end:])
-        if not is_denied_here and not _GOES_ON.match(text[end:]) and not _ASIDE.search(before):
+        is_aside = _ASIDE.search(before) is not None and not has_unit
+        if not is_denied_here and not _GOES_ON.match(text[end:]) and not is_aside:
             counts.append(count)
     if len(counts) == 1:
         return counts[0]
