@@ -27,20 +27,23 @@ _CONTRAST = re.compile(
 )
 """Words before a clause about something else."""
 _TO_DO = (
-    r"(?:(?:to|para|pour|per|um|om)\s+(?!(?:get|give|obtain|find|yield|have|be)\b)[^\W\d_]{3,}"
+    r"(?:(?:in order to|so as to|to|para|pour|per|um|om)\s+(?!(?:get|give|obtain|find|yield|have|be)\b)[^\W\d_]{3,}"
     r"|(?:de|di|d['\u2019])\s*[^\W\d_]{2,}(?:[aei]r|[aei]re)\b)"
 )
 _CONJUNCTION = r"(?:and|but|so|then|und|aber|y|et|e)\s"
 _AUXILIARY = r"(?:needs?|ha[sd]|have|wants?|able|going|used)\s+to\b"
-_WORDS = rf"\s*\$?(?:\s+(?!{_CONJUNCTION})(?!{_AUXILIARY})[^\W\d_]+){{0,4}}?"
+_WORDS = rf"\s*\$?(?:\s+(?!{_CONJUNCTION})(?!{_AUXILIARY})[^\W\d_]+){{0,6}}?"
 _ARTICLE = (
     r"(?:(?:the|his|her|its|their|my|our|your|an?|about|first|last|next|every|each|die|der|das|den|dem"
     r"|el|las?|los|les?|gli|i|os?|as?|de|het)\s+){0,3}"
 )
 _FROM = re.compile(rf"(?i){_WORDS}\s+(?:from|within|during|with|instead of|rather than)\s+{_ARTICLE}\$?")
-_FOR = re.compile(rf"(?i){_WORDS}\s+(?:for|für|para|pour|per|voor|{_TO_DO})\s+{_ARTICLE}\$?")
+_FOR = re.compile(
+    rf"(?i){_WORDS}\s+(?:for|für|para|pour|per|voor|{_TO_DO})\s+{_ARTICLE}"
+    r"(?:(?:average|mean|total|sum|speed|score|height|level|distance|weight)\s+of\s+)?\$?"
+)
 _IN = re.compile(rf"(?i){_WORDS}\s+(?:in|en|em|au cours de)\s+{_ARTICLE}")
-_TIME = (("s", 1),)
+_TIMES = ((("s", 1),), (("month", 1),))
 _OF = re.compile(r"\s+of\s+")
 _TO_THE_OTHER_END = re.compile(r"\s*(?:to|until|till|-)\s*")
 _NOUN = re.compile(r"\$?(?:\s+|-)[^\W\d_]|\s*[.!]?$")
@@ -137,4 +140,4 @@ def _is_time(text: str, end: int) -> bool:
     """Return True if a unit of time stands behind a number."""
     word = re.match(r"\s+([^\W\d_]+)", text[end:])
     unit = read_unit(word[1]) if word else None
-    return unit is not None and unit[1] == _TIME
+    return unit is not None and unit[1] in _TIMES

@@ -35,13 +35,13 @@ _DATE = (
     rf"|th)?(?:\s+of)?\s+{MONTH}(?:,?\s+\d{{4}})?(?!\d)"
 )
 _SIGN = r"[-+*/^=<>!|_:\u00b1\u00d7\u00f7]"
-_TOKEN = rf"(?:{_DATE}|\d++\s++out\s++of\s++\d++|{_NUMBER}|{_LATEX}|{_LETTER}|{_SIGN}|[()\[\]{{}},])"
+_TOKEN = rf"(?:{_DATE}|\d++\s++out\s++of\s++\d++|\b1\s++in\s++\d++|{_NUMBER}|{_LATEX}|{_LETTER}|{_SIGN}|[()\[\]{{}},])"
 _SPAN = re.compile(rf"{_TOKEN}(?:\s*{_TOKEN})*")
 _DELIMITED = re.compile(r"\$\$?([^$]+)\$\$?(?!\d)|\\\((.+?)\\\)|\\\[(.+?)\\\]")
 _CLAUSE = re.compile(
     r"[.;?](?:\s|$)|!(?=\s+[A-Z][a-z]|\s*$)|,?\s+\(?(?:because|since|which|as|so|when|where|for|that|with|after"
     r"|altogether|in total|i\.e\.|if|but|by)\b"
-    r"|,\s+(?=(?!and\b|or\b)[a-z]{2,})|\s+-\s+(?=[a-z]{2,})|(?<![-+*/=^])\s\((?![A-J]\))|:\s"
+    r"|,\s+(?=(?!and\b|or\b)[a-z]{2,})|\s+-\s+(?=[a-z]{2,})|(?<![-+*/=^])\s\((?![A-J]\))|(?<!\d\s):\s"
 )
 _THERE = re.compile(r"(?i)\bthere\s+(?:is|are|was|were|remains?)\s+")
 _VERB = re.compile(
@@ -260,7 +260,8 @@ def _in_sentence(answer: Found, keys: Collection[str]) -> Iterator[str]:
             yield chain[1]
         return
     with_article = f"the {clause}" if verb and verb[0].endswith("the ") else clause
-    for phrase in dict.fromkeys((text, clause, with_article, _NOTE.sub("", text))):
+    cleft = _CLEFT.match(text)
+    for phrase in dict.fromkeys((text, clause, with_article, _NOTE.sub("", text), cleft[1] if cleft else clause)):
         if not keys.isdisjoint(text_keys(parse(phrase))):
             yield phrase
     if _LISTED_WORDS.fullmatch(statement):
@@ -312,6 +313,8 @@ def _with_spelt_unit(text: str, count: str) -> str:
     return count
 
 
+_CLEFT = re.compile(r"(?:(?:So|Thus|Hence|Therefore),?\s+)?[Ii]t(?:'s| is| was)\s+(.+?)\s+(?:who|that|which)\s")
+"""The name that a sentence is about: "It was Darwin who wrote it."."""
 _SHARE_OF = re.compile(
     r"(?i)(?:(?:so|thus|hence|therefore|then),?\s+)?([a-z]+(?:[- ][a-z]+){0,2}?)\s+of\s+"
     r"(?:(?:the|all|his|her|its|their|our)\s+){1,2}\d"
@@ -324,7 +327,7 @@ LONGEST_STATED = 80
 def _behind_colon(text: str) -> str:
     """Return the value that stands behind the only colon of a sentence of three words or more; "" without one."""
     sentence, _, stated = text.removesuffix(".").partition(": ")
-    is_sentence = len(sentence.split()) > 2
+    is_sentence = len(sentence.split()) > 2 and not re.search(r"\d\s$", sentence)
     if is_sentence and len(stated) <= LONGEST_STATED and ":" not in stated and _is_value(stated):
         return stated
     return ""
