@@ -37,7 +37,10 @@ _ARTICLE = (
     r"(?:(?:the|his|her|its|their|my|our|your|an?|about|first|last|next|every|each|die|der|das|den|dem"
     r"|el|las?|los|les?|gli|i|os?|as?|de|het)\s+){0,3}"
 )
-_FROM = re.compile(rf"(?i){_WORDS}\s+(?:from|within|during|with|instead of|rather than)\s+{_ARTICLE}\$?")
+_FROM = re.compile(
+    rf"(?i){_WORDS}\s+(?:between|zwischen|entre|tra|tussen|from|within|during|with|instead of|rather than)"
+    rf"\s+{_ARTICLE}\$?"
+)
 _FOR = re.compile(
     rf"(?i){_WORDS}\s+(?:for|für|para|pour|per|voor|{_TO_DO})\s+{_ARTICLE}"
     r"(?:(?:average|mean|total|sum|speed|score|height|level|distance|weight)\s+of\s+)?\$?"
@@ -62,8 +65,13 @@ _THAN = "|".join(
 """Words behind a number that is a difference, in the languages of `_WHEN`."""
 _COMPARED = re.compile(rf"(?i)[%$]?(?:\s+[^\W\d_]+){{0,3}}?\s+(?:{_THAN})\b|\s+times\s+(?:as|the|more)\b")
 _OPERATION = re.compile(
-    r"(?i)\b(?:add|(?<!de )plus|subtract|minus|multipl|divid|combin|sum|product)|\btak\w+\s[^.;]*?\bfrom\b"
+    r"(?i)\b(?:add|(?<!de )plus|subtract|minus|multipl|divid|combin|sum|product)[^,;.]*\d|\btak\w+\s[^.;]*?\bfrom\b"
 )
+_WAYS = re.compile(
+    r"(?i)\s*\$?(?:\s*[^\W\d_]+){0,3}?\s+(?:ways|arrangements|M\u00f6glichkeiten|Arten|fa\u00e7ons|mani\u00e8res|formas|maneras|modi"
+    r"|maneiras|manieren)\b(?![^.;]*(?:=|\b(?:is|are|so|equals)\b))"
+)
+"""Behind a number of ways, before what they are ways of."""
 _RELATIVE = re.compile(
     r"(?i)[^.;]*?(?<!,)\s(?:that|which|who)\s+(?!(?:\w+\s+){0,3}(?:is|are|was|were|equals?|makes?|gives?)\b)(?:\w+\s+){1,3}\$?"
 )
@@ -110,6 +118,8 @@ def without_asides(text: str, spans: list[Span]) -> list[Span]:
     """
     if len(spans) < 2 or _OPERATION.search(text):
         return spans
+    if _WAYS.match(text, spans[0][1]):
+        return spans[:1]
     has_subject = _TWO_WORDS.match(text[: spans[0][0]]) is not None
     notes = [note.span() for note in _BRACKET.finditer(text)]
     stated = [spans[0]]

@@ -39,7 +39,7 @@ _ANSWER = (
 _MARKER = re.compile(
     rf"(?:{_ANSWER})(?:(?! [A-Z]\b)[ \w]){{0,30}}?\s*"
     r"(?:[:=]|\b(?:is|are|would be|should be|must be|est|ist|es|\u00e9|\u00e8)\b"
-    r"|\u5e94\u8be5\u662f|\u5e94\u4e3a|(?<!\u4e0d)\u662f|\u4e3a|\u306f|[\uc740\ub294])(?!\s*n[o']t\s*$)|\(\u7b54\u6848\)\s*:?",
+    r"|\u5e94\u8be5\u662f|\u5e94\u4e3a|(?<!\u4e0d)\u662f|(?<![\u56e0\u8ba4\u4f5c\u6210])\u4e3a|\u306f|[\uc740\ub294])(?!\s*n[o']t\s*$)|\(\u7b54\u6848\)\s*:?",
     re.IGNORECASE,
 )
 _LISTED = re.compile(r"[ \t]*(?:[-+\u2022][ \t]*)?\(?([A-Za-z])[.:)]+(?=\s)")
@@ -48,7 +48,7 @@ _FILLER = (
     r"its|it's|that's|one|is|are|be|was|would|should|must|will|can|think|believe|say|guess|choose|chose|pick|picked|"
     r"select|selected|go|going|went|with|for|to|answer|final|correct|right|best|most|appropriate|true|option|choice|"
     r"letter|both|either|but|la|el|le|il|lo|die|der|das|letra|lettre|lettera|buchstabe|\u6b63\u786e|\u7b54\u6848|\u9009\u9879|\u9009\u62e9|\u5e94\u8be5|\u6240\u4ee5|\u56e0\u6b64|"
-    r"\u672c\u9898|\u672c\u9898\u9009|\u6545\u9009|\u6545|\u9009|\u662f|\u4e3a|\u5e94|\u9879"
+    r"\u672c\u9898|(?:\u672c\u9898|\u7b54\u6848|\u56e0\u6b64|\u6240\u4ee5)\u5e94?\u9009|\u5e94\u9009|\u6545\u9009|\u6545|\u9009|\u662f|\u4e3a|\u5e94|\u9879"
 )
 _FILLERS = rf"(?i:(?:[\s:,=\"'(\[|-]|(?<![^\W_])(?:{_FILLER})(?![^\W_]))*)"
 _CAUSE = r"because|since|as|for|due|given|considering|\u56e0\u4e3a|\u7531\u4e8e"
@@ -235,6 +235,8 @@ class _Reader:
         self._corrected = re.compile(rf"{correct}(?:{text}|{upper_letter}(?={end}))")
         contrast = r"(?i:\b(?:but|although|though|however|yet|while|whereas))\b[\s,]+(?:\w+\s+){0,2}?\(?"
         self._contrasted = re.compile(rf"{contrast}(?:{upper_letter}|{named_text})\)?\s+(?i:{PREFERRED})")
+        remaining = r"(?i:\b(?:leaves|leaving)(?:\s+(?:us|me|only|with|just|option|choice|answer))*)\s*\(?"
+        self._left = re.compile(rf"{remaining}(?:{upper_letter}(?={end})|{named_text})")
         titled = rf"(?i:(?<![^\W_])(?:{_ANSWER}|letra|lettre|buchstabe))\s*:?\s*\(?{upper_letter}\)?"
         ends = (
             rf"(?:(?<![{ALPHABET}])[{ALPHABET}]{{1,3}}\s+"
@@ -296,8 +298,11 @@ class _Reader:
         return frozenset.intersection(*map(self._numbers, mentions))
 
     def corrected(self, phrase: str) -> frozenset[int]:
-        """Return the option that a phrase says instead of the one before ("D. No, it is A."); else none."""
-        for pattern in (self._corrected, self._contrasted):
+        """Return the option that a phrase says instead of those before; else none.
+
+        It is a correction ("D. No, it is A.") or what is left over ("that leaves A").
+        """
+        for pattern in (self._corrected, self._contrasted, self._left):
             for match in pattern.finditer(self._negated.sub(" ", phrase)):
                 if match.start():
                     return frozenset.intersection(*map(self._numbers, self._chain(match, phrase)[0]))

@@ -34,6 +34,7 @@ from lit_rlvr.answers.values import (
     Labelled,
     Matrix,
     Number,
+    Parts,
     Percentage,
     Quantity,
     Reading,
@@ -142,7 +143,7 @@ def _read(text: str, depth: int) -> list[Reading]:
     word = next((key for key, pattern in _SAID.items() if re.fullmatch(pattern, text, re.I)), None)
     if word:
         return [Text(word)]
-    vector = _basis_vector(text, depth)
+    vector = _basis_vector(text, depth) or _scaled_vector(text, depth)
     if vector is not None:
         return [vector, *read_formula(text)]
     first, second = (_plus_minus, _bracketed) if text[0] == "(" else (_bracketed, _plus_minus)
@@ -173,6 +174,21 @@ def _basis_vector(text: str, depth: int) -> Series | None:
     return Series(tuple(readings(components.get(name, "0"), depth + 1) for name in order), "()")
 
 
+_SCALED = re.compile(
+    r"([-\d./]+|-?\\(?:frac|sqrt)\s*\{[^{}]*\}(?:\s*\{[^{}]*\})?)\s*(?:\*|\\cdot|\\times)?\s*(\([^()]*,[^()]*\))"
+)
+
+
+def _scaled_vector(text: str, depth: int) -> Series | None:
+    """Read a constant times a vector: "1/3 (2, -1, 2)"."""
+    match = _SCALED.fullmatch(text)
+    if match is None:
+        return None
+    factor = match[1].strip()
+    items = [f"({factor})\\cdot({item.strip()})" for item in match[2][1:-1].split(",")]
+    return Series(tuple(readings(item, depth + 1) for item in items), "()")
+
+
 _SIGNS_IN_WORDS = {
     "at most": "\\le", "less than or equal to": "\\le", "less than": "<",
     "at least": "\\ge", "greater than or equal to": "\\ge", "greater than": ">",
@@ -184,6 +200,11 @@ _BOUND_IN_WORDS = re.compile(
     re.IGNORECASE,
 )
 """A bound of an unknown: "x is at most 4", "all real numbers less than 3"."""
+BETWEEN = re.compile(
+    r"(?:[a-z]|(?:numbers?|values?)(?:\s+of\s+[a-z])?)\s+(?:(?:is|are|lies|lie|must\s+be)\s+)?"
+    r"(?:between|from)\s+(-?[\d.]+)\s+(?:and|to)\s+(-?[\d.]+),?\s+inclusive"
+)
+"""The values between two, both included: "x between -2 and 5, inclusive"."""
 
 
 # ---- lists, brackets, sets --------------------------------------------------------------------------------
@@ -191,6 +212,9 @@ _BOUND_IN_WORDS = re.compile(
 
 def _bound(text: str, depth: int) -> list[Reading]:
     """Read a bound in words."""
+    both = BETWEEN.fullmatch(text)
+    if both:
+        return _relation(f"{both[1]} \\le x \\le {both[2]}", depth)
     match = _BOUND_IN_WORDS.fullmatch(text)
     if match is None:
         return []
@@ -453,7 +477,7 @@ _TASK = re.compile(
 
 
 def _equal_sides(sides: Sequence[str], depth: int) -> list[Reading]:
-    first = sides[0]
+    first = _DESCRIBED.sub("", sides[0])
     last = sides[-1]
     if re.fullmatch(r"\(.*,.*\)", first) and re.fullmatch(r"\(.*,.*\)", last):
         names, values = (split_outside(side[1:-1], re.compile(r"\s*,\s*")) for side in (first, last))
@@ -471,6 +495,7 @@ def _equal_sides(sides: Sequence[str], depth: int) -> list[Reading]:
         results.append(Labelled({_label(first): (readings(last, depth + 1),)}))
     elif (
         len(sides) > 2
+        or (_is_numeral(first) and _is_numeral(last))
         or (_TASK.search(first) and to_sympy(first) is None)
         or (read_constant(first.replace("%", "")) is not None and _is_constant(last, depth))
     ):
@@ -483,6 +508,11 @@ def _equal_sides(sides: Sequence[str], depth: int) -> list[Reading]:
         if total is None and not _NAME.fullmatch(first) and sympy.expand(difference) == 0:
             results += _read(last, depth + 1)  # a step of a transformation
     return results
+
+
+def _is_numeral(text: str) -> bool:
+    """Return True for a numeral with its base."""
+    return any(isinstance(value, Parts) and value.kind == "numeral" for value in read_parts(text))
 
 
 def _is_constant(text: str, depth: int) -> bool:

@@ -13,7 +13,7 @@ from lit_rlvr.answers.find import Found
 from lit_rlvr.answers.latex import clean
 from lit_rlvr.answers.names import YES_NO
 from lit_rlvr.answers.numbers import MONTH, SPOKEN_TIME, read_spoken_time
-from lit_rlvr.answers.parse import LONGEST, parse
+from lit_rlvr.answers.parse import BETWEEN, LONGEST, parse
 from lit_rlvr.answers.retracted import (
     begins_with_denial,
     contrast,
@@ -46,8 +46,9 @@ _CLAUSE = re.compile(
 _THERE = re.compile(r"(?i)\bthere\s+(?:is|are|was|were|remains?)\s+")
 _VERB = re.compile(
     r"(?<!that )(?<!which )(?<!who )(?<!where )\b(?:is|are|was|were|be|equals?|becomes?"
-    r"|gives?(?! (?:away|back|up|out)\b)|gets?|obtain|have|has|yields?)"
-    r"\s+(?:that\s+)?(?:(?:us|me|you|him|her|them)\s+)?(?:the\s+)?"
+    r"|gives?(?! (?:away|back|up|out)\b)|gets?|obtain|have|has|yields?|returns?|prints?|outputs?"
+    r"|est|sont|ist|sind|es(?! (?:gibt|sind|ist)\b)|son|\u00e8|sono|\u00e9|s\u00e3o|betr\u00e4gt|lautet|vale|vaut)"
+    r"\s+(?:that\s+)?(?:(?:us|me|you|him|her|them)\s+)?(?:the\s+)?(?:de\s+(?=[$\\]*\d))?"
     r"(?:all\s+(?:real\s+)?(?:numbers\s+)?(?:\$?[a-z]\$?\s+(?:with|such that|where)\s+|(?=[$\\])))?"
 )
 _TO = r"to(?!\s+the\s+(?!power\b|first\b|second\b|third\b|(?:four|fif|six|seven|eigh|nin|ten|n)th\b)[a-z])"
@@ -109,6 +110,10 @@ _SO = re.compile(
 )
 """Before the conclusion of a line."""
 _REASON_FIRST = re.compile(r"(?i)(?:since|because|as|if|when|given that)\s[^,]*,\s+(?:then\s+)?(?=[A-Za-z]{2})")
+_VALUES = r"\s+(?=[-\d$(]|\\[a-z(]|[A-Za-z](?:_\S{1,4})?\s*=)"
+_AND_WORD = re.compile(rf"(?<=[\d$)}}])\s+(?:und|et|y|e|och|og|\u0438){_VALUES}")
+_OR_WORD = re.compile(rf"(?<=[\d$)}}])\s+(?:oder|ou|o|oppure|eller|\u0438\u043b\u0438){_VALUES}")
+"""Words between values in other languages."""
 _ASKS = re.compile(
     r"(?i)(?:so|now|first|next|then|here)?,?\s*(?:(?:we|i|you)\s+(?:want\b|(?:need|have|wish|are asked"
     r"|would like)\s+to\b)"
@@ -179,6 +184,8 @@ def _in_sentence(answer: Found, keys: Collection[str]) -> Iterator[str]:
         yield answer.text.strip(" *")
         return
     text = without_denied(plain_characters(_PROSE_DASH.sub(", ", answer.text)).strip())
+    text = _HEDGE.sub(" or ", text)
+    text = _OR_WORD.sub(" or ", _AND_WORD.sub(" and ", text))
     if _EXCLAIMED.search(text):
         text = text.removesuffix("!")
     is_phrase = answer.where != "line"
@@ -266,7 +273,10 @@ def _in_sentence(answer: Found, keys: Collection[str]) -> Iterator[str]:
             yield phrase
     if _LISTED_WORDS.fullmatch(statement):
         yield statement
-    named = _named(clause, keys)
+    between = BETWEEN.search(text)
+    if between and not re.search(r"\d", text[: between.start()]):
+        yield between[0]
+    named = _named(clause, keys) or _subject(text, keys) or _formula(text, keys)
     if named:
         yield named
     for phrase in dict.fromkeys((clause, text.rstrip(".")) if verb else (text.rstrip("."), clause)):
@@ -391,6 +401,13 @@ _PARTS = re.compile(
     r",\s+\S+\s+of (?:which|whom)\b|,?\s+of (?:which|whom)\b|,\s+(?:von denen|davon|darunter|de l[oa]s (?:cuales|que)"
     r"|dont|parmi lesquel(?:le)?s|di cui|d[oa]s quais|waarvan|из (?:них|которых))\s|[\uff0c,]?\u5176\u4e2d"
 )
+
+
+_HEDGE = re.compile(
+    r"(?<=[,(])\s*(or|i\.e\.,?|which is)\s+(?:roughly|about|approximately|around|nearly|circa|\\approx)\s+"
+    r"(?=[$\\]*\d)"
+)
+"""A word before an approximation of the value before it."""
 
 
 def _without_parts(text: str) -> str:
@@ -539,6 +556,34 @@ def _named(clause: str, keys: Collection[str]) -> str:
     for name in (words, chinese[1] if chinese else ""):
         if name and not keys.isdisjoint(text_keys(parse(name))):
             return name
+    return ""
+
+
+_SUBJECT = re.compile(
+    r"((?:[Tt]he )?[A-Z][^,;:.]{0,60}?)\s+(?:is|was|are|were)\s+(?:the|called|[^\W\d_]+'s)\s[^,;:.]*\.?"
+)
+"""A sentence whose subject is defined by the rest of it: "Paris is the capital of France."."""
+
+
+def _subject(text: str, keys: Collection[str]) -> str:
+    """Return the subject of a sentence that says who or what it is, if it is the reference."""
+    match = _SUBJECT.fullmatch(text)
+    if match and not has_denial(text) and not keys.isdisjoint(text_keys(parse(match[1]))):
+        return match[1]
+    return ""
+
+
+_SUBSTANCE = r"\d*[A-Z][A-Za-z]?[\w{}()^+-]*"
+_SUBSTANCES = rf"{_SUBSTANCE}(?:\s+\+\s+{_SUBSTANCE})*"
+_CHEMICAL = re.compile(rf"(?<![\w+])(?:{_SUBSTANCES}\s*(?:-+>|\\to)\s*{_SUBSTANCES}|(?=\S*\d){_SUBSTANCE})\.?$")
+"""A formula of chemistry at the end of a sentence."""
+
+
+def _formula(text: str, keys: Collection[str]) -> str:
+    """Return the chemical formula or reaction that a sentence ends with, if it is the reference."""
+    match = _CHEMICAL.search(text)
+    if match and not is_denied_before(text[: match.start()], "") and not keys.isdisjoint(text_keys(parse(match[0]))):
+        return match[0]
     return ""
 
 

@@ -106,6 +106,10 @@ _INSTEAD_OF = re.compile(
     r"[$\\]*[-\d][^\s,;]*(?=[\s,;.!)]|$)"
 )
 """A denial of another value behind an answer: "7, not 8"."""
+_NOT_NAMED = re.compile(
+    r"(?i)(?<=\w),\s+(?:and\s+)?(?:not|nicht|no|non(?:\s+pas)?|pas|n\u00e3o|niet)\s+[^\d,.;()]{1,40},(?=\s)"
+)
+"""A denial of another name behind an answer: "Ottawa, not Toronto, is the capital"."""
 _ADDED_UP = re.compile(r"(?i)\b(?:add|sum|come|total|amount)\w*\s+up\s+to\s*\$?$")
 _FALSE = (
     r"(?:not|never|wrong|incorrect|false|impossible|invalid|excluded|eliminated|ruled out|unlikely"
@@ -198,7 +202,7 @@ def is_altered(before: str) -> bool:
 
 def without_denied(text: str) -> str:
     """Return a text without the value that it denies behind its answer: "7, not 8" says 7."""
-    return _INSTEAD_OF.sub("", text)
+    return _NOT_NAMED.sub("", _INSTEAD_OF.sub("", text))
 
 
 def contrast(text: str) -> str:

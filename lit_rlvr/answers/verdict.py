@@ -333,9 +333,11 @@ def _in_several_forms(values: Sequence[Reading]) -> Sequence[Reading]:
     if listed is None:
         return ()
     first, *others = listed.items
-    is_one = all(same(first, item, Rules()) for item in others)
-    if is_one:
+    if all(same(first, item, Rules()) for item in others):
         return first
+    are_rounded = all(same(item, first, Rules(reference_places=True)) for item in others)
+    if are_rounded:
+        return [value for item in listed.items for value in item]
     return ()
 
 
