@@ -48,11 +48,14 @@ _VERB = re.compile(
     r"(?<!that )(?<!which )(?<!who )(?<!where )\b(?:is|are|was|were|be|equals?|becomes?"
     r"|gives?(?! (?:away|back|up|out)\b)|gets?|obtain|have|has|yields?|returns?|prints?|outputs?"
     r"|est|sont|ist|sind|es(?! (?:gibt|sind|ist)\b)|son|\u00e8|sono|\u00e9|s\u00e3o|betr\u00e4gt|lautet|vale|vaut)"
-    r"\s+(?:that\s+)?(?:(?:us|me|you|him|her|them)\s+)?(?:the\s+)?(?:de\s+(?=[$\\]*\d))?"
+    r"\s+(?:that\s+)?(?:(?:us|me|you|him|her|them)\s+)?(?:the\s+)?(?:de\s+(?=[-$\\(\d]|[a-z]\s?[-+=]))?"
     r"(?:all\s+(?:real\s+)?(?:numbers\s+)?(?:\$?[a-z]\$?\s+(?:with|such that|where)\s+|(?=[$\\])))?"
 )
-_TO = r"to(?!\s+the\s+(?!power\b|first\b|second\b|third\b|(?:four|fif|six|seven|eigh|nin|ten|n)th\b)[a-z])"
-"""Between the ends of a range, a base and its power, the terms of a ratio; not before a place."""
+_TO = (
+    r"to(?!\s+(?:the\s+(?!power\b|first\b|second\b|third\b|(?:four|fif|six|seven|eigh|nin|ten|n)th\b)[a-z]"
+    r"|(?!(?:the|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w+teen|\w+ty|infinity)\b)[a-z]{2,}))"
+)
+"""Between the ends of a range, a base and its power, the terms of a ratio; not before a place or a verb."""
 _GOES_ON = re.compile(
     rf"(?i)\$?\s*(?:(?:or|{_TO}|plus|minus|times|divided)\b|(?:percent|%)\s+of\b(?=[^.;]*(?:\d|\bit\b|\bthat\b))|\?|\(\s*wrong\b"
     r"|can\s+be\s+(?:written|expressed)\b|(?:if|when|for)\b.*"
