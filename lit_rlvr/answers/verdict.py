@@ -80,15 +80,16 @@ def check(
             verdicts.append(_judge_letter(text, letter, found, boxed_only))
         else:
             verdicts.append(_judge(found, reference, rules))
-    if (
-        has_dotted_thousands(found.text)
-        and has_only_decimal_commas(text)
-        and not any(map(has_dotted_thousands, values))
-    ):
-        verdicts = [verdict._replace(correct=False) for verdict in verdicts]  # "1.250" is no 1.25 there
+    if has_only_decimal_commas(text) and not any(map(has_dotted_thousands, values)):
+        verdicts = [_without_misread(verdict) for verdict in verdicts]
     if not any(verdict.correct for verdict in verdicts) and has_decimal_comma(text):
         verdicts += _judge_pointed(found, values, rules)
     return next((verdict for verdict in verdicts if verdict.correct), verdicts[0])
+
+
+def _without_misread(verdict: Verdict) -> Verdict:
+    """Return a verdict that pays no number with dotted thousands: "1.250" is no 1.25."""
+    return verdict._replace(correct=verdict.correct and not has_dotted_thousands(verdict.answer))
 
 
 def _judge_pointed(found: Found, references: Sequence[str], rules: Rules) -> list[Verdict]:
