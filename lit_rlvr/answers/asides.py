@@ -23,7 +23,8 @@ _AFTER_COMMA = "weil|denn|damit|car|pois|want|with|mit|con|avec|com|met"
 """Words that begin one behind a comma: others mean something else without it."""
 _SUBORDINATE = re.compile(rf"(?i)(?<=[\w)$%.])(?:,?\s+(?:{_WHEN})|,\s+(?:{_AFTER_COMMA}))\s(?=[^,;:]*$)")
 _CONTRAST = re.compile(
-    r"(?i),?\s+(?:whereas|wohingegen|mientras que|tandis que|alors que|enquanto que|terwijl)\s(?=[^;:]*$)"
+    r"(?i),?\s+(?:whereas|(?<=, )while(?! [a-z]+ing\b)|wohingegen|w\u00e4hrend"
+    r"|mientras que|tandis que|alors que|enquanto que|terwijl)\s(?=[^;:]*$)"
 )
 """Words before a clause about something else."""
 _TO_DO = (
@@ -45,6 +46,16 @@ _FOR = re.compile(
     rf"(?i){_WORDS}\s+(?:for|für|para|pour|per|voor|{_TO_DO})\s+{_ARTICLE}"
     r"(?:(?:average|mean|total|sum|speed|score|height|level|distance|weight)\s+of\s+)?\$?"
 )
+_TO_PAY = re.compile(
+    rf"(?i){_WORDS}\s+(?:to|para|pour|per|um|om)\s+(?:save|buy|pay|cover|afford|reach|raise|ahorrar|comprar|pagar|reunir"
+    rf"|\u00e9conomiser|acheter|payer|risparmiare|comprare|pagare)(?:\s+(?:up|for|off))?\s+{_ARTICLE}(?:remaining\s+)?\\?\$?"
+)
+"""Between a number and the sum that it is needed for: "6 weeks to save the remaining $90"."""
+_NEXT_TO = re.compile(
+    rf"(?i)[^.;]*?,?\s+(?:compared (?:with|to)|as opposed to|versus|(?:up|down) from|verglichen mit|frente a|contre)"
+    rf"\s+{_ARTICLE}\\?\$?"
+)
+"""Between a number and the one that it is compared with."""
 _IN = re.compile(rf"(?i){_WORDS}\s+(?:in|en|em|au cours de)\s+{_ARTICLE}")
 _TIMES = ((("s", 1),), (("month", 1),))
 _OF = re.compile(r"\s+of\s+")
@@ -137,6 +148,8 @@ def without_asides(text: str, spans: list[Span]) -> list[Span]:
 def _is_aside(text: str, previous: int, start: int, end: int) -> bool:
     """Return True if a number hangs on the one that ends at `previous`."""
     if _MULTIPLE.fullmatch(text, previous, start) or _RELATIVE.fullmatch(text, previous, start):
+        return True
+    if _TO_PAY.fullmatch(text, previous, start) or _NEXT_TO.fullmatch(text, previous, start):
         return True
     if _OF.fullmatch(text, previous, start) or _FROM.fullmatch(text, previous, start):
         return True

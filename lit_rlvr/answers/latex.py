@@ -25,6 +25,7 @@ _REPLACED: tuple[tuple[str, str, str | Callable[[re.Match[str]], str]], ...] = (
     ("\\", r"\\(?:lbrace|\{)(?![A-Za-z])", r"\\{"), ("\\", r"\\(?:rbrace|\})(?![A-Za-z])", r"\\}"),
     ("\\", r"\\(?:langle|lbrack)(?![A-Za-z])", lambda m: "(" if "angle" in m[0] else "["),
     ("\\", r"\\(?:rangle|rbrack)(?![A-Za-z])", lambda m: ")" if "angle" in m[0] else "]"),
+    ("<", r"<\s*(-?[\d.][^<>=]*,[^<>=]*)>", r"(\1)"),
     ("\\", r"\\ce(?=\s*\{)", r"\\mathrm"),
     ("half", r"(?<=\d)\s+and\s+(?:a|one)\s+half(?![A-Za-z])", " 1/2"),
     ("quarter", r"(?<=\d)\s+and\s+(?:a|one)\s+quarter(?![A-Za-z])", " 1/4"),

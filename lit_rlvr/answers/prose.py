@@ -48,11 +48,11 @@ _VERB = re.compile(
     r"(?<!that )(?<!which )(?<!who )(?<!where )\b(?:is|are|was|were|be|equals?|becomes?"
     r"|gives?(?! (?:away|back|up|out)\b)|gets?|obtain|have|has|yields?|returns?|prints?|outputs?"
     r"|est|sont|ist|sind|es(?! (?:gibt|sind|ist)\b)|son|\u00e8|sono|\u00e9|s\u00e3o|betr\u00e4gt|lautet|vale|vaut)"
-    r"\s+(?:that\s+)?(?:(?:us|me|you|him|her|them)\s+)?(?:the\s+)?(?:de\s+(?=[-$\\(\d]|[a-z]\s?[-+=]))?"
+    r"\s+(?:that\s+)?(?:(?:us|me|you|him|her|them)\s+)?(?:the\s+)?(?:(?:el|la|die|der|das|le|il|o)\s+(?=\d)|de\s+(?=[-$\\(\d]|[a-z]\s?[-+=]))?"
     r"(?:all\s+(?:real\s+)?(?:numbers\s+)?(?:\$?[a-z]\$?\s+(?:with|such that|where)\s+|(?=[$\\])))?"
 )
 _TO = (
-    r"to(?!\s+(?:the\s+(?!power\b|first\b|second\b|third\b|(?:four|fif|six|seven|eigh|nin|ten|n)th\b)[a-z]"
+    r"to(?!\s+\w+\s+(?:decimal|significant)\b)(?!\s+(?:the\s+(?!power\b|first\b|second\b|third\b|(?:four|fif|six|seven|eigh|nin|ten|n)th\b)[a-z]"
     r"|(?!(?:the|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w+teen|\w+ty|infinity)\b)[a-z]{2,}))"
 )
 """Between the ends of a range, a base and its power, the terms of a ratio; not before a place or a verb."""
@@ -98,7 +98,7 @@ def _closed(text: str) -> str:
 
 _VERDICT_WORD = "|".join(sorted(YES_NO, key=len, reverse=True))
 _FIRST_WORD = re.compile(
-    rf"(?i)(?:[{ALPHABET}]+[,:]\s+|so\s+)?({_VERDICT_WORD})(?![{ALPHABET}])(?=\s*(?:[,.;:!\uff0c\u3002-]|$))"
+    rf"(?i)(?:(?:[{ALPHABET}]+\s+){{0,2}}[{ALPHABET}]+[,:]\s+|so\s+)?({_VERDICT_WORD})(?![{ALPHABET}])(?=\s*(?:[,.;:!\uff0c\u3002-]|$))"
 )
 _LAST_WORD = re.compile(
     r"(?i)(?:[,:.!?]|\b(?:say|says|be|evaluates to|returns?|prints?|outputs?|yields?)\b)\s*(?:so\s+)?"
@@ -117,6 +117,8 @@ _VALUES = r"\s+(?=[-\d$(]|\\[a-z(]|[A-Za-z](?:_\S{1,4})?\s*=)"
 _AND_WORD = re.compile(rf"(?<=[\d$)}}])\s+(?:und|et|y|e|och|og|\u0438){_VALUES}")
 _OR_WORD = re.compile(rf"(?<=[\d$)}}])\s+(?:oder|ou|o|oppure|eller|\u0438\u043b\u0438){_VALUES}")
 """Words between values in other languages."""
+_ANGLES = re.compile(r"<\s*(-?[\d.][^<>=]*,[^<>=]*)>")
+"""A vector in angle brackets: "<2, 0, -5>"."""
 _ASKS = re.compile(
     r"(?i)(?:so|now|first|next|then|here)?,?\s*(?:(?:we|i|you)\s+(?:want\b|(?:need|have|wish|are asked"
     r"|would like)\s+to\b)"
@@ -187,7 +189,7 @@ def _in_sentence(answer: Found, keys: Collection[str]) -> Iterator[str]:
         yield answer.text.strip(" *")
         return
     text = without_denied(plain_characters(_PROSE_DASH.sub(", ", answer.text)).strip())
-    text = _HEDGE.sub(" or ", text)
+    text = _ANGLES.sub(r"(\1)", _HEDGE.sub(" or ", text))
     text = _OR_WORD.sub(" or ", _AND_WORD.sub(" and ", text))
     if _EXCLAIMED.search(text):
         text = text.removesuffix("!")
@@ -536,7 +538,7 @@ def _cut(text: str) -> int | None:
     return None
 
 
-_PLACED = re.compile(r"[a-z]s?\s+(?:on|in|at)\s+(?:(?:an?|the)\s+)?([A-Z]\w+(?:\s+[A-Z]\w+)*)\W*$")
+_PLACED = re.compile(r"(?:[a-z]s?|\d)\s+(?:on|in|at)\s+(?:(?:an?|the)\s+)?([A-Z]\w+(?:\s+[A-Z]\w+)*)\W*$")
 """The name that a sentence ends with: "The 1st falls on a Monday."."""
 
 
@@ -544,6 +546,7 @@ def _named(clause: str, keys: Collection[str]) -> str:
     """Return what a clause says of its subject behind a participle or preposition: "facing East", "in Paris"."""
     match = re.match(
         r"(?:(?:so|then|now|thus|hence|therefore)\s+)?"
+        r"(?:(?:an?|the)\s+(?:example|type|kind|form|case|instance)\s+of\s+)?"
         r"(?:(?:called|named|known as|[a-z]+ing|located|made|said to be)\s+)?(?:(?:in|at|on|to|as|by|the"
         r"|an?|towards?)\s+)*(.+)",
         clause,
