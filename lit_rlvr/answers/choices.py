@@ -182,6 +182,10 @@ def _above_courtesies(paragraphs: list[list[str]]) -> list[tuple[list[str], int]
     return [(paragraphs[-2 - k], -1) for k in range(count)]
 
 
+_LETTER_GROUPS = ("letter", "bracketed", "right", "only", "small")
+"""Names of the groups that hold a letter in the patterns of `_Reader`."""
+
+
 class _Reader:
     """The patterns of one question's options.
 
@@ -214,7 +218,7 @@ class _Reader:
         self._first = re.compile(
             rf"{_FILLERS}(?:{text}|{letter}(?={end}|\.(?![A-Za-z]\.)|\s*[/&(]|\s+{any_letter}(?![^\W_])|{own_text}))"
         )
-        separator = r"[\s,;:.?!()\[\]\"'|/&+\u2014\u2013-]*"
+        separator = r"(?!\.\s+(?:Both|Either)\b)[\s,;:.?!()\[\]\"'|/&+\u2014\u2013-]*"
         separator += rf"(?i:(?:(?:or|and|else|plus|both|either|option|choice|letter|{MAYBE})\b[\s(]*)*)"
         follows = rf"\s*$|\s*[.,:;?!)/&|]|\s+(?i:or|and)\b|\s+{any_letter}(?![^\W_])"
         follows += r"|\s+(?i:both|are|fit|work|apply|hold|seem|look)\b"
@@ -228,6 +232,7 @@ class _Reader:
         self._stated = re.compile(
             rf"{stated}\s*:?\s*\(?(?:{text}|{upper_letter}(?={end}|\s*[/&]))"
             rf"|\({upper_letter.replace('?P<letter>', '?P<bracketed>')}\)"
+            rf"|\({letter.replace('?P<letter>', '?P<small>')}\)(?=\s+{_VERDICT})"
             rf"|{upper_letter.replace('?P<letter>', '?P<right>')}(?=\)?\s+(?:{_VERDICT}|(?:is|does)[.!]?\s*$))"
             rf"|(?i:\bonly)\s+{upper_letter.replace('?P<letter>', '?P<only>')}(?=\s+[a-z]+(?:s|es|can)?(?![^\W_]))"
         )
@@ -318,7 +323,7 @@ class _Reader:
     def _numbers(self, match: re.Match[str]) -> frozenset[int]:
         """Return the options of a match, by its letter or its text."""
         groups = match.groupdict()
-        letter = groups.get("letter") or groups.get("bracketed") or groups.get("right") or groups.get("only")
+        letter = next((groups[name] for name in _LETTER_GROUPS if groups.get(name)), "")
         if letter:
             return frozenset({ascii_uppercase.index(letter.upper())})
         return self._with_text(match["text"])

@@ -426,7 +426,10 @@ def _relation(text: str, depth: int) -> list[Reading]:
         sides = sides[:-1]
         signs = signs[:-1]
     if rounded:
-        return [*_read(text[: text.rindex("\\approx")].rstrip(), depth + 1), *rounded]
+        exact = _read(text[: text.rindex("\\approx")].rstrip(), depth + 1)
+        if not exact and re.search(r"[A-Za-z]{3} .*\d", sides[0]):
+            return []  # "a chance of 5/36 = 0.139" has words before its value
+        return [*exact, *rounded]
     if not all(sides):
         return []
     if all(sign in ("=", "\\approx", "\\equiv") for sign in signs):

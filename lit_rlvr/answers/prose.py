@@ -105,7 +105,7 @@ _LAST_WORD = re.compile(
     rf"({_VERDICT_WORD})\W*$"
 )
 _SO = re.compile(
-    r"(?i)(?:[,;.]|\s+and)\s+(?:i\.e\.,?\s+|(?:so|thus|hence|therefore|then|which (?:gives|means|makes)"
+    r"(?i)(?:[,;.]|\s+and)\s+(?:i\.e\.,?\s+|(?:so|thus|hence|therefore|then|which (?:gives|means|makes(?! up))"
     r"|giving|making|namely|in other words|that is(?=,)|or equivalently)\b,?\s+"
     r"(?!that\b|far\b|many\b|much\b|long\b)(?:(?:us|me|you|them)\s+)?)"
     r"|(?<=\w)\.\s+(?:That|This)(?:'s|\s+(?:is|makes|gives|means))\s+(?!why\b|because\b|the same\b"
@@ -257,7 +257,7 @@ def _in_sentence(answer: Found, keys: Collection[str]) -> Iterator[str]:
         count = count or _only_count(text)
     if count and not _are_names(keys):
         yield _with_spelt_unit(text, count)
-    if verb and has_denial(text[: verb.end() + 4]):
+    if verb and (has_denial(text[: verb.end() + 4]) or _AT_LEAST.match(statement)):
         statement = text
     if _LISTED_WORDS.fullmatch(statement):
         clause = statement
@@ -278,6 +278,9 @@ def _in_sentence(answer: Found, keys: Collection[str]) -> Iterator[str]:
             yield phrase
     if _LISTED_WORDS.fullmatch(statement):
         yield statement
+    called = _CALLED.fullmatch(clause)
+    if called and _is_value(called[1]):
+        yield called[1]
     between = BETWEEN.search(text)
     if between and not re.search(r"\d", text[: between.start()]):
         yield between[0]
@@ -314,6 +317,11 @@ def _in_sentence(answer: Found, keys: Collection[str]) -> Iterator[str]:
         yield from _above(answer, keys)
 
 
+_AT_LEAST = re.compile(r"at (?:least|most)\s")
+_CALLED = re.compile(
+    r"(?:equation|formula|function|expression|inequality|interval|range|set|form)\s+(\$[^$]+\$|\\\(.+\\\))\.?"
+)
+"""A formula behind the word for it: "equation $x + y = 1$"."""
 _ITEM = r"[^\W\d_]+(?: (?!and\b)[^\W\d_]+)?"
 _LISTED_WORDS = re.compile(rf"{_ITEM},\s+{_ITEM}(?:,\s+{_ITEM})*(?:,?\s+and\s+{_ITEM}|,\s+{_ITEM})\.?")
 """At least three items of one or two words: "red, green, and blue"."""
@@ -571,9 +579,13 @@ _SUBJECT = re.compile(
 """A sentence whose subject is defined by the rest of it: "Paris is the capital of France."."""
 
 
+_EXPLAINED = re.compile(r"([A-Z][\w-]*(?: [\w-]+){0,3}),\s+(?:which|who|the|an?)\s")
+"""A name at the beginning of a line, and what it is: "Nitrogen, which is most of the air."."""
+
+
 def _subject(text: str, keys: Collection[str]) -> str:
     """Return the subject of a sentence that says who or what it is, if it is the reference."""
-    match = _SUBJECT.fullmatch(text)
+    match = _SUBJECT.fullmatch(text) or _EXPLAINED.match(text)
     if match and not has_denial(text) and not keys.isdisjoint(text_keys(parse(match[1]))):
         return match[1]
     return ""
@@ -581,15 +593,22 @@ def _subject(text: str, keys: Collection[str]) -> str:
 
 _SUBSTANCE = r"\d*[A-Z][A-Za-z]?[\w{}()^+-]*"
 _SUBSTANCES = rf"{_SUBSTANCE}(?:\s+\+\s+{_SUBSTANCE})*"
-_CHEMICAL = re.compile(rf"(?<![\w+])(?:{_SUBSTANCES}\s*(?:-+>|\\to)\s*{_SUBSTANCES}|(?=\S*\d){_SUBSTANCE})\.?$")
+_CHEMICAL = re.compile(rf"(?<![\w+])({_SUBSTANCES}\s*(?:-+>|\\to)\s*{_SUBSTANCES}|(?=\S*\d){_SUBSTANCE})\.?$")
 """A formula of chemistry at the end of a sentence."""
 
 
+_IN_BRACKETS = re.compile(r"[a-z] \(([^()]+)\)\.?$")
+"""Another name in brackets at the end: "silver chloride (AgCl)."."""
+
+
 def _formula(text: str, keys: Collection[str]) -> str:
-    """Return the chemical formula or reaction that a sentence ends with, if it is the reference."""
-    match = _CHEMICAL.search(text)
-    if match and not is_denied_before(text[: match.start()], "") and not keys.isdisjoint(text_keys(parse(match[0]))):
-        return match[0]
+    """Return the chemical formula, reaction or other name that a sentence ends with, if it is the reference."""
+    for pattern in (_CHEMICAL, _IN_BRACKETS):
+        match = pattern.search(text)
+        if match is None or keys.isdisjoint(text_keys(parse(match[1]))):
+            continue
+        if not is_denied_before(text[: match.start()], ""):
+            return match[1]
     return ""
 
 

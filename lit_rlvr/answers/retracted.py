@@ -90,7 +90,10 @@ VERB_LAST = (
 """Words that deny the value before them or make a bound of it: tr, ja, ko, hi."""
 BOUND_BEHIND = r"[个個人円元本匹枚]?(?:以[上下内]|未[満满])"
 """Words that make a bound of the number right before them: ja, zh."""
-_NEED = r"need|requir|tak|buy|us|brauch|benötig|necesit|requier|besoin|faut|serv|bisogn|occorr|precis|нуж|треб"
+_NEED = (
+    r"must be|ha[sd] to be|have to be|need|requir|tak|buy|us|brauch|benötig|necesit|requier|besoin|faut|serv|bisogn"
+    r"|occorr|precis|нуж|треб"
+)
 _TO_VALUE = r"\s*\$?$"
 _DENIED_BEFORE = re.compile(
     rf"(?i)\b(?:{NOT})\b|n't\b|不是|不等于|并非|{_CHINESE_BOUND}|\b(?:{_BOUND}|{_COMPARED}){_TO_VALUE}"
