@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal
 
 from lit_rlvr.answers.characters import plain_characters, with_carets
@@ -458,13 +459,20 @@ def _bare(line: str) -> str:
 _SYMBOL = re.compile(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])")
 
 
+_LOOKS = re.compile(r"\\left|\\right|\\[,!;:]|\$|\*\*")
+_BRACED = re.compile(r"([_^])\{([\w+-])\}")
+_SPACE = re.compile(r"(?<!\w)\s+|\s+(?!\w)")
+_QUOTED = re.compile(r"^\((\w)\)$|^([\"'])(.*)\2$|^``(.*)''$")
+
+
+@lru_cache(maxsize=4096)
 def normalise(text: str) -> str:
     """Normalise text for comparison: no markup, outer space or quotes, final full stop or case; `(A)` becomes `a`."""
     text = _TEXT_COMMAND.sub(r"\1", with_carets(plain_characters(text)))
-    text = re.sub(r"\\left|\\right|\\[,!;:]|\$|\*\*", "", text)
-    text = re.sub(r"([_^])\{([\w+-])\}", r"\1\2", text)
-    text = re.sub(r"(?<!\w)\s+|\s+(?!\w)", "", text).rstrip(".")
+    text = _LOOKS.sub("", text)
+    text = _BRACED.sub(r"\1\2", text)
+    text = _SPACE.sub("", text).rstrip(".")
     symbols = set(_SYMBOL.findall(text))
     if not any(symbol.swapcase() in symbols for symbol in symbols):  # m/M is not M/m
         text = text.lower()
-    return re.sub(r"^\((\w)\)$|^([\"'])(.*)\2$|^``(.*)''$", r"\1\3\4", text)
+    return _QUOTED.sub(r"\1\3\4", text)

@@ -156,7 +156,7 @@ def _inward(match: re.Match[str]) -> str:
 
 def trim(text: str) -> str:
     """Return LaTeX without outer space and signs that end a sentence, each space inside once."""
-    text = re.sub(r"\s+", " ", text).strip(_ENDS[:4])
+    text = " ".join(text.split())
     if not text.endswith("\\dots"):
         return text.rstrip(_ENDS + "\\").strip()
     return text

@@ -250,6 +250,7 @@ _PARTS = {
 BASES = {word: i for word, i in _WORDS.items() if 2 <= i <= 16}
 
 
+@lru_cache(maxsize=4096)
 def read_numeral(text: str) -> Fraction | None:
     """Return the value of "twenty-one", "minus three", "two hundred and five" or "two and a half"; else None."""
     words = re.sub(r"[\s-]+", " ", text.strip().lower()).split()
