@@ -157,6 +157,18 @@ _NOT_YET = re.compile(
     r"just (?:under|over|below|above)|under|over|below|above|beyond|fast|casi|presque)|\bn't)\s*\$?$"
 )
 
+TO = (
+    r"to(?!\s+\w+\s+(?:decimal|significant)\b)(?!\s+(?:the\s+(?!power\b|first\b|second\b|third\b|(?:four|fif|six|seven|eigh|nin|ten|n)th\b)[a-z]"
+    r"|(?!(?:the|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w+teen|\w+ty|infinity)\b)[a-z]{2,}))"
+)
+"""Between the ends of a range, a base and its power, the terms of a ratio; not before a place or a verb."""
+GOES_ON = re.compile(
+    rf"(?i)\$?\s*(?:(?:or|{TO}|plus|minus|times|divided)\b|(?:percent|%)\s+of\b(?=[^.;]*(?:\d|\bit\b|\bthat\b))|\?|\(\s*wrong\b"
+    r"|can\s+be\s+(?:written|expressed)\b|(?:if|when|for)\b.*"
+    r"\b(?:if|otherwise|else)\b)"
+)
+"""Behind a value: it is not the answer, or not all of it."""
+
 
 def is_denied(after: str) -> bool:
     """Return True if the text behind an answer says that it is wrong or open-ended: "is wrong", "can't be", "+"."""

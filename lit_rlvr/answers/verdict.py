@@ -29,8 +29,9 @@ from lit_rlvr.answers.compare import Rules, same
 from lit_rlvr.answers.find import Found, answer_region, find_answer, last_boxed
 from lit_rlvr.answers.latex import clean
 from lit_rlvr.answers.parse import parse
-from lit_rlvr.answers.prose import candidates, has_value, in_prose, last_step
+from lit_rlvr.answers.prose import candidates, in_prose, last_step
 from lit_rlvr.answers.roots import with_roots
+from lit_rlvr.answers.spans import has_value
 from lit_rlvr.answers.values import Parts, Reading, Series, Text, describe, text_keys
 
 _UNEVALUATED = re.compile(

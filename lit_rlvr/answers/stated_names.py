@@ -1,0 +1,108 @@
+"""Names and verdicts that a sentence states, if they are the reference."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Set as Collection
+
+from lit_rlvr.answers.characters import ALPHABET
+from lit_rlvr.answers.names import YES_NO
+from lit_rlvr.answers.parse import parse
+from lit_rlvr.answers.retracted import has_denial, is_denied_before
+from lit_rlvr.answers.values import text_keys
+
+_VERDICT_WORD = "|".join(sorted(YES_NO, key=len, reverse=True))
+_FIRST_WORD = re.compile(
+    rf"(?i)(?:(?:[{ALPHABET}]+\s+){{0,2}}[{ALPHABET}]+[,:]\s+|so\s+)?({_VERDICT_WORD})(?![{ALPHABET}])(?=\s*(?:[,.;:!\uff0c\u3002-]|$))"
+)
+_LAST_WORD = re.compile(
+    r"(?i)(?:[,:.!?]|\b(?:say|says|be|evaluates to|returns?|prints?|outputs?|yields?)\b)\s*(?:so\s+)?"
+    rf"({_VERDICT_WORD})\W*$"
+)
+CLEFT = re.compile(r"(?:(?:So|Thus|Hence|Therefore),?\s+)?[Ii]t(?:'s| is| was)\s+(.+?)\s+(?:who|that|which)\s")
+"""The name that a sentence is about: "It was Darwin who wrote it."."""
+
+
+def verdict_of_line(text: str) -> str:
+    """Return yes or no, in any language, if a sentence begins with it or ends with nothing else behind a comma."""
+    match = _FIRST_WORD.match(text) or _LAST_WORD.search(text)
+    if match:
+        return match[1]
+    return ""
+
+
+def opening_verdict(first: str) -> str:
+    """Return yes or no if the first line of a text begins with it."""
+    match = _FIRST_WORD.match(first)
+    if match:
+        return match[1]
+    return ""
+
+
+def is_marked_answer(marked: str, text: str, keys: Collection[str]) -> bool:
+    """Return True if what is bold or code at the end of a text is the reference, and is not denied."""
+    if not marked or keys.isdisjoint(text_keys(parse(marked))):
+        return False
+    return not is_denied_before(text.rpartition(marked)[0], "")
+
+
+_PLACED = re.compile(r"(?:[a-z]s?|\d)\s+(?:on|in|at)\s+(?:(?:an?|the)\s+)?([A-Z]\w+(?:\s+[A-Z]\w+)*)\W*$")
+"""The name that a sentence ends with: "The 1st falls on a Monday."."""
+
+
+def named(clause: str, keys: Collection[str]) -> str:
+    """Return what a clause says of its subject behind a participle or preposition: "facing East", "in Paris"."""
+    match = re.match(
+        r"(?:(?:so|then|now|thus|hence|therefore)\s+)?"
+        r"(?:(?:an?|the)\s+(?:example|type|kind|form|case|instance)\s+of\s+)?"
+        r"(?:(?:called|named|known as|[a-z]+ing|located|made|said to be)\s+)?(?:(?:in|at|on|to|as|by|the"
+        r"|an?|towards?)\s+)*(.+)",
+        clause,
+    )
+    placed = _PLACED.search(clause)
+    if placed and not has_denial(clause):
+        words = placed[1]
+    elif match:
+        words = re.sub(r"^\u662f|\u7684$", "", match[1].strip(" .!*"))
+    else:
+        words = ""
+    chinese = re.search(r"[\u662f\u4e3a]\s*([\u4e00-\u9fff]+?)\u7684?[.\s]*$", clause)
+    for name in (words, chinese[1] if chinese else ""):
+        if name and not keys.isdisjoint(text_keys(parse(name))):
+            return name
+    return ""
+
+
+_SUBJECT = re.compile(
+    r"((?:[Tt]he )?[A-Z][^,;:.]{0,60}?)\s+(?:is|was|are|were)\s+(?:the|called|[^\W\d_]+'s)\s[^,;:.]*\.?"
+)
+"""A sentence whose subject is defined by the rest of it: "Paris is the capital of France."."""
+_EXPLAINED = re.compile(r"([A-Z][\w-]*(?: [\w-]+){0,3}),\s+(?:which|who|the|an?)\s")
+"""A name at the beginning of a line, and what it is: "Nitrogen, which is most of the air."."""
+
+
+def subject(text: str, keys: Collection[str]) -> str:
+    """Return the subject of a sentence that says who or what it is, if it is the reference."""
+    match = _SUBJECT.fullmatch(text) or _EXPLAINED.match(text)
+    if match and not has_denial(text) and not keys.isdisjoint(text_keys(parse(match[1]))):
+        return match[1]
+    return ""
+
+
+_SUBSTANCE = r"\d*[A-Z][A-Za-z]?[\w{}()^+-]*"
+_SUBSTANCES = rf"{_SUBSTANCE}(?:\s+\+\s+{_SUBSTANCE})*"
+_CHEMICAL = re.compile(rf"(?<![\w+])({_SUBSTANCES}\s*(?:-+>|\\to)\s*{_SUBSTANCES}|(?=\S*\d){_SUBSTANCE})\.?$")
+"""A formula of chemistry at the end of a sentence."""
+_IN_BRACKETS = re.compile(r"[a-z] \(([^()]+)\)\.?$")
+"""Another name in brackets at the end: "silver chloride (AgCl)."."""
+
+
+def formula(text: str, keys: Collection[str]) -> str:
+    """Return the chemical formula, reaction or other name that a sentence ends with, if it is the reference."""
+    for pattern in (_CHEMICAL, _IN_BRACKETS):
+        match = pattern.search(text)
+        if match is None or keys.isdisjoint(text_keys(parse(match[1]))):
+            continue
+        if not is_denied_before(text[: match.start()], ""):
+            return match[1]
+    return ""
