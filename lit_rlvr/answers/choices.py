@@ -236,6 +236,18 @@ class _Reader:
             rf"|{upper_letter.replace('?P<letter>', '?P<right>')}(?=\)?\s+(?:{_VERDICT}|(?:is|does)[.!]?\s*$))"
             rf"|(?i:\bonly)\s+{upper_letter.replace('?P<letter>', '?P<only>')}(?=\s+[a-z]+(?:s|es|can)?(?![^\W_]))"
         )
+        self._compile_changes(letter, upper_letter, text, named_text, end)
+
+    def _compile_changes(self, letter: str, upper_letter: str, text: str, named_text: str, end: str) -> None:
+        """Compile the patterns of what is corrected, left over, placed at the end or denied.
+
+        Args:
+            letter: the pattern of a letter.
+            upper_letter: the pattern of a capital letter.
+            text: the pattern of an option's text with what may follow it.
+            named_text: the same without what follows.
+            end: the pattern of what may follow a letter.
+        """
         correct = rf"(?:^|[\s.,;:!?(\u2014])(?i:{CORRECTION})(?![\w'])[\s,:;.!\u2014-]*(?i:{_SPOKEN}\b[\s,:;.(-]*)*"
         self._corrected = re.compile(rf"{correct}(?:{text}|{upper_letter}(?={end}))")
         contrast = r"(?i:\b(?:but|although|though|however|yet|while|whereas))\b[\s,]+(?:\w+\s+){0,2}?\(?"

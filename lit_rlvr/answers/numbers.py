@@ -319,6 +319,7 @@ def _read_spelt(text: str) -> list[Reading]:
 
 
 def _read_amount(text: str) -> list[Reading]:
+    """Read a number with magnitudes, a unit or other words behind it."""
     number = _literal(text)
     if number is not None:
         return [number]
@@ -326,54 +327,69 @@ def _read_amount(text: str) -> list[Reading]:
         head = text[: boundary.start()]
         tail = text[boundary.end() :]
         is_apart = bool(boundary[0])
-        word = re.match(r"[A-Za-z]+|[\u4e00-\u9fff]", tail)
-        factor = MAGNITUDES.get(word[0], 0) if word else 0
-        is_prefix = word is not None and not word[0].isascii() and read_unit(tail) is not None  # "kilo" in Chinese
-        if factor and word and not is_prefix and not (is_apart and len(word[0]) == 1 and word[0].isascii()):
-            number = read_constant(trim(head))
-            rest = tail[word.end() :].strip(" -")
-            if number is not None:
-                scaled = Number(number.value * factor, None)
-                if not rest:
-                    return [scaled]
-                unit = read_unit(rest.removeprefix("of").strip())
-                if unit:
-                    return [Quantity(scaled, *unit)]
-                if _LABEL.fullmatch(rest):
-                    return [scaled]
-                deeper = MAGNITUDES.get(rest.split()[0], 0)
-                if deeper:
-                    return [Number(scaled.value * deeper)]
-                return []
+        scaled = _read_magnitude(head, tail, is_apart)
+        if scaled is not None:
+            return scaled
         if tail.startswith("^") and re.search(r"\\[a-z]{3}", head.replace("\\frac", "")):
             continue  # the sine of an angle, not degrees
-        fraction = _UNIT_FRACTION.fullmatch(tail)
-        if fraction:
-            tail = f"{fraction[1]}/{fraction[2]}"
-        # 5m may be a product
-        if not is_apart and re.fullmatch("[A-Za-z]", tail):
-            unit = None
-        else:
-            unit = read_unit(_CONTENT.sub("", tail))
-        is_named = _LABEL.fullmatch(tail) or (is_apart and _CAPITALS.fullmatch(tail))
-        if unit is None and (not is_named or _NO_LABEL.search(tail)):
-            continue
-        number = _read_head(trim(head))
-        if number is None:
-            continue
-        measured = _UNIT_ADVERB.fullmatch(tail)
-        if unit is None and measured:
-            unit = read_unit(measured[1])
-        if unit is None:
-            return [replace(number, noun=_noun(tail))]
-        results: list[Reading] = [Quantity(number, *unit)]
-        sterling = read_unit("\u00a3")
-        if sterling and re.match(r"pounds?\b", tail):
-            results.append(Quantity(number, *sterling))
-        if unit[1] == (("deg", 1),):
-            results.append(Number(number.value * sympy.pi / 180))
-        return results
+        measured = _read_measured(head, tail, is_apart)
+        if measured:
+            return measured
     return []
+
+
+def _read_magnitude(head: str, tail: str, is_apart: bool) -> list[Reading] | None:
+    """Read a number with a magnitude behind it, and what is measured or counted; None without a magnitude."""
+    word = re.match(r"[A-Za-z]+|[\u4e00-\u9fff]", tail)
+    factor = MAGNITUDES.get(word[0], 0) if word else 0
+    if word is None or not factor or (is_apart and len(word[0]) == 1 and word[0].isascii()):
+        return None
+    if not word[0].isascii() and read_unit(tail) is not None:  # "kilo" in Chinese
+        return None
+    number = read_constant(trim(head))
+    if number is None:
+        return None
+    scaled = Number(number.value * factor, None)
+    rest = tail[word.end() :].strip(" -")
+    if not rest:
+        return [scaled]
+    unit = read_unit(rest.removeprefix("of").strip())
+    if unit:
+        return [Quantity(scaled, *unit)]
+    if _LABEL.fullmatch(rest):
+        return [scaled]
+    deeper = MAGNITUDES.get(rest.split()[0], 0)
+    if deeper:
+        return [Number(scaled.value * deeper)]
+    return []
+
+
+def _read_measured(head: str, tail: str, is_apart: bool) -> list[Reading]:
+    """Read a number with a unit or with what is counted behind it; [] if the words are neither."""
+    fraction = _UNIT_FRACTION.fullmatch(tail)
+    if fraction:
+        tail = f"{fraction[1]}/{fraction[2]}"
+    unit = None
+    if is_apart or not re.fullmatch("[A-Za-z]", tail):  # 5m may be a product
+        unit = read_unit(_CONTENT.sub("", tail))
+    is_named = _LABEL.fullmatch(tail) or (is_apart and _CAPITALS.fullmatch(tail))
+    if unit is None and (not is_named or _NO_LABEL.search(tail)):
+        return []
+    number = _read_head(trim(head))
+    if number is None:
+        return []
+    measured = _UNIT_ADVERB.fullmatch(tail)
+    if unit is None and measured:
+        unit = read_unit(measured[1])
+    if unit is None:
+        return [replace(number, noun=_noun(tail))]
+    results: list[Reading] = [Quantity(number, *unit)]
+    sterling = read_unit("\u00a3")
+    if sterling and re.match(r"pounds?\b", tail):
+        results.append(Quantity(number, *sterling))
+    if unit[1] == (("deg", 1),):
+        results.append(Number(number.value * sympy.pi / 180))
+    return results
 
 
 def _noun(words: str) -> str:

@@ -39,11 +39,11 @@ from lit_rlvr.answers.retracted import (
 from lit_rlvr.answers.spans import find_spans, is_value, with_unit, without_known
 from lit_rlvr.answers.stated_names import (
     CLEFT,
-    formula,
     is_marked_answer,
-    named,
     opening_verdict,
-    subject,
+    stated_formula,
+    stated_name,
+    stated_subject,
     verdict_of_line,
 )
 from lit_rlvr.answers.units import read_numeral
@@ -419,7 +419,11 @@ def _called_formula(statement: _Statement) -> Iterator[str]:
 def _name(statement: _Statement) -> Iterator[str]:
     """Yield the name that a sentence states, if it is the reference."""
     keys = statement.sentence.keys
-    name = named(statement.clause, keys) or subject(statement.text, keys) or formula(statement.text, keys)
+    name = (
+        stated_name(statement.clause, keys)
+        or stated_subject(statement.text, keys)
+        or stated_formula(statement.text, keys)
+    )
     if name:
         yield name
 

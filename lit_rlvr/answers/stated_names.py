@@ -50,7 +50,7 @@ _PLACED = re.compile(r"(?:[a-z]s?|\d)\s+(?:on|in|at)\s+(?:(?:an?|the)\s+)?([A-Z]
 """The name that a sentence ends with: "The 1st falls on a Monday."."""
 
 
-def named(clause: str, keys: Collection[str]) -> str:
+def stated_name(clause: str, keys: Collection[str]) -> str:
     """Return what a clause says of its subject behind a participle or preposition: "facing East", "in Paris"."""
     match = re.match(
         r"(?:(?:so|then|now|thus|hence|therefore)\s+)?"
@@ -81,7 +81,7 @@ _EXPLAINED = re.compile(r"([A-Z][\w-]*(?: [\w-]+){0,3}),\s+(?:which|who|the|an?)
 """A name at the beginning of a line, and what it is: "Nitrogen, which is most of the air."."""
 
 
-def subject(text: str, keys: Collection[str]) -> str:
+def stated_subject(text: str, keys: Collection[str]) -> str:
     """Return the subject of a sentence that says who or what it is, if it is the reference."""
     match = _SUBJECT.fullmatch(text) or _EXPLAINED.match(text)
     if match and not has_denial(text) and not keys.isdisjoint(text_keys(parse(match[1]))):
@@ -97,7 +97,7 @@ _IN_BRACKETS = re.compile(r"[a-z] \(([^()]+)\)\.?$")
 """Another name in brackets at the end: "silver chloride (AgCl)."."""
 
 
-def formula(text: str, keys: Collection[str]) -> str:
+def stated_formula(text: str, keys: Collection[str]) -> str:
     """Return the chemical formula, reaction or other name that a sentence ends with, if it is the reference."""
     for pattern in (_CHEMICAL, _IN_BRACKETS):
         match = pattern.search(text)
