@@ -39,7 +39,7 @@ _ARTICLE = (
     r"|el|las?|los|les?|gli|i|os?|as?|de|het)\s+){0,3}"
 )
 _FROM = re.compile(
-    rf"(?i){_WORDS}\s+(?:between|zwischen|entre|tra|tussen|from|within|during|with|instead of|rather than)"
+    rf"(?i){_WORDS},?\s+(?:between|zwischen|entre|tra|tussen|from|within|during|with|instead of|rather than)"
     rf"\s+{_ARTICLE}\$?"
 )
 _FOR = re.compile(
@@ -58,7 +58,10 @@ _NEXT_TO = re.compile(
 """Between a number and the one that it is compared with."""
 _IN = re.compile(rf"(?i){_WORDS}\s+(?:in|en|em|au cours de)\s+{_ARTICLE}")
 _TIMES = ((("s", 1),), (("month", 1),))
-_OF = re.compile(r"\s+of\s+")
+_OF = re.compile(
+    rf"(?i)\s+(?:of|von|van)\s+(?:{_ARTICLE}(?:originally|initially|urspr\u00fcnglich\w*|insgesamt)\s+)?"
+    rf"|{_WORDS}\s+(?:sur|von|out of)\s+{_ARTICLE}(?:urspr\u00fcnglich\w*\s+|insgesamt\s+)?"
+)
 _TO_THE_OTHER_END = re.compile(r"\s*(?:to|until|till|-)\s*")
 _NOUN = re.compile(r"\$?(?:\s+|-)[^\W\d_]|\s*[.!]?$")
 _MONEY = re.compile(r"(?i)\s*(?:dollars?|cents?|euros?|pounds?)\b")

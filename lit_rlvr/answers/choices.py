@@ -32,7 +32,7 @@ _SCRIPTS = re.compile(rf"(?<={_CJK})(?=[A-Za-z(])|(?<=[A-Za-z)])(?={_CJK})")
 _BRACKETS = str.maketrans("\u3010\u3011\u3016\u3017\u300a\u300b\u300e\u300f", "()()()()")
 
 _ANSWER = (
-    "answer|option|choice|answers|opci\u00f3n|op\u00e7\u00e3o|opzione|optie|alternativa|variante|\u0432\u0430\u0440\u0438\u0430\u043d\u0442|"
+    "answer|option|choice|answers|solution|opci\u00f3n|op\u00e7\u00e3o|opzione|optie|alternativa|variante|\u0432\u0430\u0440\u0438\u0430\u043d\u0442|"
     "r\u00e9ponse|antwort|l\u00f6sung|respuesta|risposta|resposta|\u043e\u0442\u0432\u0435\u0442|"
     "\u7b54\u6848|\u7b54\u3048|\u6b63\u89e3|\u6545\u9009|\u9009\u9879|\uc815?\ub2f5"
 )
@@ -226,7 +226,8 @@ class _Reader:
         upper = f"[{letters}]" if letters else "(?!)"
         self._list = re.compile(rf"(?<![^\W_])(?P<letter>{upper})(?:\)|[.:](?=\s+\S))")
         stated = r"(?<![^\W_])"
-        stated += r"(?i:option|choice|letter|answer|is|be|choose|pick|select|with|so|leaves?|leaving|means"
+        stated += r"(?i:option|choice|letter|answer|is|be|choose|pick|select|with|so|hence|thus|therefore"
+        stated += r"|leaves?|leaving|means"
         stated += r"|\u9009|\u9009\u9879|\u662f|\u4e3a)"
         upper_letter = letter.replace(any_letter, upper)
         self._stated = re.compile(

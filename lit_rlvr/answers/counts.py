@@ -57,7 +57,7 @@ COUNTED_FROM = re.compile(rf",\s+(?=[^\W\d_]+{_FROM_ANOTHER_TIME})")
 """Before what says how far a time is from another one, behind it: "on Tuesday, two days after Sunday"."""
 _ASIDE = re.compile(
     r"(?i)\b(?:the|these|those|both|all|any|my|your|his|her|its|our|their|root of|multiple of|factor of|by|past"
-    r"|exceeds?|to|in|into|of|for|from|need|consider|reject|exclude|rule out|discard|at|on)\s+$"
+    r"|exceeds?|to|in|into|of|(?<!calls )for|from|need|consider|reject|exclude|rule out|discard|at|on)\s+$"
 )
 """Before a number in words that is no answer: it is known, or part of something else."""
 

@@ -51,7 +51,7 @@ _SHARE = re.compile(r"(\d++)\s++(?:out\s++of|in)\s++(?:every\s++)?(\d++)")
 SPOKEN_TIME = re.compile(
     r"(?i)(?:\ban?\s+)?\b(?:(?P<past>half|quarter|\d{1,2}|[a-z]+(?:-[a-z]+)?)(?:\s+minutes)?\s+past|(?P<to>quarter)\s+to)"
     r"\s+(?P<hour>\d{1,2}|[a-z]+)(?!\w)(?:\s+(?:in\s+the\s+(?P<day>morning|afternoon|evening)|at\s+(?P<night>night))"
-    r"|\s*(?P<half>[ap])\.?m\b\.?)?|\b(?:12\s+)?(?P<twelve>noon|midnight)\b"
+    r"|\s*(?P<half>[ap])\.?m\b\.?)?|\b(?:12\s+)?(?P<twelve>noon|midnight)\b|\b(?P<sharp>\d{1,2}|[a-z]+)\s+o'clock\b"
 )
 """A time of day in words: "half past seven in the evening", "a quarter to 4"."""
 
@@ -63,8 +63,10 @@ def read_spoken_time(text: str) -> Parts | None:
         return None
     if match["twelve"]:
         return Parts("time", (12, 0, 0, {"noon": "p", "midnight": "a"}[match["twelve"].lower()]))
-    hour = _whole_number(match["hour"])
+    hour = _whole_number(match["hour"] or match["sharp"])
     minutes = {"half": 30, "quarter": 15}.get((match["past"] or "").lower())
+    if match["sharp"]:
+        minutes = 0
     if minutes is None and match["past"]:
         minutes = _whole_number(match["past"])
     if match["to"]:
@@ -274,7 +276,7 @@ _UNIT_ADVERB = re.compile(
 _UNIT_FRACTION = re.compile(r"\\frac\s*\{\s*(\w+)\s*\}\s*\{\s*(\w+(?:\^\{?\d\}?)?)\s*\}")
 _PIECE = re.compile(
     r"(?P<number>\d+(?:\.\d+)?(?:\s+\d+/\d+|/\d+)?)\s*(?P<unit>[A-Za-z]+\.?|'{1,2}|\"|\u5c0f\u65f6|\u5206\u949f?|\u79d2)"
-    r"\s*(?:,|and\b)?\s*"
+    r"\s*(?:,|(?:and|y|und|et|e|en)\b)?\s*"
 )
 _MARKS = {
     "'": "ft", "''": "in", '"': "in", "pound": "lb", "pounds": "lb",

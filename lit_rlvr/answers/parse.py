@@ -193,10 +193,11 @@ _SIGNS_IN_WORDS = {
     "at most": "\\le", "less than or equal to": "\\le", "less than": "<",
     "at least": "\\ge", "greater than or equal to": "\\ge", "greater than": ">",
 }  # fmt: skip
+_END = r"-?[\d.]+|-?\\[a-z]+\S*"
 _BOUND_IN_WORDS = re.compile(
     r"(?:(?:so|thus|hence|therefore|then),?\s+)?(?:(?:\\mathbb\{R\}|(?:all|any|the)?\s*(?:numbers?|values?(?:\s+of\s+[a-z])?)|[a-z])\s+)"
     r"(?:(?:that\s+|which\s+)?(?:is|are|must\s+be)\s+)?"
-    rf"({'|'.join(_SIGNS_IN_WORDS)})\s+(-?[\d.]+|-?\\[a-z]+\S*)",
+    rf"({'|'.join(_SIGNS_IN_WORDS)})\s+({_END})(?:\s+(?:and|but)\s+({'|'.join(_SIGNS_IN_WORDS)})\s+({_END}))?",
     re.IGNORECASE,
 )
 """A bound of an unknown: "x is at most 4", "all real numbers less than 3"."""
@@ -218,7 +219,10 @@ def _bound(text: str, depth: int) -> list[Reading]:
     match = _BOUND_IN_WORDS.fullmatch(text)
     if match is None:
         return []
-    return _relation(f"x {_SIGNS_IN_WORDS[match[1].lower()]} {match[2]}", depth)
+    first = f"x {_SIGNS_IN_WORDS[match[1].lower()]} {match[2]}"
+    if match[3]:
+        return _list(f"{first} and x {_SIGNS_IN_WORDS[match[3].lower()]} {match[4]}", depth)
+    return _relation(first, depth)
 
 
 _OR = re.compile(r"\bor\b|\\or(?![A-Za-z])|\\lor(?![A-Za-z])|\\cup|\|\|")

@@ -27,6 +27,7 @@ from lit_rlvr.answers.numbers import SPOKEN_TIME, read_spoken_time
 from lit_rlvr.answers.parse import BETWEEN, LONGEST, parse
 from lit_rlvr.answers.retracted import (
     GOES_ON,
+    IF_IT_WERE,
     begins_with_denial,
     contrast,
     correction,
@@ -259,6 +260,17 @@ def _contrast(sentence: _Sentence) -> Decision:
     return None
 
 
+def _unmet_condition(sentence: _Sentence) -> Decision:
+    """Decide for the conclusion behind a value that would hold under another condition."""
+    condition = re.search(IF_IT_WERE, sentence.text)
+    if not sentence.is_phrase or condition is None:
+        return None
+    concluded = conclusion(sentence.text)
+    if concluded != sentence.text:
+        return candidates(Found(concluded, "line"), sentence.keys)
+    return None
+
+
 def _no_statement(sentence: _Sentence) -> Decision:
     """Decide that a denial, a question or a text that was cut off states nothing."""
     if sentence.is_phrase and begins_with_denial(sentence.text):
@@ -329,8 +341,8 @@ def _colon(sentence: _Sentence) -> Decision:
 
 
 _DECIDING: tuple[Callable[[_Sentence], Decision], ...] = (
-    _derivation, _factorial, _correction, _contrast, _no_statement, _list_literal, _yes_or_no, _marked, _asides,
-    _share, _colon,
+    _derivation, _factorial, _correction, _contrast, _unmet_condition, _no_statement, _list_literal, _yes_or_no,
+    _marked, _asides, _share, _colon,
 )  # fmt: skip
 
 
@@ -411,6 +423,9 @@ def _called_formula(statement: _Statement) -> Iterator[str]:
     called = _CALLED.fullmatch(statement.clause)
     if called and is_value(called[1]):
         yield called[1]
+    multiple = _MULTIPLE_OF_UNKNOWN.fullmatch(statement.clause)
+    if multiple and statement.verb:
+        yield multiple[1]
     between = BETWEEN.search(statement.text)
     if between and not re.search(r"\d", statement.text[: between.start()]):
         yield between[0]
@@ -486,6 +501,8 @@ LONGEST_WORDS = 200
 """The most characters of an answer in words."""
 _DERIVATION = re.compile(r"&|.*\\(?:begin\{a|Rightarrow|implies|therefore)")
 _STRINGS = re.compile(r"\[(\s*['\"].*['\"]\s*)\]\.?")
+_MULTIPLE_OF_UNKNOWN = re.compile(r"\$?\d+[a-z]\s*=\s*([-\d.][^=$]*?)\$?\.?")
+"""A multiple of an unknown with its value: "the angle is 3x = 90"."""
 _AT_LEAST = re.compile(r"at (?:least|most)\s")
 _CALLED = re.compile(
     r"(?:equation|formula|function|expression|inequality|interval|range|set|form)\s+(\$[^$]+\$|\\\(.+\\\))\.?"
@@ -508,7 +525,7 @@ def _states_time(text: str, time: re.Match[str]) -> bool:
     return not _FROM_TIME.search(before) and not is_denied_before(before, text[time.end() :])
 
 
-_SUM_OF_UNITS = re.compile(r"\d+(?:\.\d+)?\s*[A-Za-z]+\.?\s*(?:,|and\b)?\s*\d+(?:\.\d+)?\s*[A-Za-z]+")
+_SUM_OF_UNITS = re.compile(r"\d+(?:\.\d+)?\s*[A-Za-z]+\.?\s*(?:,|(?:and|y|und|et|e|en)\b)?\s*\d+(?:\.\d+)?\s*[A-Za-z]+")
 
 
 def _is_sum(text: str) -> bool:
@@ -521,7 +538,8 @@ _EXCLAIMED = re.compile(r"(?<=[a-z]{3}\s)[$\\]*\d[\d.,]*\$?!$")
 _NOTE = re.compile(r"(?<=\w)\s+\((?!\s*(?:not?|wrong|false)\b)[^()]*\)\.?$")
 """A note in brackets at the end of a line: "Marie Curie (1867-1934)"."""
 _HEDGE = re.compile(
-    r"(?<=[,(])\s*(or|i\.e\.,?|which is)\s+(?:roughly|about|approximately|around|nearly|circa|\\approx)\s+"
+    r"(?<=[,(])\s*(?:or|i\.e\.,?|which is|also|d\.h\.|bzw\.|soit|es decir,?|o sea|ou seja|cio\u00e8)\s+"
+    r"(?:roughly|about|approximately|around|nearly|circa|\\approx|rund|etwa|ca\.|ungef\u00e4hr|environ|aproximadamente)\s+"
     r"(?=[$\\]*\d)"
 )
 """A word before an approximation of the value before it."""

@@ -33,16 +33,25 @@ _PROPERTY = re.compile(r"-(?:[a-z]+-)?[a-z]{2,}\s+[a-z]{3,}")
 """Behind a number that describes a thing: "the 200-litre tank"."""
 
 
+_JOINED_NOUN = re.compile(r"\s+[^\W\d_]+(?: [^\W\d_]+)?,?\s+(?:and|y|und|et|e)\s+")
+"""Between a number of known things and one of others: "the 4 pens and 2 pads"."""
+
+
 def without_known(text: str) -> list[tuple[int, int]]:
     """Return the spans of a text that are no ordinal ("7th"), count nothing known and describe nothing; all if there
     is no other."""
     spans = list(find_spans(text))
     new = []
+    was_known = False
+    previous = 0
     for start, end in spans:
         is_ordinal = re.match(r"(?:st|nd|rd|th)\b", text[end:]) is not None
         is_given = _GIVEN.search(text[:start]) is not None and re.match(r"\s+[^\W\d_]{3}", text[end:]) is not None
         is_property = _PROPERTY.match(text, end) is not None
-        if not (is_ordinal or is_given or is_property):
+        is_joined = was_known and _JOINED_NOUN.fullmatch(text, previous, start) is not None
+        was_known = is_given or is_property or is_joined
+        previous = end
+        if not (is_ordinal or was_known):
             new.append((start, end))
     return new or spans
 

@@ -23,12 +23,26 @@ CLEFT = re.compile(r"(?:(?:So|Thus|Hence|Therefore),?\s+)?[Ii]t(?:'s| is| was)\s
 """The name that a sentence is about: "It was Darwin who wrote it."."""
 
 
+_JUDGED = re.compile(
+    r"(?i)(?:[a-z]+[!.,]\s+)?(?:so,?\s+|therefore,?\s+|thus,?\s+|hence,?\s+)?(?:(?:the|this|that)\s+)?"
+    r"(?:statement|claim|assertion|proposition|it|this|that)(?:\s+is|'s)\s+(?P<denial>not\s+)?"
+    r"(?P<verdict>true|false|correct|incorrect)\s*(?:$|[.,;:]|because\b|since\b|as\b)"
+)
+"""A sentence that says of a statement whether it is true."""
+
+
 def verdict_of_line(text: str) -> str:
     """Return yes or no, in any language, if a sentence begins with it or ends with nothing else behind a comma."""
     match = _FIRST_WORD.match(text) or _LAST_WORD.search(text)
     if match:
         return match[1]
-    return ""
+    judged = _JUDGED.match(text)
+    if judged is None:
+        return ""
+    is_true = judged["verdict"].lower() in ("true", "correct")
+    if is_true != bool(judged["denial"]):
+        return "true"
+    return "false"
 
 
 def opening_verdict(first: str) -> str:
@@ -66,6 +80,11 @@ def stated_name(clause: str, keys: Collection[str]) -> str:
         words = re.sub(r"^\u662f|\u7684$", "", match[1].strip(" .!*"))
     else:
         words = ""
+    denied = re.search(r"\bnot\s+(\w+)\W*$", clause)
+    if denied:
+        for prefix in ("in", "un", "im", "non"):
+            if prefix + denied[1].lower() in keys:
+                return prefix + denied[1]
     chinese = re.search(r"[\u662f\u4e3a]\s*([\u4e00-\u9fff]+?)\u7684?[.\s]*$", clause)
     for name in (words, chinese[1] if chinese else ""):
         if name and not keys.isdisjoint(text_keys(parse(name))):
@@ -93,13 +112,19 @@ _SUBSTANCE = r"\d*[A-Z][A-Za-z]?[\w{}()^+-]*"
 _SUBSTANCES = rf"{_SUBSTANCE}(?:\s+\+\s+{_SUBSTANCE})*"
 _CHEMICAL = re.compile(rf"(?<![\w+])({_SUBSTANCES}\s*(?:-+>|\\to)\s*{_SUBSTANCES}|(?=\S*\d){_SUBSTANCE})\.?$")
 """A formula of chemistry at the end of a sentence."""
+_ALSO_NAMED = re.compile(
+    r"\b(?:i\.e\.,?|that is,|namely|in other words,|called|known as|referred to as"
+    r"|(?:is|was|are|were)\s+[a-z]+\s+by)\s+((?:an?\s+|the\s+)?[^,;:]+?)"
+    r"(?:\s+\([^()]*\))?\.?$"
+)
+"""What something is called: "a group of lions is known as a pride"."""
 _IN_BRACKETS = re.compile(r"[a-z] \(([^()]+)\)\.?$")
 """Another name in brackets at the end: "silver chloride (AgCl)."."""
 
 
 def stated_formula(text: str, keys: Collection[str]) -> str:
     """Return the chemical formula, reaction or other name that a sentence ends with, if it is the reference."""
-    for pattern in (_CHEMICAL, _IN_BRACKETS):
+    for pattern in (_CHEMICAL, _ALSO_NAMED, _IN_BRACKETS):
         match = pattern.search(text)
         if match is None or keys.isdisjoint(text_keys(parse(match[1]))):
             continue
