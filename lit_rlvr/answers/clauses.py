@@ -15,7 +15,7 @@ _CLAUSE = re.compile(
 )
 _THERE = re.compile(r"(?i)\bthere\s+(?:is|are|was|were|remains?)\s+")
 _VERB = re.compile(
-    r"(?<!that )(?<!which )(?<!who )(?<!where )(?<!or )\b(?:is|are|was|were|be|equals?|becomes?"
+    r"(?<!that )(?<!which )(?<!who )(?<!where )(?<!\bor )\b(?:is|are|was|were|be|equals?|becomes?"
     r"|gives?(?! (?:away|back|up|out)\b)|gets?|obtain|have|has|yields?|returns?|prints?|outputs?"
     r"|est|sont|ist|sind|es(?! (?:gibt|sind|ist)\b)|son|\u00e8|sono|\u00e9|s\u00e3o|betr\u00e4gt|lautet|vale|vaut)"
     r"\s+(?:that\s+)?(?:(?:us|me|you|him|her|them)\s+)?(?:the\s+)?(?:(?:el|la|die|der|das|le|il|o)\s+(?=\d)|de\s+(?=[-$\\(\d]|[a-z]\s?[-+=]))?"
