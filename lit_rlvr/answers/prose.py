@@ -37,7 +37,7 @@ from lit_rlvr.answers.retracted import (
     is_denied_before,
     without_denied,
 )
-from lit_rlvr.answers.spans import find_spans, is_value, with_unit, without_known
+from lit_rlvr.answers.spans import find_spans, is_value, with_unit, with_words_for_known, without_known
 from lit_rlvr.answers.stated_names import (
     CLEFT,
     is_marked_answer,
@@ -464,7 +464,7 @@ def _one_value(statement: _Statement) -> Iterator[str]:
     is_phrase = statement.sentence.is_phrase
     spans = without_known(searched)
     if not is_phrase:
-        spans = without_asides(searched, spans)
+        spans = without_asides(with_words_for_known(searched, spans), spans)
     if not spans:
         yield from _without_value(statement)
         return

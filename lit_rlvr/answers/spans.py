@@ -56,6 +56,19 @@ def without_known(text: str) -> list[tuple[int, int]]:
     return new or spans
 
 
+_REST_OF_WORD = re.compile(r"(?:-[^\W\d_]+)*")
+
+
+def with_words_for_known(text: str, spans: list[tuple[int, int]]) -> str:
+    """Return a text of the same length with words in the place of all mathematics but some spans of it."""
+    for start, end in find_spans(text):
+        if (start, end) not in spans:
+            rest = _REST_OF_WORD.match(text, end)
+            end = rest.end() if rest else end
+            text = f"{text[:start]}{'n' * (end - start)}{text[end:]}"
+    return text
+
+
 def _items(value: Reading) -> Iterable[Sequence[Reading]]:
     if isinstance(value, Labelled):
         return (item for items in value.values.values() for item in items)

@@ -53,11 +53,20 @@ def opening_verdict(first: str) -> str:
     return ""
 
 
+_JOINS = re.compile(r"(?i)(?:\b(?:or|and|nor|oder|und|ou|et|o|y)|/)[\s*`]*$")
+"""The end of a text that joins what follows with another answer."""
+
+
+def _is_alone_behind(before: str) -> bool:
+    """Return True if the text before a name neither denies it nor joins it with another one."""
+    return not is_denied_before(before, "") and _JOINS.search(before) is None
+
+
 def is_marked_answer(marked: str, text: str, keys: Collection[str]) -> bool:
     """Return True if what is bold or code at the end of a text is the reference, and is not denied."""
     if not marked or keys.isdisjoint(text_keys(parse(marked))):
         return False
-    return not is_denied_before(text.rpartition(marked)[0], "")
+    return _is_alone_behind(text.rpartition(marked)[0])
 
 
 _PLACED = re.compile(r"(?:[a-z]s?|\d)\s+(?:on|in|at)\s+(?:(?:an?|the)\s+)?([A-Z]\w+(?:\s+[A-Z]\w+)*)\W*$")
@@ -96,7 +105,7 @@ _SUBJECT = re.compile(
     r"((?:[Tt]he )?[A-Z][^,;:.]{0,60}?)\s+(?:is|was|are|were)\s+(?:the|called|[^\W\d_]+'s)\s[^,;:.]*\.?"
 )
 """A sentence whose subject is defined by the rest of it: "Paris is the capital of France."."""
-_EXPLAINED = re.compile(r"([A-Z][\w-]*(?: [\w-]+){0,3}),\s+(?:which|who|the|an?)\s")
+_EXPLAINED = re.compile(r"([A-Z][\w-]*(?: [\w-]+){0,3}),\s+(?:which|who|the|an?)\s[^,;:]*$")
 """A name at the beginning of a line, and what it is: "Nitrogen, which is most of the air."."""
 
 
@@ -128,6 +137,6 @@ def stated_formula(text: str, keys: Collection[str]) -> str:
         match = pattern.search(text)
         if match is None or keys.isdisjoint(text_keys(parse(match[1]))):
             continue
-        if not is_denied_before(text[: match.start()], ""):
+        if _is_alone_behind(text[: match.start(1)]):
             return match[1]
     return ""
