@@ -11,7 +11,7 @@ from lit_rlvr.answers.spans import DELIMITED, find_spans, is_value, without_know
 _CLAUSE = re.compile(
     r"[.;?](?:\s|$)|!(?=\s+[A-Z][a-z]|\s*$)|,?\s+\(?(?:because|since|which|as|so|when|where|for|that|with|after"
     r"|altogether|in total|i\.e\.|if|but|by)\b"
-    r"|,\s+(?=(?!and\b|or\b)[a-z]{2,})|\s+-\s+(?=[a-z]{2,})|(?<![-+*/=^])\s\((?![A-J]\))|(?<!\d\s):\s"
+    r"|,\s+(?=(?!and\b|or\b)[a-z]{2,})|\s+-\s+(?=[a-z]{2,})|(?<![-+*/=^])\s\((?!(?:[A-J]|\d{1,2})\))|(?<!\d\s):\s"
 )
 _THERE = re.compile(r"(?i)\bthere\s+(?:is|are|was|were|remains?)\s+")
 _VERB = re.compile(

@@ -52,12 +52,14 @@ _SUBSTANCE = r"\d*\s*[a-z][\w{}()]*(?:\^\{?\d?[+-]\}?)?"
 _SUBSTANCES = rf"{_SUBSTANCE}(?:\s*\+\s*{_SUBSTANCE})*"
 _REACTION = re.compile(rf"{_SUBSTANCES}\s*(?:-+>|\\to)\s*{_SUBSTANCES}")
 """A chemical reaction in normalised form."""
+_WITH_GROUPS = re.compile(r"[a-z](?:[a-z\d]|_\{?\d+\}?|\([a-z\d_{}]+\))*")
 _ION = re.compile(r"[a-z][a-z\d_{}()]*\^?\{?\d?[+-]\}?")
 
 
 def _chemical(key: str) -> list[Text]:
     """Return a formula with lowered numbers, an ion or a reaction as it is typed without markup: "so42-"."""
-    if (is_code(key.upper()) and "_" in key) or _ION.fullmatch(key) or _REACTION.fullmatch(key):
+    is_formula = "_" in key and (is_code(key.upper()) or _WITH_GROUPS.fullmatch(key) is not None)
+    if is_formula or _ION.fullmatch(key) or _REACTION.fullmatch(key):
         return [Text(re.sub(r"[_{}^\s]", "", key.replace("\\to", "->")))]
     return []
 
@@ -100,6 +102,8 @@ def readings(text: str, depth: int) -> tuple[Reading, ...]:
 _OPTION = re.compile(r"\(([A-Ja-j])\)[.:]?\s*((?!and\b|or\b|[,;&(])\S.*)|([A-J])[).:]\s+(\S.*)")
 
 
+_GROUPED = re.compile(r"(?<![\d,.])[1-9]\d{0,2}(?:,\d{3})+(?!\d|,\d)")
+"""A number with groups of thousands."""
 _SAID = {
     "infinitely many": r"(?:there (?:is|are) )?(?:infinitely many|(?:an )?infinite(?: number of)?)(?: solutions?)?",
     "dne": r"(?:the limit )?(?:does not exist|dne)",
@@ -147,6 +151,8 @@ def _read(text: str, depth: int) -> list[Reading]:
     if vector is not None:
         return [vector, *read_formula(text)]
     first, second = (_plus_minus, _bracketed) if text[0] == "(" else (_bracketed, _plus_minus)
+    if "=" in text and not re.search(r"[(\[{]", text):
+        text = _GROUPED.sub(lambda match: match[0].replace(",", ""), text)
     for read in (_bound, _list, _set_operations, _relation, first, second):
         values = read(text, depth)
         if values:

@@ -7,7 +7,8 @@ import re
 CORRECTION = (
     r"(?:(?:no|nope|nein|non|wait|hold on|sorry|oops|hmm+|espera|attendez"
     r"|perd\u00f3n)(?=[\s]*[,.;:!\u2014-]|\s+(?:it|that|this|the|i|wait|sorry)\b)"
-    r"|actually|correction|edit(?=\s*:)|rather(?! than)|really|instead(?! of)|i mean|i meant|make that|(?:scratch"
+    r"|actually|i (?:forgot|missed|overlooked|misread|miscounted)|(?:my|i made an?) (?:mistake|error|bad)"
+    r"|correction|edit(?=\s*:)|rather(?! than)|really|instead(?! of)|i mean|i meant|make that|(?:scratch"
     r"|strike|forget) that|let me (?:correct|fix|revise|rephrase)(?: (?:that|this|it|myself))?|"
     r"on second thoughts?|on (?:further )?reflection|better(?: yet)?|(?:it )?should be|eigentlich|vielmehr"
     r"|plut\u00f4t|en fait|en realidad|mejor dicho)"
