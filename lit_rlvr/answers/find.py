@@ -212,7 +212,7 @@ def _marked(line: str) -> str:
 def _last_line(tail: str, text: str) -> Found:
     """Return the last line of a text's tail that is not empty, with the lines above it."""
     tail = _without_check(tail)
-    listed = _listed_values(tail)
+    listed = _listed_values(_without_courtesies(tail))
     if listed:
         return Found(listed, "line")
     raw = [line for line in tail.splitlines() if _bare(line)] or [""]
@@ -278,6 +278,15 @@ def _first_values(rest: str) -> str:
     if len(values) > 1:
         return ", ".join(values)
     return ""
+
+
+def _without_courtesies(tail: str) -> str:
+    """Return a text without its last paragraphs that have no number and no mathematics, at most two."""
+    paragraphs = re.split(r"\n\s*\n", tail.rstrip())
+    for _ in range(2):
+        if len(paragraphs) > 1 and not re.search(r"[\d\\]", paragraphs[-1]):
+            paragraphs.pop()
+    return "\n\n".join(paragraphs)
 
 
 def _listed_values(tail: str) -> str:

@@ -259,7 +259,7 @@ _LABEL = re.compile(  # of at least three letters: "2rh" and "\\frac12 abc" are 
     r"|[\u3000-\u9fff\uac00-\ud7a3]+"
 )
 _NO_LABEL = re.compile(
-    rf"(?i)\b(?:not|cannot|never|is|are|was|were|but|or|can|could|should|would)\b|n't|^(?:{VERB_LAST}|{BOUND_BEHIND})"
+    rf"(?i)\b(?:not|cannot|never|than|is|are|was|were|but|or|can|could|should|would)\b|n't|^(?:{VERB_LAST}|{BOUND_BEHIND})"
 )
 """Words of a sentence, which is no name of what is counted."""
 _CAPITALS = re.compile(
