@@ -117,10 +117,29 @@ def stated_subject(text: str, keys: Collection[str]) -> str:
     return ""
 
 
-_SUBSTANCE = r"\d*[A-Z][A-Za-z]?[\w{}()^+-]*"
-_SUBSTANCES = rf"{_SUBSTANCE}(?:\s+\+\s+{_SUBSTANCE})*"
-_CHEMICAL = re.compile(rf"(?<![\w+])({_SUBSTANCES}\s*(?:-+>|\\to)\s*{_SUBSTANCES}|(?=\S*\d){_SUBSTANCE})\.?$")
-"""A formula of chemistry at the end of a sentence."""
+_SUBSTANCE = re.compile(r"\d*[A-Z][A-Za-z]?[\w{}()^+-]*")
+
+
+def _chemical(text: str) -> str:
+    """Return the chemical formula with a number that a sentence ends with, or the reaction; "" without one."""
+    before, arrow, behind = text.removesuffix(".").rpartition("->")
+    if not arrow:
+        before, arrow, behind = text.removesuffix(".").rpartition("\\to")
+    if not arrow:
+        last = text.removesuffix(".").rpartition(" ")[2]
+        if _SUBSTANCE.fullmatch(last) and re.search(r"\d", last):
+            return last
+        return ""
+    words = before.split()
+    first = len(words) - 1
+    while first >= 2 and words[first - 1] == "+" and _SUBSTANCE.fullmatch(words[first - 2]):
+        first -= 2
+    substances = [*words[first::2], *behind.strip().split(" + ")]
+    if all(map(_SUBSTANCE.fullmatch, substances)):
+        return f"{' '.join(words[first:])} {arrow}{behind}"
+    return ""
+
+
 _ALSO_NAMED = re.compile(
     r"\b(?:i\.e\.,?|that is,|namely|in other words,|called|known as|referred to as"
     r"|(?:is|was|are|were)\s+[a-z]+\s+by)\s+((?:an?\s+|the\s+)?[^,;:]+?)"
@@ -133,7 +152,12 @@ _IN_BRACKETS = re.compile(r"[a-z] \(([^()]+)\)\.?$")
 
 def stated_formula(text: str, keys: Collection[str]) -> str:
     """Return the chemical formula, reaction or other name that a sentence ends with, if it is the reference."""
-    for pattern in (_CHEMICAL, _ALSO_NAMED, _IN_BRACKETS):
+    chemical = _chemical(text)
+    if chemical and not keys.isdisjoint(text_keys(parse(chemical))):
+        before = text[: text.rfind(chemical.split()[0])]
+        if _is_alone_behind(before):
+            return chemical
+    for pattern in (_ALSO_NAMED, _IN_BRACKETS):
         match = pattern.search(text)
         if match is None or keys.isdisjoint(text_keys(parse(match[1]))):
             continue

@@ -395,7 +395,7 @@ def test_blanks_behind_an_answer_cost_no_time() -> None:
         " after ",
         " x from 2",
         " to do 3",
-        "A + ",
+        "Fe2O3 + H2 -> ",
         "a, ",
         " that costs 3",
         "- $x = 1$\n",
