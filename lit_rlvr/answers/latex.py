@@ -89,7 +89,10 @@ _PARAMETER = re.compile(
     r"|is\s+an?y?\s+(?:arbitrary\s+)?(?:integer|constant|natural number)[a-z ]*)\s*\)?\s*$"
 )
 """The end of an answer that declares a letter to be any integer or constant."""
-_ANY = re.compile(r"[,;]?\s*\b(?:for|where|with)\s+(?:any|some|all)\s+(?:[a-z]+\s+)?[a-z](?:\s*[<>]\s*0)?$")
+_ANY = re.compile(
+    r"[,;]?\s*\b(?:for|where|with)\s+(?:any|some|all)\s+(?:[a-z]+\s+)?[a-z](?:\s*[<>]\s*0)?$"
+    r"|,\s*(?:where\s+)?[a-dkCK]\s*\\in\s*\\mathbb\s*\{R\}$"
+)
 """The end of an answer that says of a letter only that it is free."""
 _US_DOLLAR = re.compile(r"\bUS\s*\\?\$")
 _SET = re.compile(r"\{\s*[a-z]\s*[|:]")

@@ -251,10 +251,17 @@ def _list(text: str, depth: int) -> list[Reading]:
             for label, values in relation.values.items():
                 merged[label] = merged.get(label, ()) + values
         return [Labelled(merged)]
-    regions = [first_of(Region, item) for item in items]
+    regions = _with_points([first_of(Region, item) for item in items], items, parts)
     if all(v is not None for v in regions) and all(_has_relation(part) for part in parts):
         solutions = [_sympy_set(v) for v in regions if v is not None]
-        return _region(sympy.Union(*solutions) if _OR.search(text) else sympy.Intersection(*solutions))
+        if _OR.search(text) or any(isinstance(solution, sympy.FiniteSet) for solution in solutions):
+            return _region(sympy.Union(*solutions))
+        return _region(sympy.Intersection(*solutions))
+    if regions[0] is not None and "\\ne" in parts[0]:
+        others = [first_of(Number, item) for item in items[1:]]
+        if None not in others:  # "x is neither 5 nor -5"
+            excluded = sympy.FiniteSet(*(number.value for number in others if number is not None))
+            return _region(sympy.Complement(_sympy_set(regions[0]), excluded))
     first = relations[0]
     if isinstance(first, Labelled) and len(first.values) == 1 and not any(relations[1:]):
         ((label, values),) = first.values.items()
@@ -268,6 +275,31 @@ def _list(text: str, depth: int) -> list[Reading]:
     else:
         letters = []
     return [Series(tuple(flat)), *letters]
+
+
+def _with_points(
+    regions: list[Region | None], items: Sequence[tuple[Reading, ...]], parts: Sequence[str]
+) -> list[Region | None]:
+    """Return regions of one unknown with those of its single values: "x < 0 or x = 2"."""
+    if all(region is None for region in regions):
+        return regions
+    names = {match[1] for part in parts if (match := _UNKNOWN.match(part))}
+    if len(names) != 1 or not all(map(_UNKNOWN.match, parts)):
+        return regions
+    found = []
+    for region, item in zip(regions, items, strict=True):
+        labelled = first_of(Labelled, item)
+        if region is None and labelled is not None:
+            ((value,),) = labelled.values.values()
+            number = first_of(Number, value)
+            if number is not None:
+                region = Region(((number.value, number.value, False, False),))
+        found.append(region)
+    return found
+
+
+_UNKNOWN = re.compile(r"([a-zA-Z])\s*(?:[<>=]|\\(?:le|ge|ne)(?![a-z]))")
+"""The beginning of a relation of an unknown."""
 
 
 def _solution(relations: Sequence[Any]) -> Labelled | None:

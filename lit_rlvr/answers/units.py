@@ -60,7 +60,7 @@ _DERIVED: dict[str, tuple[str, str]] = {  # name -> (factor, units)
     "eV ev electronvolt electronvolts": ("1602176634/10000000000000000000000000000", "kg*m^2/s^2"),
     "ha hectare hectares": ("10000", "m^2"), "acre acres": ("40468564224/10000000", "m^2"),
     "mph": ("1", "mi/h"), "kmh kmph kph": ("1", "km/h"), "N newton newtons": ("1", "kg*m/s^2"),
-    "J joule joules": ("1", "kg*m^2/s^2"), "kj kilojoule kilojoules": ("1000", "kg*m^2/s^2"),
+    "Nm": ("1", "kg*m^2/s^2"), "J joule joules": ("1", "kg*m^2/s^2"), "kj kilojoule kilojoules": ("1000", "kg*m^2/s^2"),
     "W watt watts": ("1", "kg*m^2/s^3"), "Wh": ("3600", "kg*m^2/s^2"), "kw kilowatt kilowatts": ("1000", "kg*m^2/s^3"),
     "pa pascal pascals": ("1", "kg/m/s^2"), "kpa": ("1000", "kg/m/s^2"), "hz hertz": ("1", "s^-1"),
     "V volt volts": ("1", "kg*m^2/s^3/ampere"), "ohm ohms \\Omega": ("1", "kg*m^2/s^3/ampere^2"),
