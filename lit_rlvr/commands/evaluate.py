@@ -392,13 +392,14 @@ def judge_completions(
     """
     with progress_bar(name, len(prompts)) as advance:
         for start in range(0, len(prompts), QUESTIONS_PER_BATCH):
-            batch = prompts[start : start + QUESTIONS_PER_BATCH]
+            batch = []
             groups = []
-            for prompt in batch:
-                groups.append(completions[prompt.sample.id])
-            batch = [replace(p, prefill=group[0].prefill or p.prefill) for p, group in zip(batch, groups, strict=True)]
             judged = []
-            for prompt, group in zip(batch, groups, strict=True):
+            for question in prompts[start : start + QUESTIONS_PER_BATCH]:
+                group = completions[question.sample.id]
+                prompt = replace(question, prefill=group[0].prefill or question.prefill)
+                batch.append(prompt)
+                groups.append(group)
                 judged.append(prompt.for_rewards(group))
             scores = score_rollout(suite.rewards, judged, [prompt.sample for prompt in batch])
             for p, (prompt, group) in enumerate(zip(batch, groups, strict=True)):

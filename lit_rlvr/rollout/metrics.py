@@ -111,7 +111,10 @@ def completion_sums(rollout: Rollout, tokenizer: Any) -> dict[str, Tensor]:
 
 def generated_sums(groups: Sequence[list[Completion]]) -> dict[str, Tensor]:
     """Return the number of generated completions, and of their tokens."""
-    lengths = [completion.length for group in groups for completion in group]
+    lengths = []
+    for group in groups:
+        for completion in group:
+            lengths.append(completion.length)
     return {
         "rollout/samples": torch.tensor(float(len(lengths))),
         "rollout/tokens": torch.tensor(float(sum(lengths)), dtype=torch.float64),
