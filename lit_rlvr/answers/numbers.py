@@ -19,6 +19,8 @@ from lit_rlvr.answers.values import Number, Parts, Percentage, Quantity, Reading
 _TIME = re.compile(
     r"(\d{1,2})\s?:\s?(\d{2})(?:\s?:\s?(\d{2}))?\s*(?:([AaPp])\.?\s*[Mm]\.?)?|(\d{1,2})\s*([AaPp])\.?\s*[Mm]\.?"
 )
+_TIME_WITH_H = re.compile(r"(\d{1,2})\s?h\s?(\d{2})")
+"""A time as French writes it: "15 h 45"."""
 _MONTHS = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]
 MONTH = (
     r"(?i:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sept?(?:ember)?|oct(?:ober)?"
@@ -104,6 +106,10 @@ def read_parts(text: str) -> list[Reading]:
     if match and 0 < int(match[2]) >= int(match[1]):
         count = sympy.Integer(match[1])
         return [Number(count / sympy.Integer(match[2])), Number(count)]
+    match = _TIME_WITH_H.fullmatch(text)
+    if match and int(match[1]) < 24 and int(match[2]) < 60:
+        lasting = _sum_of_units(f"{match[1]} h {match[2]} min")
+        return [Parts("time", (int(match[1]), int(match[2]), 0, "")), *([lasting] if lasting else [])]
     match = _TIME.fullmatch(text)
     if match:
         hour = int(match[1] or match[5])

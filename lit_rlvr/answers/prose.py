@@ -84,6 +84,9 @@ _VALUES = r"\s+(?=[-\d$(]|\\[a-z(]|[A-Za-z](?:_\S{1,4})?\s*=)"
 _AND_WORD = re.compile(rf"(?<=[\d$)}}])\s+(?:und|et|y|e|och|og|\u0438){_VALUES}")
 _OR_WORD = re.compile(rf"(?<=[\d$)}}])\s+(?:oder|ou|o|oppure|eller|\u0438\u043b\u0438){_VALUES}")
 """Words between values in other languages."""
+_GERMAN = re.compile(r"\b(?:[Dd]er|[Dd]ie|[Dd]as|ist|sind|hat|und|[Ss]ie|[Ee]r|[Aa]lso|Jahre)\b.*[a-z]")
+_THUS = re.compile(r",\s+(?:also|d\.\s?h\.|das hei\u00dft|folglich)\s+")
+"""A conclusion in German, where "also" is no other answer."""
 _ANGLES = re.compile(r"<\s*(-?[\d.][^<>=]*,[^<>=]*)>")
 """A vector in angle brackets: "<2, 0, -5>"."""
 _ASKS = re.compile(
@@ -211,6 +214,8 @@ def _plain_sentence(answer: Found) -> str:
     """Return the text of an answer with plain signs, without what it denies or asks."""
     text = without_denied(plain_characters(_PROSE_DASH.sub(", ", answer.text)).strip())
     text = _ANGLES.sub(r"(\1)", _HEDGE.sub(" or ", text))
+    if _GERMAN.search(text):
+        text = _THUS.sub(", so ", text)
     text = _OR_WORD.sub(" or ", _AND_WORD.sub(" and ", text))
     if _EXCLAIMED.search(text):
         text = text.removesuffix("!")
@@ -431,6 +436,13 @@ def _called_formula(statement: _Statement) -> Iterator[str]:
         yield between[0]
 
 
+def _changed_value(statement: _Statement) -> Iterator[str]:
+    """Yield what something changes to: "the price was lowered from 80 to 60"."""
+    change = _CHANGE.search(statement.clause)
+    if change and is_value(change[1]):
+        yield change[1]
+
+
 def _name(statement: _Statement) -> Iterator[str]:
     """Yield the name that a sentence states, if it is the reference."""
     keys = statement.sentence.keys
@@ -495,7 +507,7 @@ def _without_value(statement: _Statement) -> Iterator[str]:
     yield from _above(statement.sentence.answer, statement.sentence.keys)
 
 
-_NAMING = (_same_words, _list_of_words, _called_formula, _name, _whole_value, _sum_of_units, _one_value)
+_NAMING = (_same_words, _list_of_words, _called_formula, _changed_value, _name, _whole_value, _sum_of_units, _one_value)
 
 LONGEST_WORDS = 200
 """The most characters of an answer in words."""
@@ -503,6 +515,7 @@ _DERIVATION = re.compile(r"&|.*\\(?:begin\{a|Rightarrow|implies|therefore)")
 _STRINGS = re.compile(r"\[(\s*['\"].*['\"]\s*)\]\.?")
 _MULTIPLE_OF_UNKNOWN = re.compile(r"\$?\d+[a-z]\s*=\s*([-\d.][^=$]*?)\$?\.?")
 """A multiple of an unknown with its value: "the angle is 3x = 90"."""
+_CHANGE = re.compile(r"^[a-z]+(?:ed|en)\s+from\s+\S+\s+to\s+([^,;]+?)\.?$")
 _AT_LEAST = re.compile(r"at (?:least|most)\s")
 _CALLED = re.compile(
     r"(?:equation|formula|function|expression|inequality|interval|range|set|form)\s+(\$[^$]+\$|\\\(.+\\\))\.?"
