@@ -190,6 +190,8 @@ def read_number(text: str) -> list[Reading]:
         return [Percentage(number, 2 if rate[2] == "%" else 3)]
     if re.fullmatch(r"-?0,\d+|-?\d+,\d\d", text):  # in Europe, "0,111" and "1,22"
         return [Number(sympy.Rational(text.replace(",", ".")), len(text.partition(",")[2]))]
+    if re.fullmatch(r"0[xX][\da-fA-F]{1,16}|0[bB][01]{1,64}", text):  # as code writes them
+        return [Number(sympy.Integer(int(text, 0)))]
     number = _literal(text)
     if number is None:
         return []
@@ -259,7 +261,7 @@ _BOUNDARY = re.compile(
 )
 _LABEL = re.compile(  # of at least three letters: "2rh" and "\\frac12 abc" are products
     rf"(?!(?:{FUNCTIONS}|{LETTER_NAMES}|or|and|not|to|plus|minus|times)\b)"
-    rf"(?:-?(?:[{ALPHABET}]{{4,}}|(?=[a-z]*[aeiou])(?![abcdxyz]{{3}})[A-Za-z]{{3}}|(?=[{ALPHABET}]*[\u00e0-\u00e6\u00e8-\u00ef\u00f2-\u00fc\u0430-\u044f])[{ALPHABET}]{{2,3}})"
+    rf"(?:-?(?:[{ALPHABET}]{{4,}}|(?:sq|cu)(?=[.\s])|(?=[a-z]*[aeiou])(?![abcdxyz]{{3}})[A-Za-z]{{3}}|(?=[{ALPHABET}]*[\u00e0-\u00e6\u00e8-\u00ef\u00f2-\u00fc\u0430-\u044f])[{ALPHABET}]{{2,3}})"
     rf"[.']?(?:[/'][{ALPHABET}]+)?|an?(?=\s)|of|per|/)"
     rf"(?:[\s-]+[{ALPHABET}.'/]+){{0,7}}(?:\^\{{?\d\}}?)?"
     r"|[\u3000-\u9fff\uac00-\ud7a3]+"

@@ -87,7 +87,7 @@ _OR_WORD = re.compile(rf"(?<=[\d$)}}])\s+(?:oder|ou|o|oppure|eller|\u0438\u043b\
 _GERMAN = re.compile(r"\b(?:[Dd]er|[Dd]ie|[Dd]as|ist|sind|hat|und|[Ss]ie|[Ee]r|[Aa]lso|Jahre)\b.*[a-z]")
 _THUS = re.compile(r",\s+(?:also|d\.\s?h\.|das hei\u00dft|folglich)\s+")
 """A conclusion in German, where "also" is no other answer."""
-_ANGLES = re.compile(r"<\s*(-?[\d.][^<>=]*,[^<>=]*)>")
+_ANGLES = re.compile(r"(?<![\w)}])<\s*(-?[\d./]+(?:\s*,\s*-?[\d./]+)+)\s*>")
 """A vector in angle brackets: "<2, 0, -5>"."""
 _ASKS = re.compile(
     r"(?i)(?:so|now|first|next|then|here)?,?\s*(?:(?:we|i|you)\s+(?:want\b|(?:need|have|wish|are asked"
