@@ -82,8 +82,9 @@ def before_reason(text: str) -> str:
 
 
 _PARTS = re.compile(
-    r",\s+\S+\s+of (?:which|whom)\b|,?\s+of (?:which|whom)\b|,\s+(?:von denen|davon|darunter|de l[oa]s (?:cuales|que)"
-    r"|dont|parmi lesquel(?:le)?s|di cui|d[oa]s quais|waarvan|из (?:них|которых))\s|[\uff0c,]?\u5176\u4e2d"
+    r",\s+\S+\s+of (?:which|whom|them)\b|,?\s+of (?:which|whom)\b"
+    r"|,\s+(?:von denen|davon|darunter|de l[oa]s (?:cuales|que)|dont"
+    r"|parmi lesquel(?:le)?s|di cui|d[oa]s quais|waarvan|из (?:них|которых))\s|[\uff0c,]?\u5176\u4e2d"
 )
 
 

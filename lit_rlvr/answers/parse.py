@@ -522,6 +522,8 @@ def _label(text: str) -> str:
     return label
 
 
+_WORDED = re.compile(r"[A-Za-z]{3} .*\d\s*[a-z]?\s*[-+*^]")
+"""Words before a formula, which together are no name."""
 _TASK = re.compile(
     r"\\(?:int|oint|lim|sum|prod)(?![A-Za-z])|\\frac\s*\{\s*(?:d|\\partial)\s*\}\s*\{\s*(?:d|\\partial)\s*[a-z]\s*\}"
 )
@@ -543,7 +545,9 @@ def _equal_sides(sides: Sequence[str], depth: int) -> list[Reading]:
         results.append(Labelled({_label(first): (readings(last, depth + 1),)}))
     elif len(sides) == 2 and _NAME.fullmatch(last) and not _NAME.fullmatch(first):
         results.append(Labelled({_label(last): (readings(first, depth + 1),)}))
-    elif to_sympy(first) is None and read_constant(last) is not None:  # the name of a sum, a determinant, ...
+    elif (
+        to_sympy(first) is None and not _WORDED.search(first) and read_constant(last) is not None
+    ):  # the name of a sum, a determinant, ...
         results.append(Labelled({_label(first): (readings(last, depth + 1),)}))
     elif (
         len(sides) > 2

@@ -749,6 +749,12 @@ HANGING = [
     ("The fee was raised from 40 to 55.", "55", "40"),
     ("Her part is 3/4 of $80, or $60.", "60", "80"),
     ("I'd expect about 150 heads in 300 flips.", "150", "300"),
+    ("The odds that neither of them wins is 0.45.", "0.45", "0.55"),
+    ("He must save at least 90 euros.", "90", "9"),
+    ("It lasts 21 days, 8 of them free.", "21", "8"),
+    ("One in five eggs is bad.", "1/5", "5"),
+    ("It is about 2.65, which is $\\sqrt{7}$.", "\\sqrt{7}", "\\sqrt{5}"),
+    ("We end up with $2a + 7b = 11$.", "2a + 7b = 11", "11"),
 ]
 
 
@@ -763,6 +769,7 @@ STATED_NAMES = [
     ("It was the chemist Marie Curie who found it.", "Marie Curie", "Pierre"),
     ("A group of crows is known as a murder.", "murder", "group"),
     ("It was painted by Frida Kahlo.", "Frida Kahlo", "Kahlo"),
+    ("Borges wrote it.", "Borges", "Cortázar"),
     ("This is an example of diffusion.", "diffusion", "osmosis"),
     ("The pigments are cyan, magenta, and yellow.", "magenta, cyan, yellow", "cyan"),
     ("If it is Sunday, in 2 days it will be **Tuesday**.", "Tuesday", "Sunday"),
