@@ -754,7 +754,7 @@ HANGING = [
     ("It lasts 21 days, 8 of them free.", "21", "8"),
     ("One in five eggs is bad.", "1/5", "5"),
     ("It is about 2.65, which is $\\sqrt{7}$.", "\\sqrt{7}", "\\sqrt{5}"),
-    ("We end up with $2a + 7b = 11$.", "2a + 7b = 11", "11"),
+    ("We end up with $2x + 7y = 11$.", "2x + 7y = 11", "11"),
 ]
 
 
