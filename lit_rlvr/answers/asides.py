@@ -36,7 +36,8 @@ _AUXILIARY = r"(?:needs?|ha[sd]|have|wants?|able|going|used)\s+to\b"
 _WORDS = rf"\s*\$?(?:\s+(?!{_CONJUNCTION})(?!{_AUXILIARY})[^\W\d_]+){{0,6}}?"
 _ARTICLE = (
     r"(?:(?:the|his|her|its|their|my|our|your|an?|about|first|last|next|every|each|die|der|das|den|dem"
-    r"|el|las?|los|les?|gli|i|os?|as?|de|het)\s+){0,3}"
+    r"|el|las?|los|les?|gli|i|os?|as?|de|het|ihre[mnr]?|seine[mnr]?|meine[mnr]?|ses|sus?|leurs?|suoi|sue|seus|suas)"
+    r"\s+){0,3}"
 )
 _FROM = re.compile(
     rf"(?i){_WORDS},?\s+(?:between|zwischen|entre|tra|tussen|from|within|during|with|instead of|rather than)"
@@ -58,6 +59,7 @@ _NEXT_TO = re.compile(
 """Between a number and the one that it is compared with."""
 _IN = re.compile(rf"(?i){_WORDS}\s+(?:in|en|em|au cours de)\s+{_ARTICLE}")
 _TIMES = ((("s", 1),), (("month", 1),))
+_TRIALS = re.compile(r"flips|tosses|rolls|throws|spins|draws|trials|attempts|tries|games|shots")
 _OF = re.compile(
     rf"(?i)\s+(?:of|von|van)\s+(?:{_ARTICLE}(?:originally|initially|urspr\u00fcnglich\w*|insgesamt)\s+)?"
     rf"|{_WORDS}\s+(?:sur|von|out of)\s+{_ARTICLE}(?:urspr\u00fcnglich\w*\s+|insgesamt\s+)?"
@@ -86,6 +88,14 @@ _WAYS = re.compile(
     r"|maneiras|manieren)\b(?![^.;]*(?:=|\b(?:is|are|so|equals)\b))"
 )
 """Behind a number of ways, before what they are ways of."""
+_TOTAL = re.compile(
+    r"(?i)\W*(?:(?:so|thus|hence|therefore),?\s+)?(?:altogether|overall|all told|in (?:total|all)|insgesamt"
+    r"|(?:en|au) total|in totale|no total|\u4e00\u5171|\u603b\u5171|\u5171)(?:(?![=\d]).){0,40}\d"
+)
+_PLACE = re.compile(
+    rf"(?i)(?:\s(?:in|into|on|onto|among|across|dans|en|auf|an|em)\s+{_ARTICLE}|[\u88c5\u653e\u5206]\u5728?)$"
+)
+"""Before the second number of a sentence that begins with a total: "in all, 240 books in 8 boxes"."""
 _RELATIVE = re.compile(
     r"(?i)[^.;]*?(?<!,)\s(?:that|which|who)\s+(?!(?:\w+\s+){0,3}(?:is|are|was|were|equals?|makes?|gives?)\b)(?:\w+\s+){1,3}\$?"
 )
@@ -134,6 +144,8 @@ def without_asides(text: str, spans: list[Span]) -> list[Span]:
         return spans
     if _WAYS.match(text, spans[0][1]):
         return spans[:1]
+    if _TOTAL.match(text) and _PLACE.search(text, 0, spans[1][0]):
+        return spans[:1]
     has_subject = _TWO_WORDS.match(text[: spans[0][0]]) is not None
     notes = [note.span() for note in _BRACKET.finditer(text)]
     stated = [spans[0]]
@@ -163,7 +175,8 @@ def _is_aside(text: str, previous: int, start: int, end: int) -> bool:
 
 
 def _is_time(text: str, end: int) -> bool:
-    """Return True if a unit of time stands behind a number."""
+    """Return True if a unit of time, or the word for trials, stands behind a number."""
     word = re.match(r"\s+([^\W\d_]+)", text[end:])
     unit = read_unit(word[1]) if word else None
-    return unit is not None and unit[1] in _TIMES
+    is_trial = word is not None and _TRIALS.fullmatch(word[1]) is not None
+    return is_trial or (unit is not None and unit[1] in _TIMES)

@@ -82,8 +82,9 @@ def before_reason(text: str) -> str:
 
 
 _PARTS = re.compile(
-    r",\s+\S+\s+of (?:which|whom)\b|,?\s+of (?:which|whom)\b|,\s+(?:von denen|davon|darunter|de l[oa]s (?:cuales|que)"
-    r"|dont|parmi lesquel(?:le)?s|di cui|d[oa]s quais|waarvan|из (?:них|которых))\s|[\uff0c,]?\u5176\u4e2d"
+    r",\s+\S+\s+of (?:which|whom|them)\b|,?\s+of (?:which|whom)\b"
+    r"|,\s+(?:von denen|davon|darunter|de l[oa]s (?:cuales|que)|dont"
+    r"|parmi lesquel(?:le)?s|di cui|d[oa]s quais|waarvan|из (?:них|которых))\s|[\uff0c,]?\u5176\u4e2d"
 )
 
 
@@ -118,12 +119,19 @@ def behind_reason(text: str, pattern: re.Pattern[str]) -> str:
     return text
 
 
+_COMPUTED = re.compile(r"\d\S*\s+of\s+\$?\d[\d,.]*?,\s+or\s+(?=\$?\d)")
+"""A share of a number, before its value: "2/5 of $60, or $24"."""
+
+
 def conclusion(text: str) -> str:
     """Return the conclusion of a line behind its last "so", if it has a value; else the line."""
     reason = _REASON_FIRST.match(text)
     if reason and find_spans(text[reason.end() :]):
         text = text[reason.end() :]
     text = behind_reason(text, _OWN_REASON)
+    computed = _COMPUTED.search(text)
+    if computed:
+        text = text[computed.end() :]
     last = _SO.split(text)[-1]
     if find_spans(last):
         return last
@@ -131,14 +139,21 @@ def conclusion(text: str) -> str:
 
 
 _KNOWN = re.compile(r"(?:all|both|the|these|those)\s+(?:of\s+)?(?:the\s+)?\d+\s+[a-z]{3}")
+_PASSIVE = re.compile(
+    r"(?:is|are|was|were|be)\s+[a-z]+(?:ed|en|wn|pt|nt|ld)\s+(?:in|into|on|onto|among|across|to|from|at)\b"
+)
 _INFINITIVE = re.compile(r"\d.*\bto\s+$")
 
 
 def _verbs(text: str) -> Iterator[re.Match[str]]:
-    """Yield the verbs of a text but an infinitive behind the answer: "wait 14 days to get all 42 stamps"."""
+    """Yield the verbs of a text but those behind the answer.
+
+    These are a purpose ("wait 14 days to get all 42 stamps") and where things are ("9 were sent to 3 of them").
+    """
     for verb in _VERB.finditer(text):
         is_purpose = _INFINITIVE.search(text, 0, verb.start()) and _KNOWN.match(text, verb.end())
-        if not is_purpose:
+        is_passive = _PASSIVE.match(text, verb.start()) and re.search(r"\d", text[: verb.start()])
+        if not is_purpose and not is_passive:
             yield verb
 
 

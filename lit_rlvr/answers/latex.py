@@ -25,7 +25,7 @@ _REPLACED: tuple[tuple[str, str, str | Callable[[re.Match[str]], str]], ...] = (
     ("\\", r"\\(?:lbrace|\{)(?![A-Za-z])", r"\\{"), ("\\", r"\\(?:rbrace|\})(?![A-Za-z])", r"\\}"),
     ("\\", r"\\(?:langle|lbrack)(?![A-Za-z])", lambda m: "(" if "angle" in m[0] else "["),
     ("\\", r"\\(?:rangle|rbrack)(?![A-Za-z])", lambda m: ")" if "angle" in m[0] else "]"),
-    ("<", r"<\s*(-?[\d.][^<>=]*,[^<>=]*)>", r"(\1)"),
+    ("<", r"(?<![\w)}])<\s*(-?[\d./]+(?:\s*,\s*-?[\d./]+)+)\s*>", r"(\1)"),
     ("\\", r"\\ce(?=\s*\{)", r"\\mathrm"),
     ("half", r"(?<=\d)\s+and\s+(?:a|one)\s+half(?![A-Za-z])", " 1/2"),
     ("quarter", r"(?<=\d)\s+and\s+(?:a|one)\s+quarter(?![A-Za-z])", " 1/4"),
@@ -71,7 +71,9 @@ _LEAD = re.compile(
     r"|(?:so|thus|hence|therefore|then|finally),?\s+(?=[$\\(\d]|[A-Za-z]\s*=)"
     r"|(?:\\approx|\\equiv(?=\s*\d+$)|=)\s*|\u7ea6|\u5171"
 )
-_REMARK = re.compile(r"(?<=[\s\d}])\((?![^()]*\bmod\b)(?=[^(),\\]*[A-Za-z]{2})[^(),\\+*/^=]*\)\s*$")
+_REMARK = re.compile(
+    r"(?<=[\s\d}])\((?![^()]*\bmod\b|(?:i{1,3}|iv|vi{0,3})\))(?=[^(),\\]*[A-Za-z]{2})[^(),\\+*/^=]*\)\s*$"
+)
 _OUTWARD = re.compile(r"(?:(?<=^)|(?<=\\cup )|(?<=\\in ))(?:(\])([^][]+,[^][]+)([][])|(\[)([^][]+,[^][]+)(\[))")
 """Intervals with brackets that look outwards where they are open: ]0,1[."""
 _REALS = re.compile(
@@ -125,7 +127,7 @@ def clean(text: str) -> str:
         text = re.sub(rf"(?<![A-Za-z\\]){parameter[1]}(?![A-Za-z])", "n", trim(text[: parameter.start()]))
     text = _ANY.sub("", text)
     text = _EXCEPT.sub(r" \\setminus \\{\1\\}", text)
-    if len(_PARTS.findall(text)) > 1:
+    if len(_PARTS.findall(text)) > 1 and re.search(r"\w", _PARTS.sub("", text).replace("and", "").replace("or", "")):
         text = f"({trim(_PARTS.sub(', ', text)).lstrip(', ')})"
     text = re.sub(r"^(?i:minus|negative)\s+(?=[\d\\(])", "-", text)
     while lead := _LEAD.match(text):

@@ -19,6 +19,8 @@ from lit_rlvr.answers.values import Number, Parts, Percentage, Quantity, Reading
 _TIME = re.compile(
     r"(\d{1,2})\s?:\s?(\d{2})(?:\s?:\s?(\d{2}))?\s*(?:([AaPp])\.?\s*[Mm]\.?)?|(\d{1,2})\s*([AaPp])\.?\s*[Mm]\.?"
 )
+_TIME_WITH_H = re.compile(r"(\d{1,2})\s?h\s?(\d{2})")
+"""A time as French writes it: "15 h 45"."""
 _MONTHS = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]
 MONTH = (
     r"(?i:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sept?(?:ember)?|oct(?:ober)?"
@@ -104,6 +106,10 @@ def read_parts(text: str) -> list[Reading]:
     if match and 0 < int(match[2]) >= int(match[1]):
         count = sympy.Integer(match[1])
         return [Number(count / sympy.Integer(match[2])), Number(count)]
+    match = _TIME_WITH_H.fullmatch(text)
+    if match and int(match[1]) < 24 and int(match[2]) < 60:
+        lasting = _sum_of_units(f"{match[1]} h {match[2]} min")
+        return [Parts("time", (int(match[1]), int(match[2]), 0, "")), *([lasting] if lasting else [])]
     match = _TIME.fullmatch(text)
     if match:
         hour = int(match[1] or match[5])
@@ -184,6 +190,8 @@ def read_number(text: str) -> list[Reading]:
         return [Percentage(number, 2 if rate[2] == "%" else 3)]
     if re.fullmatch(r"-?0,\d+|-?\d+,\d\d", text):  # in Europe, "0,111" and "1,22"
         return [Number(sympy.Rational(text.replace(",", ".")), len(text.partition(",")[2]))]
+    if re.fullmatch(r"0[xX][\da-fA-F]{1,16}|0[bB][01]{1,64}", text):  # as code writes them
+        return [Number(sympy.Integer(int(text, 0)))]
     number = _literal(text)
     if number is None:
         return []
@@ -253,7 +261,7 @@ _BOUNDARY = re.compile(
 )
 _LABEL = re.compile(  # of at least three letters: "2rh" and "\\frac12 abc" are products
     rf"(?!(?:{FUNCTIONS}|{LETTER_NAMES}|or|and|not|to|plus|minus|times)\b)"
-    rf"(?:-?(?:[{ALPHABET}]{{4,}}|(?=[a-z]*[aeiou])(?![abcdxyz]{{3}})[A-Za-z]{{3}}|(?=[{ALPHABET}]*[\u00e0-\u00e6\u00e8-\u00ef\u00f2-\u00fc\u0430-\u044f])[{ALPHABET}]{{2,3}})"
+    rf"(?:-?(?:[{ALPHABET}]{{4,}}|(?:sq|cu)(?=[.\s])|(?=[a-z]*[aeiou])(?![abcdxyz]{{3}})[A-Za-z]{{3}}|(?=[{ALPHABET}]*[\u00e0-\u00e6\u00e8-\u00ef\u00f2-\u00fc\u0430-\u044f])[{ALPHABET}]{{2,3}})"
     rf"[.']?(?:[/'][{ALPHABET}]+)?|an?(?=\s)|of|per|/)"
     rf"(?:[\s-]+[{ALPHABET}.'/]+){{0,7}}(?:\^\{{?\d\}}?)?"
     r"|[\u3000-\u9fff\uac00-\ud7a3]+"

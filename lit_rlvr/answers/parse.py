@@ -104,6 +104,7 @@ _OPTION = re.compile(r"\(([A-Ja-j])\)[.:]?\s*((?!and\b|or\b|[,;&(])\S.*)|([A-J])
 
 _GROUPED = re.compile(r"(?<![\d,.])[1-9]\d{0,2}(?:,\d{3})+(?!\d|,\d)")
 """A number with groups of thousands."""
+_DETERMINANT = re.compile(r"\\begin\s*\{vmatrix\}.*\\end\s*\{vmatrix\}\s*=\s*([^=]+)")
 _SAID = {
     "infinitely many": r"(?:there (?:is|are) )?(?:infinitely many|(?:an )?infinite(?: number of)?)(?: solutions?)?",
     "dne": r"(?:the limit )?(?:does not exist|dne)",
@@ -139,6 +140,9 @@ def _read(text: str, depth: int) -> list[Reading]:
         return [Series((), "{}")]
     if re.fullmatch(r"\(?-?\s*\\infty,\s*\+?\s*\\infty\)?|\\mathbb\{R\}", text):
         return [Region(((-sympy.oo, sympy.oo, True, True),))]
+    determinant = _DETERMINANT.fullmatch(text)
+    if determinant:
+        return _read(determinant[1], depth + 1)
     if "\\begin" in text:
         named = re.match(r"([^=]{1,30}?)\s*=\s*(?=\\begin)", text)
         if named is None:
@@ -256,7 +260,10 @@ def _list(text: str, depth: int) -> list[Reading]:
         solutions = [_sympy_set(v) for v in regions if v is not None]
         if _OR.search(text) or any(isinstance(solution, sympy.FiniteSet) for solution in solutions):
             return _region(sympy.Union(*solutions))
-        return _region(sympy.Intersection(*solutions))
+        common = sympy.Intersection(*solutions)
+        if common is sympy.S.EmptySet and not re.search(r"\band\b", text):
+            return _region(sympy.Union(*solutions))  # "x < -2, x > 2"
+        return _region(common)
     if regions[0] is not None and "\\ne" in parts[0]:
         others = [first_of(Number, item) for item in items[1:]]
         if None not in others:  # "x is neither 5 nor -5"
@@ -298,7 +305,7 @@ def _with_points(
     return found
 
 
-_UNKNOWN = re.compile(r"([a-zA-Z])\s*(?:[<>=]|\\(?:le|ge|ne)(?![a-z]))")
+_UNKNOWN = re.compile(r"(?:-?[\d./]+\s*(?:<|\\le)\s*)?([a-zA-Z])\s*(?:[<>=]|\\(?:le|ge|ne)(?![a-z]))")
 """The beginning of a relation of an unknown."""
 
 
@@ -438,7 +445,7 @@ _NAME = re.compile(
     r"\\?[A-Za-z]+(?:_(?:\{[^{}]*\}|\w))?'*|\\?[A-Za-z]\w*'*(?:\^\{?-1\}?)?\s*(?:_(?:\{[^{}]*\}|\w))?\s*\(.*\)|\|[A-Z]+\|"
     r"|(?:\\(?:sin|cos|tan|cot)\s*)?\\angle\s*[A-Z]+|\\(?:sin|cos|tan|cot)\s*(?:\\[a-z]+|[A-Z]+)"
     r"|\\(?:overline|vec|hat|widehat|bar|triangle|mathrm|mathbb)\s*\{?\s*\w+\s*\}?|[A-Za-z][A-Za-z ]*"
-    r"|m\s*\\angle\s*[A-Z]+"
+    r"|m\s*\\angle\s*[A-Z]+|\\frac\s*\{\s*d\s*[a-z]\s*\}\s*\{\s*d\s*[a-z]\s*\}|d[a-z]/d[a-z]"
 )
 _COLON = re.compile(r"([A-Za-z][\w']*(?:\s+[A-Za-z][\w']*)*\s*):\s*(\S.*)")
 _POINT = re.compile(r"([A-Z](?:'|_\{\w+\}|_[^\W_]+)*)\s*(\(.*,.*\))")
@@ -515,6 +522,8 @@ def _label(text: str) -> str:
     return label
 
 
+_WORDED = re.compile(r"[A-Za-z]{3} .*\d\s*[a-z]?\s*[-+*^]")
+"""Words before a formula, which together are no name."""
 _TASK = re.compile(
     r"\\(?:int|oint|lim|sum|prod)(?![A-Za-z])|\\frac\s*\{\s*(?:d|\\partial)\s*\}\s*\{\s*(?:d|\\partial)\s*[a-z]\s*\}"
 )
@@ -536,7 +545,9 @@ def _equal_sides(sides: Sequence[str], depth: int) -> list[Reading]:
         results.append(Labelled({_label(first): (readings(last, depth + 1),)}))
     elif len(sides) == 2 and _NAME.fullmatch(last) and not _NAME.fullmatch(first):
         results.append(Labelled({_label(last): (readings(first, depth + 1),)}))
-    elif to_sympy(first) is None and read_constant(last) is not None:  # the name of a sum, a determinant, ...
+    elif (
+        to_sympy(first) is None and not _WORDED.search(first) and read_constant(last) is not None
+    ):  # the name of a sum, a determinant, ...
         results.append(Labelled({_label(first): (readings(last, depth + 1),)}))
     elif (
         len(sides) > 2

@@ -84,7 +84,14 @@ _VALUES = r"\s+(?=[-\d$(]|\\[a-z(]|[A-Za-z](?:_\S{1,4})?\s*=)"
 _AND_WORD = re.compile(rf"(?<=[\d$)}}])\s+(?:und|et|y|e|och|og|\u0438){_VALUES}")
 _OR_WORD = re.compile(rf"(?<=[\d$)}}])\s+(?:oder|ou|o|oppure|eller|\u0438\u043b\u0438){_VALUES}")
 """Words between values in other languages."""
-_ANGLES = re.compile(r"<\s*(-?[\d.][^<>=]*,[^<>=]*)>")
+_GERMAN = re.compile(r"\b(?:[Dd]er|[Dd]ie|[Dd]as|ist|sind|hat|und|[Ss]ie|[Ee]r|[Aa]lso|Jahre)\b.*[a-z]")
+_THUS = re.compile(r",\s+(?:also|d\.\s?h\.|das hei\u00dft|folglich)\s+")
+"""A conclusion in German, where "also" is no other answer."""
+_EXACT = re.compile(
+    r"\b(?:roughly|about|approximately|around)\s+(\$?\d[\d.,]*\d\$?),?\s+(?:\(which is|which is|\(i\.e\.)\s+([^()]+)\)?"
+)
+"""An approximation before its value: "about 1.41, which is the root of 2"."""
+_ANGLES = re.compile(r"(?<![\w)}])<\s*(-?[\d./]+(?:\s*,\s*-?[\d./]+)+)\s*>")
 """A vector in angle brackets: "<2, 0, -5>"."""
 _ASKS = re.compile(
     r"(?i)(?:so|now|first|next|then|here)?,?\s*(?:(?:we|i|you)\s+(?:want\b|(?:need|have|wish|are asked"
@@ -210,7 +217,9 @@ def _in_sentence(answer: Found, keys: Collection[str]) -> Iterator[str]:
 def _plain_sentence(answer: Found) -> str:
     """Return the text of an answer with plain signs, without what it denies or asks."""
     text = without_denied(plain_characters(_PROSE_DASH.sub(", ", answer.text)).strip())
-    text = _ANGLES.sub(r"(\1)", _HEDGE.sub(" or ", text))
+    text = _ANGLES.sub(r"(\1)", _EXACT.sub(r"\1, or \2", _HEDGE.sub(" or ", text)))
+    if _GERMAN.search(text):
+        text = _THUS.sub(", so ", text)
     text = _OR_WORD.sub(" or ", _AND_WORD.sub(" and ", text))
     if _EXCLAIMED.search(text):
         text = text.removesuffix("!")
@@ -355,7 +364,7 @@ def _statement(sentence: _Sentence) -> _Statement:
     verb = find_verb(text, sentence.is_phrase)
     behind = text[verb.end() :] if verb else text
     whole = behind
-    if verb and (has_denial(text[: verb.end() + 4]) or _AT_LEAST.match(behind)):
+    if verb and (has_denial(_COUNTED_SUBJECT.sub(" ", text[: verb.end() + 4])) or _AT_LEAST.match(behind)):
         whole = text
     clause = whole
     if not _LISTED_WORDS.fullmatch(whole) and (sentence.is_phrase or whole != text):
@@ -370,6 +379,14 @@ def _time_of_day(statement: _Statement) -> Iterator[str]:
         yield time[0]
 
 
+def _share_in_words(statement: _Statement) -> Iterator[str]:
+    """Yield a share of one in several: "one in four pupils"."""
+    share = _ONE_IN.search(statement.text)
+    count = read_numeral(share[1]) if share else None
+    if count is not None and not find_spans(statement.text):
+        yield f"1/{count}"
+
+
 def _number_in_words(statement: _Statement) -> Iterator[str]:
     """Yield a number in words, with its unit."""
     count = leading_count(statement.behind) if statement.verb else ""
@@ -382,7 +399,7 @@ def _number_in_words(statement: _Statement) -> Iterator[str]:
         yield with_spelt_unit(statement.text, count)
 
 
-_STATING = (_time_of_day, _number_in_words)
+_STATING = (_time_of_day, _share_in_words, _number_in_words)
 
 
 def _is_cut_in_two(statement: _Statement) -> bool:
@@ -429,6 +446,13 @@ def _called_formula(statement: _Statement) -> Iterator[str]:
     between = BETWEEN.search(statement.text)
     if between and not re.search(r"\d", statement.text[: between.start()]):
         yield between[0]
+
+
+def _changed_value(statement: _Statement) -> Iterator[str]:
+    """Yield what something changes to: "the price was lowered from 80 to 60"."""
+    change = _CHANGE.search(statement.clause)
+    if change and is_value(change[1]):
+        yield change[1]
 
 
 def _name(statement: _Statement) -> Iterator[str]:
@@ -495,7 +519,7 @@ def _without_value(statement: _Statement) -> Iterator[str]:
     yield from _above(statement.sentence.answer, statement.sentence.keys)
 
 
-_NAMING = (_same_words, _list_of_words, _called_formula, _name, _whole_value, _sum_of_units, _one_value)
+_NAMING = (_same_words, _list_of_words, _called_formula, _changed_value, _name, _whole_value, _sum_of_units, _one_value)
 
 LONGEST_WORDS = 200
 """The most characters of an answer in words."""
@@ -503,6 +527,12 @@ _DERIVATION = re.compile(r"&|.*\\(?:begin\{a|Rightarrow|implies|therefore)")
 _STRINGS = re.compile(r"\[(\s*['\"].*['\"]\s*)\]\.?")
 _MULTIPLE_OF_UNKNOWN = re.compile(r"\$?\d+[a-z]\s*=\s*([-\d.][^=$]*?)\$?\.?")
 """A multiple of an unknown with its value: "the angle is 3x = 90"."""
+_COUNTED_SUBJECT = re.compile(
+    r"(?i)\b(?:probability|chance|likelihood|odds|number|share|percentage|fraction|proportion)\b[^.;:]*?(?=\b(?:is|are|was|equals)\b)"
+)
+"""What is counted or how likely it is, which may have a denial: "the number of people who do not dance is"."""
+_ONE_IN = re.compile(r"\b[Oo]ne\s+(?:in|out\s+of)\s+(?:every\s+)?([a-z]+)\b")
+_CHANGE = re.compile(r"^[a-z]+(?:ed|en)\s+from\s+\S+\s+to\s+([^,;]+?)\.?$")
 _AT_LEAST = re.compile(r"at (?:least|most)\s")
 _CALLED = re.compile(
     r"(?:equation|formula|function|expression|inequality|interval|range|set|form)\s+(\$[^$]+\$|\\\(.+\\\))\.?"

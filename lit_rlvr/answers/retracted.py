@@ -92,7 +92,7 @@ VERB_LAST = (
 BOUND_BEHIND = r"[个個人円元本匹枚]?(?:以[上下内]|未[満满])"
 """Words that make a bound of the number right before them: ja, zh."""
 _NEED = (
-    r"must be|ha[sd] to be|have to be|need|requir|tak|buy|us|brauch|benötig|necesit|requier|besoin|faut|serv|bisogn"
+    r"must|ha[sd] to|have to|need|requir|tak|buy|us|brauch|benötig|necesit|requier|besoin|faut|serv|bisogn"
     r"|occorr|precis|нуж|треб"
 )
 _TO_VALUE = r"\s*\$?$"

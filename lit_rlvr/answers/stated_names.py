@@ -109,9 +109,13 @@ _EXPLAINED = re.compile(r"([A-Z][\w-]*(?: [\w-]+){0,3}),\s+(?:which|who|the|an?)
 """A name at the beginning of a line, and what it is: "Nitrogen, which is most of the air."."""
 
 
+_DOER = re.compile(r"([A-Z][\w'-]*(?: [A-Z][\w'-]*){0,3})\s+[a-z]+\s+(?:it|this|that|them)\.?")
+"""Who did what was asked about: "Shakespeare wrote it."."""
+
+
 def stated_subject(text: str, keys: Collection[str]) -> str:
     """Return the subject of a sentence that says who or what it is, if it is the reference."""
-    match = _SUBJECT.fullmatch(text) or _EXPLAINED.match(text)
+    match = _SUBJECT.fullmatch(text) or _EXPLAINED.match(text) or _DOER.fullmatch(text)
     if match and not has_denial(text) and not keys.isdisjoint(text_keys(parse(match[1]))):
         return match[1]
     return ""

@@ -337,7 +337,8 @@ def _in_several_forms(values: Sequence[Reading]) -> Sequence[Reading]:
     first, *others = listed.items
     if all(same(first, item, Rules()) for item in others):
         return first
-    are_rounded = all(same(item, first, Rules(reference_places=True)) for item in others)
+    rounded = Rules(reference_places=True)
+    are_rounded = all(same(item, first, rounded) or same(first, item, rounded) for item in others)
     if are_rounded:
         return [value for item in listed.items for value in item]
     return ()

@@ -706,6 +706,10 @@ OTHER_LANGUAGES = [
     ("La ville la plus grande est Lyon.", "Lyon", "Nice"),
     ("La opción correcta es la D, porque la A es falsa.", "D", "A"),
     ("答案选C,因为A不对。", "C", "A"),
+    ("Sie ist 3 Jahre älter als Tim, also 17 Jahre alt.", "17", "3"),
+    ("Il lui reste 21 euros sur ses 60 euros.", "21", "60"),
+    ("En total se guardaron 96 libros en 6 cajas.", "96", "6"),
+    ("Le film commence à 20 h 15.", "20:15", "20:51"),
 ]
 
 
@@ -741,6 +745,16 @@ HANGING = [
     ("You need half a litre of cream.", "500 mL", "2 L"),
     ("It lasts two and a half hours.", "150 minutes", "2 hours"),
     ("We meet at 8 o'clock.", "8:00", "9:00"),
+    ("In all, 96 books were packed into 6 boxes.", "96", "6"),
+    ("The fee was raised from 40 to 55.", "55", "40"),
+    ("Her part is 3/4 of $80, or $60.", "60", "80"),
+    ("I'd expect about 150 heads in 300 flips.", "150", "300"),
+    ("The odds that neither of them wins is 0.45.", "0.45", "0.55"),
+    ("He must save at least 90 euros.", "90", "9"),
+    ("It lasts 21 days, 8 of them free.", "21", "8"),
+    ("One in five eggs is bad.", "1/5", "5"),
+    ("It is about 2.65, which is $\\sqrt{7}$.", "\\sqrt{7}", "\\sqrt{5}"),
+    ("We end up with $2x + 7y = 11$.", "2x + 7y = 11", "11"),
 ]
 
 
@@ -755,6 +769,7 @@ STATED_NAMES = [
     ("It was the chemist Marie Curie who found it.", "Marie Curie", "Pierre"),
     ("A group of crows is known as a murder.", "murder", "group"),
     ("It was painted by Frida Kahlo.", "Frida Kahlo", "Kahlo"),
+    ("Borges wrote it.", "Borges", "Cortázar"),
     ("This is an example of diffusion.", "diffusion", "osmosis"),
     ("The pigments are cyan, magenta, and yellow.", "magenta, cyan, yellow", "cyan"),
     ("If it is Sunday, in 2 days it will be **Tuesday**.", "Tuesday", "Sunday"),
@@ -797,6 +812,13 @@ READ_FORMULAS = [
     ("The ratio is 5 : 2.", "5:2", "2:5"),
     ("The circle has equation $x^2+y^2-2x=0$.", "(x-1)^2+y^2=1", "x^2+y^2=1"),
     ("So he has 9 + 5 = 14 caps.", "5 + 9 = 14", "10 + 4 = 14"),
+    ("\\boxed{x<-4,\\ x>1}", "(-\\infty,-4)\\cup(1,\\infty)", "(-4,1)"),
+    ("\\boxed{2<x<4 \\text{ or } x=9}", "(2,4)\\cup\\{9\\}", "(2,4)"),
+    ("\\boxed{x\\neq\\pm3}", "x\\ne3,-3", "x\\ne3"),
+    ("\\boxed{\\text{(ii) and (iv)}}", "(ii), (iv)", "(ii), (iii)"),
+    ("\\boxed{\\begin{vmatrix}2&1\\\\5&3\\end{vmatrix}=1}", "1", "2"),
+    ("\\boxed{\\frac{dy}{dx}=3x}", "3x", "x"),
+    ("The code is 0x2A.", "42", "24"),
 ]
 
 
