@@ -84,7 +84,7 @@ class SampleSets:
             UserError: a file has too many bad rows, or none that is usable, or ids are not unique.
         """
         if split not in self._samples:
-            samples = self._check(split, rows, has_closing_turns)
+            samples = self._usable(split, rows, has_closing_turns)
             self._sources.check_used(split, samples)
             if not samples and split == "train":
                 raise UserError(f"{defined_at(rows)} must give Samples for the split 'train', it gave none")
@@ -93,7 +93,7 @@ class SampleSets:
             self._samples[split] = samples
         return self._samples[split]
 
-    def _check(self, split: Split, rows: Callable[[Split], Any], has_closing_turns: bool) -> list[Sample]:
+    def _usable(self, split: Split, rows: Callable[[Split], Any], has_closing_turns: bool) -> list[Sample]:
         """Return the usable samples of a split, each with its set and rewards; keep and report the bad rows."""
         samples, self.bad_rows[split] = filter_rows(
             map(self._with_answer, require_samples(rows(split), rows)),

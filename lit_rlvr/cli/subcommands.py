@@ -58,7 +58,7 @@ class RLVRTrainer(Trainer):
         rollout = rollout_of(self)
         datamodule.use_model(model)
         datamodule.setup("test" if split == "test" else "fit")
-        model.teachers.check(datamodule, rollout.sampling)
+        model.teachers.prepare(datamodule, rollout.sampling)
         description = describe_prompts(datamodule, split, prompts, None if out is None else Path(out), model, rollout)
         check_references(rollout.rewards, scored_samples(rollout, datamodule))
         warn_of_answers(rollout, datamodule, rollout.long_answers)

@@ -165,7 +165,7 @@ def accumulate(updater: Updater, prepared: PreparedRollout, minibatch: list[int]
             old_logp = plan.old_logprobs(k, output.logp)  # at the iteration's beginning; in its first step, as now
             prepared.keep_old_logprobs(plan.indices[k], old_logp)  # of its first step, for later ones
             inputs, stats = loss_inputs(plan, k, output, old_logp)
-            stats |= updater.watch(plan, k, output, inputs)
+            updater.record(plan, k, inputs)  # for `lit-rlvr explain`
             loss, loss_stats = updater.algorithm.loss(inputs)  # the objective and the terms
             updater.backward(plan, k, loss)
             weight = float(plan.is_counted(k))  # 0 for one that is run only because other ranks have as many

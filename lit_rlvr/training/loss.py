@@ -256,9 +256,7 @@ class LossModule(ABC):
         live = rollout.mask.any(1)  # (B,) rows with a token in the loss
         if not self.trains_all_rows:
             live &= (advantages != 0).any(1).cpu()
-        rows = []
-        for i in live.nonzero().flatten():
-            rows.append(int(i))
+        rows: list[int] = live.nonzero().flatten().tolist()
         return rows
 
     def split_groups(self, rollout: Rollout) -> list[list[int]]:

@@ -22,8 +22,7 @@ class PreparedRollout:
         importance: `model.importance` of the run, with a correction chosen.
         age: (B, T) optimizer steps between the weights that sampled each token and those of the first update.
         trace: records what the updates do with its tokens; None = nothing does.
-        staleness: the metrics of the tokens' ages, logged with the first step; {} = no token so far was old, so that
-            the weights of the importance correction are not logged either.
+        staleness: the metrics of the tokens' ages, logged with the first step; {} if no token so far was old.
         old_logp: (B, T) log-probabilities at the beginning of the iteration, for the steps after the first, which
             fills in its own rows. None = there is no later step, or these are estimated (`loglinear_old`).
         steps_taken: optimizer steps taken on it so far.
@@ -43,6 +42,11 @@ class PreparedRollout:
     steps_taken: int = 0
     ref_logp: Tensor | None = None
     entropy: Tensor | None = None
+
+    @property
+    def logs_correction(self) -> bool:
+        """Whether the weights of the importance correction are logged: if some token is old, or one was before."""
+        return bool(self.staleness)
 
     @property
     def is_first_step(self) -> bool:

@@ -99,9 +99,7 @@ class Updater:
         Collective: call it on every rank.
         """
         initial = InitialLogprobs(to_device(rollout.mask, self.policy.device))
-        rows = []
-        for i in rollout.mask.any(1).nonzero().flatten():
-            rows.append(int(i))
+        rows: list[int] = rollout.mask.any(1).nonzero().flatten().tolist()
         algorithm = self.algorithm
         if algorithm.needs_step_tokens or any(term.place != "loss" for term in algorithm.terms):
             needs_entropy = algorithm.needs_step_tokens or algorithm.needs("entropy", in_loss=False)
@@ -213,14 +211,11 @@ class Updater:
             rollout, rows, entropy=True, entropy_gradient=self.algorithm.needs("entropy"), teacher=teacher
         )
 
-    def watch(self, plan: StepPlan, k: int, output: PolicyOutput, inputs: LossInputs) -> Stats:
-        """Let the trace record micro-batch k; return sums of what the forward pass saw besides its scores."""
+    def record(self, plan: StepPlan, k: int, inputs: LossInputs) -> None:
+        """Let the trace record micro-batch k, if there is one."""
         prepared = plan.prepared
         if prepared.trace is not None and plan.is_counted(k):
             prepared.trace.watch(plan.microbatches[k], prepared.rollout.group_size, inputs)
-        if prepared.is_first_step and output.flips is not None:
-            return {"expert_flips": (output.flips * inputs.mask).sum()}
-        return {}
 
     def backward(self, plan: StepPlan, k: int, loss: Tensor) -> None:
         """Add the gradients of micro-batch k, which stay local under DDP: `reduce_and_clip` averages them once per
