@@ -6,11 +6,12 @@ import math
 import statistics
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
-from itertools import chain, takewhile
-from typing import Any, NamedTuple
+from functools import partial
+from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from lit_rlvr.errors import UserError
 from lit_rlvr.rewards.background import BackgroundScoring
 from lit_rlvr.rewards.combine import Scores
 from lit_rlvr.rollout.generate import completion_seeds
+from lit_rlvr.rollout.schedule import GroupState, choose, even_places
 from lit_rlvr.rollout.source import STAGE_TEXTS, CollectingSource
 from lit_rlvr.rollout.summaries import Summaries, count_repeats, mixed_groups
 from lit_rlvr.training.optimizer import steps_per_iteration
@@ -59,76 +61,6 @@ class QueuedGroup:
     completions: list[Completion] | None = None
     has_versions: bool = False
     mixed: bool | None = None
-
-
-class GroupState(NamedTuple):
-    """What all ranks know of a group; sorted, those come first that are trained on first.
-
-    Args:
-        left: the iterations after this one that can still train on it; infinite before its sampling begins.
-        number: its place in the stream of prompts.
-        rank: where it is.
-        finished: whether all its completions are sampled.
-        mixed: whether it is scored, and has a signal.
-        has_no_signal: it is scored and not mixed.
-    """
-
-    left: float
-    number: int
-    rank: int
-    finished: bool
-    mixed: bool = False
-    has_no_signal: bool = False
-
-
-def choose(
-    groups: Sequence[GroupState], prompts: int, wanted: int = 0, most: int = 0, in_order: bool = False, ranks: int = 1
-) -> list[GroupState] | None:
-    """Return the groups that an iteration trains on, those with the oldest weights first; None = it has to wait.
-
-    An iteration leaves only groups that those after it can take in time. Else it takes more, up to the oldest group
-    that still runs, and waits for that one.
-
-    Args:
-        groups: of all ranks.
-        prompts: how many the iteration needs.
-        wanted: how many of them must be mixed, above 0 with dynamic sampling.
-        most: after how many it takes fewer.
-        in_order: take groups in the order of the prompts, so that no thread's speed changes the result.
-        ranks: they get as many groups each.
-    """
-    if in_order:
-        ready = [*takewhile(lambda group: group.finished, sorted(groups, key=lambda group: group.number))]
-    else:
-        ready = sorted(group for group in groups if group.finished)
-    oldest = min((group for group in groups if not group.finished), default=None)
-    ahead = sum(oldest is None or group < oldest for group in ready)
-    mixed = 0
-    for count, group in enumerate(ready, 1):
-        mixed += group.mixed
-        if count < prompts or count % ranks or (mixed < wanted and count < most):
-            continue
-        rest = {*groups} - {*ready[:count]}
-        # An iteration with fewer mixed groups than prompts leaves more to later ones, which take more if they must.
-        if in_order or in_time(rest, len(groups) if wanted and mixed < prompts else prompts):
-            return ready[:count]
-        if count >= ahead:
-            return None
-    return None
-
-
-def in_time(groups: Collection[GroupState], prompts: int) -> bool:
-    """Return whether the iterations after this one can train on all these groups before they are too old.
-
-    Args:
-        groups: those that are left; nobody trains on those without a signal.
-        prompts: how many an iteration trains on at least.
-    """
-    lefts = sorted(group.left for group in groups if math.isfinite(group.left) and not group.has_no_signal)
-    for place, left in enumerate(lefts):
-        if place >= left * prompts:
-            return False
-    return True
 
 
 class QueueSource(CollectingSource):
@@ -292,11 +224,18 @@ class QueueSource(CollectingSource):
 
         Collective: call it on every rank.
         """
-        module = self.module
         prompts = len(batch) * world_size()
-        min_mixed = module.selection.num_needed(prompts)
-        max_prompts = module.selection.max_rounds * prompts
-        late = 0.0
+        selection = self.module.selection
+        min_mixed = selection.num_needed(prompts)
+        choose_now = partial(
+            choose,
+            prompts=prompts,
+            wanted=min_mixed,
+            most=selection.max_rounds * prompts,
+            in_order=not self._concurrent,
+            ranks=world_size(),
+        )
+        late = 0.0  # seconds of waiting for a group, while enough others had finished
         began = time.perf_counter()
         cursor = dict(self.data.cursor)
         self._ready = {prompt.sample.id: prompt for prompt in batch.prompts}
@@ -310,18 +249,16 @@ class QueueSource(CollectingSource):
             states = self._states(min_mixed > 0)
             if is_first:
                 self._log_queue(states)
-            needs = prompts, min_mixed, max_prompts, not self._concurrent, world_size()
-            chosen = choose(states, *needs)
+            chosen = choose_now(states)
             finished = [state for state in states if state.finished]
-            early = chosen is None and self._concurrent and choose(finished, *needs) is not None
-            stuck = chosen is None and all(state.finished for state in states)
-            if is_first or stuck or self._concurrent:  # in this process, no thread's speed may decide when
-                cursor = self.admit((self.staleness + 1) * prompts - sum(not s.has_no_signal for s in states), cursor)
+            is_stuck = chosen is None and len(finished) == len(states)
+            if is_first or is_stuck or self._concurrent:  # in this process, no thread's speed may decide when
+                with_signal = sum(not state.has_no_signal for state in states)
+                cursor = self.admit((self.staleness + 1) * prompts - with_signal, cursor)
             if chosen is None and not is_first:
-                waited = time.perf_counter()
-                self._changed.wait(POLL)
-                self._changed.clear()
-                late += (time.perf_counter() - waited) * early
+                waited = self._wait_for_change()
+                if self._concurrent and choose_now(finished) is not None:
+                    late += waited
             is_first = False
         batch.cursor = cursor
         end = time.perf_counter()
@@ -330,6 +267,13 @@ class QueueSource(CollectingSource):
         self.seconds["generate"] = end - began
         self.metrics["train/staleness/wait"] = late
         return self._taken(chosen)
+
+    def _wait_for_change(self) -> float:
+        """Wait until a group of this rank has finished, or for some time; return the seconds."""
+        began = time.perf_counter()
+        self._changed.wait(POLL)
+        self._changed.clear()
+        return time.perf_counter() - began
 
     def _states(self, judge: bool) -> list[GroupState]:
         """Return the states of all ranks' groups.
@@ -535,28 +479,6 @@ class QueueSource(CollectingSource):
         super().close()
         self.wait()
         self._scoring.close()
-
-
-def even_places(ranks: list[int], world: int) -> list[int]:
-    """Return which rank each group goes to so that all get as many, up to one; as few as possible move.
-
-    Args:
-        ranks: where each group is.
-        world: number of ranks.
-    """
-    room = []
-    for r in range(world):
-        room.append(len(ranks) * (r + 1) // world - len(ranks) * r // world)
-    places: list[int | None] = []
-    for r in ranks:
-        stays = room[r] > 0
-        room[r] -= stays
-        if stays:
-            places.append(r)
-        else:
-            places.append(None)
-    free = iter([r for r in range(world) for _ in range(room[r])])
-    return [next(free) if place is None else place for place in places]
 
 
 def versions_of(groups: list[QueuedGroup], rollout: Rollout) -> Tensor:

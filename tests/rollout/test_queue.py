@@ -17,7 +17,8 @@ from tiny_fit import Recorder, fit
 
 from lit_rlvr.datamodules import PromptDataModule
 from lit_rlvr.rollout.callback import rollout_of
-from lit_rlvr.rollout.queue import GroupState, QueuedGroup, choose, in_time, versions_of, with_sampled
+from lit_rlvr.rollout.queue import QueuedGroup, versions_of, with_sampled
+from lit_rlvr.rollout.schedule import GroupState, choose, in_time
 from lit_rlvr.types import Completion, Prompt
 
 WAITS = float("inf")
