@@ -60,6 +60,8 @@ TRIED: dict[str, str] = {
 """Settings that a run may have tried -> their names in sentences. `KEY: VALUE` is a setting of that value, `KEY` one
 that is set. `tune` wrote a part of the config; `warm_start.solution` is another column than that of the answers."""
 
+OWN_REWARD = "my_task.score"
+"""A reward in commands, in whose place a run names its own."""
 _FIT = "lit-rlvr fit --config my.yaml"
 _TUNE = "lit-rlvr tune --config my.yaml --out tuned.yaml"
 _SHOWN = f"{_FIT} --warm_start.steps 100 --warm_start.solution answer"
@@ -309,6 +311,7 @@ class RunHistory:
         has_bare_start: whether the run's warm start is on the answers themselves.
         prompts_per_rollout: of the run; 0 = unknown.
         larger: number of `LARGER` -> twice the run's value.
+        reward: the name of the run's first reward, as `lit-rlvr check` takes it.
     """
 
     own: frozenset[str] = frozenset()
@@ -316,6 +319,7 @@ class RunHistory:
     has_bare_start: bool = False
     prompts_per_rollout: int = 0
     larger: Mapping[str, int] = field(default_factory=dict)
+    reward: str = OWN_REWARD
 
     @classmethod
     def of_config(cls, text: str) -> RunHistory:
@@ -345,7 +349,7 @@ class RunHistory:
             value = lookup(config, option)
             if isinstance(value, int) and value > 0:  # -1 is no limit
                 larger[name] = 2 * value
-        return cls(own, earlier, has_bare_start, prompts, larger)
+        return cls(own, earlier, has_bare_start, prompts, larger, _first_reward(config))
 
     @classmethod
     def of_folder(cls, folder: Path) -> RunHistory:
@@ -371,7 +375,8 @@ class RunHistory:
                 rows.append(row)
         for row in rows:
             if row.tried not in self.own | self.earlier:
-                return f"{row.sentence.format(**numbers)}: `{row.command.format(**numbers)}`"
+                command = row.command.format(**numbers).replace(OWN_REWARD, self.reward)
+                return f"{row.sentence.format(**numbers)}: `{command}`"
         names = ", ".join(dict.fromkeys(TRIED[row.tried] for row in rows))
         return (
             f"nothing more is known to help: {names} have been tried, so the model cannot do these prompts yet, or the "
@@ -448,3 +453,16 @@ def _failed_runs(folder: Path, settings: Mapping[str, Any]) -> list[RunHistory]:
         if text.startswith(CONFIG_HEADER) and is_same and WHAT_HELPS in learnt:
             found.append(RunHistory.of_config(text))
     return found
+
+
+def _first_reward(config: Mapping[str, Any]) -> str:
+    """Return the name of the first reward of a run's config.yaml: of a function its path, of ours the class."""
+    rewards = lookup(config, "rollout.rewards")
+    if not isinstance(rewards, list) or not rewards or not isinstance(rewards[0], Mapping):
+        return OWN_REWARD
+    named = str(rewards[0].get("class_path", OWN_REWARD))
+    if named.endswith(".FunctionReward"):
+        return str(lookup(rewards[0], "init_args.path") or OWN_REWARD)
+    if named.startswith("lit_rlvr."):
+        return named.rpartition(".")[2]
+    return named

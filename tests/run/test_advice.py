@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -80,6 +81,17 @@ def test_more_is_more_than_the_run_has() -> None:
     assert "--trainer.max_steps 1000 --data.init_args.prompts_per_rollout 128`" in longer
     endless = replace(RunHistory.of_config(changed(trainer__max_steps=-1)), own=tried.own)
     assert "--trainer.max_steps 100 " in endless.advise("No better than at the start", visible=0.1)
+
+
+@pytest.mark.parametrize(("rewards", "named"), [
+    ([{"class_path": "lit_rlvr.MathAnswer", "init_args": {"weight": 1.0}}], "MathAnswer"),
+    ([{"class_path": "my_parts.Vowels"}, {"class_path": "lit_rlvr.Format"}], "my_parts.Vowels"),
+    ([{"class_path": "lit_rlvr.rewards.FunctionReward", "init_args": {"path": "sums.score"}}], "sums.score"),
+    (None, "my_task.score"),
+])  # fmt: skip
+def test_a_command_names_the_reward_of_the_run(rewards: list[Any] | None, named: str) -> None:
+    said = RunHistory.of_config(changed(rollout__rewards=rewards)).advise("Answers cannot be read")
+    assert f"`lit-rlvr check {named} --data" in said
 
 
 @pytest.mark.parametrize(("changes", "tried"), [
