@@ -30,10 +30,10 @@ from lit_rlvr.types import Sample
 PLACEHOLDER = "<image>"
 _PLACEHOLDERS = re.compile(r"(?:<\|vision_start\|>)?<(image|video)>(?:</\1>|<\|vision_end\|>)?")
 _OTHER_MARKS = re.compile(
-    r"(?:<\|vision_start\|>)?"
-    r"(?:(?:<\|(?P<padded>image|video)_pad\|>)+|(?-i:\[IMG\])|"
+    r"(?:<\|(?:vision_start|begin_of_(?:image|video))\|>|<img>(?=<IMG_CONTEXT>))?"
+    r"(?:(?:<\|(?P<padded>image|video)_pad\|>)+|(?:<IMG_CONTEXT>)+|(?-i:\[IMG\])|"
     r"<\|?(?:start_of_)?(?P<kind>image|video|img)(?:[ _]?(?P<number>\d+)|_(?:soft_)?token|_placeholder)?\|?>)"
-    r"(?:</(?:image|video|img)>|<\|vision_end\|>)?",
+    r"(?:</(?:image|video|img)>|<\|(?:vision_end|end_of_(?:image|video))\|>)?",
     re.IGNORECASE,
 )
 """The marks of images and videos in the prompts of other families, such as `<|image_1|>` and `[IMG]`."""
