@@ -205,7 +205,11 @@ def _read_folder(folder: Path, split: str) -> Iterator[SourceRow]:
             yield from _read_dataset(saved, str(folder))
         return
     files = []
-    for file in sorted(folder.rglob("*")):
+    try:
+        inside = sorted(folder.rglob("*"))
+    except OSError as error:  # such as a folder that ends while it is read
+        raise UserError(f"{folder}: cannot be read: {error.strerror or error}; give the folder of the data") from error
+    for file in inside:
         if file_type(file) in FORMATS and not file.name.startswith((".", "dataset_info")):
             files.append(file)
     files_of_split = []

@@ -169,7 +169,7 @@ def import_path(option: str, path: str) -> Any:
         UserError: it cannot be imported; the message says why, and where in the user's code.
     """
     module, _, name = path.replace(":", ".").rpartition(".")
-    if not module:
+    if not module or not all(part.isidentifier() for part in (*module.split("."), name)):
         raise UserError(f"{option}: {path!r} is not a dotted path such as my_task.my_function")
     try:
         return getattr(import_module(module), name)
