@@ -19,6 +19,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lit_rlvr.common.arguments import check_within, option_group
 from lit_rlvr.common.columns import parse_text
+from lit_rlvr.common.paths import expanded
 from lit_rlvr.common.pictures import Size, fit
 from lit_rlvr.datamodules.reading.cells import BadRow, is_empty
 from lit_rlvr.datamodules.reading.conversations import NO_AUDIO, Messages, without_nulls
@@ -422,7 +423,7 @@ def with_images(sample: Sample, options: ImageOptions) -> Sample:
     if options.folder is None:
         folder = None
     else:
-        folder = Path(options.folder).expanduser()
+        folder = expanded(options.folder)
     if folder is not None and not folder.is_dir():
         if folder.exists():
             what = "is a file; unpack an archive first"
@@ -573,7 +574,7 @@ def locate(image: Any, folder: Path, kind: str = "image") -> Source:
             image = unquote(image.removeprefix("file://"))
         if _URL.match(image):
             raise BadRow(f"{image}: URLs are not read; download the {kind} and give its path", kind)
-    path = folder / Path(image).expanduser()
+    path = folder / expanded(image)
     if not path.is_file():
         raise BadRow(f"no such file: {path}", kind)
     return str(path)

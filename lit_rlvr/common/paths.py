@@ -19,6 +19,11 @@ def shown(path: str | Path) -> str:
     return str(path)
 
 
+def expanded(path: str | Path) -> Path:
+    """Return a path with the home folder in the place of `~`; one of an unknown user stays as it is."""
+    return Path(os.path.expanduser(path))
+
+
 def why_not_a_file(path: Path) -> str | None:
     """Return what stands at a path instead of a file that can be read, such as "is a folder"; None for a file, and for
     nothing at all."""

@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_rlvr.agents.play import agent_metrics
 from lit_rlvr.common.log import log
+from lit_rlvr.common.paths import expanded
 from lit_rlvr.distributed.checkpoints import user_code, warn_of_changes
 from lit_rlvr.errors import UserError, check_all
 from lit_rlvr.plan import RunPlan
@@ -280,7 +281,7 @@ class RolloutCallback(RolloutSettings, Callback):
     def replay_source(self, trainer: Trainer, module: RLVRModule, data: PromptDataModule) -> ReplaySource:
         """Return a source of the recorded rollouts, if the record fits this run."""
         # absolute, because a reward may change the current directory
-        run_folder = Path(str(self.replay.rollouts_from)).expanduser().absolute()
+        run_folder = expanded(str(self.replay.rollouts_from)).absolute()
         if run_folder.resolve() == Path(trainer.default_root_dir).resolve():
             raise UserError(
                 "rollout.replay.rollouts_from: it is this run's own folder; set another trainer.default_root_dir"
