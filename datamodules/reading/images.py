@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
@@ -574,7 +575,7 @@ def locate(image: Any, folder: Path, kind: str = "image") -> Source:
             image = unquote(image.removeprefix("file://"))
         if _URL.match(image):
             raise BadRow(f"{image}: URLs are not read; download the {kind} and give its path", kind)
-    path = folder / expanded(image)
+    path = folder / os.path.expanduser(image)  # a name that begins with ~ may be that of a file
     if not path.is_file():
         raise BadRow(f"no such file: {path}", kind)
     return str(path)

@@ -373,6 +373,10 @@ def test_near_config_names_are_suggested(run_folder: Path, lit_rlvr: CLI) -> Non
     [
         ("in_the_way/run", "in_the_way is a file; give a folder"),
         ("in_the_way", "trainer.default_root_dir: in_the_way is a file; give a folder"),
+        (
+            "~no_such_user/run",
+            "~no_such_user/run: there is no home folder ~no_such_user; write the folder's whole path",
+        ),
         ("/proc/no_such/run", "/proc/no_such/run cannot be written"),
     ],
 )
