@@ -294,7 +294,7 @@ def test_rubrics_are_read_in_the_forms_that_data_have(given: Any) -> None:
 @pytest.mark.parametrize(
     ("given", "line"),
     [
-        (None, r"None is no list of criteria"),
+        (None, r"the row has none; its columns are rubric"),
         ([], r"\[\] is no list of criteria"),
         ("not JSON", "'not JSON' is no list of criteria, nor JSON text of one"),
         ([{"criterion": "a", "points": 1}, {"criterion": " ", "points": 1}], "criterion 2 is empty"),
