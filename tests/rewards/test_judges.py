@@ -237,8 +237,17 @@ def test_answers_are_kept_and_the_budget_ends_the_run(tmp_path: Path) -> None:
     ):
         own.connect()
     Path(file).write_text("something else")
-    with pytest.raises(UserError, match=r"answers\.sqlite: no file of judges' answers"):
-        PointwiseJudge(server=server)
+    places = {
+        file: "file is not a database",
+        str(tmp_path): "is a folder",
+        str(tmp_path / "no/a"): "there is no folder",
+    }
+    for place, reason in places.items():
+        with pytest.raises(
+            UserError, match=rf"no file of judges' answers \({reason}.*\); name another as server.answers"
+        ):
+            PointwiseJudge(server=server | {"answers": place})
+    assert Path(file).read_text() == "something else"
 
 
 @pytest.mark.parametrize("named", [False, True])
