@@ -145,6 +145,8 @@ PARSE_ERRORS = (
     (r"class_path '(?P<name>[^']+)': the following arguments are required: (?P<given>\w+(, \w+)*)",
      "{where}: {name} needs a value for {given}; give it under init_args"),
     (r"class_path '(?P<name>[^']+)': Parser key \"(?P<inner>[^\"]+)\": (?P<mismatch>.*)", "{where}.{inner}: {why}"),
+    (r"class_path '(?P<name>[^']+)': '(?P<given>\w+)' object has no attribute 'keys'",
+     "{where}: the init_args of {name} are a mapping of its options, not a {given}"),
     (r"class_path '[^']+': (?P<why>module '(?P<module>[^']+)' has no attribute '(?P<member>\w+)')", "{where}: {why}"),
     (r"class_path '(?P<name>[^']+)': (?P<why>.*?)(?= - |$)", "{where}: class_path {name!r} cannot be used: {why}"),
     (r"does not correspond to a subclass of (?P<base>\w+).*Given value: (?P<given>.*)",
@@ -302,8 +304,8 @@ _GROUP = re.compile(
 
 def _mismatch(text: str) -> str:
     """Return the kind of value that the option accepts, and the given one."""
-    if text.startswith("Expected a"):  # the value of an option of a class, of which other kinds are listed behind it
-        text = text.partition(" - Not a valid subclass of ")[0]
+    if text.startswith("Expected a"):  # of an option of one kind; what else the object around it could be stands behind
+        text = text.partition(" - ")[0]
     group = _GROUP.search(text)
     if group:
         return f"{group['given']!r} is not a group of options; give them by their names"

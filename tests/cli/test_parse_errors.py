@@ -163,6 +163,14 @@ SAID: dict[str, tuple[dict[str, Any], str]] = {
         },
         "trainer.callbacks.patience: give a whole number, not long",
     ),
+    "text for a number of a reward": (
+        {"rollout": {"rewards": [{"class_path": "MathAnswer", "init_args": {"weight": "heavy"}}]}},
+        "rollout.rewards.weight: give a number, not heavy",
+    ),
+    "a list of options": (
+        {"rollout": {"rewards": [{"class_path": "MathAnswer", "init_args": [1]}]}},
+        "rollout.rewards: the init_args of lit_rlvr.rewards.MathAnswer are a mapping of its options, not a list",
+    ),
     "options without a class": (
         {"trainer": {"logger": {"a": 1}}},
         "trainer.logger: {'a': 1} has no class; give {class_path: CLASS, init_args: ...}",
