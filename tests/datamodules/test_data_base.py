@@ -75,7 +75,7 @@ def test_given_rows_are_named_in_errors():
             r"data.train: give the rows of one set, .*\['train'\]",
         ),
         (pandas.DataFrame(rows(2)), "data.train:1: a row is a dict of columns, not a str"),
-        (["1+1?"], r"1\+1\?: no such file or folder"),
+        (["1+1?"], r"data.train: '1\+1\?' is no file and no hub name"),
         ([], "data.train: no usable row in it"),
         ([{"prompt": "1+1?"}], "data.train:1"),
     ):
