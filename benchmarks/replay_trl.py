@@ -32,11 +32,12 @@ from lit_rlvr import algorithms, datamodules
 from lit_rlvr.datamodules.reading.chat import Chat
 from lit_rlvr.engines.base import EngineContext
 from lit_rlvr.engines.hf import HFEngine
-from lit_rlvr.engines.synced import Safeguards, probe_seeds
+from lit_rlvr.engines.synced import probe_seeds
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.sources import resolve_model
 from lit_rlvr.rewards import FunctionReward
 from lit_rlvr.rollout import RolloutCallback
+from lit_rlvr.rollout.settings import Safeguards
 from lit_rlvr.run.trainer import Trainer
 from lit_rlvr.sampling import Sampling
 from lit_rlvr.types import Completion, Prompt

@@ -5,8 +5,7 @@ A new data set needs only `columns` in YAML, or a subclass with `sample` (conver
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,74 +15,47 @@ from typing import Any, Literal
 from lightning.pytorch import LightningDataModule
 
 from lit_rlvr.common.arguments import ChecksArguments, check_within, option_group
-from lit_rlvr.common.columns import as_object, parse_text
-from lit_rlvr.common.did_you_mean import did_you_mean
 from lit_rlvr.common.init_arguments import init_arguments, snake_case, with_class_defaults
 from lit_rlvr.common.seeds import run_seed
-from lit_rlvr.common.user_code import check_takes, defined_at
-from lit_rlvr.datamodules.reading.assistant_turns import Part, TrainedTurns, split_turns
-from lit_rlvr.datamodules.reading.cells import BadRow, as_answers, as_reward_weights
-from lit_rlvr.datamodules.reading.chat import Chat, break_up, special_tokens
-from lit_rlvr.datamodules.reading.checks import (
-    FIELDS,
-    check_columns,
-    require_sample,
-    require_samples,
-)
-from lit_rlvr.datamodules.reading.conversations import without_nulls
+from lit_rlvr.common.user_code import check_takes
+from lit_rlvr.datamodules.parts.encoder import PromptEncoder
+from lit_rlvr.datamodules.parts.order import TrainingOrder
+from lit_rlvr.datamodules.parts.sets import SampleSets
+from lit_rlvr.datamodules.parts.sources import RowSources
+from lit_rlvr.datamodules.reading.cells import BadRow
+from lit_rlvr.datamodules.reading.chat import Chat
+from lit_rlvr.datamodules.reading.checks import FIELDS, check_columns, check_reward_names, require_sample
 from lit_rlvr.datamodules.reading.curriculum import Curriculum, RunningSuccess, Successes
-from lit_rlvr.datamodules.reading.images import ImageOptions, check_media
-from lit_rlvr.datamodules.reading.mixing import MixedStream, check_weights, named_files, refuse_twice
-from lit_rlvr.datamodules.reading.readers import GivenRows, read_rows
-from lit_rlvr.datamodules.reading.rows import (
-    DataRow,
-    FileLayout,
-    abbreviate,
-    check_ids,
-    filter_rows,
-    joined_text,
-    map_columns,
-    rank_zero_warn,
-    with_distinct_ids,
-)
+from lit_rlvr.datamodules.reading.images import ImageOptions
+from lit_rlvr.datamodules.reading.layouts import FileLayout, LayoutReader, sample_of_fields
+from lit_rlvr.datamodules.reading.mixing import MixedStream, check_weights, refuse_twice
+from lit_rlvr.datamodules.reading.options import ReadingOptions
+from lit_rlvr.datamodules.reading.rows import DataRow, map_columns, rank_zero_warn
 from lit_rlvr.datamodules.reading.split import (
-    CHARACTERS,
-    FAR_TOO_LONG,
-    ReadingOptions,
+    STAGE_SPLITS,
+    Split,
     check_held_out,
     drop_long,
     exchange_images,
-    hold_out,
     index_questions,
+    split_off,
     subsample,
 )
 from lit_rlvr.datamodules.reading.stream import (
-    START_CURSOR,
     Cursor,
     EvalLoader,
     PreparesAhead,
     PromptStream,
     TrainLoader,
-    check_fingerprint,
     difficulty_of,
-    fingerprint,
-    prompt_hashes,
+    order_keys,
 )
 from lit_rlvr.environments.base import Environment
-from lit_rlvr.errors import UserError, refuse_all
+from lit_rlvr.errors import UserError
+from lit_rlvr.plan import planning_callback
 from lit_rlvr.policy.families.base import ImageProcessor
-from lit_rlvr.rewards.base import Reward, own_weights, reward_weights_of
-from lit_rlvr.rewards.forms import as_messages
+from lit_rlvr.rewards.base import Reward
 from lit_rlvr.types import Prompt, Sample
-
-Split = Literal["train", "validation", "test"]
-
-STAGE_SPLITS: dict[str, tuple[Split, ...]] = {
-    "fit": ("train", "validation"),
-    "validate": ("validation",),
-    "test": ("test",),
-}
-"""The sets that each trainer stage needs."""
 
 
 @option_group("data.evaluation")
@@ -151,6 +123,7 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         name: the set's name in metrics (`val/<name>/...`); the class name in snake case by default.
 
     Attributes:
+        prompt_encoder: renders and encodes its prompts.
         fields: the fields that `columns` can map.
         layouts: the layouts that are read without `columns`; a reader returns the fields of a `Sample` in a dict.
         parts: the DataModules that it mixes.
@@ -191,64 +164,40 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         self.init_args = init_arguments() | option_groups
         reading, images = option_groups["reading"], option_groups["images"]
         chat, evaluation = option_groups["chat"], option_groups["evaluation"]
-        check_takes(self.rows, "split")
-        check_takes(self.sample, "row", "index", "source")
+        self._check_class(reading)
         check_within("[1, inf)", "data", prompts_per_rollout=prompts_per_rollout)
-        if reading.answers != "any" and not self.has_answer_lists:
-            raise UserError(f"data.reading.answers: {type(self).__name__} has no lists of answers; leave it out")
         columns = dict(columns or {})
         check_columns(columns, (*self.fields, "difficulty"))
         self._difficulty = columns.pop("difficulty", "difficulty")
-        self.locations: dict[str, str | None] = {}
-        self.given: dict[str, GivenRows] = {}
-        self.files, self.weights = named_files(train)
-        files: Any = ", ".join(self.files.values()) or train
-        rows_of = {"train": files, "validation": validation, "test": test}
-        for split, rows in rows_of.items():
-            if rows is None or isinstance(rows, str | os.PathLike):
-                self.locations[split] = None if rows is None else os.fspath(rows)
-            else:
-                self.init_args[split] = self.given[split] = GivenRows(rows, split)
-                self.locations[split] = self.given[split].name
+        self._sources = RowSources(train, validation, test)
+        self.locations, self.given = self._sources.locations, self._sources.given
+        self.weights = self._sources.weights
+        self.init_args |= self.given
         self.validation_split = validation_split
         self.columns = columns
         self.order = order
-        if curriculum is None:
-            self.success = None
-        else:
-            self.success = RunningSuccess(curriculum)
-        try:
-            self._rewards = as_reward_weights(rewards)
-        except BadRow as error:
-            raise UserError(f"data.rewards: {error.reason}") from error
         self.reading = reading
         self.images = images
         self.evaluation = evaluation
-        self.chat = chat
-        self._reports_special_tokens = True
-        self._openings: dict[str, str] = {}  # by the template's arguments
         self.prompts_per_rollout = prompts_per_rollout
         self.seed = seed
         self.name: str = name or snake_case(type(self).__name__)
-        refuse_twice(
-            [other.name for other in self.validated],
-            "data.evaluation.also_validate",
-            "validation sets are",
-            "set `name` on one of them",
-        )
-        self.cursor: Cursor = dict(START_CURSOR)
-        self._samples: dict[str, list[Sample]] = {}
+        names = [other.name for other in self.validated]
+        refuse_twice(names, "data.evaluation.also_validate", "validation sets are", "set `name` on one of them")
         self.prompts: dict[str, list[Prompt]] = {}
-        self._readers: dict[str, Callable[[DataRow], Any]] = {}  # of the layout of each file
-        self.bad_rows: dict[str, list[BadRow]] = {}
         self.too_long: dict[str, list[str]] = {}
-        self._stream: PromptStream | None = None
+        self._layouts = LayoutReader(self.layouts)
+        self._sets = SampleSets(self.name, self._sources, reading, images, rewards)
+        self.prompt_encoder = PromptEncoder(self.name, chat, self)
+        self._order = TrainingOrder(curriculum)
         self._ahead = PreparesAhead(self.prepare)
-        self._fingerprint: dict[str, str] | None = None
-        self._restored: dict[str, str] | None = None
-        self.environment: Environment | None = None
-        self.optional: frozenset[str] = frozenset()  # fields of prompt and answer that rows may lack
-        self.judges_by_answer: list[Reward] = []  # those of them that judge a row may need its answer
+
+    def _check_class(self, reading: ReadingOptions) -> None:
+        """Refuse methods of a subclass that take other arguments, and an option that it does not have."""
+        check_takes(self.rows, "split")
+        check_takes(self.sample, "row", "index", "source")
+        if reading.answers != "any" and not self.has_answer_lists:
+            raise UserError(f"data.reading.answers: {type(self).__name__} has no lists of answers; leave it out")
 
     # ---- what subclasses override -------------------------------------------------------------------------
 
@@ -260,14 +209,9 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         Args:
             split: "train", "validation" or "test".
         """
-        location = self.given.get(split, self.locations[split])
-        if location is None:
-            if split == "train":
-                raise UserError(f"{type(self).__name__}: no training data, set data.init_args.train")
-            return
-        files = self.files if split == "train" and self.files else {self.name: location}
-        rows = ((name, row) for name, file in files.items() for row in read_rows(file, split))
-        for index, (name, row) in enumerate(rows):
+        if split == "train" and self.locations["train"] is None:
+            raise UserError(f"{type(self).__name__}: no training data, set data.init_args.train")
+        for index, (name, row) in enumerate(self._sources.read(split, self.name)):
             try:
                 if isinstance(row.value, BadRow):
                     raise row.value
@@ -292,12 +236,9 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         """
         fallback_id = f"{self.name}:{index + 1}"
         if self.columns or not self.layouts:
-            return map_columns(row, self.columns or {}, fallback_id, source, self.optional, self.reading.answers)
+            return map_columns(row, self.columns or {}, fallback_id, source, self._sets.optional, self.reading.answers)
         fields = {"id": fallback_id, **self.read_layout(row, source)}
-        cell = fields.pop("answer")
-        answer, *aliases = as_answers(cell, self.reading.answers)
-        whole = as_object(cell) if self.reading.answers == "object" else None
-        return Sample(**fields, answer=answer, aliases=tuple(aliases), row=row, source=source, answer_object=whole)
+        return sample_of_fields(fields, row, source, self.reading.answers)
 
     def read_layout(self, row: DataRow, source: str) -> Any:
         """Read a row with its file's layout: the first of `layouts` that fits one of the file's rows.
@@ -305,13 +246,7 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         Raises:
             BadRow: no known layout has these columns, the row holds video or audio, or it cannot be used.
         """
-        file = source.rpartition(":")[0]
-        read = self._readers.get(file) or next((read for needs, read in self.layouts if needs <= row.keys()), None)
-        if read is None:
-            raise BadRow(f"no known layout, the columns are {', '.join(row)}; map them with `columns`", "columns")
-        self._readers[file] = read
-        check_media(row, (), images=False)
-        return read(row)
+        return self._layouts.read(row, source)
 
     # ---- the model ----------------------------------------------------------------------------------------
 
@@ -328,29 +263,23 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
     @property
     def demonstrates(self) -> bool:
         """True if the trainer's model is trained on the completions that the data hold."""
-        if self.trainer is None:
-            module = self._module
-        else:
-            module = self.trainer.lightning_module
-        return bool(getattr(module, "demonstrates", False))
+        return bool(getattr(self._module_of_model, "demonstrates", False))
 
     def use_model(self, module: Any) -> None:
         """Take tokenizer and image processor from a module that has no trainer yet, or from another DataModule."""
         self._module = module
 
     @property
-    def reward_names(self) -> set[str]:
-        """The rewards that judge the set's rows, as its option `rewards` names them."""
-        return {*(self._rewards or {})}
+    def _module_of_model(self) -> Any:
+        """The trainer's module, or that of `use_model`; None before there is one."""
+        if self.trainer is None:
+            return self._module
+        return self.trainer.lightning_module
 
     def _model(self, name: str) -> Any:
-        if self.trainer is None:
-            module = self._module
-        else:
-            module = self.trainer.lightning_module
-        if module is None:
+        if self._module_of_model is None:
             raise RuntimeError(f"no {name}: attach a trainer, or set `data.{name}`")
-        return module
+        return self._module_of_model
 
     # ---- what the model sees ------------------------------------------------------------------------------
 
@@ -366,206 +295,49 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         Raises:
             UserError: a set names a reward that there is not.
         """
-        asks = environment is not None and environment.begins
-        scores = environment is not None and (environment.has_reward or bool(environment.reward_functions))
-        some_need_none = rewards is not None and not (rewards and all(reward.needs_answer for reward in rewards))
-        lacking = {"prompt": asks, "answer": scores or some_need_none}
-        names = [reward.name for reward in rewards or ()]
-        problems = []
+        named = {data.name: data._sets.rewards or {} for data in self.validated}
+        check_reward_names(named, [reward.name for reward in rewards or ()])
         for data in self.validated:
-            for name in data.reward_names - {*names}:
-                near = did_you_mean(name, names, f"the rewards are {', '.join(names)} (rollout.rewards)")
-                if names:
-                    problems.append(f"data.rewards of the set {data.name}: there is no reward {name!r}; {near}")
-        refuse_all(problems)
-        for data in self.validated:
-            data.judges_by_answer = [] if scores else [*(rewards or ())]
-            data.optional |= {field for field, may_lack in lacking.items() if may_lack}
-            if environment is not None and data.environment is not environment:
-                data.environment = environment
-                data.chat = data.chat.with_tools(environment.tools)
+            data._sets.expect(environment, rewards)
+            if environment is not None and data.prompt_encoder.environment is not environment:
+                data.prompt_encoder.offer_tools(environment)
                 data.prompts.clear()  # `setup` tokenises them with the tools
-                data._stream = None
+                data._order.forget()
+
+    @property
+    def bad_rows(self) -> dict[str, list[BadRow]]:
+        """Split -> the rows that cannot be used."""
+        return self._sets.bad_rows
+
+    @property
+    def chat(self) -> Chat:
+        """The format of prompts, which offers the tools of the run's environment."""
+        return self.prompt_encoder.chat
+
+    def encoder_of(self, sample: Sample) -> PromptEncoder:
+        """Return the encoder of the set that a sample is of."""
+        return self.prompt_encoder
 
     def render(self, sample: Sample) -> str:
         """Return the exact text the model sees, special tokens and prefill included."""
-        return self._render(sample, self._chat_of(sample))
-
-    def _render(self, sample: Sample, chat: Chat) -> str:
-        return chat.text(chat.messages(self._with_plain_prompt(sample)), self.tokenizer, sample.source)
-
-    def _chat_of(self, sample: Sample) -> Chat:
-        """Return the format of a sample's prompt, which offers the tools of the environment.
-
-        If completions come from the data, it offers those of the row's column `tools`.
-        """
-        chat = self.chat.for_row(sample)
-        if self.environment is not None:
-            if chat is not self.chat and not self.environment.takes_row_templates:
-                raise UserError(
-                    f"{sample.source}: chat_template_kwargs: with an environment all rows have the same, those of "
-                    "data.init_args.chat; leave the column out"
-                )
-            return chat.with_tools(self.environment.tools_of(sample))
-        if self.demonstrates:
-            tools = parse_text(sample.row.get("tools"))
-        else:
-            tools = None
-        if not tools:
-            return chat
-        if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-            raise UserError(f"{sample.source}: tools: not a list of JSON schemas, as chat templates take them")
-        return chat.with_tools(self.as_plain(without_nulls(tools), sample, "a tool"))
-
-    def split_turns(
-        self, sample: Sample, turns: Sequence[dict[str, Any]], ends: Sequence[int], trains_empty_thoughts: bool = True
-    ) -> TrainedTurns:
-        """Return the tokens of a sample's conversation, in parts that the model reads and writes alternately.
-
-        Args:
-            sample: the sample.
-            turns: the messages after the sample's prompt.
-            ends: the tokens that end a turn.
-            trains_empty_thoughts: False = the model reads the empty thoughts at the beginning of a turn.
-
-        Raises:
-            BadRow: the chat template does not show which tokens are the model's.
-        """
-        chat = self._chat_of(sample)
-        messages = as_messages(self.as_plain(sample.prompt, sample, "a prompt"))
-        written = self.as_plain(list(turns), sample, "a completion", is_written=True)
-        whole = replace(sample, prompt=[*messages, *written])
-        trained = split_turns(
-            chat.messages(whole),
-            chat,
-            self.tokenizer,
-            self._opening_of(chat),
-            ends,
-            sample.source,
-            trains_empty_thoughts,
-        )
-        return trained._replace(sequences=[self._with_images(parts, sample) for parts in trained.sequences])
-
-    def _with_images(self, parts: list[Part], sample: Sample) -> list[Part]:
-        """Return the parts of a sequence with as many placeholders of each image as it has features."""
-        if not sample.images:
-            return parts
-        placeholders = self.image_processor.placeholders_of(sample.images)
-        with_counts = []
-        for part in parts:
-            count = sum(map(part.token_ids.count, self.image_processor.family.prompt_token_ids))
-            token_ids = self.image_processor.expand(part.token_ids, placeholders[:count])
-            with_counts.append(Part(token_ids, part.is_written, count))
-            placeholders = placeholders[count:]
-        return with_counts
-
-    @property
-    def opening(self) -> str:
-        """The beginning of an answer that stands in the prompt, after the header of the model's turn.
-
-        A row may say otherwise.
-        """
-        return self._opening_of(self.chat)
-
-    def _opening_of(self, chat: Chat) -> str:
-        """Return the beginning of an answer in a format of prompts, which depends on the template's arguments alone."""
-        options = repr(chat.chat_template_kwargs)
-        if options not in self._openings:
-            self._openings[options] = chat.opening(self.tokenizer)
-        return self._openings[options]
-
-    def _with_plain_prompt(self, sample: Sample) -> Sample:
-        return replace(sample, prompt=self.as_plain(sample.prompt, sample, "a prompt"))
-
-    def as_plain(self, value: Any, sample: Sample, where: str, is_written: bool = False) -> Any:
-        """Return a text or messages of a sample with the special tokens in them as text, unless the option is `keep`.
-
-        Args:
-            value: the text or the messages.
-            sample: the sample that they belong to.
-            where: what it is of the sample, for the message.
-            is_written: the model writes it, so marks of thoughts stay.
-        """
-        tokens = special_tokens(self.tokenizer, is_written)
-        if tokens.search(joined_text(value)) is None:
-            return value
-        # If neither holds, rows of this set have been reported.
-        if self._reports_special_tokens or self.chat.special_tokens == "refuse":
-            self._report_special_tokens(self.name, where, [sample])
-        if self.chat.special_tokens == "keep":
-            return value
-        return break_up(value, tokens)
-
-    def _report_special_tokens(self, name: str, where: str, samples: Sequence[Sample]) -> None:
-        """Name the samples that have special tokens.
-
-        Raises:
-            UserError: the option is `refuse`.
-        """
-        report = f"{name}: special tokens of the model in {where} ({abbreviate([s.source or s.id for s in samples])})"
-        if self.chat.special_tokens == "refuse":
-            raise UserError(f"{report}. Remove them, or choose `data.chat.special_tokens: break`")
-        if self.chat.special_tokens == "keep":
-            does = "stay control tokens"
-        else:
-            does = "are broken up with a zero-width space"
-        rank_zero_warn(f"{report} {does} (data.chat.special_tokens: {self.chat.special_tokens})")
-        self._reports_special_tokens = False
+        return self.prompt_encoder.render(sample)
 
     def encode(self, sample: Sample) -> Prompt:
-        """Tokenise `render`'s text, with as many placeholders of each image as it has features.
-
-        Of a text with more than `FAR_TOO_LONG` times `max_prompt_tokens` tokens, whose tokenisation could take minutes,
-        keep that many tokens.
-        """
-        chat = self._chat_of(sample)
-        limit = FAR_TOO_LONG * self.reading.max_prompt_tokens
-        messages = chat.messages(self._with_plain_prompt(sample))
-        if messages != as_messages(sample.prompt):
-            sample = replace(sample, conversation=tuple(messages))
-        text = chat.text(messages, self.tokenizer, sample.source)
-        token_ids = self._token_ids(text[: limit * CHARACTERS])
-        if len(token_ids) < 2 * limit and len(text) > limit * CHARACTERS:
-            token_ids = self._token_ids(text)
-        if len(token_ids) > limit:
-            token_ids = token_ids[:limit]
-        elif sample.images:
-            try:
-                placeholders = self.image_processor.placeholders_of(sample.images)
-                token_ids = self.image_processor.expand(token_ids, placeholders)
-                sample = replace(sample, coordinates=self.image_processor.coordinates_of(sample.images))
-            except UserError as error:
-                raise UserError(f"{sample.source}: {error}") from error
-        return Prompt(sample, token_ids, prefill=self._opening_of(chat), score_prefill=chat.score_prefill)
-
-    def _token_ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+        """Tokenise `render`'s text, with as many placeholders of each image as it has features."""
+        return self.prompt_encoder.encode(sample, self.reading.max_prompt_tokens)
 
     def prepare(self, prompt: Prompt) -> Prompt:
-        """Return the prompt ready for a batch, with its images decoded and cut into patches.
-
-        Raises:
-            UserError: an image file has disappeared, broken or changed its size since it was checked.
-        """
-        if not prompt.sample.images:
-            return prompt
-        try:
-            pixels = self.image_processor.pixels(prompt.sample.images)
-            self.image_processor.family.check_features(prompt.token_ids, pixels)
-        except OSError as error:
-            where = prompt.sample.source
-            raise UserError(f"{where}: image: {error}; it was there when the data were loaded, restore it") from error
-        except UserError as error:
-            raise UserError(f"{prompt.sample.source}: {error}") from error
-        return replace(prompt, pixels=pixels)
+        """Return the prompt ready for a batch, with its images decoded and cut into patches."""
+        return self.prompt_encoder.prepare(prompt)
 
     # ---- reading the sets ---------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
         """Read, check and tokenise the sets of a stage, so that bad data fails before the weights load."""
-        for callback in () if self.trainer is None else self.trainer.callbacks:  # type: ignore[attr-defined]
-            if getattr(callback, "config_key", "") == "rollout":
-                self.use_environment(callback.environment, callback.judging_rewards(self.demonstrates))
+        if self.trainer is not None:
+            callback = planning_callback(self.trainer)
+            if callback is not None:
+                callback.instruct_data(self)
         new = "train" not in self.prompts
         for split in STAGE_SPLITS.get(stage, ("train", "validation", "test")):
             if split not in self.prompts:
@@ -576,18 +348,12 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
                 other.setup("validate")
         if new and "train" in self.prompts:
             self._compare_sets()
-        self._make_stream()
+        self._order_prompts()
 
     def _tokenised(self, split: Split) -> list[Prompt]:
         """Tokenise a split; drop the prompts that are too long."""
         samples = self.load(split)
-        tokens = special_tokens(self.tokenizer)
-        rows = []
-        for sample in samples:
-            if tokens.search(joined_text(sample.prompt)):
-                rows.append(sample)
-        if rows:
-            self._report_special_tokens(f"{self.name} {split}", f"{len(rows)} of {len(samples)} rows", rows)
+        self.prompt_encoder.report_special_tokens(samples, split)
         prompts = [self.encode(sample) for sample in samples]
         fitting, self.too_long[split] = drop_long(prompts, self.reading.max_prompt_tokens, f"{self.name} {split}")
         if not prompts and split != "train":
@@ -600,7 +366,7 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         Raises:
             UserError: the training set has all questions of this DataModule's own validation set.
         """
-        has_environment = self.environment is not None
+        has_environment = self.prompt_encoder.environment is not None
         train = index_questions(self.prompts["train"], has_environment)
         for data in self.validated:
             validation = data.prompts.get("validation")
@@ -608,29 +374,19 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
                 refuse = data not in (self.evaluation.also_validate or ())
                 check_held_out(train, validation, data.name, has_environment, refuse)
 
-    def _make_stream(self) -> None:
-        """Create the stream of training prompts, once they are loaded."""
-        if "train" in self.prompts and self._stream is None:
-            self._stream = self._new_stream(self.prompts["train"])
-            self._fingerprint = fingerprint(self._stream)
-            check_fingerprint(self._restored, self._fingerprint)
-            self.train_dataloader()  # raises early if the sizes do not fit
-
-    def _new_stream(self, prompts: list[Prompt]) -> PromptStream:
-        """Return the stream of all training prompts, in the order and with the weights of the options."""
-        keys: dict[str, float] = {}
-        if self.order != "shuffled":
-            keys = {}
-            for number, p in enumerate(prompts):
-                if self.order == "given":
-                    keys[p.sample.id] = number
-                else:
-                    keys[p.sample.id] = self.difficulty(p.sample)
+    def _order_prompts(self) -> None:
+        """Put the training prompts in order, once they are loaded."""
+        if "train" not in self.prompts or self._order.is_known:
+            return
+        prompts = self.prompts["train"]
+        keys = order_keys([prompt.sample for prompt in prompts], self.order, self.difficulty)
         options = prompts, self.seed, run_seed(), keys, *(() if self.success is None else (self.success.is_retired,))
-        if not self.weights:
-            return PromptStream(*options)
-        check_weights(self.weights, self.datasets, self.weights_option)
-        return MixedStream(self.weights, *options)
+        if self.weights:
+            check_weights(self.weights, self.datasets, self.weights_option)
+            self._order.use(MixedStream(self.weights, *options))
+        else:
+            self._order.use(PromptStream(*options))
+        self.train_dataloader()  # raises early if the sizes do not fit
 
     def difficulty(self, sample: Sample) -> float:
         """Return a sample's difficulty, by which `order` sorts.
@@ -647,17 +403,13 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
 
     def load(self, split: Split) -> list[Sample]:
         """Return the checked samples of a split, in file order, not yet tokenised."""
-        samples = self._read(split)
-        if self.validation_split is not None and split != "test":
-            if self._read("validation"):
-                raise UserError("validation_split: there is already a validation set, give only one of the two")
-            train = self._read("train")
-            held_out = hold_out(len(train), self.validation_split, self.seed)
-            samples = []
-            for i, sample in enumerate(train):
-                if (i in held_out) == (split == "validation"):
-                    samples.append(sample)
-        return self._draw_rows(samples, split)
+        if self.validation_split is None or split == "test":
+            return self._draw_rows(self._read(split), split)
+        if self._read("validation"):
+            raise UserError("validation_split: there is already a validation set, give only one of the two")
+        train, validation = split_off(self._read("train"), self.validation_split, self.seed)
+        samples = {"train": train, "validation": validation}
+        return self._draw_rows(samples[split], split)
 
     def _draw_rows(self, samples: list[Sample], split: Split) -> list[Sample]:
         """Return at most as many samples of a split as the options allow, for evaluation perhaps with other images."""
@@ -667,52 +419,9 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
             samples = exchange_images(samples, self.seed)
         return subsample(samples, self.evaluation.limit, self.seed)
 
-    def _with_set(self, sample: Sample) -> Sample:
-        """Return a sample with the name of its set, and with the set's rewards if it has none of its own."""
-        rewards = sample.rewards
-        if rewards is None:
-            rewards = self._rewards
-        return replace(sample, dataset=sample.dataset or self.name, rewards=rewards)
-
     def _read(self, split: Split) -> list[Sample]:
-        """Read all usable rows of a split; later calls return the same list."""
-        if split not in self._samples:
-            name = f"{self.name} {split}"
-            rows = map(self._with_answer, require_samples(self.rows(split), self.rows))
-            good, self.bad_rows[split] = filter_rows(
-                rows,
-                name,
-                self.reading.max_bad_rows,
-                self.optional,
-                self.images,
-                not self.demonstrates,
-            )
-            good = [self._with_set(sample) for sample in good]
-            names = {sample.dataset for sample in good}
-            unused = [file for name, file in self.files.items() if split == "train" and name not in names]
-            empty = unused or [location for location in (self.locations[split],) if location and not good]
-            if empty:
-                raise UserError(f"{empty[0]}: no usable row in it")
-            if not good and split == "train":
-                raise UserError(f"{defined_at(self.rows)} must give Samples for the split 'train', it gave none")
-            good = with_distinct_ids(good)
-            check_ids(good)
-            self._samples[split] = good
-        return self._samples[split]
-
-    def _with_answer(self, row: Sample | BadRow) -> Sample | BadRow:
-        """Return a row, or a bad row for one without the answer that a reward needs which judges it."""
-        if isinstance(row, BadRow) or row.answer or not self.judges_by_answer:
-            return row
-        judged = replace(row, rewards=self._rewards if row.rewards is None else row.rewards)
-        names = reward_weights_of(judged, own_weights(self.judges_by_answer))
-        needing = []
-        for reward in self.judges_by_answer:
-            if reward.needs_answer and reward.name in names:
-                needing.append(reward.name)
-        if not needing:
-            return row
-        return BadRow(f"missing, and the reward {needing[0]} judges by it", "answer", row.source)
+        """Return all usable rows of a split; they are read once."""
+        return self._sets.read(split, self.rows, self.demonstrates)
 
     # ---- loaders ------------------------------------------------------------------------------------------
 
@@ -759,18 +468,6 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
                 loaded += prompts
         return loaded
 
-    @property
-    def loaded(self) -> list[Sample]:
-        """The samples of these prompts."""
-        return [prompt.sample for prompt in self.loaded_prompts]
-
-    def validation_hashes(self) -> dict[str, dict[str, str]]:
-        """Return name -> hashes of the prompts of each validation set; a resumed run compares them."""
-        hashes = {}
-        for data in self.validated:
-            hashes[data.name] = prompt_hashes(data.prompts["validation"])
-        return hashes
-
     def test_dataloader(self) -> list[EvalLoader]:
         return self.eval_loader("test", self._ranks())
 
@@ -784,18 +481,15 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
     @property
     def stream(self) -> PromptStream:
         """The endless stream of training prompts; `stream.take(count, cursor)` takes any number of them."""
-        if self._stream is None:
-            raise RuntimeError("no training prompts yet: call `setup('fit')` first")
-        return self._stream
+        return self._order.stream
 
     def on_prompts(self, prompts: Sequence[Prompt], prompts_per_rollout: int) -> PromptDataModule:
         """Return a copy that trains on some of its prompts, in an order of the data seed alone."""
         other = copy(self)
         other.prompts = self.prompts | {"train": list(prompts)}
         other.prompts_per_rollout = min(prompts_per_rollout, len(prompts))
-        other.cursor = dict(START_CURSOR)
-        other._stream = PromptStream(prompts, self.seed)
-        other.success = None
+        other._order = TrainingOrder()
+        other._order.use(PromptStream(prompts, self.seed))
         return other
 
     def _ranks(self) -> tuple[int, int]:
@@ -813,15 +507,20 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
             cursor: the position behind the last prompt that training consumed.
             successes: sample id -> successes of the iteration, over all ranks; the curriculum learns from them.
         """
-        self.cursor = dict(cursor)
-        if self.success is not None:
-            self.success.add(successes, lambda sample_id: self.stream.epoch_of(sample_id, cursor))
+        self._order.commit(cursor, successes)
+
+    @property
+    def cursor(self) -> Cursor:
+        """The position behind the last prompt that training consumed."""
+        return self._order.cursor
+
+    @property
+    def success(self) -> RunningSuccess | None:
+        """The running success of the prompts; None without a curriculum."""
+        return self._order.success
 
     def state_dict(self) -> dict[str, Any]:
-        state = {"cursor": dict(self.cursor), "fingerprint": self._fingerprint}
-        if self.success is None:
-            return state
-        return state | {"success": dict(self.success.known)}
+        return self._order.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the position, before or after `setup`.
@@ -829,8 +528,4 @@ class PromptDataModule(ChecksArguments, LightningDataModule):
         Raises:
             UserError: the training data differ from those of the checkpoint.
         """
-        self.commit(state_dict["cursor"])
-        if self.success is not None:
-            self.success.known = dict(state_dict.get("success", {}))
-        self._restored = state_dict["fingerprint"]
-        check_fingerprint(self._restored, self._fingerprint)
+        self._order.load_state_dict(state_dict)

@@ -10,13 +10,14 @@ from string import ascii_lowercase
 from typing import Any
 
 from lit_rlvr.common.columns import lookup, parse_text
-from lit_rlvr.datamodules.base import PromptDataModule, Split
+from lit_rlvr.datamodules.base import PromptDataModule
 from lit_rlvr.datamodules.reading.cells import BadRow, as_text, is_blank
 from lit_rlvr.datamodules.reading.chat import wrapped_prompt
 from lit_rlvr.datamodules.reading.code_tests import as_tests
 from lit_rlvr.datamodules.reading.conversations import sharegpt_to_messages
+from lit_rlvr.datamodules.reading.options import ReadingOptions
 from lit_rlvr.datamodules.reading.rows import as_prompt
-from lit_rlvr.datamodules.reading.split import ReadingOptions
+from lit_rlvr.datamodules.reading.split import Split
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards.code import check_call_tests, read_tests
 from lit_rlvr.types import Sample

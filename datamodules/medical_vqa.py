@@ -11,12 +11,12 @@ from typing import Any, Literal
 
 from lit_rlvr.common.arguments import check_within
 from lit_rlvr.common.seeds import derive_seed
-from lit_rlvr.datamodules.base import PromptDataModule, Split
+from lit_rlvr.datamodules.base import PromptDataModule
 from lit_rlvr.datamodules.reading.cells import BadRow, as_text, without_tags
 from lit_rlvr.datamodules.reading.choices import Options, find_label, find_letter, format_options, read_options
 from lit_rlvr.datamodules.reading.images import as_images
 from lit_rlvr.datamodules.reading.rows import DataRow
-from lit_rlvr.datamodules.reading.split import subsample
+from lit_rlvr.datamodules.reading.split import Split, subsample
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Sample
 

@@ -9,11 +9,13 @@ from itertools import chain
 from typing import Any
 
 from lit_rlvr.common.arguments import check_within
-from lit_rlvr.datamodules.base import EvaluationData, PromptDataModule, Split
-from lit_rlvr.datamodules.reading.assistant_turns import TrainedTurns
+from lit_rlvr.datamodules.base import EvaluationData, PromptDataModule
+from lit_rlvr.datamodules.parts.encoder import PromptEncoder
+from lit_rlvr.datamodules.reading.cells import BadRow
 from lit_rlvr.datamodules.reading.mixing import refuse_twice
+from lit_rlvr.datamodules.reading.options import ReadingOptions
 from lit_rlvr.datamodules.reading.rows import check_ids, with_distinct_ids
-from lit_rlvr.datamodules.reading.split import ReadingOptions
+from lit_rlvr.datamodules.reading.split import Split
 from lit_rlvr.datamodules.reading.stream import EvalLoader
 from lit_rlvr.environments.base import Environment
 from lit_rlvr.errors import UserError, refuse_all
@@ -96,11 +98,8 @@ class Mixture(PromptDataModule):
     def encode(self, sample: Sample) -> Prompt:
         return self.part_of(sample).encode(sample)
 
-    def split_turns(self, sample: Sample, *args: Any, **kwargs: Any) -> TrainedTurns:
-        return self.part_of(sample).split_turns(sample, *args, **kwargs)
-
-    def as_plain(self, value: Any, sample: Sample, where: str, is_written: bool = False) -> Any:
-        return self.part_of(sample).as_plain(value, sample, where, is_written)
+    def encoder_of(self, sample: Sample) -> PromptEncoder:
+        return self.part_of(sample).prompt_encoder
 
     def difficulty(self, sample: Sample) -> float:
         return self.part_of(sample).difficulty(sample)
@@ -125,6 +124,16 @@ class Mixture(PromptDataModule):
             part.use_model(self)
         super().setup(stage)
 
+    @property
+    def bad_rows(self) -> dict[str, list[BadRow]]:
+        bad_rows: dict[str, list[BadRow]] = {}
+        for split in self.prompts:
+            bad_rows[split] = []
+            if split != "validation":  # each set validates on its own
+                for part in self.parts:
+                    bad_rows[split] += part.bad_rows[split]
+        return bad_rows
+
     def load(self, split: Split) -> list[Sample]:
         samples = []
         for part in self.parts:
@@ -133,7 +142,6 @@ class Mixture(PromptDataModule):
 
     def _tokenised(self, split: Split) -> list[Prompt]:
         if split == "validation":  # each set validates on its own
-            self.bad_rows[split] = []
             self.too_long[split] = []
             return []
         prompts_by_part = {}
@@ -143,7 +151,6 @@ class Mixture(PromptDataModule):
             for dataset in {prompt.sample.dataset for prompt in prompts_by_part[part.name]}:
                 if self._owners.setdefault(dataset, part) is not part:
                     raise UserError(f"data.sets: two sets have rows of {dataset}; rename one of the files")
-        self.bad_rows[split] = [row for part in self.parts for row in part.bad_rows[split]]
         self.too_long[split] = [name for part in self.parts for name in part.too_long[split]]
         prompts = list(chain.from_iterable(prompts_by_part.values()))
         samples = with_distinct_ids([prompt.sample for prompt in prompts])

@@ -15,8 +15,8 @@ from lit_rlvr.common.paths import expanded
 from lit_rlvr.datamodules.base import PromptDataModule
 from lit_rlvr.datamodules.reading.cells import BadRow, as_text
 from lit_rlvr.datamodules.reading.chat import Chat, wrapped_prompt
+from lit_rlvr.datamodules.reading.options import ReadingOptions
 from lit_rlvr.datamodules.reading.rows import map_columns
-from lit_rlvr.datamodules.reading.split import ReadingOptions
 from lit_rlvr.rewards.sql_query import connect
 from lit_rlvr.types import Sample
 

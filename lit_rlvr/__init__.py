@@ -25,8 +25,8 @@ for _node in _ast.parse(_Path(__file__).with_suffix(".pyi").read_text(encoding="
 
 
 def __getattr__(name: str) -> _Any:
-    # jsonargparse looks for the shortest path of a class; in configs it stays lit_rlvr.algorithms.GRPO.
-    if name not in _MODULES or str(_sys._getframe(1).f_globals.get("__name__")).startswith("jsonargparse"):
+    # Where jsonargparse looks for the shortest path to write, a class stays lit_rlvr.algorithms.GRPO in saved configs.
+    if name not in _MODULES or _sys._getframe(1).f_code.co_name == "get_import_path":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(_import_module(_MODULES[name]), name)
 

@@ -87,7 +87,6 @@ from lit_rlvr.datamodules import (
 )
 from lit_rlvr.datamodules.base import (
     EvaluationData as EvaluationData,
-    Split as Split,
 )
 from lit_rlvr.datamodules.reading.cells import (
     BadRow as BadRow,
@@ -101,8 +100,11 @@ from lit_rlvr.datamodules.reading.curriculum import (
 from lit_rlvr.datamodules.reading.images import (
     ImageOptions as ImageOptions,
 )
-from lit_rlvr.datamodules.reading.split import (
+from lit_rlvr.datamodules.reading.options import (
     ReadingOptions as ReadingOptions,
+)
+from lit_rlvr.datamodules.reading.split import (
+    Split as Split,
 )
 from lit_rlvr.distributed.fsdp2 import (
     FSDP2 as FSDP2,
@@ -112,12 +114,12 @@ from lit_rlvr.engines import (
     RolloutEngine as RolloutEngine,
     VLLMEngine as VLLMEngine,
 )
-from lit_rlvr.engines.base import InPlaceEngine as InPlaceEngine
+from lit_rlvr.engines.base import (
+    InPlaceEngine as InPlaceEngine,
+    OneByOneEngine as OneByOneEngine,
+)
 from lit_rlvr.engines.server import (
     VLLMServerEngine as VLLMServerEngine,
-)
-from lit_rlvr.engines.synced import (
-    Safeguards as Safeguards,
 )
 from lit_rlvr.engines.transfer import (
     FileTransfer as FileTransfer,
@@ -158,6 +160,8 @@ from lit_rlvr.media import (
 from lit_rlvr.objectives import (
     LossInputs as LossInputs,
     Stats as Stats,
+    StepTokens as StepTokens,
+    largest as largest,
     masked_sum as masked_sum,
     ratio as ratio,
     row_sum as row_sum,
@@ -221,6 +225,7 @@ from lit_rlvr.rollout.record import (
 )
 from lit_rlvr.rollout.settings import (
     Evaluation as Evaluation,
+    Safeguards as Safeguards,
 )
 from lit_rlvr.run.checkpoint import (
     RunCheckpoint as RunCheckpoint,

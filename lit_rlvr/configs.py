@@ -334,7 +334,11 @@ class Parser(ArgumentParser):
         name. This method parses such a text again as a class, which gives the right error.
         """
         config = self.parse_args(args)
-        classes = {key: parsed for key, value in config.items() if (parsed := _parse_classes(value)) is not None}
+        classes = {}
+        for key, value in config.items():
+            parsed = _parse_classes(value)
+            if parsed is not None:
+                classes[key] = parsed
         for key, value in classes.items():
             config[key] = value
         if classes:

@@ -51,7 +51,7 @@ class LossInputs:
         rollout_logp: (B, T) log-probabilities that the tokens were sampled with, as the engine reports them.
         ref_logp: (B, T) log-probabilities under the reference policy; None unless the loss or a term needs it.
         entropy: (B, T) exact entropy of the policy at each position; None if it is not computed.
-        selected: (B, T) bool, the tokens that the loss's `select` has chosen; None if it has none.
+        selected: (B, T) bool, the tokens that the loss's `select_tokens` has chosen; None if it has none.
         correct: (B,) bool, True for completions that a reward calls right; None unless the loss or a term needs it.
         divergence: (B, T) divergence from the teacher at each position, which has a gradient; None without that term.
         expert_imbalance: (B, T) loss of the use of experts at each position; None without that term.
@@ -323,9 +323,13 @@ def log_power_mean(log_values: Tensor, mask: Tensor, power: Tensor) -> Tensor:
 def kl_estimate(logp: Tensor, ref_logp: Tensor, mask: Tensor, estimator: KLEstimator = "k3") -> Tensor:
     """Return an estimate of the KL divergence to the reference policy for each token (B, T); 0 where masked.
 
-    With `d = ref_logp - logp`: `k1` is `-d`, `k2` is `d^2 / 2`, `k3` is `exp(d) - d - 1`. k1 and k3 are unbiased as
-    numbers. As a term of the loss, k2 has the gradient of the KL divergence, that of k1 is 0 on average, and that of k3
-    is the forward divergence's. Source: Schulman 2020 (Approximating KL divergence); k3 in DeepSeekMath (GRPO), eq. 4.
+    With `d = ref_logp - logp`, for tokens that the policy sampled:
+
+    - `k1` = `-d`: unbiased as a number; its gradient is 0 on average.
+    - `k2` = `d^2 / 2`: biased as a number; its gradient is that of KL(policy, reference).
+    - `k3` = `exp(d) - d - 1`: unbiased as a number; its gradient is that of KL(reference, policy).
+
+    Source: Schulman 2020 (Approximating KL divergence); k3 in DeepSeekMath (GRPO), eq. 4.
 
     Args:
         logp: (B, T) log-probabilities under the policy.

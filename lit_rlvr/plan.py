@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from lit_rlvr.distributed.fsdp2 import FSDP2
@@ -19,7 +20,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class RunPlan:
-    """A run before its weights load. `RolloutSettings.plan_run` makes it for a run that samples.
+    """A run before its weights load. `plan_run` makes it for a run that samples.
 
     Args:
         trains: the run trains, so it needs the reference and the teachers; False = it validates or tests.
@@ -88,10 +89,27 @@ class RunPlan:
         return self.strategy is not None
 
 
+class PlanningCallback(Callback):
+    """The callback of a Trainer that has the settings of its run, as parts below `RolloutCallback` see it.
+
+    Attributes:
+        plan: what follows from the settings; None before `setup`.
+    """
+
+    plan: RunPlan | None = None
+
+    def instruct_data(self, data: Any) -> None:
+        """Tell a data module the environment and the rewards of the run, before it reads its rows."""
+
+
+def planning_callback(trainer: Any) -> PlanningCallback | None:
+    """Return the callback with the settings of a trainer's run, if it has one."""
+    return next((callback for callback in trainer.callbacks if isinstance(callback, PlanningCallback)), None)
+
+
 def plan_of(trainer: Any) -> RunPlan:
     """Return the plan that a trainer's callback has made, or else that of the trainer alone."""
-    for callback in trainer.callbacks:
-        plan = getattr(callback, "plan", None)
-        if isinstance(plan, RunPlan):
-            return plan
+    callback = planning_callback(trainer)
+    if callback is not None and callback.plan is not None:
+        return callback.plan
     return RunPlan.of_trainer(trainer)

@@ -142,7 +142,7 @@ MISTAKES: list[tuple[Callable[[], Any], str]] = [
 
 
 @pytest.mark.parametrize(("call", "message"), MISTAKES, ids=[message for _, message in MISTAKES])
-def test_a_mistake_is_one_line(call: Callable[[], Any], message: str) -> None:
+def test_wrong_arguments_in_python_are_named_as_options(call: Callable[[], Any], message: str) -> None:
     with pytest.raises(UserError) as caught:
         call()
     assert str(caught.value).startswith(message)

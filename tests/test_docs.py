@@ -7,6 +7,7 @@ import importlib
 import inspect
 import json
 import os
+import pkgutil
 import re
 import subprocess
 import sys
@@ -36,7 +37,9 @@ from lit_rlvr.cli.early_check import IndexedNames
 from lit_rlvr.cli.main import COMMANDS, run
 from lit_rlvr.common.run_files import read_metrics
 from lit_rlvr.configs import config_folder
+from lit_rlvr.engines.hf import HFEngine
 from lit_rlvr.engines.synced import trainer_logprobs
+from lit_rlvr.engines.turns import Continuation, Turns
 from lit_rlvr.objectives import LossInputs
 from lit_rlvr.sampling import Sampling
 from lit_rlvr.types import Completion, Sample
@@ -359,6 +362,18 @@ def test_links_lead_somewhere() -> None:
     assert not broken
 
 
+def test_the_members_of_the_python_reference_exist() -> None:
+    """The site leaves out a member that is not there, without a word."""
+    missing = []
+    for page in sorted((ROOT / "docs/api").glob("*.md")):
+        for path, members in re.findall(r"(?m)^::: ([\w.]+)\n    options:\n      members: \[(.*)\]", page.read_text()):
+            described = pkgutil.resolve_name(path)
+            for member in filter(None, members.split(", ")):
+                if not hasattr(described, member):
+                    missing.append(f"{page.name}: {path}.{member}")
+    assert not missing
+
+
 def test_the_helpers_of_tests_are_listed() -> None:
     named = re.findall(r"`(\w+\.py)`(?=.*\|)", (TESTS / "helpers/README.md").read_text())
     assert sorted(named) == sorted(path.name for path in (TESTS / "helpers").glob("*.py"))
@@ -593,6 +608,37 @@ def test_the_engine_of_the_page_samples_a_reference_without_the_adapters(tiny_mo
         groups = engine.generate(prompts, sampling, [[1, 2]])
         for completion, ours in zip(groups[0], trainer_logprobs(given, prompts, groups, sampling), strict=True):
             torch.testing.assert_close(torch.tensor(completion.logprobs), ours, atol=1e-4, rtol=0)
+
+
+class OneMoreTurn(Turns):
+    """Answers every first turn with two tokens; the second turn is the completion."""
+
+    def begin(self, *given: Any) -> None:
+        super().begin(*given)
+        self.answered: set[tuple[int, int]] = set()
+
+    def stopped(self, p: int, g: int, turn: Completion) -> None:
+        if (p, g) in self.answered:
+            super().stopped(p, g, turn)
+        else:
+            self.answered.add((p, g))
+            self._over.append((p, g, Continuation((9, 10), 4)))
+
+
+def test_the_engine_of_the_page_plays_turns_as_ours_does(tiny_model_folder: Path) -> None:
+    names: dict[str, Any] = {}
+    exec("\n".join(blocks("python", ROOT / "docs/plugins.md")), names)
+    policy = adapted(tiny_model_folder)
+    prompts = [make_prompt([7, 8, 9]), make_prompt([5])]
+    found = []
+    for engine in (names["Slow"](), HFEngine()):
+        start_engine(engine, policy)
+        engine.sync(policy)
+        greedy = Sampling(temperature=0.0, max_tokens=6)
+        found.append(engine.generate(prompts, greedy, [[1, 2], [3]], turns=OneMoreTurn()))
+    slow, ours = found
+    assert [[c.token_ids for c in group] for group in slow] == [[c.token_ids for c in group] for group in ours]
+    assert [len(group) for group in slow] == [2, 1]
 
 
 def test_the_judge_of_the_page_asks() -> None:

@@ -215,7 +215,7 @@ def test_a_part_of_another_kind_is_one_line(kind: str, install: Install, monkeyp
 
 def test_an_abstract_part_is_one_line(install: Install) -> None:
     install("unfinished", "from lit_rlvr.rollout import InPlaceEngine", engines={"mine": "unfinished:InPlaceEngine"})
-    with pytest.raises(UserError, match=r"of the package unfinished is abstract, it lacks sample$"):
+    with pytest.raises(UserError, match=r"of the package unfinished is abstract, it lacks decode$"):
         resolve_engine("mine")
 
 

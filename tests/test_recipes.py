@@ -19,6 +19,7 @@ from lit_rlvr import advantages as adv
 from lit_rlvr.advantages import GroupBatch
 from lit_rlvr.algorithms import RLVRModule
 from lit_rlvr.configs import config_folder, load_config
+from lit_rlvr.engines.base import EngineMemory
 from lit_rlvr.objectives import LossInputs, aggregation_weights
 from lit_rlvr.rewards.choice import Choice
 from lit_rlvr.rewards.format import Format
@@ -408,7 +409,7 @@ def check_memory(recipe: str, cli: Built, settings: Settings) -> None:
     source = module.model_source
     here, source.model = source.model, settings.model
     rollout = next(c for c in cli.trainer.callbacks if isinstance(c, RolloutCallback))
-    job = replace(describe_job(module, cli.datamodule, rollout, "bf16-mixed"), share=0.4, vllm_sleeps=True)
+    job = replace(describe_job(module, cli.datamodule, rollout, "bf16-mixed"), engine=EngineMemory(share=0.4))
     plan = job.choice(machine, None, None)
     source.model = here
     assert plan.fits, job.reason(plan)

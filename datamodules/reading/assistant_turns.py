@@ -75,9 +75,7 @@ def split_turns(
     for i, message in enumerate(messages):
         if message["role"] == "assistant":
             turns.append(i)
-    trained = []
-    for i in turns:
-        trained.append(_is_trained(messages[i], i + 1))
+    trained = [_is_trained(messages[i], i + 1) for i in turns]
     if not any(trained):
         raise BadRow(f"its turns are left out of the loss ({' or '.join(LOSS_KEYS)}); no turn is left to train on", "")
     messages = [_without_loss_keys(message) for message in messages]
@@ -88,13 +86,30 @@ def split_turns(
     answer = {"role": "assistant", "content": messages[turns[0]]["content"]} | dict.fromkeys(THOUGHT_KEYS, MODEL_TURN)
     if MODEL_TURN in chat.text([*messages[: turns[0]], answer], tokenizer, source, prompt=False):
         messages = [_with_thoughts_apart(message) for message in messages]
-    sequences: list[list[str]] = []  # of texts that the model reads and writes alternately
+    kept = [i for i, is_trained in zip(turns, trained, strict=True) if is_trained]
+    texts, empty_thoughts = _sequences(messages, kept, chat, tokenizer, opening, ends, source, trains_empty_thoughts)
+    return TrainedTurns([_parts(sequence, tokenizer, ends) for sequence in texts], empty_thoughts)
+
+
+def _sequences(
+    messages: Messages,
+    turns: Sequence[int],
+    chat: Chat,
+    tokenizer: Any,
+    opening: str,
+    ends: Sequence[int],
+    source: str,
+    trains_empty_thoughts: bool,
+) -> tuple[list[list[str]], int]:
+    """Return texts that the model reads and writes alternately, and how many turns begin with empty thoughts.
+
+    The arguments are those of `split_turns`, and `turns` the messages that are trained.
+    """
+    sequences: list[list[str]] = []
     empty_thoughts = 0
     last = 0
     so_far = ""
-    for i, is_trained in zip(turns, trained, strict=True):
-        if not is_trained:
-            continue
+    for i in turns:
         prompt, written = _turn(messages[: i + 1], chat, tokenizer, opening, ends, source)
         if so_far and not tokenizer.chat_template:
             probe = [*messages[:last], {"role": "assistant", "content": MODEL_TURN}, *messages[last + 1 : i]]
@@ -110,10 +125,7 @@ def split_turns(
             so_far = ""
         sequences[-1] += [prompt.removeprefix(so_far) + written[:read], written[read:]]
         so_far = prompt + written
-    sequences_of_parts = []
-    for texts in sequences:
-        sequences_of_parts.append(_parts(texts, tokenizer, ends))
-    return TrainedTurns(sequences_of_parts, empty_thoughts)
+    return sequences, empty_thoughts
 
 
 def _empty_thoughts(text: str) -> int:
@@ -272,6 +284,50 @@ def _text_after(
     return shown.rpartition(MODEL_TURN)[0].rpartition(last_word)[2]
 
 
+class _Said(NamedTuple):
+    """What a turn of the assistant says.
+
+    pieces: its text between marks. thoughts: those that stand apart. calls: the names of its tool calls. is_text: it
+    has no calls and no images.
+    """
+
+    pieces: list[str]
+    thoughts: str
+    calls: list[str]
+    is_text: bool
+
+    def missing(self, shown: str) -> list[str]:
+        """Return which of its parts a text does not show."""
+        missing = []
+        for what, parts in {"tool calls": self.calls, "thoughts": [self.thoughts.strip()], "text": self.pieces}.items():
+            if not all(part in shown for part in parts):
+                missing.append(what)
+        return missing
+
+
+def _said(turn: dict[str, Any]) -> _Said:
+    content = turn["content"]
+    if isinstance(content, str):
+        content = [{"type": "text", "text": content}]
+    texts = [part["text"] for part in content if part["type"] == "text"]
+    pieces = []
+    for text in texts:
+        for piece in MARK.sub("\0", text).split("\0"):
+            pieces.append(piece.strip())
+    calls = []
+    for call in turn.get("tool_calls", ()):
+        calls.append(call.get("function", call)["name"])
+    thoughts = next((turn[key] for key in THOUGHT_KEYS if key in turn), "")
+    return _Said(pieces, thoughts, calls, not calls and len(texts) == len(content))
+
+
+def _end_texts(tokenizer: Any, ends: Sequence[int]) -> list[str]:
+    """Return the texts of the tokens that end a turn, of those that the tokenizer does not split."""
+    decoded = [str(tokenizer.decode([end])) for end in ends]
+    added = tokenizer.get_added_vocab()
+    return [text for text in decoded if text in added]
+
+
 def _turn(
     messages: Messages, chat: Chat, tokenizer: Any, opening: str, ends: Sequence[int], source: str
 ) -> tuple[str, str]:
@@ -289,25 +345,12 @@ def _turn(
         source: "file:row", for messages.
     """
     *before, turn = messages
-    content = turn["content"]
     name = f"of the assistant's message {len(messages)}"
-    if isinstance(content, str):
-        texts = [content]
-    else:
-        texts = []
-        for part in content:
-            if part["type"] == "text":
-                texts.append(part["text"])
-    text = text_of(content)
-    thoughts = next((turn[key] for key in THOUGHT_KEYS if key in turn), "")
-    pieces = [piece.strip() for text in texts for piece in MARK.sub("\0", text).split("\0")]
-    calls = []
-    for call in turn.get("tool_calls", ()):
-        calls.append(call.get("function", call)["name"])
-    is_text = not calls and (isinstance(content, str) or len(texts) == len(content))
-    if is_text and not any([*pieces, thoughts]):
+    text = text_of(turn["content"])
+    said = _said(turn)
+    if said.is_text and not any([*said.pieces, said.thoughts]):
         raise BadRow(f"the assistant's message {len(messages)} is empty", "prompt")
-    if closes_thoughts(opening) and (thoughts or (closes_thoughts(text) and not _empty_thoughts(text))):
+    if closes_thoughts(opening) and (said.thoughts or (closes_thoughts(text) and not _empty_thoughts(text))):
         raise BadRow(
             f"the prompt ends the thoughts {name} before they begin; set data.chat.chat_template_kwargs "
             "(enable_thinking: true), or leave them out",
@@ -315,29 +358,26 @@ def _turn(
         )
     prompt = chat.text(before, tokenizer, source)
     header, written, is_shown = _added(messages, chat, tokenizer, source)
-    added = tokenizer.get_added_vocab()
-    decoded = [str(tokenizer.decode([end])) for end in ends]
-    end_texts = [text for text in decoded if text in added]
-    end = min((text for text in end_texts if text in written), key=written.find, default="")
+    end_texts = _end_texts(tokenizer, ends)
+    end = min((end for end in end_texts if end in written), key=written.find, default="")
     if end:
         written = written.partition(end)[0]
     elif tokenizer.chat_template:
-        words = []
-        for word in (*pieces, *calls):
-            if word:
-                words.append(word)
-        after = _text_after(messages, calls, words, chat, tokenizer, source)
-        end = max((text for text in end_texts if text in after), key=after.rfind, default="")
-    wanted = {"tool calls": calls, "thoughts": [thoughts.strip()], "text": pieces}
-    missing = []
-    for what, parts in wanted.items():
-        if not all(is_shown and part in written for part in parts if part):
-            missing.append(what)
-    if missing and is_text and (not thoughts or ends_in_thoughts(opening)):
-        answer = f"{thoughts}\n</think>\n\n" * bool(thoughts) + text.removeprefix(opening)
-        return prompt + header, (answer.partition(end)[0] if end else answer) + end
+        words = [word for word in (*said.pieces, *said.calls) if word]
+        after = _text_after(messages, said.calls, words, chat, tokenizer, source)
+        end = max((end for end in end_texts if end in after), key=after.rfind, default="")
+    missing = said.missing(written if is_shown else "")
+    if missing and said.is_text and (not said.thoughts or ends_in_thoughts(opening)):
+        answer = text.removeprefix(opening)
+        if said.thoughts:
+            answer = f"{said.thoughts}\n</think>\n\n{answer}"
+        if end:
+            answer = answer.partition(end)[0]
+        return prompt + header, answer + end
     if missing:
-        addition = " next to its tool calls" * (bool(calls) and missing[0] != "tool calls")
+        addition = ""
+        if said.calls and missing[0] != "tool calls":
+            addition = " next to its tool calls"
         raise BadRow(
             f"the chat template does not show the {missing[0]} {name}{addition} after the prompt before it; use a "
             "template that does, or leave them out",

@@ -141,7 +141,11 @@ def _answers(value: Any, field: str) -> list[str]:
             if not is_blank(value.get(name)):
                 others.append(value[name])
         value = [value[key], *others]
-        return [answer for part in value for answer in _answers(as_python(part), field)]
+        found = []
+        for part in value:
+            for answer in _answers(as_python(part), field):
+                found.append(answer)
+        return found
     if not isinstance(value, list | tuple):
         return [as_text(value, field)]
     items = []

@@ -76,3 +76,22 @@ def require_samples(values: Any, function: Callable[..., Any]) -> Iterator[Sampl
         raise UserError(f"{defined_at(function)} must give Samples, not {type_text(values)}")
     for number, item in enumerate(values, 1):
         yield require_sample(item, function, f"item {number}")
+
+
+def check_reward_names(named: Mapping[str, Iterable[str]], rewards: Sequence[str]) -> None:
+    """Refuse rewards that a data set names and the run does not have; a run without rewards judges none.
+
+    Args:
+        named: name of a data set -> the rewards that judge its rows.
+        rewards: names of the run's rewards.
+    """
+    if not rewards:
+        return
+    known = f"the rewards are {', '.join(rewards)} (rollout.rewards)"
+    problems = []
+    for set_name, names in named.items():
+        for name in names:
+            if name not in rewards:
+                near = did_you_mean(name, rewards, known)
+                problems.append(f"data.rewards of the set {set_name}: there is no reward {name!r}; {near}")
+    refuse_all(problems)

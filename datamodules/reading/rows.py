@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any
@@ -262,19 +262,15 @@ def filter_rows(
     total: Counter[str] = Counter()
     closed: Counter[str] = Counter()
     for number, row in enumerate(rows, 1):
-        if not row.source:
-            source = f"{what}:{number}"
-            if isinstance(row, Sample):
-                row = replace(row, source=source)
-            else:
-                row = BadRow(row.reason, row.field, source)
+        row = _with_source(row, f"{what}:{number}")
         file = _file_of(row.source)
         total[file] += 1
         try:
             if isinstance(row, BadRow):
                 raise row
             row = with_prompt(row, optional)
-            closed[file] += bool(row.closing_turns)
+            if row.closing_turns:
+                closed[file] += 1
             row = with_images(row, images)
             check_sample(row, optional)
         except BadRow as error:
@@ -282,12 +278,27 @@ def filter_rows(
             bad.append(error)
         else:
             good.append(row)
-    for file, count in closed.items():
-        if count and reports:
+    if reports:
+        for file, count in closed.items():
             rank_zero_warn(
                 f"{file}: dropped the assistant's turns at the end of {count} of {total[file]} prompts, because they "
                 "hold the answer; a text that every answer starts with belongs into `prefill`"
             )
+    _report_bad_rows(bad, total, max_bad_rows)
+    return good, bad
+
+
+def _with_source(row: Sample | BadRow, source: str) -> Sample | BadRow:
+    """Return a row with this source if it has none."""
+    if row.source:
+        return row
+    if isinstance(row, Sample):
+        return replace(row, source=source)
+    return BadRow(row.reason, row.field, source)
+
+
+def _report_bad_rows(bad: Sequence[BadRow], total: Mapping[str, int], max_bad_rows: float) -> None:
+    """Warn of the bad rows of each file, of which `total` has the number of rows; refuse too many."""
     for file, count in Counter(_file_of(row.source) for row in bad).items():
         examples = abbreviate([str(row) for row in bad if _file_of(row.source) == file])
         if count > max_bad_rows * total[file]:
@@ -296,7 +307,6 @@ def filter_rows(
                 f"{examples}. Correct these rows, map other columns with `columns`, or raise max_bad_rows."
             )
         rank_zero_warn(f"{file}: skipped {count} of {total[file]} rows: {examples}")
-    return good, bad
 
 
 def check_ids(samples: Iterable[Sample]) -> None:
@@ -335,5 +345,3 @@ def _file_of(source: str) -> str:
 
 
 DataRow = Mapping[str, Any]
-FileLayout = tuple[set[str], Callable[[DataRow], Any]]
-"""The columns that a layout needs, and its row reader."""

@@ -7,12 +7,10 @@ import json
 import random
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TypeVar
+from dataclasses import replace
+from typing import Literal, TypeVar
 
-from lit_rlvr.common.arguments import check_within, option_group
 from lit_rlvr.common.seeds import derive_seed
-from lit_rlvr.datamodules.reading.cells import Answers
 from lit_rlvr.datamodules.reading.readers import cell_to_json
 from lit_rlvr.datamodules.reading.rows import abbreviate, rank_zero_warn
 from lit_rlvr.errors import UserError
@@ -21,30 +19,14 @@ from lit_rlvr.types import Prompt, Sample
 
 _T = TypeVar("_T")
 
+Split = Literal["train", "validation", "test"]
 
-@option_group("data.reading")
-@dataclass(frozen=True)
-class ReadingOptions:
-    """Which rows of a data set are used, and how.
-
-    Args:
-        answers: meaning of a list of answers (or of the text of a list of texts): `any` of them is right, or one answer
-            has to give `all` of them, joined by commas. With `object` the cell, a list or dict or JSON text of one, is
-            the reference of a reward that reads it, as `sample.answer_object`.
-        limit: train on at most this many rows, drawn by `seed` after the validation rows are held out.
-        max_bad_rows: largest share of unusable rows (no answer, empty prompt, broken JSON line) in a file. They are
-            skipped and counted up to this share; a file with more of them is refused.
-        max_prompt_tokens: longer prompts are dropped, counted and reported, never truncated.
-    """
-
-    answers: Answers = "any"
-    limit: int | None = None
-    max_bad_rows: float = 0.1
-    max_prompt_tokens: int = 512
-
-    def __post_init__(self) -> None:
-        check_within("[1, inf)", "data.reading", limit=self.limit, max_prompt_tokens=self.max_prompt_tokens)
-        check_within("[0, 1]", "data.reading", max_bad_rows=self.max_bad_rows)
+STAGE_SPLITS: dict[str, tuple[Split, ...]] = {
+    "fit": ("train", "validation"),
+    "validate": ("validation",),
+    "test": ("test",),
+}
+"""The sets that each trainer stage needs."""
 
 
 def hold_out(rows: int, size: int | float, seed: int) -> set[int]:
@@ -67,6 +49,19 @@ def hold_out(rows: int, size: int | float, seed: int) -> set[int]:
     if not 0 < count < rows:
         raise UserError(f"validation_split={size}: {count} of {rows} training rows cannot be held out")
     return set(random.Random(derive_seed("split", seed)).sample(range(rows), count))
+
+
+def split_off(samples: Sequence[Sample], size: int | float, seed: int) -> tuple[list[Sample], list[Sample]]:
+    """Return the samples to train on, and those that are held out for validation; see `hold_out`."""
+    held_out = hold_out(len(samples), size, seed)
+    train = []
+    validation = []
+    for i, sample in enumerate(samples):
+        if i in held_out:
+            validation.append(sample)
+        else:
+            train.append(sample)
+    return train, validation
 
 
 def subsample(items: list[_T], limit: int | None, seed: int) -> list[_T]:

@@ -74,7 +74,8 @@ class PromptStream:
         prompts: list[Prompt] = []
         while len(prompts) < count:
             prompt = self.prompts[self.order(epoch)[position]]
-            prompts += [prompt] * (not self.is_retired(prompt.sample.id, epoch))
+            if not self.is_retired(prompt.sample.id, epoch):
+                prompts.append(prompt)
             position += 1
             if position >= len(self.prompts):
                 epoch = epoch + 1
@@ -112,6 +113,23 @@ def difficulty_of(sample: Sample, column: str) -> float:
             f"{given_text(cell)}; name the column with `columns: {{difficulty: COLUMN}}`"
         )
     return float(numbers[-1].replace(",", ""))
+
+
+def order_keys(samples: Sequence[Sample], order: str, difficulty: Callable[[Sample], float]) -> dict[str, float]:
+    """Return sample id -> the key by which an epoch is sorted; {} = an epoch is shuffled.
+
+    Args:
+        samples: the training samples, in file order.
+        order: "shuffled", "given" or "difficulty".
+        difficulty: returns the difficulty of a sample.
+    """
+    keys: dict[str, float] = {}
+    for number, sample in enumerate(samples):
+        if order == "given":
+            keys[sample.id] = number
+        elif order == "difficulty":
+            keys[sample.id] = difficulty(sample)
+    return keys
 
 
 Prepare = Callable[[Prompt], Prompt]

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from lit_rlvr.common.seeds import derive_seed
-from lit_rlvr.datamodules.base import Split
 from lit_rlvr.datamodules.reading.chat import Chat
+from lit_rlvr.datamodules.reading.split import Split
 from lit_rlvr.datamodules.toys.generated import GeneratedDataModule
 from lit_rlvr.errors import UserError, refuse_all
 from lit_rlvr.types import Sample

@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from lit_rlvr.common.seeds import derive_seed
-from lit_rlvr.datamodules.base import Split
 from lit_rlvr.datamodules.reading.choices import format_options
+from lit_rlvr.datamodules.reading.split import Split
 from lit_rlvr.datamodules.toys.generated import GeneratedDataModule
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards.places.boxes import Boxes
@@ -167,6 +167,8 @@ NOISE = 3.0
 """Standard deviation of the noise, of 255 grey levels."""
 
 QUADRANTS = ("top left", "top right", "bottom left", "bottom right")
+QUADRANT_LETTERS = {(False, False): "A", (True, False): "B", (False, True): "C", (True, True): "D"}
+"""Whether a lesion is on the right and in the lower half -> the letter of its quadrant."""
 
 Lesion = tuple[float, float, float]
 """(x, y, radius) in pixels; x and y start at the centre of the slice."""
@@ -226,7 +228,7 @@ class LesionPlace(DrawnPictures):
         (place,) = scatter(rng, 1, min(half_axes) - GAP)
         while min(abs(place[0]), abs(place[1])) <= place[2]:  # on the line between two quadrants
             (place,) = scatter(rng, 1, min(half_axes) - GAP)
-        return phantom(rng, half_axes, [place]), "ABCD"[(place[0] > 0) + 2 * (place[1] > 0)]
+        return phantom(rng, half_axes, [place]), QUADRANT_LETTERS[place[0] > 0, place[1] > 0]
 
 
 def phantom(rng: random.Random, half_axes: tuple[float, float], lesions: list[Lesion]) -> Image.Image:

@@ -6,7 +6,7 @@ from typing import Any
 
 from lit_rlvr.datamodules.base import PromptDataModule
 from lit_rlvr.datamodules.reading.images import ImageOptions
-from lit_rlvr.datamodules.reading.split import ReadingOptions
+from lit_rlvr.datamodules.reading.options import ReadingOptions
 
 
 class GeneratedDataModule(PromptDataModule):

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from lit_rlvr.common.files import cache_folder, write_atomically
 from lit_rlvr.common.paths import expanded, shown
 from lit_rlvr.common.seeds import derive_seed
-from lit_rlvr.datamodules.base import Split
-from lit_rlvr.datamodules.reading.split import ReadingOptions
+from lit_rlvr.datamodules.reading.options import ReadingOptions
+from lit_rlvr.datamodules.reading.split import Split
 from lit_rlvr.datamodules.text_to_sql import TextToSQL
 from lit_rlvr.datamodules.toys.generated import GeneratedDataModule
 from lit_rlvr.errors import UserError

@@ -327,7 +327,7 @@ def api_page(file: Path) -> str:
     entries = []
     for method in LOSSES:
         own = vars(getattr(algorithms, method.loss))
-        members = ", ".join(name for name in ("objective", "select", "observe") if name in own)
+        members = ", ".join(name for name in ("objective", "select_tokens", "observe") if name in own)
         entries.append(f"\n::: lit_rlvr.algorithms.{method.loss}\n    options:\n      members: [{members}]\n")
     base = "".join(re.split(r"(?=\n:::)", file.read_text())[:3])
     return base + "".join(entries)

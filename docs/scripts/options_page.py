@@ -33,15 +33,14 @@ from lit_rlvr.datamodules.base import EvaluationData
 from lit_rlvr.datamodules.reading.chat import Chat
 from lit_rlvr.datamodules.reading.curriculum import Curriculum
 from lit_rlvr.datamodules.reading.images import ImageOptions
-from lit_rlvr.datamodules.reading.split import ReadingOptions
-from lit_rlvr.engines.synced import Safeguards
+from lit_rlvr.datamodules.reading.options import ReadingOptions
 from lit_rlvr.environments import Agent, Calculator, Crop, Environment, EnvironmentReward, Python, SQLShell
 from lit_rlvr.evaluation.diversity import CosineSimilarity, SelfBLEU4, SentenceEmbedder
 from lit_rlvr.options import KL, AutoLR, Compute, Importance, Lora, Loss, Optim, Teacher
 from lit_rlvr.rewards.judges.server import JudgeServer
 from lit_rlvr.rollout import FileTransfer, HFEngine, NCCLTransfer, RolloutCallback, VLLMEngine, VLLMServerEngine
 from lit_rlvr.rollout.record import Replay
-from lit_rlvr.rollout.settings import Evaluation
+from lit_rlvr.rollout.settings import Evaluation, Safeguards
 from lit_rlvr.run.checkpoint import RunCheckpoint
 from lit_rlvr.run.monitor import CollapseMonitor
 from lit_rlvr.run.outputs import RunFolder

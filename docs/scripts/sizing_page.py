@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import cache
 from itertools import product
 
+from lit_rlvr.engines.base import EngineMemory
 from lit_rlvr.options import Lora
 from lit_rlvr.sizing.gpus import GIB, GPUs
 from lit_rlvr.sizing.memory import Shape, shape_of
@@ -78,7 +79,7 @@ def job(model: str, share: float = 0.4) -> JobSizes:
         COMPLETION_TOKENS,
         COMPLETIONS_PER_PROMPT,
         PROMPTS_PER_STEP,
-        share=share,
+        engine=EngineMemory(share=share),
     )
 
 

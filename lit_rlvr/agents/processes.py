@@ -46,7 +46,7 @@ class Program:
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `close`)
         limits = [str(os.getpid()), str(cpu_seconds), str(agent.limits.memory_mb)]
         self.process = subprocess.Popen(
-            [sys.executable, "-IS", str(LAUNCHER), *limits, *agent.command],
+            [sys.executable, "-IS", str(LAUNCHER), *limits, *agent.program],
             stdin=stdin,
             stdout=stdout,
             stderr=self.errors,

@@ -457,7 +457,8 @@ def shared_start(sessions: Sequence[Session]) -> Text:
     if not sequences:
         return (), None
     length = min(len(first.prompt) for session in sessions for first in session.trained if first.parent is None)
-    length -= len(sequences) > sum(bool(session.trained) for session in sessions)
+    if len(sequences) > sum(bool(session.trained) for session in sessions):
+        length -= 1
     first = sequences[0].leaf
     start = first.marked_tokens[:length]
     for sequence in sequences:

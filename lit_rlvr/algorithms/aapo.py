@@ -46,6 +46,11 @@ class AAPO(RLVRModule):
         requested = ReferenceCompletions(reference_rollouts, reference_pool_size)
         declared = self.reference_completions
         default = ReferenceCompletions()
+        if declared is None and requested != default:
+            raise UserError(
+                "model.reference_rollouts, model.reference_pool_size: this advantage compares with no reference; leave "
+                "them out, or use advantage: aapo"
+            )
         if declared == default:
             self.reference_completions = requested
         elif declared is not None and requested not in (declared, default):

@@ -12,7 +12,7 @@ from lit_rlvr.distributed.collectives import all_sum
 from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import LossInputs, Stats, masked_sum
 from lit_rlvr.options import KL, AutoLR, Importance, Loss, Teacher
-from lit_rlvr.training.loss import Advantages
+from lit_rlvr.training.loss import EstimatedAdvantages
 from lit_rlvr.training.module import RLVRModule
 from lit_rlvr.training.step.microbatches import logprobs_in_microbatches
 from lit_rlvr.training.terms import InitialLogprobs
@@ -81,9 +81,9 @@ class SFT(RLVRModule):
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
         return -self.nll_coef * masked_sum(x.logp, x.token_weight, x.mask), {}
 
-    def estimate_advantages(self, rollout: Rollout, initial: InitialLogprobs) -> Advantages:
+    def estimate_advantages(self, rollout: Rollout, initial: InitialLogprobs) -> EstimatedAdvantages:
         ones = torch.ones_like(rollout.rewards)
-        return Advantages(ones.reshape(-1, 1).to(self.device), ones, {})
+        return EstimatedAdvantages(ones.reshape(-1, 1).to(self.device), ones, {})
 
 
 class LossValidation(Validation):

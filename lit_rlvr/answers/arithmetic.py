@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from lit_rlvr.answers.characters import ALPHABET
 from lit_rlvr.answers.latex import clean
 
 _SIGNS = (
@@ -16,6 +17,10 @@ _SIGNS = (
     (re.compile(r"[\[{]"), "("),
     (re.compile(r"[\]}]"), ")"),
 )
+_COUNTED = re.compile(
+    rf"(?<=\d)\s+[{ALPHABET}]{{2,}}(?=\s*(?:[-+*/=\u00d7\u00f7]|\\(?:times|cdot|div)|[.!]?$))|(?:USD|[\u20ac\u00a3])\s*(?=\d)"
+)
+"""What is counted: a word behind a number, a currency before it."""
 _TOKEN = re.compile(r"\s*(\d+(?:\.\d+)?|[-+*/^()])")
 LONGEST = 200
 """Longer texts are no sums."""
@@ -29,7 +34,7 @@ def sides(text: str) -> list[Tree]:
 
     A side is a number or an operation, in which the order of what is added or multiplied does not count.
     """
-    text = clean(text)
+    text = _COUNTED.sub("", clean(text))
     for sign, plain in _SIGNS:
         text = sign.sub(plain, text)
     if len(text) > LONGEST or not re.search(r"\d", text):

@@ -32,12 +32,14 @@ _SCRIPTS = re.compile(rf"(?<={_CJK})(?=[A-Za-z(])|(?<=[A-Za-z)])(?={_CJK})")
 _BRACKETS = str.maketrans("\u3010\u3011\u3016\u3017\u300a\u300b\u300e\u300f", "()()()()")
 
 _ANSWER = (
-    "answer|option|choice|answers|r\u00e9ponse|antwort|l\u00f6sung|respuesta|risposta|resposta|\u043e\u0442\u0432\u0435\u0442|"
+    "answer|option|choice|answers|solution|opci\u00f3n|op\u00e7\u00e3o|opzione|optie|alternativa|variante|\u0432\u0430\u0440\u0438\u0430\u043d\u0442|"
+    "r\u00e9ponse|antwort|l\u00f6sung|respuesta|risposta|resposta|\u043e\u0442\u0432\u0435\u0442|"
     "\u7b54\u6848|\u7b54\u3048|\u6b63\u89e3|\u6545\u9009|\u9009\u9879|\uc815?\ub2f5"
 )
 _MARKER = re.compile(
-    rf"(?:{_ANSWER})(?:(?! [A-Z]\b)[ \w]){{0,30}}?\s*(?:[:=]|\b(?:is|are|would be|should be|must be|est|ist|es)\b"
-    r"|\u5e94\u8be5\u662f|\u5e94\u4e3a|(?<!\u4e0d)\u662f|\u4e3a|\u306f|[\uc740\ub294])(?!\s*n[o']t\s*$)|\(\u7b54\u6848\)\s*:?",
+    rf"(?:{_ANSWER})(?:(?! [A-Z]\b)[ \w]){{0,30}}?\s*"
+    r"(?:[:=]|\b(?:is|are|would be|should be|must be|est|ist|es|\u00e9|\u00e8)\b"
+    r"|\u5e94\u8be5\u662f|\u5e94\u4e3a|(?<!\u4e0d)\u662f|(?<![\u56e0\u8ba4\u4f5c\u6210])\u4e3a|\u306f|[\uc740\ub294])(?!\s*n[o']t\s*$)|\(\u7b54\u6848\)\s*:?",
     re.IGNORECASE,
 )
 _LISTED = re.compile(r"[ \t]*(?:[-+\u2022][ \t]*)?\(?([A-Za-z])[.:)]+(?=\s)")
@@ -45,8 +47,8 @@ _FILLER = (
     r"so|thus|hence|therefore|then|clearly|obviously|definitely|probably|likely|i|i'd|i'll|we|you|my|the|this|that|it|"
     r"its|it's|that's|one|is|are|be|was|would|should|must|will|can|think|believe|say|guess|choose|chose|pick|picked|"
     r"select|selected|go|going|went|with|for|to|answer|final|correct|right|best|most|appropriate|true|option|choice|"
-    r"letter|both|either|but|\u6b63\u786e|\u7b54\u6848|\u9009\u9879|\u9009\u62e9|\u5e94\u8be5|\u6240\u4ee5|\u56e0\u6b64|"
-    r"\u672c\u9898|\u672c\u9898\u9009|\u6545\u9009|\u6545|\u9009|\u662f|\u4e3a|\u5e94|\u9879"
+    r"letter|both|either|but|la|el|le|il|lo|die|der|das|letra|lettre|lettera|buchstabe|\u6b63\u786e|\u7b54\u6848|\u9009\u9879|\u9009\u62e9|\u5e94\u8be5|\u6240\u4ee5|\u56e0\u6b64|"
+    r"\u672c\u9898|(?:\u672c\u9898|\u7b54\u6848|\u56e0\u6b64|\u6240\u4ee5)\u5e94?\u9009|\u5e94\u9009|\u6545\u9009|\u6545|\u9009|\u662f|\u4e3a|\u5e94|\u9879"
 )
 _FILLERS = rf"(?i:(?:[\s:,=\"'(\[|-]|(?<![^\W_])(?:{_FILLER})(?![^\W_]))*)"
 _CAUSE = r"because|since|as|for|due|given|considering|\u56e0\u4e3a|\u7531\u4e8e"
@@ -180,6 +182,10 @@ def _above_courtesies(paragraphs: list[list[str]]) -> list[tuple[list[str], int]
     return [(paragraphs[-2 - k], -1) for k in range(count)]
 
 
+_LETTER_GROUPS = ("letter", "bracketed", "right", "only", "small")
+"""Names of the groups that hold a letter in the patterns of `_Reader`."""
+
+
 class _Reader:
     """The patterns of one question's options.
 
@@ -212,7 +218,7 @@ class _Reader:
         self._first = re.compile(
             rf"{_FILLERS}(?:{text}|{letter}(?={end}|\.(?![A-Za-z]\.)|\s*[/&(]|\s+{any_letter}(?![^\W_])|{own_text}))"
         )
-        separator = r"[\s,;:.?!()\[\]\"'|/&+\u2014\u2013-]*"
+        separator = r"(?!\.\s+(?:Both|Either)\b)[\s,;:.?!()\[\]\"'|/&+\u2014\u2013-]*"
         separator += rf"(?i:(?:(?:or|and|else|plus|both|either|option|choice|letter|{MAYBE})\b[\s(]*)*)"
         follows = rf"\s*$|\s*[.,:;?!)/&|]|\s+(?i:or|and)\b|\s+{any_letter}(?![^\W_])"
         follows += r"|\s+(?i:both|are|fit|work|apply|hold|seem|look)\b"
@@ -220,19 +226,35 @@ class _Reader:
         upper = f"[{letters}]" if letters else "(?!)"
         self._list = re.compile(rf"(?<![^\W_])(?P<letter>{upper})(?:\)|[.:](?=\s+\S))")
         stated = r"(?<![^\W_])"
-        stated += r"(?i:option|choice|letter|answer|is|be|choose|pick|select|with|so|leaves?|leaving|means"
+        stated += r"(?i:option|choice|letter|answer|is|be|choose|pick|select|with|so|hence|thus|therefore"
+        stated += r"|leaves?|leaving|means"
         stated += r"|\u9009|\u9009\u9879|\u662f|\u4e3a)"
         upper_letter = letter.replace(any_letter, upper)
         self._stated = re.compile(
             rf"{stated}\s*:?\s*\(?(?:{text}|{upper_letter}(?={end}|\s*[/&]))"
             rf"|\({upper_letter.replace('?P<letter>', '?P<bracketed>')}\)"
+            rf"|\({letter.replace('?P<letter>', '?P<small>')}\)(?=\s+{_VERDICT})"
             rf"|{upper_letter.replace('?P<letter>', '?P<right>')}(?=\)?\s+(?:{_VERDICT}|(?:is|does)[.!]?\s*$))"
             rf"|(?i:\bonly)\s+{upper_letter.replace('?P<letter>', '?P<only>')}(?=\s+[a-z]+(?:s|es|can)?(?![^\W_]))"
         )
+        self._compile_changes(letter, upper_letter, text, named_text, end)
+
+    def _compile_changes(self, letter: str, upper_letter: str, text: str, named_text: str, end: str) -> None:
+        """Compile the patterns of what is corrected, left over, placed at the end or denied.
+
+        Args:
+            letter: the pattern of a letter.
+            upper_letter: the pattern of a capital letter.
+            text: the pattern of an option's text with what may follow it.
+            named_text: the same without what follows.
+            end: the pattern of what may follow a letter.
+        """
         correct = rf"(?:^|[\s.,;:!?(\u2014])(?i:{CORRECTION})(?![\w'])[\s,:;.!\u2014-]*(?i:{_SPOKEN}\b[\s,:;.(-]*)*"
         self._corrected = re.compile(rf"{correct}(?:{text}|{upper_letter}(?={end}))")
         contrast = r"(?i:\b(?:but|although|though|however|yet|while|whereas))\b[\s,]+(?:\w+\s+){0,2}?\(?"
         self._contrasted = re.compile(rf"{contrast}(?:{upper_letter}|{named_text})\)?\s+(?i:{PREFERRED})")
+        remaining = r"(?i:\b(?:leaves|leaving)(?:\s+(?:us|me|only|with|just|option|choice|answer))*)\s*\(?"
+        self._left = re.compile(rf"{remaining}(?:{upper_letter}(?={end})|{named_text})")
         titled = rf"(?i:(?<![^\W_])(?:{_ANSWER}|letra|lettre|buchstabe))\s*:?\s*\(?{upper_letter}\)?"
         ends = (
             rf"(?:(?<![{ALPHABET}])[{ALPHABET}]{{1,3}}\s+"
@@ -294,8 +316,11 @@ class _Reader:
         return frozenset.intersection(*map(self._numbers, mentions))
 
     def corrected(self, phrase: str) -> frozenset[int]:
-        """Return the option that a phrase says instead of the one before ("D. No, it is A."); else none."""
-        for pattern in (self._corrected, self._contrasted):
+        """Return the option that a phrase says instead of those before; else none.
+
+        It is a correction ("D. No, it is A.") or what is left over ("that leaves A").
+        """
+        for pattern in (self._corrected, self._contrasted, self._left):
             for match in pattern.finditer(self._negated.sub(" ", phrase)):
                 if match.start():
                     return frozenset.intersection(*map(self._numbers, self._chain(match, phrase)[0]))
@@ -311,7 +336,7 @@ class _Reader:
     def _numbers(self, match: re.Match[str]) -> frozenset[int]:
         """Return the options of a match, by its letter or its text."""
         groups = match.groupdict()
-        letter = groups.get("letter") or groups.get("bracketed") or groups.get("right") or groups.get("only")
+        letter = next((groups[name] for name in _LETTER_GROUPS if groups.get(name)), "")
         if letter:
             return frozenset({ascii_uppercase.index(letter.upper())})
         return self._with_text(match["text"])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal
 
 from lit_rlvr.answers.characters import plain_characters, with_carets
@@ -49,6 +50,8 @@ class Found:
         boxes: the contents of several boxes, of which `text` is the last; else ().
         joiner: what stands between them: "or", or nothing but a new line.
         above: lines above a last one that may be a courtesy.
+        first: the first line of a text whose answer is its last line.
+        marked: what is bold or code at the end of a line or phrase.
         behind: what follows the answer, which may take it back.
         otherwise: what answers if `text` is only a heading or a note.
     """
@@ -58,6 +61,8 @@ class Found:
     boxes: tuple[str, ...] = ()
     joiner: Literal["", "and", "or", "line"] = ""
     above: tuple[str, ...] = ()
+    first: str = field(default="", compare=False)
+    marked: str = field(default="", compare=False)
     behind: str = field(default="", compare=False)
     otherwise: Found | None = field(default=None, compare=False)
 
@@ -147,7 +152,7 @@ def _find(text: str, boxed_only: bool) -> Found:
     phrases = _phrases(tail)
     if phrases:
         return phrases[-1]
-    return _last_line(tail)
+    return _last_line(tail, text)
 
 
 def _framed(text: str) -> tuple[int, int, str] | None:
@@ -191,16 +196,44 @@ def _with_surroundings(text: str, boxes: _Boxes) -> str:
     return f"{sign[1] or sign[2] if sign else ''}{f'({inside})' if is_sum else inside}{factor[1] if factor else ''}"
 
 
-def _last_line(tail: str) -> Found:
-    """Return the last line that is not empty, with the lines above it."""
+_MARKED = re.compile(r"(?:\*\*([^*\n]+)\*\*|`([^`\n]+)`)[\s.!]*$")
+FIRST_CHARACTERS = 200
+"""The most characters of a first line that are read."""
+
+
+def _marked(line: str) -> str:
+    """Return what is bold or code at the end of a line; "" without it."""
+    match = _MARKED.search(line)
+    if match:
+        return match[1] or match[2]
+    return ""
+
+
+def _last_line(tail: str, text: str) -> Found:
+    """Return the last line of a text's tail that is not empty, with the lines above it."""
     tail = _without_check(tail)
-    listed = _listed_values(tail)
+    listed = _listed_values(_without_courtesies(tail))
     if listed:
         return Found(listed, "line")
-    lines = [bare for line in tail.splitlines() if (bare := _bare(line))] or [""]
+    raw = [line for line in tail.splitlines() if _bare(line)] or [""]
+    lines = [_bare(line) for line in raw]
     if len(lines) > 1 and len(lines[-1]) > 8 and lines[-2].startswith(lines[-1]):
         lines.pop()  # a loop that was cut off
-    return Found(lines[-1], "line", above=tuple(lines[-4:-1]))
+        raw.pop()
+    first = _bare(text.lstrip()[:FIRST_CHARACTERS].partition("\n")[0])
+    above = tuple(lines[-4:-1])
+    return Found(_without_loop(lines[-1]), "line", above=above, first=first, marked=_marked(raw[-1]))
+
+
+_LOOP = re.compile(r"(?=[^A-Za-z]*[A-Za-z])(.{3,80}?)(?:\s+\1)+\s*(.*)")
+
+
+def _without_loop(line: str) -> str:
+    """Return a line that says the same again and again, perhaps cut off, once: "A: 8 A: 8 A:"."""
+    loop = _LOOP.fullmatch(line)
+    if loop and loop[1].startswith(loop[2]):
+        return loop[1]
+    return line
 
 
 _CHECK = re.compile(
@@ -230,8 +263,30 @@ def _without_check(tail: str) -> str:
     return tail
 
 
-_BULLET = re.compile(r"\s*(?:[-*+]|\u2022)\s+\$?([^\sA-Za-z=]+?)\$?\.?\s*")
-"""A line of a list whose item is a value without words or steps."""
+_BULLET = re.compile(r"\s*(?:[-*+]|\u2022)\s+\$?((?:[A-Za-z](?:_\{?\w\}?)?\s*=\s*)?[^\sA-Za-z=]+?)\$?[.,;]?\s*")
+"""A line of a list whose item is a value without words or steps; it may have a letter as its name."""
+
+
+def _first_values(rest: str) -> str:
+    """Return the values of the list that a text begins with, at least two, with commas between; "" without one."""
+    values: list[str] = []
+    for line in re.sub(r"^[:*\s]*\n", "", rest).splitlines():
+        bullet = _BULLET.fullmatch(line)
+        if bullet is None:
+            break
+        values.append(bullet[1])
+    if len(values) > 1:
+        return ", ".join(values)
+    return ""
+
+
+def _without_courtesies(tail: str) -> str:
+    """Return a text without its last paragraphs that have no number and no mathematics, at most two."""
+    paragraphs = re.split(r"\n\s*\n", tail.rstrip())
+    for _ in range(2):
+        if len(paragraphs) > 1 and not re.search(r"[\d\\]", paragraphs[-1]):
+            paragraphs.pop()
+    return "\n\n".join(paragraphs)
 
 
 def _listed_values(tail: str) -> str:
@@ -358,7 +413,7 @@ def _behind_hashes(text: str) -> str | None:
 
 
 _MARKER = re.compile(
-    r"(?i)(?:\banswers?\b|\b(?:correct|right|best)\s+(?:option|choice)\b|\bsolutions?\b(?=\s+(?:is|are)\b)"
+    r"(?i)(?:\banswers?\b(?:\s+to\s+(?:the|this|that|your)\s+(?:question|problem|exercise))?|\b(?:correct|right|best)\s+(?:option|choice)\b|\bsolutions?\b(?=\s+(?:is|are)\b)"
     r"|\u7b54\u6848|\u6545\u9009)[*_\s]*(?:\([^()\n]*\)\s*)?"
     r"(?:(?:is|are|would be)(?![A-Za-z])|[=:\uff1a\u4e3a\u662f\u3011]+)|\bfinal answer\b[*_#\s]*\n"
 )
@@ -383,9 +438,11 @@ def _phrases(text: str) -> list[Found]:
     for marker in markers[-3:]:
         rest = text[marker.end() : marker.end() + TAIL_CHARACTERS]
         lines = [(line, bare) for line in rest.splitlines(keepends=True) if (bare := _bare(line))]
-        bare = lines[0][1] if lines else ""
+        bare = _first_values(rest) or (lines[0][1] if lines else "")
         behind = "".join(line for line, _ in lines[1:])[:BEHIND_CHARACTERS]
-        found.append(Found(bare, "phrase", behind=behind, otherwise=found[-1] if found else None))
+        marked = _marked(lines[0][0]) if lines else ""
+        otherwise = found[-1] if found else None
+        found.append(Found(bare, "phrase", marked=marked, behind=behind, otherwise=otherwise))
     return found
 
 
@@ -411,13 +468,20 @@ def _bare(line: str) -> str:
 _SYMBOL = re.compile(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])")
 
 
+_LOOKS = re.compile(r"\\left|\\right|\\[,!;:]|\$|\*\*")
+_BRACED = re.compile(r"([_^])\{([\w+-])\}")
+_SPACE = re.compile(r"(?<!\w)\s+|\s+(?!\w)")
+_QUOTED = re.compile(r"^\((\w)\)$|^([\"'])(.*)\2$|^``(.*)''$")
+
+
+@lru_cache(maxsize=4096)
 def normalise(text: str) -> str:
     """Normalise text for comparison: no markup, outer space or quotes, final full stop or case; `(A)` becomes `a`."""
     text = _TEXT_COMMAND.sub(r"\1", with_carets(plain_characters(text)))
-    text = re.sub(r"\\left|\\right|\\[,!;:]|\$|\*\*", "", text)
-    text = re.sub(r"([_^])\{(\w)\}", r"\1\2", text)
-    text = re.sub(r"(?<!\w)\s+|\s+(?!\w)", "", text).rstrip(".")
+    text = _LOOKS.sub("", text)
+    text = _BRACED.sub(r"\1\2", text)
+    text = _SPACE.sub("", text).rstrip(".")
     symbols = set(_SYMBOL.findall(text))
     if not any(symbol.swapcase() in symbols for symbol in symbols):  # m/M is not M/m
         text = text.lower()
-    return re.sub(r"^\((\w)\)$|^([\"'])(.*)\2$|^``(.*)''$", r"\1\3\4", text)
+    return _QUOTED.sub(r"\1\3\4", text)

@@ -137,9 +137,16 @@ def _settled(value: Any) -> Any:
     return value
 
 
+_SPELT = rf"(?!(?:{FUNCTIONS})\b)[A-Za-z][a-z]+"
+_SENTENCE = re.compile(rf"(?:^|\s){_SPELT}\s(?:.*\s)?{_SPELT}[.!]?(?:\s|$)")
+"""Two words."""
+
+
 def _is_wordy(text: str) -> bool:
     """Return True for a text with words, which would become products of their letters."""
     if "\\begin" in text:
         return False
+    if _SENTENCE.search(text):
+        return True
     words = _WORD.findall(re.sub(r"\\[A-Za-z]+|(?<=\^\{)[^{}]*(?=\})", " ", text))
     return any(_WORDS.fullmatch(word) and not re.fullmatch(f"{FUNCTIONS}|{LETTER_NAMES}", word) for word in words)

@@ -25,6 +25,7 @@ _REPLACED: tuple[tuple[str, str, str | Callable[[re.Match[str]], str]], ...] = (
     ("\\", r"\\(?:lbrace|\{)(?![A-Za-z])", r"\\{"), ("\\", r"\\(?:rbrace|\})(?![A-Za-z])", r"\\}"),
     ("\\", r"\\(?:langle|lbrack)(?![A-Za-z])", lambda m: "(" if "angle" in m[0] else "["),
     ("\\", r"\\(?:rangle|rbrack)(?![A-Za-z])", lambda m: ")" if "angle" in m[0] else "]"),
+    ("<", r"(?<![\w)}])<\s*(-?[\d./]+(?:\s*,\s*-?[\d./]+)+)\s*>", r"(\1)"),
     ("\\", r"\\ce(?=\s*\{)", r"\\mathrm"),
     ("half", r"(?<=\d)\s+and\s+(?:a|one)\s+half(?![A-Za-z])", " 1/2"),
     ("quarter", r"(?<=\d)\s+and\s+(?:a|one)\s+quarter(?![A-Za-z])", " 1/4"),
@@ -70,7 +71,9 @@ _LEAD = re.compile(
     r"|(?:so|thus|hence|therefore|then|finally),?\s+(?=[$\\(\d]|[A-Za-z]\s*=)"
     r"|(?:\\approx|\\equiv(?=\s*\d+$)|=)\s*|\u7ea6|\u5171"
 )
-_REMARK = re.compile(r"(?<=[\s\d}])\((?![^()]*\bmod\b)(?=[^(),\\]*[A-Za-z]{2})[^(),\\+*/^=]*\)\s*$")
+_REMARK = re.compile(
+    r"(?<=[\s\d}])\((?![^()]*\bmod\b|(?:i{1,3}|iv|vi{0,3})\))(?=[^(),\\]*[A-Za-z]{2})[^(),\\+*/^=]*\)\s*$"
+)
 _OUTWARD = re.compile(r"(?:(?<=^)|(?<=\\cup )|(?<=\\in ))(?:(\])([^][]+,[^][]+)([][])|(\[)([^][]+,[^][]+)(\[))")
 """Intervals with brackets that look outwards where they are open: ]0,1[."""
 _REALS = re.compile(
@@ -88,9 +91,14 @@ _PARAMETER = re.compile(
     r"|is\s+an?y?\s+(?:arbitrary\s+)?(?:integer|constant|natural number)[a-z ]*)\s*\)?\s*$"
 )
 """The end of an answer that declares a letter to be any integer or constant."""
-_ANY = re.compile(r"[,;]?\s*\b(?:for|where|with)\s+(?:any|some|all)\s+(?:[a-z]+\s+)?[a-z](?:\s*[<>]\s*0)?$")
+_ANY = re.compile(
+    r"[,;]?\s*\b(?:for|where|with)\s+(?:any|some|all)\s+(?:[a-z]+\s+)?[a-z](?:\s*[<>]\s*0)?$"
+    r"|,\s*(?:where\s+)?[a-dkCK]\s*\\in\s*\\mathbb\s*\{R\}$"
+)
 """The end of an answer that says of a letter only that it is free."""
 _US_DOLLAR = re.compile(r"\bUS\s*\\?\$")
+_SET = re.compile(r"\{\s*[a-z]\s*[|:]")
+"""The beginning of a set by its condition: "{x | x > 0}"."""
 _ENDS = " \t\r\n.,;:"
 
 
@@ -119,12 +127,18 @@ def clean(text: str) -> str:
         text = re.sub(rf"(?<![A-Za-z\\]){parameter[1]}(?![A-Za-z])", "n", trim(text[: parameter.start()]))
     text = _ANY.sub("", text)
     text = _EXCEPT.sub(r" \\setminus \\{\1\\}", text)
-    if len(_PARTS.findall(text)) > 1:
+    if len(_PARTS.findall(text)) > 1 and re.search(r"\w", _PARTS.sub("", text).replace("and", "").replace("or", "")):
         text = f"({trim(_PARTS.sub(', ', text)).lstrip(', ')})"
     text = re.sub(r"^(?i:minus|negative)\s+(?=[\d\\(])", "-", text)
     while lead := _LEAD.match(text):
         text = trim(text[lead.end() :])
-    if text[:1] == "{" and closing_bracket(text, 0) == len(text) - 1 and not split_outside(text[1:-1], COMMAS)[1:]:
+    is_set = _SET.match(text) is not None
+    if (
+        text[:1] == "{"
+        and not is_set
+        and closing_bracket(text, 0) == len(text) - 1
+        and not split_outside(text[1:-1], COMMAS)[1:]
+    ):
         text = trim(text[1:-1])
     remark = _REMARK.search(text)
     if remark is None or not remark.start():
@@ -147,7 +161,7 @@ def _inward(match: re.Match[str]) -> str:
 
 def trim(text: str) -> str:
     """Return LaTeX without outer space and signs that end a sentence, each space inside once."""
-    text = re.sub(r"\s+", " ", text).strip(_ENDS[:4])
+    text = " ".join(text.split())
     if not text.endswith("\\dots"):
         return text.rstrip(_ENDS + "\\").strip()
     return text

@@ -19,6 +19,8 @@ from lit_rlvr.answers.values import Number, Parts, Percentage, Quantity, Reading
 _TIME = re.compile(
     r"(\d{1,2})\s?:\s?(\d{2})(?:\s?:\s?(\d{2}))?\s*(?:([AaPp])\.?\s*[Mm]\.?)?|(\d{1,2})\s*([AaPp])\.?\s*[Mm]\.?"
 )
+_TIME_WITH_H = re.compile(r"(\d{1,2})\s?h\s?(\d{2})")
+"""A time as French writes it: "15 h 45"."""
 _MONTHS = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]
 MONTH = (
     r"(?i:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sept?(?:ember)?|oct(?:ober)?"
@@ -51,7 +53,7 @@ _SHARE = re.compile(r"(\d++)\s++(?:out\s++of|in)\s++(?:every\s++)?(\d++)")
 SPOKEN_TIME = re.compile(
     r"(?i)(?:\ban?\s+)?\b(?:(?P<past>half|quarter|\d{1,2}|[a-z]+(?:-[a-z]+)?)(?:\s+minutes)?\s+past|(?P<to>quarter)\s+to)"
     r"\s+(?P<hour>\d{1,2}|[a-z]+)(?!\w)(?:\s+(?:in\s+the\s+(?P<day>morning|afternoon|evening)|at\s+(?P<night>night))"
-    r"|\s*(?P<half>[ap])\.?m\b\.?)?|\b(?:12\s+)?(?P<twelve>noon|midnight)\b"
+    r"|\s*(?P<half>[ap])\.?m\b\.?)?|\b(?:12\s+)?(?P<twelve>noon|midnight)\b|\b(?P<sharp>\d{1,2}|[a-z]+)\s+o'clock\b"
 )
 """A time of day in words: "half past seven in the evening", "a quarter to 4"."""
 
@@ -63,8 +65,10 @@ def read_spoken_time(text: str) -> Parts | None:
         return None
     if match["twelve"]:
         return Parts("time", (12, 0, 0, {"noon": "p", "midnight": "a"}[match["twelve"].lower()]))
-    hour = _whole_number(match["hour"])
+    hour = _whole_number(match["hour"] or match["sharp"])
     minutes = {"half": 30, "quarter": 15}.get((match["past"] or "").lower())
+    if match["sharp"]:
+        minutes = 0
     if minutes is None and match["past"]:
         minutes = _whole_number(match["past"])
     if match["to"]:
@@ -102,6 +106,10 @@ def read_parts(text: str) -> list[Reading]:
     if match and 0 < int(match[2]) >= int(match[1]):
         count = sympy.Integer(match[1])
         return [Number(count / sympy.Integer(match[2])), Number(count)]
+    match = _TIME_WITH_H.fullmatch(text)
+    if match and int(match[1]) < 24 and int(match[2]) < 60:
+        lasting = _sum_of_units(f"{match[1]} h {match[2]} min")
+        return [Parts("time", (int(match[1]), int(match[2]), 0, "")), *([lasting] if lasting else [])]
     match = _TIME.fullmatch(text)
     if match:
         hour = int(match[1] or match[5])
@@ -182,6 +190,8 @@ def read_number(text: str) -> list[Reading]:
         return [Percentage(number, 2 if rate[2] == "%" else 3)]
     if re.fullmatch(r"-?0,\d+|-?\d+,\d\d", text):  # in Europe, "0,111" and "1,22"
         return [Number(sympy.Rational(text.replace(",", ".")), len(text.partition(",")[2]))]
+    if re.fullmatch(r"0[xX][\da-fA-F]{1,16}|0[bB][01]{1,64}", text):  # as code writes them
+        return [Number(sympy.Integer(int(text, 0)))]
     number = _literal(text)
     if number is None:
         return []
@@ -251,13 +261,13 @@ _BOUNDARY = re.compile(
 )
 _LABEL = re.compile(  # of at least three letters: "2rh" and "\\frac12 abc" are products
     rf"(?!(?:{FUNCTIONS}|{LETTER_NAMES}|or|and|not|to|plus|minus|times)\b)"
-    rf"(?:-?(?:[{ALPHABET}]{{4,}}|(?=[a-z]*[aeiou])(?![abcdxyz]{{3}})[A-Za-z]{{3}}|(?=[{ALPHABET}]*[\u00e0-\u00e6\u00e8-\u00ef\u00f2-\u00fc\u0430-\u044f])[{ALPHABET}]{{2,3}})"
+    rf"(?:-?(?:[{ALPHABET}]{{4,}}|(?:sq|cu)(?=[.\s])|(?=[a-z]*[aeiou])(?![abcdxyz]{{3}})[A-Za-z]{{3}}|(?=[{ALPHABET}]*[\u00e0-\u00e6\u00e8-\u00ef\u00f2-\u00fc\u0430-\u044f])[{ALPHABET}]{{2,3}})"
     rf"[.']?(?:[/'][{ALPHABET}]+)?|an?(?=\s)|of|per|/)"
     rf"(?:[\s-]+[{ALPHABET}.'/]+){{0,7}}(?:\^\{{?\d\}}?)?"
     r"|[\u3000-\u9fff\uac00-\ud7a3]+"
 )
 _NO_LABEL = re.compile(
-    rf"(?i)\b(?:not|cannot|never|is|are|was|were|but|or|can|could|should|would)\b|n't|^(?:{VERB_LAST}|{BOUND_BEHIND})"
+    rf"(?i)\b(?:not|cannot|never|than|is|are|was|were|but|or|can|could|should|would)\b|n't|^(?:{VERB_LAST}|{BOUND_BEHIND})"
 )
 """Words of a sentence, which is no name of what is counted."""
 _CAPITALS = re.compile(
@@ -274,7 +284,7 @@ _UNIT_ADVERB = re.compile(
 _UNIT_FRACTION = re.compile(r"\\frac\s*\{\s*(\w+)\s*\}\s*\{\s*(\w+(?:\^\{?\d\}?)?)\s*\}")
 _PIECE = re.compile(
     r"(?P<number>\d+(?:\.\d+)?(?:\s+\d+/\d+|/\d+)?)\s*(?P<unit>[A-Za-z]+\.?|'{1,2}|\"|\u5c0f\u65f6|\u5206\u949f?|\u79d2)"
-    r"\s*(?:,|and\b)?\s*"
+    r"\s*(?:,|(?:and|y|und|et|e|en)\b)?\s*"
 )
 _MARKS = {
     "'": "ft", "''": "in", '"': "in", "pound": "lb", "pounds": "lb",
@@ -297,10 +307,29 @@ def read_quantity(text: str) -> list[Reading]:
         else:
             inside = [head]
         return [Quantity(v, *unit) if unit and isinstance(v, Number) else v for v in inside]
-    return _read_amount(text)
+    return _read_amount(text) or _read_spelt(text)
+
+
+_SPELT = re.compile(
+    r"([A-Za-z]+(?:[- ][A-Za-z]+){0,7}?)\s+(?:of\s+)?(?:an?\s+)?"
+    r"((?:square |cubic )?[A-Za-z]{3,}(?: squared| cubed)?)"
+)
+
+
+def _read_spelt(text: str) -> list[Reading]:
+    """Read a number in words with a unit behind it: "two and a half hours", "half a litre"."""
+    match = _SPELT.fullmatch(text)
+    if match is None:
+        return []
+    unit = read_unit(match[2])
+    number = read_numeral(match[1])
+    if unit is None or number is None:
+        return []
+    return [Quantity(Number(sympy.Rational(number)), *unit)]
 
 
 def _read_amount(text: str) -> list[Reading]:
+    """Read a number with magnitudes, a unit or other words behind it."""
     number = _literal(text)
     if number is not None:
         return [number]
@@ -308,54 +337,69 @@ def _read_amount(text: str) -> list[Reading]:
         head = text[: boundary.start()]
         tail = text[boundary.end() :]
         is_apart = bool(boundary[0])
-        word = re.match(r"[A-Za-z]+|[\u4e00-\u9fff]", tail)
-        factor = MAGNITUDES.get(word[0], 0) if word else 0
-        is_prefix = word is not None and not word[0].isascii() and read_unit(tail) is not None  # "kilo" in Chinese
-        if factor and word and not is_prefix and not (is_apart and len(word[0]) == 1 and word[0].isascii()):
-            number = read_constant(trim(head))
-            rest = tail[word.end() :].strip(" -")
-            if number is not None:
-                scaled = Number(number.value * factor, None)
-                if not rest:
-                    return [scaled]
-                unit = read_unit(rest.removeprefix("of").strip())
-                if unit:
-                    return [Quantity(scaled, *unit)]
-                if _LABEL.fullmatch(rest):
-                    return [scaled]
-                deeper = MAGNITUDES.get(rest.split()[0], 0)
-                if deeper:
-                    return [Number(scaled.value * deeper)]
-                return []
+        scaled = _read_magnitude(head, tail, is_apart)
+        if scaled is not None:
+            return scaled
         if tail.startswith("^") and re.search(r"\\[a-z]{3}", head.replace("\\frac", "")):
             continue  # the sine of an angle, not degrees
-        fraction = _UNIT_FRACTION.fullmatch(tail)
-        if fraction:
-            tail = f"{fraction[1]}/{fraction[2]}"
-        # 5m may be a product
-        if not is_apart and re.fullmatch("[A-Za-z]", tail):
-            unit = None
-        else:
-            unit = read_unit(_CONTENT.sub("", tail))
-        is_named = _LABEL.fullmatch(tail) or (is_apart and _CAPITALS.fullmatch(tail))
-        if unit is None and (not is_named or _NO_LABEL.search(tail)):
-            continue
-        number = _read_head(trim(head))
-        if number is None:
-            continue
-        measured = _UNIT_ADVERB.fullmatch(tail)
-        if unit is None and measured:
-            unit = read_unit(measured[1])
-        if unit is None:
-            return [replace(number, noun=_noun(tail))]
-        results: list[Reading] = [Quantity(number, *unit)]
-        sterling = read_unit("\u00a3")
-        if sterling and re.match(r"pounds?\b", tail):
-            results.append(Quantity(number, *sterling))
-        if unit[1] == (("deg", 1),):
-            results.append(Number(number.value * sympy.pi / 180))
-        return results
+        measured = _read_measured(head, tail, is_apart)
+        if measured:
+            return measured
     return []
+
+
+def _read_magnitude(head: str, tail: str, is_apart: bool) -> list[Reading] | None:
+    """Read a number with a magnitude behind it, and what is measured or counted; None without a magnitude."""
+    word = re.match(r"[A-Za-z]+|[\u4e00-\u9fff]", tail)
+    factor = MAGNITUDES.get(word[0], 0) if word else 0
+    if word is None or not factor or (is_apart and len(word[0]) == 1 and word[0].isascii()):
+        return None
+    if not word[0].isascii() and read_unit(tail) is not None:  # "kilo" in Chinese
+        return None
+    number = read_constant(trim(head))
+    if number is None:
+        return None
+    scaled = Number(number.value * factor, None)
+    rest = tail[word.end() :].strip(" -")
+    if not rest:
+        return [scaled]
+    unit = read_unit(rest.removeprefix("of").strip())
+    if unit:
+        return [Quantity(scaled, *unit)]
+    if _LABEL.fullmatch(rest):
+        return [scaled]
+    deeper = MAGNITUDES.get(rest.split()[0], 0)
+    if deeper:
+        return [Number(scaled.value * deeper)]
+    return []
+
+
+def _read_measured(head: str, tail: str, is_apart: bool) -> list[Reading]:
+    """Read a number with a unit or with what is counted behind it; [] if the words are neither."""
+    fraction = _UNIT_FRACTION.fullmatch(tail)
+    if fraction:
+        tail = f"{fraction[1]}/{fraction[2]}"
+    unit = None
+    if is_apart or not re.fullmatch("[A-Za-z]", tail):  # 5m may be a product
+        unit = read_unit(_CONTENT.sub("", tail))
+    is_named = _LABEL.fullmatch(tail) or (is_apart and _CAPITALS.fullmatch(tail))
+    if unit is None and (not is_named or _NO_LABEL.search(tail)):
+        return []
+    number = _read_head(trim(head))
+    if number is None:
+        return []
+    measured = _UNIT_ADVERB.fullmatch(tail)
+    if unit is None and measured:
+        unit = read_unit(measured[1])
+    if unit is None:
+        return [replace(number, noun=_noun(tail))]
+    results: list[Reading] = [Quantity(number, *unit)]
+    sterling = read_unit("\u00a3")
+    if sterling and re.match(r"pounds?\b", tail):
+        results.append(Quantity(number, *sterling))
+    if unit[1] == (("deg", 1),):
+        results.append(Number(number.value * sympy.pi / 180))
+    return results
 
 
 def _noun(words: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import sympy
 
-from lit_rlvr.answers.characters import plain_characters
+from lit_rlvr.answers.characters import ALPHABET, plain_characters
 from lit_rlvr.answers.find import normalise
 from lit_rlvr.answers.formulas import is_code, read_formula, to_sympy
 from lit_rlvr.answers.frames import single_backslashes
@@ -34,6 +34,7 @@ from lit_rlvr.answers.values import (
     Labelled,
     Matrix,
     Number,
+    Parts,
     Percentage,
     Quantity,
     Reading,
@@ -47,6 +48,22 @@ LONGEST = 2000
 """Longer texts are compared as text only."""
 
 
+_SUBSTANCE = r"\d*\s*[a-z][\w{}()]*(?:\^\{?\d?[+-]\}?)?"
+_SUBSTANCES = rf"{_SUBSTANCE}(?:\s*\+\s*{_SUBSTANCE})*"
+_REACTION = re.compile(rf"{_SUBSTANCES}\s*(?:-+>|\\to)\s*{_SUBSTANCES}")
+"""A chemical reaction in normalised form."""
+_WITH_GROUPS = re.compile(r"[a-z](?:[a-z\d]|_\{?\d+\}?|\([a-z\d_{}]+\))*")
+_ION = re.compile(r"[a-z][a-z\d_{}()]*\^?\{?\d?[+-]\}?")
+
+
+def _chemical(key: str) -> list[Text]:
+    """Return a formula with lowered numbers, an ion or a reaction as it is typed without markup: "so42-"."""
+    is_formula = "_" in key and (is_code(key.upper()) or _WITH_GROUPS.fullmatch(key) is not None)
+    if is_formula or _ION.fullmatch(key) or _REACTION.fullmatch(key):
+        return [Text(re.sub(r"[_{}^\s]", "", key.replace("\\to", "->")))]
+    return []
+
+
 @lru_cache(maxsize=4096)
 def parse(text: str) -> tuple[Reading, ...]:
     """Return all readings of a text, as text first."""
@@ -55,8 +72,7 @@ def parse(text: str) -> tuple[Reading, ...]:
     readings_of_text: list[Reading] = [Text(key)] if key else []
     if re.fullmatch(r"\w(?: \w)+", key) and not key.replace(" ", "").isdigit():
         readings_of_text.append(Text(key.replace(" ", "")))
-    if is_code(key.upper()) and "_" in key:
-        readings_of_text.append(Text(re.sub(r"[_{}]", "", key)))
+    readings_of_text += _chemical(key)
     if not re.search(r"\d|[\\^_=]", key) and (spelt := re.sub(r"\.\s*", " ", key).strip()) != key:  # initials
         readings_of_text.append(Text(spelt))
     if re.fullmatch(r"-?[\d.,]+ [a-z]+", key):
@@ -68,7 +84,8 @@ def parse(text: str) -> tuple[Reading, ...]:
     if article:
         readings_of_text.append(Text(key[article.end() :]))
     if len(text) <= LONGEST and (cleaned := clean(text)):
-        readings_of_text += [Text(normalise(cleaned)), *_read(cleaned, 0)]
+        cleaned_key = normalise(cleaned)
+        readings_of_text += [*_chemical(cleaned_key), Text(cleaned_key), *_read(cleaned, 0)]
     if not any(isinstance(v, Labelled | Matrix) for v in readings_of_text):
         return tuple(dict.fromkeys(readings_of_text))
     return tuple(readings_of_text)
@@ -85,6 +102,9 @@ def readings(text: str, depth: int) -> tuple[Reading, ...]:
 _OPTION = re.compile(r"\(([A-Ja-j])\)[.:]?\s*((?!and\b|or\b|[,;&(])\S.*)|([A-J])[).:]\s+(\S.*)")
 
 
+_GROUPED = re.compile(r"(?<![\d,.])[1-9]\d{0,2}(?:,\d{3})+(?!\d|,\d)")
+"""A number with groups of thousands."""
+_DETERMINANT = re.compile(r"\\begin\s*\{vmatrix\}.*\\end\s*\{vmatrix\}\s*=\s*([^=]+)")
 _SAID = {
     "infinitely many": r"(?:there (?:is|are) )?(?:infinitely many|(?:an )?infinite(?: number of)?)(?: solutions?)?",
     "dne": r"(?:the limit )?(?:does not exist|dne)",
@@ -103,6 +123,8 @@ def _read(text: str, depth: int) -> list[Reading]:
         return [Text((option[1] or option[3]).lower()), *readings(option[2] or option[4], depth + 1)]
     if re.fullmatch(r"-?\d+(?:\.\d+)?(?:\s+-?\d+(?:\.\d+)?)+", text):
         return []  # a row of numbers
+    if re.fullmatch(r"[0-9A-Fa-f]+_\{?\(?16\)?\}?", text) and not text.partition("_")[0].isdigit():
+        return [Text(text.partition("_")[0].lower()), *read_parts(text)]
     for reader in (read_parts, read_number, read_quantity):
         results = reader(text)
         if results:
@@ -118,6 +140,9 @@ def _read(text: str, depth: int) -> list[Reading]:
         return [Series((), "{}")]
     if re.fullmatch(r"\(?-?\s*\\infty,\s*\+?\s*\\infty\)?|\\mathbb\{R\}", text):
         return [Region(((-sympy.oo, sympy.oo, True, True),))]
+    determinant = _DETERMINANT.fullmatch(text)
+    if determinant:
+        return _read(determinant[1], depth + 1)
     if "\\begin" in text:
         named = re.match(r"([^=]{1,30}?)\s*=\s*(?=\\begin)", text)
         if named is None:
@@ -126,7 +151,12 @@ def _read(text: str, depth: int) -> list[Reading]:
     word = next((key for key, pattern in _SAID.items() if re.fullmatch(pattern, text, re.I)), None)
     if word:
         return [Text(word)]
+    vector = _basis_vector(text, depth) or _scaled_vector(text, depth)
+    if vector is not None:
+        return [vector, *read_formula(text)]
     first, second = (_plus_minus, _bracketed) if text[0] == "(" else (_bracketed, _plus_minus)
+    if "=" in text and not re.search(r"[(\[{]", text):
+        text = _GROUPED.sub(lambda match: match[0].replace(",", ""), text)
     for read in (_bound, _list, _set_operations, _relation, first, second):
         values = read(text, depth)
         if values:
@@ -134,17 +164,58 @@ def _read(text: str, depth: int) -> list[Reading]:
     return read_formula(text)
 
 
+_COMPONENT = re.compile(r"\s*([-+]?)\s*([^-+ijk]*?)\s*([ijk])(?![A-Za-z])")
+
+
+def _basis_vector(text: str, depth: int) -> Series | None:
+    """Read a sum of the unit vectors i, j and k, at least two of them: "3i - j + 2k"."""
+    components: dict[str, str] = {}
+    position = 0
+    while match := _COMPONENT.match(text, position):
+        components[match[3]] = f"{match[1].removeprefix('+')}{match[2].strip(' *') or '1'}"
+        position = match.end()
+    names = "".join(components)
+    if position < len(text.rstrip()) or names not in ("ij", "ik", "jk", "ijk"):
+        return None
+    if "k" in names:
+        order = "ijk"
+    else:
+        order = "ij"
+    return Series(tuple(readings(components.get(name, "0"), depth + 1) for name in order), "()")
+
+
+_SCALED = re.compile(
+    r"([-\d./]+|-?\\(?:frac|sqrt)\s*\{[^{}]*\}(?:\s*\{[^{}]*\})?)\s*(?:\*|\\cdot|\\times)?\s*(\([^()]*,[^()]*\))"
+)
+
+
+def _scaled_vector(text: str, depth: int) -> Series | None:
+    """Read a constant times a vector: "1/3 (2, -1, 2)"."""
+    match = _SCALED.fullmatch(text)
+    if match is None:
+        return None
+    factor = match[1].strip()
+    items = [f"({factor})\\cdot({item.strip()})" for item in match[2][1:-1].split(",")]
+    return Series(tuple(readings(item, depth + 1) for item in items), "()")
+
+
 _SIGNS_IN_WORDS = {
     "at most": "\\le", "less than or equal to": "\\le", "less than": "<",
     "at least": "\\ge", "greater than or equal to": "\\ge", "greater than": ">",
 }  # fmt: skip
+_END = r"-?[\d.]+|-?\\[a-z]+\S*"
 _BOUND_IN_WORDS = re.compile(
-    r"(?:(?:\\mathbb\{R\}|(?:all|any|the)?\s*(?:numbers?|values?(?:\s+of\s+[a-z])?)|[a-z])\s+)"
+    r"(?:(?:so|thus|hence|therefore|then),?\s+)?(?:(?:\\mathbb\{R\}|(?:all|any|the)?\s*(?:numbers?|values?(?:\s+of\s+[a-z])?)|[a-z])\s+)"
     r"(?:(?:that\s+|which\s+)?(?:is|are|must\s+be)\s+)?"
-    rf"({'|'.join(_SIGNS_IN_WORDS)})\s+(-?[\d.]+|-?\\[a-z]+\S*)",
+    rf"({'|'.join(_SIGNS_IN_WORDS)})\s+({_END})(?:\s+(?:and|but)\s+({'|'.join(_SIGNS_IN_WORDS)})\s+({_END}))?",
     re.IGNORECASE,
 )
 """A bound of an unknown: "x is at most 4", "all real numbers less than 3"."""
+BETWEEN = re.compile(
+    r"(?:[a-z]|(?:numbers?|values?)(?:\s+of\s+[a-z])?)\s+(?:(?:is|are|lies|lie|must\s+be)\s+)?"
+    r"(?:between|from)\s+(-?[\d.]+)\s+(?:and|to)\s+(-?[\d.]+),?\s+inclusive"
+)
+"""The values between two, both included: "x between -2 and 5, inclusive"."""
 
 
 # ---- lists, brackets, sets --------------------------------------------------------------------------------
@@ -152,10 +223,16 @@ _BOUND_IN_WORDS = re.compile(
 
 def _bound(text: str, depth: int) -> list[Reading]:
     """Read a bound in words."""
+    both = BETWEEN.fullmatch(text)
+    if both:
+        return _relation(f"{both[1]} \\le x \\le {both[2]}", depth)
     match = _BOUND_IN_WORDS.fullmatch(text)
     if match is None:
         return []
-    return _relation(f"x {_SIGNS_IN_WORDS[match[1].lower()]} {match[2]}", depth)
+    first = f"x {_SIGNS_IN_WORDS[match[1].lower()]} {match[2]}"
+    if match[3]:
+        return _list(f"{first} and x {_SIGNS_IN_WORDS[match[3].lower()]} {match[4]}", depth)
+    return _relation(first, depth)
 
 
 _OR = re.compile(r"\bor\b|\\or(?![A-Za-z])|\\lor(?![A-Za-z])|\\cup|\|\|")
@@ -178,10 +255,20 @@ def _list(text: str, depth: int) -> list[Reading]:
             for label, values in relation.values.items():
                 merged[label] = merged.get(label, ()) + values
         return [Labelled(merged)]
-    regions = [first_of(Region, item) for item in items]
+    regions = _with_points([first_of(Region, item) for item in items], items, parts)
     if all(v is not None for v in regions) and all(_has_relation(part) for part in parts):
         solutions = [_sympy_set(v) for v in regions if v is not None]
-        return _region(sympy.Union(*solutions) if _OR.search(text) else sympy.Intersection(*solutions))
+        if _OR.search(text) or any(isinstance(solution, sympy.FiniteSet) for solution in solutions):
+            return _region(sympy.Union(*solutions))
+        common = sympy.Intersection(*solutions)
+        if common is sympy.S.EmptySet and not re.search(r"\band\b", text):
+            return _region(sympy.Union(*solutions))  # "x < -2, x > 2"
+        return _region(common)
+    if regions[0] is not None and "\\ne" in parts[0]:
+        others = [first_of(Number, item) for item in items[1:]]
+        if None not in others:  # "x is neither 5 nor -5"
+            excluded = sympy.FiniteSet(*(number.value for number in others if number is not None))
+            return _region(sympy.Complement(_sympy_set(regions[0]), excluded))
     first = relations[0]
     if isinstance(first, Labelled) and len(first.values) == 1 and not any(relations[1:]):
         ((label, values),) = first.values.items()
@@ -195,6 +282,31 @@ def _list(text: str, depth: int) -> list[Reading]:
     else:
         letters = []
     return [Series(tuple(flat)), *letters]
+
+
+def _with_points(
+    regions: list[Region | None], items: Sequence[tuple[Reading, ...]], parts: Sequence[str]
+) -> list[Region | None]:
+    """Return regions of one unknown with those of its single values: "x < 0 or x = 2"."""
+    if all(region is None for region in regions):
+        return regions
+    names = {match[1] for part in parts if (match := _UNKNOWN.match(part))}
+    if len(names) != 1 or not all(map(_UNKNOWN.match, parts)):
+        return regions
+    found = []
+    for region, item in zip(regions, items, strict=True):
+        labelled = first_of(Labelled, item)
+        if region is None and labelled is not None:
+            ((value,),) = labelled.values.values()
+            number = first_of(Number, value)
+            if number is not None:
+                region = Region(((number.value, number.value, False, False),))
+        found.append(region)
+    return found
+
+
+_UNKNOWN = re.compile(r"(?:-?[\d./]+\s*(?:<|\\le)\s*)?([a-zA-Z])\s*(?:[<>=]|\\(?:le|ge|ne)(?![a-z]))")
+"""The beginning of a relation of an unknown."""
 
 
 def _solution(relations: Sequence[Any]) -> Labelled | None:
@@ -333,7 +445,7 @@ _NAME = re.compile(
     r"\\?[A-Za-z]+(?:_(?:\{[^{}]*\}|\w))?'*|\\?[A-Za-z]\w*'*(?:\^\{?-1\}?)?\s*(?:_(?:\{[^{}]*\}|\w))?\s*\(.*\)|\|[A-Z]+\|"
     r"|(?:\\(?:sin|cos|tan|cot)\s*)?\\angle\s*[A-Z]+|\\(?:sin|cos|tan|cot)\s*(?:\\[a-z]+|[A-Z]+)"
     r"|\\(?:overline|vec|hat|widehat|bar|triangle|mathrm|mathbb)\s*\{?\s*\w+\s*\}?|[A-Za-z][A-Za-z ]*"
-    r"|m\s*\\angle\s*[A-Z]+"
+    r"|m\s*\\angle\s*[A-Z]+|\\frac\s*\{\s*d\s*[a-z]\s*\}\s*\{\s*d\s*[a-z]\s*\}|d[a-z]/d[a-z]"
 )
 _COLON = re.compile(r"([A-Za-z][\w']*(?:\s+[A-Za-z][\w']*)*\s*):\s*(\S.*)")
 _POINT = re.compile(r"([A-Z](?:'|_\{\w+\}|_[^\W_]+)*)\s*(\(.*,.*\))")
@@ -363,7 +475,10 @@ def _relation(text: str, depth: int) -> list[Reading]:
         sides = sides[:-1]
         signs = signs[:-1]
     if rounded:
-        return [*_read(text[: text.rindex("\\approx")].rstrip(), depth + 1), *rounded]
+        exact = _read(text[: text.rindex("\\approx")].rstrip(), depth + 1)
+        if not exact and re.search(r"[A-Za-z]{3} .*\d", sides[0]):
+            return []  # "a chance of 5/36 = 0.139" has words before its value
+        return [*exact, *rounded]
     if not all(sides):
         return []
     if all(sign in ("=", "\\approx", "\\equiv") for sign in signs):
@@ -395,15 +510,28 @@ def _oriented(left: str, sign: str, right: str) -> tuple[str, str, str]:
     return {"<": (">", right, left), "\\le": ("\\ge", right, left)}.get(sign, (sign, left, right))
 
 
+_DESCRIBED = re.compile(rf"^(?:[{ALPHABET}'\u2019]+ )*[{ALPHABET}'\u2019]{{2,}} (?=[A-Za-z]\s*$)")
+"""The words before the letter of a label: "the vertical line x"."""
+
+
 def _label(text: str) -> str:
+    text = _DESCRIBED.sub("", text)
     label = re.sub(r"[\s{}\\]|(?:^the )", "", text)
     if re.search(r"[A-Za-z]{2}", label):
         return label.casefold()
     return label
 
 
+_WORDED = re.compile(r"[A-Za-z]{3} .*\d\s*[a-z]?\s*[-+*^]")
+"""Words before a formula, which together are no name."""
+_TASK = re.compile(
+    r"\\(?:int|oint|lim|sum|prod)(?![A-Za-z])|\\frac\s*\{\s*(?:d|\\partial)\s*\}\s*\{\s*(?:d|\\partial)\s*[a-z]\s*\}"
+)
+"""What is to be computed, on the left of its result."""
+
+
 def _equal_sides(sides: Sequence[str], depth: int) -> list[Reading]:
-    first = sides[0]
+    first = _DESCRIBED.sub("", sides[0])
     last = sides[-1]
     if re.fullmatch(r"\(.*,.*\)", first) and re.fullmatch(r"\(.*,.*\)", last):
         names, values = (split_outside(side[1:-1], re.compile(r"\s*,\s*")) for side in (first, last))
@@ -417,9 +545,16 @@ def _equal_sides(sides: Sequence[str], depth: int) -> list[Reading]:
         results.append(Labelled({_label(first): (readings(last, depth + 1),)}))
     elif len(sides) == 2 and _NAME.fullmatch(last) and not _NAME.fullmatch(first):
         results.append(Labelled({_label(last): (readings(first, depth + 1),)}))
-    elif to_sympy(first) is None and read_constant(last) is not None:  # the name of a sum, a determinant, ...
+    elif (
+        to_sympy(first) is None and not _WORDED.search(first) and read_constant(last) is not None
+    ):  # the name of a sum, a determinant, ...
         results.append(Labelled({_label(first): (readings(last, depth + 1),)}))
-    elif len(sides) > 2 or (read_constant(first.replace("%", "")) is not None and _is_constant(last, depth)):
+    elif (
+        len(sides) > 2
+        or (_is_numeral(first) and _is_numeral(last))
+        or (_TASK.search(first) and to_sympy(first) is None)
+        or (read_constant(first.replace("%", "")) is not None and _is_constant(last, depth))
+    ):
         return _read(last, depth + 1)
     formulas = [to_sympy(side) for side in (first, last)]
     if len(sides) == 2 and all(isinstance(f, sympy.Expr) for f in formulas):
@@ -429,6 +564,11 @@ def _equal_sides(sides: Sequence[str], depth: int) -> list[Reading]:
         if total is None and not _NAME.fullmatch(first) and sympy.expand(difference) == 0:
             results += _read(last, depth + 1)  # a step of a transformation
     return results
+
+
+def _is_numeral(text: str) -> bool:
+    """Return True for a numeral with its base."""
+    return any(isinstance(value, Parts) and value.kind == "numeral" for value in read_parts(text))
 
 
 def _is_constant(text: str, depth: int) -> bool:

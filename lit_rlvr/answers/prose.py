@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence, Set as Collection
-from dataclasses import replace
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Iterator, Set as Collection
+from dataclasses import dataclass, replace
 
 from lit_rlvr.answers.asides import without_asides, without_contrast, without_subordinate
-from lit_rlvr.answers.characters import ALPHABET, plain_characters
+from lit_rlvr.answers.characters import plain_characters
+from lit_rlvr.answers.clauses import (
+    OWN_REASON_CLAUSE,
+    before_reason,
+    behind_colon,
+    behind_reason,
+    conclusion,
+    end_of_clause,
+    find_verb,
+    is_unread_chain,
+    without_parts,
+)
+from lit_rlvr.answers.counts import COUNTED_FROM, OFFSET, are_names, leading_count, only_count, with_spelt_unit
 from lit_rlvr.answers.find import Found
 from lit_rlvr.answers.latex import clean
 from lit_rlvr.answers.names import YES_NO
-from lit_rlvr.answers.numbers import MONTH, SPOKEN_TIME, read_spoken_time
-from lit_rlvr.answers.parse import LONGEST, parse
+from lit_rlvr.answers.numbers import SPOKEN_TIME, read_spoken_time
+from lit_rlvr.answers.parse import BETWEEN, LONGEST, parse
 from lit_rlvr.answers.retracted import (
+    GOES_ON,
+    IF_IT_WERE,
     begins_with_denial,
     contrast,
     correction,
@@ -24,51 +37,26 @@ from lit_rlvr.answers.retracted import (
     is_denied_before,
     without_denied,
 )
-from lit_rlvr.answers.units import read_numeral, read_unit
-from lit_rlvr.answers.values import Expression, Labelled, Number, Quantity, Reading, Series, Text, text_keys
+from lit_rlvr.answers.spans import find_spans, is_value, with_unit, with_words_for_known, without_known
+from lit_rlvr.answers.stated_names import (
+    CLEFT,
+    is_marked_answer,
+    opening_verdict,
+    stated_formula,
+    stated_name,
+    stated_subject,
+    verdict_of_line,
+)
+from lit_rlvr.answers.units import read_numeral
+from lit_rlvr.answers.values import Quantity, text_keys
 
-_NUMBER = r"(?:[$\u20ac\u00a3\u00a5\u20b9]\s?)?\d[\d,]*(?:\.\d+)?(?:[eE][-+]?\d+)?%?|\.\d+"
-_LATEX = r"\\[A-Za-z]+(?:\s*[\[{](?:[^{}\[\]]|\{(?:[^{}]|\{[^{}]*\})*\})*[\]}])*|\\[%$,;! {}]"
-_LETTER = rf"(?<![{ALPHABET}'\\])[A-Za-z](?![{ALPHABET}'])"
-_DATE = (
-    rf"{MONTH}\s+\d{{1,2}}(?:st|nd|rd|th)?(?:,?\s+\d{{4}})?(?!\d)|\d{{1,2}}(?:st|nd|rd"
-    rf"|th)?(?:\s+of)?\s+{MONTH}(?:,?\s+\d{{4}})?(?!\d)"
-)
-_SIGN = r"[-+*/^=<>!|_:\u00b1\u00d7\u00f7]"
-_TOKEN = rf"(?:{_DATE}|\d++\s++out\s++of\s++\d++|{_NUMBER}|{_LATEX}|{_LETTER}|{_SIGN}|[()\[\]{{}},])"
-_SPAN = re.compile(rf"{_TOKEN}(?:\s*{_TOKEN})*")
-_DELIMITED = re.compile(r"\$\$?([^$]+)\$\$?(?!\d)|\\\((.+?)\\\)|\\\[(.+?)\\\]")
-_CLAUSE = re.compile(
-    r"[.;?](?:\s|$)|!(?=\s+[A-Z][a-z]|\s*$)|,?\s+\(?(?:because|since|which|as|so|when|where|for|that|with|after"
-    r"|altogether|in total|i\.e\.|if|but|by)\b"
-    r"|,\s+(?=(?!and\b|or\b)[a-z]{2,})|\s+-\s+(?=[a-z]{2,})|(?<![-+*/=^])\s\((?![A-J]\))|:\s"
-)
-_THERE = re.compile(r"(?i)\bthere\s+(?:is|are|was|were|remains?)\s+")
-_VERB = re.compile(
-    r"(?<!that )(?<!which )(?<!who )(?<!where )\b(?:is|are|was|were|be|equals?|becomes?"
-    r"|gives?(?! (?:away|back|up|out)\b)|gets?|obtain|have|has|yields?)"
-    r"\s+(?:that\s+)?(?:(?:us|me|you|him|her|them)\s+)?(?:the\s+)?"
-    r"(?:all\s+(?:real\s+)?(?:numbers\s+)?(?:\$?[a-z]\$?\s+(?:with|such that|where)\s+|(?=[$\\])))?"
-)
-_TO = r"to(?!\s+the\s+(?!power\b|first\b|second\b|third\b|(?:four|fif|six|seven|eigh|nin|ten|n)th\b)[a-z])"
-"""Between the ends of a range, a base and its power, the terms of a ratio; not before a place."""
-_GOES_ON = re.compile(
-    rf"(?i)\$?\s*(?:(?:or|{_TO}|plus|minus|times|divided)\b|(?:percent|%)\s+of\b|\?|\(\s*wrong\b"
-    r"|can\s+be\s+(?:written|expressed)\b|(?:if|when|for)\b.*"
-    r"\b(?:if|otherwise|else)\b)"
-)
-"""Behind a value: it is not the answer, or not all of it."""
-_OPERATION = re.compile(r"\d\S*\s+(?:divided|multiplied)$")
 _END_OF_CHAIN = re.compile(r"=\s*([^=<>]{1,60}?)[.\s]*$")
-_JOINED = re.compile(r"\s*(?:,|;|\band\b|\bor\b|,\s*and\b|,\s*or\b)\s*")
 _DERIVED = re.compile(
     r"\\(?:Rightarrow|implies|Longrightarrow|therefore)(?![A-Za-z])|\u21d2|(?i:\b(?:so|hence|thus|therefore)\b),?"
     r"|\\\\(?=(?s:.*)\\end\s*\{(?:aligned|align\*?|gathered|split)\})"
 )
 """Before the last step of a derivation."""
 _PROSE_DASH = re.compile(r"\s+[\u2013\u2014]\s+|(?<=[a-z])[\u2013\u2014](?=[a-z])")
-
-
 _WORDS = re.compile(r"\\(?:text|mathrm|mbox)\s*\{([^{}]*)\}")
 
 
@@ -92,18 +80,19 @@ def _closed(text: str) -> str:
     return text
 
 
-_VERDICT_WORD = "|".join(sorted(YES_NO, key=len, reverse=True))
-_FIRST_WORD = re.compile(
-    rf"(?i)(?:[{ALPHABET}]+[,:]\s+|so\s+)?({_VERDICT_WORD})(?![{ALPHABET}])(?=\s*(?:[,.;:!\uff0c\u3002-]|$))"
+_VALUES = r"\s+(?=[-\d$(]|\\[a-z(]|[A-Za-z](?:_\S{1,4})?\s*=)"
+_AND_WORD = re.compile(rf"(?<=[\d$)}}])\s+(?:und|et|y|e|och|og|\u0438){_VALUES}")
+_OR_WORD = re.compile(rf"(?<=[\d$)}}])\s+(?:oder|ou|o|oppure|eller|\u0438\u043b\u0438){_VALUES}")
+"""Words between values in other languages."""
+_GERMAN = re.compile(r"\b(?:[Dd]er|[Dd]ie|[Dd]as|ist|sind|hat|und|[Ss]ie|[Ee]r|[Aa]lso|Jahre)\b.*[a-z]")
+_THUS = re.compile(r",\s+(?:also|d\.\s?h\.|das hei\u00dft|folglich)\s+")
+"""A conclusion in German, where "also" is no other answer."""
+_EXACT = re.compile(
+    r"\b(?:roughly|about|approximately|around)\s+(\$?\d[\d.,]*\d\$?),?\s+(?:\(which is|which is|\(i\.e\.)\s+([^()]+)\)?"
 )
-_LAST_WORD = re.compile(rf"(?i)(?:[,:]|\b(?:say|says|be)\b)\s*(?:so\s+)?({_VERDICT_WORD})\W*$")
-_SO = re.compile(
-    r"(?i)(?:[,;.]|\s+and)\s+(?:i\.e\.,?\s+|(?:so|thus|hence|therefore|then|which (?:gives|means|makes)"
-    r"|giving|making|namely|in other words|that is(?=,)|or equivalently)\b,?\s+"
-    r"(?!that\b|far\b|many\b|much\b|long\b)(?:(?:us|me|you|them)\s+)?)"
-)
-"""Before the conclusion of a line."""
-_REASON_FIRST = re.compile(r"(?i)(?:since|because|as|if|when|given that)\s[^,]*,\s+(?:then\s+)?(?=[A-Za-z]{2})")
+"""An approximation before its value: "about 1.41, which is the root of 2"."""
+_ANGLES = re.compile(r"(?<![\w)}])<\s*(-?[\d./]+(?:\s*,\s*-?[\d./]+)+)\s*>")
+"""A vector in angle brackets: "<2, 0, -5>"."""
 _ASKS = re.compile(
     r"(?i)(?:so|now|first|next|then|here)?,?\s*(?:(?:we|i|you)\s+(?:want\b|(?:need|have|wish|are asked"
     r"|would like)\s+to\b)"
@@ -123,15 +112,6 @@ _ENUMERATED = re.compile(r"^\d{1,2}[.)]\s+(?=[A-Z][a-z])")
 _CUT_OFF = re.compile(r"[\d$)}]\s*(?:[-+*/=\u00d7\u00f7]|\\times|\\cdot)\s*$")
 """An operation whose second number is missing: the text was cut off."""
 _OPTION_LETTER = re.compile(r"(?<![\w'\\$])(?:[B-HJ-Z]|A(?=[.)!]*$))(?![\w'$])(?!\.\s?[A-Z])")
-_CLOSED_CLASS = (
-    r"in|of|per|from|at|on|by|to|than|with|for|and|or|more|less|fewer|each|every|within|during|after|before|until|about|"
-    r"only|exactly|plus|minus|times|the|an?|is|are|was|were|grade|day|page|step|chapter|number|part|year|week|room|level|"
-    r"over|under|between|through|into|out|as|if|when|where|which|that|because|since|so|but|not|nor|equals?"
-)
-_PREDICATE = re.compile(
-    rf"[$\\]?\d[\d.,]*\$?\s+(?!(?:{_CLOSED_CLASS})\s)[{ALPHABET}]+\s[^.;]*?(?<!\d\s)\b(?!(?:{_CLOSED_CLASS})\s)[a-z]{{2,}}\s+(?=[$\\]?\d)"
-)
-"""The subject of a sentence that begins with a number, and a verb before another one: "10 ducks need 5 pounds"."""
 
 
 def candidates(answer: Found, keys: Collection[str]) -> Iterator[str]:
@@ -164,146 +144,408 @@ def _in_box(answer: Found, keys: Collection[str]) -> Iterator[str]:
         yield from candidates(Found(prose or clean(answer.text), "line" if is_sentence else "phrase"), keys)
 
 
+@dataclass
+class _Sentence:
+    """A phrase or line that may hold the answer.
+
+    Args:
+        answer: what was found.
+        keys: the forms of the reference as texts.
+        text: the sentence without what the rules have left out so far.
+        is_phrase: it stands behind "the answer is".
+    """
+
+    answer: Found
+    keys: Collection[str]
+    text: str
+    is_phrase: bool
+
+    def names(self, text: str) -> bool:
+        """Return True if a text is the reference."""
+        return not self.keys.isdisjoint(text_keys(parse(text)))
+
+
+@dataclass
+class _Statement:
+    """What a sentence states.
+
+    Args:
+        sentence: the sentence.
+        verb: the verb before the answer.
+        behind: what stands behind the verb; all of the text without one.
+        whole: the same, or all of the text if it denies or bounds what is behind the verb.
+        clause: the first clause of `whole`.
+    """
+
+    sentence: _Sentence
+    verb: re.Match[str] | None
+    behind: str
+    whole: str
+    clause: str
+
+    @property
+    def text(self) -> str:
+        """The text of the sentence."""
+        return self.sentence.text
+
+    @property
+    def searched(self) -> str:
+        """The clause if it has mathematics, else all of the text."""
+        if find_spans(self.clause):
+            return self.clause
+        return self.text
+
+
 def _in_sentence(answer: Found, keys: Collection[str]) -> Iterator[str]:
     """Yield the parts of a phrase or line that may be the answer."""
-    if re.match(r"&|.*\\(?:begin\{a|Rightarrow|implies|therefore)", answer.text) and (last := last_step(answer.text)):
-        yield last
+    sentence = _Sentence(answer, keys, _plain_sentence(answer), answer.where != "line")
+    for decide in _DECIDING:
+        decided = decide(sentence)
+        if decided is not None:
+            yield from decided
+            return
+    statement = _statement(sentence)
+    for rule in _STATING:
+        yield from rule(statement)
+    if _is_cut_in_two(statement):
+        yield from _end_of_chain(statement)
         return
-    # In a sentence, the mark may be an exclamation.
-    if answer.where == "line" and re.fullmatch(r"\d+!", answer.text.strip(" *")):
-        yield answer.text.strip(" *")
-        return
+    for rule in _NAMING:
+        yield from rule(statement)
+
+
+def _plain_sentence(answer: Found) -> str:
+    """Return the text of an answer with plain signs, without what it denies or asks."""
     text = without_denied(plain_characters(_PROSE_DASH.sub(", ", answer.text)).strip())
+    text = _ANGLES.sub(r"(\1)", _EXACT.sub(r"\1, or \2", _HEDGE.sub(" or ", text)))
+    if _GERMAN.search(text):
+        text = _THUS.sub(", so ", text)
+    text = _OR_WORD.sub(" or ", _AND_WORD.sub(" and ", text))
     if _EXCLAIMED.search(text):
         text = text.removesuffix("!")
-    is_phrase = answer.where != "line"
-    if not is_phrase:
-        text = _ENUMERATED.sub("", text)
-        asked = _ASKED.match(text) or _ASKED_FOR.match(text)
-        if asked:
-            text = text[asked.end() :]
-    corrected = _corrected(text, answer.behind)
+    if answer.where != "line":
+        return text
+    text = _ENUMERATED.sub("", text)
+    asked = _ASKED.match(text) or _ASKED_FOR.match(text)
+    if asked:
+        return text[asked.end() :]
+    return text
+
+
+# ---- rules that decide at once: they return the only candidates, or None if they do not apply -----------------------
+
+Decision = Iterable[str] | None
+
+
+def _derivation(sentence: _Sentence) -> Decision:
+    """Decide for the last step of a derivation."""
+    text = sentence.answer.text
+    if _DERIVATION.match(text) and (last := last_step(text)):
+        return [last]
+    return None
+
+
+def _factorial(sentence: _Sentence) -> Decision:
+    """Decide for a line that is a factorial; in a sentence, its mark may be an exclamation."""
+    text = sentence.answer.text.strip(" *")
+    if not sentence.is_phrase and re.fullmatch(r"\d+!", text):
+        return [text]
+    return None
+
+
+def _correction(sentence: _Sentence) -> Decision:
+    """Decide for what corrects the answer behind it."""
+    corrected = _corrected(sentence.text, sentence.answer.behind)
     if corrected:
-        yield from candidates(Found(_conclusion(corrected), "phrase"), keys)
-        return
-    instead = contrast(text)
-    if instead and _spans(instead):
-        yield from candidates(Found(instead, "phrase"), keys)
-        return
-    if is_phrase and begins_with_denial(text):
-        return
-    if not is_phrase and text.endswith("?"):
-        yield from _above(answer, keys)
-        return
-    if _CUT_OFF.search(text):
-        return
-    listed = re.fullmatch(r"\[(\s*['\"].*['\"]\s*)\]\.?", text)
-    if listed:  # a list literal
-        yield re.sub(r"(?:^|(?<=,))\s*['\"]|['\"]\s*(?=,|$)", " ", listed[1]).strip()
-        return
-    if not keys.isdisjoint(YES_NO.keys()) and (verdict := _verdict(text)):
-        yield verdict
-        return
-    if is_phrase:
-        text = _without_parts(_behind_reason(text, _OWN_REASON_CLAUSE))
-    else:
-        text = _before_reason(_without_parts(_conclusion(text)))
-        main = without_contrast(text)
-        if main != text and (_spans(main) or _only_count(main)):
-            text = main
-        text = without_subordinate(text, list(_spans(text)))
-        text = _COUNTED_FROM.split(text)[0]
-        if _ASKS.match(text) and "=" not in text:
-            return
-    share = _SHARE_OF.match(text)
-    if share and read_numeral(share[1]) is not None and len(_spans(text)) == 1:
-        yield share[1]
-        return
-    stated = _behind_colon(text)
-    if stated and not is_phrase:
-        yield stated
-        return
-    time = SPOKEN_TIME.search(text)
-    if time and read_spoken_time(time[0]) and _states_time(text, time):
+        return candidates(Found(conclusion(corrected), "phrase"), sentence.keys)
+    return None
+
+
+def _contrast(sentence: _Sentence) -> Decision:
+    """Decide for what is said instead of a denied value: "not 6 but 5"."""
+    instead = contrast(sentence.text)
+    if instead and find_spans(instead):
+        return candidates(Found(instead, "phrase"), sentence.keys)
+    return None
+
+
+def _unmet_condition(sentence: _Sentence) -> Decision:
+    """Decide for the conclusion behind a value that would hold under another condition."""
+    condition = re.search(IF_IT_WERE, sentence.text)
+    if not sentence.is_phrase or condition is None:
+        return None
+    concluded = conclusion(sentence.text)
+    if concluded != sentence.text:
+        return candidates(Found(concluded, "line"), sentence.keys)
+    return None
+
+
+def _no_statement(sentence: _Sentence) -> Decision:
+    """Decide that a denial, a question or a text that was cut off states nothing."""
+    if sentence.is_phrase and begins_with_denial(sentence.text):
+        return []
+    if not sentence.is_phrase and sentence.text.endswith("?"):
+        return _above(sentence.answer, sentence.keys)
+    if _CUT_OFF.search(sentence.text):
+        return []
+    return None
+
+
+def _list_literal(sentence: _Sentence) -> Decision:
+    """Decide for the items of a list of strings of code."""
+    listed = _STRINGS.fullmatch(sentence.text)
+    if listed:
+        return [re.sub(r"(?:^|(?<=,))\s*['\"]|['\"]\s*(?=,|$)", " ", listed[1]).strip()]
+    return None
+
+
+def _yes_or_no(sentence: _Sentence) -> Decision:
+    """Decide for the verdict of a line, or of the text's first line, if the reference is one."""
+    if sentence.keys.isdisjoint(YES_NO.keys()):
+        return None
+    verdict = verdict_of_line(sentence.text) or opening_verdict(sentence.answer.first)
+    if verdict:
+        return [verdict]
+    return None
+
+
+def _marked(sentence: _Sentence) -> Decision:
+    """Decide for what is bold or code at the end, if it is the reference."""
+    if is_marked_answer(sentence.answer.marked, sentence.text, sentence.keys):
+        return [sentence.answer.marked]
+    return None
+
+
+def _asides(sentence: _Sentence) -> Decision:
+    """Leave out of the sentence what is not stated: reasons, parts, contrasts, clauses about time."""
+    text = sentence.text
+    if sentence.is_phrase:
+        sentence.text = without_parts(behind_reason(text, OWN_REASON_CLAUSE))
+        return None
+    text = before_reason(without_parts(conclusion(text)))
+    main = without_contrast(text)
+    if main != text and (find_spans(main) or only_count(main)):
+        text = main
+    text = without_subordinate(text, list(find_spans(text)))
+    sentence.text = COUNTED_FROM.split(text)[0]
+    if _ASKS.match(sentence.text) and "=" not in sentence.text:
+        return []
+    return None
+
+
+def _share(sentence: _Sentence) -> Decision:
+    """Decide for a share in words of a known number."""
+    share = _SHARE_OF.match(sentence.text)
+    if share and read_numeral(share[1]) is not None and len(find_spans(sentence.text)) == 1:
+        return [share[1]]
+    return None
+
+
+def _colon(sentence: _Sentence) -> Decision:
+    """Decide for the value behind a colon."""
+    stated = behind_colon(sentence.text)
+    if stated and not sentence.is_phrase:
+        return [stated]
+    return None
+
+
+_DECIDING: tuple[Callable[[_Sentence], Decision], ...] = (
+    _derivation, _factorial, _correction, _contrast, _unmet_condition, _no_statement, _list_literal, _yes_or_no,
+    _marked, _asides, _share, _colon,
+)  # fmt: skip
+
+
+# ---- rules for what a sentence states: each yields candidates ------------------------------------------------------
+
+
+def _statement(sentence: _Sentence) -> _Statement:
+    """Return what a sentence states, behind its verb and in its first clause."""
+    text = sentence.text
+    verb = find_verb(text, sentence.is_phrase)
+    behind = text[verb.end() :] if verb else text
+    whole = behind
+    if verb and (has_denial(_COUNTED_SUBJECT.sub(" ", text[: verb.end() + 4])) or _AT_LEAST.match(behind)):
+        whole = text
+    clause = whole
+    if not _LISTED_WORDS.fullmatch(whole) and (sentence.is_phrase or whole != text):
+        clause = whole[: end_of_clause(whole)]
+    return _Statement(sentence, verb, behind, whole, clause)
+
+
+def _time_of_day(statement: _Statement) -> Iterator[str]:
+    """Yield a time of day in words."""
+    time = SPOKEN_TIME.search(statement.text)
+    if time and read_spoken_time(time[0]) and _states_time(statement.text, time):
         yield time[0]
-    verb = _verb(text, is_phrase)
-    statement = text[verb.end() :] if verb else text
-    count = _count(statement) if verb else ""
-    if _OFFSET.match(statement[len(count) :]):
+
+
+def _share_in_words(statement: _Statement) -> Iterator[str]:
+    """Yield a share of one in several: "one in four pupils"."""
+    share = _ONE_IN.search(statement.text)
+    count = read_numeral(share[1]) if share else None
+    if count is not None and not find_spans(statement.text):
+        yield f"1/{count}"
+
+
+def _number_in_words(statement: _Statement) -> Iterator[str]:
+    """Yield a number in words, with its unit."""
+    count = leading_count(statement.behind) if statement.verb else ""
+    after = statement.behind[len(count) :]
+    if OFFSET.match(after) or is_denied(after):
         count = ""
-    if is_denied(statement[len(count) :]):
-        count = ""
-    if not re.search(r"\d", text):
-        count = count or _only_count(text)
-    if count and not _are_names(keys):
-        yield count
-    if verb and has_denial(text[: verb.end() + 4]):
-        statement = text
-    if is_phrase or statement != text:
-        clause = statement[: _cut(statement)]
-    else:
-        clause = statement
-    rest = statement[len(clause) :]
-    if _GOES_ON.match(rest) or is_denied(rest) or is_counterfactual(text, rest, is_phrase) or _is_unread_chain(clause):
-        chain = _END_OF_CHAIN.search(text)
-        if chain:
-            yield chain[1]
-        return
-    with_article = f"the {clause}" if verb and verb[0].endswith("the ") else clause
-    for phrase in dict.fromkeys((text, clause, with_article, _NOTE.sub("", text))):
-        if not keys.isdisjoint(text_keys(parse(phrase))):
-            yield phrase
-    named = _named(clause, keys)
-    if named:
-        yield named
-    for phrase in dict.fromkeys((clause, text.rstrip(".")) if verb else (text.rstrip("."), clause)):
-        if _is_value(phrase):
-            yield phrase
-    if _spans(clause):
-        searched = clause
-    else:
-        searched = text
-    total = _SUM_OF_UNITS.search(searched)
-    if total and _is_sum(total[0]) and not has_denial(searched[: total.start()]):
+    if not count and not re.search(r"\d", statement.text):
+        count = only_count(statement.text)
+    if count and not are_names(statement.sentence.keys):
+        yield with_spelt_unit(statement.text, count)
+
+
+_STATING = (_time_of_day, _share_in_words, _number_in_words)
+
+
+def _is_cut_in_two(statement: _Statement) -> bool:
+    """Return True if the clause is no statement of its own: a condition, an operation or a denial goes on behind it."""
+    rest = statement.whole[len(statement.clause) :]
+    if GOES_ON.match(rest) or is_denied(rest) or is_unread_chain(statement.clause):
+        return True
+    return is_counterfactual(statement.text, rest, statement.sentence.is_phrase)
+
+
+def _end_of_chain(statement: _Statement) -> Iterator[str]:
+    """Yield the value behind the last equals sign."""
+    chain = _END_OF_CHAIN.search(statement.text)
+    if chain:
+        yield chain[1]
+
+
+def _same_words(statement: _Statement) -> Iterator[str]:
+    """Yield the text, its clause or the name that it is about, if it is the reference in words."""
+    phrases = [statement.text, statement.clause]
+    if statement.verb and statement.verb[0].endswith("the "):
+        phrases.append(f"the {statement.clause}")
+    phrases.append(_NOTE.sub("", statement.text))
+    cleft = CLEFT.match(statement.text)
+    if cleft:
+        phrases.append(cleft[1])
+    yield from filter(statement.sentence.names, dict.fromkeys(phrases))
+
+
+def _list_of_words(statement: _Statement) -> Iterator[str]:
+    """Yield a list of at least three names."""
+    if _LISTED_WORDS.fullmatch(statement.whole):
+        yield statement.whole
+
+
+def _called_formula(statement: _Statement) -> Iterator[str]:
+    """Yield a formula behind the word for it, and a range in words."""
+    called = _CALLED.fullmatch(statement.clause)
+    if called and is_value(called[1]):
+        yield called[1]
+    multiple = _MULTIPLE_OF_UNKNOWN.fullmatch(statement.clause)
+    if multiple and statement.verb:
+        yield multiple[1]
+    between = BETWEEN.search(statement.text)
+    if between and not re.search(r"\d", statement.text[: between.start()]):
+        yield between[0]
+
+
+def _changed_value(statement: _Statement) -> Iterator[str]:
+    """Yield what something changes to: "the price was lowered from 80 to 60"."""
+    change = _CHANGE.search(statement.clause)
+    if change and is_value(change[1]):
+        yield change[1]
+
+
+def _name(statement: _Statement) -> Iterator[str]:
+    """Yield the name that a sentence states, if it is the reference."""
+    keys = statement.sentence.keys
+    name = (
+        stated_name(statement.clause, keys)
+        or stated_subject(statement.text, keys)
+        or stated_formula(statement.text, keys)
+    )
+    if name:
+        yield name
+
+
+def _whole_value(statement: _Statement) -> Iterator[str]:
+    """Yield the clause and the text if all of it is a value."""
+    phrases = [statement.clause, statement.text.rstrip(".")]
+    if statement.verb is None:
+        phrases.reverse()
+    yield from filter(is_value, dict.fromkeys(phrases))
+
+
+def _sum_of_units(statement: _Statement) -> Iterator[str]:
+    """Yield a quantity in several units."""
+    total = _SUM_OF_UNITS.search(statement.searched)
+    if total and _is_sum(total[0]) and not has_denial(statement.searched[: total.start()]):
         yield total[0]
-    spans = _without_known(searched)
+
+
+def _one_value(statement: _Statement) -> Iterator[str]:
+    """Yield the value that the clause or the text states: the first one behind a verb, else the last one."""
+    searched = statement.searched
+    is_phrase = statement.sentence.is_phrase
+    spans = without_known(searched)
     if not is_phrase:
-        spans = without_asides(searched, spans)
-    for start, end in spans[:1] if is_phrase or searched is not text else spans[-1:]:
-        before = re.split(r"[.;:,]\s", searched[:start])[-1]
-        after = searched[end:]
-        is_taken_back = is_denied_before(before, after) or is_denied(after)
-        is_offset = not before and _OFFSET.match(after) is not None
-        if not (
-            is_taken_back or is_offset or _GOES_ON.match(after) or is_counterfactual(searched[:start], after, is_phrase)
-        ):
-            yield _with_unit(searched, start, end)
+        spans = without_asides(with_words_for_known(searched, spans), spans)
     if not spans:
-        if len(text) < 200:
-            yield text
-            if clause != text and not has_denial(text):
-                yield clause
-        yield from _above(answer, keys)
+        yield from _without_value(statement)
+        return
+    start, end = spans[-1]
+    if is_phrase or searched is not statement.text:
+        start, end = spans[0]
+    if _is_stated(searched, start, end, is_phrase):
+        yield with_unit(searched, start, end)
 
 
+def _is_stated(text: str, start: int, end: int, is_phrase: bool) -> bool:
+    """Return True if a text says that the value at a place is the answer, and not more or less than that."""
+    before = re.split(r"[.;:,]\s", text[:start])[-1]
+    after = text[end:]
+    if is_denied_before(before, after) or is_denied(after) or GOES_ON.match(after):
+        return False
+    if not before and OFFSET.match(after):
+        return False
+    return not is_counterfactual(text[:start], after, is_phrase)
+
+
+def _without_value(statement: _Statement) -> Iterator[str]:
+    """Yield a text without mathematics and its clause as they stand, and what the line above them says."""
+    if len(statement.text) < LONGEST_WORDS:
+        yield statement.text
+        if statement.clause != statement.text and not has_denial(statement.text):
+            yield statement.clause
+    yield from _above(statement.sentence.answer, statement.sentence.keys)
+
+
+_NAMING = (_same_words, _list_of_words, _called_formula, _changed_value, _name, _whole_value, _sum_of_units, _one_value)
+
+LONGEST_WORDS = 200
+"""The most characters of an answer in words."""
+_DERIVATION = re.compile(r"&|.*\\(?:begin\{a|Rightarrow|implies|therefore)")
+_STRINGS = re.compile(r"\[(\s*['\"].*['\"]\s*)\]\.?")
+_MULTIPLE_OF_UNKNOWN = re.compile(r"\$?\d+[a-z]\s*=\s*([-\d.][^=$]*?)\$?\.?")
+"""A multiple of an unknown with its value: "the angle is 3x = 90"."""
+_COUNTED_SUBJECT = re.compile(
+    r"(?i)\b(?:probability|chance|likelihood|odds|number|share|percentage|fraction|proportion)\b[^.;:]*?(?=\b(?:is|are|was|equals)\b)"
+)
+"""What is counted or how likely it is, which may have a denial: "the number of people who do not dance is"."""
+_ONE_IN = re.compile(r"\b[Oo]ne\s+(?:in|out\s+of)\s+(?:every\s+)?([a-z]+)\b")
+_CHANGE = re.compile(r"^[a-z]+(?:ed|en)\s+from\s+\S+\s+to\s+([^,;]+?)\.?$")
+_AT_LEAST = re.compile(r"at (?:least|most)\s")
+_CALLED = re.compile(
+    r"(?:equation|formula|function|expression|inequality|interval|range|set|form)\s+(\$[^$]+\$|\\\(.+\\\))\.?"
+)
+"""A formula behind the word for it: "equation $x + y = 1$"."""
+_ITEM = r"[^\W\d_]+(?: (?!and\b)[^\W\d_]+)?"
+_LISTED_WORDS = re.compile(rf"{_ITEM},\s+{_ITEM}(?:,\s+{_ITEM})*(?:,?\s+and\s+{_ITEM}|,\s+{_ITEM})\.?")
+"""At least three items of one or two words: "red, green, and blue"."""
 _SHARE_OF = re.compile(
     r"(?i)(?:(?:so|thus|hence|therefore|then),?\s+)?([a-z]+(?:[- ][a-z]+){0,2}?)\s+of\s+"
     r"(?:(?:the|all|his|her|its|their|our)\s+){1,2}\d"
 )
 """A share in words of a known number: "two fifths of the 30 pupils"."""
-LONGEST_STATED = 80
-"""The most characters of a value behind the colon of a sentence."""
-
-
-def _behind_colon(text: str) -> str:
-    """Return the value that stands behind the only colon of a sentence of three words or more; "" without one."""
-    sentence, _, stated = text.removesuffix(".").partition(": ")
-    is_sentence = len(sentence.split()) > 2
-    if is_sentence and len(stated) <= LONGEST_STATED and ":" not in stated and _is_value(stated):
-        return stated
-    return ""
-
-
 _FROM_TIME = re.compile(r"(?i)\b(?:after|before|from|until|till|since|between|by)\s+$")
 
 
@@ -313,7 +555,7 @@ def _states_time(text: str, time: re.Match[str]) -> bool:
     return not _FROM_TIME.search(before) and not is_denied_before(before, text[time.end() :])
 
 
-_SUM_OF_UNITS = re.compile(r"\d+(?:\.\d+)?\s*[A-Za-z]+\.?\s*(?:,|and\b)?\s*\d+(?:\.\d+)?\s*[A-Za-z]+")
+_SUM_OF_UNITS = re.compile(r"\d+(?:\.\d+)?\s*[A-Za-z]+\.?\s*(?:,|(?:and|y|und|et|e|en)\b)?\s*\d+(?:\.\d+)?\s*[A-Za-z]+")
 
 
 def _is_sum(text: str) -> bool:
@@ -321,70 +563,21 @@ def _is_sum(text: str) -> bool:
     return any(isinstance(value, Quantity) and value.is_sum for value in parse(text))
 
 
-def _are_names(keys: Collection[str]) -> bool:
-    """Return True if the forms of a reference are words and none is a number in words."""
-    return bool(keys) and all(key.isalpha() and read_numeral(key) is None for key in keys)
-
-
-_REASON = re.compile(r",?\s+\(?(?:because|since(?!\s+\d{4}\b))\s")
-_HOLDS = re.compile(r"\s*(?:works|holds|fits|suffices|satisfies\b.*|is (?:the|an?) (?:only |right |correct )?\w+)$")
-_THEREFORE = re.compile(r"(?i)^\s*(?:(?:therefore|thus|hence|so)\b,?\s*)?$")
-_STATES = re.compile(r"=|\b(?:is|are|was|were|equals?)\b")
-"""In a reason that may state the answer itself: "because the sum is 12"."""
-_REJECTS = re.compile(r"(?i)\b(?:fail|wrong|reject|exclud|discard|thought|ruled? out|too)")
-
-
-def _before_reason(text: str) -> str:
-    """Return what stands before the reason that a line ends with, if it states a value; else the line."""
-    reason = _REASON.search(text)
-    if reason is None:
-        return text
-    before = text[: reason.start()]
-    first = next(iter(_spans(before)), None)
-    if not _spans(text) and not _REJECTS.search(before) and not before.startswith(" "):
-        return before
-    if first is None or _REJECTS.search(before):
-        return text
-    verb = _verb(before, False)
-    has_value_behind = verb is not None and len(_spans(before[verb.end() :])) > 0
-    holds = not _THEREFORE.sub("", before[: first[0]]) and _HOLDS.match(before[first[1] :])
-    is_only = len(_without_known(before)) == 1 and not _STATES.search(text, reason.end())
-    if has_value_behind or holds or is_only or _is_value(before):
-        return before
-    return text
-
-
 _EXCLAIMED = re.compile(r"(?<=[a-z]{3}\s)[$\\]*\d[\d.,]*\$?!$")
 """A number at the end of a sentence with an exclamation mark, which is no factorial: "That makes 24!"."""
 _NOTE = re.compile(r"(?<=\w)\s+\((?!\s*(?:not?|wrong|false)\b)[^()]*\)\.?$")
 """A note in brackets at the end of a line: "Marie Curie (1867-1934)"."""
-_PARTS = re.compile(
-    r",\s+\S+\s+of (?:which|whom)\b|,?\s+of (?:which|whom)\b|,\s+(?:von denen|davon|darunter|de l[oa]s (?:cuales|que)"
-    r"|dont|parmi lesquel(?:le)?s|di cui|d[oa]s quais|waarvan|из (?:них|которых))\s|[\uff0c,]?\u5176\u4e2d"
+_HEDGE = re.compile(
+    r"(?<=[,(])\s*(?:or|i\.e\.,?|which is|also|d\.h\.|bzw\.|soit|es decir,?|o sea|ou seja|cio\u00e8)\s+"
+    r"(?:roughly|about|approximately|around|nearly|circa|\\approx|rund|etwa|ca\.|ungef\u00e4hr|environ|aproximadamente)\s+"
+    r"(?=[$\\]*\d)"
 )
-
-
-def _without_parts(text: str) -> str:
-    """Return a text without the parts of its count: "12, of which 4 are red"."""
-    whole = _PARTS.split(text)[0]
-    if _spans(whole):
-        return whole
-    return text
-
-
-def _is_unread_chain(clause: str) -> bool:
-    """Return True for an operation in words, and for steps with units that are no equation: "90 s * 2 m/s = 180 m"."""
-    if _OPERATION.search(clause):
-        return True
-    delimited = _DELIMITED.match(clause)
-    if delimited and _is_value(delimited[0]):
-        return False
-    return re.match(r"[\d$(\\].*[A-Za-z].*=", clause) is not None and not _is_value(clause)
+"""A word before an approximation of the value before it."""
 
 
 def _above(answer: Found, keys: Collection[str]) -> Iterator[str]:
     """Yield the parts of the line above a last one without a value, unless that one is an answer in words."""
-    if answer.above and not _OPTION_LETTER.search(answer.text) and not _verdict(answer.text):
+    if answer.above and not _OPTION_LETTER.search(answer.text) and not verdict_of_line(answer.text):
         yield from candidates(Found(answer.above[-1], "line", above=answer.above[:-1]), keys)
 
 
@@ -393,179 +586,17 @@ def _corrected(text: str, behind: str) -> str:
     after = correction(f"{text}\n{behind}").partition("\n")[0]
     if not after:
         return ""
-    values = [after[start:end] for start, end in _spans(after) if not re.search(r"\d\s*[-+*/]\s*\d", after[start:end])]
+    values = [
+        after[start:end] for start, end in find_spans(after) if not re.search(r"\d\s*[-+*/]\s*\d", after[start:end])
+    ]
     if after in text:
         original = text[: text.find(after)]
     else:
         original = text
-    before = [original[start:end] for start, end in _spans(original)]
+    before = [original[start:end] for start, end in find_spans(original)]
     is_other = bool(values) and bool(before) and before[0].strip("$") not in [value.strip("$") for value in values]
     if is_other:
         return after
-    return ""
-
-
-def _verdict(text: str) -> str:
-    """Return yes or no, in any language, if a sentence begins with it or ends with nothing else behind a comma."""
-    match = _FIRST_WORD.match(text) or _LAST_WORD.search(text)
-    if match:
-        return match[1]
-    return ""
-
-
-_OTHER_REASON = r"(?:since|because|as|given that)\s[^,;.]*,\s+(?:then\s+)?(?=[A-Za-z$\\])"
-_OWN_REASON_CLAUSE = re.compile(rf"[;.]\s+{_OTHER_REASON}")
-_OWN_REASON = re.compile(rf"[;.,]\s+(?:and\s+)?{_OTHER_REASON}")
-
-
-def _behind_reason(text: str, pattern: re.Pattern[str]) -> str:
-    """Return what stands behind the reason of a second clause, if it has a value: "2 or -2; since x > 0, x = 2"."""
-    for reason in pattern.finditer(text):
-        if _spans(text[reason.end() :]):
-            return text[reason.end() :]
-    return text
-
-
-def _conclusion(text: str) -> str:
-    """Return the conclusion of a line behind its last "so", if it has a value; else the line."""
-    reason = _REASON_FIRST.match(text)
-    if reason and _spans(text[reason.end() :]):
-        text = text[reason.end() :]
-    text = _behind_reason(text, _OWN_REASON)
-    last = _SO.split(text)[-1]
-    if _spans(last):
-        return last
-    return text
-
-
-def _verb(text: str, is_phrase: bool) -> re.Match[str] | None:
-    """Return the verb before the answer of a line, or of a phrase that is a sentence with another number before it."""
-    if not is_phrase:
-        return _THERE.search(text) or max(_VERB.finditer(text), key=re.Match.start, default=None)
-    cut = _cut(text)
-    end = cut if cut is not None else len(text)
-    verb = max(_VERB.finditer(text, 0, end), key=re.Match.start, default=None)
-    if verb and re.search(r"\d", text[: verb.start()]) and re.search(r"\d|\\", text[verb.end() : end]):
-        return verb
-    reason = re.search(r",|\b(?:because|since|as|so|if|when|where|which|that|but)\b", text)
-    return _PREDICATE.match(text, 0, reason.start() if reason else len(text))
-
-
-def _cut(text: str) -> int | None:
-    """Return where the clause that a text begins with ends, outside brackets; None if it is all of the text."""
-    for match in _CLAUSE.finditer(text):
-        before = text[: match.start()]
-        if all(before.count(opening) <= before.count(closing) for opening, closing in ("()", "[]", "{}")):
-            return match.start()
-    return None
-
-
-_PLACED = re.compile(r"[a-z]s?\s+(?:on|in|at)\s+(?:(?:an?|the)\s+)?([A-Z]\w+(?:\s+[A-Z]\w+)*)\W*$")
-"""The name that a sentence ends with: "The 1st falls on a Monday."."""
-
-
-def _named(clause: str, keys: Collection[str]) -> str:
-    """Return what a clause says of its subject behind a participle or preposition: "facing East", "in Paris"."""
-    match = re.match(
-        r"(?:(?:so|then|now|thus|hence|therefore)\s+)?"
-        r"(?:(?:called|named|known as|[a-z]+ing|located|made|said to be)\s+)?(?:(?:in|at|on|to|as|by|the"
-        r"|an?|towards?)\s+)*(.+)",
-        clause,
-    )
-    placed = _PLACED.search(clause)
-    if placed and not has_denial(clause):
-        words = placed[1]
-    elif match:
-        words = re.sub(r"^\u662f|\u7684$", "", match[1].strip(" .!*"))
-    else:
-        words = ""
-    chinese = re.search(r"[\u662f\u4e3a]\s*([\u4e00-\u9fff]+?)\u7684?[.\s]*$", clause)
-    for name in (words, chinese[1] if chinese else ""):
-        if name and not keys.isdisjoint(text_keys(parse(name))):
-            return name
-    return ""
-
-
-_GIVEN = re.compile(r"(?i)\b(?:the|these|those|both|all|my|your|his|her|its|our|their)\s+$")
-"""Before a number of things that are known: "the 9 places"."""
-
-
-def _without_known(text: str) -> list[tuple[int, int]]:
-    """Return the spans of a text that are no ordinal ("7th") and count nothing known; all if there is no other."""
-    spans = list(_spans(text))
-    new = []
-    for start, end in spans:
-        is_ordinal = re.match(r"(?:st|nd|rd|th)\b", text[end:]) is not None
-        is_given = _GIVEN.search(text[:start]) is not None and re.match(r"\s+[a-z]{3}", text[end:]) is not None
-        if not (is_ordinal or is_given):
-            new.append((start, end))
-    return new or spans
-
-
-_OR_TO = re.compile(rf"\s+(?:or|{_TO})\b")
-"""Behind a number that is one of several."""
-_AND_A_PART = re.compile(r"\s+and\s+(?:an?|one)\s+(?:half|third|quarter|fourth)")
-"""Behind a number in words that is not all of it."""
-
-
-def _count(text: str) -> str:
-    """Return the number in words that a text begins with; "" if it begins with something else, or with "one of"."""
-    words = re.match(r"(?:exactly |only |a total of )?([A-Za-z]+(?:[- ][A-Za-z]+){0,7})(?![-\w])(?! of\b)", text)
-    if words is None:
-        return ""
-    pieces = re.split(r"(-| (?!of\b))", words[1])
-    for length in range(len(pieces), 0, -2):
-        run = "".join(pieces[:length])
-        number = run.removesuffix(" of")
-        value = read_numeral(number)
-        if pieces[length : length + 1] == ["-"] or number.lower() in ("a", "an") or value is None:
-            continue
-        behind = text[words.start(1) + len(run) :]
-        if _OR_TO.match(behind) or _AND_A_PART.match(behind):
-            return ""
-        # "one of" begins a part, "two thirds of" and "zero of them." do not
-        if number == run or value.denominator > 1 or re.fullmatch(r" (?:them|these|those)\W*", behind):
-            return number
-    return ""
-
-
-_FROM_ANOTHER_TIME = r"\s+(?:[a-z]+\s+)?(?:minute|hour|day|night|week|month|year)s?\s+(?:after|before|from|past)\b"
-_OFFSET = re.compile(rf"(?i){_FROM_ANOTHER_TIME}")
-"""Behind a number that says how far a time is from another one: "six days after Friday"."""
-_COUNTED_FROM = re.compile(rf",\s+(?=[^\W\d_]+{_FROM_ANOTHER_TIME})")
-"""Before what says how far a time is from another one, behind it: "on Tuesday, two days after Sunday"."""
-_ASIDE = re.compile(
-    r"(?i)\b(?:the|these|those|both|all|any|my|your|his|her|its|our|their|root of|multiple of|factor of|by|past"
-    r"|exceeds?|to|in|into|of|for|from|need|consider|reject|exclude|rule out|discard|at|on)\s+$"
-)
-"""Before a number in words that is no answer: it is known, or part of something else."""
-
-
-def _only_count(text: str) -> str:
-    """Return the number in words that a text begins with, or else the only one in its first 300 characters.
-
-    "One" and "half" count only at the beginning. A number that is denied or one of several is none.
-    """
-    counts = []
-    end = 0
-    for word in re.finditer(r"(?<![-\w])[A-Za-z]+", text[:300]):
-        if word.start() < end:
-            continue
-        rest = text[word.start() : word.start() + 120]
-        if read_numeral(word[0]) is not None and re.match(r"[A-Za-z-]+\s+(?:or|to)\s+[A-Za-z]", rest):
-            return ""
-        count = _count(rest)
-        before = text[: word.start()]
-        if not count or (before and count.lower() in ("one", "half", "second")):
-            continue
-        if _OFFSET.match(rest, rest.find(count) + len(count)):
-            continue
-        end = word.start() + rest.find(count) + len(count)
-        is_denied_here = is_denied(text[end:]) or is_denied_before(before, text[end:])
-        if not is_denied_here and not _GOES_ON.match(text[end:]) and not _ASIDE.search(before):
-            counts.append(count)
-    if len(counts) == 1:
-        return counts[0]
     return ""
 
 
@@ -584,117 +615,3 @@ def last_step(text: str) -> str:
     if sign or before:
         return value
     return ""
-
-
-def _items(value: Reading) -> Iterable[Sequence[Reading]]:
-    if isinstance(value, Labelled):
-        return (item for items in value.values.values() for item in items)
-    if isinstance(value, Series):
-        return value.items
-    return ()
-
-
-def _is_value(phrase: str) -> bool:
-    """Return True if a whole phrase means something besides its words."""
-    return len(phrase) < 200 and has_value(parse(phrase))
-
-
-def has_value(values: Iterable[Reading]) -> bool:
-    """Return True if a reading is more than words, or a list with words in it."""
-    for value in values:
-        worded = [all(isinstance(reading, Text) for reading in item) for item in _items(value)]
-        if not isinstance(value, Text) and not any(worded):
-            return True
-    return False
-
-
-@lru_cache(maxsize=1024)
-def _spans(text: str) -> tuple[tuple[int, int], ...]:
-    """Return where mathematics stands in prose; lists of it ("3 and 4") are one."""
-    spans: list[tuple[int, int]] = []
-    taken = [match.span() for match in _DELIMITED.finditer(text) if _is_mathematics(match)]
-    for match in _SPAN.finditer(text):
-        if _is_exponent_of_unit(text, match):
-            continue
-        inside = next((span for span in taken if span[0] < match.end() and match.start() < span[1]), None)
-        if inside is None:
-            spans += _without_words(text, *match.span())
-        elif inside not in spans:
-            spans.append(inside)
-    joined: list[tuple[int, int]] = []
-    for start, end in spans:
-        if joined and _JOINED.fullmatch(text, joined[-1][1], start):
-            joined[-1] = (joined[-1][0], end)
-        else:
-            joined.append((start, end))
-    return tuple(joined)
-
-
-_ALPHABETIC = re.compile(f"[{ALPHABET}]")
-_UNIT_AND_EXPONENT = re.compile(r"[A-Za-z]\^\{?-?\d\}?")
-
-
-def _is_exponent_of_unit(text: str, match: re.Match[str]) -> bool:
-    """Return True for what a unit behind a number ends with: the "^{2}" of "cm^{2}", "m^{2}" behind "84"."""
-    start = match.start()
-    if match[0].startswith("^"):
-        return start > 0 and _ALPHABETIC.match(text, start - 1) is not None
-    if not _UNIT_AND_EXPONENT.fullmatch(match[0]):
-        return False
-    before = text[:start].rstrip()
-    is_behind_number = before[-1:].isdecimal() or before.endswith(("}", "$", ")"))
-    return len(before) < start and is_behind_number and read_unit(match[0]) is not None
-
-
-def _is_mathematics(match: re.Match[str]) -> bool:
-    """Return False for the prose between two prices."""
-    inside = next(group for group in match.groups() if group is not None)
-    is_price = bool(match[1]) and inside[-1:].isspace() and not inside[:1].isspace()
-    return not re.search(r"(?<![\\A-Za-z{])[A-Za-z]{3,}\s+[A-Za-z]{2,}", inside) and not is_price
-
-
-def _without_words(text: str, start: int, end: int) -> list[tuple[int, int]]:
-    """Return a run of mathematics without the one-letter words, signs and brackets around it; [] if nothing is left."""
-    run = text[start:end]
-    if not re.search(r"\d|\\", run):
-        return []
-    lead = re.match(rf"(?:{_LETTER}(?!\s*[-=<>^_(+*/\\])\s*|[=:*/+^!,|_>)\]}}]\s*|-\s+(?=\\?[A-Za-z]))+", run)
-    start += lead.end() if lead else 0
-    run = text[start:end]
-    tail = re.search(rf"(?:\s+{_LETTER}|\s*[=:*/+^,|_<>(\[{{-])+\s*$", run)
-    end -= len(run) - tail.start() if tail else 0
-    run = text[start:end]
-    for opening, closing in ("()", "[]", "{}"):  # a bracket of the sentence
-        if run.endswith(closing) and run.count(closing) > run.count(opening) and not re.search(r"[\[(].*[\])]$", run):
-            end -= 1
-    if re.search(r"\d|\\", text[start:end]):
-        return [(start, end)]
-    return []
-
-
-def _with_unit(text: str, start: int, end: int) -> str:
-    """Return a run of mathematics with the words behind it that belong to it: a magnitude, a unit."""
-    span = text[start:end]
-    letters = rf"[{ALPHABET}\u4e00-\u9fff%/]"
-    words = re.match(
-        rf"(?:\s*(?!(?:and|or)\b)(?:{letters}|[.-](?={letters}))+(?:\^\{{?-?\d\}}?)?\.?){{1,3}}", text[end:]
-    )
-    if words:
-        pieces = re.findall(rf"\s*[{ALPHABET}\u4e00-\u9fff%/-]+(?:\^\{{?-?\d\}}?)?\.?", words[0])
-    else:
-        pieces = []
-    plain = parse(span)
-    for count in range(len(pieces), 0, -1):
-        if pieces[count - 1].strip() in ("a", "an"):  # "$5 a day"
-            continue
-        if pieces[count - 1].strip() == "in" and (count < len(pieces) or span[:1] == "$" or span[:2] == "\\$"):
-            continue  # "$5 in total", no inches
-        longer = span + "".join(pieces[:count]).rstrip(".")
-        values = parse(longer)
-        is_counted = any(isinstance(value, Number) and value.noun for value in values)
-        new_values = [value for value in values if not isinstance(value, Text)]
-        if any(isinstance(value, Expression) for value in new_values):  # "56 de bile" is no product
-            continue
-        if _is_value(longer) and (is_counted or new_values != [v for v in plain if not isinstance(v, Text)]):
-            return longer
-    return span

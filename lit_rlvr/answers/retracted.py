@@ -7,7 +7,8 @@ import re
 CORRECTION = (
     r"(?:(?:no|nope|nein|non|wait|hold on|sorry|oops|hmm+|espera|attendez"
     r"|perd\u00f3n)(?=[\s]*[,.;:!\u2014-]|\s+(?:it|that|this|the|i|wait|sorry)\b)"
-    r"|actually|correction|edit(?=\s*:)|rather(?! than)|really|instead(?! of)|i mean|i meant|make that|(?:scratch"
+    r"|actually|i (?:forgot|missed|overlooked|misread|miscounted)|(?:my|i made an?) (?:mistake|error|bad)"
+    r"|correction|edit(?=\s*:)|rather(?! than)|really|instead(?! of)|i mean|i meant|make that|(?:scratch"
     r"|strike|forget) that|let me (?:correct|fix|revise|rephrase)(?: (?:that|this|it|myself))?|"
     r"on second thoughts?|on (?:further )?reflection|better(?: yet)?|(?:it )?should be|eigentlich|vielmehr"
     r"|plut\u00f4t|en fait|en realidad|mejor dicho)"
@@ -90,7 +91,10 @@ VERB_LAST = (
 """Words that deny the value before them or make a bound of it: tr, ja, ko, hi."""
 BOUND_BEHIND = r"[个個人円元本匹枚]?(?:以[上下内]|未[満满])"
 """Words that make a bound of the number right before them: ja, zh."""
-_NEED = r"need|requir|tak|buy|us|brauch|benötig|necesit|requier|besoin|faut|serv|bisogn|occorr|precis|нуж|треб"
+_NEED = (
+    r"must|ha[sd] to|have to|need|requir|tak|buy|us|brauch|benötig|necesit|requier|besoin|faut|serv|bisogn"
+    r"|occorr|precis|нуж|треб"
+)
 _TO_VALUE = r"\s*\$?$"
 _DENIED_BEFORE = re.compile(
     rf"(?i)\b(?:{NOT})\b|n't\b|不是|不等于|并非|{_CHINESE_BOUND}|\b(?:{_BOUND}|{_COMPARED}){_TO_VALUE}"
@@ -106,6 +110,10 @@ _INSTEAD_OF = re.compile(
     r"[$\\]*[-\d][^\s,;]*(?=[\s,;.!)]|$)"
 )
 """A denial of another value behind an answer: "7, not 8"."""
+_NOT_NAMED = re.compile(
+    r"(?i)(?<=\w),\s+(?:and\s+)?(?:not|nicht|no|non(?:\s+pas)?|pas|n\u00e3o|niet)\s+[^\d,.;()]{1,40},(?=\s)"
+)
+"""A denial of another name behind an answer: "Ottawa, not Toronto, is the capital"."""
 _ADDED_UP = re.compile(r"(?i)\b(?:add|sum|come|total|amount)\w*\s+up\s+to\s*\$?$")
 _FALSE = (
     r"(?:not|never|wrong|incorrect|false|impossible|invalid|excluded|eliminated|ruled out|unlikely"
@@ -149,6 +157,18 @@ _NOT_YET = re.compile(
     r"different from|unlike|twice|double|triple|thrice|half(?: of)?|a (?:third|quarter) of|one less than|one more than|"
     r"just (?:under|over|below|above)|under|over|below|above|beyond|fast|casi|presque)|\bn't)\s*\$?$"
 )
+
+TO = (
+    r"to(?!\s+\w+\s+(?:decimal|significant)\b)(?!\s+(?:the\s+(?!power\b|first\b|second\b|third\b|(?:four|fif|six|seven|eigh|nin|ten|n)th\b)[a-z]"
+    r"|(?!(?:the|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w+teen|\w+ty|infinity)\b)[a-z]{2,}))"
+)
+"""Between the ends of a range, a base and its power, the terms of a ratio; not before a place or a verb."""
+GOES_ON = re.compile(
+    rf"(?i)\$?\s*(?:(?:or|{TO}|plus|minus|times|divided)\b|(?:percent|%)\s+of\b(?=[^.;]*(?:\d|\bit\b|\bthat\b))|\?|\(\s*wrong\b"
+    r"|can\s+be\s+(?:written|expressed)\b|(?:if|when|for)\b.*"
+    r"\b(?:if|otherwise|else)\b)"
+)
+"""Behind a value: it is not the answer, or not all of it."""
 
 
 def is_denied(after: str) -> bool:
@@ -198,7 +218,7 @@ def is_altered(before: str) -> bool:
 
 def without_denied(text: str) -> str:
     """Return a text without the value that it denies behind its answer: "7, not 8" says 7."""
-    return _INSTEAD_OF.sub("", text)
+    return _NOT_NAMED.sub("", _INSTEAD_OF.sub("", text))
 
 
 def contrast(text: str) -> str:

@@ -6,6 +6,8 @@ import re
 from fractions import Fraction
 from functools import lru_cache
 
+from lit_rlvr.answers.characters import ALPHABET
+
 Dimension = tuple[tuple[str, int], ...]
 """Powers of base units, sorted: (("m", 1), ("s", -1)) for km/h."""
 
@@ -58,7 +60,7 @@ _DERIVED: dict[str, tuple[str, str]] = {  # name -> (factor, units)
     "eV ev electronvolt electronvolts": ("1602176634/10000000000000000000000000000", "kg*m^2/s^2"),
     "ha hectare hectares": ("10000", "m^2"), "acre acres": ("40468564224/10000000", "m^2"),
     "mph": ("1", "mi/h"), "kmh kmph kph": ("1", "km/h"), "N newton newtons": ("1", "kg*m/s^2"),
-    "J joule joules": ("1", "kg*m^2/s^2"), "kj kilojoule kilojoules": ("1000", "kg*m^2/s^2"),
+    "Nm": ("1", "kg*m^2/s^2"), "J joule joules": ("1", "kg*m^2/s^2"), "kj kilojoule kilojoules": ("1000", "kg*m^2/s^2"),
     "W watt watts": ("1", "kg*m^2/s^3"), "Wh": ("3600", "kg*m^2/s^2"), "kw kilowatt kilowatts": ("1000", "kg*m^2/s^3"),
     "pa pascal pascals": ("1", "kg/m/s^2"), "kpa": ("1000", "kg/m/s^2"), "hz hertz": ("1", "s^-1"),
     "V volt volts": ("1", "kg*m^2/s^3/ampere"), "ohm ohms \\Omega": ("1", "kg*m^2/s^3/ampere^2"),
@@ -70,6 +72,26 @@ _CHINESE = {
     "\u5468": "week", "\u5e74": "year", "\u5ea6": "deg", "\u7f8e\u5143": "usd", "\u65e5\u5143": "jpy",
     "\u6b27\u5143": "eur", "\u82f1\u9551": "gbp", "\u4eba\u6c11\u5e01": "cny",
 }  # fmt: skip
+_OTHER_LANGUAGES = {
+    "s": "segundo segundos sekunde sekunden seconde secondes secondo secondi seconden",
+    "min": "minuto minutos minuten minuti minuut",
+    "h": "hora horas stunde stunden heure heures ore uur uren",
+    "d": "d\u00eda d\u00edas dia dias tag tage tagen jour jours giorno giorni dag dagen",
+    "week": "semana semanas woche wochen semaine semaines settimana settimane weken",
+    "month": "mes meses monat monate monaten mois m\u00eas mese mesi maand maanden",
+    "year": "a\u00f1o a\u00f1os jahr jahre jahren ans ann\u00e9e ann\u00e9es anno anni ano anos jaar jaren",
+    "m": "metro metros metri m\u00e8tre m\u00e8tres metern",
+    "km": "kil\u00f3metro kil\u00f3metros kilom\u00e8tre kilom\u00e8tres kilometern chilometro chilometri "
+    " quil\u00f4metro quil\u00f4metros",
+    "cm": "cent\u00edmetro cent\u00edmetros zentimeter zentimetern centim\u00e8tre centim\u00e8tres "
+    "centimetro centimetri",
+    "kg": "kilogramo kilogramos kilogramm kilogramme kilogrammes chilogrammo chilogrammi quilo quilos quilogramas",
+    "g": "gramo gramos gramm gramme grammes grammo grammi grama gramas",
+    "L": "litro litros litri",
+    "deg": "grado grados grad degr\u00e9 degr\u00e9s gradi grau graus graden",
+    "usd": "d\u00f3lar d\u00f3lares dollari",
+}
+"""Unit -> its names in Spanish, German, French, Italian, Portuguese and Dutch."""
 _PREFIXES = {
     "n": "1/1000000000", "u": "1/1000000", "m": "1/1000", "c": "1/100", "k": "1000", "M": "1000000", "G": "1000000000",
     "T": "1000000000000",
@@ -101,11 +123,13 @@ MAGNITUDES = {
     "mn": 10**6,
     "\u5341": 10, "\u767e": 100, "\u5343": 10**3, "\u4e07": 10**4, "\u842c": 10**4, "\u4ebf": 10**8, "\u5104": 10**8,
 }  # fmt: skip
-_POWERS = {None: 1, "square": 2, "sq": 2, "cubic": 3, "cu": 3, "squared": 2, "cubed": 3}
+_SQUARED = "squared|cuadrados?|carr\u00e9s?|quadrat[oi]|quadrados?"
+_CUBED = "cubed|c\u00fabicos?|cubes?|cub[oi]"
 _FACTOR = re.compile(
-    r"\s*(?P<op>/|per\b|[*.]|\\cdot|\\times)?\s*(?:(?P<power>square|sq|cubic|cu)\b\.?\s*)?"
-    r"(?P<unit>\\circ\s*[CF]\b|[A-Za-z]?\s*\\Omega|\\[A-Za-z]+|[A-Za-z]+|[\u4e00-\u9fff]+|[$\u00a2\u20ac\u00a3\u00a5\u20b9\u20a9\u5143\u5186\u5757\u89d2\uc6d0])\.?"
-    r"(?:\s*\^?\s*\{?(?P<exponent>-?\d)\}?|\s+(?P<after>squared|cubed))?\s*"
+    r"\s*(?P<op>/|per\b|[*.]|\\cdot|\\times)?\s*(?:(?:(?P<square>square|sq)|(?P<cube>cubic|cu))\b\.?\s*"
+    r"|(?P<square_of>[Qq]uadrat)(?=[a-z]{4})|(?P<cube_of>[Kk]ubik)(?=[a-z]{4}))?"
+    rf"(?P<unit>\\circ\s*[CF]\b|[A-Za-z]?\s*\\Omega|\\[A-Za-z]+|[{ALPHABET}]+|[\u4e00-\u9fff]+|[$\u00a2\u20ac\u00a3\u00a5\u20b9\u20a9\u5143\u5186\u5757\u89d2\uc6d0])\.?"
+    rf"(?:\s*\^?\s*\{{?(?P<exponent>-?\d)\}}?|\s+(?:(?P<squared>{_SQUARED})|(?P<cubed>{_CUBED}))(?![{ALPHABET}]))?\s*"
 )
 
 
@@ -125,7 +149,7 @@ def read_unit(text: str) -> tuple[Fraction, Dimension] | None:
         known = match and _lookup(match["unit"])
         if not match or not known or (position == 0 and match["op"] not in (None, "/", "per")):
             return None
-        exponent = int(match["exponent"] or 1) * _POWERS[match["power"]] * _POWERS[match["after"]]
+        exponent = int(match["exponent"] or 1) * _power(match)
         if match["op"] in ("/", "per"):
             exponent = -exponent
         factor *= known[0] ** exponent
@@ -136,6 +160,15 @@ def read_unit(text: str) -> tuple[Fraction, Dimension] | None:
     if dimension:
         return (factor, dimension)
     return None
+
+
+def _power(factor: re.Match[str]) -> int:
+    """Return the power that the words around a unit give it: 2 for "square metres" and "metres squared"."""
+    if factor["square"] or factor["square_of"] or factor["squared"]:
+        return 2
+    if factor["cube"] or factor["cube_of"] or factor["cubed"]:
+        return 3
+    return 1
 
 
 def _without_brackets(below: re.Match[str]) -> str:
@@ -176,6 +209,10 @@ for _names, (_size, _units) in _DERIVED.items():
     _UNITS |= {name: (Fraction(_size) * _unit[0], _unit[1]) for name in _names.split()}
 
 
+for _known, _names in _OTHER_LANGUAGES.items():
+    _UNITS |= dict.fromkeys(_names.split(), _UNITS[_known])
+
+
 _ONES = [
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
     "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
@@ -213,6 +250,7 @@ _PARTS = {
 BASES = {word: i for word, i in _WORDS.items() if 2 <= i <= 16}
 
 
+@lru_cache(maxsize=4096)
 def read_numeral(text: str) -> Fraction | None:
     """Return the value of "twenty-one", "minus three", "two hundred and five" or "two and a half"; else None."""
     words = re.sub(r"[\s-]+", " ", text.strip().lower()).split()

@@ -17,13 +17,21 @@ from typing import Any
 from lit_rlvr.answers import Verdict
 from lit_rlvr.answers.arithmetic import has_steps, same_steps, sides
 from lit_rlvr.answers.choices import named_options
-from lit_rlvr.answers.comma import has_decimal_comma, is_decimal_comma, pointed_number, with_decimal_point
+from lit_rlvr.answers.comma import (
+    has_decimal_comma,
+    has_dotted_thousands,
+    has_only_decimal_commas,
+    is_decimal_comma,
+    pointed_number,
+    with_decimal_point,
+)
 from lit_rlvr.answers.compare import Rules, same
 from lit_rlvr.answers.find import Found, answer_region, find_answer, last_boxed
 from lit_rlvr.answers.latex import clean
 from lit_rlvr.answers.parse import parse
-from lit_rlvr.answers.prose import candidates, has_value, in_prose, last_step
+from lit_rlvr.answers.prose import candidates, in_prose, last_step
 from lit_rlvr.answers.roots import with_roots
+from lit_rlvr.answers.spans import has_value
 from lit_rlvr.answers.values import Parts, Reading, Series, Text, describe, text_keys
 
 _UNEVALUATED = re.compile(
@@ -66,25 +74,34 @@ def check(
     found = find_answer(text, boxed_only, open_thoughts)
     rules = Rules(decimals, reference_precision)
     verdicts = []
+    values = [reference for reference in references if not _option_letter(reference)]
     for reference in references:
         letter = _option_letter(reference)
         if letter:
             verdicts.append(_judge_letter(text, letter, found, boxed_only))
         else:
             verdicts.append(_judge(found, reference, rules))
-    right = [verdict for verdict in verdicts if verdict.correct]
-    if not right and has_decimal_comma(text):
-        pointed = with_decimal_point(found)
-        values = [reference for reference in references if not _option_letter(reference)]
-        if pointed == found:
-            verdicts_of_values = []
-        else:
-            verdicts_of_values = [_judge(pointed, value, rules) for value in values]
-        for value in filter(is_decimal_comma, values):
-            verdicts_of_values.append(_judge(pointed, pointed_number(value), rules))
-        right = [verdict for verdict in verdicts_of_values if verdict.correct]
-    first, *_ = right or verdicts
-    return first
+    if has_only_decimal_commas(text) and not any(map(has_dotted_thousands, values)):
+        verdicts = [_without_misread(verdict) for verdict in verdicts]
+    if not any(verdict.correct for verdict in verdicts) and has_decimal_comma(text):
+        verdicts += _judge_pointed(found, values, rules)
+    return next((verdict for verdict in verdicts if verdict.correct), verdicts[0])
+
+
+def _without_misread(verdict: Verdict) -> Verdict:
+    """Return a verdict that pays no number with dotted thousands: "1.250" is no 1.25."""
+    return verdict._replace(correct=verdict.correct and not has_dotted_thousands(verdict.answer))
+
+
+def _judge_pointed(found: Found, references: Sequence[str], rules: Rules) -> list[Verdict]:
+    """Judge an answer whose numbers have decimal commas and dotted thousands."""
+    pointed = with_decimal_point(found)
+    verdicts = []
+    if pointed != found:
+        verdicts = [_judge(pointed, reference, rules) for reference in references]
+    for reference in filter(is_decimal_comma, references):
+        verdicts.append(_judge(pointed, pointed_number(reference), rules))
+    return verdicts
 
 
 _LETTER = re.compile(r"(?:(?i:option|choice|answer)\s*)?\(?([A-Z])\)?[.):]?|(?i:option|choice)\s*\(?([a-z])\)?")
@@ -318,9 +335,12 @@ def _in_several_forms(values: Sequence[Reading]) -> Sequence[Reading]:
     if listed is None:
         return ()
     first, *others = listed.items
-    is_one = all(same(first, item, Rules()) for item in others)
-    if is_one:
+    if all(same(first, item, Rules()) for item in others):
         return first
+    rounded = Rules(reference_places=True)
+    are_rounded = all(same(item, first, rounded) or same(first, item, rounded) for item in others)
+    if are_rounded:
+        return [value for item in listed.items for value in item]
     return ()
 
 

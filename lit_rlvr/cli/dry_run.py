@@ -108,7 +108,7 @@ def dry_run(run: RunParts) -> None:
     train_whole_rollouts(run.trainer, steps_per_iteration(run.module))
     run.prepare()
     log_sizes(run.rollout, run.module, run.plan, run.data)
-    warn_of_answers(run.rollout, run.data)
+    warn_of_answers(run.rollout, run.data, run.rollout.long_answers)
     if run.iterations is None:
         steps = None
     else:

@@ -135,7 +135,8 @@ def _problems(arguments: Sequence[str], names: IndexedNames) -> Iterator[str]:
             value = value if equals else next(words, "--")
             if not equals and value.startswith("--"):
                 raise _UnsureError
-            _check_ours(loaded := load_yaml(value))
+            loaded = load_yaml(value)
+            _check_ours(loaded)
             keys.add(key)
         if option in ("--config", "-c"):
             # merged over its base, or a file

@@ -86,7 +86,7 @@ def choose_strategy(command: str, config: Namespace, module: Any, data: Any) -> 
     job = describe_job(module, data, config.rollout, trainer.precision)
     checkpointing = module.compute.gradient_checkpointing
     plan = job.choice(gpus, None, None if checkpointing == "auto" else checkpointing)
-    module.use_checkpointing(plan.strategy.checkpointing)
+    module.models.use_checkpointing(plan.strategy.checkpointing)
     if job.fits_each_machine(plan, trainer.num_nodes):
         copies = trainer.num_nodes
     else:

@@ -24,6 +24,7 @@ from lit_rlvr.engines.server import ROUTES_OPTION
 from lit_rlvr.errors import UserError
 from lit_rlvr.evaluation.processes import start_command, stop_commands
 from lit_rlvr.policy.precision import auto_precision, compute_dtype
+from lit_rlvr.rollout.preflight.sizes import sequences_per_server
 from lit_rlvr.run.run import DEFAULT_FOLDER
 
 LOOPBACK = "127.0.0.1"
@@ -77,7 +78,7 @@ def servers_beside(count: str, config: Any, build: Callable[[Any], Any], dry: bo
     folder.mkdir(parents=True, exist_ok=True)
     output = folder.absolute() / OUTPUT
     built = build(config.clone())
-    sequences = built.rollout.sequences_per_server(built.model, built.data, number)
+    sequences = sequences_per_server(built.rollout, built.model, built.data, number)
     before = dict(os.environ)
     notes = TemporaryDirectory(prefix="lit-rlvr-servers-")
     os.environ[ENDED_VARIABLE] = notes.name

@@ -15,11 +15,12 @@ from lit_rlvr.common.files import write_atomically
 from lit_rlvr.common.log import log
 from lit_rlvr.common.terminal import show_result
 from lit_rlvr.datamodules import PromptDataModule
-from lit_rlvr.datamodules.base import Split
+from lit_rlvr.datamodules.reading.split import Split
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.rewards.gold_answers import check_references
 from lit_rlvr.rollout.callback import rollout_of
 from lit_rlvr.rollout.preflight.data import scored_samples, warn_of_answers
+from lit_rlvr.rollout.preflight.sizes import sequences_per_server
 from lit_rlvr.run.trainer import Trainer
 from lit_rlvr.sizing.gpus import GPUs
 from lit_rlvr.sizing.strategies import describe_job
@@ -57,10 +58,10 @@ class RLVRTrainer(Trainer):
         rollout = rollout_of(self)
         datamodule.use_model(model)
         datamodule.setup("test" if split == "test" else "fit")
-        model.teachers.check(datamodule, rollout.sampling)
+        model.teachers.prepare(datamodule, rollout.sampling)
         description = describe_prompts(datamodule, split, prompts, None if out is None else Path(out), model, rollout)
         check_references(rollout.rewards, scored_samples(rollout, datamodule))
-        warn_of_answers(rollout, datamodule)
+        warn_of_answers(rollout, datamodule, rollout.long_answers)
         if episodes:
             dtype = compute_dtype(str(self.precision))
             description["episodes"] = play_episodes(datamodule, split, episodes, model, rollout, dtype)
@@ -156,7 +157,7 @@ class RLVRTrainer(Trainer):
         rollout = rollout_of(self)
         job = describe_job(model, datamodule, rollout, str(self.precision))
         if servers:
-            sequences = rollout.sequences_per_server(model, datamodule, servers)
+            sequences = sequences_per_server(rollout, model, datamodule, servers)
         else:
             sequences = None
         show_plan(job, GPUs.parse(gpus), sequences)

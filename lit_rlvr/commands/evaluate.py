@@ -208,25 +208,22 @@ def sample_suites(
     os.environ["PL_GLOBAL_SEED"] = str(config.seed)
     module = ModelSource(resolve_run_model(config.model))
     limits = find_limits(resolve_dtype_and_length(config, module), config.like or config.model)
-    prompts: dict[str, list[Prompt]] = {}
-    for suite in suites:
-        option = f"--suite: {suite.name}"
-        prompts[suite.name] = load_prompts(module, suite.data, suite.rewards, suite.environment, "test", option)
-    plans = {}
-    for suite in suites:
-        plans[suite.name] = suite.protocol.parts(limits)
-    for suite in suites:
-        for sampling, _ in plans[suite.name].values():
-            check_turns(f"--suite: {suite.name}: --max_turns", sampling, suite.environment)
     settings = {
         "model": module.model,
         "engine": resolve_engine(config.engine).name,
         "dtype": config.dtype,
         "seed": config.seed,
     }
+    prompts: dict[str, list[Prompt]] = {}
+    plans = {}
     fingerprints = {}
     for suite in suites:
-        fingerprints[suite.name] = suite_fingerprint(plans[suite.name], prompts[suite.name], suite.environment)
+        name = suite.name
+        prompts[name] = load_prompts(module, suite.data, suite.rewards, suite.environment, "test", f"--suite: {name}")
+        plans[name] = suite.protocol.parts(limits)
+        for sampling, _ in plans[name].values():
+            check_turns(f"--suite: {name}: --max_turns", sampling, suite.environment)
+        fingerprints[name] = suite_fingerprint(plans[name], prompts[name], suite.environment)
     records = Records(out, settings, fingerprints, share.file if share else None)
     missing_parts: list[MissingPart] = []
     total = 0
@@ -395,13 +392,14 @@ def judge_completions(
     """
     with progress_bar(name, len(prompts)) as advance:
         for start in range(0, len(prompts), QUESTIONS_PER_BATCH):
-            batch = prompts[start : start + QUESTIONS_PER_BATCH]
+            batch = []
             groups = []
-            for prompt in batch:
-                groups.append(completions[prompt.sample.id])
-            batch = [replace(p, prefill=group[0].prefill or p.prefill) for p, group in zip(batch, groups, strict=True)]
             judged = []
-            for prompt, group in zip(batch, groups, strict=True):
+            for question in prompts[start : start + QUESTIONS_PER_BATCH]:
+                group = completions[question.sample.id]
+                prompt = replace(question, prefill=group[0].prefill or question.prefill)
+                batch.append(prompt)
+                groups.append(group)
                 judged.append(prompt.for_rewards(group))
             scores = score_rollout(suite.rewards, judged, [prompt.sample for prompt in batch])
             for p, (prompt, group) in enumerate(zip(batch, groups, strict=True)):

@@ -28,7 +28,7 @@ from lit_rlvr.types import Prompt
 if TYPE_CHECKING:
     from lit_rlvr.algorithms import RLVRModule
     from lit_rlvr.datamodules import PromptDataModule
-    from lit_rlvr.datamodules.base import Split
+    from lit_rlvr.datamodules.reading.split import Split
     from lit_rlvr.rollout import RolloutCallback
 
 

@@ -106,7 +106,7 @@ def advice(job: JobSizes, gpus: GPUs) -> list[str]:
         f"{FREE:.0%} of each GPU is left free. The first process needs "
         f"{loaded * 4 / GIB:.1f} GiB of host memory to load (with DDP each process does)."
     ]
-    if job.share:
+    if job.engine.share:
         lines.append(
             "sequences = completions of full length that vLLM generates at once on one GPU; a plan fits only if they "
             f"are at least {LEAST_SEQUENCES} or a whole rollout. Otherwise generate on servers of several GPUs "

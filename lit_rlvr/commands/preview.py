@@ -21,7 +21,7 @@ from lit_rlvr.datamodules.reading.images import film_strip
 from lit_rlvr.errors import UserError
 from lit_rlvr.media import Video
 from lit_rlvr.rewards.combine import score_rollout
-from lit_rlvr.rollout.preflight.data import check_demonstrations
+from lit_rlvr.rollout.preflight.data import read_demonstrations
 from lit_rlvr.training.trace import calls_of
 from lit_rlvr.types import Completion, Prompt, RewardResult
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from lit_rlvr.algorithms import RLVRModule
     from lit_rlvr.datamodules import PromptDataModule
-    from lit_rlvr.datamodules.base import Split
+    from lit_rlvr.datamodules.reading.split import Split
     from lit_rlvr.rollout.callback import RolloutCallback
 
 IMAGE_SOFTWARE = "lit-rlvr preview"
@@ -82,8 +82,8 @@ def describe_prompts(
     for prompt in prompts[:count]:
         descriptions.append(_describe_prompt(data, prompt, folder))
     if split == "train" and module.demonstrates:
-        check_demonstrations(rollout, module, data)
-        demonstrations = rollout.demonstrations[data.name]
+        read_demonstrations(rollout, module, data, rollout.demonstrations)
+        demonstrations = rollout.demonstrations.by_name[data.name]
         for description, prompt in zip(descriptions, prompts, strict=False):
             _add_demonstration(description, demonstrations.pairs([prompt]), data.tokenizer)
         demonstrations.close()
@@ -232,10 +232,13 @@ def print_prompts(preview: dict[str, Any]) -> None:
         facts = [
             f"{prompt['tokens']} tokens",
             f"answer {prompt['answer']!r}" if prompt["answer"] else "no answer",
-            *[f"or {' or '.join(map(repr, prompt['aliases']))}"] * bool(prompt["aliases"]),
-            *[f"options {prompt['options']}"] * bool(prompt["options"]),
-            *[f"category {prompt['category']!r}"] * bool(prompt["category"]),
         ]
+        if prompt["aliases"]:
+            facts.append(f"or {' or '.join(map(repr, prompt['aliases']))}")
+        if prompt["options"]:
+            facts.append(f"options {prompt['options']}")
+        if prompt["category"]:
+            facts.append(f"category {prompt['category']!r}")
         for k, image in enumerate(prompt["images"], 1):
             place = f", {image['file']}" if image["file"] else ""
             frames = f"{image['frames']} frames of " if "frames" in image else ""

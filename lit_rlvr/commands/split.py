@@ -13,7 +13,7 @@ from lit_rlvr.errors import UserError
 
 if TYPE_CHECKING:
     from lit_rlvr.datamodules import PromptDataModule
-    from lit_rlvr.datamodules.base import Split
+    from lit_rlvr.datamodules.reading.split import Split
 
 SETS: tuple[Split, ...] = ("train", "validation", "test")
 

@@ -203,7 +203,11 @@ class Tuner:
             samples.append(prompt.sample)
         lengths: dict[str, float] = {}
         for name in samples[0].row:
-            texts = [text for sample in samples if isinstance(text := sample.row.get(name), str)]
+            texts = []
+            for sample in samples:
+                text = sample.row.get(name)
+                if isinstance(text, str):
+                    texts.append(text)
             if len(texts) == len(samples):
                 completions = [Completion(text, tuple(self.data.tokenizer.encode(text)), "stop") for text in texts]
                 scores = score_rollout(self.rollout.rewards, [[completion] for completion in completions], samples)
@@ -444,7 +448,11 @@ def _share_cut_off(groups: Sequence[MeasuredGroup]) -> float:
 
 
 def _accuracy(groups: Sequence[MeasuredGroup]) -> float:
-    rates = [rate for _, rows in groups if (rate := pass_rate(rows)) is not None]
+    rates = []
+    for _, rows in groups:
+        rate = pass_rate(rows)
+        if rate is not None:
+            rates.append(rate)
     if rates:
         return fmean(rates)
     return 0.0

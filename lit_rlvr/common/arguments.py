@@ -216,7 +216,8 @@ def _misfit(value: Any, hint: Any, where: str) -> str:
 
 def _names_of(hint: Any) -> Iterator[str]:
     if get_origin(hint) is Literal:
-        yield f"{'one of ' * (len(get_args(hint)) > 1)}{', '.join(map(repr, get_args(hint)))}"
+        values = ", ".join(map(repr, get_args(hint)))
+        yield f"one of {values}" if len(get_args(hint)) > 1 else values
     elif hint not in (None, NoneType):
         name = getattr(get_origin(hint) or hint, "__name__", str(hint))
         yield TYPE_NAMES.get(name, f"{'an' if name[0].lower() in 'aeio' else 'a'} {name}")

@@ -259,7 +259,9 @@ class FrozenDetach(TorchFunctionMode):
 def has_the_right_direction(prepare: PrepareStep, batch: Batch) -> Finding:
     """Count completions that a step moves against the sign of their advantage.
 
-    All ratios are 1, so that no clip acts. A second gradient, with advantages of 0, removes the terms without them.
+    A loss may leave some completions where they are, as one on chosen tokens does, or all with a negative advantage;
+    if it raises none with a positive one, these count. All ratios are 1, so that no clip acts. A second gradient, with
+    advantages of 0, removes the terms without them.
     """
     sampled = replace(batch, old_logp=batch.logp)
     step = prepare(sampled)
@@ -269,13 +271,16 @@ def has_the_right_direction(prepare: PrepareStep, batch: Batch) -> Finding:
         moves.append(-torch.where(batch.mask, gradient, 0.0).sum(1))  # (B,) of the logp
     sign = step.advantages.reshape(len(batch.logp), -1).mean(1).sign()  # (B,)
     move = moves[0] - moves[1]
+    along = sign * move
     threshold = EXACT * move.abs().max()
-    count = float(((sign > 0) & (move <= threshold) | (sign < 0) & (move > threshold)).sum())
+    is_wrong = along < -threshold
+    if not ((sign > 0) & (along > threshold)).any():
+        is_wrong |= sign > 0
     return Finding(
         "direction",
-        count,
+        float(is_wrong.sum()),
         0,
-        "completions that a step moves against the sign of A",
+        "completions that a step moves against the sign of A, or all with A > 0 if it raises none",
         "a missing minus sign: a loss is minimised, -A * logp",
     )
 

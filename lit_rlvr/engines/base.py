@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lit_rlvr.common.arguments import ChecksArguments
-from lit_rlvr.engines.turns import OnGroupDone, Turns, within_budget
+from lit_rlvr.engines.turns import OnGroupDone, Row, Turns, ends_with_stop, read_completion, within_budget
 from lit_rlvr.plan import RunPlan
 from lit_rlvr.sampling import Sampling
 from lit_rlvr.types import Completion, Prompt
@@ -76,10 +76,30 @@ class EngineContext:
         return cls("", policy, tokenizer, max_tokens=0, max_sequences=sequences, seed=0)
 
 
+@dataclass(frozen=True)
+class EngineMemory:
+    """What an engine takes of the GPUs that train; by default nothing, because it generates elsewhere.
+
+    Args:
+        share: of each GPU's memory, for its weights, keys and values.
+        fitted: the share is the smallest in which all sequences are generated at once, as far as memory allows.
+        quantized: its layers are in 8 bits.
+        sleeps: it frees its memory while the model trains.
+        in_place: it decodes with the trained weights; its keys and values take what they need.
+    """
+
+    share: float = 0.0
+    fitted: bool = False
+    quantized: bool = False
+    sleeps: bool = True
+    in_place: bool = False
+
+
 class RolloutEngine(ChecksArguments, ABC):
     """An engine generates completions from a copy of (or a view on) the policy's weights.
 
-    docs/plugins.md has one of 35 lines; `InPlaceEngine` is the base of those that decode with the trained weights.
+    docs/plugins.md has one of 20 lines. `InPlaceEngine` is the base of those that decode with the trained weights,
+    `OneByOneEngine` of those that do so one completion after the other.
 
     Attributes:
         exact: its log-probabilities equal the trainer's up to rounding, so importance correction is off by default.
@@ -133,6 +153,14 @@ class RolloutEngine(ChecksArguments, ABC):
     def route_problems(self, plan: RunPlan) -> Iterator[str]:
         """Yield why the engine does not return the experts that tokens use (`Completion.routes`)."""
         yield f"rollout.replay_routes: engine {self.name} does not return the experts of tokens; use rollout.engine: hf"
+
+    def memory(self, staleness: int) -> EngineMemory:
+        """Return what it takes of the GPUs that train, for `lit-rlvr plan` and `strategy: auto`.
+
+        Args:
+            staleness: `rollout.staleness`; above 0 it generates during training.
+        """
+        return EngineMemory()
 
     @abstractmethod
     def start(self, context: EngineContext) -> None:
@@ -247,7 +275,7 @@ class InPlaceEngine(RolloutEngine):
 
     Attributes:
         context: the settings that it was started with.
-        policy: the trained policy or a reference, as of the last `sync`; `sample` may call `policy.model`.
+        policy: the trained policy or a reference, as of the last `sync`; `decode` may call `policy.model`.
     """
 
     exact = True
@@ -261,6 +289,9 @@ class InPlaceEngine(RolloutEngine):
         if hasattr(self, "context"):
             return self.context.dtype
         return torch.float32
+
+    def memory(self, staleness: int) -> EngineMemory:
+        return EngineMemory(in_place=True)
 
     def start(self, context: EngineContext) -> None:
         self.context = context
@@ -289,10 +320,10 @@ class InPlaceEngine(RolloutEngine):
         half = self.compute_dtype != torch.float32
         # A reference is the model with other adapters, and FSDP2 gathers weights for a whole policy only.
         with self.policy.weights(), torch.autocast(self.policy.device.type, self.compute_dtype, enabled=half):
-            return self.sample(prompts, sampling, seeds, done, turns)
+            return self.decode(prompts, sampling, seeds, done, turns)
 
     @abstractmethod
-    def sample(
+    def decode(
         self,
         prompts: Sequence[Prompt],
         sampling: Sampling,
@@ -304,4 +335,54 @@ class InPlaceEngine(RolloutEngine):
 
         Each rank holds the full weights, and may call the model as often as it needs to: this is not collective. The
         arguments are those of `generate`; `turns` has begun.
+        """
+
+
+class OneByOneEngine(InPlaceEngine):
+    """An in-place engine that samples one completion after the other: a subclass samples single turns."""
+
+    def decode(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        seeds: Sequence[Sequence[int]],
+        done: OnGroupDone | None,
+        turns: Turns,
+    ) -> list[list[Completion]]:
+        groups = []
+        for p, prompt in enumerate(prompts):
+            limit = self.context.limit(sampling.max_tokens, len(prompt.token_ids))
+            group = []
+            for g, seed in enumerate(seeds[p]):
+                group.append(self._completion(Row(p, g, prompt, seed, limit), sampling, turns))
+            groups.append(group)
+            if done is not None:
+                done(p, group)
+        return groups
+
+    def _completion(self, row: Row, sampling: Sampling, turns: Turns) -> Completion:
+        """Return a completion after all its turns."""
+        opening = turns.opening(row.p, row.g)
+        if opening is not None:
+            row.continue_with(opening)
+        while True:
+            row.tokens, row.logprobs = self.sample_turn(row.start, sampling, row.seed, row.limit)
+            has_ended = row.tokens[-1] in self.policy.eos_token_ids
+            stopped = has_ended or ends_with_stop(self.context.tokenizer, row, sampling.stop)
+            turns.stopped(row.p, row.g, read_completion(self.context.tokenizer, row.tokens, row.logprobs, stopped))
+            ((_, _, answer),) = turns.answers(least=1)
+            if isinstance(answer, Completion):
+                return answer
+            row.next_turn(answer)
+
+    @abstractmethod
+    def sample_turn(self, prompt: Prompt, sampling: Sampling, seed: int, limit: int) -> tuple[list[int], list[float]]:
+        """Return the tokens of one turn, at least one, and their log-probabilities.
+
+        Args:
+            prompt: everything before the turn.
+            sampling: how tokens are drawn.
+            seed: the result depends on it alone, and on the weights.
+            limit: the most tokens; the turn ends earlier with a token of `policy.eos_token_ids`, or a text of
+                `sampling.stop`.
         """

@@ -348,7 +348,11 @@ def wait_for(servers: Sequence[VLLMServer], least: int) -> list[VLLMServer]:
         reasons = run_coroutine(_reasons(servers))
         if len(servers) - len(reasons) >= least:
             return [server for server in servers if server not in reasons]
-        ended = [(server.url, why) for server in servers if (why := why_ended(server.url)) is not None]
+        ended = []
+        for server in servers:
+            why = why_ended(server.url)
+            if why is not None:
+                ended.append((server.url, why))
         if len(servers) - len(ended) < least:
             raise UserError(": ".join(ended[0]))
         silent, reason = next(iter(reasons.items()))

@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import accumulate, chain
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -68,7 +68,7 @@ class HFEngine(InPlaceEngine):
         """Yield nothing: it returns the experts of tokens."""
         yield from ()
 
-    def sample(
+    def decode(
         self,
         prompts: Sequence[Prompt],
         sampling: Sampling,
@@ -90,10 +90,10 @@ class HFEngine(InPlaceEngine):
         while starts:
             sizes = accumulate(len(rows) for rows in starts)
             count = max(1, sum(size <= self.max_sequences for size in sizes))  # groups to decode together
-            starts = starts[count:] + self._decode(starts[:count], sampling, turns, answered)
+            starts = starts[count:] + self._decode_together(starts[:count], sampling, turns, answered)
         return finished_groups(groups)
 
-    def _decode(
+    def _decode_together(
         self,
         starts: Sequence[Sequence[_Row]],
         sampling: Sampling,
@@ -111,120 +111,135 @@ class HFEngine(InPlaceEngine):
         Returns:
             The rows that observed images: each is decoded again from a prompt that includes them.
         """
-        policy = self.policy
-        context = self.context
-        together = []
-        for rows in starts:
-            together.append(rows[0].prompt if rows[0].observed else rows[0].start)
-        logits, attend, position, cache, routes = self._prefill(policy, together, starts)
-        for rows, prompt, route in zip(starts, together, routes, strict=True):
-            for row in rows:
-                row.routes = [] if route is None else [route[-len(prompt.token_ids) :]]
-        device = policy.device
-        eos = set(policy.eos_token_ids)
-        alive = list(chain.from_iterable(starts))  # of each row of the cache
+        batch = _Batch(self.policy, starts)
         again: list[list[_Row]] = []
-        while alive:
-            uniform = torch.tensor([row.uniform[len(row.tokens)] for row in alive], dtype=torch.float64)
-            token, logp = draw_tokens(logits, sampling, to_device(uniform, device))  # (b,), (b,)
-            tokens, logprobs = torch.stack([token.double(), logp.double()]).tolist()  # exact, and one wait for a GPU
-            fed = []
-            for row, sampled, value in zip(alive, tokens, logprobs, strict=True):
-                if row.observed:
-                    fed.append(row.observed.popleft())
-                    continue
-                fed.append(int(sampled))
-                row.tokens.append(fed[-1])
-                row.logprobs.append(value)
-                stop = fed[-1] in eos or ends_with_stop(context.tokenizer, row, sampling.stop)
-                if stop or len(row.tokens) == row.limit:
-                    turn = read_completion(context.tokenizer, row.tokens, row.logprobs, stop)
-                    turns.stopped(row.p, row.g, replace(turn, routes=torch.cat(row.routes) if row.routes else None))
+        while batch.rows:
+            fed = self._draw(batch, sampling, turns)
             for row, how in answered(turns.waiting):
                 if how.pixels is not None:
                     again.append([row])
-            left = set()
-            for rows in again:
-                left.add(id(rows[0]))
-            keep = []
-            for b, row in enumerate(alive):
-                if row.whole is None and id(row) not in left:
-                    keep.append(b)
-            alive = [alive[b] for b in keep]
-            kept = index_tensor(keep, device)
-            if alive:
-                token = index_tensor(fed, device)
-                if len(keep) < len(fed):
-                    cache.reorder_cache(kept)
-                    token = token[kept]
-                    attend = attend[kept]
-                    position = position[:, kept]
-                attend = torch.cat([attend, attend.new_ones(len(alive), 1)], 1)
-                logits, routes = self._forward(policy, token[:, None], attend, cache, position)
-                position = position + 1
-                for row, route in zip(alive, routes, strict=True):
-                    row.routes += [] if route is None else [route]
+            left = [row for (row,) in again]
+            goes_on = [row.whole is None and row not in left for row in batch.rows]
+            batch.feed(fed, goes_on)
         for (row,) in again:
             row.observed.clear()  # it is in the start
         return again
 
-    def _prefill(
-        self, policy: Policy, prompts: Sequence[Prompt], starts: Sequence[Sequence[_Row]]
-    ) -> tuple[Tensor, Tensor, Tensor, Any, Routes]:
-        """Compute each prompt once, and repeat it for its completions.
+    def _draw(self, batch: _Batch, sampling: Sampling, turns: Turns) -> list[int]:
+        """Return the next token of each row of a batch: one that it observed, or a new one, which may end its turn."""
+        tokenizer = self.context.tokenizer
+        eos = set(self.policy.eos_token_ids)
+        numbers = torch.tensor([row.uniform[len(row.tokens)] for row in batch.rows], dtype=torch.float64)
+        token, logp = draw_tokens(batch.logits, sampling, to_device(numbers, self.policy.device))  # (b,), (b,)
+        tokens, logprobs = torch.stack([token.double(), logp.double()]).tolist()  # exact, and one wait for a GPU
+        fed = []
+        for row, sampled, value in zip(batch.rows, tokens, logprobs, strict=True):
+            if row.observed:
+                fed.append(row.observed.popleft())
+                continue
+            fed.append(int(sampled))
+            row.tokens.append(fed[-1])
+            row.logprobs.append(value)
+            stop = fed[-1] in eos or ends_with_stop(tokenizer, row, sampling.stop)
+            if stop or len(row.tokens) == row.limit:
+                turn = read_completion(tokenizer, row.tokens, row.logprobs, stop)
+                turns.stopped(row.p, row.g, replace(turn, routes=row.all_routes()))
+        return fed
 
-        Returns:
-            For all B completions: logits (B, V), which tokens to attend to (B, L), the next position (D, B, 1), and the
-            cache; and for each prompt the experts (L, K, k) of its padded tokens.
-        """
+
+class _Batch:
+    """Completions that are decoded together, a row of the cache each. Each prompt is computed once for its group.
+
+    Args:
+        policy: the weights.
+        starts: the rows of each group, which begin alike.
+
+    Attributes:
+        rows: the completions that still go on.
+        logits: (b, V) after the last token of each row.
+    """
+
+    def __init__(self, policy: Policy, starts: Sequence[Sequence[_Row]]) -> None:
         from transformers import DynamicCache
 
+        self._policy = policy
+        self.rows = list(chain.from_iterable(starts))
         model: Any = policy.model
         device = policy.device
+        prompts = []
+        for rows in starts:
+            prompts.append(rows[0].prompt if rows[0].observed else rows[0].start)
         ids = [prompt.token_ids for prompt in prompts]
         width = max(len(i) for i in ids)
         input_ids = index_tensor([[0] * (width - len(i)) + list(i) for i in ids], device)  # (P, L), left-padded
-        attend = index_tensor([[0] * (width - len(i)) + [1] * len(i) for i in ids], device)
+        attend = index_tensor([[0] * (width - len(i)) + [1] * len(i) for i in ids], device)  # (P, L)
         known = [policy.position_ids(prompt) for prompt in prompts]  # (D, L) each
         position_ids = to_device(torch.stack([pad(x, (width - x.shape[1], 0)) for x in known], 1), device)  # (D, P, L)
         images = policy.images([prompt.pixels for prompt in prompts if prompt.pixels is not None], input_ids)
-        cache: Any = DynamicCache(config=model.config)
-        logits, routes = self._forward(policy, input_ids, attend, cache, position_ids, **images)  # (P, V)
+        self._cache = cast(Any, DynamicCache(config=model.config))
+        logits, routes = self._forward(input_ids, attend, position_ids, **images)  # (P, V)
+        for rows, prompt, route in zip(starts, prompts, routes, strict=True):
+            for row in rows:
+                row.routes = [] if route is None else [route[-len(prompt.token_ids) :]]
         owner = [k for k, rows in enumerate(starts) for _ in rows]  # of each completion
         if any(len(rows) != 1 for rows in starts):
-            cache.reorder_cache(index_tensor(owner, device))
+            self._cache.reorder_cache(index_tensor(owner, device))
         position = index_tensor([int(known[k].max()) + 1 for k in owner], device)
         owners = index_tensor(owner, device)
-        return logits[owners], attend[owners], position[None, :, None].expand(len(position_ids), -1, -1), cache, routes
+        self.logits = logits[owners]
+        self._attend = attend[owners]
+        self._position = position[None, :, None].expand(len(position_ids), -1, -1)  # (D, b, 1) of the next token
 
-    @staticmethod
+    def feed(self, tokens: Sequence[int], goes_on: Sequence[bool]) -> None:
+        """Compute the next token of the rows that go on, and drop the others.
+
+        Args:
+            tokens: (b,) the next token of each row.
+            goes_on: (b,) whether it is computed.
+        """
+        keep = [b for b, on in enumerate(goes_on) if on]
+        self.rows = [self.rows[b] for b in keep]
+        if not keep:
+            return
+        token = index_tensor(tokens, self._policy.device)
+        if len(keep) < len(tokens):
+            kept = index_tensor(keep, self._policy.device)
+            self._cache.reorder_cache(kept)
+            token = token[kept]
+            self._attend = self._attend[kept]
+            self._position = self._position[:, kept]
+        self._attend = torch.cat([self._attend, self._attend.new_ones(len(keep), 1)], 1)
+        self.logits, routes = self._forward(token[:, None], self._attend, self._position)
+        self._position = self._position + 1
+        for row, route in zip(self.rows, routes, strict=True):
+            if route is not None:
+                row.routes.append(route)
+
     def _forward(
-        policy: Policy, input_ids: Tensor, attend: Tensor, cache: Any, position_ids: Tensor, **images: Tensor
+        self, input_ids: Tensor, attend: Tensor, position_ids: Tensor, **images: Tensor
     ) -> tuple[Tensor, Routes]:
         """Return the logits (b, V) after each row's last token; the cache grows in place.
 
         Args:
-            policy: the policy.
             input_ids: (b, L) the tokens that follow those in the cache.
             attend: (b, S) bool, the tokens of the cache and of the input that are attended to.
-            cache: the keys and values so far.
             position_ids: (D, b, L).
             images: the model's inputs of images.
 
         Returns:
             The logits, and each row's experts (L, K, k) if they are replayed.
         """
-        model: Any = policy.model
+        model: Any = self._policy.model
         if len(position_ids) == 1:
             positions = position_ids[0]
         else:
             positions = position_ids
-        with routing() if policy.replays_routes else nullcontext() as seen:
+        with routing() if self._policy.replays_routes else nullcontext() as seen:
             output = model(
                 input_ids=input_ids,
                 attention_mask=attend,
                 position_ids=positions,
-                past_key_values=cache,
+                past_key_values=self._cache,
                 use_cache=True,
                 logits_to_keep=1,
                 **images,
@@ -257,6 +272,12 @@ class _Row(Row):
         self.observed: deque[int] = deque()
         self.routes: list[Tensor] = []
         self.uniform = self._numbers()
+
+    def all_routes(self) -> Tensor | None:
+        """Return the experts of all inputs so far; None if they are not replayed."""
+        if not self.routes:
+            return None
+        return torch.cat(self.routes)
 
     def continue_with(self, how: Continuation) -> None:
         super().continue_with(how)

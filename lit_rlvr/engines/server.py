@@ -569,7 +569,9 @@ def model_sizes(config: Any) -> dict[str, Any]:
     sizes: dict[str, Any] = {"model_type": config.model_type}
     for prefix, part in parts.items():
         values = {} if part is None else part.to_dict()
-        sizes |= {f"{prefix}{k}": v for k, v in values.items() if k.endswith(SIZE_ENDINGS) and isinstance(v, int)}
+        for name, value in values.items():
+            if name.endswith(SIZE_ENDINGS) and isinstance(value, int):
+                sizes[prefix + name] = value
     return sizes | {"rope_parameters": getattr(config.get_text_config(), "rope_parameters", None)}
 
 

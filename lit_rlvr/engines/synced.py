@@ -6,14 +6,13 @@ import math
 import re
 import time
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 from textwrap import shorten
 from typing import Any
 
 import torch
 
-from lit_rlvr.common.arguments import check_within, option_group
 from lit_rlvr.common.log import log
 from lit_rlvr.common.resuming import how_to_resume
 from lit_rlvr.common.seeds import derive_seed, run_seed
@@ -64,18 +63,24 @@ def probe_prompts(prompts: Sequence[Prompt], together: bool = True) -> list[Prom
         prompts: this rank's.
         together: choose from the prompts of all ranks, and return the same ones on each; then call it on every rank.
     """
-    gather, this_rank = (gather_objects, rank()) if together else (lambda values: [values], 0)
-    by_rank = gather([len(prompt.token_ids) for prompt in prompts])
+    own_sizes = [len(prompt.token_ids) for prompt in prompts]
+    if together:
+        by_rank = gather_objects(own_sizes)
+        this_rank = rank()
+    else:
+        by_rank = [own_sizes]
+        this_rank = 0
     sizes = sorted((length, r, k) for r, lengths in enumerate(by_rank) for k, length in enumerate(lengths))
     chosen = dict.fromkeys((sizes[len(sizes) // 2], sizes[-1], sizes[0]))  # without repeats
     rank_prompts = {}
     for size in chosen:
         if size[1] == this_rank:
             rank_prompts[size] = prompts[size[2]]
-    gathered = {}
-    for part in gather(rank_prompts):
-        for size, prompt in part.items():
-            gathered[size] = prompt
+    gathered = rank_prompts
+    if together:
+        gathered = {}
+        for part in gather_objects(rank_prompts):
+            gathered |= part
     return [gathered[size] for size in chosen]
 
 
@@ -160,34 +165,6 @@ def trainer_logprobs(
     return logprobs
 
 
-@option_group("rollout.safeguards")
-@dataclass(frozen=True)
-class Safeguards:
-    """The checks of a run, and the numbers of failures that it survives.
-
-    Args:
-        probe_every: compare the engine's log-probabilities with the trainer's after the first weight sync that can be
-            probed and after every `probe_every`-th one; 0 = after the first only.
-        max_engine_restarts: how many times in a row, without a complete batch in between, a crashed engine is
-            restarted, with the same weights and batch, before the run ends.
-        max_failure_rate: share of completions whose reward may fail through the checker's own fault (they are masked
-            out of the loss), or be stopped by the limits of its worker; above it the run saves the examples and stops.
-        max_group_seconds: with `staleness` on servers, drop a group whose completions have not ended after so many
-            seconds, and name it; null = wait for it.
-    """
-
-    probe_every: int = 10
-    max_engine_restarts: int = 3
-    max_failure_rate: float = 0.05
-    max_group_seconds: float | None = None
-
-    def __post_init__(self) -> None:
-        counts = {"probe_every": self.probe_every, "max_engine_restarts": self.max_engine_restarts}
-        check_within("[0, inf)", "rollout.safeguards", **counts)
-        check_within("[0, 1]", "rollout.safeguards", max_failure_rate=self.max_failure_rate)
-        check_within("(0, inf)", "rollout.safeguards", max_group_seconds=self.max_group_seconds)
-
-
 class SyncedEngine:
     """Owner of an engine: it generates with a given version of the weights, and survives crashes.
 
@@ -196,12 +173,14 @@ class SyncedEngine:
 
     Args:
         engine: the engine that generates; it is started here.
-        safeguards: how often it is probed, and how many crashes in a row it survives.
+        probe_every: weight syncs from one probe to the next; 0 = probe the first alone.
+        max_restarts: crashes in a row that it survives (`rollout.safeguards.max_engine_restarts`).
     """
 
-    def __init__(self, engine: RolloutEngine, safeguards: Safeguards = Safeguards()) -> None:  # frozen
+    def __init__(self, engine: RolloutEngine, probe_every: int = 10, max_restarts: int = 3) -> None:
         self.engine = engine
-        self._safeguards = safeguards
+        self._probe_every = probe_every
+        self._max_restarts = max_restarts
         self._context: EngineContext | None = None
         self._policy: Policy | None = None  # whose weights it holds
         self._version: Hashable | None = None  # of these weights; None = it may hold others
@@ -258,13 +237,13 @@ class SyncedEngine:
             return
         self._policy = policy
         self._version = None
-        self._syncs += prompts is not None
+        if prompts is not None:
+            self._syncs += 1
         is_first = prompts is not None and self._syncs == 1
         if is_first and policy.has_zero_adapters():
             with policy.nonzero_adapters():  # else an engine that leaves adapters out would pass
                 self._send(policy, prompts, sampling)
-        every = self._safeguards.probe_every
-        due = is_first or (every > 0 and self._syncs % every == 0)
+        due = is_first or (self._probe_every > 0 and self._syncs % self._probe_every == 0)
         self._send(policy, prompts if due else None, sampling)
         self._version = self.synced_versions[self.engine.label] = version
 
@@ -316,7 +295,8 @@ class SyncedEngine:
             for group in groups:  # an engine need not report them before
                 self.check_labels(group)
             groups_by_prompt.update(dict(enumerate(groups)) | before)
-            self._has_generated |= bool(groups)
+            if groups:
+                self._has_generated = True
 
         while (crash := catch_crash(attempt)) is not None:
             self._restart_after(crash)
@@ -332,7 +312,10 @@ class SyncedEngine:
 
         Then the engine was restarted, or somebody else uses it. Raising restores the weights, as after a crash.
         """
-        labels = {label for completion in group for label in completion.labels}
+        labels = set()
+        for completion in group:
+            for label in completion.labels:
+                labels.add(label)
         if labels - {self.engine.label}:
             raise RuntimeError(
                 f"it answered with other weights ({', '.join(sorted(labels))}) than those of the last sync "
@@ -375,7 +358,7 @@ class SyncedEngine:
                     "yet, so it is not restarted again; use another engine (rollout.engine: hf runs every model)"
                 )
             self._first_crash = kind
-            if self._restarts == self._safeguards.max_engine_restarts:
+            if self._restarts == self._max_restarts:
                 raise ResumableError(
                     f"engine {self.engine.name} crashed: {crash}; after {self._restarts} restart(s) in a row "
                     f"(rollout.safeguards.max_engine_restarts) the run ends; {how_to_resume()}"
@@ -387,7 +370,7 @@ class SyncedEngine:
                 self.engine.name,
                 crash,
                 self._restarts,
-                self._safeguards.max_engine_restarts,
+                self._max_restarts,
             )
             crash = catch_crash(self._start_anew)
 

@@ -23,7 +23,7 @@ from lit_rlvr.common.log import log
 from lit_rlvr.common.packages import missing_compiler
 from lit_rlvr.common.resuming import how_to_resume
 from lit_rlvr.distributed.sharding import full_tensor
-from lit_rlvr.engines.base import EngineContext, RolloutEngine
+from lit_rlvr.engines.base import EngineContext, EngineMemory, RolloutEngine
 from lit_rlvr.engines.process_group import executor_on, separate_cache, vllm_world
 from lit_rlvr.engines.transfer.base import Settings
 from lit_rlvr.engines.transfer.files import write_weights
@@ -56,6 +56,8 @@ _RESERVE_SHARE = 0.08
 """The share of the GPU's memory left free for them if that is more."""
 SMALLER = 0.8
 """How much of its share an engine keeps that found no memory when it woke."""
+DEFAULT_SHARE = 0.4
+"""Share of a GPU's memory, where it is not measured."""
 GPU_SEQUENCES = 1024
 """The most sequences generated at once on a GPU."""
 CPU_SEQUENCES = 256
@@ -188,19 +190,19 @@ class VLLMEngine(RolloutEngine):
         if plan.sampling.stop:
             yield f"{reason} with rollout.sampling.stop; use rollout.engine: hf"
 
+    def memory(self, staleness: int) -> EngineMemory:
+        sleeps = self.sleep_mode and not staleness
+        return EngineMemory(
+            share=self.gpu_memory_utilization or DEFAULT_SHARE,
+            fitted=self.gpu_memory_utilization is None and sleeps,
+            quantized=self.quantized,
+            sleeps=sleeps,
+        )
+
     def start(self, context: EngineContext) -> None:
         on_gpu = torch.cuda.is_available()
-        device = torch.cuda.current_device() if on_gpu else 0
         refuse_all(self.hardware_problems("cuda" if on_gpu else "cpu", context.dtype))
-        use_writable_folders()
-        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        if context.deterministic and on_gpu:
-            os.environ["VLLM_BATCH_INVARIANT"] = "1"
-        if len(context.policy.placeholder_ids) > MAX_BANNED:
-            os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
-        if on_gpu:
-            separate_cache(device)
+        _set_environment(context, on_gpu)
         from vllm import LLM
 
         self._context = context
@@ -210,35 +212,9 @@ class VLLMEngine(RolloutEngine):
         check_images(context)
         self._compiles = self._may_compile(context)
         self._changing = changing_weights(context.policy.model)
-        gc.collect()  # remains of an instance that crashed on starting or closing
-        settings: dict[str, Any] = {
-            "model": context.folder,
-            "load_format": "dummy",
-            "skip_tokenizer_init": True,
-            "dtype": str(self.compute_dtype).removeprefix("torch."),
-            "seed": context.seed % 2**31,
-            "max_model_len": context.max_tokens,
-            "max_num_seqs": min(context.max_sequences, GPU_SEQUENCES if on_gpu else CPU_SEQUENCES),
-            "enforce_eager": not on_gpu if self.enforce_eager is None else self.enforce_eager,
-            "logprobs_mode": "processed_logprobs",
-            "disable_log_stats": True,
-            "distributed_executor_backend": executor_on(device),
-            "quantization": FP8 if self.quantized else None,
-            "enable_return_routed_experts": context.policy.replays_routes,
-        }
         self._adapter = self._resolve_adapters(context.policy.adapter_config)
-        if self._adapter is not None:
-            settings |= {"enable_lora": True, "max_lora_rank": lora_rank(self._adapter["r"])}
-            settings["lora_target_modules"] = self._adapter["target_modules"]
-        family = context.policy.family
-        if family is not None:
-            settings["limit_mm_per_prompt"] = {"image": context.max_images, "video": context.max_videos}
-            # vLLM's cache of processed images has two halves, which differ if a rendered prompt is not added.
-            settings |= {"skip_tokenizer_init": False, "mm_processor_cache_gb": 0, **family.vllm_options()}
-        if on_gpu:
-            settings |= self._gpu_settings(context, settings["max_num_seqs"])
-        else:
-            settings |= self._cpu_settings(context, settings["max_num_seqs"])
+        gc.collect()  # remains of an instance that crashed on starting or closing
+        settings = self._settings(context, on_gpu)
         # vLLM seeds the process's random state, and leaves torch one thread, with which offloaded AdamW is slow.
         threads = torch.get_num_threads()
         try:
@@ -250,6 +226,41 @@ class VLLMEngine(RolloutEngine):
             raise UserError(f"VLLMEngine.adapters: {first_line(error)}; set the option to false") from error
         if on_gpu:
             torch.set_num_threads(threads)
+
+    def _settings(self, context: EngineContext, on_gpu: bool) -> dict[str, Any]:
+        """Return the arguments of `vllm.LLM`."""
+        if self.enforce_eager is None:
+            enforce_eager = not on_gpu
+        else:
+            enforce_eager = self.enforce_eager
+        sequences = min(context.max_sequences, GPU_SEQUENCES if on_gpu else CPU_SEQUENCES)
+        settings: dict[str, Any] = {
+            "model": context.folder,
+            "load_format": "dummy",
+            "skip_tokenizer_init": True,
+            "dtype": str(self.compute_dtype).removeprefix("torch."),
+            "seed": context.seed % 2**31,
+            "max_model_len": context.max_tokens,
+            "max_num_seqs": sequences,
+            "enforce_eager": enforce_eager,
+            "logprobs_mode": "processed_logprobs",
+            "disable_log_stats": True,
+            "distributed_executor_backend": executor_on(torch.cuda.current_device() if on_gpu else 0),
+            "quantization": FP8 if self.quantized else None,
+            "enable_return_routed_experts": context.policy.replays_routes,
+        }
+        if self._adapter is not None:
+            settings["enable_lora"] = True
+            settings["max_lora_rank"] = lora_rank(self._adapter["r"])
+            settings["lora_target_modules"] = self._adapter["target_modules"]
+        family = context.policy.family
+        if family is not None:
+            settings["limit_mm_per_prompt"] = {"image": context.max_images, "video": context.max_videos}
+            # vLLM's cache of processed images has two halves, which differ if a rendered prompt is not added.
+            settings |= {"skip_tokenizer_init": False, "mm_processor_cache_gb": 0, **family.vllm_options()}
+        if on_gpu:
+            return settings | self._gpu_settings(context, sequences)
+        return settings | self._cpu_settings(context, sequences)
 
     def _gpu_settings(self, context: EngineContext, sequences: int) -> dict[str, Any]:
         """Return vLLM's settings for a GPU that generates up to some sequences at once."""
@@ -362,7 +373,7 @@ class VLLMEngine(RolloutEngine):
         if self.gpu_memory_utilization is not None:
             return self.gpu_memory_utilization
         if not self.sleep_mode:
-            return 0.4
+            return DEFAULT_SHARE
         if self._memory_share is None:
             free, total = torch.cuda.mem_get_info()
             left = max(0.1, (free - reserved) / total - max(_RESERVE_BYTES / total, _RESERVE_SHARE))
@@ -420,7 +431,7 @@ class VLLMEngine(RolloutEngine):
         if not self._llm.reset_prefix_cache():
             raise RuntimeError("vLLM keeps its prefix cache, made with older weights: a request is still running")
         if self._context is not None and self._context.policy.family is not None:
-            self._llm.llm_engine.reset_encoder_cache()
+            self.core.reset_encoder_cache()
 
     def _load_adapters(self, policy: Policy) -> None:
         """Let vLLM load the policy's adapters, if it has any, under a new name.
@@ -442,7 +453,7 @@ class VLLMEngine(RolloutEngine):
             folder.mkdir()
             write_weights(policy.adapter_weights(dtype), dtype, folder, durable=False, adapter=settings)
             request = LoRARequest(f"adapters-{self._loads}", self._loads, str(folder))
-            if not self._llm.llm_engine.add_lora(request):
+            if not self.core.add_lora(request):
                 raise RuntimeError("vLLM did not load the adapters")
             self._request = request
         if old is not None:
@@ -456,87 +467,59 @@ class VLLMEngine(RolloutEngine):
         done: OnGroupDone | None = None,
         turns: Turns | None = None,
     ) -> list[list[Completion]]:
-        engine = self._llm.llm_engine
-        tokenizer = self._context.tokenizer
         turns = within_budget(sampling, self._context.tokenizer, self._context.limit, turns)
         turns.begin(prompts, sampling, seeds)
-        rows: dict[str, _Row] = {}  # by the request of its current turn
-        groups: list[list[_Row]] = []
-        request_ids: list[str] = []
-        renderer = Renderer(engine.renderer, self._input)
-        rendered: deque[Any] = deque()
-
-        def add_request(row: _Row, rendered: Any) -> None:
-            name = f"{row.p}-{row.g}-{row.turn}"
-            rows[name] = row
-            parameters = self._parameters(sampling, row.seed, row.limit)
-            request_ids.append(engine.add_request(name, rendered, parameters, lora_request=self._request))
-
-        def add_group(shown: Any) -> None:
-            p = len(groups)
-            limit = self._context.limit(sampling.max_tokens, len(prompts[p].token_ids))
-            groups.append([_Row(p, g, prompts[p], seed, limit) for g, seed in enumerate(seeds[p])])
-            for row in groups[p]:
-                opening = turns.opening(p, row.g)
-                if opening is not None:
-                    row.continue_with(opening)
-                begins_with_prompt = opening is None or not opening.token_ids
-                add_request(row, shown if begins_with_prompt else renderer.render(row.start))
-
+        requests = _Requests(self, self._context, prompts, sampling, seeds, turns)
         try:
-            rendered.extend(map(renderer.begin, prompts))
-            while rendered or engine.has_unfinished_requests() or turns.waiting:
-                while rendered and (not self._overlaps or rendered[0].done() or not engine.has_unfinished_requests()):
-                    add_group(rendered.popleft().result())
-                for output in self._step():
-                    row = rows[output.request_id]
-                    if row.add(output.outputs[0], tokenizer, sampling.stop):
-                        engine.abort_request([output.request_id])
-                    if row.finish_reason is not None:
-                        turn = read_completion(tokenizer, row.tokens, row.logprobs, row.finish_reason == "stop")
-                        turns.stopped(row.p, row.g, replace(turn, routes=self._routes(output.outputs[0])))
-                # On a CPU wait for all answers: which requests run together changes the last bits of their results, and
-                # must not depend on how long an environment takes.
-                if torch.cuda.is_available():
-                    is_idle = not rendered and not engine.has_unfinished_requests()
-                    min_answers = min(turns.waiting, int(is_idle))
-                else:
-                    min_answers = turns.waiting
-                for row, _ in next_turns(groups, turns, min_answers, done):
-                    add_request(row, renderer.render(row.start))
+            requests.render_prompts()
+            while requests.are_open or turns.waiting:
+                requests.start_groups()
+                for output in self.step():
+                    requests.read(output)
+                requests.start_next_turns(done)
         except BaseException:
-            engine.abort_request(request_ids, internal=True)
+            requests.abort()
             raise
         finally:
-            renderer.close()
-        core = getattr(engine.engine_core, "engine_core", None)  # None in a process of its own
+            requests.close()
+        core = getattr(self.core.engine_core, "engine_core", None)  # None in a process of its own
         while getattr(core, "batch_queue", None):  # a batch that was scheduled ahead would meet the next weights
-            engine.step()
-        return finished_groups(groups)
+            self.core.step()
+        return finished_groups(requests.groups)
 
     @property
-    def _overlaps(self) -> bool:
-        """Whether the first prompts are generated from while images of later ones are still prepared.
+    def core(self) -> Any:
+        """vLLM's engine, which takes requests and steps."""
+        return self._llm.llm_engine
 
-        Not on a CPU: which requests run together changes the last bits of their results, and must not depend on time.
-        """
-        return torch.cuda.is_available()
-
-    def _routes(self, output: Any) -> Tensor | None:
+    def routes(self, output: Any) -> Tensor | None:
         """Return the experts that vLLM reports for a turn and what is before it."""
         if not self._context.policy.replays_routes or output.routed_experts is None:
             return None
         return routes_of(self._context.policy, output.routed_experts)
 
-    def _step(self) -> Sequence[Any]:
+    @property
+    def overlaps(self) -> bool:
+        """Whether it generates while images of other prompts are prepared and environments answer.
+
+        Not on a CPU: which requests run together changes the last bits of their results, and must not depend on time.
+        """
+        return torch.cuda.is_available()
+
+    def add_request(self, name: str, rendered: Any, sampling: Sampling, seed: int, limit: int) -> str:
+        """Give vLLM a turn to generate, of at most `limit` tokens; return the request's id."""
+        return self.core.add_request(
+            name, rendered, self._parameters(sampling, seed, limit), lora_request=self._request
+        )
+
+    def step(self) -> Sequence[Any]:
         """Generate a token of every running completion; return what vLLM reports."""
-        engine = self._llm.llm_engine
-        if not engine.has_unfinished_requests():
+        if not self.core.has_unfinished_requests():
             return ()
         with self._compilation():
-            return list(engine.step())
+            return list(self.core.step())
 
-    def _input(self, prompt: Prompt) -> dict[str, Any]:
+    def as_input(self, prompt: Prompt) -> dict[str, Any]:
         """Return a prompt as vLLM takes it.
 
         Images are pictures, videos arrays of frames, and each has one placeholder, which vLLM expands itself.
@@ -585,6 +568,111 @@ class VLLMEngine(RolloutEngine):
         gc.collect()
 
 
+class _Requests:
+    """The requests of one call of `VLLMEngine.generate`: each is a turn of a completion.
+
+    Args:
+        engine: the engine that was called.
+        context: the settings that it was started with.
+        prompts: the prompts.
+        sampling: how tokens are drawn.
+        seeds: a seed for each completion of each prompt.
+        turns: says how a completion goes on when it stops.
+
+    Attributes:
+        groups: the rows of each prompt whose generation has begun.
+    """
+
+    def __init__(
+        self,
+        engine: VLLMEngine,
+        context: EngineContext,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        seeds: Sequence[Sequence[int]],
+        turns: Turns,
+    ) -> None:
+        self.groups: list[list[_Row]] = []
+        self._engine = engine
+        self._core = engine.core
+        self._context = context
+        self._prompts = prompts
+        self._sampling = sampling
+        self._seeds = seeds
+        self._turns = turns
+        self._rows: dict[str, _Row] = {}  # by the name of its current request
+        self._ids: list[str] = []
+        self._renderer = Renderer(self._core.renderer, engine.as_input)
+        self._rendered: deque[Future[Any]] = deque()  # prompts whose groups have not begun
+
+    @property
+    def are_open(self) -> bool:
+        """Whether a prompt waits or vLLM generates."""
+        return bool(self._rendered) or self._core.has_unfinished_requests()
+
+    def render_prompts(self) -> None:
+        """Begin to prepare every prompt."""
+        for prompt in self._prompts:
+            self._rendered.append(self._renderer.begin(prompt))
+
+    def start_groups(self) -> None:
+        """Add the requests of the prompts that are prepared; wait for one only if nothing else runs.
+
+        An engine that does not overlap waits for all prompts.
+        """
+        while self._rendered:
+            must_wait = not self._engine.overlaps or not self._core.has_unfinished_requests()
+            if not must_wait and not self._rendered[0].done():
+                return
+            self._start_group(self._rendered.popleft().result())
+
+    def _start_group(self, rendered: Any) -> None:
+        p = len(self.groups)
+        prompt = self._prompts[p]
+        limit = self._context.limit(self._sampling.max_tokens, len(prompt.token_ids))
+        group = [_Row(p, g, prompt, seed, limit) for g, seed in enumerate(self._seeds[p])]
+        self.groups.append(group)
+        for row in group:
+            opening = self._turns.opening(p, row.g)
+            if opening is not None:
+                row.continue_with(opening)
+            if opening is None or not opening.token_ids:
+                self._add(row, rendered)
+            else:
+                self._add(row, self._renderer.render(row.start))
+
+    def _add(self, row: _Row, rendered: Any) -> None:
+        name = f"{row.p}-{row.g}-{row.turn}"
+        self._rows[name] = row
+        self._ids.append(self._engine.add_request(name, rendered, self._sampling, row.seed, row.limit))
+
+    def read(self, output: Any) -> None:
+        """Take new tokens of a request, and the end of its turn."""
+        row = self._rows[output.request_id]
+        tokenizer = self._context.tokenizer
+        if row.add(output.outputs[0], tokenizer, self._sampling.stop):
+            self._core.abort_request([output.request_id])
+        if row.finish_reason is not None:
+            turn = read_completion(tokenizer, row.tokens, row.logprobs, row.finish_reason == "stop")
+            self._turns.stopped(row.p, row.g, replace(turn, routes=self._engine.routes(output.outputs[0])))
+
+    def start_next_turns(self, done: OnGroupDone | None) -> None:
+        """Add the requests of completions that go on, as environments answer; without overlap wait for all."""
+        min_answers = self._turns.waiting
+        if self._engine.overlaps:
+            min_answers = min(min_answers, 0 if self.are_open else 1)
+        for row, _ in next_turns(self.groups, self._turns, min_answers, done):
+            self._add(row, self._renderer.render(row.start))
+
+    def abort(self) -> None:
+        """Drop what still runs."""
+        self._core.abort_request(self._ids, internal=True)
+
+    def close(self) -> None:
+        """End the thread that prepares images."""
+        self._renderer.close()
+
+
 class Renderer:
     """Prepares prompts for vLLM: their images in a thread of its own, one prompt at a time; text at once.
 
@@ -631,6 +719,19 @@ class Renderer:
 
     def _compute(self, prompt: Prompt) -> Any:
         return self._renderer.render_cmpl([self._as_input(prompt)])[0]
+
+
+def _set_environment(context: EngineContext, on_gpu: bool) -> None:
+    """Set what vLLM reads when it is imported."""
+    use_writable_folders()
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    if context.deterministic and on_gpu:
+        os.environ["VLLM_BATCH_INVARIANT"] = "1"
+    if len(context.policy.placeholder_ids) > MAX_BANNED:
+        os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+    if on_gpu:
+        separate_cache(torch.cuda.current_device())
 
 
 class _Row(Row):

@@ -6,6 +6,7 @@ import hashlib
 import os
 import shlex
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
@@ -36,7 +37,8 @@ class Agent(Environment):
     `base_url` and `api_key`, and ends it by writing a line of JSON.
 
     Args:
-        command: the program and its arguments, such as `python my_agent.py`; no shell reads it.
+        command: the program and its arguments, such as `python my_agent.py`; no shell reads it. `python` is the run's
+            own, whether or not its environment is activated; give the path of another one.
         env: further environment variables of the program.
         timeout: seconds after which an episode is ended; it then has the reward 0.
         workers: number of processes that play one episode after another; 0 = each episode is a process.
@@ -86,7 +88,7 @@ class Agent(Environment):
             self.command = list(command)
         if not self.command:
             raise UserError("Agent.command: it is empty; give the program and its arguments")
-        if shutil.which(self.command[0]) is None:
+        if shutil.which(self.program[0]) is None:
             raise UserError(f"Agent.command: there is no program {self.command[0]!r}")
         self.code = [_digest(argument) for argument in self.command if os.path.isfile(argument)]
         self.env = dict(env or {})
@@ -101,6 +103,13 @@ class Agent(Environment):
         self.host = host
         self.port = port
         self.batch_seconds = batch_seconds
+
+    @property
+    def program(self) -> list[str]:
+        """The command with the path of the run's own Python for `python`."""
+        if self.command[0] == "python":
+            return [sys.executable, *self.command[1:]]
+        return self.command
 
     @property
     def begins(self) -> bool:

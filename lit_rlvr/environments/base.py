@@ -253,7 +253,11 @@ def rewards_with(environment: Environment | None, rewards: Sequence[Reward | str
     """
     has_reward = environment is not None and environment.has_reward
     rewards_turns = environment is not None and environment.rewards_turns
-    own: list[type[Reward]] = [EnvironmentReward] * has_reward + [TurnRewards] * rewards_turns
+    own: list[type[Reward]] = []
+    if has_reward:
+        own.append(EnvironmentReward)
+    if rewards_turns:
+        own.append(TurnRewards)
     if rewards is None:
         if environment is not None and not own:
             log.warning(

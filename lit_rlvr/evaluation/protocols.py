@@ -62,7 +62,11 @@ def _sampling_of(config: Mapping[str, Any], name: str) -> ValueAndOrigin:
 def find_limits(max_tokens: int, model: str) -> Sampling:
     """Return the limits of a completion; with a run, also those of its episodes and thoughts, and its stop texts."""
     config = _config_of(model)
-    limits = {name: value for name in TURNS if (value := _sampling_of(config, name)[0]) is not None}
+    limits = {}
+    for name in TURNS:
+        value = _sampling_of(config, name)[0]
+        if value is not None:
+            limits[name] = value
     budget = _sampling_of(config, "max_thought_tokens")[0] or 0
     at_budget: AtBudget = "close"
     if budget:
@@ -149,7 +153,11 @@ class Protocol:
         Args:
             limits: limits of a completion and an episode that the protocol does not set.
         """
-        overrides = {name: value for name in ("max_tokens", *TURNS) if (value := getattr(self, name)) is not None}
+        overrides = {}
+        for name in ("max_tokens", *TURNS):
+            value = getattr(self, name)
+            if value is not None:
+                overrides[name] = value
         limits = replace(limits, **overrides)
         sampled = replace(limits, temperature=self.temperature, top_p=self.top_p)
         parts = {"sampled": (sampled, self.samples)} if self.samples else {}

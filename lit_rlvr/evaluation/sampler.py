@@ -27,7 +27,7 @@ from lit_rlvr.types import Completion, Prompt
 
 if TYPE_CHECKING:
     from lit_rlvr.datamodules import PromptDataModule
-    from lit_rlvr.datamodules.base import Split
+    from lit_rlvr.datamodules.reading.split import Split
 
 Scored = Callable[[Prompt, list[Completion], Scores], None]
 
@@ -58,7 +58,7 @@ def load_prompts(
     data.setup("test" if split == "test" else "fit")
     if not data.prompts[split]:
         raise UserError(f"{option}: there is no {split} set")
-    check_references(rewards, data.loaded)
+    check_references(rewards, [prompt.sample for prompt in data.loaded_prompts])
     check_prefills(rewards, data.prompts[split])
     return data.prompts[split]
 

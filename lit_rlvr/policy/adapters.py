@@ -338,7 +338,6 @@ def adapted_layers(model: Any, lora: Lora) -> dict[str, Tensor]:
                 tower.append(n)
         linear += _found(tower, "vision_tower", model)
     if lora.experts:
-        experts = {}
         for name, weight in model.named_parameters():
             if ".experts." in name and weight.ndim == 3:
                 experts[name] = weight

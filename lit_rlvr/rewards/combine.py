@@ -185,12 +185,19 @@ def _settle_correct(
 def combine(rewards: Sequence[Reward], results: Judgements, samples: Sequence[Sample], width: int) -> Scores:
     """Return scores of G = `width` completions of each of P samples from each reward's results for all P * G.
 
-    Among the rewards of a row, `correct` comes from the one with `correct_from`, else from the first that reports it,
-    else from the first whose checks all failed, else from the first that may report it. If that reward reports it for
-    some completions only, it counts as failed on the others (status "error"). If it reports it for none, its value 1 is
-    correct, unless it is known never to report it or another reward of the run does; then nothing says what is correct.
-    Of a completion that it does not judge (status "unjudged"), `correct` comes from the first reward that reports it
-    there.
+    One reward of each row says what is `correct`, the first that there is of these:
+
+    1. the one with `correct_from`,
+    2. the first that reports it,
+    3. the first whose checks all failed,
+    4. the first that may report it.
+
+    Where it reports nothing:
+
+    - if it reports `correct` for other completions, it counts as failed here (status "error");
+    - if it does not judge this completion (status "unjudged"), the first other reward that reports it counts;
+    - if it reports it nowhere, its value 1 is correct, unless it is known never to report it or another reward of the
+      run does: then nothing says what is correct.
 
     Args:
         rewards: the rewards.

@@ -276,7 +276,11 @@ def completion_lengths(
         tokenizer: the model's tokenizer.
         sampling: the settings of the completions.
     """
-    texts = [text for sample in samples if (text := form(sample))]
+    texts = []
+    for sample in samples:
+        text = form(sample)
+        if text:
+            texts.append(text)
     if texts:
         encoded = tokenizer(texts, add_special_tokens=False).input_ids
     else:

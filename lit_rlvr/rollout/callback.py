@@ -5,29 +5,35 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 
 from lit_rlvr.agents.play import agent_metrics
 from lit_rlvr.common.log import log
 from lit_rlvr.common.paths import expanded
+from lit_rlvr.common.resuming import run_folder_option
+from lit_rlvr.datamodules.reading.stream import prompt_hashes
 from lit_rlvr.distributed.checkpoints import user_code, warn_of_changes
+from lit_rlvr.engines.synced import SyncedEngine
 from lit_rlvr.errors import UserError, check_all
-from lit_rlvr.plan import RunPlan
+from lit_rlvr.plan import PlanningCallback, RunPlan
 from lit_rlvr.policy.precision import use_deterministic_kernels
 from lit_rlvr.rewards import shared_pool
 from lit_rlvr.rewards.base import RunProcess, unlogged
 from lit_rlvr.rewards.combine import logged_metrics
 from lit_rlvr.rollout.agreement import agreement_metrics
+from lit_rlvr.rollout.demonstrations import DemonstrationSets, DemonstrationSource
 from lit_rlvr.rollout.engine_context import engine_context
 from lit_rlvr.rollout.episodes import begins, turn_metrics
 from lit_rlvr.rollout.generate import GroupSampler, completion_seeds
 from lit_rlvr.rollout.metrics import rollout_metrics, set_metrics
-from lit_rlvr.rollout.preflight.data import check_data, report_rewards
-from lit_rlvr.rollout.preflight.sizes import check_settings, log_sizes
+from lit_rlvr.rollout.preflight.data import inspect_data, report_rewards
+from lit_rlvr.rollout.preflight.lengths import LongAnswerSearch
+from lit_rlvr.rollout.preflight.sizes import check_settings, log_sizes, plan_run
 from lit_rlvr.rollout.queue import QueueSource
 from lit_rlvr.rollout.record import Record, ReplaySource, replay_settings
 from lit_rlvr.rollout.settings import RolloutSettings
@@ -42,24 +48,38 @@ if TYPE_CHECKING:
     from lit_rlvr.datamodules import PromptDataModule
 
 
-class RolloutCallback(RolloutSettings, Callback):
+class RolloutCallback(RolloutSettings, PlanningCallback):
     """Fills each batch of prompts with a rollout before the algorithm sees it, in training and in validation.
 
     `RolloutSettings` documents its options.
 
     Attributes:
-        plan: what follows from the run's settings; made in `setup`, before the weights load.
         source: where rollouts come from; built in `setup`.
         sampler: generates and scores; built in `setup`.
+        demonstrations: the completions to learn from, if the data have some.
+        long_answers: finds gold answers that are too long for completions.
         ends_run: whether the run has trained on all of `replay.rollouts_from`.
     """
 
-    plan: RunPlan | None = None
     source: RolloutSource = None  # type: ignore[assignment]
     sampler: GroupSampler = None  # type: ignore[assignment]
     ends_run = False
     _record: Record | None = None  # of this run
+    _pinned_groups = 0
     _provenance: dict[str, dict[str, Any]]
+
+    @cached_property
+    def synced_engine(self) -> SyncedEngine:
+        """The engine with the weights that it was synced to."""
+        return SyncedEngine(self.engine, self.safeguards.probe_every, self.safeguards.max_engine_restarts)
+
+    @cached_property
+    def demonstrations(self) -> DemonstrationSets:
+        return DemonstrationSets()
+
+    @cached_property
+    def long_answers(self) -> LongAnswerSearch:
+        return LongAnswerSearch()
 
     # ---- one iteration ------------------------------------------------------------------------------------
 
@@ -155,7 +175,7 @@ class RolloutCallback(RolloutSettings, Callback):
             return
         self._start_engine(trainer, module)
         self.source.wait()
-        sampling = self.eval_sampling
+        sampling = self.eval_sampling.with_banned(module.policy.placeholder_ids)
         self.synced_engine.sync_weights(module.policy, ("policy", module.updates), batch.prompts, sampling)
         batch.rollout = self._validate(module, batch, sampling, samples)
         if self.evaluation.greedy:
@@ -164,7 +184,7 @@ class RolloutCallback(RolloutSettings, Callback):
 
     def _add_demonstrations(self, module: RLVRModule, batch: PromptBatch) -> None:
         """Add the completions that the data hold to a validation batch."""
-        demonstrations = self.demonstrations[batch.name]
+        demonstrations = self.demonstrations.by_name[batch.name]
         first = [prompt for prompts in demonstrations.data.prompts.values() for prompt in prompts[:1]]
         prompts = batch.prompts or [module.data.prepare(first[0])]
         batch.demonstrations = demonstrations.rollout(prompts, module.policy.placeholder_ids)
@@ -177,7 +197,7 @@ class RolloutCallback(RolloutSettings, Callback):
         data = next((other for other in module.data.validated if other.name == batch.name), module.data)
         seeds = completion_seeds(batch.prompts, [0] * len(batch), samples, "validation", batch.name)
         with unlogged():
-            rollout, _ = self.sampler.sample(batch.prompts, seeds, sampling, data)
+            rollout, _ = self.sampler.generate(batch.prompts, seeds, sampling, data)
         return rollout
 
     on_test_batch_start = on_validation_batch_start
@@ -216,6 +236,16 @@ class RolloutCallback(RolloutSettings, Callback):
             versions = self.teacher_versions
             self._record.begin(module.iteration, settings, module.policy.model, versions)
 
+    def instruct_data(self, data: PromptDataModule) -> None:
+        data.use_environment(self.environment, self.judging_rewards(data.demonstrates))
+
+    def pin_groups(self, count: int) -> None:
+        """Keep the first process's first groups of each rollout there, because it saves them.
+
+        Call it before `setup`.
+        """
+        self._pinned_groups = count
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse sizes and data that do not fit, connect teachers and judges, and build the source of rollouts."""
         module: RLVRModule = pl_module  # type: ignore[assignment]
@@ -223,9 +253,9 @@ class RolloutCallback(RolloutSettings, Callback):
         device = trainer.strategy.root_device.type
         if self.deterministic and device == "cuda":
             use_deterministic_kernels()
-        plan = self.plan = self.plan_run(trainer, module, data)
+        plan = self.plan = plan_run(self, trainer, module, data)
         # `RunParts.prepare` has asked the same before the weights loaded; a plain `lightning.Trainer` has not.
-        check_all(lambda: check_settings(self, module, plan), lambda: check_data(self, module, data))
+        check_all(lambda: check_settings(self, module, plan), lambda: self.inspect_data(module, data))
         # Numbers depend on these, and the settings do not tell them; a resumed run compares.
         self._provenance = {"code": user_code(), "validation": {}, "threads": {}, "weights": {}}
         if device == "cpu":
@@ -247,13 +277,22 @@ class RolloutCallback(RolloutSettings, Callback):
         )
         self.source = self._choose_source(trainer, module, data, stage)
 
+    def inspect_data(self, module: RLVRModule, data: PromptDataModule) -> None:
+        """Refuse data that do not fit the settings or the model's context; read the completions to learn from.
+
+        Raises:
+            UserError: names the settings and the rows.
+        """
+        inspect_data(self, module, data, self.demonstrations, self.long_answers)
+
     def _set_up_training(self, trainer: Trainer, module: RLVRModule, data: PromptDataModule, plan: RunPlan) -> None:
         """Say what the run needs and connect its teachers; `Trainer.fit` connects the rewards before a warm start."""
         log_sizes(self, module, plan, data)
         module.teachers.connect()
         if trainer.is_global_zero:
-            report_rewards(self, data)
-        self._provenance["validation"] = data.validation_hashes()
+            report_rewards(self, data, self.long_answers)
+        for other in data.validated:
+            self._provenance["validation"][other.name] = prompt_hashes(other.prompts["validation"])
         if trainer.is_global_zero:
             self._provenance["weights"] = module.models.frozen_versions()
 
@@ -264,15 +303,12 @@ class RolloutCallback(RolloutSettings, Callback):
 
     def _choose_source(self, trainer: Trainer, module: RLVRModule, data: PromptDataModule, stage: str) -> RolloutSource:
         """Return where the run's rollouts come from."""
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        pinned = max(getattr(callback, "save_prompts", 0) for callback in callbacks)  # the run folder saves the first
         if stage == "fit" and self.replay.rollouts_from is not None:
             return self.replay_source(trainer, module, data)
         if stage == "fit" and module.demonstrates:
-            from lit_rlvr.rollout.demonstrations import DemonstrationSource  # it imports the data sets
-
-            return DemonstrationSource(self.demonstrations[data.name], module, self.demonstrated, pinned)
-        arguments = self.sampler, module, data, self.group_size, self.sampling, pinned
+            demonstrations = self.demonstrations.by_name[data.name]
+            return DemonstrationSource(demonstrations, module, self.demonstrations.fingerprint, self._pinned_groups)
+        arguments = self.sampler, module, data, self.group_size, self.sampling, self._pinned_groups
         if self.staleness:
             limit = self.safeguards.max_group_seconds
             return QueueSource(*arguments, staleness=self.staleness, max_group_seconds=limit)
@@ -284,7 +320,7 @@ class RolloutCallback(RolloutSettings, Callback):
         run_folder = expanded(str(self.replay.rollouts_from)).absolute()
         if run_folder.resolve() == Path(trainer.default_root_dir).resolve():
             raise UserError(
-                "rollout.replay.rollouts_from: it is this run's own folder; set another trainer.default_root_dir"
+                f"rollout.replay.rollouts_from: it is this run's own folder; set another {run_folder_option()}"
             )
         source = ReplaySource(Record(run_folder), module, data, self.sampling, self.mask_truncated)
         source.check(self._replay_settings(trainer, data), begins(self.environment))
@@ -308,9 +344,7 @@ class RolloutCallback(RolloutSettings, Callback):
         if self.synced_engine.started:
             return
         self.sampler.start(engine_context(self, trainer, module), module.policy, module.data)
-        placeholders = module.policy.placeholder_ids
-        self.source.ban(placeholders)
-        self.eval_sampling = self.eval_sampling.with_banned(placeholders)
+        self.source.ban(module.policy.placeholder_ids)
 
     # ---- checkpoints --------------------------------------------------------------------------------------
 
@@ -336,8 +370,7 @@ class RolloutCallback(RolloutSettings, Callback):
             self.source.close()
         if self.sampler is not None:
             self.sampler.close()
-        for demonstrations in self.demonstrations.values():
-            demonstrations.close()
+        self.demonstrations.close()
         for reward in self.rewards:
             reward.close()
         shared_pool().close()

@@ -22,6 +22,7 @@ from lit_rlvr.errors import UserError
 from lit_rlvr.policy.loading import turn_ends
 from lit_rlvr.rollout.balance import balance
 from lit_rlvr.rollout.episodes import Episodes, between_turns
+from lit_rlvr.rollout.settings import RolloutSettings
 from lit_rlvr.rollout.source import RolloutSource
 from lit_rlvr.rollout.summaries import gather_summaries, trainable_groups
 from lit_rlvr.sampling import Sampling
@@ -71,7 +72,7 @@ class Demonstrations:
         self.ends = turn_ends(model_folder, data.tokenizer)
         with suppress(BadRow, UserError):  # a template that shows no such turn
             probe = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "?"}]
-            turns = split_turns(probe, data.chat, data.tokenizer, data.opening, self.ends, option)
+            turns = split_turns(probe, data.chat, data.tokenizer, data.prompt_encoder.opening, self.ends, option)
             last = turns.sequences[0][-1].token_ids
             self.ends = tuple(sorted(self.ends, key=lambda end: end not in last))
         plays = environment is not None and column is not None
@@ -246,7 +247,9 @@ class Demonstrations:
             if closes_thoughts(target) or not ends_in_thoughts(prompt.prefill):
                 return [(prompt, self._turn(target.removeprefix(prompt.prefill), prompt.sample))]
             target = [{"role": "assistant", "content": target}]  # the template may close the thought
-        turns = self.data.split_turns(prompt.sample, target, self.ends, self.trains_empty_thoughts)
+        turns = self.data.encoder_of(prompt.sample).split_turns(
+            prompt.sample, target, self.ends, self.trains_empty_thoughts
+        )
         if turns.empty_thoughts:
             self._with_empty_thoughts.add(prompt.sample.id)
         missing = len(prompt.sample.images) - sum(part.images for part in turns.sequences[-1])
@@ -273,7 +276,7 @@ class Demonstrations:
 
     def _turn(self, text: str, sample: Sample) -> Completion:
         """Return a text of a sample as a turn, as if the model had sampled it."""
-        text = self.data.as_plain(text, sample, "a completion", is_written=True)
+        text = self.data.encoder_of(sample).as_plain(text, sample, "a completion", is_written=True)
         token_ids = self.data.tokenizer(text, add_special_tokens=False).input_ids
         return Completion(text, (*token_ids, self.ends[0]), "stop")
 
@@ -329,6 +332,48 @@ class Demonstrations:
 
     def _error(self, prompt: Prompt, problem: str) -> UserError:
         return UserError(f"{self.option}: {prompt.sample.source or prompt.sample.id}: {self.column}: {problem}")
+
+
+class DemonstrationSets:
+    """The completions to learn from in the data of a run, those of each set.
+
+    Attributes:
+        by_name: name of a set -> its completions; {} = they are not read yet, or the run samples its own.
+        fingerprint: of those to train on; a resumed run compares it.
+    """
+
+    def __init__(self) -> None:
+        self.by_name: dict[str, Demonstrations] = {}
+        self.fingerprint = ""
+
+    def read(self, rollout: RolloutSettings, module: RLVRModule, data: PromptDataModule) -> None:
+        """Read them once.
+
+        Raises:
+            UserError: a row has none, or one that is too long.
+        """
+        if self.by_name:
+            return
+        for other in data.validated:
+            demonstrations = Demonstrations(
+                other,
+                module.target,
+                "model.target",
+                module.model_folder,
+                rollout.environment,
+                rollout.sampling,
+                module.target_empty_thoughts == "train",
+            )
+            fingerprints = []
+            for prompts in other.prompts.values():
+                fingerprints.append(demonstrations.check(prompts))
+            self.fingerprint = self.fingerprint or fingerprints[0]
+            self.by_name[other.name] = demonstrations
+
+    def close(self) -> None:
+        """End the workers that played episodes."""
+        for demonstrations in self.by_name.values():
+            demonstrations.close()
 
 
 class DemonstrationSource(RolloutSource):

@@ -10,6 +10,7 @@ from lit_rlvr.common.log import log
 from lit_rlvr.common.seeds import run_seed
 from lit_rlvr.engines.base import EngineContext
 from lit_rlvr.rollout.preflight.lengths import length_requirements, most_images
+from lit_rlvr.rollout.preflight.sizes import most_completions, most_sampled_tokens
 from lit_rlvr.rollout.settings import RolloutSettings
 from lit_rlvr.training.module import RLVRModule
 from lit_rlvr.training.optimizer import unallocated
@@ -28,12 +29,12 @@ def engine_context(rollout: RolloutSettings, trainer: Trainer, module: RLVRModul
         policy=module.policy,
         tokenizer=module.tokenizer,
         max_tokens=max(requirement.max_sequence_tokens for requirement in requirements),
-        max_sequences=rollout.most_completions(module, data) // trainer.world_size,
+        max_sequences=most_completions(rollout, module, data) // trainer.world_size,
         seed=run_seed(),
         dtype=module.plan.dtype,
         deterministic=rollout.deterministic,
         reserved=sum(unallocated(optimizer, module.policy.device) for optimizer in trainer.optimizers),
-        tokens=rollout.most_sampled_tokens(trainer, module, data),
+        tokens=most_sampled_tokens(rollout, trainer, module, data),
         run=Path(trainer.default_root_dir),
         streams=rollout.staleness > 0,
         max_images=images["max_images"],

@@ -442,10 +442,12 @@ def with_opening(sample: Sample, begun: Opening) -> Sample:
         return replace(
             sample, prompt=[*messages[:last], {**messages[last], "content": content + begun}, *messages[last + 1 :]]
         )
-    if isinstance(content, str):
-        parts = [{"type": "text", "text": content}] * bool(content)
-    else:
+    if not isinstance(content, str):
         parts = list(content)
+    elif content:
+        parts = [{"type": "text", "text": content}]
+    else:
+        parts = []
     if isinstance(begun, str):
         blocks = [{"type": "text", "text": begun}]
     else:

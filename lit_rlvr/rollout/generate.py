@@ -114,7 +114,7 @@ class GroupSampler:
             self._max_tokens = context.max_tokens
             self.episodes = Episodes(self.environment, self._between[data.name], context.max_tokens)
 
-    def sample(
+    def generate(
         self,
         prompts: list[Prompt],
         seeds: list[list[int]],
@@ -194,7 +194,7 @@ class GroupSampler:
             has_teacher=self.has_teacher,
         )
 
-    def sample_stream(
+    def generate_stream(
         self,
         prompts: list[Prompt],
         seeds: list[list[int]],
@@ -236,10 +236,10 @@ class GroupSampler:
             if episodes is not None:
                 self._idle.append(episodes)
 
-    def sample_and_score(
+    def generate_and_score(
         self, prompts: list[Prompt], seeds: list[list[int]], sampling: Sampling
     ) -> tuple[list[list[Completion]], Scores | None]:
-        """Return completions of prompts that `sample` has opened, and their scores; None without prompts."""
+        """Return completions of prompts that `generate` has opened, and their scores; None without prompts."""
         completions = self.synced_engine.generate(prompts, sampling, seeds, turns=self.episodes)
         if not prompts:
             return completions, None

@@ -111,7 +111,10 @@ def completion_sums(rollout: Rollout, tokenizer: Any) -> dict[str, Tensor]:
 
 def generated_sums(groups: Sequence[list[Completion]]) -> dict[str, Tensor]:
     """Return the number of generated completions, and of their tokens."""
-    lengths = [completion.length for group in groups for completion in group]
+    lengths = []
+    for group in groups:
+        for completion in group:
+            lengths.append(completion.length)
     return {
         "rollout/samples": torch.tensor(float(len(lengths))),
         "rollout/tokens": torch.tensor(float(sum(lengths)), dtype=torch.float64),
@@ -187,10 +190,10 @@ def set_metrics(rollout: Rollout, names: Sequence[str]) -> dict[str, float]:
     )
     table = torch.stack([column.double() for column in columns], 1)  # (P, 6)
     sums = all_sum(is_of.double() @ table)  # (sets, 6)
-    prompts, dead, rewards, with_reward, right, judged = sums.unbind(1)
+    prompts, without_signal, rewards, with_reward, right, judged = sums.unbind(1)
     metrics = {
         "prompts": prompts / prompts.sum(),
-        "no_signal": dead / prompts,
+        "no_signal": without_signal / prompts,
         "reward": rewards / with_reward,
         "accuracy": right / judged,
     }
@@ -214,9 +217,12 @@ def thought_counts(rollout: Rollout, tokenizer: Any) -> dict[str, Tensor]:
             if any(MARK.search(prompt.prefill + turn.text) for turn in turns):  # else no token need be decoded
                 thoughts = count_thought_tokens(texts, completion.token_ids, completion.from_model, prompt.prefill)
                 tokens += thoughts.tokens
-                thinking += thoughts.tokens > 0
-                closed += thoughts.are_closed
-            unclosed += ends_in_thoughts(prompt.prefill + completion.text)
+                if thoughts.tokens:
+                    thinking += 1
+                if thoughts.are_closed:
+                    closed += 1
+            if ends_in_thoughts(prompt.prefill + completion.text):
+                unclosed += 1
     counts = {
         "rollout/thought_tokens": tokens,
         "rollout/unclosed_thoughts": unclosed,

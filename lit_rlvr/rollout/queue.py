@@ -70,7 +70,7 @@ class GroupState(NamedTuple):
         rank: where it is.
         finished: whether all its completions are sampled.
         mixed: whether it is scored, and has a signal.
-        dead: it is scored and not mixed.
+        has_no_signal: it is scored and not mixed.
     """
 
     left: float
@@ -78,7 +78,7 @@ class GroupState(NamedTuple):
     rank: int
     finished: bool
     mixed: bool = False
-    dead: bool = False
+    has_no_signal: bool = False
 
 
 def choose(
@@ -121,10 +121,10 @@ def in_time(groups: Collection[GroupState], prompts: int) -> bool:
     """Return whether the iterations after this one can train on all these groups before they are too old.
 
     Args:
-        groups: those that are left; nobody trains on dead ones.
+        groups: those that are left; nobody trains on those without a signal.
         prompts: how many an iteration trains on at least.
     """
-    lefts = sorted(group.left for group in groups if math.isfinite(group.left) and not group.dead)
+    lefts = sorted(group.left for group in groups if math.isfinite(group.left) and not group.has_no_signal)
     for place, left in enumerate(lefts):
         if place >= left * prompts:
             return False
@@ -224,7 +224,7 @@ class QueueSource(CollectingSource):
 
         prompts = [group.prompt for group in groups]
         seeds = [group.seeds for group in groups]
-        self.sampler.sample_stream(prompts, seeds, self.sampling, self.data, opened, started, done)
+        self.sampler.generate_stream(prompts, seeds, self.sampling, self.data, opened, started, done)
 
     def _finish(self, group: QueuedGroup, completions: list[Completion]) -> None:
         self._scoring.add(group, group.prompt.for_rewards(completions), group.prompt.sample)
@@ -283,7 +283,7 @@ class QueueSource(CollectingSource):
 
     # ---- the groups of an iteration -----------------------------------------------------------------------
 
-    def sample(self, batch: PromptBatch) -> tuple[Rollout, Summaries]:
+    def generate(self, batch: PromptBatch) -> tuple[Rollout, Summaries]:
         """Return the rollout of the groups that finish first, enough of them mixed, and what all ranks know of them."""
         return self.assemble_groups(self.take(batch))
 
@@ -316,7 +316,7 @@ class QueueSource(CollectingSource):
             early = chosen is None and self._concurrent and choose(finished, *needs) is not None
             stuck = chosen is None and all(state.finished for state in states)
             if is_first or stuck or self._concurrent:  # in this process, no thread's speed may decide when
-                cursor = self.admit((self.staleness + 1) * prompts - sum(not s.dead for s in states), cursor)
+                cursor = self.admit((self.staleness + 1) * prompts - sum(not s.has_no_signal for s in states), cursor)
             if chosen is None and not is_first:
                 waited = time.perf_counter()
                 self._changed.wait(POLL)
@@ -435,19 +435,20 @@ class QueueSource(CollectingSource):
         for group in groups:
             self._scoring.forget(group)
         summaries = self.summarise(rollout)
-        repeats = count_repeats(group.sample_id for rank_groups in summaries for group in rank_groups)
-        rollout.repeats = repeats[sum(map(len, summaries[: rank()])) :][: len(groups)]
+        repeats = count_repeats(group.sample_id for rank_groups in summaries for group in rank_groups)  # of all ranks
+        start = sum(len(rank_groups) for rank_groups in summaries[: rank()])
+        rollout.repeats = repeats[start : start + len(groups)]
         return rollout, summaries
 
     def round_size(self, summaries: Summaries, batch: PromptBatch) -> int:
         return len(summaries[rank()])
 
-    def sample_reference(self, prompts: list[Prompt], seeds: list[list[int]]) -> Scores | None:
+    def generate_reference(self, prompts: list[Prompt], seeds: list[list[int]]) -> Scores | None:
         """Score new completions of the reference, after what runs has ended: it needs the policy's weights."""
         while self._running:
             wait([future for future, _ in self._running])
             self._begin_again()
-        scores = super().sample_reference(prompts, seeds)
+        scores = super().generate_reference(prompts, seeds)
         self.sync_weights(None)
         return scores
 

@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lit_rlvr.common.arguments import MAX_SIZE, ChecksArguments, check_within, option_group
 from lit_rlvr.common.init_arguments import init_arguments, with_class_defaults
 from lit_rlvr.engines import resolve_engine
 from lit_rlvr.engines.base import RolloutEngine
-from lit_rlvr.engines.synced import Safeguards, SyncedEngine
-from lit_rlvr.engines.vllm import GPU_SEQUENCES
 from lit_rlvr.environments import Agent, Environment, as_environment
 from lit_rlvr.environments.base import rewards_with
 from lit_rlvr.errors import check_all, refuse_all
 from lit_rlvr.plan import RunPlan
 from lit_rlvr.rewards import FunctionReward, Reward
 from lit_rlvr.rewards.base import NoReward
-from lit_rlvr.rewards.gold_answers import LongAnswers, find_long_answers
 from lit_rlvr.rollout.episodes import check_turns
 from lit_rlvr.rollout.record import Replay
 from lit_rlvr.sampling import EvalSampling, Sampling
 from lit_rlvr.training.module import RLVRModule
-from lit_rlvr.training.optimizer import steps_per_iteration
-
-if TYPE_CHECKING:
-    from lightning.pytorch import Trainer
-
-    from lit_rlvr.datamodules import PromptDataModule
-    from lit_rlvr.rollout.demonstrations import Demonstrations
 
 
 @option_group("rollout.evaluation")
@@ -51,6 +40,34 @@ class Evaluation:
     sampling: EvalSampling = EvalSampling()  # noqa: RUF009  # frozen
     samples: int | dict[str, int] = 1
     greedy: bool = False
+
+
+@option_group("rollout.safeguards")
+@dataclass(frozen=True)
+class Safeguards:
+    """The checks of a run, and the numbers of failures that it survives.
+
+    Args:
+        probe_every: compare the engine's log-probabilities with the trainer's after the first weight sync that can be
+            probed and after every `probe_every`-th one; 0 = after the first only.
+        max_engine_restarts: how many times in a row, without a complete batch in between, a crashed engine is
+            restarted, with the same weights and batch, before the run ends.
+        max_failure_rate: share of completions whose reward may fail through the checker's own fault (they are masked
+            out of the loss), or be stopped by the limits of its worker; above it the run saves the examples and stops.
+        max_group_seconds: with `staleness` on servers, drop a group whose completions have not ended after so many
+            seconds, and name it; null = wait for it.
+    """
+
+    probe_every: int = 10
+    max_engine_restarts: int = 3
+    max_failure_rate: float = 0.05
+    max_group_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        counts = {"probe_every": self.probe_every, "max_engine_restarts": self.max_engine_restarts}
+        check_within("[0, inf)", "rollout.safeguards", **counts)
+        check_within("[0, 1]", "rollout.safeguards", max_failure_rate=self.max_failure_rate)
+        check_within("(0, inf)", "rollout.safeguards", max_group_seconds=self.max_group_seconds)
 
 
 class RolloutSettings(ChecksArguments):
@@ -97,7 +114,7 @@ class RolloutSettings(ChecksArguments):
         environment: Environment | str | dict[str, str] | dict[str, Environment] | None = None,
         mask_truncated: bool = False,
         staleness: int = 0,
-        safeguards: Safeguards = Safeguards(),  # noqa: B008
+        safeguards: Safeguards = Safeguards(),
         replay: Replay = Replay(),  # noqa: B008
         replay_routes: bool = False,
         deterministic: bool = False,
@@ -111,7 +128,6 @@ class RolloutSettings(ChecksArguments):
         replay = option_groups["replay"]
         self.group_size = group_size
         self.engine = resolve_engine(engine)
-        self.synced_engine = SyncedEngine(self.engine, safeguards)
         self.sampling = sampling
         self.evaluation = evaluation
         self.validate_every_rollouts = validate_every_rollouts
@@ -131,9 +147,6 @@ class RolloutSettings(ChecksArguments):
             self.record_gib = float(cannot_repeat and replay.rollouts_from is None)
         else:
             self.record_gib = replay.record
-        self._long_answers: list[LongAnswers] | None = None
-        self.demonstrations: dict[str, Demonstrations] = {}  # by the name of the set, of a module that has them
-        self.demonstrated = ""  # the fingerprint of those to train on
         self.check()
 
     def check(self) -> None:
@@ -184,46 +197,6 @@ class RolloutSettings(ChecksArguments):
                 "rollout.safeguards.max_group_seconds: needs rollout.staleness above 0, and servers (VLLMServerEngine)"
             )
 
-    def read_demonstrations(self, module: RLVRModule, data: PromptDataModule) -> None:
-        """Read the completions that the data hold to learn from, those of each set.
-
-        Raises:
-            UserError: a row has none, or one that is too long.
-        """
-        from lit_rlvr.rollout.demonstrations import Demonstrations  # it imports the data sets
-
-        for other in data.validated:
-            demonstrations = Demonstrations(
-                other,
-                module.target,
-                "model.target",
-                module.model_folder,
-                self.environment,
-                self.sampling,
-                module.target_empty_thoughts == "train",
-            )
-            fingerprints = []
-            for prompts in other.prompts.values():
-                fingerprints.append(demonstrations.check(prompts))
-            self.demonstrated = self.demonstrated or fingerprints[0]
-            self.demonstrations[other.name] = demonstrations
-
-    def long_answers(self, data: PromptDataModule) -> list[LongAnswers]:
-        """Return what is too long for training, and for validation if its limit is another; try the rewards once."""
-        if data.demonstrates:  # their lengths are known
-            return []
-        if self._long_answers is None:
-            self._long_answers = []
-            limits = {"train": ("sampling", self.sampling), "validation": ("evaluation.sampling", self.eval_sampling)}
-            for split, (key, sampling) in limits.items():
-                if split == "train" or sampling.max_tokens != self.sampling.max_tokens:
-                    option = f"rollout.{key}.max_tokens"
-                    prompts = data.prompts.get(split, ())
-                    answers = find_long_answers(self.rewards, prompts, data.tokenizer, sampling, option)
-                    if answers is not None:
-                        self._long_answers.append(answers)
-        return self._long_answers
-
     def problems(self, plan: RunPlan) -> Iterator[str]:
         """Yield what these settings do not allow in a run, a line each."""
         if self.sampling.truncates_distribution:  # vLLM can report the kept tokens: docs/scale.md says what is missing
@@ -252,50 +225,6 @@ class RolloutSettings(ChecksArguments):
         if module.demonstrates:
             return 1
         return self.group_size
-
-    def most_completions(self, module: RLVRModule, data: PromptDataModule) -> int:
-        """Return the most completions that a run asks for at once: of a rollout, or of a batch of a validation."""
-        counts = [data.prompts_per_rollout * self.completions_of(module)]
-        for other in data.validated:
-            counts.append(other.evaluation.prompts_per_batch * self.samples_of(other.name))
-        return max(counts)
-
-    def sequences_per_server(self, module: RLVRModule, data: PromptDataModule, servers: int) -> int:
-        """Return how many sequences each server generates at once (`--max-num-seqs`): its share of all in flight.
-
-        Args:
-            module: the algorithm.
-            data: the data.
-            servers: copies of the model that generate, each on GPUs of its own.
-        """
-        in_flight = self.most_completions(module, data) * (1 + self.staleness)
-        group = self.completions_of(module)
-        groups = math.ceil(in_flight / (group * servers))  # a group stays together
-        return min(groups * group, GPU_SEQUENCES)
-
-    def most_sampled_tokens(self, trainer: Trainer, module: RLVRModule, data: PromptDataModule) -> int:
-        """Return the most tokens that a run samples to train on; 0 = its steps are not bounded."""
-        rollouts = max(0, math.ceil(trainer.max_steps / steps_per_iteration(module)))
-        return rollouts * data.prompts_per_rollout * self.completions_of(module) * self.sampling.max_tokens
-
-    def plan_run(self, trainer: Trainer, module: RLVRModule, data: PromptDataModule) -> RunPlan:
-        """Return what follows from the settings of a run, before its weights load."""
-        plan = self.add_to(RunPlan.of_trainer(trainer), module, data.prompts_per_rollout)
-        sampled = self.most_sampled_tokens(trainer, module, data)
-        return replace(plan, most_tokens=sampled * module.epochs_per_rollout)
-
-    def add_to(self, plan: RunPlan, module: RLVRModule, prompts: int) -> RunPlan:
-        """Return a plan with what these settings say of its rollouts, of some prompts each."""
-        return replace(
-            plan,
-            prompts=prompts,
-            completions=self.completions_of(module),
-            sampling=self.sampling,
-            staleness=0 if self.replay.rollouts_from else self.staleness,
-            replays_routes=self.replay_routes,
-            has_agent=isinstance(self.environment, Agent),
-            is_exact=self.engine.is_exact(plan.dtype),
-        )
 
     def samples_of(self, name: str) -> int:
         """Return the number of completions per prompt of a validation set."""

@@ -169,18 +169,18 @@ class CollectingSource(CollectSteps, RolloutSource):
             return
         with self.timed("reference"):
             rollout.reference_rewards = self.reference_rewards.rewards(
-                requested, module.reference.version, rollout, module.iteration, module.device, self.sample_reference
+                requested, module.reference.version, rollout, module.iteration, module.device, self.generate_reference
             )
 
     @abstractmethod
     def round_size(self, summaries: Summaries, batch: PromptBatch) -> int:
         """Return the number of this rank's groups in one round: mixed groups are numbered round by round."""
 
-    def sample_reference(self, prompts: list[Prompt], seeds: list[list[int]]) -> Scores | None:
+    def generate_reference(self, prompts: list[Prompt], seeds: list[list[int]]) -> Scores | None:
         """Score new completions of the reference, sampled as in training; None without prompts."""
         reference = self.module.reference
         self.sampler.synced_engine.sync_weights(reference.policy, ("reference", reference.version))
-        completions, scores = self.sampler.sample_and_score(prompts, seeds, self.sampling)
+        completions, scores = self.sampler.generate_and_score(prompts, seeds, self.sampling)
         self.extra_completions += completions
         return scores
 

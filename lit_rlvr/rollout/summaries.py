@@ -29,9 +29,7 @@ def mixed_groups(scored: Scores | Rollout, by: str = "reward") -> list[int]:
         else:
             values = scored.parts[by]
         known = scored.has_reward & ~values.isnan()
-    groups = []
-    for p in is_mixed(values, known).flatten().nonzero().flatten():
-        groups.append(int(p))
+    groups: list[int] = is_mixed(values, known).flatten().nonzero().flatten().tolist()
     return groups
 
 

@@ -19,10 +19,10 @@ class SyncSource(CollectingSource):
     With dynamic sampling, further prompts are sampled in rounds of as many groups, until enough groups are mixed.
     """
 
-    def sample(self, batch: PromptBatch) -> tuple[Rollout, Summaries]:
-        return self.sample_round(batch.prompts, rounds=1)
+    def generate(self, batch: PromptBatch) -> tuple[Rollout, Summaries]:
+        return self.generate_round(batch.prompts, rounds=1)
 
-    def sample_round(self, prompts: list[Prompt], rounds: int) -> tuple[Rollout, Summaries]:
+    def generate_round(self, prompts: list[Prompt], rounds: int) -> tuple[Rollout, Summaries]:
         """Sample and score a round of prompts.
 
         Args:
@@ -31,7 +31,7 @@ class SyncSource(CollectingSource):
         """
         repeats = self.count_repeats_in_round(rounds)
         seeds = completion_seeds(prompts, repeats, self.group_size, "rollout", self.module.iteration)
-        rollout, seconds = self.sampler.sample(prompts, seeds, self.sampling, self.data, self.module.updates)
+        rollout, seconds = self.sampler.generate(prompts, seeds, self.sampling, self.data, self.module.updates)
         for stage, passed in seconds.items():
             self.seconds[stage] += passed
         rollout.repeats = repeats
@@ -57,12 +57,12 @@ class SyncSource(CollectingSource):
         needed = selection.num_needed(len(batch) * world_size())
         return count_mixed(summaries) < needed and rounds < selection.max_rounds
 
-    def sample_more(
+    def generate_more(
         self, rollout: Rollout, summaries: Summaries, rounds: int, batch: PromptBatch
     ) -> tuple[Rollout, Summaries]:
         further = self.data.train_dataloader().take(batch.cursor)
         batch.cursor = further.cursor
-        further_rollout, further_summaries = self.sample_round(further.prompts, rounds)
+        further_rollout, further_summaries = self.generate_round(further.prompts, rounds)
         summaries = [before + after for before, after in zip(summaries, further_summaries, strict=True)]
         return join(rollout, further_rollout), summaries
 

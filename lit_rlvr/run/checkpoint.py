@@ -30,7 +30,7 @@ from lit_rlvr.run.loggers import callbacks_of, metrics_file
 from lit_rlvr.run.monitor import is_own
 from lit_rlvr.run.outputs import validate_now
 from lit_rlvr.training.module import RLVRModule
-from lit_rlvr.training.validation_metrics import EvaluationMetrics
+from lit_rlvr.training.validation_metrics import ValidationMetrics
 
 
 def lacks_validation(trainer: Trainer) -> bool:
@@ -52,7 +52,7 @@ def validation_metrics(trainer: Trainer, module: LightningModule, data: Any) -> 
         prompts = dataset.prompts["validation"]
         samples = rollout.samples_of(dataset.name)
         if prompts and samples and trainer.limit_val_batches:
-            metrics = EvaluationMetrics(samples, rollout.evaluation.greedy)
+            metrics = ValidationMetrics(samples, rollout.evaluation.greedy)
             for metric in metrics.names(prompts, rollout.eval_sampling.temperature > 0):
                 names |= {f"val/{dataset.name}/{metric}", "val/accuracy"}
         if prompts and data.demonstrates:

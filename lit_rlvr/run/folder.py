@@ -15,6 +15,7 @@ from typing import TextIO
 from lit_rlvr.common.files import check_writable, writing
 from lit_rlvr.common.log import log
 from lit_rlvr.common.paths import shown
+from lit_rlvr.common.resuming import how_to_replace, how_to_resume, run_folder_option
 from lit_rlvr.common.run_files import LIVE, THUMBNAILS, is_complete, list_checkpoints, read_live, read_metrics
 from lit_rlvr.errors import UserError
 
@@ -106,7 +107,7 @@ def back_up_earlier_run(root: Path) -> None:
     except OSError as error:
         undo_interrupted_move(root)
         raise UserError(
-            f"trainer.default_root_dir: the run in {shown(root)} cannot be set aside: {error.strerror}"
+            f"{run_folder_option()}: the run in {shown(root)} cannot be set aside: {error.strerror}"
         ) from error
 
 
@@ -197,7 +198,7 @@ CONFIG_HEADER = "# The settings of a run of lit-rlvr, with all defaults filled i
 @contextmanager
 def lock_run_folder(root: Path) -> Iterator[None]:
     """Lock a run folder as `lock_folder` does, and undo a move that a killed process left half done."""
-    with lock_folder(root, "trainer.default_root_dir"):
+    with lock_folder(root, run_folder_option()):
         undo_interrupted_move(root)
         if list_checkpoints(root):
             delete_backup(root)
@@ -279,7 +280,7 @@ def check_run_folder(root: Path, resumes: bool, overwrite: bool) -> None:
     Raises:
         UserError: as there.
     """
-    check_writable(root, "trainer.default_root_dir")
+    check_writable(root, run_folder_option())
     if not resumes:
         _check_no_foreign_files(root)
         if not overwrite:
@@ -306,7 +307,7 @@ def _check_no_foreign_files(root: Path) -> None:
         foreign += [config] if config.is_file() and config.stat().st_size else []
     if foreign:
         raise UserError(
-            f"trainer.default_root_dir: {shown(foreign[0])} is not from a run of lit-rlvr and would be replaced; "
+            f"{run_folder_option()}: {shown(foreign[0])} is not from a run of lit-rlvr and would be replaced; "
             "choose another folder, or move it away"
         )
 
@@ -351,6 +352,6 @@ def _check_no_earlier_run(root: Path) -> None:
     taken = _evidence_of_run(root)
     if taken:
         raise UserError(
-            f"trainer.default_root_dir: {shown(root)} already holds a run ({taken[0].name}); resume it with "
-            "--ckpt_path last, replace it with --overwrite true, or choose another folder"
+            f"{run_folder_option()}: {shown(root)} already holds a run ({taken[0].name}); {how_to_resume()}, replace "
+            f"it with {how_to_replace()}, or choose another folder"
         )

@@ -133,13 +133,13 @@ def why_stopped(trainer: Trainer, has_ended: bool) -> str | None:
 
     Args:
         trainer: the trainer of the run.
-        has_ended: whether the run has done all of its steps or epochs.
+        has_ended: whether the run has done all of its steps or epochs, spent its budget, or replayed its whole record.
     """
     callbacks = callbacks_of(trainer)
     collapse = next((c.reason for c in callbacks if isinstance(c, CollapseMonitor) and c.reason), None)
     if collapse:
         return f"{COLLAPSE}{collapse}"
-    if has_ended or not trainer.should_stop or any(getattr(callback, "ends_run", False) for callback in callbacks):
+    if has_ended or not trainer.should_stop:
         return None
     names = " or ".join(dotted_path_of(type(c)) for c in callbacks if is_own(type(c))) or "a callback"
     reasons = []

@@ -32,8 +32,9 @@ from lit_rlvr.run.advice import RunHistory
 from lit_rlvr.run.health.course import CERTAIN
 from lit_rlvr.run.health.falls import fallen
 from lit_rlvr.run.health.progress import Validated, best_validation, progress
-from lit_rlvr.run.loggers import metric_rows, metrics_file, run_root
+from lit_rlvr.run.loggers import callbacks_of, metric_rows, metrics_file, run_root
 from lit_rlvr.run.monitor import why_stopped
+from lit_rlvr.run.progress import Budget
 from lit_rlvr.training.trace import Trace, drop_traces_after, write_trace
 from lit_rlvr.types import Completion, Prompt, Rollout
 
@@ -221,6 +222,13 @@ class RunFolder(ChecksArguments, Callback):
         self._validation_start = 0.0
         self.validation_seconds: list[float] = []  # without the start of the engine
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        rollout_of(trainer).pin_groups(self.save_prompts)
+
+    def note_warm_start(self, accuracy_before: float | None) -> None:
+        """Take note of the accuracy before the warm start, which the run measures before it loads its weights."""
+        self.before_warm_start = accuracy_before
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._fit_start = time.perf_counter()
 
@@ -286,7 +294,6 @@ class RunFolder(ChecksArguments, Callback):
             self._last = (trainer.global_step, results.get("val/accuracy"))
         elif trainer.global_step == 0:
             self.accuracy_before = results.get("val/accuracy")
-            self.before_warm_start = getattr(trainer, "accuracy_before_warm_start", None)
             if self.before_warm_start is not None and "val/accuracy" in results:
                 results = results | {"val/accuracy_before_warm_start": self.before_warm_start}
             for logger in trainer.loggers:  # Lightning does not log the check before training
@@ -305,7 +312,9 @@ class RunFolder(ChecksArguments, Callback):
                     file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
-        self._finish(trainer, pl_module, why_stopped(trainer, self._has_ended))
+        budgets = [callback for callback in callbacks_of(trainer) if isinstance(callback, Budget)]
+        limits = [self._has_ended, rollout_of(trainer).ends_run, *(budget.ends_run for budget in budgets)]
+        self._finish(trainer, pl_module, why_stopped(trainer, any(limits)))
         pl_module.skipped.check_end(trainer.global_step)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 from lit_rlvr.errors import check_all
 from lit_rlvr.rollout.callback import RolloutCallback, rollout_of
-from lit_rlvr.rollout.preflight.data import check_data
-from lit_rlvr.rollout.preflight.sizes import check_settings
+from lit_rlvr.rollout.preflight.sizes import check_settings, plan_run
 from lit_rlvr.run.checkpoint import RunCheckpoint
 from lit_rlvr.run.loggers import callback_of
 from lit_rlvr.run.progress import Budget
@@ -53,7 +52,7 @@ class RunParts:
     @property
     def plan(self) -> RunPlan:
         """What follows from the run's settings."""
-        return self.rollout.plan_run(self.trainer, self.module, self.data)
+        return plan_run(self.rollout, self.trainer, self.module, self.data)
 
     @property
     def steps(self) -> int | None:
@@ -88,7 +87,7 @@ class RunParts:
             data.setup("fit")
             check_all(
                 lambda: check_schedule(self.module.optim, self.steps),
-                lambda: check_data(rollout, self.module, data),
+                lambda: rollout.inspect_data(self.module, data),
                 lambda: callback_of(self.trainer, RunCheckpoint).check_metrics(self.trainer, self.module, data),
                 lambda: self.warm_start.check(self.module, data, rollout.environment, rollout.sampling),
                 lambda: rollout.replay.rollouts_from and rollout.replay_source(self.trainer, self.module, data),

@@ -36,7 +36,11 @@ class Budget(ChecksArguments, Callback):
     def __init__(self, samples: int | None = None, tokens: int | None = None) -> None:
         self.init_args = init_arguments()
         check_within("[1, inf)", "budget", samples=samples, tokens=tokens)
-        self.limits = {name: limit for name, limit in (("samples", samples), ("tokens", tokens)) if limit is not None}
+        self.limits = {}
+        if samples is not None:
+            self.limits["samples"] = samples
+        if tokens is not None:
+            self.limits["tokens"] = tokens
         self.used = dict.fromkeys(("samples", "tokens"), 0)
         self._iterations = 0
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lit_rlvr.common.resuming import run_folder_option
 from lit_rlvr.distributed.collectives import gather_objects, world_size
 from lit_rlvr.distributed.fsdp2 import extend_timeouts
 from lit_rlvr.errors import UserError
@@ -44,5 +45,5 @@ def check_same_checkpoint(path: str | Path | None) -> None:
         if name != names[0]:
             raise UserError(
                 f"--ckpt_path: process 0 begins from {names[0]}, process {number} from {name}; all machines need the "
-                "same trainer.default_root_dir"
+                f"same {run_folder_option()}"
             )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from lit_rlvr.policy.precision import auto_precision, compute_dtype
 from lit_rlvr.rollout.callback import RolloutCallback, rollout_of
 from lit_rlvr.run.checkpoint import RunCheckpoint
 from lit_rlvr.run.loggers import callback_of, open_loggers
+from lit_rlvr.run.outputs import RunFolder
 from lit_rlvr.run.parts import RunParts
 from lit_rlvr.run.rank_zero import show_messages, silence_other_packages
 from lit_rlvr.run.run import CONFIGURABLE, DEFAULT_FOLDER, Run, RunStart, in_order, with_defaults
@@ -122,7 +122,6 @@ class Trainer(ChecksArguments, lightning.pytorch.Trainer):
             )
         self.run: Run | None = None  # opened by the command line before it builds the model; None = `fit` opens one
         self.warm_start = WarmStart()
-        self.accuracy_before_warm_start: float | None = None
         self._chosen_logger = logger
         self._options = {"accelerator": accelerator, "precision": precision} | options
         self.callbacks: list[Callback] = in_order(self.callbacks)
@@ -161,7 +160,7 @@ class Trainer(ChecksArguments, lightning.pytorch.Trainer):
         if datamodule is None and val_dataloaders is None:  # Lightning takes a data module in either place
             datamodule = train_dataloaders
         check_parts(model, datamodule)
-        with _names_of_python(), Run.open(Path(self.default_root_dir), ckpt_path, overwrite) as run:
+        with Run.open(Path(self.default_root_dir), ckpt_path, overwrite) as run:
             choose_compute(self, model, datamodule)
             run.given = _with_files(datamodule, run.folder)
             run.settings = self._settings(model, datamodule)
@@ -173,9 +172,8 @@ class Trainer(ChecksArguments, lightning.pytorch.Trainer):
         rollout_of(self).open_rewards(self, None if run.checkpoint is None else run.folder)
         validates = self.limit_val_batches and not model.demonstrates
         if self.warm_start.steps and validates and run.checkpoint is None and is_first_process():
-            self.accuracy_before_warm_start = accuracy_before(
-                model.model_folder, datamodule, rollout_of(self), self.strategy.root_device
-            )
+            accuracy = accuracy_before(model.model_folder, datamodule, rollout_of(self), self.strategy.root_device)
+            callback_of(self, RunFolder).note_warm_start(accuracy)
         self.make_warm_start(model, datamodule)
         run.loggers = open_loggers(self._chosen_logger, run.folder, run.checkpoint)
         others = (callback for callback in self.callbacks if not isinstance(callback, RunStart))
@@ -262,23 +260,3 @@ def check_trainer_options(options: Mapping[str, Any]) -> None:
     for option, (default, replacement) in REPLACEMENTS.items():
         if options.get(option, default) not in (None, default):
             raise UserError(f"trainer.{option}: the algorithm does this itself; use {replacement}")
-
-
-NAMES_OF_PYTHON = {
-    "trainer.default_root_dir": "default_root_dir",
-    "--ckpt_path last": 'ckpt_path="last"',
-    "--overwrite true": "overwrite=True",
-}
-"""Option of the command line -> argument in Python."""
-
-
-@contextmanager
-def _names_of_python() -> Iterator[None]:
-    """Let errors name the arguments in Python rather than options of the command line."""
-    try:
-        yield
-    except UserError as error:
-        for option, argument in NAMES_OF_PYTHON.items():
-            error.messages = tuple(message.replace(option, argument) for message in error.messages)
-        error.args = ("\n".join(error.messages),)
-        raise

@@ -304,7 +304,8 @@ class WarmStart:
             digest.update(name.encode() + parameter.detach().view(torch.uint8).numpy().tobytes())
         for prompt in self._prompts(data):
             images = " ".join(getattr(prompt.sample.images, "keys", ()))
-            solution = data.as_plain(prompt.sample.row.get(*self.columns), prompt.sample, "a completion", True)
+            encoder = data.encoder_of(prompt.sample)
+            solution = encoder.as_plain(prompt.sample.row.get(*self.columns), prompt.sample, "a completion", True)
             digest.update(f"{prompt.token_ids} {images} {solution}\n".encode())
         return digest.hexdigest()[:16]
 

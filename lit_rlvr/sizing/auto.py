@@ -50,7 +50,7 @@ def choose_compute(trainer: Trainer, module: RLVRModule, data: PromptDataModule)
     if tokens_are_open:
         module.budget.choose(tokens)
     if checkpointing_is_open:
-        module.use_checkpointing(checkpointing)
+        module.models.use_checkpointing(checkpointing)
 
 
 def trains_on_gpus(trainer: Trainer) -> bool:

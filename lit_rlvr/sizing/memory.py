@@ -312,13 +312,16 @@ def training_memory(
     """
     share = gpus if strategy.sharded else 1
     pictures = Microbatch(load.prompts * shape.patches, load.prompts * shape.patches, 0, 0, 0)
-    stacks = [(shape.text, load), *([(shape.tower, pictures)] if shape.tower else [])]
+    stacks = [(shape.text, load)]
+    if shape.tower:
+        stacks.append((shape.tower, pictures))
     per_layer = []
     for layers, part in stacks:
         per_layer.append(activations(layers, part, size, attention))
-    copied = (
-        0 if strategy.sharded else autocast_copy_bytes(shape, strategy, size)
-    )  # shards are gathered in the type of the products
+    if strategy.sharded:  # shards are gathered in the type of the products
+        copied = 0.0
+    else:
+        copied = autocast_copy_bytes(shape, strategy, size)
     kept = load.tokens * shape.text.width * (FLOAT + size)  # the input of the last norm, and normalised
     if strategy.checkpointing:
         kept += sum(layers.count * part.tokens * layers.width * size for layers, part in stacks)
@@ -329,11 +332,11 @@ def training_memory(
         recomputed = 0
     gradients = load.tokens * (4 * shape.text.inner * size + 2 * shape.text.width * size)  # within a layer
     embedding = shape.vocabulary * shape.text.width
-    # its copy, its gradient
-    if strategy.sharded:
-        head = 0
-    else:
-        head = embedding * (copied + (0 if strategy.lora else FLOAT))
+    head = 0.0
+    if not strategy.sharded:
+        head = embedding * copied
+        if not strategy.lora:
+            head += embedding * FLOAT  # its gradient
     temporary = [logit_bytes(shape, load, size, GPU_ROWS if attention is None else 1) + head, gradients + recomputed]
     on_gpu = 0.0 if strategy.offload else 1 / share
     state = {}

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lit_rlvr.distributed.fsdp2 import FSDP2
-from lit_rlvr.engines.hf import HFEngine
-from lit_rlvr.engines.vllm import GPU_SEQUENCES, VLLMEngine
+from lit_rlvr.engines.base import EngineMemory
+from lit_rlvr.engines.vllm import GPU_SEQUENCES
 from lit_rlvr.options import Lora
 from lit_rlvr.policy.loading import load_model_config
 from lit_rlvr.policy.precision import compute_dtype
@@ -121,11 +121,8 @@ class JobSizes:
         completion: maximum tokens of a completion.
         group: completions per prompt.
         prompts: prompts of a rollout.
+        engine: what the engine takes of a GPU.
         size: bytes of a number in matrix products: 2 with bf16-mixed, 4 with 32-true.
-        share: share of each GPU's memory for vLLM; None = the Hugging Face engine; 0 = an engine elsewhere.
-        fitted: vLLM's share is the smallest in which all sequences are generated at once, if the memory allows.
-        quantized: whether vLLM keeps its layers in 8 bits.
-        vllm_sleeps: whether vLLM frees its memory during training.
         reference: whether there is a reference model.
         teachers: the teachers that are loaded.
         compared: the teacher whose divergence over the vocabulary the loss has; None = there is none.
@@ -142,11 +139,8 @@ class JobSizes:
     completion: int
     group: int
     prompts: int
+    engine: EngineMemory
     size: int = 2
-    share: float | None = 0.4
-    fitted: bool = False
-    quantized: bool = False
-    vllm_sleeps: bool = True
     reference: bool = False
     teachers: tuple[Shape, ...] = ()
     compared: Shape | None = None
@@ -187,7 +181,7 @@ class JobSizes:
             gpus: the GPUs of the run.
             free: the share that training leaves.
         """
-        if not self.share:
+        if not self.engine.share:
             return 0.0
 
         def share(max_sequences: int) -> float:
@@ -195,9 +189,10 @@ class JobSizes:
             needs = self._vllm_weights + tokens * kv_bytes_per_token(self.whole, self.size)
             return math.ceil(20 * needs / (gpus.gib * GIB)) / 20
 
-        wanted = share(GPU_SEQUENCES) if self.fitted else self.share
-        available = math.floor(20 * free) / 20 if self.fitted else wanted
-        return max(share(LEAST_SEQUENCES), min(wanted, available))
+        chosen = self.engine.share
+        if self.engine.fitted:
+            chosen = min(share(GPU_SEQUENCES), math.floor(20 * free) / 20)
+        return max(share(LEAST_SEQUENCES), chosen)
 
     def sequences(self, gpus: GPUs, vllm: float) -> int:
         """Return how many sequences of full length vLLM generates at once on one GPU.
@@ -214,7 +209,7 @@ class JobSizes:
     def _vllm_weights(self) -> float:
         """The bytes of vLLM's weights, and of the memory to run them."""
         inside = self.whole.parameters - self.whole.outside
-        if self.quantized:
+        if self.engine.quantized:
             layers = inside
         else:
             layers = inside * self.size
@@ -351,18 +346,20 @@ class JobSizes:
         if self.compared is not None:
             terms["temporary"] += teaching_memory(self.compared, self.load(gpus, budget), strategy, self.size)
         generation = 0.0
-        if self.share is None:
+        if self.engine.in_place:
             sequences = min(256, self.prompts_on_each(gpus) * self.group)
             generation = generation_memory(
                 shape, strategy, sequences, self.tokens_at_once(gpus, sequences, False), self.size
             )
-        other_memory = sum(value for name, value in terms.items() if name not in STEP_TERMS or not self.vllm_sleeps)
+        other_memory = sum(value for name, value in terms.items() if name not in STEP_TERMS or not self.engine.sleeps)
         vllm = self.vllm_share(gpus, 1 - FREE - other_memory / (gpus.gib * GIB)) * gpus.gib * GIB
         state = sum(state_memory(shape, strategy, self.size, self.reference).values())
         host = state + teacher if strategy.offload else 0.0
         terms |= {"vLLM": vllm, "generation": generation}
-        at_once = self.sequences(gpus, vllm) if self.share else None
-        return MemoryEstimate(strategy, gpus, budget, terms, host, self.vllm_sleeps, at_once)
+        at_once = None
+        if self.engine.share:
+            at_once = self.sequences(gpus, vllm)
+        return MemoryEstimate(strategy, gpus, budget, terms, host, self.engine.sleeps, at_once)
 
     def arguments(self, plan: MemoryEstimate) -> str:
         """Return the arguments that the plan adds to the command line."""
@@ -378,8 +375,8 @@ class JobSizes:
         strategy = next(name for name, wanted in configs.items() if wanted)
         share = plan.terms["vLLM"] / (plan.gpus.gib * GIB)
         least_share = 0.0
-        if not self.fitted and self.share is not None:
-            least_share = self.share
+        if not self.engine.fitted:
+            least_share = self.engine.share
         chosen = {
             f"--config strategy/{strategy}": plan.gpus.count > 1 or plan.strategy.sharded,
             f"--trainer.num_nodes {machines}": machines > 1,
@@ -391,6 +388,18 @@ class JobSizes:
             f"--rollout.engine.init_args.gpu_memory_utilization {share:.2f}": share > least_share,
         }
         return " ".join(argument for argument, wanted in chosen.items() if wanted)
+
+
+def _teachers(module: RLVRModule, config: Any) -> list[Shape]:
+    """Return the sizes of the teachers that an algorithm loads, with the config of its own model."""
+    options = module.teachers.options
+    shapes = []
+    if options is not None:
+        for model in options.folders:
+            shapes.append(shape_of(PUBLISHED.get(model) or load_model_config(teacher_folder(model))))
+        if options.ema is not None:
+            shapes.append(replace(shape_of(config), published=FLOAT))
+    return shapes
 
 
 def describe_job(
@@ -412,27 +421,12 @@ def describe_job(
         config = PUBLISHED.get(module.model)
     if config is None:
         config = load_model_config(module.model_folder)
-    engine = rollout.engine
-    vllm = None
-    share: float | None = 0.0
-    if isinstance(engine, VLLMEngine):
-        vllm = engine
-        share = vllm.gpu_memory_utilization or 0.4
-    elif isinstance(engine, HFEngine):
-        share = None
-    sleeps = vllm is not None and vllm.sleep_mode and not rollout.staleness
-    teachers = []
-    teacher = module.teachers.options
-    if teacher is not None:
-        for model in teacher.folders:
-            teachers.append(shape_of(PUBLISHED.get(model) or load_model_config(teacher_folder(model))))
-        if teacher.ema is not None:
-            teachers.append(replace(shape_of(config), published=FLOAT))
+    teachers = _teachers(module, config)
     compared = None
     if module.teachers.in_loss:
         compared = teachers[0] if teachers else shape_of(config)
     prompts = data.prompts_per_rollout
-    demonstrations = rollout.demonstrations.get(data.name)  # once the data are read
+    demonstrations = rollout.demonstrations.by_name.get(data.name)  # once the data are read
     if demonstrations is not None:
         prompts *= demonstrations.most_sequences
     return JobSizes(
@@ -444,10 +438,7 @@ def describe_job(
         group=rollout.completions_of(module),
         prompts=prompts,
         size=compute_dtype(precision).itemsize,
-        share=share,
-        fitted=vllm is not None and vllm.gpu_memory_utilization is None and sleeps,
-        quantized=vllm is not None and vllm.quantized,
-        vllm_sleeps=sleeps,
+        engine=rollout.engine.memory(rollout.staleness),
         reference=module.needs_reference,
         teachers=tuple(teachers),
         compared=compared,

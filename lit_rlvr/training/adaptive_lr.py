@@ -155,7 +155,12 @@ class AdaptiveStep:
                 rounding = mean_kl(after, self.measured_logprobs(plan, rows))
             kl = kl if isnan(kl) else max(kl - rounding, 0.0)
         self.adaptive_lr.adapt(kl, cosine, self.optimizer, self.schedule)
-        return {k: v for k, v in {"train/kl_step": kl, "train/step_cosine": cosine}.items() if not isnan(v)}
+        metrics = {}
+        if not isnan(kl):
+            metrics["train/kl_step"] = kl
+        if not isnan(cosine):
+            metrics["train/step_cosine"] = cosine
+        return metrics
 
     @property
     def measures_in_float32(self) -> bool:
@@ -232,7 +237,11 @@ def measured_rows(plan: StepPlan, one_in: int) -> list[int]:
     for i in rows:
         p = i // rollout.group_size
         members_by_key.setdefault(derive_seed("measured", rollout.prompts[p].sample.id, repeats[p]), []).append(i)
-    groups = sorted((key, len(members)) for part in gather_objects(members_by_key) for key, members in part.items())
+    groups = []
+    for members_of_rank in gather_objects(members_by_key):
+        for key, members in members_of_rank.items():
+            groups.append((key, len(members)))
+    groups.sort()
     chosen = set()
     for key, _ in groups[: min(MEASURED_GROUPS, max(1, len(groups) // one_in))]:
         chosen.add(key)

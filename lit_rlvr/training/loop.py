@@ -41,14 +41,14 @@ class CollectSteps(ABC):
         """
 
     @abstractmethod
-    def sample(self, batch: PromptBatch) -> tuple[Rollout, Any]:
+    def generate(self, batch: PromptBatch) -> tuple[Rollout, Any]:
         """Return scored groups of this rank, and summaries of the groups of all ranks."""
 
     def wants_more(self, summaries: Any, rounds: int, batch: PromptBatch) -> bool:
         """Return whether too few groups are mixed after some rounds of sampling."""
         return False
 
-    def sample_more(self, rollout: Rollout, summaries: Any, rounds: int, batch: PromptBatch) -> tuple[Rollout, Any]:
+    def generate_more(self, rollout: Rollout, summaries: Any, rounds: int, batch: PromptBatch) -> tuple[Rollout, Any]:
         """Return the groups with those of further prompts, and the summaries of them all.
 
         Args:
@@ -91,11 +91,11 @@ def collect(source: CollectSteps, batch: PromptBatch) -> Rollout:
         batch: the prompts of this rank.
     """
     source.sync_weights(batch.prompts)  # the engine samples with the policy as it is now
-    rollout, summaries = source.sample(batch)  # generate, score, assemble; summaries of the groups of all ranks
+    rollout, summaries = source.generate(batch)  # generate, score, assemble; summaries of the groups of all ranks
     rounds = 1
     while source.wants_more(summaries, rounds, batch):  # dynamic sampling, until enough are mixed (DAPO, eq. 11)
         rounds += 1
-        rollout, summaries = source.sample_more(rollout, summaries, rounds, batch)
+        rollout, summaries = source.generate_more(rollout, summaries, rounds, batch)
     summaries = source.choose_groups(rollout, summaries, batch)  # which groups to train on
     source.add_reference_rewards(rollout)  # of a reference policy for the same prompts, if the advantage asks (AAPO)
     rollout = source.balance(rollout, summaries)  # as many tokens on each rank
@@ -121,15 +121,18 @@ def train(updater: Updater, rollout: Rollout, step: int, trace: Trace | None = N
     epoch = algorithm.split_groups(rollout)  # this rank's groups of each optimizer step
     minibatches = epoch * algorithm.epochs_per_rollout
     prepared = updater.prepare(rollout, advantages.per_row, initial, minibatches, step, trace)
-    metrics = advantages.metrics
+    metrics = dict(advantages.metrics)
     for minibatch in minibatches:
         attempt = partial(accumulate, updater, prepared, minibatch, step)
         plan, sums = retry_smaller(updater.budget, rollout, attempt)  # in smaller micro-batches if memory runs out
         norm = updater.reduce_and_clip()  # of the gradient over all ranks, before it is clipped
         not_finite = find_not_finite(sums.get("loss"), norm)  # None = loss and gradient are finite on all ranks
-        updater.count_step(plan, not_finite, step)  # saves the groups of one that is not finite
-        metrics |= updater.measure(plan, sums, norm, not_finite is None)
-        if not_finite is None and not rollout.is_unrewarded:  # no reward judged any of it (RolloutCallback.fill_batch)
+        is_finite = not_finite is None
+        updater.skipped.count(is_finite, rollout.is_unrewarded)  # a step is skipped if either fails
+        if not_finite is not None:
+            updater.report_not_finite(plan, not_finite, step)  # saves its groups; too many in a row end the run
+        metrics |= updater.measure(plan, sums, norm, is_finite)
+        if is_finite and not rollout.is_unrewarded:  # a reward judged some of it (RolloutCallback.fill_batch)
             metrics |= updater.take_step(plan)
         else:
             updater.skip_step()
@@ -162,7 +165,7 @@ def accumulate(updater: Updater, prepared: PreparedRollout, minibatch: list[int]
             old_logp = plan.old_logprobs(k, output.logp)  # at the iteration's beginning; in its first step, as now
             prepared.keep_old_logprobs(plan.indices[k], old_logp)  # of its first step, for later ones
             inputs, stats = loss_inputs(plan, k, output, old_logp)
-            stats |= updater.watch(plan, k, output, inputs)
+            updater.record(plan, k, inputs)  # for `lit-rlvr explain`
             loss, loss_stats = updater.algorithm.loss(inputs)  # the objective and the terms
             updater.backward(plan, k, loss)
             weight = float(plan.is_counted(k))  # 0 for one that is run only because other ranks have as many

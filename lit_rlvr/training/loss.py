@@ -61,7 +61,7 @@ from lit_rlvr.training.terms import (
 from lit_rlvr.types import Rollout
 
 
-class Advantages(NamedTuple):
+class EstimatedAdvantages(NamedTuple):
     """The advantages of this rank's completions.
 
     Args:
@@ -217,46 +217,46 @@ class LossModule(ABC):
             in_objective = largest(step.entropy, count, step.chance)
         return in_objective, chosen
 
-    def estimate_advantages(self, rollout: Rollout, initial: InitialLogprobs) -> Advantages:
+    def estimate_advantages(self, rollout: Rollout, initial: InitialLogprobs) -> EstimatedAdvantages:
         """Return the advantages of this rank's rows, from all ranks' groups.
 
         Collective: call it on every rank.
         """
         rewards = to_device(rollout.rewards, initial.mask.device)
         reward_costs, cost_sums = self.reward_costs(initial, rewards)  # (P, G)
-        group = gather_groups(rollout, rewards - reward_costs, self.advantage)  # of all ranks
-        estimates, metrics = self.estimate(group)  # (P, G) or (B, T), of all ranks
-        means = self.completion_means(estimates, group)  # (P, G), of all ranks
-        # rows: (B, 1) or (B, T)
+        groups = gather_groups(rollout, rewards - reward_costs, self.advantage)  # of all ranks
+        estimates, metrics = self.estimate(groups)  # (P, G) or (B, T), of all ranks
+        per_row, per_completion = self._of_this_rank(estimates, groups, rollout)
+        for term, cost in term_costs(self.terms, "advantages", initial):
+            per_row = per_row - term.coef * cost.to(per_row.dtype)
+            per_completion = masked_mean(per_row, initial.mask).view(rollout.rewards.shape).cpu()
+            cost_sums[term.metric] = cost.double().sum()
+        metrics = advantage_metrics(per_completion, cost_sums, initial.mask) | metrics
+        if self.teachers.in_loss:
+            metrics["no_signal"] = 0.0
+        return EstimatedAdvantages(per_row, per_completion, {f"train/{name}": value for name, value in metrics.items()})
+
+    def _of_this_rank(self, estimates: Tensor, groups: GroupBatch, rollout: Rollout) -> tuple[Tensor, Tensor]:
+        """Return this rank's rows (B, 1) or (B, T) of the estimates, and the mean (P, G) of each completion."""
+        means = self.completion_means(estimates, groups)  # (P, G), of all ranks
         if estimates.shape == means.shape:
             rows = estimates.reshape(-1, 1)
         else:
             rows = estimates
-        own_means = of_this_rank(means, len(rollout.prompts)).cpu()  # (P, G)
-        advantages = of_this_rank(rows, len(rollout.mask))[:, : rollout.mask.shape[1]]
-        if self.teachers.options is not None:  # completions without a reward learn from the teacher alone
-            advantages = advantages.masked_fill(~to_device(rollout.has_reward.reshape(-1, 1), advantages.device), 0)
-            own_means = own_means.masked_fill(~rollout.has_reward, 0)
-        for term, cost in term_costs(self.terms, "advantages", initial):
-            advantages = advantages - term.coef * cost.to(advantages.dtype)
-            own_means = masked_mean(advantages, initial.mask).view(rollout.rewards.shape).cpu()
-            cost_sums[term.metric] = cost.double().sum()
-        metrics = advantage_metrics(own_means, cost_sums, initial.mask) | metrics
-        if self.teachers.in_loss:
-            metrics["no_signal"] = 0.0
-        named = {}
-        for name, value in metrics.items():
-            named[f"train/{name}"] = value
-        return Advantages(advantages, own_means, named)
+        per_row = of_this_rank(rows, len(rollout.mask))[:, : rollout.mask.shape[1]]
+        per_completion = of_this_rank(means, len(rollout.prompts)).cpu()
+        if self.teachers.options is None:
+            return per_row, per_completion
+        # Completions without a reward learn from the teacher alone.
+        is_unrewarded = ~to_device(rollout.has_reward.reshape(-1, 1), per_row.device)
+        return per_row.masked_fill(is_unrewarded, 0), per_completion.masked_fill(~rollout.has_reward, 0)
 
     def live_rows(self, rollout: Rollout, advantages: Tensor) -> list[int]:
         """Return the rows of a rollout that can have a gradient, by their advantages (B, 1) or (B, T)."""
         live = rollout.mask.any(1)  # (B,) rows with a token in the loss
         if not self.trains_all_rows:
             live &= (advantages != 0).any(1).cpu()
-        rows = []
-        for i in live.nonzero().flatten():
-            rows.append(int(i))
+        rows: list[int] = live.nonzero().flatten().tolist()
         return rows
 
     def split_groups(self, rollout: Rollout) -> list[list[int]]:

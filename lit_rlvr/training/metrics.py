@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lit_rlvr.distributed.collectives import all_sum, gather_rows
 from lit_rlvr.objectives import Stats
-from lit_rlvr.training.step.prepared import PreparedRollout
+from lit_rlvr.types import Rollout
 
 
 def advantage_metrics(advantages: Tensor, sums: Stats, mask: Tensor) -> dict[str, float]:
@@ -54,7 +54,7 @@ def step_metrics(sums: Stats) -> dict[str, float]:
 
 
 def staleness_metrics(
-    prepared: PreparedRollout, minibatches: list[list[int]], log_zero: bool = True
+    rollout: Rollout, age: Tensor, live: list[int], minibatches: list[list[int]], log_zero: bool = True
 ) -> dict[str, float]:
     """Return the ages of the tokens that training runs, over all ranks; {} if it runs none.
 
@@ -63,25 +63,26 @@ def staleness_metrics(
     Collective: call it on every rank.
 
     Args:
-        prepared: the rollout.
+        rollout: the rollout of this rank.
+        age: (B, T) optimizer steps between the weights that sampled each token and those of the first update.
+        live: rows that can have a gradient.
         minibatches: positions of this rank's groups in each optimizer step; ages are logged in iterations, that is
             divided by the number of steps.
         log_zero: False = return {} also if no token is old.
     """
-    rollout = prepared.rollout
     groups = set(chain.from_iterable(minibatches))
     rows = []
-    for i in prepared.live:
+    for i in live:
         if i // rollout.group_size in groups:
             rows.append(i)
     mask = rollout.mask[rows]
-    age = prepared.age[rows][mask].double() / len(minibatches)
-    oldest = float(age.max()) if len(age) else 0.0
+    ages = age[rows][mask].double() / len(minibatches)
+    oldest = float(ages.max()) if len(ages) else 0.0
     if rollout.stale_cache is None:
         stale = 0.0
     else:
         stale = float(rollout.stale_cache[rows][mask].sum())
-    sums_of_rank = torch.tensor([[float(age.sum()), float(len(age)), stale, oldest]], dtype=torch.float64)
+    sums_of_rank = torch.tensor([[float(ages.sum()), float(len(ages)), stale, oldest]], dtype=torch.float64)
     sums, tokens, stales, largest = gather_rows(sums_of_rank).unbind(1)  # (ranks,) each
     if not tokens.sum() or not (log_zero or largest.max() > 0):
         return {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -126,9 +127,9 @@ class Models:
         for reason in reasons:
             yield f"rollout.replay_routes: {reason}; leave the option off"
 
-    def use_compute(self, compute: Compute) -> None:
-        """Compute by other settings; call it before the weights load."""
-        self.compute = compute
+    def use_checkpointing(self, is_used: bool) -> None:
+        """Decide `model.compute.gradient_checkpointing`, which was `auto`, before the weights load."""
+        self.compute = replace(self.compute, gradient_checkpointing=is_used)
 
     def _checkpointing(self, plan: RunPlan) -> bool:
         """Return `model.compute.gradient_checkpointing`, after a check of the options that stand beside it."""

@@ -148,10 +148,7 @@ class RLVRModule(ChecksArguments, LossModule, LightningModule):
         self.automatic_optimization = False
         self.model_source = ModelSource(model, config_overrides, None if lora is None else lora.adapter)
         self.optim = optim
-        self.compute = compute
         self.budget = TokenBudget(compute.tokens_per_microbatch)
-        self.freeze_vision = freeze_vision
-        self.lora = lora
         self.strict_loading = lora is None  # the frozen weights come from the model folder
         self.iteration = 0  # rollouts trained on so far
         self.updates = 0  # optimizer steps taken so far: the version of the weights
@@ -159,7 +156,6 @@ class RLVRModule(ChecksArguments, LossModule, LightningModule):
             self.selection = replace(self.selection, min_mixed_fraction=self.advantage.min_valid_fraction)
         self.reference_completions = self.advantage.reference_completions
         self.reference = Reference(update_every=kl.reference_update_every)
-        refuse_all(contradictions(self))
         self.models = Models(
             self.model_source,
             compute,
@@ -171,6 +167,7 @@ class RLVRModule(ChecksArguments, LossModule, LightningModule):
             balances_experts=self.needs("expert_imbalance"),
             scores_observations=self.needs("observation_logp"),
         )
+        refuse_all(contradictions(self))
         self.policy: Policy = None  # type: ignore[assignment]  # built in configure_model
         self.validation = Validation()
         self.skipped = SkippedSteps(optim.max_skipped_steps)
@@ -232,10 +229,20 @@ class RLVRModule(ChecksArguments, LossModule, LightningModule):
         by_terms = self.needs("ref_logp") or self.needs("ref_logp", in_loss=False)
         return by_terms or self.reference_completions is not None
 
-    def use_checkpointing(self, is_used: bool) -> None:
-        """Decide `model.compute.gradient_checkpointing`, which was `auto`."""
-        self.compute = replace(self.compute, gradient_checkpointing=is_used)
-        self.models.use_compute(self.compute)
+    @property
+    def compute(self) -> Compute:
+        """`model.compute`, with what was decided of it."""
+        return self.models.compute
+
+    @property
+    def lora(self) -> Lora | None:
+        """The adapters that are trained; None = the weights are."""
+        return self.models.lora
+
+    @property
+    def freeze_vision(self) -> bool:
+        """Whether the vision tower stays as it is."""
+        return self.models.freeze_vision
 
     @property
     def samples_reference(self) -> bool:

@@ -190,8 +190,8 @@ class Teachers:
             policies.append(reference.policy)
         return policies
 
-    def check(self, data: Any, sampling: Sampling) -> list[Prompt]:
-        """Refuse training rows without a teacher, or that it cannot score; return the prompts that it gets.
+    def prepare(self, data: Any, sampling: Sampling) -> list[Prompt]:
+        """Take the data that it scores; return its prompts, or refuse rows without a teacher or that it cannot score.
 
         Raises:
             UserError: names such rows, or what a server cannot score.

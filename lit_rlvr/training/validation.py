@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch import LightningModule
 
 from lit_rlvr.errors import UserError
-from lit_rlvr.training.validation_metrics import EvaluationMetrics
+from lit_rlvr.training.validation_metrics import ValidationMetrics
 from lit_rlvr.types import PromptBatch
 
 
@@ -16,13 +16,13 @@ class Validation:
 
     Attributes:
         results: the metrics of the last validation.
-        questions: of each set, the correct completions of each question, as in `EvaluationMetrics`.
+        questions: of each set, the correct completions of each question, as in `ValidationMetrics`.
     """
 
     def __init__(self) -> None:
         self.results: dict[str, float] = {}
         self.questions: dict[str, dict[str, tuple[int, int]]] = {}
-        self._metrics: dict[str, EvaluationMetrics] = {}
+        self._metrics: dict[str, ValidationMetrics] = {}
 
     def begin(self) -> None:
         """Forget the batches of an earlier validation."""
@@ -39,7 +39,7 @@ class Validation:
         """
         assert batch.rollout is not None, "the RolloutCallback fills the batch before it is measured"
         if batch.name not in self._metrics:
-            metrics = EvaluationMetrics(batch.rollout.group_size, batch.greedy is not None)
+            metrics = ValidationMetrics(batch.rollout.group_size, batch.greedy is not None)
             self._metrics[batch.name] = metrics.to(module.device)
         if batch.prompts:  # empty if only other ranks have prompts in the last batch
             self._metrics[batch.name].update(batch.rollout, batch.greedy)

@@ -125,7 +125,7 @@ def _bare(text: str) -> str:
     return text.strip(" \n\t.*_`$()[]{}<>\"'")
 
 
-class EvaluationMetrics(nn.Module):
+class ValidationMetrics(nn.Module):
     """Metrics of one evaluated set: accuracy (also per category) with its standard error over the questions, the share
     of the most frequent reference answer, which is the accuracy of a constant guess, pass@k for powers of two up to n,
     response length in tokens, the truncated share, the mean reward, the share of the most frequent answer and the mean

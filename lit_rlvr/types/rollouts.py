@@ -138,7 +138,9 @@ class Rollout:
         """Name -> (P, G) bool, True = that reward found no answer to judge (status "parse_fail")."""
         unreadable = {}
         for name in self.parts if self.details else ():
-            statuses = [[row[name].status == "parse_fail" for row in group] for group in self.details]
+            statuses = []
+            for group in self.details:
+                statuses.append([row[name].status == "parse_fail" for row in group])
             unreadable[name] = self._table(statuses).bool()
         return unreadable
 
@@ -271,7 +273,6 @@ class Rollout:
             if turn.observed:
                 spans.append(turn.observed)
         if not spans:
-            spans = []
             for before, after in pairwise(completion.turns):
                 spans.append((before.span[1], after.span[0]))
         for start, end in spans:

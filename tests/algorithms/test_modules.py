@@ -234,3 +234,5 @@ def test_aapo_keeps_what_its_advantage_declares() -> None:
     assert AAPO(advantage=Pooled()).reference_completions == ReferenceCompletions("pool", 4)
     with pytest.raises(UserError, match=r"model\.reference_rollouts: pool, but the advantage declares"):
         AAPO(advantage=Pooled(), reference_rollouts="pool")
+    with pytest.raises(UserError, match=r"model\.reference_pool_size: this advantage compares with no reference"):
+        AAPO(advantage="grpo", reference_pool_size=16)

@@ -395,6 +395,11 @@ def test_blanks_behind_an_answer_cost_no_time() -> None:
         " after ",
         " x from 2",
         " to do 3",
+        "Fe2O3 + H2 -> ",
+        "a, ",
+        " that costs 3",
+        "- $x = 1$\n",
+        "Is it? No. ",
     ],
 )
 def test_a_text_costs_no_more_than_its_length(piece: str) -> None:
@@ -684,3 +689,138 @@ def test_a_difference_is_no_value_next_to_one_in_several_languages() -> None:
         ("Ann: 3, Bob: 4", "Bob: 4, Ann: 3", "4"),
     ]
     assert wrongly_judged(cases) == []
+
+
+OTHER_LANGUAGES = [
+    ("La tarea dura 4 horas.", "240 minutes", "4 minutes"),
+    ("Das Feld hat 30 Quadratmeter.", "30 m^2", "30 m"),
+    ("Il faut 2 heures et 15 minutes.", "135 minutes", "15 minutes"),
+    ("Der Fernseher kostet nun 1.480.", "1480", "1.48"),
+    ("Die Masse ist 0.125 und nicht 0,5.", "0.125", "125"),
+    ("El resultado es 6,5.", "6.5", "65"),
+    ("Il y a 60 manières différentes de ranger les 5 disques.", "60", "5"),
+    ("Es gibt 6 Möglichkeiten, 2 Hüte aus 4 zu wählen.", "6", "4"),
+    ("9 von den 20 Gästen tanzen.", "9", "20"),
+    ("Der Wert ist die 31.", "31", "13"),
+    ("x = 4 und y = 7", "(4, 7)", "(7, 4)"),
+    ("La ville la plus grande est Lyon.", "Lyon", "Nice"),
+    ("La opción correcta es la D, porque la A es falsa.", "D", "A"),
+    ("答案选C,因为A不对。", "C", "A"),
+    ("Sie ist 3 Jahre älter als Tim, also 17 Jahre alt.", "17", "3"),
+    ("Il lui reste 21 euros sur ses 60 euros.", "21", "60"),
+    ("En total se guardaron 96 libros en 6 cajas.", "96", "6"),
+    ("Le film commence à 20 h 15.", "20:15", "20:51"),
+]
+
+
+def test_units_numbers_and_verbs_of_other_languages() -> None:
+    assert wrongly_judged(OTHER_LANGUAGES) == []
+
+
+HANGING = [
+    ("The second rod is 40 cm long, half the 80 of the first.", "40", "80"),
+    ("It takes 25 minutes for the hose to fill the 90-litre barrel.", "25", "90"),
+    ("They need 7 hours to paint the 30-metre fence with 3 brushes.", "7", "3"),
+    ("Ben needs 8 euros more for the ball that costs 20.", "8", "20"),
+    ("She'll need another 9 months to save the remaining $450.", "9", "450"),
+    ("He pays $14 for the 3 mugs and 2 plates.", "14", "2"),
+    ("It rose by 15 percent, from 40 to 46.", "15%", "46"),
+    ("The rate fell by 3.5% between 2001 and 2011.", "3.5%", "2011"),
+    ("Tim earns $31 an hour, compared with $28 before.", "31", "28"),
+    ("The mode is 4, while the mean is 6.", "4", "6"),
+    ("He walked 9 hours to reach an average of 12.", "9", "12"),
+    ("Adding it all up, Eva has 60 stamps, 12 more than Jo.", "60", "12"),
+    ("So it takes her 35 to do that.", "35", "53"),
+    ("The chance is 1 in 8.", "1/8", "8"),
+    ("So 12.5 percent of the eggs are broken.", "12.5%", "12.4%"),
+    ("Of 30 tickets, 5 win with a sum of 9. That's 5/30.", "1/6", "9"),
+    ("His mark has to be at least 64.", "64", "46"),
+    ("It would be 30 if all were here, but two are ill, so it's 28.", "28", "30"),
+    ("The answer is 9. Oh, I forgot to halve it, so 4.5.", "4.5", "9"),
+    ("It is 5/11, or roughly 0.455.", "5/11", "5/12"),
+    ("Total = $900 + $450 = $1,350", "1350", "350"),
+    ("A: 14 A: 14 A: 14 A:", "14", "141414"),
+    ("The numbers are\n- $x_1 = -6$\n- $x_2 = 2$", "-6, 2", "2"),
+    ("The roots are:\n\n* 4\n* 9\n\nAsk me more!", "4, 9", "4"),
+    ("You need half a litre of cream.", "500 mL", "2 L"),
+    ("It lasts two and a half hours.", "150 minutes", "2 hours"),
+    ("We meet at 8 o'clock.", "8:00", "9:00"),
+    ("In all, 96 books were packed into 6 boxes.", "96", "6"),
+    ("The fee was raised from 40 to 55.", "55", "40"),
+    ("Her part is 3/4 of $80, or $60.", "60", "80"),
+    ("I'd expect about 150 heads in 300 flips.", "150", "300"),
+    ("The odds that neither of them wins is 0.45.", "0.45", "0.55"),
+    ("He must save at least 90 euros.", "90", "9"),
+    ("It lasts 21 days, 8 of them free.", "21", "8"),
+    ("One in five eggs is bad.", "1/5", "5"),
+    ("It is about 2.65, which is $\\sqrt{7}$.", "\\sqrt{7}", "\\sqrt{5}"),
+    ("We end up with $2x + 7y = 11$.", "2x + 7y = 11", "11"),
+]
+
+
+def test_numbers_that_hang_on_another_are_no_answer() -> None:
+    assert wrongly_judged(HANGING) == []
+
+
+STATED_NAMES = [
+    ("Ottawa is the capital of Canada.", "Ottawa", "Canada"),
+    ("Bern, not Basel, is Switzerland's capital.", "Bern", "Basel"),
+    ("Which metal? Copper, which is a good conductor.", "copper", "zinc"),
+    ("It was the chemist Marie Curie who found it.", "Marie Curie", "Pierre"),
+    ("A group of crows is known as a murder.", "murder", "group"),
+    ("It was painted by Frida Kahlo.", "Frida Kahlo", "Kahlo"),
+    ("Borges wrote it.", "Borges", "Cortázar"),
+    ("This is an example of diffusion.", "diffusion", "osmosis"),
+    ("The pigments are cyan, magenta, and yellow.", "magenta, cyan, yellow", "cyan"),
+    ("If it is Sunday, in 2 days it will be **Tuesday**.", "Tuesday", "Sunday"),
+    ("So the method returns `None`.", "None", "0"),
+    ("The argument is not valid.", "invalid", "valid"),
+    ("Right! The statement is false because 9 is odd.", "False", "True"),
+    ("No, it can't be.\n\nFor example, take n = 4.", "No", "Yes"),
+    ("9 is odd, so the claim does not hold. No.", "No", "Yes"),
+    ("Table salt is sodium chloride (NaCl).", "NaCl", "KCl"),
+    ("It burns as CH4 + 2O2 → CO2 + 2H2O.", "CH_4 + 2O_2 \\rightarrow CO_2 + 2H_2O", "CH_4 + O_2 \\rightarrow CO_2"),
+    ("\\boxed{\\mathrm{Ca_3(PO_4)_2}}", "Ca3(PO4)2", "Ca2(PO4)3"),
+    ("The ion is Mg²⁺.", "Mg^{2+}", "Mg^{+}"),
+    ("A) is wrong, and so is (B), which leaves (C).", "C", "A"),
+    ("Only statement (b) holds, so (b) is the answer.", "B", "A"),
+]
+
+
+def test_names_and_formulas_that_a_sentence_states() -> None:
+    assert wrongly_judged(STATED_NAMES) == []
+    joined = [
+        ("It is Paris or **Lyon**.", "Lyon"),
+        ("The oxide is FeO or Fe2O3.", "Fe2O3"),
+        ("It is not **Rome**.", "Rome"),
+    ]
+    assert judged(joined) == []
+
+
+READ_FORMULAS = [
+    ("So it is the horizontal line $y=7$.", "y = 7", "x = 7"),
+    ("$\\int 3x^2\\,dx = x^3 + C$", "x^3 + C", "3x^2"),
+    ("The normal is $\\mathbf{i} - 4\\mathbf{j} + 2\\mathbf{k}$.", "(1, -4, 2)", "(1, 4, 2)"),
+    ("It is $\\frac{1}{5}(3, -4)$.", "(3/5, -4/5)", "(3, -4)"),
+    ("The vector is <4, 0, -1>.", "(4, 0, -1)", "(4, 0, 1)"),
+    ("So $30_{10} = 36_8$.", "36_8", "30_8"),
+    ("31 in base 16 is 1F.", "1F_{16}", "F1_{16}"),
+    ("It holds for x between 1 and 6, inclusive.", "[1, 6]", "(1, 6)"),
+    ("x is greater than 1 and less than or equal to 6.", "(1, 6]", "[1, 6)"),
+    ("Thus $x$ must be at most 9.", "x \\le 9", "x < 9"),
+    ("{t | 0<t<2}", "(0, 2)", "[0, 2]"),
+    ("The ratio is 5 : 2.", "5:2", "2:5"),
+    ("The circle has equation $x^2+y^2-2x=0$.", "(x-1)^2+y^2=1", "x^2+y^2=1"),
+    ("So he has 9 + 5 = 14 caps.", "5 + 9 = 14", "10 + 4 = 14"),
+    ("\\boxed{x<-4,\\ x>1}", "(-\\infty,-4)\\cup(1,\\infty)", "(-4,1)"),
+    ("\\boxed{2<x<4 \\text{ or } x=9}", "(2,4)\\cup\\{9\\}", "(2,4)"),
+    ("\\boxed{x\\neq\\pm3}", "x\\ne3,-3", "x\\ne3"),
+    ("\\boxed{\\text{(ii) and (iv)}}", "(ii), (iv)", "(ii), (iii)"),
+    ("\\boxed{\\begin{vmatrix}2&1\\\\5&3\\end{vmatrix}=1}", "1", "2"),
+    ("\\boxed{\\frac{dy}{dx}=3x}", "3x", "x"),
+    ("The code is 0x2A.", "42", "24"),
+]
+
+
+def test_formulas_in_sentences() -> None:
+    assert wrongly_judged(READ_FORMULAS) == []

@@ -78,11 +78,15 @@ def test_parts_of_several_commands_say_how_theirs_is_continued() -> None:
     for file in PACKAGE.rglob("*.py"):
         if file.parent.name != "run" and file.name != "resuming.py":
             assert not [text for text in texts(file) if "--ckpt_path last" in text], file
-    for command, said in resuming.RESUMING.items():
-        assert strangers(command, said) == []
-    assert resuming.how_to_resume() == "resume with --ckpt_path last"
-    with resuming.running("check"):
-        assert resuming.how_to_resume() == "run the command again"
+    for command in resuming.RESUMING.keys() - {"python"}:
+        assert strangers(command, resuming.RESUMING[command]) == []
+    with resuming.running("fit"):
+        assert resuming.how_to_resume() == "resume with --ckpt_path last"
+        assert resuming.how_to_replace() == "--overwrite true"
         with resuming.running("filter"):
             assert resuming.how_to_resume() == "run the same command again to continue"
-    assert resuming.how_to_resume() == "resume with --ckpt_path last"
+        with resuming.running("check"):
+            assert resuming.how_to_resume() == "run the command again"
+        assert resuming.run_folder_option() == "trainer.default_root_dir"
+    assert resuming.how_to_resume() == 'resume with ckpt_path="last"', "in Python"
+    assert (resuming.how_to_replace(), resuming.run_folder_option()) == ("overwrite=True", "default_root_dir")

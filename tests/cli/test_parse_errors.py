@@ -250,8 +250,15 @@ def fit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ConfigCheck]:
         yield ConfigCheck()
 
 
+def test_a_class_may_be_named_as_python_imports_it(fit: ConfigCheck) -> None:
+    rewards = {"rewards": [{"class_path": "lit_rlvr.MathAnswer"}]}
+    fit.check(RIGHT | {"model": {"class_path": "lit_rlvr.DAPO"}, "rollout": rewards})
+    with pytest.raises(ArgumentError):
+        fit.check(RIGHT | {"model": {"class_path": "lit_rlvr.Dapo"}})
+
+
 @pytest.mark.parametrize("case", SAID)
-def test_what_is_wrong_is_said_in_one_line(fit: ConfigCheck, case: str) -> None:
+def test_a_wrong_value_is_said_with_its_option_and_what_it_takes(fit: ConfigCheck, case: str) -> None:
     wrong, said = SAID[case]
     with pytest.raises(ArgumentError) as error:
         fit.check(RIGHT | wrong)

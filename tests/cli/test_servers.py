@@ -20,6 +20,7 @@ from lit_rlvr.cli.servers import URLS_VARIABLE, LocalServer, servers_beside
 from lit_rlvr.engines.client import ENDED_VARIABLE, VLLMServer, wait_for, why_ended
 from lit_rlvr.engines.vllm import GPU_SEQUENCES
 from lit_rlvr.errors import UserError
+from lit_rlvr.rollout.preflight.sizes import sequences_per_server
 
 RUN = ["--config", "quickstart", "--model.init_args.model", "tiny-llama", "--trainer.precision", "bf16-mixed"]
 Build = Callable[[Any], Any]
@@ -96,7 +97,7 @@ def test_each_server_generates_its_share_at_once(build: Build, monkeypatch: pyte
     built = build(None)
 
     def share(servers: int) -> int:
-        return built.rollout.sequences_per_server(built.model, built.data, servers)
+        return sequences_per_server(built.rollout, built.model, built.data, servers)
 
     assert (share(1), share(3)) == (128, 48), "of 16 prompts with 8 completions; a group stays together"
     monkeypatch.setattr(built.rollout, "staleness", 1)
@@ -225,7 +226,7 @@ def test_a_server_that_lives_is_asked_whether_it_answers(monkeypatch: pytest.Mon
     assert server._wait() == -9 and server.answered_at is None, "of each process anew"
 
 
-def test_without_a_number_it_is_one_line(run_folder: Path) -> None:
+def test_servers_without_a_number_are_refused(run_folder: Path) -> None:
     done = launch(["fit", "--config", "quickstart", "--servers"], run_folder)
     assert done.returncode == 2
     assert done.stderr == "lit-rlvr: error: --servers: '' is no number of servers; give 1 or more\n"

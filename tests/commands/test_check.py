@@ -182,6 +182,12 @@ def test_a_broken_algorithm_lacks_what_it_breaks(algorithm: type[RLVRModule], br
     assert failed(findings) == broken, "\n".join(map(str, findings))
 
 
+def test_completions_without_a_chosen_token_may_stay_where_they_are() -> None:
+    """Clip-Cov that leaves out half of all tokens, and with them whole completions."""
+    halved = algorithms.ClipCov(clip_share=0.5, covariance_low=-0.0001, covariance_high=100.0)
+    assert "direction" not in failed(check_algorithm(halved))
+
+
 def to_the_first(groups: GroupBatch) -> Tensor:
     return groups.rewards - groups.rewards[:1]
 
@@ -369,6 +375,8 @@ def test_arguments_without_types_are_options(own: Path, lit_rlvr: CLI) -> None:
         (["--config", "nowhere.yaml"], "there is no file 'nowhere.yaml'"),
     ],
 )
-def test_bad_input_is_one_line(own: Path, lit_rlvr: CLI, arguments: list[str], said: str) -> None:
+def test_what_is_no_algorithm_advantage_or_reward_is_refused(
+    own: Path, lit_rlvr: CLI, arguments: list[str], said: str
+) -> None:
     done = lit_rlvr("check", *arguments)
     assert (done.status, said in done.err, done.err.count("\n"), done.out) == (2, True, 1, "")

@@ -423,7 +423,9 @@ def test_a_text_is_taken_as_it_stands(folder: Path, lit_rlvr: CLI) -> None:
         (["Reward", "--data", "sums.jsonl"], "'Reward' is no reward"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_one_line(folder: Path, lit_rlvr: CLI, arguments: list[str], message: str) -> None:
+def test_rewards_rows_and_texts_that_cannot_be_checked_are_refused(
+    folder: Path, lit_rlvr: CLI, arguments: list[str], message: str
+) -> None:
     done = lit_rlvr("check", *arguments)
     assert message in done.refusal and not done.out
 

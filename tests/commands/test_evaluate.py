@@ -263,7 +263,7 @@ def test_precision_and_lengths_are_the_runs(here: Path, lit_rlvr: CLI, tiny_mode
     (("--suite", "wrong.yaml", "--model", "MODEL"), "--suite: wrong: data: lit_rlvr.datamodules.TextMath has no opt"),
     (("--suite", "tiny_suite.yaml", "--model", "no/such-model"), "neither a folder nor a model on the hub"),
 ])  # fmt: skip
-def test_bad_input_is_refused_in_one_line(
+def test_wrong_models_suites_and_folders_are_refused(
     here: Path, lit_rlvr: CLI, tiny_model_folder: Path, options: tuple[Any, ...], said: str
 ) -> None:
     Path("wrong.yaml").write_text("data: {class_path: TextMath, init_args: {tset: x}}\nrewards: []\n")

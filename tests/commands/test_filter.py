@@ -124,7 +124,9 @@ def test_an_empty_result_says_what_to_do(run_folder: Path, lit_rlvr: CLI) -> Non
         (("--completions", -1), "filter.completions: -1 must lie in"),
     ],
 )
-def test_bad_input_is_refused_in_one_line(run_folder: Path, lit_rlvr: CLI, more: tuple[Any, ...], said: str) -> None:
+def test_wrong_ranges_and_outputs_are_refused(
+    run_folder: Path, lit_rlvr: CLI, more: tuple[Any, ...], said: str
+) -> None:
     lit_rlvr(*FILTER, "--out", "x.jsonl", *more, status=2, says=said)
 
 

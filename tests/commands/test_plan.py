@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from lit_rlvr.distributed.fsdp2 import FSDP2
+from lit_rlvr.engines.base import EngineMemory
 from lit_rlvr.errors import UserError
 from lit_rlvr.options import Lora
 from lit_rlvr.policy.adapters import add_adapters
@@ -44,6 +45,8 @@ ROOT = Path(__file__).parents[2]
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(ROOT / "docs/scripts")
     from sizing_page import job, sizing
+
+FITTED = EngineMemory(0.4, fitted=True)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +169,7 @@ def test_auto_is_the_fastest_that_fits_and_leaves_results_alone() -> None:
     small = planned.choice(GPUs(8, 16), None, None)
     assert (not small.fits, not small.strategy.lora, "WILL NOT FIT" in planned.reason(small)) == (True, True, True)
     assert replace(planned, lora=True).choice(eight, None, None).strategy.lora
-    vision, one = replace(job("Qwen2.5-VL-3B"), fitted=True), GPUs(1, 80)
+    vision, one = replace(job("Qwen2.5-VL-3B"), engine=FITTED), GPUs(1, 80)
     chosen = vision.choice(one, None, None)
     assert chosen.name == "alone, checkpointing" and chosen.fits, "with a smaller engine, not with shards on the CPU"
     assert chosen.sequences is not None and LEAST_SEQUENCES <= chosen.sequences < ENOUGH_SEQUENCES
@@ -180,14 +183,14 @@ def test_vllm_that_sleeps_gets_what_training_leaves(tiny_model_folder: Path, tmp
     for options, fitted in given:
         engine = {"class_path": "VLLMEngine", "init_args": options}
         built = build_here("smoke/sums", tiny_model_folder, tmp_path, **{"rollout.engine": engine})
-        assert describe_run(built.trainer, built.model, built.datamodule)[0].fitted is fitted
+        assert describe_run(built.trainer, built.model, built.datamodule)[0].engine.fitted is fitted
 
 
 def test_each_sequence_of_a_conversation_is_a_row(tiny_model_folder: Path, tmp_path: Path) -> None:
     built = build_here("smoke/sft", tiny_model_folder, tmp_path)
     rollout, data = rollout_of(built.trainer), built.datamodule
     assert describe_run(built.trainer, built.model, data)[0].prompts == data.prompts_per_rollout
-    rollout.demonstrations[data.name] = SimpleNamespace(most_sequences=3)  # type: ignore[assignment]
+    rollout.demonstrations.by_name[data.name] = SimpleNamespace(most_sequences=3)  # type: ignore[assignment]
     assert describe_run(built.trainer, built.model, data)[0].prompts == 3 * data.prompts_per_rollout
 
 
@@ -251,7 +254,7 @@ def test_the_smallest_gpu_of_a_trainer_counts(monkeypatch: pytest.MonkeyPatch) -
 def test_vllm_gets_a_share_in_which_all_sequences_fit() -> None:
     """A 7B: 57,344 bytes of keys and values a token."""
     gpus, model = GPUs.parse("8x80GB"), job("Qwen2.5-7B")
-    fitted = {length: replace(model, completion=length, fitted=True, prompts=1024) for length in (100, 200, 3072)}
+    fitted = {length: replace(model, completion=length, engine=FITTED, prompts=1024) for length in (100, 200, 3072)}
     share = {length: asked.proposal(gpus).terms["vLLM"] / (80 * GIB) for length, asked in fitted.items()}  # type: ignore[union-attr]
     needs = 2 * model.whole.parameters + 2 * GIB + 1024 * (1024 / 8 + 200) * 57344
     assert needs <= share[200] * 80 * GIB <= needs + 0.05 * 80 * GIB
@@ -264,8 +267,11 @@ def test_vllm_gets_a_share_in_which_all_sequences_fit() -> None:
 
 def test_vllm_in_8_bits_needs_a_byte_less_for_each_weight_of_its_layers() -> None:
     """vLLM's share is the smallest with which it starts, in steps of 0.05."""
-    model, gpus = job("Qwen2.5-7B", share=0.01), GPUs.parse("1x20GB")
-    wide, narrow = (replace(model, quantized=on).vllm_share(gpus, 1.0) * 20 * GIB for on in (False, True))
+    gpus = GPUs.parse("1x20GB")
+    model = job("Qwen2.5-7B", share=0.01)
+    in_8_bits = replace(model, engine=EngineMemory(0.01, quantized=True))
+    wide = model.vllm_share(gpus, 1.0) * 20 * GIB
+    narrow = in_8_bits.vllm_share(gpus, 1.0) * 20 * GIB
     saved = model.whole.parameters - model.whole.outside
     assert abs(wide - narrow - saved) <= 0.05 * 20 * GIB and saved > 5 * GIB
 
@@ -274,7 +280,7 @@ def test_a_plan_has_room_for_sixteen_sequences_or_does_not_fit() -> None:
     """A 32B in 16 bits leaves 18 GiB of 80, which hold the keys and values of 8 answers of 8,192 tokens."""
     eight, long = GPUs.parse("8x80GB"), replace(job("Qwen2.5-32B"), completion=8192)
     assert long.proposal(eight) is None
-    plan = replace(long, share=0.99, fitted=False).plan(Strategy(True, True), eight, long.budget)
+    plan = replace(long, engine=EngineMemory(0.99)).plan(Strategy(True, True), eight, long.budget)
     token = 2 * 64 * 8 * 128 * 2  # bytes of keys and values, in all layers
     weights = 2 * long.whole.parameters + 2 * GIB
     assert plan.sequences == int((plan.terms["vLLM"] - weights) / token / (8192 + 1024 / 8)) and not plan.fits
@@ -333,7 +339,7 @@ def test_the_command_reads_the_config_alone(run_folder: Path, lit_rlvr: CLI, mon
     assert "Proposal: DDP" in result.out and "--config strategy/ddp" in result.out
     assert not (run_folder / "run").exists()
     seen: list[bool] = []
-    monkeypatch.setattr("lit_rlvr.cli.subcommands.show_plan", lambda job, *_: seen.append(job.quantized))
+    monkeypatch.setattr("lit_rlvr.cli.subcommands.show_plan", lambda job, *_: seen.append(job.engine.quantized))
     fp8 = ("--rollout.engine", "VLLMEngine", "--rollout.engine.init_args.quantize", "fp8")
     for engine in ((), fp8):
         assert lit_rlvr("plan", *FIT[1:], "--gpus", "1x80GB", *engine).status == 0

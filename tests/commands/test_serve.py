@@ -45,7 +45,7 @@ def taken() -> Iterator[int]:
         (("--dtype", "int8"), "--dtype: invalid choice: 'int8'"),
     ],
 )
-def test_what_cannot_be_served_is_one_line(
+def test_addresses_and_types_that_cannot_be_served_are_refused(
     lit_rlvr: CLI, tiny_model_folder: Path, started: list[list[str]], taken: int, options: tuple[Any, ...], said: str
 ) -> None:
     given = [str(option).replace("TAKEN", str(taken)) for option in options]

@@ -168,7 +168,7 @@ def test_a_warm_start_comes_first(
         (("--out", "/proc/no_such/t.yaml"), "cannot be written"),
     ],
 )
-def test_bad_input_is_refused_in_one_line_before_weights_load(
+def test_wrong_minutes_and_outputs_are_refused_before_weights_load(
     run_folder: Path, lit_rlvr: CLI, more: tuple[Any, ...], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(models, "load_policy", lambda *_, **__: pytest.fail("loads weights"))

@@ -281,7 +281,7 @@ def test_the_command(
         ([], "error: one of the arguments --loss --advantage is required"),
     ],
 )
-def test_a_mistake_of_the_command_is_one_line(
+def test_functions_that_cannot_be_called_are_refused_by_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
 ) -> None:
     command(tmp_path, monkeypatch, arguments)

@@ -292,14 +292,18 @@ def test_marks_of_thoughts_that_are_special_tokens_stay_in_what_the_model_writes
     module = data(tokenizer)
     turn = {"role": "assistant", "content": "<think>t</think>5"}
     asked = replace(QUESTION, prompt="What of <think>?")
-    (parts,) = module.split_turns(asked, [turn], [tokenizer.convert_tokens_to_ids("<|im_end|>")]).sequences
+    (parts,) = module.prompt_encoder.split_turns(
+        asked, [turn], [tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    ).sequences
     read = "".join(tokenizer.decode(part.token_ids) for part in parts if not part.is_written)
     written = "".join(tokenizer.decode(part.token_ids) for part in parts if part.is_written)
     assert written == "<think>t</think>5<|im_end|>" and "<\u200bthink>" in read
     assert "in a prompt (" in caplog.text
     caplog.clear()
     module = data(tokenizer)
-    assert module.as_plain("<think>5<|im_end|>", asked, "a completion", True) == "<think>5<\u200b|im_end|>"
+    assert (
+        module.prompt_encoder.as_plain("<think>5<|im_end|>", asked, "a completion", True) == "<think>5<\u200b|im_end|>"
+    )
     assert "special tokens of the model in a completion (" in caplog.text
 
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lit_rlvr.datamodules import CodeProblems
-from lit_rlvr.datamodules.reading.split import ReadingOptions
+from lit_rlvr.datamodules.reading.options import ReadingOptions
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import CodeTests, code as code_tests
 from lit_rlvr.types import Completion, RewardResult

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from tiny_environments import Dice
 from tiny_vlms import write_clip
 from transformers import AutoTokenizer
 
@@ -187,7 +188,7 @@ def test_closing_turns_of_the_assistant_are_dropped_and_reported_once(jsonl: Any
 def test_where_an_environment_speaks_first_closing_turns_stay(jsonl: Any) -> None:
     turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
     data = PromptDataModule(train=jsonl([{"prompt": turns, "answer": "4"}]))
-    data.optional = frozenset({"prompt"})
+    data.use_environment(Dice())
     assert data.load("train")[0].prompt == turns
 
 

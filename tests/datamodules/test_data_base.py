@@ -12,7 +12,7 @@ from datasets import Dataset, DatasetDict
 from lit_rlvr.datamodules import Arithmetic, CellArea, PromptDataModule, TextToSQL
 from lit_rlvr.datamodules.base import EvaluationData
 from lit_rlvr.datamodules.reading.chat import Chat
-from lit_rlvr.datamodules.reading.split import ReadingOptions
+from lit_rlvr.datamodules.reading.options import ReadingOptions
 from lit_rlvr.environments import Environment
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Sample
@@ -216,8 +216,14 @@ def test_a_prompt_that_is_far_too_long_is_not_tokenised_to_its_end(ready, caplog
     module = ready(data=data, reading=ReadingOptions(max_prompt_tokens=120))
     overhead = len(module.encode(Sample("x", "", "a")).token_ids)
     assert f"shorter ({overhead + 900} tokens); longer (960 tokens or more); endless (960 " in caplog.messages[0]
-    tokenised, tokenise = [], module._token_ids
-    monkeypatch.setattr(module, "_token_ids", lambda text: (tokenised.append(len(text)), tokenise(text))[1])
+    tokenised, tokenizer = [], type(module.tokenizer)
+    tokenise = tokenizer.__call__
+
+    def counted(self, text, **options):
+        tokenised.append(len(text))
+        return tokenise(self, text, **options)
+
+    monkeypatch.setattr(tokenizer, "__call__", counted)
     module.encode(Sample("x", texts["endless"], "a"))
     assert tokenised == [960 * 16]
 

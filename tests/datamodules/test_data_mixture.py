@@ -210,7 +210,7 @@ def test_prompts_outside_the_band_are_retired_and_come_back(jsonl: Write, chat_t
     shares = {"0": (0, 4), "1": (4, 4), "2": (2, 4), "3": (0, 0), "4": (1, 4)}
     data.commit(cursor | {"epoch": 0, "position": 5}, shares)
     before = data.state_dict()
-    data.cursor = cursor
+    data.commit(cursor)
     epochs = [[s.id for s in taken(data, 16)][k : k + 4] for k in (0, 4)]  # epochs 1 and 2; then 0 and 1 are back
     assert all(sorted(epoch) == ["2", "3", "4", "5"] for epoch in epochs)
     assert sorted(s.id for s in taken(data, 14)[8:]) == ["0", "1", "2", "3", "4", "5"]
@@ -280,7 +280,7 @@ def _files(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_one_line(name: str, tmp_path: Path, chat_tokenizer: Any) -> None:
+def test_wrong_sets_files_weights_and_curricula_are_refused(name: str, tmp_path: Path, chat_tokenizer: Any) -> None:
     make, message = BAD[name]
     with pytest.raises(UserError, match=message) as caught:
         built(make(tmp_path), chat_tokenizer)

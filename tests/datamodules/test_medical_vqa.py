@@ -16,7 +16,7 @@ from PIL import Image
 from lit_rlvr.datamodules import MedicalVQA
 from lit_rlvr.datamodules.base import EvaluationData
 from lit_rlvr.datamodules.reading.images import ImageOptions
-from lit_rlvr.datamodules.reading.split import ReadingOptions
+from lit_rlvr.datamodules.reading.options import ReadingOptions
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Sample
 

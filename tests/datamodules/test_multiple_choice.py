@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lit_rlvr.datamodules import MultipleChoice
-from lit_rlvr.datamodules.reading.split import ReadingOptions
+from lit_rlvr.datamodules.reading.options import ReadingOptions
 from lit_rlvr.errors import UserError
 
 MMLU = {"question": "Which is first?", "subject": "anatomy", "choices": ["one", "two", "three", "four"], "answer": 2}

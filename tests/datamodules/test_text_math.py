@@ -11,7 +11,7 @@ import pytest
 
 from lit_rlvr.answers.find import last_boxed
 from lit_rlvr.datamodules import TextMath
-from lit_rlvr.datamodules.reading.split import ReadingOptions
+from lit_rlvr.datamodules.reading.options import ReadingOptions
 from lit_rlvr.datamodules.text_math import reference_answer
 from lit_rlvr.errors import UserError
 

@@ -14,7 +14,7 @@ import pytest
 
 from lit_rlvr.datamodules import SyntheticSQL, TextToSQL
 from lit_rlvr.datamodules.reading.chat import Chat
-from lit_rlvr.datamodules.reading.split import ReadingOptions
+from lit_rlvr.datamodules.reading.options import ReadingOptions
 from lit_rlvr.datamodules.text_to_sql import schema_text
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import SQLExecution

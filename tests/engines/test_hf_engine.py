@@ -138,13 +138,13 @@ def test_groups_are_reported_when_they_are_complete() -> None:
 def test_max_sequences_bounds_what_is_decoded_together(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = hf_engine(max_sequences=6)
     sizes: list[int] = []
-    decode = engine._decode
+    decode = engine._decode_together
 
     def counted(starts: Sequence[Sequence[Any]], *more: Any) -> Any:
         sizes.append(sum(len(rows) for rows in starts))
         return decode(starts, *more)
 
-    monkeypatch.setattr(engine, "_decode", counted)
+    monkeypatch.setattr(engine, "_decode_together", counted)
     engine.generate(PROMPTS, SAMPLING, SEEDS)
     assert sizes == [6, 6]
 

@@ -16,7 +16,7 @@ from transformers import LlamaConfig
 
 from lit_rlvr.engines.base import EngineContext
 from lit_rlvr.engines.hf import HFEngine
-from lit_rlvr.engines.synced import Safeguards, SyncedEngine
+from lit_rlvr.engines.synced import SyncedEngine
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.policy.policy import Policy
@@ -87,7 +87,9 @@ def test_an_engine_that_neither_closes_nor_starts_at_once(
 
 def test_after_too_many_crashes_in_a_row_the_run_ends(tiny_model_folder: Path, tmp_path: Path) -> None:
     engine = Crashing(calls=range(3, 99))
-    with pytest.raises(UserError, match=r"illegal memory access; after 3 restart\(s\) in a row .*--ckpt_path last"):
+    with pytest.raises(
+        UserError, match=r"illegal memory access; after 3 restart\(s\) in a row .*; resume with ckpt_path"
+    ):
         fit(tiny_model_folder, tmp_path, steps=3, engine=engine)
     assert engine.log.count("start") == 1 + 3
 
@@ -114,7 +116,7 @@ def test_a_process_without_a_prompt_of_the_batch_restarts(tiny_model_folder: Pat
     """A rank may have no prompts in the last validation batch: its restarted engine is probed with the next prompts."""
     policy = load_policy(str(tiny_model_folder))
     inner = Crashing("sync", calls=[1])
-    engine = SyncedEngine(inner, Safeguards(max_engine_restarts=1))
+    engine = SyncedEngine(inner, max_restarts=1)
     start_engine(engine, policy, tiny_model_folder)
     engine.sync_weights(policy, "new")
     assert engine.generate([], Sampling(), []) == []

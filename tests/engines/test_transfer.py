@@ -399,7 +399,7 @@ def test_a_transfer_that_cannot_be_aborted_ends_the_run(monkeypatch: pytest.Monk
     client = UpdateClient([Server()], [1])
     client.servers[0].timeout = 0.05
     with pytest.raises(
-        UserError, match="hangs; it was aborted and has not ended, so the run ends: resume with --ckpt_path"
+        UserError, match="hangs; it was aborted and has not ended, so the run ends: resume with ckpt_path"
     ):
         call_within(client, partial(time.sleep, 2), abort=list)
     client.failure = ServerError("status 500: weight transfer is not configured")

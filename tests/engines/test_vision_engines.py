@@ -327,7 +327,7 @@ def test_vllm_sees_the_pictures_of_the_trainer(
 def generates_while_it_renders(engine: VLLMEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let an engine on a CPU do as on a GPU; no image but the first is ready before it has generated a token."""
     renderer = engine._llm.llm_engine.renderer
-    step, render = engine._step, renderer.render_cmpl
+    step, render = engine.step, renderer.render_cmpl
     has_stepped = threading.Event()
     calls = itertools.count()
 
@@ -340,8 +340,8 @@ def generates_while_it_renders(engine: VLLMEngine, monkeypatch: pytest.MonkeyPat
         assert next(calls) == 0 or has_stepped.wait(60), "it waits for all images"
         return render(prompts)
 
-    monkeypatch.setattr(VLLMEngine, "_overlaps", True)
-    monkeypatch.setattr(engine, "_step", first_step)
+    monkeypatch.setattr(VLLMEngine, "overlaps", True)
+    monkeypatch.setattr(engine, "step", first_step)
     monkeypatch.setattr(renderer, "render_cmpl", later)
 
 
@@ -377,8 +377,8 @@ def test_on_a_gpu_vllm_generates_while_images_are_prepared(on_gpu: bool, monkeyp
             engine_core=None,
         )
     )
-    monkeypatch.setattr(engine, "_step", step)
-    monkeypatch.setattr(engine, "_input", lambda prompt: prompt.sample.id)
+    monkeypatch.setattr(engine, "step", step)
+    monkeypatch.setattr(engine, "as_input", lambda prompt: prompt.sample.id)
     monkeypatch.setattr(engine, "_parameters", lambda *_: None)
     prompts = [Prompt(Sample(name, "", ""), [1], Pixels((), (), ())) for name in "abc"]
     groups = engine.generate(prompts, Sampling(max_tokens=1), [[0], [1], [2]])

@@ -468,7 +468,7 @@ def test_an_engine_makes_room_for_its_kv_cache_and_ends_the_run_where_there_is_n
         engine.sleep()
     assert ["start 0.67", load, load, "sleep", "wake weights", load, "wake kv_cache", load, "sleep"] == ALL_CALLS
     engine._llm.wakes = False
-    with pytest.raises(ResumableError, match=r"out of GPU memory when it woke up; .* 0\.54 .*--ckpt_path last"):
+    with pytest.raises(ResumableError, match=r"out of GPU memory when it woke up; .* 0\.54 .*: resume with ckpt_path"):
         engine.sync(policy)
     save_smaller_sizes(tmp_path, given=8, left=4)  # training ran out of memory, too
     VLLMEngine().start(context)

@@ -405,7 +405,7 @@ def test_after_a_sync_a_server_holds_what_a_server_of_the_exported_model_holds(
 
 
 @pytest.mark.slow
-def test_what_is_wrong_is_one_line(
+def test_servers_that_are_away_or_serve_something_else_are_refused(
     make_engine: Callable[..., VLLMServerEngine],
     policy: Policy,
     monkeypatch: pytest.MonkeyPatch,

@@ -106,7 +106,7 @@ def test_each_process_has_its_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         seen.clear()
 
 
-def test_what_cannot_work_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_devices_among_which_questions_cannot_be_shared_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     class Elsewhere(HFEngine):
         in_process = False
 

@@ -144,7 +144,7 @@ def test_the_nearest_setting_counts() -> None:
     }
 
 
-def test_settings_of_a_suite_that_are_wrong_are_one_line(tmp_path: Path) -> None:
+def test_unknown_settings_of_a_suite_are_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("{samples: 4, temprature: 1}")
     (tmp_path / "list.yaml").write_text("[1]")
     for item, said in (

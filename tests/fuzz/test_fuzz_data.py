@@ -21,7 +21,7 @@ from lit_rlvr.datamodules import (
     TextMath,
     TextToSQL,
 )
-from lit_rlvr.datamodules.reading.split import ReadingOptions
+from lit_rlvr.datamodules.reading.options import ReadingOptions
 from lit_rlvr.errors import UserError
 
 pytestmark = pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from lit_rlvr.plan import RunPlan
+from lit_rlvr.rollout.preflight.sizes import plan_rollouts
 from lit_rlvr.rollout.settings import RolloutSettings
 from lit_rlvr.training.module import RLVRModule
 
@@ -19,4 +20,4 @@ def plan_without_trainer(
 ) -> RunPlan:
     """Return the plan of a run with some prompts in each rollout."""
     plan = RunPlan(ranks=ranks, precision=precision, device=torch.device(device))
-    return rollout.add_to(plan, module, prompts)
+    return plan_rollouts(plan, rollout, module, prompts)

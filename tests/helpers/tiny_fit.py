@@ -15,10 +15,10 @@ from lit_rlvr.algorithms import GRPO
 from lit_rlvr.datamodules import Arithmetic, PromptDataModule
 from lit_rlvr.engines.base import RolloutEngine
 from lit_rlvr.engines.hf import HFEngine
-from lit_rlvr.engines.synced import Safeguards
 from lit_rlvr.rewards import FunctionReward
 from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.rollout.record import Replay
+from lit_rlvr.rollout.settings import Safeguards
 from lit_rlvr.sampling import Sampling
 from lit_rlvr.training.module import RLVRModule
 from lit_rlvr.training.step.plan import StepPlan

@@ -353,7 +353,7 @@ def test_adapters_take_their_inputs_as_they_are_with_the_same_bits(
     assert torch.equal(*found)
 
 
-def test_what_makes_no_sense_is_one_line(tiny_model_folder: Path) -> None:
+def test_ranks_layers_and_towers_that_do_not_exist_are_refused(tiny_model_folder: Path) -> None:
     with pytest.raises(UserError, match=r"model.lora.rank: 0 must lie in"):
         Lora(rank=0)
     with pytest.raises(UserError, match=r"\['qkv'\] names no layer .* it has down_proj, gate_proj"):

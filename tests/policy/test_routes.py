@@ -205,10 +205,10 @@ def test_what_vllm_reports_is_of_all_layers_and_of_their_numbers() -> None:
     engine = VLLMEngine()
     engine._context = EngineContext("", policy, test_models.tiny.byte_tokenizer(), 512, 64, 0)
     reported = torch.randint(4, (7, 2, 2)).to(torch.uint8)
-    found = engine._routes(CompletionOutput(0, "", [5, 6], None, None, routed_experts=reported.numpy()))
+    found = engine.routes(CompletionOutput(0, "", [5, 6], None, None, routed_experts=reported.numpy()))
     assert (found.dtype, found.equal(reported[:, 1:])) == (torch.uint8, True)
     large = CompletionOutput(0, "", [5], None, None, routed_experts=reported.numpy().astype("uint16") + 300)
-    assert engine._routes(large).equal(reported[:, 1:].short() + 300)  # type: ignore[union-attr]
+    assert engine.routes(large).equal(reported[:, 1:].short() + 300)  # type: ignore[union-attr]
     server, choice = server_engine(), server_choice(reported)
     server._context = engine._context
     assert server._completion(choice, None).routes.equal(reported[:, 1:])  # type: ignore[union-attr]

@@ -17,7 +17,6 @@ from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import MathAnswer, Reward
 from lit_rlvr.rewards.gold_answers import GOLD_SAMPLES, check_references, find_long_answers, warn_of_gold_answers
 from lit_rlvr.rollout.callback import RolloutCallback
-from lit_rlvr.rollout.preflight.data import check_data
 from lit_rlvr.sampling import Sampling
 from lit_rlvr.types import Completion, Pair, Prompt, RewardResult, Sample
 
@@ -81,7 +80,7 @@ def test_training_and_validation_references_are_checked_before_the_weights_load(
         made.use_model(module)
         made.setup("fit")
         with pytest.raises(UserError, match=rf"{where}: rewards.Spelt: '\d' is no word \(spelt: 1 of 3 rows\)"):
-            check_data(RolloutCallback(rewards=[Spelt()], engine="hf"), module, made)
+            RolloutCallback(rewards=[Spelt()], engine="hf").inspect_data(module, made)
 
 
 def test_gold_answers_that_do_not_score_are_reported_in_a_line(caplog: Any) -> None:

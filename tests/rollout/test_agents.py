@@ -675,6 +675,14 @@ def test_processes_of_an_evaluation_listen_at_ports_of_their_own(
         sampler.close()
 
 
+def test_python_is_the_runs_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where no environment is activated, and no `python` is on the path."""
+    monkeypatch.setenv("PATH", "")
+    assert Agent("python my_agent.py --fast").program == [sys.executable, "my_agent.py", "--fast"]
+    with pytest.raises(UserError, match="no program 'python3'"):
+        Agent("python3 my_agent.py")
+
+
 def test_settings_that_do_not_go_with_an_agent_are_refused(tiny_model_folder: Path, tmp_path: Path) -> None:
     agent = Agent([sys.executable, str(SCRIPT), "turns"])
     with pytest.raises(UserError, match=r"rollout\.replay_routes: an agent's completions"):

@@ -36,7 +36,7 @@ def test_what_is_left_must_be_trained_on_in_time() -> None:
     one, two = (GroupState(1, number, 0, False) for number in (3, 4))
     assert in_time([one, two, waits], 2) and not in_time([one, two, waits], 1), "the next step takes only one"
     assert in_time([one, GroupState(2, 5, 0, True)], 1)
-    assert in_time([GroupState(-1, 6, 0, True, dead=True), one], 1), "a group without a signal may be too old"
+    assert in_time([GroupState(-1, 6, 0, True, has_no_signal=True), one], 1), "a group without a signal may be too old"
 
 
 def test_a_step_takes_more_groups_where_others_would_be_too_old() -> None:
@@ -48,7 +48,7 @@ def test_a_step_takes_more_groups_where_others_would_be_too_old() -> None:
 
 def test_a_step_does_not_wait_for_groups_that_are_replaced_for_ever() -> None:
     """All are dead, one after the other, and as many as are allowed run."""
-    dead = [GroupState(2, number, 0, True, dead=True) for number in range(4)]
+    dead = [GroupState(2, number, 0, True, has_no_signal=True) for number in range(4)]
     running = [GroupState(2, 4 + number, 0, False) for number in range(6)]
     assert choose([*dead, *running], 2, wanted=2, most=4) == dead
     assert choose([*dead, *running, GroupState(0, 99, 0, False)], 2, wanted=2, most=4) is None, "the last chance"
@@ -77,7 +77,7 @@ def test_no_group_becomes_too_old_and_no_step_waits_for_nothing(
                     0,
                     number in finished,
                     mixed=wanted > 0 and finished.get(number, False),
-                    dead=wanted > 0 and not finished.get(number, True),
+                    has_no_signal=wanted > 0 and not finished.get(number, True),
                 )
                 for number, s in started.items()
                 if number not in trained
@@ -85,13 +85,13 @@ def test_no_group_becomes_too_old_and_no_step_waits_for_nothing(
             chosen = choose(states, prompts, wanted, rounds * prompts)
             if chosen is not None:
                 break
-            new = max(0, (staleness + 1) * prompts - sum(not state.dead for state in states))
+            new = max(0, (staleness + 1) * prompts - sum(not state.has_no_signal for state in states))
             started |= dict.fromkeys(range(len(started), len(started) + new), version)
             running = sorted(started.keys() - finished)
             assert running, "it waits for something"
             assert len(states) < 200, "it ends"
             end(data.draw(st.sampled_from(running)))
-        assert all(state.left >= 0 for state in states if not state.dead), "none is older than allowed"
+        assert all(state.left >= 0 for state in states if not state.has_no_signal), "none is older than allowed"
         assert wanted or len(chosen) == prompts
         trained |= {state.number for state in chosen}
         for number in sorted(started.keys() - finished, reverse=True)[: data.draw(st.integers(0, 3))]:
@@ -99,9 +99,9 @@ def test_no_group_becomes_too_old_and_no_step_waits_for_nothing(
 
 
 def test_with_dynamic_sampling_a_step_takes_as_many_as_it_needs() -> None:
-    dead, mixed = GroupState(0, 0, 0, True, dead=True), GroupState(1, 1, 0, True, mixed=True)
+    dead, mixed = GroupState(0, 0, 0, True, has_no_signal=True), GroupState(1, 1, 0, True, mixed=True)
     more = [
-        GroupState(1, 2, 0, True, dead=True),
+        GroupState(1, 2, 0, True, has_no_signal=True),
         GroupState(1, 3, 0, True, mixed=True),
         GroupState(1, 4, 0, True, mixed=True),
     ]

@@ -35,13 +35,13 @@ class Above(Advantage):
 def spy(monkeypatch: pytest.MonkeyPatch) -> list[tuple[torch.Tensor, int]]:
     """(a weight, completions asked for) of every generation from another policy than the trained one."""
     seen: list[tuple[torch.Tensor, int]] = []
-    sample = SyncSource.sample_reference
+    sample = SyncSource.generate_reference
 
     def watched(self: SyncSource, prompts: Any, seeds: Any) -> Any:
         seen.append((next(self.module.reference.policy.parameters()).detach().clone(), sum(len(s) for s in seeds)))
         return sample(self, prompts, seeds)
 
-    monkeypatch.setattr(SyncSource, "sample_reference", watched)
+    monkeypatch.setattr(SyncSource, "generate_reference", watched)
     return seen
 
 

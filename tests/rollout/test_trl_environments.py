@@ -17,7 +17,7 @@ from transformers import AutoConfig
 
 from lit_rlvr.datamodules import PromptDataModule
 from lit_rlvr.datamodules.reading.chat import Chat
-from lit_rlvr.datamodules.reading.split import ReadingOptions
+from lit_rlvr.datamodules.reading.options import ReadingOptions
 from lit_rlvr.environments import as_environment
 from lit_rlvr.environments.tools import WrappedTools
 from lit_rlvr.errors import UserError
@@ -199,7 +199,7 @@ def test_environments_without_tools_and_by_name() -> None:
     assert (both.needs_turns, both.title) == (True, "Single or Target")
     data = PromptDataModule()
     data.use_environment(both)
-    assert data.optional == {"prompt", "answer"}
+    assert data.sample({}, 0, "f:1").prompt == ""
     with pytest.raises(UserError, match=r"a: its data set is 'two', but rollout\.environment has one, count"):
         both.tools_of(Sample("a", "", "", dataset="two"))
 

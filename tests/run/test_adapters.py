@@ -253,7 +253,7 @@ print("TOKENS", list(output[0].outputs[0].token_ids))
 
 
 @pytest.mark.slow
-def test_what_cannot_go_with_an_adapter_is_one_line(run_folder: Path, lit_rlvr: CLI, adapter: Path) -> None:
+def test_options_that_contradict_an_adapter_are_refused(run_folder: Path, lit_rlvr: CLI, adapter: Path) -> None:
     def refused(said: str, *given: str, model: Path | str = adapter) -> None:
         lit_rlvr(
             "fit",

@@ -137,7 +137,7 @@ def test_dynamic_sampling_and_reference_rollouts_count(run_folder: Path, lit_rlv
     assert column(run_folder / "pool", "rollout/samples") == [16 + 4 * 6] * 4 + [16] * 2, "an epoch has four iterations"
 
 
-def test_what_cannot_be_is_one_line(run_folder: Path, lit_rlvr: CLI) -> None:
+def test_a_budget_of_nothing_and_a_schedule_without_an_end_are_refused(run_folder: Path, lit_rlvr: CLI) -> None:
     lit_rlvr(*FIT, "--budget.tokens", 0, status=2, says="budget.tokens: 0 must lie in")
     lit_rlvr(
         *FIT,

@@ -114,6 +114,19 @@ def test_from_python_auto_is_chosen_for_the_devices_too(
     assert chosen(2**-10) == (FEWEST_TOKENS, True)
 
 
+def test_groups_that_the_run_folder_saves_stay_on_their_process(tmp_path: Path, tiny_model_folder: Path) -> None:
+    rollout = RolloutCallback(group_size=2, engine="hf", sampling=Sampling(max_tokens=2))
+    trainer = Trainer(
+        default_root_dir=tmp_path / "run",
+        max_steps=1,
+        accelerator="cpu",
+        limit_val_batches=0,
+        callbacks=[rollout, RunFolder(save_prompts=3)],
+    )
+    trainer.fit(GRPO(model=str(tiny_model_folder)), datamodule=Arithmetic(prompts_per_rollout=2))
+    assert rollout.source.pinned_groups == 3
+
+
 def test_what_fit_needs_is_said(tmp_path: Path, tiny_model_folder: Path) -> None:
     model = GRPO(model=str(tiny_model_folder))
     data = Arithmetic(prompts_per_rollout=2, held_out=4)

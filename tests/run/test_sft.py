@@ -332,7 +332,9 @@ def test_adapters_alone_are_trained(run_folder: Path, lit_rlvr: CLI, tiny_model_
         ({"messages": talk("?", "a"), "said": " "}, r"train.jsonl:2: has no text in column 'said'"),
     ],
 )
-def test_bad_rows_are_one_line(run_folder: Path, lit_rlvr: CLI, row: dict[str, Any], said: str) -> None:
+def test_rows_without_an_answer_to_train_on_are_named(
+    run_folder: Path, lit_rlvr: CLI, row: dict[str, Any], said: str
+) -> None:
     rows = [{"messages": talk("Who?", "Me."), "said": "You."}, {"said": "x"} | row]
     (run_folder / "train.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
     target = ("--model.init_args.target", "said") if "said" in row else ()

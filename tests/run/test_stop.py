@@ -157,7 +157,7 @@ def test_accuracies_of_a_run_that_ends_with_its_epochs(run_folder: Path, lit_rlv
         ("gradient_clip_algorithm", "value", "use model.init_args.optim.max_grad_norm"),
     ],
 )
-def test_trainer_options_that_cannot_work_are_one_line(
+def test_trainer_options_that_the_algorithm_takes_over_are_refused(
     run_folder: Path, lit_rlvr: CLI, option: str, value: Any, said: str
 ) -> None:
     """Also in a dry run."""

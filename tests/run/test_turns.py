@@ -84,7 +84,9 @@ def test_prompts_are_filtered_in_their_environment(run_folder: Path, lit_rlvr: C
         ),
     ],
 )
-def test_what_cannot_be_is_one_line(run_folder: Path, lit_rlvr: CLI, options: list[Any], said: str) -> None:
+def test_turns_without_an_environment_and_environments_without_turns_are_refused(
+    run_folder: Path, lit_rlvr: CLI, options: list[Any], said: str
+) -> None:
     refused = run(lit_rlvr, *options, status=2, says=said)
     assert len(refused.err.strip().splitlines()) == 1, refused.err
 

@@ -146,7 +146,7 @@ def test_copies_that_do_not_fit_the_processes_are_refused() -> None:
 
 
 @pytest.mark.slow
-def test_what_both_processes_find_is_one_line(run_folder: Path) -> None:
+def test_what_both_processes_find_is_said_once(run_folder: Path) -> None:
     """Before they are joined, and in the setup of the run that both are in."""
     options = ("--data", "TextMath", "--data.init_args.train", "package:svamp/train.jsonl", "--trainer.max_steps", "1")
     wrong = ("--model.init_args.updates_per_rollout", "3")

@@ -242,7 +242,7 @@ def test_a_run_measures_the_model_before_its_warm_start(
     assert f"Validation accuracy {before:.3f} before, {after:.3f} after the warm start" in again.err
 
 
-def test_what_cannot_be_is_one_line(vlm_folder: Path, cache: Path) -> None:
+def test_a_warm_start_without_rows_sizes_or_solutions_is_refused(vlm_folder: Path, cache: Path) -> None:
     with pytest.raises(UserError, match=r"warm_start.until: 0 must lie in"):
         WarmStart(until=0)
     with pytest.raises(UserError, match=r"warm_start.batch_size: 0 must lie in"):

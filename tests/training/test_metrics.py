@@ -58,17 +58,17 @@ def test_the_effective_sample_size_is_that_of_the_weights_in_the_loss(
 def _rank_ages(rank: int) -> None:
     mask = torch.tensor([[True, True, False], [True, False, False], [True, True, True], [True, True, True]])
     age = torch.tensor([[4, 2, 9], [0, 9, 9], [9, 9, 9], [8, 0, 0]]) * (1 - rank)
-    rollout = SimpleNamespace(group_size=2, mask=mask, stale_cache=age > 2)
-    prepared: Any = SimpleNamespace(rollout=rollout, age=age, live=[0, 1, 3])
-    found = staleness_metrics(prepared, [[0], [] if rank else [1]])
+    rollout: Any = SimpleNamespace(group_size=2, mask=mask, stale_cache=age > 2)
+    live = [0, 1, 3]
+    minibatches = [[0], [] if rank else [1]]
+    found = staleness_metrics(rollout, age, live, minibatches)
     wanted = {"train/staleness/mean": (4 + 2 + 8) / 2 / 9, "train/staleness/max": 4}
     assert found == pytest.approx(wanted | {"train/staleness/stale_cache": 2 / 9})
     rollout.stale_cache = None
-    assert staleness_metrics(prepared, [[0], [] if rank else [1]]) == pytest.approx(wanted)
-    prepared.live = [0] if rank else []
-    assert staleness_metrics(prepared, [[0], []]) == {"train/staleness/mean": 0, "train/staleness/max": 0}
-    prepared.live = []
-    assert staleness_metrics(prepared, [[0], []]) == {}
+    assert staleness_metrics(rollout, age, live, minibatches) == pytest.approx(wanted)
+    some = [0] if rank else []
+    assert staleness_metrics(rollout, age, some, [[0], []]) == {"train/staleness/mean": 0, "train/staleness/max": 0}
+    assert staleness_metrics(rollout, age, [], [[0], []]) == {}
 
 
 def test_staleness_is_that_of_all_ranks(tmp_path: Path) -> None:

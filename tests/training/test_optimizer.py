@@ -56,7 +56,7 @@ def test_an_optimizer_that_takes_no_shards_is_refused_before_generation(monkeypa
         build_optimizer(weights, 0.1, Optim(AdamW8bit))
 
 
-def test_what_cannot_be_is_one_line() -> None:
+def test_weight_decay_of_another_optimizer_and_what_is_no_optimizer_are_refused() -> None:
     with pytest.raises(UserError, match=r"model\.optim\.weight_decay:"):
         GRPO(optim={"optimizer": torch.optim.SGD, "weight_decay": 0.1})
     for wrong in (torch.optim.Muon, list):

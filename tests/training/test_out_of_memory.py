@@ -149,7 +149,9 @@ def test_with_shards_the_next_start_has_a_smaller_budget(
         budget.tokens = tokens
         retry_smaller(budget, make_rollout([[5, 6]], [[[7, 8]]]), fail)
 
-    with pytest.raises(UserError, match=r"2\.00 GiB.*at most 320 tokens at once instead of 640.*--ckpt_path last"):
+    with pytest.raises(
+        UserError, match=r"2\.00 GiB.*at most 320 tokens at once instead of 640.*: resume with ckpt_path"
+    ):
         fail_sharded(640)
     module, _ = fit(tiny_model_folder, tmp_path, **OPTIONS)
     assert module.budget.tokens == 320 and module.budget.given == 640

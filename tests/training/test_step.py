@@ -220,7 +220,7 @@ def test_tokens_outside_the_objective_keep_their_plain_weight_and_are_not_called
         importance=Importance("token_mis"),
         old_logp=torch.full((6, 3), -1.0),
         entropy=entropy,
-        logs_weights=True,
+        staleness={"train/staleness/mean": 1.0},
     )
     plan.rollout_logp.fill_(-1.0)
     x, stats = inputs_of(plan)

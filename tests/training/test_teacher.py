@@ -17,7 +17,7 @@ from lit_rlvr.advantages import GPGAdvantage
 from lit_rlvr.algorithms import GRPO, GSPO, OPD
 from lit_rlvr.datamodules import PromptDataModule, TextMath
 from lit_rlvr.datamodules.reading.cells import BadRow
-from lit_rlvr.datamodules.reading.split import ReadingOptions
+from lit_rlvr.datamodules.reading.options import ReadingOptions
 from lit_rlvr.errors import UserError
 from lit_rlvr.options import Lora, Teacher
 from lit_rlvr.policy.sources import weights_version

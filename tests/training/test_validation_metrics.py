@@ -8,7 +8,7 @@ import torch
 from tiny import make_rollout
 
 from lit_rlvr.errors import UserError
-from lit_rlvr.training.validation_metrics import EvaluationMetrics, PassAtK, by_length, given_answer, pass_at_k
+from lit_rlvr.training.validation_metrics import PassAtK, ValidationMetrics, by_length, given_answer, pass_at_k
 from lit_rlvr.types import Rollout
 
 
@@ -45,7 +45,7 @@ def test_pass_at_k_is_the_mean_over_questions_of_all_batches() -> None:
 
 
 def test_an_evaluated_set() -> None:
-    metrics = EvaluationMetrics(4)
+    metrics = ValidationMetrics(4)
     metrics.update(make_rollout([[5]], [[[6], [6, 7], [6, 7, 8], []]], [[1.0, 0.0, 0.0, 0.0]]))
     metrics.update(make_rollout([[5]], [[[6], [6], [6], [6]]], [[1.0, 1.0, 0.0, 0.0]]))
     found = metrics.compute()
@@ -59,11 +59,11 @@ def test_an_evaluated_set() -> None:
 def test_the_accuracy_has_an_error_and_a_constant_guess_to_beat() -> None:
     """Shares of 1, 0 and 1/2 right; two of three questions have the answer a."""
     rollout = make_rollout([[5]] * 3, [[[6]] * 2] * 3, [[1.0, 1.0], [0.0, 0.0], [1.0, 0.0]])
-    metrics = EvaluationMetrics(2)
+    metrics = ValidationMetrics(2)
     metrics.update(answered(rollout, ["a", "b", "a"]))
     found = metrics.compute()
     assert found["accuracy_error"] == pytest.approx((0.25 / 3) ** 0.5) and found["guess"] == pytest.approx(2 / 3)
-    same = EvaluationMetrics(2)
+    same = ValidationMetrics(2)
     same.update(answered(rollout, ["a"] * 3))
     assert "guess" not in same.compute(), "the references are not what answers are compared with"
 
@@ -76,7 +76,7 @@ def answered(rollout: Rollout, answers: list[str]) -> Rollout:
 
 
 def test_one_completion_a_question_has_no_pass_at_k() -> None:
-    metrics = EvaluationMetrics(1)
+    metrics = ValidationMetrics(1)
     metrics.update(make_rollout([[5], [5]], [[[6]], [[6]]], [[1.0], [0.0]]))
     assert metrics.compute().keys() == {
         "accuracy",
@@ -107,7 +107,7 @@ def test_the_most_frequent_answer_has_its_share_and_its_reward() -> None:
         [replace(completion, text=text) for completion, text in zip(group, row, strict=True)]
         for group, row in zip(rollout.completions, texts, strict=True)
     ]
-    metrics = EvaluationMetrics(4)
+    metrics = ValidationMetrics(4)
     metrics.update(rollout)
     found = metrics.compute()
     assert (found["reward"], found["same_answer"], found["same_answer_reward"]) == pytest.approx((0.5, 5 / 8, 0.65))
@@ -115,7 +115,7 @@ def test_the_most_frequent_answer_has_its_share_and_its_reward() -> None:
 
 def test_entropy_is_per_sampled_token_and_greedy_answers_have_none() -> None:
     """-(-1 - 2 - 3) / 3 and -(-6) / 1: 12 nats over 4 tokens."""
-    metrics, greedy = EvaluationMetrics(1, greedy=True), EvaluationMetrics(1)
+    metrics, greedy = ValidationMetrics(1, greedy=True), ValidationMetrics(1)
     first, second = make_rollout([[5]], [[[6, 7, 8]]], [[1.0]]), make_rollout([[5]], [[[6]]], [[0.0]])
     first.rollout_logprobs, second.rollout_logprobs = torch.tensor([[-1.0, -2.0, -3.0]]), torch.tensor([[-6.0]])
     metrics.update(first, first)
@@ -135,7 +135,7 @@ def of_category(name: str, rewards: list[list[float]]) -> Rollout:
 
 
 def test_accuracy_of_each_category_over_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    ranks = [EvaluationMetrics(1), EvaluationMetrics(1)]
+    ranks = [ValidationMetrics(1), ValidationMetrics(1)]
     ranks[0].update(of_category("MRI", [[1.0], [0.0], [1.0]]))
     ranks[0].update(of_category("CT", [[0.0]]))
     ranks[0].update(of_category("", [[1.0]]))  # no category
@@ -168,10 +168,10 @@ def test_what_no_reward_calls_right_or_wrong_does_not_count() -> None:
     rollout.prompts = [replace(p, sample=replace(p.sample, category="x")) for p in rollout.prompts]
     rollout.has_correct = torch.tensor([[True] * 4, [True, False, True, False], [False] * 4])
     rollout.statuses = [["ok"] * 4, ["ok", "unjudged", "ok", "error"], ["unjudged"] * 3 + ["ok"]]
-    metrics = EvaluationMetrics(4, greedy=True)
+    metrics = ValidationMetrics(4, greedy=True)
     metrics.update(rollout, rollout)
     found = metrics.compute()
-    nothing = EvaluationMetrics(4)
+    nothing = ValidationMetrics(4)
     rollout.has_correct, rollout.statuses = torch.zeros(3, 4, dtype=torch.bool), [["unjudged"] * 4] * 3
     nothing.update(rollout)
     with pytest.raises(UserError, match=r"^rollout.rewards: no reward says of any completion .* whether it is right"):

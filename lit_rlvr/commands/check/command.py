@@ -29,12 +29,12 @@ from lit_rlvr.training.terms import Term
 from lit_rlvr.types import Sample
 
 _PARTS = [*(getattr(module, name) for module in (algorithms, rewards) for name in module.__all__), *REGISTRY.values()]
-SHIPPED: dict[str, type] = {
-    part.__name__: part
-    for part in (*_PARTS, FunctionLoss)
-    if isinstance(part, type) and issubclass(part, RLVRModule | Advantage | Reward) and part not in (RLVRModule, Reward)
-}
+SHIPPED: dict[str, type] = {}
 """The shipped algorithms, rewards and advantages by their names."""
+for _part in (*_PARTS, FunctionLoss):
+    if isinstance(_part, type) and issubclass(_part, RLVRModule | Advantage | Reward):
+        SHIPPED[_part.__name__] = _part
+del SHIPPED["RLVRModule"], SHIPPED["Reward"]  # their bases
 
 
 def make_parser(command: str) -> Parser:

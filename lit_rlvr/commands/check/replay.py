@@ -221,6 +221,51 @@ def read_batch(arrays: Mapping[str, np.ndarray]) -> FrozenBatch:
     Raises:
         UserError: an array is missing, has the wrong shape or type, or holds a number that is not finite.
     """
+    tokens, groups, mask = _checked_arrays(arrays)
+    rewards = groups["rewards"]
+    rewarded = ~np.isnan(rewards)
+    judged = rewarded & ~np.isnan(groups["correct"])
+    if not np.isin(groups["correct"][judged], (0, 1)).all():
+        raise UserError("batch: correct must hold only 0 and 1, or NaN if nothing says which; it is not the reward")
+    dtype = np.result_type(np.float32, *(array.dtype for array in [*tokens.values(), *groups.values()]))
+
+    def tensor(values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values.astype(dtype))
+
+    lengths = mask.sum(1).reshape(rewards.shape)  # (P, G)
+    mask = mask & rewarded.reshape(-1, 1)
+    filled = {}
+    for name, array in tokens.items():
+        filled[name] = tensor(np.where(mask, array, 0))
+    reference_rewards = None
+    if "reference_rewards" in groups:
+        reference_rewards = tensor(groups["reference_rewards"])
+    objective_mask = None
+    if "objective_mask" in arrays:
+        objective_mask = torch.from_numpy(_mask(arrays, "objective_mask", mask.shape))
+    return FrozenBatch(
+        logp=filled["logp"],
+        old_logp=filled["old_logp"],
+        ref_logp=filled.get("ref_logp"),
+        mask=torch.from_numpy(mask),
+        rewards=impute(tensor(rewards), torch.from_numpy(~rewarded)),
+        correct=impute(tensor(groups["correct"]), torch.from_numpy(~judged)),
+        reference_rewards=reference_rewards,
+        lengths=tensor(lengths),
+        has_reward=torch.from_numpy(rewarded),
+        has_correct=torch.from_numpy(judged),
+        max_tokens=_max_tokens(arrays, mask.shape[1]),
+        turns=_turns(arrays, mask),
+        entropy=filled.get("entropy"),
+        rollout_logp=filled.get("rollout_logp"),
+        objective_mask=objective_mask,
+    )
+
+
+def _checked_arrays(
+    arrays: Mapping[str, np.ndarray],
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], np.ndarray]:
+    """Return the arrays (B, T) of tokens, those (P, G) of completions, and the mask (B, T), as they are given."""
     for name in ("logp", "old_logp", "mask", "rewards", "correct"):
         if name not in arrays:
             raise UserError(f"batch: array {name!r} is missing (found: {', '.join(sorted(arrays)) or 'none'}); add it")
@@ -246,43 +291,7 @@ def read_batch(arrays: Mapping[str, np.ndarray]) -> FrozenBatch:
         _check(name, array, logp.shape, "logp", mask)
     for name, array in groups.items():
         _check(name, array, rewards.shape, "rewards", ~np.isnan(array))
-    rewarded = ~np.isnan(rewards)
-    judged = rewarded & ~np.isnan(groups["correct"])
-    if not np.isin(groups["correct"][judged], (0, 1)).all():
-        raise UserError("batch: correct must hold only 0 and 1, or NaN if nothing says which; it is not the reward")
-    dtype = np.result_type(np.float32, *(array.dtype for array in [*tokens.values(), *groups.values()]))
-
-    def tensor(values: np.ndarray) -> Tensor:
-        return torch.from_numpy(values.astype(dtype))
-
-    lengths = mask.sum(1).reshape(rewards.shape)  # (P, G)
-    mask = mask & rewarded.reshape(-1, 1)
-    filled = {}
-    for name, array in tokens.items():
-        filled[name] = tensor(np.where(mask, array, 0))
-    reference_rewards = None
-    if "reference_rewards" in groups:
-        reference_rewards = tensor(groups["reference_rewards"])
-    objective_mask = None
-    if "objective_mask" in arrays:
-        objective_mask = torch.from_numpy(_mask(arrays, "objective_mask", logp.shape))
-    return FrozenBatch(
-        logp=filled["logp"],
-        old_logp=filled["old_logp"],
-        ref_logp=filled.get("ref_logp"),
-        mask=torch.from_numpy(mask),
-        rewards=impute(tensor(rewards), torch.from_numpy(~rewarded)),
-        correct=impute(tensor(groups["correct"]), torch.from_numpy(~judged)),
-        reference_rewards=reference_rewards,
-        lengths=tensor(lengths),
-        has_reward=torch.from_numpy(rewarded),
-        has_correct=torch.from_numpy(judged),
-        max_tokens=_max_tokens(arrays, logp.shape[1]),
-        turns=_turns(arrays, mask),
-        entropy=filled.get("entropy"),
-        rollout_logp=filled.get("rollout_logp"),
-        objective_mask=objective_mask,
-    )
+    return tokens, groups, mask
 
 
 def _float_array(arrays: Mapping[str, np.ndarray], name: str) -> np.ndarray:

@@ -12,8 +12,8 @@ from lit_rlvr.common.arguments import check_within
 from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.configs import find_config, import_classes, load_config, load_yaml
 from lit_rlvr.datamodules import PromptDataModule
-from lit_rlvr.datamodules.base import Split
 from lit_rlvr.datamodules.reading.readers import FORMATS
+from lit_rlvr.datamodules.reading.split import Split
 from lit_rlvr.errors import UserError
 from lit_rlvr.evaluation.suites import read_suite, suite_from_columns
 from lit_rlvr.policy.sources import ModelSource

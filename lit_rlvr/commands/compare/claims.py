@@ -214,9 +214,12 @@ def lacking_pairs(decided: Sequence[DecidedClaim]) -> list[str]:
         if result is not None:
             counts.append(result.n)
     if counts and min(counts) < least_pairs(len(primary)):
+        claims = "1 primary claim"
+        if len(primary) > 1:
+            claims = f"{len(primary)} primary claims"
         lines.append(
-            f"Too few seeds: sign flips need {least_pairs(len(primary))} pairs to reach {LEVEL:g} among {len(primary)} "
-            f"primary claim{'s' * (len(primary) > 1)}, and the results have {min(counts)}."
+            f"Too few seeds: sign flips need {least_pairs(len(primary))} pairs to reach {LEVEL:g} among {claims}, and "
+            f"the results have {min(counts)}."
         )
     return lines
 

@@ -155,7 +155,11 @@ def _write_results(folder: StudyFolder) -> None:
         runs.append(read_cell(state.cell, root))
     if runs and not any(study.metric in run.last for run in runs):
         log.warning("metric: no run has %s at its last step; it has %s", study.metric, ", ".join(runs[0].last))
-    starts = {task: suites for task in study.tasks if (suites := read_suites(root / start_folder(task)))}
+    starts = {}
+    for task in study.tasks:
+        suites = read_suites(root / start_folder(task))
+        if suites:
+            starts[task] = suites
     results = study_results(study, runs, starts)
     write_atomically(root / "results.json", json.dumps(results, indent=2) + "\n")
     figures = draw_figures(study, runs, root / "figures")

@@ -121,7 +121,11 @@ def _draw_curve(study: Study, groups: RunsByName, colours: Mapping[str, Any], me
     """Draw one metric along the study's budget; return None if no run has it."""
     unit = study.budget[0]
     along = None if unit == "steps" else f"used/{unit}"
-    bands = {name: curve for name, runs in groups.items() if (curve := band(runs, along, metric)) is not None}
+    bands = {}
+    for name, runs in groups.items():
+        curve = band(runs, along, metric)
+        if curve is not None:
+            bands[name] = curve
     if not bands:
         return None
     figure, axis = new_figure(

@@ -193,7 +193,10 @@ def run_command(command: str, arguments: Sequence[str]) -> None:
         items = list(paper_items())
         lines = []
         for name, how, cost in items:
-            lines.append(f"{name}: {how}" + f" ({cost})" * bool(cost))
+            if cost:
+                lines.append(f"{name}: {how} ({cost})")
+            else:
+                lines.append(f"{name}: {how}")
         rows = []
         for name, how, cost in items:
             rows.append({"name": name, "how": how, "cost": cost})

@@ -268,7 +268,8 @@ def _completion_view(
 def _thought_tokens(prompt: str, tokens: Sequence[str]) -> int:
     """Return how many tokens of a completion are its thoughts, with their marks."""
     text = "".join(tokens)
-    answer = without_thoughts("<think>" * ends_in_thoughts(prompt[-LONGEST_OPENING:]) + text)
+    begun = "<think>" if ends_in_thoughts(prompt[-LONGEST_OPENING:]) else ""
+    answer = without_thoughts(begun + text)
     thoughts = len(text) - len(answer) if text.endswith(answer) else 0
     return sum(end <= thoughts for end in accumulate(map(len, tokens)))
 

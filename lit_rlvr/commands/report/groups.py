@@ -54,7 +54,11 @@ class RunGroup:
     @property
     def unreadable(self) -> list[str]:
         """Notes on files that are missing or cannot be read."""
-        return [f"{run.path}: {note}" for run in self.runs for note in run.notes]
+        found = []
+        for run in self.runs:
+            for note in run.notes:
+                found.append(f"{run.path}: {note}")
+        return found
 
 
 def read_groups(folders: Sequence[Path], read: Callable[[Path], RunRecord] = read_run) -> tuple[str, list[RunGroup]]:

@@ -84,6 +84,14 @@ def report_page(title: str, groups: Sequence[RunGroup]) -> str:
     )
 
 
+def _style(number: int) -> str:
+    """Return the classes of the curves with a number: a colour, and dashes once all colours are used."""
+    style = f"s{number % COLOURS}"
+    if number >= COLOURS:
+        style += " dashed"
+    return style
+
+
 def contents(groups: Sequence[RunGroup], all_curves: bool = True) -> dict[str, Any]:
     """Return the values for `templates/sections.html`: results, curves, validation and settings of groups of runs.
 
@@ -93,21 +101,16 @@ def contents(groups: Sequence[RunGroup], all_curves: bool = True) -> dict[str, A
     """
     names = list(dict.fromkeys(group.name for group in groups))
     tasks = list(dict.fromkeys(group.task for group in groups))
-    labels = []
-    for group in groups:
-        labels.append(group.name if len(tasks) == 1 else f"{group.name} on {group.task}")
-    styles = []
-    for group in groups:
-        number = names.index(group.name)
-        styles.append(f"s{number % COLOURS}" + " dashed" * (number >= COLOURS))
     legends = []
     for k, group in enumerate(groups):
-        legends.append({"number": k, "name": group.name, "label": labels[k], "style": styles[k]})
+        label = group.name if len(tasks) == 1 else f"{group.name} on {group.task}"
+        legends.append({"number": k, "name": group.name, "label": label, "style": _style(names.index(group.name))})
     configured = []
-    for k, group in enumerate(groups):
+    settings = []
+    for group, legend in zip(groups, legends, strict=True):
         if group.settings:
-            configured.append(k)
-    settings = [groups[k].settings for k in configured]
+            configured.append(legend["label"])
+            settings.append(group.settings)
     histories = []
     for group in groups:
         for run in group.runs:
@@ -121,7 +124,7 @@ def contents(groups: Sequence[RunGroup], all_curves: bool = True) -> dict[str, A
         legends=legends,
         several=any(len(group.runs) > 1 for group in groups),
         problems=[problem for group in groups for problem in group.problems],
-        configured=[labels[k] for k in configured],
+        configured=configured,
         main=main_settings(settings),
         differences=differences(settings),
         tasks=charts_of_tasks,

@@ -231,8 +231,10 @@ class CompletionsIndex:
         visit.end = self.read
         visit.count += 1
         judgement = verdict_text(row)
-        visit.correct += judgement == "correct"
-        visit.judged += judgement in ("correct", "wrong")
+        if judgement == "correct":
+            visit.correct += 1
+        if judgement in ("correct", "wrong"):
+            visit.judged += 1
         if row["reward"] is not None:
             visit.rewarded += 1
             visit.reward += row["reward"]

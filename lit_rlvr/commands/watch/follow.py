@@ -159,7 +159,8 @@ class FollowedFolders:
                 with self.lock:
                     before = run.completions.read
                     done = run.completions.follow(READ_SECONDS)
-                    self.versions["completions"] += run.completions.read != before
+                    if run.completions.read != before:
+                        self.versions["completions"] += 1
                 if not done:
                     time.sleep(READ_SECONDS / 10)
 

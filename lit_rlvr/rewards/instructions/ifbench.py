@@ -31,9 +31,8 @@ def find_ifbench_check(name: str, hint: str) -> Check:
             f"IFBench: {installer()} --no-deps if-verifiable, and {installer()} {NEEDS}"
         )
     if name not in _registry():
-        raise UserError(
-            f"the instruction {name!r} is not of IFEval, IFTrain, Tulu 3 or IFBench{'; ' * bool(hint)}{hint}"
-        )
+        instead = f"; {hint}" if hint else ""
+        raise UserError(f"the instruction {name!r} is not of IFEval, IFTrain, Tulu 3 or IFBench{instead}")
     missing = []
     for data, folder in CORPORA.items():
         if not _has_data(f"{folder}/{data}"):

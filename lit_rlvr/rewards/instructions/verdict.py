@@ -38,5 +38,7 @@ def loose_variants(text: str) -> list[str]:
     They are the text without its first line, its last line or both, and each of these without its asterisks.
     """
     lines = text.split("\n")
-    cut = [text, *("\n".join(part).strip() for part in (lines[1:], lines[:-1], lines[1:-1]))]
+    cut = [text]
+    for part in (lines[1:], lines[:-1], lines[1:-1]):
+        cut.append("\n".join(part).strip())
     return [*cut, *(variant.replace("*", "") for variant in cut)]

@@ -230,7 +230,16 @@ class GroupJudge(Judge):
             elif other == answer:
                 points.append(0.5)
             elif standing is not None and standing.call == own.call:
-                points.append((own.mark > standing.mark) + 0.5 * (own.mark == standing.mark))
+                points.append(_point(own.mark, standing.mark))
         if not points:
             return RewardResult(0.0, None, "unjudged", "there is nothing to compare it with")
         return RewardResult(sum(points) / len(points), detail=f"{sum(points):g} of {len(points)} comparisons")
+
+
+def _point(own: float, other: float) -> float:
+    """Return what a comparison earns: 1 if it is won, 0.5 for a draw, 0."""
+    if own > other:
+        return 1.0
+    if own == other:
+        return 0.5
+    return 0.0

@@ -34,7 +34,10 @@ class PairwiseJudge(Judge):
     )
 
     def check(self, pairs: Sequence[Pair]) -> list[RewardResult]:
-        matches = [match for group in groups_of(pairs) for match in combinations(group, 2)]
+        matches = []
+        for group in groups_of(pairs):
+            for match in combinations(group, 2):
+                matches.append(match)
         seen = [self.seen(pair) for pair in pairs]
         orders = []
         questions = []

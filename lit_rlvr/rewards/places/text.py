@@ -38,7 +38,12 @@ def find_boxes(text: str) -> Numbers:
 
 def find_points(text: str) -> Numbers:
     """Return the two numbers of each point in a text; without points, the centres of its boxes."""
-    points = _places([found.groups() for pattern in _POINTS for found in pattern.finditer(_BOX.sub(" ", text))])
+    outside_boxes = _BOX.sub(" ", text)
+    found = []
+    for pattern in _POINTS:
+        for point in pattern.finditer(outside_boxes):
+            found.append(point.groups())
+    points = _places(found)
     if points:
         return points
     return [((a + c) / 2, (b + d) / 2) for a, b, c, d in find_boxes(text)]

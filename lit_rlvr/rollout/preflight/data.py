@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lit_rlvr.common.log import log
+from lit_rlvr.datamodules.reading.rows import abbreviate
 from lit_rlvr.engines.turns import check_room_for_answer
 from lit_rlvr.errors import UserError, check_all, refuse_all
 from lit_rlvr.rewards.base import check_prefills, report_rewards_in_process
@@ -13,7 +14,8 @@ from lit_rlvr.rewards.gold_answers import (
     warn_of_gold_answers,
     warn_of_other_lengths,
 )
-from lit_rlvr.rollout.preflight.lengths import check_lengths, length_requirements
+from lit_rlvr.rollout.demonstrations import DemonstrationSets
+from lit_rlvr.rollout.preflight.lengths import LongAnswerSearch, check_lengths, length_requirements
 from lit_rlvr.rollout.preflight.rewards import check_selection, check_unrewarded, check_whole_rollouts
 from lit_rlvr.rollout.preflight.teachers import check_teachers
 from lit_rlvr.rollout.settings import RolloutSettings
@@ -24,8 +26,21 @@ if TYPE_CHECKING:
     from lit_rlvr.datamodules import PromptDataModule
 
 
-def check_data(rollout: RolloutSettings, module: RLVRModule, data: PromptDataModule) -> None:
-    """Check the settings against the loaded data and the model's context.
+def inspect_data(
+    rollout: RolloutSettings,
+    module: RLVRModule,
+    data: PromptDataModule,
+    demonstrations: DemonstrationSets,
+    long_answers: LongAnswerSearch,
+) -> None:
+    """Refuse data that do not fit the settings or the model's context; read the completions to learn from.
+
+    Args:
+        rollout: the settings of rollouts.
+        module: the algorithm.
+        data: the data, whose sets are loaded.
+        demonstrations: reads the completions to learn from, if the data have some.
+        long_answers: finds gold answers that are too long.
 
     Raises:
         UserError: names the settings.
@@ -46,13 +61,13 @@ def check_data(rollout: RolloutSettings, module: RLVRModule, data: PromptDataMod
         lambda: check_prefills(rollout.rewards, data.loaded_prompts),
         lambda: check_whole_rollouts(rollout, module, data),
         lambda: check_references(rollout.rewards, scored_samples(rollout, data)),
-        lambda: check_demonstrations(rollout, module, data),
+        lambda: read_demonstrations(rollout, module, data, demonstrations),
         lambda: check_lengths(module.model_folder, length_requirements(rollout, data)),
         lambda: check_teachers(rollout, module, data),
         lambda: check_thoughts(rollout, data),
     )
     hopeless = []
-    for answers in rollout.long_answers(data):
+    for answers in long_answers.find(rollout, data):
         if answers.is_hopeless:
             hopeless.append(str(answers))
     refuse_all(hopeless)
@@ -65,13 +80,13 @@ def check_thoughts(rollout: RolloutSettings, data: PromptDataModule) -> None:
     settings = {"rollout.sampling": rollout.sampling, "rollout.evaluation.sampling": rollout.eval_sampling}
     for option, sampling in settings.items():
         if sampling.max_thought_tokens:
-            check_room_for_answer(sampling, data.tokenizer, data.opening, option)
+            check_room_for_answer(sampling, data.tokenizer, data.prompt_encoder.opening, option)
 
 
 def scored_samples(rollout: RolloutSettings, data: PromptDataModule) -> list[Sample]:
     """Return the samples whose completions rewards judge."""
     if not data.demonstrates:
-        return data.loaded
+        return [prompt.sample for prompt in data.loaded_prompts]
     samples = []
     for other in data.validated:
         for split, prompts in other.prompts.items():
@@ -81,8 +96,17 @@ def scored_samples(rollout: RolloutSettings, data: PromptDataModule) -> list[Sam
     return samples
 
 
+def read_demonstrations(
+    rollout: RolloutSettings, module: RLVRModule, data: PromptDataModule, demonstrations: DemonstrationSets
+) -> None:
+    """Read the completions to learn from of an algorithm that has such, unless the settings do not allow it."""
+    check_demonstrations(rollout, module, data)
+    if module.demonstrates:
+        demonstrations.read(rollout, module, data)
+
+
 def check_demonstrations(rollout: RolloutSettings, module: RLVRModule, data: PromptDataModule) -> None:
-    """Refuse rows without a completion to train on, and settings that only a module with such rows can have."""
+    """Refuse settings that an algorithm which learns from completions in the data does not have, or alone has."""
     if not module.demonstrates:
         unmeasured = []
         for other in data.validated:
@@ -102,10 +126,6 @@ def check_demonstrations(rollout: RolloutSettings, module: RLVRModule, data: Pro
         )
     if data.success is not None:
         raise UserError("data.curriculum: SFT samples no completions to learn a prompt's success from; leave it out")
-    if rollout.demonstrations:
-        return
-    from lit_rlvr.datamodules.reading.rows import abbreviate
-
     env = rollout.environment
     unanswered = []
     for sample in scored_samples(rollout, data):
@@ -116,10 +136,9 @@ def check_demonstrations(rollout: RolloutSettings, module: RLVRModule, data: Pro
             f"rollout.evaluation.samples: rewards judge validation, and {len(unanswered)} of its rows have no "
             f"answer ({abbreviate(unanswered)}); name its column (data.columns), or set 0 to validate by the loss"
         )
-    rollout.read_demonstrations(module, data)
 
 
-def report_rewards(rollout: RolloutSettings, data: PromptDataModule) -> None:
+def report_rewards(rollout: RolloutSettings, data: PromptDataModule, long_answers: LongAnswerSearch) -> None:
     """Report what a run should know of its rewards and answers when it starts; the rewards judge some references."""
     report_rewards_in_process(rollout.rewards)
     if not data.demonstrates:
@@ -127,15 +146,15 @@ def report_rewards(rollout: RolloutSettings, data: PromptDataModule) -> None:
         for prompt in data.prompts["train"]:
             samples.append(prompt.sample)
         warn_of_gold_answers(rollout.rewards, samples)
-    warn_of_answers(rollout, data)
+    warn_of_answers(rollout, data, long_answers)
 
 
-def warn_of_answers(rollout: RolloutSettings, data: PromptDataModule) -> None:
+def warn_of_answers(rollout: RolloutSettings, data: PromptDataModule, long_answers: LongAnswerSearch) -> None:
     """Warn of gold answers that are longer than a completion can be, of rewards for other lengths, and of thoughts that
     cannot be told from answers."""
     if not data.demonstrates:
         warn_of_other_lengths(rollout.rewards, rollout.sampling.max_completion_tokens)
-    for answers in rollout.long_answers(data):
+    for answers in long_answers.find(rollout, data):
         log.warning("%s", answers)
     if rollout.rewards and (unread := data.chat.unread_thoughts(data.tokenizer)):
         log.warning(

@@ -10,6 +10,7 @@ from lit_rlvr.common.log import log
 from lit_rlvr.errors import UserError
 from lit_rlvr.media import kinds_of
 from lit_rlvr.policy.loading import load_model_config
+from lit_rlvr.rewards.gold_answers import LongAnswers, find_long_answers
 from lit_rlvr.rollout.episodes import added_images, begins
 from lit_rlvr.rollout.settings import RolloutSettings
 from lit_rlvr.types import Prompt
@@ -173,3 +174,27 @@ def context_length(config: Any) -> int | None:
         if kind.get("rope_type") in ("linear", "dynamic"):
             factors.append(kind.get("factor") or 1)
     return int(length * (1 if "gemma3" in text.model_type else max(factors, default=1)))
+
+
+class LongAnswerSearch:
+    """Finds gold answers that are too long for completions; it tries the rewards on them once."""
+
+    def __init__(self) -> None:
+        self._found: list[LongAnswers] | None = None
+
+    def find(self, rollout: RolloutSettings, data: PromptDataModule) -> list[LongAnswers]:
+        """Return what is too long for training, and for validation if its limit is another."""
+        if data.demonstrates:  # their lengths are known
+            return []
+        if self._found is None:
+            self._found = []
+            limits = {"train": ("sampling", rollout.sampling)}
+            if rollout.eval_sampling.max_tokens != rollout.sampling.max_tokens:
+                limits["validation"] = ("evaluation.sampling", rollout.eval_sampling)
+            for split, (key, sampling) in limits.items():
+                option = f"rollout.{key}.max_tokens"
+                prompts = data.prompts.get(split, ())
+                answers = find_long_answers(rollout.rewards, prompts, data.tokenizer, sampling, option)
+                if answers is not None:
+                    self._found.append(answers)
+        return self._found

@@ -1,11 +1,15 @@
-"""Settings against each other, and the sizes that follow from them."""
+"""The sizes and the plan that follow from settings, and settings against each other."""
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING
 
 from lit_rlvr.common.log import log
+from lit_rlvr.engines.vllm import GPU_SEQUENCES
+from lit_rlvr.environments import Agent
 from lit_rlvr.errors import refuse_all
 from lit_rlvr.plan import RunPlan
 from lit_rlvr.policy.precision import bf16_slowdown
@@ -15,11 +19,64 @@ from lit_rlvr.training.module import RLVRModule
 from lit_rlvr.training.optimizer import steps_per_iteration
 
 if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
     from lit_rlvr.datamodules import PromptDataModule
 
 
 SLOW = 4.0
 """Slowdown of bfloat16 above which a warning is given."""
+
+
+def plan_run(rollout: RolloutSettings, trainer: Trainer, module: RLVRModule, data: PromptDataModule) -> RunPlan:
+    """Return what follows from the settings of a run, before its weights load."""
+    plan = plan_rollouts(RunPlan.of_trainer(trainer), rollout, module, data.prompts_per_rollout)
+    sampled = most_sampled_tokens(rollout, trainer, module, data)
+    return replace(plan, most_tokens=sampled * module.epochs_per_rollout)
+
+
+def plan_rollouts(plan: RunPlan, rollout: RolloutSettings, module: RLVRModule, prompts: int) -> RunPlan:
+    """Return a plan with what follows for its rollouts, of some prompts each."""
+    return replace(
+        plan,
+        prompts=prompts,
+        completions=rollout.completions_of(module),
+        sampling=rollout.sampling,
+        staleness=0 if rollout.replay.rollouts_from else rollout.staleness,
+        replays_routes=rollout.replay_routes,
+        has_agent=isinstance(rollout.environment, Agent),
+        is_exact=rollout.engine.is_exact(plan.dtype),
+    )
+
+
+def most_completions(rollout: RolloutSettings, module: RLVRModule, data: PromptDataModule) -> int:
+    """Return the most completions that a run asks for at once: of a rollout, or of a batch of a validation."""
+    counts = [data.prompts_per_rollout * rollout.completions_of(module)]
+    for other in data.validated:
+        counts.append(other.evaluation.prompts_per_batch * rollout.samples_of(other.name))
+    return max(counts)
+
+
+def sequences_per_server(rollout: RolloutSettings, module: RLVRModule, data: PromptDataModule, servers: int) -> int:
+    """Return how many sequences each server generates at once (`--max-num-seqs`): its share of all in flight.
+
+    Args:
+        rollout: the settings of rollouts.
+        module: the algorithm.
+        data: the data.
+        servers: copies of the model that generate, each on GPUs of its own.
+    """
+    in_flight = most_completions(rollout, module, data) * (1 + rollout.staleness)
+    group = rollout.completions_of(module)
+    groups = math.ceil(in_flight / (group * servers))  # a group stays together
+    return min(groups * group, GPU_SEQUENCES)
+
+
+def most_sampled_tokens(rollout: RolloutSettings, trainer: Trainer, module: RLVRModule, data: PromptDataModule) -> int:
+    """Return the most tokens that a run samples to train on; 0 = its steps are not bounded."""
+    rollouts = max(0, math.ceil(trainer.max_steps / steps_per_iteration(module)))
+    completions = data.prompts_per_rollout * rollout.completions_of(module)
+    return rollouts * completions * rollout.sampling.max_tokens
 
 
 def check_settings(rollout: RolloutSettings, module: RLVRModule, plan: RunPlan) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def check_teachers(rollout: RolloutSettings, module: RLVRModule, data: PromptDataModule) -> None:
     """Refuse rows that a teacher cannot score, and prompts that leave no room for completions in its context."""
-    prompts = module.teachers.check(data, rollout.sampling)
+    prompts = module.teachers.prepare(data, rollout.sampling)
     if prompts and module.teachers.options is not None:
         if module.teachers.options.prompt is not None and begins(rollout.environment):
             raise UserError(

@@ -65,7 +65,7 @@ def findings(metrics: Metrics, history: RunHistory = NOTHING_TRIED) -> list[RunF
     return findings
 
 
-def _dead_groups(metrics: Metrics, history: RunHistory) -> Iterator[RunFinding]:
+def _without_signal(metrics: Metrics, history: RunHistory) -> Iterator[RunFinding]:
     signal = course(metrics, "train/no_signal")
     unjudged = course(metrics, "reward/status/unjudged")
     if not signal.values or signal.last <= HIGH_SHARE:
@@ -350,7 +350,7 @@ def _skipped(metrics: Metrics, history: RunHistory) -> Iterator[RunFinding]:
 def in_vain(metrics: Metrics, history: RunHistory = NOTHING_TRIED) -> Iterator[RunFinding]:
     """Look at what a run does in vain, unless it gets better."""
     if not is_rising(metrics):
-        for look in (_dead_groups, _unreadable, _truncation):
+        for look in (_without_signal, _unreadable, _truncation):
             yield from look(metrics, history)
 
 

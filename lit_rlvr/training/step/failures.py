@@ -52,8 +52,18 @@ class SkippedSteps:
         self.total = 0
         self.in_a_row = 0
 
-    def add(self, number: int, causes: list[str], saved: SavedStep) -> None:
-        """Count a step that is not finite, and say where its groups were saved.
+    def count(self, is_finite: bool, is_unrewarded: bool) -> None:
+        """Count a step, which is skipped if it is not finite, or no reward judged its rollout."""
+        if not is_finite:
+            self.total += 1
+            self.in_a_row += 1
+        elif is_unrewarded:
+            self.total += 1
+        else:
+            self.in_a_row = 0
+
+    def report(self, number: int, causes: list[str], saved: SavedStep) -> None:
+        """Say why a step is skipped that is not finite, and where its groups were saved.
 
         Args:
             number: of the step in the run, from 1.
@@ -63,8 +73,6 @@ class SkippedSteps:
         Raises:
             UserError: more than `limit` steps in a row would be skipped.
         """
-        self.total = self.total + 1
-        self.in_a_row = self.in_a_row + 1
         problem = f"step {number}: {' and '.join(causes) or 'loss of another rank'} not finite"
         remedy = "lower model.lr or model.optim.max_grad_norm"
         if saved.terms:
@@ -76,12 +84,6 @@ class SkippedSteps:
                 f"{shown(saved.path)}; {remedy}, and {how_to_resume()}"
             )
         log.warning("%s: the step is skipped, its batch is in %s", problem, shown(saved.path))
-
-    def add_finite(self, is_unrewarded: bool) -> None:
-        """Count a step that is finite, which is skipped nevertheless if its rollout has no reward."""
-        self.total += is_unrewarded
-        if not is_unrewarded:
-            self.in_a_row = 0
 
     def check_end(self, steps: int) -> None:
         """Refuse a run that ends with most of its steps skipped in a row: its model is broken.

@@ -22,7 +22,8 @@ def loss_inputs(plan: StepPlan, k: int, output: PolicyOutput, old_logp: Tensor) 
         output: (rows, T) each, the forward pass of the micro-batch, with entropies.
         old_logp: (rows, T) what `StepPlan.old_logprobs` returned.
     """
-    logp, entropy, divergence, expert_imbalance, _ = output
+    logp = output.logp
+    entropy = output.entropy
     assert entropy is not None
     prepared = plan.prepared
     is_counted = float(plan.is_counted(k))
@@ -58,12 +59,15 @@ def loss_inputs(plan: StepPlan, k: int, output: PolicyOutput, old_logp: Tensor) 
         entropy=entropy,
         selected=None if plan.selected is None else plan.selected[index],
         correct=None if plan.correct is None else plan.correct[index],
-        divergence=divergence,
-        expert_imbalance=expert_imbalance,
+        divergence=output.divergence,
+        expert_imbalance=output.expert_imbalance,
         row=row,
         **observation,
     )
-    return inputs, input_stats(inputs, token_correction, prepared)
+    stats = input_stats(inputs, token_correction, prepared)
+    if prepared.is_first_step and output.flips is not None:
+        stats["expert_flips"] = (output.flips * mask).sum()
+    return inputs, stats
 
 
 def observation_inputs(plan: StepPlan, k: int, logp: Tensor) -> dict[str, Tensor]:
@@ -107,7 +111,7 @@ def input_stats(x: LossInputs, token_correction: Tensor, prepared: PreparedRollo
         }
     if prepared.importance.drops:
         stats["importance_dropped"] = ((token_correction == 0) & mask).sum()
-    if prepared.logs_weights:
+    if prepared.logs_correction:
         stats |= {"weight": (token_correction * mask).sum(), "weight_squared": (token_correction * mask).square().sum()}
     return stats
 

@@ -22,8 +22,7 @@ class PreparedRollout:
         importance: `model.importance` of the run, with a correction chosen.
         age: (B, T) optimizer steps between the weights that sampled each token and those of the first update.
         trace: records what the updates do with its tokens; None = nothing does.
-        metrics: of the rollout as a whole, logged with its first step.
-        logs_weights: whether to log the weights of the importance correction: some token is old.
+        staleness: the metrics of the tokens' ages, logged with the first step; {} if no token so far was old.
         old_logp: (B, T) log-probabilities at the beginning of the iteration, for the steps after the first, which
             fills in its own rows. None = there is no later step, or these are estimated (`loglinear_old`).
         steps_taken: optimizer steps taken on it so far.
@@ -38,12 +37,16 @@ class PreparedRollout:
     importance: Importance
     age: Tensor
     trace: Trace | None = None
-    metrics: dict[str, float] = field(default_factory=dict)
-    logs_weights: bool = False
+    staleness: dict[str, float] = field(default_factory=dict)
     old_logp: Tensor | None = None
     steps_taken: int = 0
     ref_logp: Tensor | None = None
     entropy: Tensor | None = None
+
+    @property
+    def logs_correction(self) -> bool:
+        """Whether the weights of the importance correction are logged: if some token is old, or one was before."""
+        return bool(self.staleness)
 
     @property
     def is_first_step(self) -> bool:

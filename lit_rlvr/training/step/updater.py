@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from copy import copy
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -98,9 +99,7 @@ class Updater:
         Collective: call it on every rank.
         """
         initial = InitialLogprobs(to_device(rollout.mask, self.policy.device))
-        rows = []
-        for i in rollout.mask.any(1).nonzero().flatten():
-            rows.append(int(i))
+        rows: list[int] = rollout.mask.any(1).nonzero().flatten().tolist()
         algorithm = self.algorithm
         if algorithm.needs_step_tokens or any(term.place != "loss" for term in algorithm.terms):
             needs_entropy = algorithm.needs_step_tokens or algorithm.needs("entropy", in_loss=False)
@@ -138,37 +137,31 @@ class Updater:
         algorithm = self.algorithm
         assert rollout.versions is not None, "the source sets them in training"
         progress.begin("training", total=len(minibatches))
-        prepared = PreparedRollout(
+        if trace is not None and rollout.advantages is not None:
+            trace.choose(rollout.advantages, set(chain.from_iterable(minibatches)))
+        live = algorithm.live_rows(rollout, advantages)
+        importance = algorithm.resolve_importance(rollout.exact)
+        old_logp = initial.logp
+        if old_logp is None and len(minibatches) > 1 and importance.prox_logp_method == "recompute":
+            old_logp, _ = self.logprobs(rollout, self.policy, without_groups(live, minibatches[0], rollout.group_size))
+        ref_logp = None
+        if algorithm.needs("ref_logp"):
+            ref_logp, _ = self.logprobs(rollout, self.reference, live)
+        age = step - 1 - rollout.versions
+        staleness = staleness_metrics(rollout, age, live, minibatches, log_zero=self.has_logged_staleness)
+        self.has_logged_staleness = self.has_logged_staleness or bool(staleness)
+        return PreparedRollout(
             rollout,
             advantages,
-            live=algorithm.live_rows(rollout, advantages),
-            importance=algorithm.resolve_importance(rollout.exact),
-            age=step - 1 - rollout.versions,
+            live=live,
+            importance=importance,
+            age=age,
             trace=trace,
-            old_logp=initial.logp,
+            staleness=staleness,
+            old_logp=old_logp,
+            ref_logp=ref_logp,
             entropy=initial.entropy,
         )
-        if prepared.trace is not None and rollout.advantages is not None:
-            chosen_groups = set()
-            for groups in minibatches:
-                for p in groups:
-                    chosen_groups.add(p)
-            prepared.trace.choose(rollout.advantages, chosen_groups)
-        recomputes = prepared.importance.prox_logp_method == "recompute"
-        if prepared.old_logp is None and len(minibatches) > 1 and recomputes:
-            first = set(minibatches[0])
-            later = []
-            for i in prepared.live:
-                if i // rollout.group_size not in first:
-                    later.append(i)
-            prepared.old_logp, _ = self.logprobs(rollout, self.policy, later)
-        if algorithm.needs("ref_logp"):
-            prepared.ref_logp, _ = self.logprobs(rollout, self.reference, prepared.live)
-        staleness = staleness_metrics(prepared, minibatches, log_zero=self.has_logged_staleness)
-        prepared.metrics |= staleness
-        prepared.logs_weights = bool(staleness)
-        self.has_logged_staleness = self.has_logged_staleness or prepared.logs_weights
-        return prepared
 
     def logprobs(
         self, rollout: Rollout, policy: Policy | None, rows: list[int], entropy: bool = False
@@ -218,14 +211,11 @@ class Updater:
             rollout, rows, entropy=True, entropy_gradient=self.algorithm.needs("entropy"), teacher=teacher
         )
 
-    def watch(self, plan: StepPlan, k: int, output: PolicyOutput, inputs: LossInputs) -> Stats:
-        """Let the trace record micro-batch k; return sums of what the forward pass saw besides its scores."""
+    def record(self, plan: StepPlan, k: int, inputs: LossInputs) -> None:
+        """Let the trace record micro-batch k, if there is one."""
         prepared = plan.prepared
         if prepared.trace is not None and plan.is_counted(k):
             prepared.trace.watch(plan.microbatches[k], prepared.rollout.group_size, inputs)
-        if prepared.is_first_step and output.flips is not None:
-            return {"expert_flips": (output.flips * inputs.mask).sum()}
-        return {}
 
     def backward(self, plan: StepPlan, k: int, loss: Tensor) -> None:
         """Add the gradients of micro-batch k, which stay local under DDP: `reduce_and_clip` averages them once per
@@ -255,8 +245,8 @@ class Updater:
 
     # ---- the step -----------------------------------------------------------------------------------------
 
-    def count_step(self, plan: StepPlan, not_finite: list[str] | None, step: int) -> None:
-        """Count a step as finite or not, and save the groups of one that is not.
+    def report_not_finite(self, plan: StepPlan, not_finite: list[str], step: int) -> None:
+        """Save the groups of a step that is not finite, and say so.
 
         Collective: call it on every rank.
 
@@ -268,12 +258,9 @@ class Updater:
         Raises:
             UserError: too many steps in a row were not finite.
         """
-        if not_finite is None:
-            self.skipped.add_finite(plan.prepared.rollout.is_unrewarded)
-            return
         with self.dropout(step):
             saved = save_step(self.run_folder, step, not_finite, plan, self.microbatch_gradients)
-        self.skipped.add(step, not_finite, saved)
+        self.skipped.report(step, not_finite, saved)
 
     def measure(self, plan: StepPlan, sums: Stats, norm: Tensor, is_finite: bool) -> dict[str, float]:
         """Return the metrics of a step before it is taken; its noise joins the averages of the noise scale.
@@ -282,7 +269,7 @@ class Updater:
         """
         metrics = {"train/lr": self.optimizer.param_groups[0]["lr"], "train/skipped_steps": float(self.skipped.total)}
         if plan.prepared.is_first_step:
-            metrics |= plan.prepared.metrics
+            metrics |= plan.prepared.staleness
         if not is_finite:
             return metrics
         grad_norm = float(norm)
@@ -328,3 +315,12 @@ class Updater:
         for parameter in all_parameters(self.optimizer):
             gradients.append(parameter.grad)
         return MicrobatchGradients(loss.detach(), gradients, terms)
+
+
+def without_groups(rows: list[int], groups: list[int], group_size: int) -> list[int]:
+    """Return the rows that belong to none of some groups."""
+    others = []
+    for i in rows:
+        if i // group_size not in groups:
+            others.append(i)
+    return others

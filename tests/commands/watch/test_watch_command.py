@@ -43,7 +43,7 @@ def test_it_prints_where_to_look(tmp_path: Path) -> None:
         ([], "runs"),
     ],
 )
-def test_bad_input_is_one_line(
+def test_folders_without_runs_and_taken_ports_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lit_rlvr: CLI, arguments: list[str], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lit_rlvr.datamodules import PromptDataModule
-from lit_rlvr.datamodules.reading.split import ReadingOptions
+from lit_rlvr.datamodules.reading.options import ReadingOptions
 from lit_rlvr.errors import UserError
 from lit_rlvr.evaluation.suites import find_suites
 from lit_rlvr.rewards import InstructionFollowing

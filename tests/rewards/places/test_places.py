@@ -15,7 +15,7 @@ from tiny_vlms import save_gemma3, save_internvl3_5, save_qwen2_5_vl, save_qwen2
 
 from lit_rlvr.datamodules import PromptDataModule, ShapeBox
 from lit_rlvr.datamodules.reading.images import ImageOptions, open_images
-from lit_rlvr.datamodules.reading.split import ReadingOptions
+from lit_rlvr.datamodules.reading.options import ReadingOptions
 from lit_rlvr.errors import UserError
 from lit_rlvr.media import Coordinates
 from lit_rlvr.policy.families.base import ImageProcessor

@@ -162,6 +162,7 @@ def other_answers(gold: Gold) -> tuple[str, ...]:
         return ("no" if gold.answer.lower() == "yes" else "yes", "unknown")
     value = value_of_answer(gold.answer)
     if gold.kind == "number" and value is not None:
-        return tuple(str(int(value) + k) for k in (-1, 1, 2) if int(value) + k != value)
+        close = (int(value) - 1, int(value) + 1, int(value) + 2)
+        return tuple(str(number) for number in close if number != value)
     answers = dict.fromkeys(other for other in gold.others if not may_answer(other, gold))
     return tuple(answers)[:3]
