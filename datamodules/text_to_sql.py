@@ -11,6 +11,7 @@ from typing import Any
 
 from lit_rlvr.common.arguments import check_within
 from lit_rlvr.common.columns import lookup
+from lit_rlvr.common.paths import expanded
 from lit_rlvr.datamodules.base import PromptDataModule
 from lit_rlvr.datamodules.reading.cells import BadRow, as_text
 from lit_rlvr.datamodules.reading.chat import Chat, wrapped_prompt
@@ -155,7 +156,7 @@ class TextToSQL(PromptDataModule):
             raise BadRow(f"{name!r} is not the name of a database", "database")
         data_folder = Path(source.rpartition(":")[0]).parent
         known = [data_folder / name for name in DATABASE_FOLDERS]
-        for folder in [Path(self.databases).expanduser()] if self.databases else known:
+        for folder in [expanded(self.databases)] if self.databases else known:
             nested = folder / name / f"{name}.sqlite"
             flat = folder / f"{name}.sqlite"
             if nested.is_file():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -438,7 +438,7 @@ def changed_classes(args: Sequence[str], config: Any) -> Iterator[str]:
             if chosen is not None:
                 init_args = chosen.get("init_args")
             options = {*_dotted(init_args.as_dict() if init_args else {})}
-            dropped = [key for key in given if key not in options]
+            dropped = [key for key in given if not _is_among(key, options)]
             if chosen is not None:
                 new = chosen.class_path.rpartition(".")[2]
             else:
@@ -448,9 +448,16 @@ def changed_classes(args: Sequence[str], config: Any) -> Iterator[str]:
                 named = section.get("class_path")
             old = new if named is None else str(named).rpartition(".")[2]  # a config may change options alone
             if dropped or (old != new and given):
-                kept = ", ".join(key for key in given if key in options) or "nothing"
+                kept = ", ".join(key for key in given if key not in dropped) or "nothing"
                 lost = ", ".join(dropped) or "nothing"
                 yield f"{part}: {new} instead of {old} of {path.name}: kept {kept}; dropped {lost}"
+
+
+def _is_among(key: str, options: Collection[str]) -> bool:
+    """Return whether an option is among others: itself, or the part of it that has a value here or there."""
+    parts = key.split(".")
+    outer = {".".join(parts[:count]) for count in range(1, len(parts) + 1)}
+    return bool(outer & {*options}) or any(option.startswith(f"{key}.") for option in options)
 
 
 def _dotted(options: Mapping[str, Any], key: str = "") -> Iterator[str]:

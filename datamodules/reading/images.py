@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
@@ -19,6 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lit_rlvr.common.arguments import check_within, option_group
 from lit_rlvr.common.columns import parse_text
+from lit_rlvr.common.paths import expanded
 from lit_rlvr.common.pictures import Size, fit
 from lit_rlvr.datamodules.reading.cells import BadRow, is_empty
 from lit_rlvr.datamodules.reading.conversations import NO_AUDIO, Messages, without_nulls
@@ -30,10 +32,10 @@ from lit_rlvr.types import Sample
 PLACEHOLDER = "<image>"
 _PLACEHOLDERS = re.compile(r"(?:<\|vision_start\|>)?<(image|video)>(?:</\1>|<\|vision_end\|>)?")
 _OTHER_MARKS = re.compile(
-    r"(?:<\|vision_start\|>)?"
-    r"(?:(?:<\|(?P<padded>image|video)_pad\|>)+|(?-i:\[IMG\])|"
+    r"(?:<\|(?:vision_start|begin_of_(?:image|video))\|>|<img>(?=<IMG_CONTEXT>))?"
+    r"(?:(?:<\|(?P<padded>image|video)_pad\|>)+|(?:<IMG_CONTEXT>)+|(?-i:\[IMG\])|"
     r"<\|?(?:start_of_)?(?P<kind>image|video|img)(?:[ _]?(?P<number>\d+)|_(?:soft_)?token|_placeholder)?\|?>)"
-    r"(?:</(?:image|video|img)>|<\|vision_end\|>)?",
+    r"(?:</(?:image|video|img)>|<\|(?:vision_end|end_of_(?:image|video))\|>)?",
     re.IGNORECASE,
 )
 """The marks of images and videos in the prompts of other families, such as `<|image_1|>` and `[IMG]`."""
@@ -422,7 +424,7 @@ def with_images(sample: Sample, options: ImageOptions) -> Sample:
     if options.folder is None:
         folder = None
     else:
-        folder = Path(options.folder).expanduser()
+        folder = expanded(options.folder)
     if folder is not None and not folder.is_dir():
         if folder.exists():
             what = "is a file; unpack an archive first"
@@ -573,7 +575,7 @@ def locate(image: Any, folder: Path, kind: str = "image") -> Source:
             image = unquote(image.removeprefix("file://"))
         if _URL.match(image):
             raise BadRow(f"{image}: URLs are not read; download the {kind} and give its path", kind)
-    path = folder / Path(image).expanduser()
+    path = folder / os.path.expanduser(image)  # a name that begins with ~ may be that of a file
     if not path.is_file():
         raise BadRow(f"no such file: {path}", kind)
     return str(path)

@@ -26,7 +26,7 @@ from PIL import Image
 from lit_rlvr.common.arguments import type_text
 from lit_rlvr.common.files import write_atomically
 from lit_rlvr.common.packages import HUB_SECONDS, expect_hub
-from lit_rlvr.common.paths import why_not_a_file
+from lit_rlvr.common.paths import expanded, why_not_a_file
 from lit_rlvr.datamodules.reading.cells import BadRow
 from lit_rlvr.errors import UserError
 from lit_rlvr.media import Video
@@ -170,11 +170,11 @@ def read_rows(location: str | GivenRows, split: str = "train") -> Iterator[Sourc
         else:
             remedy = "download the file and give its path"
         raise UserError(f"{location}: URLs are not read; {remedy}")
-    path = Path(location).expanduser()
+    path = expanded(location)
     named_split = None
     if not path.exists() and ":" in location:
         folder, _, named_split = location.rpartition(":")
-        path = Path(folder).expanduser()
+        path = expanded(folder)
     if path.is_dir():
         yield from _read_folder(path, named_split or split)
     elif path.exists():
@@ -186,7 +186,7 @@ def read_rows(location: str | GivenRows, split: str = "train") -> Iterator[Sourc
     elif HUB_NAME.fullmatch(location) and file_type(path) not in FORMATS and not location.startswith("."):
         yield from _read_dataset(load_from_hub(location, split), location)
     else:
-        raise UserError(_missing(Path(location).expanduser()))
+        raise UserError(_missing(expanded(location)))
 
 
 def _read_folder(folder: Path, split: str) -> Iterator[SourceRow]:
@@ -205,7 +205,11 @@ def _read_folder(folder: Path, split: str) -> Iterator[SourceRow]:
             yield from _read_dataset(saved, str(folder))
         return
     files = []
-    for file in sorted(folder.rglob("*")):
+    try:
+        inside = sorted(folder.rglob("*"))
+    except OSError as error:  # such as a folder that ends while it is read
+        raise UserError(f"{folder}: cannot be read: {error.strerror or error}; give the folder of the data") from error
+    for file in inside:
         if file_type(file) in FORMATS and not file.name.startswith((".", "dataset_info")):
             files.append(file)
     files_of_split = []

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lit_rlvr.common.files import cache_folder, write_atomically
-from lit_rlvr.common.paths import shown
+from lit_rlvr.common.paths import expanded, shown
 from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.datamodules.reading.options import ReadingOptions
 from lit_rlvr.datamodules.reading.split import Split
@@ -88,7 +88,7 @@ class SyntheticSQL(GeneratedDataModule, TextToSQL):
         self.tables = tables
         self.held_out = held_out
         if folder:
-            parent = Path(folder).expanduser()
+            parent = expanded(folder)
         else:
             parent = cache_folder() / "synthetic_sql"
         self.folder = parent / f"seed-{self.seed}"

@@ -145,6 +145,8 @@ PARSE_ERRORS = (
     (r"class_path '(?P<name>[^']+)': the following arguments are required: (?P<given>\w+(, \w+)*)",
      "{where}: {name} needs a value for {given}; give it under init_args"),
     (r"class_path '(?P<name>[^']+)': Parser key \"(?P<inner>[^\"]+)\": (?P<mismatch>.*)", "{where}.{inner}: {why}"),
+    (r"class_path '(?P<name>[^']+)': '(?P<given>\w+)' object has no attribute 'keys'",
+     "{where}: the init_args of {name} are a mapping of its options, not a {given}"),
     (r"class_path '[^']+': (?P<why>module '(?P<module>[^']+)' has no attribute '(?P<member>\w+)')", "{where}: {why}"),
     (r"class_path '(?P<name>[^']+)': (?P<why>.*?)(?= - |$)", "{where}: class_path {name!r} cannot be used: {why}"),
     (r"does not correspond to a subclass of (?P<base>\w+).*Given value: (?P<given>.*)",
@@ -163,6 +165,13 @@ PARSE_ERRORS = (
 )  # fmt: skip
 """Pattern of jsonargparse's message -> our message; `where` is the key in the message, and `why` explains
 `mismatch`."""
+
+
+_NOISE = re.compile(
+    r" - Expected a path but (?:(?! - ).)*? either not accessible or invalid"
+    r"| Subclass types expect one of:(?: - a (?:class path|dict with)(?:(?! - | Given value).)*)*"
+)
+"""Parts of jsonargparse's messages that say how a file or a class could be given, whatever the value is."""
 
 
 def explain_parse_error(error: Exception) -> str:
@@ -200,6 +209,7 @@ class KnownNames:
 
 def explain(text: str, names: KnownNames) -> str:
     """Return our line for the text of a parse error."""
+    text = _NOISE.sub("", text)
     keys = [(match.start(), match[1]) for match in re.finditer(r'Parser key "([^"]+)"', text)]
     for pattern, message in PARSE_ERRORS:
         match = re.search(pattern, text)
@@ -259,6 +269,8 @@ def _lacking(class_text: str, option: str) -> str:
     if class_text.startswith("NestedArg("):
         return f"its options come before its class; give --{option} CLASS first"
     match = re.search(r"'class_path': '([^']+)'", class_text)
+    if match is None and class_text.startswith("{"):
+        return f"{class_text} has no class; give {{class_path: CLASS, init_args: ...}}"
     path = match[1] if match else class_text
     module, _, name = path.rpartition(".")
     known = {cls.__name__: cls for classes in known_classes().values() for cls in classes}
@@ -282,15 +294,28 @@ _NOT_IMPORTED = re.compile(
 )
 
 
+_GROUP = re.compile(
+    r"(?:^Unable to load config ['\"]"
+    r"|Subtypes: \[<class 'lit_rlvr\.options\.\w+'>[^\]]*\] Errors: - Expected a dot import path string: )"
+    r"(?P<given>[^'\" ]*)"
+)
+"""A mismatch of a group of options, and the value that is none."""
+
+
 def _mismatch(text: str) -> str:
     """Return the kind of value that the option accepts, and the given one."""
+    if text.startswith("Expected a"):  # of an option of one kind; what else the object around it could be stands behind
+        text = text.partition(" - ")[0]
+    group = _GROUP.search(text)
+    if group:
+        return f"{group['given']!r} is not a group of options; give them by their names"
     no_function = NO_FUNCTION.match(text)
     if no_function:
         why = _NOT_IMPORTED.sub(", not", f"{no_function['why']}")
         separator = "" if why.startswith(", not") else ": "
         return f"give the dotted path of a function, such as my_task.my_function{separator}{why}"
     expected = list(dict.fromkeys(_expected_kinds(text)))
-    given = re.search(r"(?:Given value|Got value): ?(.*?)(?= - Expected| Given value type|$)", text)
+    given = re.search(r"(?:Given value|Got value): ?(.*?)(?= - Expected| - Not a valid| Given value type|$)", text)
     if not expected or not given:
         return re.sub(r'^Parser key "[^"]+": ', "", text.split(" Given value")[0])
     return f"give {', or '.join(expected)}, not {_shorten(given[1]) or repr('')}"

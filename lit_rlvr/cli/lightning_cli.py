@@ -274,10 +274,11 @@ class RLVRCLI(LightningCLI):
             if compute["tokens_per_microbatch"] != self.model.budget.given:
                 compute["tokens_per_microbatch"] = self.model.budget.given
                 self._run.settings = yaml.safe_dump(self.config_dump, sort_keys=False, allow_unicode=True)
-        if self.subcommand == "fit" and not self._is_dry_run:
-            trainer.run = self._run
-            trackers = Trackers(choose_trackers(config.trackers), self._run.settings)
-            trainer.callbacks = in_order([*trainer.callbacks, trackers])
+        if self.subcommand == "fit":
+            trackers = choose_trackers(config.trackers)
+            if not self._is_dry_run:
+                trainer.run = self._run
+                trainer.callbacks = in_order([*trainer.callbacks, Trackers(trackers, self._run.settings)])
         return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:

@@ -11,6 +11,7 @@ from jsonargparse import Namespace
 from lit_rlvr.common.arguments import check_within
 from lit_rlvr.common.files import check_new, check_writable
 from lit_rlvr.common.log import log
+from lit_rlvr.common.paths import expanded
 from lit_rlvr.distributed.fsdp2 import FSDP2
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.precision import auto_precision
@@ -54,7 +55,7 @@ def check_config(command: str, config: Namespace) -> None:
 def resolve_config(command: str, config: Namespace) -> None:
     """Fill in what the trainer's options leave open: the run folder, `auto` precision, and FSDP2 for `fsdp`."""
     trainer = config.trainer
-    trainer.default_root_dir = str(Path(trainer.default_root_dir or DEFAULT_FOLDER).expanduser())
+    trainer.default_root_dir = str(expanded(trainer.default_root_dir or DEFAULT_FOLDER))
     if trainer.precision == "auto":
         # GPUs have it
         if command == "plan":

@@ -18,6 +18,7 @@ import torch
 
 from lit_rlvr.common.launch import launched_rank
 from lit_rlvr.common.log import log
+from lit_rlvr.common.paths import expanded
 from lit_rlvr.engines.client import ENDED_VARIABLE, VLLMServer, note_end, wait_for
 from lit_rlvr.engines.server import ROUTES_OPTION
 from lit_rlvr.errors import UserError
@@ -73,7 +74,7 @@ def servers_beside(count: str, config: Any, build: Callable[[Any], Any], dry: bo
     if dry:
         yield _engine_options(urls)
         return
-    folder = Path(config.trainer.default_root_dir or DEFAULT_FOLDER).expanduser()
+    folder = expanded(config.trainer.default_root_dir or DEFAULT_FOLDER)
     folder.mkdir(parents=True, exist_ok=True)
     output = folder.absolute() / OUTPUT
     built = build(config.clone())

@@ -16,7 +16,7 @@ from textwrap import shorten
 from typing import Any
 
 from lit_rlvr.common.log import log
-from lit_rlvr.common.paths import shown
+from lit_rlvr.common.paths import expanded, shown
 from lit_rlvr.common.user_code import user_line
 from lit_rlvr.errors import UserError
 
@@ -54,10 +54,10 @@ def cache_folder() -> Path:
     """
     given = os.environ.get("LIT_RLVR_CACHE")
     if given:
-        return Path(given).expanduser()
+        return expanded(given)
     parent = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     try:
-        default = Path(parent).expanduser() / "lit-rlvr"
+        default = expanded(parent) / "lit-rlvr"
         if not os.access(default, os.R_OK | os.X_OK):
             check_writable(default, "cache")
     except (UserError, RuntimeError) as error:  # RuntimeError: this user has no home

@@ -19,6 +19,7 @@ from typing import Any
 
 from lit_rlvr.common.did_you_mean import did_you_mean
 from lit_rlvr.common.log import log
+from lit_rlvr.common.paths import expanded
 from lit_rlvr.common.user_code import with_user_line
 from lit_rlvr.errors import UserError, first_line
 
@@ -78,7 +79,7 @@ def expect_hub(source: str) -> None:
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
 
-    if constants.HF_HUB_OFFLINE or Path(source).expanduser().is_dir():
+    if constants.HF_HUB_OFFLINE or expanded(source).is_dir():
         return
     try:
         get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS)  # any status is an answer
@@ -169,7 +170,7 @@ def import_path(option: str, path: str) -> Any:
         UserError: it cannot be imported; the message says why, and where in the user's code.
     """
     module, _, name = path.replace(":", ".").rpartition(".")
-    if not module:
+    if not module or not all(part.isidentifier() for part in (*module.split("."), name)):
         raise UserError(f"{option}: {path!r} is not a dotted path such as my_task.my_function")
     try:
         return getattr(import_module(module), name)

@@ -7,6 +7,8 @@ import os
 import stat
 from pathlib import Path
 
+from lit_rlvr.errors import UserError
+
 
 def shown(path: str | Path) -> str:
     """Return a path for a message: relative to the current directory if it is below it."""
@@ -17,6 +19,19 @@ def shown(path: str | Path) -> str:
     if below:
         return os.path.relpath(path)
     return str(path)
+
+
+def expanded(path: str | Path) -> Path:
+    """Return a path with the home folder in the place of `~`.
+
+    Raises:
+        UserError: there is no such home folder.
+    """
+    whole = Path(os.path.expanduser(path))
+    first = whole.parts[0] if whole.parts else ""
+    if first.startswith("~") and not os.path.lexists(first):
+        raise UserError(f"{path}: there is no home folder {first}; write the folder's whole path")
+    return whole
 
 
 def why_not_a_file(path: Path) -> str | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_rlvr.common.files import Fields, has_fields
-from lit_rlvr.common.paths import shown
+from lit_rlvr.common.paths import expanded, shown
 from lit_rlvr.errors import UserError
 
 LIVE = "live.json"
@@ -29,7 +29,7 @@ COLLAPSE, EARLY_STOP = "collapse: ", "early stop: "
 
 def is_run(name: str) -> bool:
     """Return whether a model is given as a run folder."""
-    return (Path(name).expanduser() / "config.yaml").is_file()
+    return (expanded(name) / "config.yaml").is_file()
 
 
 def is_complete(run_folder: Path) -> bool:

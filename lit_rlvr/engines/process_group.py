@@ -19,6 +19,7 @@ from typing import Any
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
+from lit_rlvr.common.paths import expanded
 from lit_rlvr.distributed.collectives import DEFAULT_GROUP_LOCK
 
 
@@ -110,7 +111,7 @@ def separate_cache(index: int) -> None:
     Compiled kernels name the device that they run on, and the executor above makes every rank vLLM's rank 0, so that
     ranks would load each other's.
     """
-    default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "vllm"
+    default = expanded(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "vllm"
     root = Path(os.environ.get("VLLM_CACHE_ROOT", default))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     name = f"{socket.gethostname()}-{zlib.crc32(visible.encode()):08x}-{index}"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from lit_rlvr.common.files import cache_folder, check_writable
 from lit_rlvr.common.log import log
+from lit_rlvr.common.paths import expanded
 from lit_rlvr.errors import UserError
 
 _FOLDERS = {
@@ -29,7 +29,7 @@ def use_writable_folders() -> None:
     for variable, default in _FOLDERS.items():
         folder = os.environ.get(variable) or default.format(cache=cache, config=config)
         try:
-            check_writable(Path(folder).expanduser(), variable)
+            check_writable(expanded(folder), variable)
         except (UserError, RuntimeError):  # RuntimeError: this user has no home
             moved[variable] = folder
     if not moved:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from importlib import import_module
 from typing import Any
 
 from lit_rlvr.common.arguments import check_within
+from lit_rlvr.common.did_you_mean import did_you_mean
 from lit_rlvr.common.init_arguments import dotted_path_of
 from lit_rlvr.common.packages import import_path
 from lit_rlvr.common.user_code import with_user_line
@@ -324,7 +326,11 @@ def as_environment(environment: Any) -> Environment | None:
         )
     if isinstance(environment, str):
         name = environment
-        factory = import_path("rollout.environment", name if "." in name else f"lit_rlvr.environments.{name}")
+        ours = import_module("lit_rlvr.environments")
+        if "." not in name and name not in ours.__all__:
+            hint = did_you_mean(name, ours.__all__, "give the dotted path of a class of yours, such as my_env.Shop")
+            raise UserError(f"rollout.environment: there is no environment {name!r}; {hint}")
+        factory = import_path("rollout.environment", name if "." in name else f"{ours.__name__}.{name}")
     else:
         factory = environment
         name = getattr(environment, "__qualname__", repr(environment))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from lit_rlvr.common.arguments import MAX_SIZE, check_within, checks_arguments
 from lit_rlvr.common.columns import lookup
+from lit_rlvr.common.paths import expanded
 from lit_rlvr.common.run_files import is_run
 from lit_rlvr.configs import find_shipped, read_config, require_keys
 from lit_rlvr.errors import UserError
@@ -49,7 +49,7 @@ def find_dtype(requested: str, model: str, folder: str) -> ValueAndOrigin:
 def _config_of(model: str) -> dict[str, Any]:
     """Return the config of a run; {} for other models."""
     if is_run(model):
-        return run_config(Path(model).expanduser())
+        return run_config(expanded(model))
     return {}
 
 

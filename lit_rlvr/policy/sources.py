@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from lit_rlvr.common.files import cache_folder, reading, scratch_folder, writing
 from lit_rlvr.common.log import log
 from lit_rlvr.common.packages import expect_hub, installer, pip_command, require
-from lit_rlvr.common.paths import shown
+from lit_rlvr.common.paths import expanded, shown
 from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.configs import merge
 from lit_rlvr.errors import UserError
@@ -125,7 +125,7 @@ def _find_model(model: str) -> str | Path:
         return str(_smollm2())
     if model in TINY:
         return str(made_once(cache_folder() / model, TINY[model]))
-    folder = Path(model).expanduser()
+    folder = expanded(model)
     if folder.exists():
         check_model_folder(folder)
         settings = folder / ADAPTER_CONFIG
@@ -170,7 +170,7 @@ def _resolve_adapter(model: str, settings: Path, adapter: str | None) -> str:
     base = adapter_base(settings)
     if adapter is None:
         export = f"hf download {model} --local-dir ADAPTER && lit-rlvr export ADAPTER --to FOLDER"
-        if Path(model).expanduser().is_dir():
+        if expanded(model).is_dir():
             export = f"lit-rlvr export {shlex.quote(model)} --to {shlex.quote(f'{Path(model)}-merged')}"
         raise UserError(
             f"model: {model} holds only an adapter (LoRA) of {base}: set model.lora: {{adapter: continue}} to train it "
@@ -200,7 +200,7 @@ def adapter_folder(model: str) -> Path:
     Raises:
         UserError: it cannot be downloaded, or holds no weights.
     """
-    folder = Path(model).expanduser()
+    folder = expanded(model)
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
 

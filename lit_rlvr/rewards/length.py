@@ -170,11 +170,12 @@ class LCPO(MathAnswer):
     def _target(self, sample: Sample) -> float:
         if not isinstance(self.target, str):
             return self.target
+        given = single(lookup(sample.row, self.target))
         try:
-            target = float(single(lookup(sample.row, self.target)))
+            target = float(given)
         except (TypeError, ValueError, OverflowError):
             target = math.nan
-        if not 1 <= target < math.inf:
+        if isinstance(given, bool) or not 1 <= target < math.inf:
             raise UserError(
                 f"rewards.LCPO.target: {sample.source or sample.id} has no number of tokens in the column "
                 f"{self.target!r}; name the column with the length that the prompt asks for, or give one number for all"

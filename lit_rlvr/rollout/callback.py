@@ -14,6 +14,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from lit_rlvr.agents.play import agent_metrics
 from lit_rlvr.common.log import log
+from lit_rlvr.common.paths import expanded
 from lit_rlvr.common.resuming import run_folder_option
 from lit_rlvr.datamodules.reading.stream import prompt_hashes
 from lit_rlvr.distributed.checkpoints import user_code, warn_of_changes
@@ -316,7 +317,7 @@ class RolloutCallback(RolloutSettings, PlanningCallback):
     def replay_source(self, trainer: Trainer, module: RLVRModule, data: PromptDataModule) -> ReplaySource:
         """Return a source of the recorded rollouts, if the record fits this run."""
         # absolute, because a reward may change the current directory
-        run_folder = Path(str(self.replay.rollouts_from)).expanduser().absolute()
+        run_folder = expanded(str(self.replay.rollouts_from)).absolute()
         if run_folder.resolve() == Path(trainer.default_root_dir).resolve():
             raise UserError(
                 f"rollout.replay.rollouts_from: it is this run's own folder; set another {run_folder_option()}"

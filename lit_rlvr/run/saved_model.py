@@ -11,6 +11,7 @@ import torch
 
 from lit_rlvr.common.columns import lookup
 from lit_rlvr.common.files import cache_folder, check_writable
+from lit_rlvr.common.paths import expanded
 from lit_rlvr.common.run_files import is_run
 from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.configs import read_config
@@ -88,7 +89,7 @@ def resolve_run_model(name: str) -> str:
     """
     if not is_run(name):
         return name
-    run_folder = Path(name).expanduser()
+    run_folder = expanded(name)
     return str(made_once(cached_export(run_folder), lambda to: _export_into(run_folder, to)))
 
 

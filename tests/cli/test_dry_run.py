@@ -101,6 +101,10 @@ def test_a_learning_rate_that_destroys_the_policy_is_said(lit_rlvr: CLI) -> None
     assert "model.lr" not in lit_rlvr(*DRY, "--model.init_args.lr", 10, "--model.init_args.optim.optimizer", "SGD").err
 
 
+def test_an_unknown_tracker_is_refused_as_in_a_run(lit_rlvr: CLI) -> None:
+    lit_rlvr(*DRY, "--trackers", "[no_such]", status=2, says="trackers: 'no_such' is not known; use wandb,")
+
+
 def test_its_json_holds_the_same(lit_rlvr: CLI) -> None:
     found = json.loads(lit_rlvr(*DRY, "--json", "--warm_start.steps", 10, "--warm_start.checked", 4).out)
     assert (found["run"]["warm start"], len(found["prompts"]["prompts"])) == ("at most 10 supervised steps", 2)

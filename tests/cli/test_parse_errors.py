@@ -143,6 +143,38 @@ SAID: dict[str, tuple[dict[str, Any], str]] = {
         {"rollout": "fast"},
         "rollout: 'fast' is not a group of options; give them by their names",
     ),
+    "text for a group in a class": (
+        {"model": {"class_path": "GRPO", "init_args": {"lora": "yes"}}},
+        "model.lora: 'yes' is not a group of options; give them by their names",
+    ),
+    "number for a class in a list": (
+        {"model": {"class_path": "GRPO", "init_args": {"terms": [5]}}},
+        "model.terms: give a class of type Term by its class_path, not 5",
+    ),
+    "number for one of Lightning's classes": (
+        {"trainer": {"callbacks": [5]}},
+        "trainer.callbacks: give a class of type Callback by its class_path, not 5",
+    ),
+    "text for a number of one of them": (
+        {
+            "trainer": {
+                "callbacks": [{"class_path": "EarlyStopping", "init_args": {"monitor": "x", "patience": "long"}}]
+            }
+        },
+        "trainer.callbacks.patience: give a whole number, not long",
+    ),
+    "text for a number of a reward": (
+        {"rollout": {"rewards": [{"class_path": "MathAnswer", "init_args": {"weight": "heavy"}}]}},
+        "rollout.rewards.weight: give a number, not heavy",
+    ),
+    "a list of options": (
+        {"rollout": {"rewards": [{"class_path": "MathAnswer", "init_args": [1]}]}},
+        "rollout.rewards: the init_args of lit_rlvr.rewards.MathAnswer are a mapping of its options, not a list",
+    ),
+    "options without a class": (
+        {"trainer": {"logger": {"a": 1}}},
+        "trainer.logger: {'a': 1} has no class; give {class_path: CLASS, init_args: ...}",
+    ),
     "text for a list": ({"rollout": {"rewards": "MathAnswer"}}, "rollout.rewards: give a list, not MathAnswer"),
     "key of a group": (
         {"rollout": {"grop_size": 8}},
@@ -242,6 +274,8 @@ def test_a_wrong_value_is_said_with_its_option_and_what_it_takes(fit: ConfigChec
          "'--model.init_args.lr'?"),
         (["fit", "--confg", "x"], "unknown option '--confg'; did you mean '--config'?"),
         (["fit", "--beta", "0"], "unknown option '--beta'; did you mean '--model.init_args.kl.coef'?"),
+        (["fit", *CLASSES, "--model.init_args.kl", "5"], "model.kl: '5' is not a group of options; give them by their "
+         "names"),
         (["fit", "--lr", "1"], "unknown option '--lr'; did you mean '--model.init_args.lr'?"),
         (["fit", "--lora.rank", "8"], "unknown option '--lora.rank'; did you mean '--model.init_args.lora'?"),
         (["fit", "--max_tokens", "8"], "unknown option '--max_tokens'; did you mean '--rollout.sampling.max_tokens'?"),

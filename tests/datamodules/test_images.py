@@ -354,6 +354,7 @@ def test_a_model_without_a_chat_template_cannot_see_images(plain_tokenizer: Any)
     ("prompt", "count", "read"),
     [
         ("<|image|>q", 1, "@q"), ("<|image_1|>q", 1, "@q"), ("<image1> and <image 2>: q", 2, "@ and @: q"),
+        ("<|begin_of_image|><|image|><|end_of_image|>q", 1, "@q"), ("<img><IMG_CONTEXT><IMG_CONTEXT></img>q", 1, "@q"),
         ("[IMG]q", 1, "@q"), ("<IMAGE>q", 1, "@q"), ("<image></image>q", 1, "@q"), ("<start_of_image>q", 1, "@q"),
         ("<|vision_start|><|image_pad|><|image_pad|><|vision_end|>q", 1, "@q"),
         ("<|vision_start|><image><|vision_end|>q", 1, "@q"), ("q [img]x", 1, "@q [img]x"),

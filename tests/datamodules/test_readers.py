@@ -148,6 +148,8 @@ def test_a_missing_file_names_its_nearest_neighbour(tmp_path: Path):
         list(read_rows(str(tmp_path / "gsm8" / "train.jsonl")))
     with pytest.raises(UserError, match=r"zzz.csv: no such file or folder$"):
         list(read_rows(str(tmp_path / "zzz.csv")))
+    with pytest.raises(UserError, match=r"^~no_such_user/x.csv: there is no home folder ~no_such_user; write"):
+        list(read_rows("~no_such_user/x.csv"))
 
 
 @pytest.mark.parametrize(

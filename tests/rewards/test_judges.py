@@ -237,8 +237,17 @@ def test_answers_are_kept_and_the_budget_ends_the_run(tmp_path: Path) -> None:
     ):
         own.connect()
     Path(file).write_text("something else")
-    with pytest.raises(UserError, match=r"answers\.sqlite: no file of judges' answers"):
-        PointwiseJudge(server=server)
+    places = {
+        file: "file is not a database",
+        str(tmp_path): "is a folder",
+        str(tmp_path / "no/a"): "there is no folder",
+    }
+    for place, reason in places.items():
+        with pytest.raises(
+            UserError, match=rf"no file of judges' answers \({reason}.*\); name another as server.answers"
+        ):
+            PointwiseJudge(server=server | {"answers": place})
+    assert Path(file).read_text() == "something else"
 
 
 @pytest.mark.parametrize("named", [False, True])
@@ -294,7 +303,7 @@ def test_rubrics_are_read_in_the_forms_that_data_have(given: Any) -> None:
 @pytest.mark.parametrize(
     ("given", "line"),
     [
-        (None, r"None is no list of criteria"),
+        (None, r"the row has none; its columns are rubric"),
         ([], r"\[\] is no list of criteria"),
         ("not JSON", "'not JSON' is no list of criteria, nor JSON text of one"),
         ([{"criterion": "a", "points": 1}, {"criterion": " ", "points": 1}], "criterion 2 is empty"),

@@ -121,7 +121,7 @@ def test_lcpo_takes_each_prompts_target_and_the_papers_alpha() -> None:
     assert [result.value for result in LCPO().score(pairs)] == pytest.approx([1.0, 0.7, 0.1])
 
 
-@pytest.mark.parametrize("row", [{}, *({"num_tokens": value} for value in (None, "many", math.nan, -1))])
+@pytest.mark.parametrize("row", [{}, *({"num_tokens": value} for value in (None, "many", math.nan, -1, True))])
 def test_lcpo_names_the_sample_without_a_target(row: dict[str, object]) -> None:
     with pytest.raises(UserError, match=r"train\.jsonl:3 has no number of tokens in the column 'num_tokens'"):
         LCPO().score([(completion("7", 5), Sample("s", "?", "7", row=row, source="train.jsonl:3"))])

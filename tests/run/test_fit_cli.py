@@ -373,6 +373,10 @@ def test_near_config_names_are_suggested(run_folder: Path, lit_rlvr: CLI) -> Non
     [
         ("in_the_way/run", "in_the_way is a file; give a folder"),
         ("in_the_way", "trainer.default_root_dir: in_the_way is a file; give a folder"),
+        (
+            "~no_such_user/run",
+            "~no_such_user/run: there is no home folder ~no_such_user; write the folder's whole path",
+        ),
         ("/proc/no_such/run", "/proc/no_such/run cannot be written"),
     ],
 )
@@ -419,6 +423,12 @@ def test_options_that_a_class_change_drops_are_named(run_folder: Path, lit_rlvr:
         says="data: TextMath instead of Arithmetic of tiny.yaml: kept evaluation.prompts_per_batch, prompts_per_roll",
     )
     assert "dropped held_out, high" in result.err
+    settings = yaml.safe_load((tmp_path / "tiny.yaml").read_text())
+    settings["data"] = {"class_path": "TextMath", "init_args": {"train": "rows.jsonl", "prompts_per_rollout": 2}}
+    (tmp_path / "rows.yaml").write_text(yaml.safe_dump(settings))
+    weighted = lit_rlvr("fit", "--config", "rows.yaml", "--data.init_args.train", "{rows.jsonl: 1}", "--dry-run")
+    assert weighted.status == 0, weighted.err
+    assert "instead of" not in weighted.err, "a mapping in the place of a text drops nothing"
     (tmp_path / "apmpo.yaml").write_text(
         "base: tiny.yaml\n"
         "model: {class_path: APMPO, init_args: {kl: {estimator: k2}, schedule: {power: 1}, gamma: 1}}\n"

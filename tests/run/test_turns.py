@@ -70,6 +70,8 @@ def test_prompts_are_filtered_in_their_environment(run_folder: Path, lit_rlvr: C
         (["--rollout.sampling.max_turns", 2], "rollout.sampling.max_turns: 2 turns need an environment"),
         (["--rollout.environment", "Calculator"], "rollout.sampling.max_turns: Calculator answers between turns"),
         (["--rollout.environment", "no.Such"], "rollout.environment: 'no.Such' cannot be imported"),
+        (["--rollout.environment", "5"], "rollout.environment: there is no environment '5'; give the dotted path of a"),
+        (["--rollout.environment", "Calculater"], "there is no environment 'Calculater'; did you mean 'Calculator'?"),
         (["--rollout.environment", "{class_path: Calculater}"], "rollout.environment"),
         (["--rollout.environment", "{shop: no.Such}"], "rollout.environment: 'no.Such' cannot be imported"),
         (

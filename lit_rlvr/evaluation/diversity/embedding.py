@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from functools import cached_property
 from importlib import import_module
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 from lit_rlvr.common.arguments import check_within
 from lit_rlvr.common.log import log
 from lit_rlvr.common.packages import expect_hub, require
+from lit_rlvr.common.paths import expanded
 from lit_rlvr.errors import UserError, first_line
 from lit_rlvr.evaluation.diversity.base import CompletionGroup, DiversityMeasure
 
@@ -53,7 +53,7 @@ class SentenceEmbedder(Embedder):
         if model == PACKAGED:
             self.source = _packaged()
         else:
-            self.source = str(Path(model).expanduser())
+            self.source = str(expanded(model))
         expect_hub(self.source)
         try:
             AutoConfig.from_pretrained(self.source, trust_remote_code=False)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lit_rlvr.common.log import log
-from lit_rlvr.common.paths import shown
+from lit_rlvr.common.paths import shown, why_not_a_file
 from lit_rlvr.errors import UserError, first_line
 
 _TABLES = """
@@ -64,8 +64,12 @@ class Answers:
             self._file = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
             self._file.executescript(_TABLES)
         except sqlite3.Error as error:
+            if not Path(path).parent.is_dir():
+                reason = f"there is no folder {shown(Path(path).parent)}"
+            else:
+                reason = why_not_a_file(Path(path)) or str(error)
             raise UserError(
-                f"{shown(path)}: no file of judges' answers ({error}); delete it or name another"
+                f"{shown(path)}: no file of judges' answers ({reason}); name another as server.answers"
             ) from error
 
     def copy_from(self, files: Sequence[Path]) -> None:
@@ -137,7 +141,7 @@ class Answers:
                 with closing(_open_for_reading(path)) as file:
                     spent = _spent_in(file, self.judge)
             except sqlite3.Error as error:
-                raise UserError(f"{shown(path)}: no file of judges' answers ({error}); delete it") from error
+                raise UserError(f"{shown(path)}: no file of judges' answers ({error}); move it away") from error
             sums = [before + more for before, more in zip(sums, spent, strict=True)]
         return Spent(*sums)
 

@@ -99,7 +99,10 @@ class RubricJudge(Judge):
         if self.rubric is not None:
             return self.rubric
         where = f"{sample.source or sample.id}, column {self.column!r} (rewards.RubricJudge.column)"
-        return read_rubric(lookup(sample.row, self.column), where)
+        rubric = lookup(sample.row, self.column)
+        if rubric is None:
+            raise UserError(f"{where}: the row has none; its columns are {', '.join(sample.row)}")
+        return read_rubric(rubric, where)
 
     def check(self, pairs: Sequence[Pair]) -> list[RewardResult]:
         questions_of_pairs = []

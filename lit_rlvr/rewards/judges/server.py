@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 from lit_rlvr.common.arguments import check_within, option_group
 from lit_rlvr.common.log import log
 from lit_rlvr.common.packages import require
+from lit_rlvr.common.paths import expanded
 from lit_rlvr.common.resuming import how_to_resume
 from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.errors import UserError, first_line, refuse_all
@@ -184,7 +185,7 @@ class Client:
         self._machine = 0
         self._machines = 1
         self._gone = Spent()  # by machines that this start of the run does not have
-        self.answers = self._open(Path(server.answers).expanduser() if server.answers else ":memory:")
+        self.answers = self._open(expanded(server.answers) if server.answers else ":memory:")
         self._slots = asyncio.Semaphore(server.max_concurrent)
         self._said_no_usage = False
         key = os.environ[server.api_key_env] if server.api_key_env else "none"
@@ -224,7 +225,7 @@ class Client:
         self._machines = process.machines
         self._slots = asyncio.Semaphore(max(1, self.server.max_concurrent // process.processes))
         if self.server.answers and process.machines > 1:
-            self.answers = self._open(Path(self.server.answers).expanduser())
+            self.answers = self._open(expanded(self.server.answers))
 
     def begin_run(self, folder: Path) -> None:
         """Keep answers in the run's folder, unless the options name a file; what was spent before counts there."""
