@@ -74,6 +74,8 @@ def _closing(opening: re.Match[str]) -> re.Pattern[str]:
     return re.compile(rf"^{indent}{fence[0]}{{{len(fence)},}}|(?<![#\s])[ \t]?{fence}[ \t]*$|\Z", re.MULTILINE)
 
 
+MOST_QUOTED = 20
+"""Texts of three quotes with a fence that a block may have; more would take time that grows with their square."""
 _PYTHON = re.compile(r"[ \t{.]*(?:i?(?:python|py|pypy)[\d.]*\b.*)?", re.IGNORECASE)
 _PYTHON_TEXT = re.compile(
     r"#[^\n]*"
@@ -92,13 +94,18 @@ def _behind_quotes(text: str, opening: re.Match[str], end: re.Match[str]) -> re.
     fence = re.compile(rf"^[ \t>]*{opening['fence']}", re.MULTILINE)
     start = opening.end()
     later: re.Match[str] | None = end
-    while later is not None and (quotes := _open_quotes(text[start : later.start()])):
+    for _ in range(MOST_QUOTED):
+        if later is None:
+            return end
+        quotes = _open_quotes(text[start : later.start()])
+        if not quotes:
+            return later
         closing = text.find(quotes, later.end())
         if closing < 0:
             return end
         start = closing + len(quotes)
         later = fence.search(text, start)
-    return later or end
+    return end
 
 
 def _open_quotes(content: str) -> str:

@@ -76,6 +76,10 @@ def test_nulls_with_which_parquet_fills_up_rows_say_nothing(tmp_path: Path) -> N
         ),
         ([{"demand": "a"}], r"criterion 1 says in none of its keys \(demand\) what it asks for; say it as criterion"),
         ([{"criterion": "a", "weight": 1, "points": 2}], "criterion 1 has two weights, 'weight' and 'points'"),
+        (
+            [{"criterion": "a", "weight": 1, "polarity": "Negative"}],
+            "criterion 1 is polarity: Negative, but its weight is above 0",
+        ),
         ({"a": 1e308, "b": 1e308}, r"criterion 1 has the weight 1e\+308; give one between -1e\+15 and 1e\+15"),
         ({"a": 10**400}, "criterion 1 has the weight 1000"),
         ({"a": True}, "criterion 1 has the weight True; give a number as weight"),

@@ -90,8 +90,9 @@ def test_more_is_more_than_the_run_has() -> None:
     (None, "my_task.score"),
 ])  # fmt: skip
 def test_a_command_names_the_reward_of_the_run(rewards: list[Any] | None, named: str) -> None:
-    said = RunHistory.of_config(changed(rollout__rewards=rewards)).advise("Answers cannot be read")
-    assert f"`lit-rlvr check {named} --data" in said
+    found = RunHistory.of_config(changed(rollout__rewards=rewards))
+    said = found.advise("Most prompts give no signal", "every completion has one reward")
+    assert f"`lit-rlvr check {named} --text" in said
 
 
 @pytest.mark.parametrize(("changes", "tried"), [

@@ -289,6 +289,10 @@ def _criterion(entry: Any, place: str) -> tuple[str, Any]:
             f"{place} has no {WEIGHTS[0]}, but {others[0]!r}, which may be one; call it {WEIGHTS[0]} (also "
             f"{', '.join(WEIGHTS[2:])}) and give a number, or leave it out"
         )
+    for key in others:
+        value = str(entry[key]).strip().lower()
+        if weights and value == "negative" and _as_weight(next(iter(weights.values())), place) > 0:
+            raise UserError(f"{place} is {key}: {entry[key]}, but its weight is above 0; give a weight below 0")
     if len({repr(weight) for weight in weights.values()}) > 1:
         raise UserError(f"{place} has two weights, {' and '.join(map(repr, weights))}; leave one out")
     return named[text_keys[0]][1], next(iter(weights.values()), None)
