@@ -20,6 +20,7 @@ from typing import Any
 from docstring_parser import parse
 from jsonargparse import ArgumentParser
 from jsonargparse._util import get_import_path
+from lightning.pytorch.cli import LightningCLI  # noqa: F401  # defines callbacks before ours, as the command line does
 
 import lit_rlvr.rewards
 from lit_rlvr import advantages, algorithms, datamodules
