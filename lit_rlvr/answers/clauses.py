@@ -30,6 +30,10 @@ _SO = re.compile(
     r"|[^.]*\b(?:more|[a-z]{2,}er|less) than\b)(?=[^.]*\.?$)"
 )
 """Before the conclusion of a line."""
+_ARROW = re.compile(
+    r"\s(?:[\u2192\u21d2]|[-=]+>|\\to|\\Rightarrow)\s+(?=(?:\\?[$\u20ac\u00a3])?\d[\d.,]*(?:\s?%|\s[a-z]+)?\.?$)"
+)
+"""Between what was worked out and the number that comes of it: "40 at $30 each -> $1,200"."""
 _REASON_FIRST = re.compile(r"(?i)(?:since|because|as|if|when|given that)\s[^,]*,\s+(?:then\s+)?(?=[A-Za-z]{2})")
 _CLOSED_CLASS = (
     r"in|of|per|from|at|on|by|to|than|with|for|and|or|more|less|fewer|each|every|within|during|after|before|until|about|"
@@ -133,6 +137,9 @@ def conclusion(text: str) -> str:
     if computed:
         text = text[computed.end() :]
     last = _SO.split(text)[-1]
+    arrow = _ARROW.search(last)
+    if arrow and re.search(r"\d", last[: arrow.start()]):
+        return last[arrow.end() :]
     if find_spans(last):
         return last
     return text

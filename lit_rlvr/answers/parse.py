@@ -523,11 +523,21 @@ def _label(text: str) -> str:
 
 
 _WORDED = re.compile(r"[A-Za-z]{3} .*\d\s*[a-z]?\s*[-+*^]")
-"""Words before a formula, which together are no name."""
+_OPERATION = re.compile(r"[A-Za-z\d]\s*[-+*^]")
+_WITHOUT_SPACES = re.compile(r"[\u3000-\u9fff\uac00-\ud7a3]")
+"""A letter of a script whose words have no spaces between them."""
 _TASK = re.compile(
     r"\\(?:int|oint|lim|sum|prod)(?![A-Za-z])|\\frac\s*\{\s*(?:d|\\partial)\s*\}\s*\{\s*(?:d|\\partial)\s*[a-z]\s*\}"
 )
 """What is to be computed, on the left of its result."""
+
+
+def _is_worded(text: str) -> bool:
+    """Return whether words stand before a formula: together they are no name."""
+    formula = _OPERATION.search(text)
+    if formula and _WITHOUT_SPACES.search(text[: formula.start()]):
+        return True
+    return _WORDED.search(text) is not None
 
 
 def _equal_sides(sides: Sequence[str], depth: int) -> list[Reading]:
@@ -546,7 +556,7 @@ def _equal_sides(sides: Sequence[str], depth: int) -> list[Reading]:
     elif len(sides) == 2 and _NAME.fullmatch(last) and not _NAME.fullmatch(first):
         results.append(Labelled({_label(last): (readings(first, depth + 1),)}))
     elif (
-        to_sympy(first) is None and not _WORDED.search(first) and read_constant(last) is not None
+        to_sympy(first) is None and not _is_worded(first) and read_constant(last) is not None
     ):  # the name of a sum, a determinant, ...
         results.append(Labelled({_label(first): (readings(last, depth + 1),)}))
     elif (

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import chain
 from string import ascii_uppercase
 from typing import Any
 
@@ -32,7 +33,7 @@ from lit_rlvr.answers.parse import parse
 from lit_rlvr.answers.prose import candidates, in_prose, last_step
 from lit_rlvr.answers.roots import with_roots
 from lit_rlvr.answers.spans import has_value
-from lit_rlvr.answers.values import Parts, Reading, Series, Text, describe, text_keys
+from lit_rlvr.answers.values import Labelled, Parts, Reading, Series, Text, describe, text_keys
 
 _UNEVALUATED = re.compile(
     r"(?=.*\d\)?\s*(?:[-+*\u00d7\u00f7]|\\times|\\cdot|\\div))(?:[-\d\s.,()+*/\u00d7\u00f7]|\\times|\\cdot|\\div)+"
@@ -330,17 +331,23 @@ def _reference(answer: str) -> tuple[Reading, ...]:
 
 
 def _in_several_forms(values: Sequence[Reading]) -> Sequence[Reading]:
-    """Return the readings of the one value that a list gives in several forms: "3/4, or 75%"; else ()."""
-    listed = next((value for value in values if isinstance(value, Series) and not value.brackets), None)
-    if listed is None:
+    """Return the readings of the one value that a list gives in several forms, "3/4, or 75%", "P = 3/4, or 75%"."""
+    items: tuple[tuple[Reading, ...], ...] = ()
+    for value in values:
+        if isinstance(value, Series) and not value.brackets:
+            items = value.items
+            break
+        if isinstance(value, Labelled) and len(value.values) == 1:
+            (items,) = value.values.values()
+    if len(items) < 2:
         return ()
-    first, *others = listed.items
+    first, *others = items
     if all(same(first, item, Rules()) for item in others):
         return first
     rounded = Rules(reference_places=True)
     are_rounded = all(same(item, first, rounded) or same(first, item, rounded) for item in others)
     if are_rounded:
-        return [value for item in listed.items for value in item]
+        return list(chain.from_iterable(items))
     return ()
 
 

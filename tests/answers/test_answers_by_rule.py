@@ -475,6 +475,24 @@ NAMED = [
 ]
 
 
+LAST_STEPS = [
+    ("Probability = 3/5 = 0.6, or 60%.", "0.6", "Probability = 3/5 = 0.6, or 70%."),
+    ("Total revenue: 40 tickets at $30 each \u2192 $1,200", "1200", "40 tickets at $30 each \u2192 $1,300"),
+    ("3 x 4 => 12 apples", "12", "12 x 4 => 48 apples"),
+    ("2H_2 + O_2 \u2192 2H_2O", "2H_2 + O_2 \u2192 2H_2O", "2H_2O \u2192 2H_2 + O_2"),
+    (
+        "\u6240\u6c42\u5207\u7ebf\u65b9\u7a0b\u4e3a $2x - y + 1 = 0$\u3002",
+        "2x-y+1=0",
+        "\u5207\u7ebf\u65b9\u7a0b\u4e3a $2x + y = 0$",
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "reference", "wrong"), LAST_STEPS)
+def test_what_comes_of_the_last_step_is_the_answer(text: str, reference: str, wrong: str) -> None:
+    assert judged([(text, reference), (wrong, reference)]) == [(text, reference)]
+
+
 @pytest.mark.parametrize(("text", "reference", "wrong"), NAMED)
 def test_names_and_verdicts_in_other_forms(text: str, reference: str, wrong: str) -> None:
     assert judged([(text, reference), (wrong, reference)]) == [(text, reference)]
