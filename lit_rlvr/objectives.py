@@ -29,6 +29,12 @@ ImportanceCorrection = Literal[
 ]
 Stats = dict[str, Tensor]
 """Metric name -> sum over tokens, logged as a mean."""
+OWN_STATS = (
+    "loss", "tokens", "entropy", "observed_tokens", "engine_difference", "engine_ratio", "engine_ratio_squared",
+    "effective_sample_size", "importance_dropped", "weight", "weight_squared", "expert_flips", "lr", "grad_norm",
+    "skipped_steps",
+)  # fmt: skip
+"""Names of what every run measures of a step; the statistics of an objective and the metrics of terms have others."""
 
 
 @dataclass

@@ -14,7 +14,7 @@ from torch import Tensor
 from lit_rlvr.common.arguments import type_text
 from lit_rlvr.common.user_code import defined_at
 from lit_rlvr.errors import UserError
-from lit_rlvr.objectives import LossInputs, Stats
+from lit_rlvr.objectives import OWN_STATS, LossInputs, Stats
 
 
 def require_advantages(
@@ -180,6 +180,8 @@ def _fault_of(value: Any, x: LossInputs) -> str:
     if not isinstance(stats, dict):
         return f"stats must be a dict of names and tensors, not {_described(stats)}"
     for name, stat in stats.items():
+        if name in OWN_STATS:
+            return f"every run measures {name!r} itself; give stats[{name!r}] another name"
         if not _is_scalar(stat) or stat.device != device:
             return f"stats[{name!r}] must be a tensor on {device} with one real number, not {_described(stat)}"
     return ""

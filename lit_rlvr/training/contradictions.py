@@ -6,10 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from lit_rlvr.common.init_arguments import class_default
+from lit_rlvr.objectives import OWN_STATS
 from lit_rlvr.training.terms import NEEDS
-
-RESERVED = ("loss", "tokens", "entropy")
-"""Sums over tokens that every loss has."""
 
 
 def contradictions(module: Any) -> Iterator[str]:
@@ -39,7 +37,7 @@ def _of_terms(module: Any) -> Iterator[str]:
             yield f"{term.option}: {kind} needs a teacher; give model.teacher"
         elif term.place != "loss" and module.demonstrates:
             yield f"{term.option}: {name} has no {term.place}; use a term in the loss"
-    taken = [*RESERVED]
+    taken = [*OWN_STATS]
     for term in module.terms:
         if term.metric in taken:
             yield f"model.terms: the metric {term.metric!r} has another meaning already; give each term one of its own"

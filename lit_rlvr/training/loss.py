@@ -363,6 +363,11 @@ class LossModule(ABC):
             loss, stats = require_loss(self.objective, self.objective(replace(x)), x)
         for term, cost in term_costs(self.terms, "loss", x):
             loss = loss + term.coef * (cost * term.weight(x)).sum()
+            if term.metric in stats:
+                raise UserError(
+                    f"{term.option}: its metric {term.metric!r} is a statistic of {defined_at(self.objective)}, too; "
+                    "rename one of them"
+                )
             if term.metric:
                 stats = stats | {term.metric: cost.detach().sum()}
         return loss, stats

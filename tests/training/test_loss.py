@@ -14,8 +14,10 @@ from torch import Tensor
 from lit_rlvr.advantages import AGRAE, GroupBatch, GRPOAdvantage, HardFocused
 from lit_rlvr.algorithms import AAPO, GRPO, GSPO, FunctionLoss
 from lit_rlvr.errors import UserError
-from lit_rlvr.objectives import LossInputs, Stats, StepTokens, masked_sum
+from lit_rlvr.objectives import OWN_STATS, LossInputs, Stats, StepTokens, masked_sum
 from lit_rlvr.training.gather import gather_groups
+from lit_rlvr.training.metrics import step_metrics
+from lit_rlvr.training.step import updater
 
 # ---- loss -----------------------------------------------------------------------------------------------------
 
@@ -33,6 +35,7 @@ from lit_rlvr.training.gather import gather_groups
         (lambda x: (x.logp.detach().sum(), {}), "the loss has no gradient"),
         (lambda x: (x.logp.sum(), None), "stats must be a dict of names and tensors, not None"),
         (lambda x: (x.logp.sum(), {"a": 1.0}), "stats['a'] must be a tensor on cpu with one real number, not a float"),
+        (lambda x: (x.logp.sum(), {"tokens": x.mask.sum()}), "every run measures 'tokens' itself"),
     ],
 )
 def test_what_an_objective_gives_is_checked(objective: Callable[..., Any], said: str) -> None:
@@ -41,6 +44,37 @@ def test_what_an_objective_gives_is_checked(objective: Callable[..., Any], said:
     with pytest.raises(UserError, match=r"model: <lambda> \(.*test_loss.py:\d+\) must give \(loss, stats\)") as error:
         FunctionLoss(objective).loss(x)
     assert said in str(error.value)
+
+
+def test_a_statistic_and_a_term_of_one_name_are_refused() -> None:
+    logp, ones = torch.zeros(2, 3, requires_grad=True), torch.ones(2, 3)
+    x = LossInputs(
+        logp, ones, ones.bool(), ones[:, :1], ones, ones[:, 0], torch.tensor([0, 0]), ones, logp, ref_logp=ones
+    )
+    loss = FunctionLoss(lambda x: (x.logp.sum(), {"kl": x.mask.sum()}), kl={"coef": 0.1})
+    with pytest.raises(UserError, match=r"its metric 'kl' is a statistic of .*<lambda>.*rename one of them"):
+        loss.loss(x)
+
+
+def test_all_sums_that_a_step_makes_itself_have_refused_names(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names: set[str] = set()
+
+    def noted(sums: Stats) -> dict[str, float]:
+        names.update(sums)
+        return step_metrics(sums)
+
+    monkeypatch.setattr(updater, "step_metrics", noted)
+    fit(
+        tiny_model_folder,
+        tmp_path,
+        1,
+        algorithm=FunctionLoss,
+        function=lambda x: (-masked_sum(x.logp * x.advantages, x.token_weight, x.mask), {}),
+        importance={"correction": "token_reject"},
+    )
+    assert names <= {*OWN_STATS} and {"loss", "tokens", "entropy", "engine_ratio", "importance_dropped"} <= names
 
 
 def test_a_loss_without_a_class_is_that_of_the_class(tiny_model_folder: Path, tmp_path: Path) -> None:
