@@ -71,8 +71,7 @@ class Models:
         Collective: call it on every rank.
 
         Raises:
-            UserError: an option asks for what sharded weights cannot have, contradicts another one, or is left to the
-                command line; or a teacher does not fit.
+            UserError: a model cannot be loaded, or a teacher does not fit.
         """
         policy = self.load_policy(plan)
         self._load_reference(policy, plan)
@@ -82,7 +81,7 @@ class Models:
 
     def load_policy(self, plan: RunPlan) -> Policy:
         """Load the model that is trained, with its adapters if there are any, and shard it if the plan says so."""
-        checkpointing = self._checkpointing(plan)
+        checkpointing = self.compute.gradient_checkpointing is True
         if plan.sharded:
             dtype = torch.float32
         else:
@@ -109,6 +108,22 @@ class Models:
         distribute(policy, plan)
         return policy
 
+    def problems(self, plan: RunPlan) -> Iterator[str]:
+        """Yield which options contradict each other or the plan, a line each, before weights are loaded."""
+        if self.lora is not None:
+            if self.needs_reference and self.reference.update_every:
+                yield (
+                    "model.kl.reference_update_every: with model.lora the reference is the model before training, "
+                    "which is no copy; leave it out"
+                )
+            if self.teachers.options is not None and self.teachers.options.ema is not None:
+                yield "model.teacher.ema: there is no average of adapters; leave it or model.lora out"
+            for option, what in (("quantize", "weights in 4 bits"), ("experts", "experts with adapters")):
+                if plan.sharded and getattr(self.lora, option) not in ("none", False):
+                    yield f"model.lora.{option}: {what} cannot be sharded; use --config strategy/ddp"
+        if plan.replays_routes:
+            yield from self.route_problems()
+
     def route_problems(self) -> Iterator[str]:
         """Yield why tokens cannot be trained with the experts that they used in the engine. Reads only the model's
         config."""
@@ -130,14 +145,6 @@ class Models:
     def use_checkpointing(self, is_used: bool) -> None:
         """Decide `model.compute.gradient_checkpointing`, which was `auto`, before the weights load."""
         self.compute = replace(self.compute, gradient_checkpointing=is_used)
-
-    def _checkpointing(self, plan: RunPlan) -> bool:
-        """Return `model.compute.gradient_checkpointing`, after a check of the options that stand beside it."""
-        if plan.sharded and self.lora is not None:
-            for option, what in (("quantize", "weights in 4 bits"), ("experts", "experts with adapters")):
-                if getattr(self.lora, option) not in ("none", False):
-                    raise UserError(f"model.lora.{option}: {what} cannot be sharded; use --config strategy/ddp")
-        return self.compute.gradient_checkpointing is True
 
     def _load(
         self, folder: str, plan: RunPlan, checkpointing: bool = False, dtype: torch.dtype = torch.float32
@@ -175,21 +182,12 @@ class Models:
 
     def _load_reference(self, policy: Policy, plan: RunPlan) -> None:
         """Make the initial policy the reference, if one is needed: a second copy, or the policy with the adapters that
-        training started with, if any.
-
-        Raises:
-            UserError: the reference should be updated, which is not possible with adapters.
-        """
+        training started with, if any."""
         if not self.needs_reference:
             return
         renewed = bool(self.reference.update_every)
         if self.lora is None:
             self.reference.policy = self._load_frozen(self.source.model_folder, plan, renewed)
-        elif renewed:
-            raise UserError(
-                "model.kl.reference_update_every: with model.lora the reference is the model before training, which is "
-                "no copy; leave it out"
-            )
         else:
             self.reference.policy = policy.before_training()
 
@@ -197,14 +195,11 @@ class Models:
         """Load the teachers, if there are any, with their weights frozen.
 
         Raises:
-            UserError: one has other tokens than the policy, or its images are others; or an average of adapters is
-                asked for.
+            UserError: one has other tokens than the policy, or its images are others.
         """
         options = self.teachers.options
         if options is None:
             return
-        if options.ema is not None and self.lora is not None:
-            raise UserError("model.teacher.ema: there is no average of adapters; leave it or model.lora out")
         for label, model in options.models.items():
             if is_url(model):
                 continue

@@ -297,8 +297,7 @@ class RLVRModule(ChecksArguments, LossModule, LightningModule):
                 "model.loss.observation_coef: in episodes of one turn nothing is observed; set "
                 "rollout.sampling.max_turns above 1, or leave the option out"
             )
-        if plan.replays_routes:
-            yield from self.models.route_problems()
+        yield from self.models.problems(plan)
 
     def setup(self, stage: str) -> None:
         check_sets(self.data, stage)
