@@ -5,13 +5,23 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lit_rlvr.common.arguments import ChecksArguments
-from lit_rlvr.engines.turns import OnGroupDone, Row, Turns, ends_with_stop, read_completion, within_budget
+from lit_rlvr.engines.turns import (
+    OnGroupDone,
+    Row,
+    Turns,
+    ends_with_stop,
+    finished_groups,
+    next_turns,
+    read_completion,
+    within_budget,
+)
 from lit_rlvr.plan import RunPlan
 from lit_rlvr.sampling import Sampling
 from lit_rlvr.types import Completion, Prompt
@@ -352,28 +362,21 @@ class OneByOneEngine(InPlaceEngine):
         groups = []
         for p, prompt in enumerate(prompts):
             limit = self.context.limit(sampling.max_tokens, len(prompt.token_ids))
-            group = []
-            for g, seed in enumerate(seeds[p]):
-                group.append(self._completion(Row(p, g, prompt, seed, limit), sampling, turns))
-            groups.append(group)
-            if done is not None:
-                done(p, group)
-        return groups
+            groups.append([Row(p, g, prompt, seed, limit) for g, seed in enumerate(seeds[p])])
+        for row in chain.from_iterable(groups):
+            row.open(turns)
+            while row.whole is None:
+                turns.stopped(row.p, row.g, self._turn(row, sampling))
+                next_turns(groups, turns, 1, done)
+        return finished_groups(groups)
 
-    def _completion(self, row: Row, sampling: Sampling, turns: Turns) -> Completion:
-        """Return a completion after all its turns."""
-        opening = turns.opening(row.p, row.g)
-        if opening is not None:
-            row.continue_with(opening)
-        while True:
-            row.tokens, row.logprobs = self.sample_turn(row.start, sampling, row.seed, row.limit)
-            has_ended = row.tokens[-1] in self.policy.eos_token_ids
-            stopped = has_ended or ends_with_stop(self.context.tokenizer, row, sampling.stop)
-            turns.stopped(row.p, row.g, read_completion(self.context.tokenizer, row.tokens, row.logprobs, stopped))
-            ((_, _, answer),) = turns.answers(least=1)
-            if isinstance(answer, Completion):
-                return answer
-            row.next_turn(answer)
+    def _turn(self, row: Row, sampling: Sampling) -> Completion:
+        """Sample the current turn of a completion."""
+        tokenizer = self.context.tokenizer
+        row.tokens, row.logprobs = self.sample_turn(row.start, sampling, row.seed, row.limit)
+        has_ended = row.tokens[-1] in self.policy.eos_token_ids
+        stopped = has_ended or ends_with_stop(tokenizer, row, sampling.stop)
+        return read_completion(tokenizer, row.tokens, row.logprobs, stopped)
 
     @abstractmethod
     def sample_turn(self, prompt: Prompt, sampling: Sampling, seed: int, limit: int) -> tuple[list[int], list[float]]:

@@ -81,10 +81,7 @@ class HFEngine(InPlaceEngine):
             limit = self.context.limit(sampling.max_tokens, len(prompt.token_ids))
             groups.append([_Row(p, g, prompt, seed, limit, sampling) for g, seed in enumerate(seeds[p])])
         for row in chain(*groups):
-            opening = turns.opening(row.p, row.g)
-            if opening is not None:
-                row.continue_with(opening)
-
+            row.open(turns)
         answered = partial(next_turns, groups, turns, done=done)
         starts = sorted((group for group in groups if group), key=lambda group: len(prompts[group[0].p].token_ids))
         while starts:

@@ -447,9 +447,7 @@ class VLLMServerEngine(RolloutEngine):
             pending: the turns that wait for an answer.
             pngs: the group's images.
         """
-        opening = pending.turns.opening(row.p, row.g)
-        if opening is not None:
-            row.continue_with(opening)
+        row.open(pending.turns)
         while True:
             parameters = sampling_parameters(self._policy, sampling, row.seed, row.limit)
             request = await self._input(row.start, pngs) | {"sampling_params": parameters} | self._weight_fields()

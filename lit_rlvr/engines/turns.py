@@ -122,6 +122,12 @@ class Row:
             return self.prompt
         return Prompt(self.prompt.sample, [*self.prompt.token_ids, *self._before], Pixels.joined(self._pixels))
 
+    def open(self, turns: Turns) -> None:
+        """Begin the first turn with what `turns` lets it begin with, if that is not the prompt alone."""
+        opening = turns.opening(self.p, self.g)
+        if opening is not None:
+            self.continue_with(opening)
+
     def next_turn(self, how: Continuation) -> None:
         """Begin the next turn."""
         self.turn += 1

@@ -633,10 +633,8 @@ class _Requests:
         group = [_Row(p, g, prompt, seed, limit) for g, seed in enumerate(self._seeds[p])]
         self.groups.append(group)
         for row in group:
-            opening = self._turns.opening(p, row.g)
-            if opening is not None:
-                row.continue_with(opening)
-            if opening is None or not opening.token_ids:
+            row.open(self._turns)
+            if row.start is prompt:
                 self._add(row, rendered)
             else:
                 self._add(row, self._renderer.render(row.start))
