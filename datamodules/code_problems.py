@@ -172,8 +172,7 @@ def _with_tests(sample: Sample) -> Sample | BadRow:
         function = function or "".join(named)
         tests = []
         for cell, _ in read:
-            for test in read_tests(cell):
-                tests.append(test)
+            tests.extend(read_tests(cell))
         if function:
             check_call_tests(tests)
     except ValueError as error:

@@ -103,10 +103,9 @@ def evaluation_pool(samples: Sequence[Sample], evaluation: Counts, training: Cou
 
 def without_overlap(samples: Sequence[Sample], evaluation: Sequence[Sample], disjoint: Disjoint) -> list[Sample]:
     """Return the samples that share no image with the evaluation and, for `question`, no question either."""
-    images = set()
+    images: set[str] = set()
     for sample in evaluation:
-        for key in image_hashes(sample):
-            images.add(key)
+        images.update(image_hashes(sample))
     if disjoint == "question":
         questions = {question_words(sample) for sample in evaluation}
     else:

@@ -143,8 +143,7 @@ def _answers(value: Any, field: str) -> list[str]:
         value = [value[key], *others]
         found = []
         for part in value:
-            for answer in _answers(as_python(part), field):
-                found.append(answer)
+            found.extend(_answers(as_python(part), field))
         return found
     if not isinstance(value, list | tuple):
         return [as_text(value, field)]

@@ -112,8 +112,7 @@ def images_of(messages: Sequence[Message]) -> list[Any]:
     parts = []
     for message in messages:
         if not isinstance(message["content"], str):
-            for part in message["content"]:
-                parts.append(part)
+            parts.extend(message["content"])
     images = []
     for part in parts:
         if part["type"] == "image":

@@ -452,8 +452,7 @@ def shared_start(sessions: Sequence[Session]) -> Text:
     """
     sequences = []
     for session in sessions:
-        for sequence in sequences_of(session):
-            sequences.append(sequence)
+        sequences.extend(sequences_of(session))
     if not sequences:
         return (), None
     length = min(len(first.prompt) for session in sessions for first in session.trained if first.parent is None)

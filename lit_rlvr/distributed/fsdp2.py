@@ -69,8 +69,7 @@ def extend_timeouts(strategy: Any) -> None:
     groups = []
     for mesh in meshes:
         if mesh is not None:
-            for group in mesh.get_all_groups():
-                groups.append(group)
+            groups.extend(mesh.get_all_groups())
     set_timeouts([dist.group.WORLD, *groups])
 
 

@@ -312,10 +312,9 @@ class SyncedEngine:
 
         Then the engine was restarted, or somebody else uses it. Raising restores the weights, as after a crash.
         """
-        labels = set()
+        labels: set[str] = set()
         for completion in group:
-            for label in completion.labels:
-                labels.add(label)
+            labels.update(completion.labels)
         if labels - {self.engine.label}:
             raise RuntimeError(
                 f"it answered with other weights ({', '.join(sorted(labels))}) than those of the last sync "

@@ -380,8 +380,7 @@ def _close_words(expected: str, word: str, tolerance: float) -> bool:
 def _cases(cells: tuple[str, ...]) -> list[Case]:
     cases = []
     for cell in cells:
-        for test in read_tests(cell):
-            cases.append(test)
+        cases.extend(read_tests(cell))
     return cases
 
 

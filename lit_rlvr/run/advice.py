@@ -337,8 +337,7 @@ class RunHistory:
                 lines.append(line.removeprefix(TRIED_BEFORE))
         names = set()
         for line in lines:
-            for name in line.split(", "):
-                names.add(name)
+            names.update(line.split(", "))
         earlier = frozenset(key for key, name in TRIED.items() if name in names)
         has_bare_start = "warm_start.steps" in own and "warm_start.solution" not in own
         prompts = lookup(config, "data.init_args.prompts_per_rollout")

@@ -144,8 +144,7 @@ def list_run_files(root: Path) -> list[Path]:
     """List the files that a run wrote to its folder, and no others."""
     files = []
     for pattern in RUN_FILES:
-        for path in sorted(root.glob(pattern)):
-            files.append(path)
+        files.extend(sorted(root.glob(pattern)))
     return files
 
 

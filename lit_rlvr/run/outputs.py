@@ -126,10 +126,9 @@ def plot_run(rows: Mapping[int, Mapping[str, float]], path: Path, title: str) ->
         path: the PNG to write.
         title: the title of the figure.
     """
-    logged = set()
+    logged: set[str] = set()
     for row in rows.values():
-        for name in row:
-            logged.add(name)
+        logged.update(row)
     panels = [LOSS_PANEL, *PANELS[1:]]
     if "rollout/reward" in logged:
         panels[0] = PANELS[0]

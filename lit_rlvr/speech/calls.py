@@ -221,8 +221,7 @@ def _as_calls(value: Any) -> list[Call]:
     if isinstance(value, list) and value:
         calls: list[Call] = []
         for item in value:
-            for call in _as_calls(item if isinstance(item, dict) else None):
-                calls.append(call)
+            calls.extend(_as_calls(item if isinstance(item, dict) else None))
         return calls
     if isinstance(value, dict) and isinstance(value.get("function"), dict):
         value = value["function"]
@@ -461,7 +460,6 @@ def _types(schema: dict[str, Any]) -> set[str]:
     kinds = schema.get("type", [])
     parts = []
     for key in ("anyOf", "oneOf"):
-        for part in schema.get(key, ()):
-            parts.append(part)
+        parts.extend(schema.get(key, ()))
     nullable = {"null"} if schema.get("nullable") else set()
     return {*([kinds] if isinstance(kinds, str) else kinds)}.union(nullable, *map(_types, parts))

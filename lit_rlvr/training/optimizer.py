@@ -63,8 +63,7 @@ def all_parameters(optimizer: Any) -> list[Tensor]:
     """Return the parameters of all groups of an optimizer."""
     parameters = []
     for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            parameters.append(parameter)
+        parameters.extend(group["params"])
     return parameters
 
 

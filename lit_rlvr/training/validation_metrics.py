@@ -263,8 +263,7 @@ def _rewards_by_answer(rewards: Iterable[dict[str, list[float]]], references: Co
     most = max(by_answer.values(), key=len)
     everything = []
     for values in by_answer.values():
-        for value in values:
-            everything.append(value)
+        everything.extend(values)
     return {
         "reward": fmean(everything),
         "same_answer": len(most) / len(everything),

@@ -344,8 +344,7 @@ def listen(pools: Sequence[WorkerPool], block: bool = True) -> list[tuple[int, O
             pool.feed()
     ended_workers = []
     for pool in pools:
-        for ended in pool.take_ended():
-            ended_workers.append(ended)
+        ended_workers.extend(pool.take_ended())
     return ended_workers
 
 

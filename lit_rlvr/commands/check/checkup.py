@@ -282,8 +282,7 @@ def judge_rows(
         texts.append(texts_of(gold, frequent, in_endings))
     pairs = []
     for gold, row in zip(golds, texts, strict=True):
-        for pair in pairs_of_texts(reward, gold, row):
-            pairs.append(pair)
+        pairs.extend(pairs_of_texts(reward, gold, row))
     results = iter(reward.score(pairs))
     for gold, row in zip(golds, texts, strict=True):
         groups = []

@@ -158,10 +158,12 @@ class ImageProcessor(ABC):
         if count != len(placeholders):
             raise UserError(f"{count} image placeholders for {len(placeholders)} images")
         images = iter(placeholders)
-        expanded = []
+        expanded: list[int] = []
         for token in token_ids:
-            for t in next(images) if token in markers else (token,):
-                expanded.append(t)
+            if token in markers:
+                expanded.extend(next(images))
+            else:
+                expanded.append(token)
         return expanded
 
 

@@ -34,10 +34,9 @@ class PairwiseJudge(Judge):
     )
 
     def check(self, pairs: Sequence[Pair]) -> list[RewardResult]:
-        matches = []
+        matches: list[tuple[int, int]] = []
         for group in groups_of(pairs):
-            for match in combinations(group, 2):
-                matches.append(match)
+            matches.extend(combinations(group, 2))
         seen = [self.seen(pair) for pair in pairs]
         orders = []
         questions = []

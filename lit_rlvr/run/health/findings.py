@@ -58,10 +58,9 @@ def findings(metrics: Metrics, history: RunHistory = NOTHING_TRIED) -> list[RunF
         metrics: the run's.
         history: what has been tried, and so is not advised.
     """
-    findings = []
+    findings: list[RunFinding] = []
     for look in LOOKS:
-        for finding in look(metrics, history):
-            findings.append(finding)
+        findings.extend(look(metrics, history))
     return findings
 
 

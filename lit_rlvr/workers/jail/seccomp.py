@@ -101,10 +101,9 @@ def _without(argument: int, bits: int) -> Code:
 
 def _one_of(argument: int, values: Iterable[int]) -> Code:
     """Allow the call if its argument is one of the values."""
-    allowed = []
+    allowed: Code = []
     for value in values:
-        for step in ((IF_EQUAL, 0, 1, value), (RETURN, 0, 0, ALLOW)):
-            allowed.append(step)
+        allowed.extend(((IF_EQUAL, 0, 1, value), (RETURN, 0, 0, ALLOW)))
     return [_low_half(argument), *allowed, (RETURN, 0, 0, ERROR | errno.EPERM)]
 
 
